@@ -1,0 +1,1 @@
+"""Architectures as data (specs, families), as modules (layers, decoder, encoder), and as files (checkpoints)."""

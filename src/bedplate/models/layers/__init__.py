@@ -1,0 +1,1 @@
+"""The parts that architectures are composed of. No family's name appears here."""

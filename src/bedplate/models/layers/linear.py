@@ -1,0 +1,55 @@
+"""A linear layer with a hook for a low-rank update, so that adapters attach without subclassing a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """`y = x Wᵀ + b (+ low_rank(x))`.
+
+    `low_rank` is None, or a function from the layer's input [..., in_features] to an update of its output
+    [..., out_features] (LoRA: https://arxiv.org/abs/2106.09685). It is no part of the module's state.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    low_rank: Callable[[Tensor], Tensor] | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.low_rank = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 1/√in): keeps the variance of a unit-variance input."""
+        if self.weight.is_meta:
+            return
+        nn.init.normal_(self.weight, std=1.0 / math.sqrt(self.in_features))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.low_rank is None else y + self.low_rank(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
