@@ -1,0 +1,217 @@
+"""The llama family (Llama 2 and 3, SmolLM2, TinyLlama …): Hugging Face's `LlamaForCausalLM` and GGUF's `llama`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.weights import Rule, WeightMap
+from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
+
+HF_WEIGHTS = WeightMap(
+    rules=(
+        Rule("embedding.weight", "model.embed_tokens.weight"),
+        Rule("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"),
+        *(
+            Rule(f"layers.{{i}}.attention.{ours}.{part}", f"model.layers.{{i}}.self_attn.{ours}_proj.{part}")
+            for ours in ("q", "k", "v", "o")
+            for part in ("weight", "bias")
+        ),
+        Rule("layers.{i}.feedforward_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
+        *(
+            Rule(f"layers.{{i}}.feedforward.{ours}.{part}", f"model.layers.{{i}}.mlp.{ours}_proj.{part}")
+            for ours in ("gate", "up", "down")
+            for part in ("weight", "bias")
+        ),
+        Rule("norm.weight", "model.norm.weight"),
+        Rule("lm_head.weight", "lm_head.weight"),
+    ),
+    # Old checkpoints carry the rotary frequencies, which follow from the config.
+    ignorable=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
+)
+
+GGUF_WEIGHTS = WeightMap(
+    rules=(
+        Rule("embedding.weight", "token_embd.weight"),
+        Rule("layers.{i}.attention_norm.weight", "blk.{i}.attn_norm.weight"),
+        Rule("layers.{i}.attention.q.weight", "blk.{i}.attn_q.weight", "rope_interleaved_q"),
+        Rule("layers.{i}.attention.k.weight", "blk.{i}.attn_k.weight", "rope_interleaved_k"),
+        Rule("layers.{i}.attention.q.bias", "blk.{i}.attn_q.bias", "rope_interleaved_q"),
+        Rule("layers.{i}.attention.k.bias", "blk.{i}.attn_k.bias", "rope_interleaved_k"),
+        Rule("layers.{i}.attention.v.weight", "blk.{i}.attn_v.weight"),
+        Rule("layers.{i}.attention.v.bias", "blk.{i}.attn_v.bias"),
+        Rule("layers.{i}.attention.o.weight", "blk.{i}.attn_output.weight"),
+        Rule("layers.{i}.attention.o.bias", "blk.{i}.attn_output.bias"),
+        Rule("layers.{i}.feedforward_norm.weight", "blk.{i}.ffn_norm.weight"),
+        *(
+            Rule(f"layers.{{i}}.feedforward.{name}.{part}", f"blk.{{i}}.ffn_{name}.{part}")
+            for name in ("gate", "up", "down")
+            for part in ("weight", "bias")
+        ),
+        Rule("norm.weight", "output_norm.weight"),
+        Rule("lm_head.weight", "output.weight"),
+    ),
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a LlamaForCausalLM → spec."""
+    fields = Fields(config, "config.json (llama)")
+    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
+    head_dim = fields.take("head_dim")
+    fields.only("hidden_act", "silu")
+    fields.only("rope_interleaved", False)
+    fields.only("attention_dropout", 0.0, 0)
+    fields.ignore((*HF_BOOKKEEPING, "pretraining_tp", "is_llama_config", "mlp_dropout"))
+    spec = TransformerSpec(
+        kind="decoder",
+        vocab_size=int(fields.need("vocab_size")),
+        hidden_size=hidden,
+        layers=int(fields.need("num_hidden_layers")),
+        heads=heads,
+        kv_heads=int(fields.take("num_key_value_heads") or heads),
+        head_dim=int(head_dim) if head_dim else hidden // heads,
+        feedforward_size=int(fields.need("intermediate_size")),
+        context_length=int(fields.take("max_position_embeddings", 2048)),
+        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        rope=_rope_from_hf(fields),
+        attention_bias=bool(fields.take("attention_bias", False)),
+        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        tied_head=bool(fields.take("tie_word_embeddings", False)),
+    )
+    fields.finish()
+    return spec
+
+
+def _rope_from_hf(fields: Fields) -> Rope:
+    """Both spellings: `rope_parameters` (transformers 5), and `rope_theta` with `rope_scaling` (before)."""
+    parameters: dict[str, Any] = dict(fields.take("rope_scaling") or {})
+    parameters.update(fields.take("rope_parameters") or {})
+    theta = fields.take("rope_theta")
+    nested = Fields(parameters, "config.json (llama) rope_parameters")
+    theta = float(nested.take("rope_theta", theta) or 10_000.0)
+    kind = nested.take("rope_type") or nested.take("type") or "default"
+    nested.ignore(("type",))
+    if kind == "default":
+        nested.finish()
+        return Rope(theta)
+    if kind == "linear":
+        scaling: LinearScaling | Llama3Scaling = LinearScaling(float(nested.need("factor")))
+        nested.finish()
+        return Rope(theta, scaling)
+    if kind == "llama3":
+        scaling = Llama3Scaling(
+            factor=float(nested.need("factor")),
+            low_freq_factor=float(nested.need("low_freq_factor")),
+            high_freq_factor=float(nested.need("high_freq_factor")),
+            original_context=int(nested.need("original_max_position_embeddings")),
+        )
+        nested.finish()
+        return Rope(theta, scaling)
+    raise UnsupportedModelError(
+        f"config.json (llama): rope type {kind!r} is not supported (only 'default', 'linear' and 'llama3')"
+    )
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    rope = spec.rope or Rope()
+    parameters: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
+    if isinstance(rope.scaling, LinearScaling):
+        parameters |= {"rope_type": "linear", "factor": rope.scaling.factor}
+    elif rope.scaling is not None:
+        parameters |= {
+            "rope_type": "llama3",
+            "factor": rope.scaling.factor,
+            "low_freq_factor": rope.scaling.low_freq_factor,
+            "high_freq_factor": rope.scaling.high_freq_factor,
+            "original_max_position_embeddings": rope.scaling.original_context,
+        }
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "intermediate_size": spec.feedforward_size,
+        "max_position_embeddings": spec.context_length,
+        "rms_norm_eps": spec.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": spec.attention_bias,
+        "attention_dropout": 0.0,
+        "mlp_bias": spec.feedforward_bias,
+        "tie_word_embeddings": spec.tied_head,
+        "rope_theta": rope.theta,
+        "rope_parameters": parameters,
+    }
+
+
+def from_gguf(fields_: Mapping[str, Any]) -> TransformerSpec:
+    """GGUF metadata (`llama.*`, plus `tensor_names` that the reader adds) → spec."""
+    fields = Fields({k: v for k, v in fields_.items() if k.startswith("llama.")}, "GGUF metadata (llama)")
+    names = frozenset(fields_["tensor_names"])
+    heads, hidden = int(fields.need("llama.attention.head_count")), int(fields.need("llama.embedding_length"))
+    head_dim = int(fields.take("llama.attention.key_length") or hidden // heads)
+    fields.only("llama.attention.value_length", head_dim)
+    fields.only("llama.rope.dimension_count", head_dim)
+    fields.only("llama.rope.scaling.type", "none", "linear")
+    factor = float(fields.take("llama.rope.scaling.factor") or 1.0)
+    fields.only("llama.expert_count", 0)
+    fields.only("llama.expert_used_count", 0)
+    embedding_rows = fields_["embedding_rows"]
+    # Written by some converters; it repeats the number of token rows.
+    fields.ignore(("llama.vocab_size", "llama.rope.scaling.original_context_length"))
+    if "rope_freqs.weight" in names:
+        raise UnsupportedModelError(
+            "GGUF metadata (llama): the file scales its rotary frequencies (rope_freqs.weight), which cannot be "
+            "read back as llama-3 scaling; load the Hugging Face form of this model instead"
+        )
+    spec = TransformerSpec(
+        kind="decoder",
+        vocab_size=int(embedding_rows),
+        hidden_size=hidden,
+        layers=int(fields.need("llama.block_count")),
+        heads=heads,
+        kv_heads=int(fields.take("llama.attention.head_count_kv") or heads),
+        head_dim=head_dim,
+        feedforward_size=int(fields.need("llama.feed_forward_length")),
+        context_length=int(fields.need("llama.context_length")),
+        norm_eps=float(round(float(fields.take("llama.attention.layer_norm_rms_epsilon") or 1e-6), 12)),
+        rope=Rope(
+            float(fields.take("llama.rope.freq_base") or 10_000.0), LinearScaling(factor) if factor != 1.0 else None
+        ),
+        attention_bias="blk.0.attn_q.bias" in names,
+        feedforward_bias="blk.0.ffn_gate.bias" in names,
+        tied_head="output.weight" not in names,
+    )
+    fields.finish()
+    return spec
+
+
+def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → GGUF metadata."""
+    rope = spec.rope or Rope()
+    if isinstance(rope.scaling, Llama3Scaling):
+        raise UnsupportedModelError("llama-3 rotary scaling cannot be written to GGUF yet; export to safetensors")
+    fields: dict[str, Any] = {
+        "llama.vocab_size": spec.vocab_size,
+        "llama.context_length": spec.context_length,
+        "llama.embedding_length": spec.hidden_size,
+        "llama.block_count": spec.layers,
+        "llama.feed_forward_length": spec.feedforward_size,
+        "llama.rope.dimension_count": spec.head_dim,
+        "llama.rope.freq_base": rope.theta,
+        "llama.attention.head_count": spec.heads,
+        "llama.attention.head_count_kv": spec.kv_heads,
+        "llama.attention.key_length": spec.head_dim,
+        "llama.attention.value_length": spec.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": spec.norm_eps,
+    }
+    if isinstance(rope.scaling, LinearScaling):
+        fields |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": rope.scaling.factor}
+    return fields

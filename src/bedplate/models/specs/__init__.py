@@ -1,0 +1,1 @@
+"""Architectures as plain data; free of torch."""
