@@ -1,0 +1,51 @@
+"""What every model takes and gives. Shapes: B rows, T tokens a row, D features, V vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A batch of rows.
+
+    tokens: int64 [B, T].
+    positions: int64 [B, T]; by default each document counts from 0, or from the end of its row's shared prefix.
+    segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
+        its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
+        and nothing else, so that packed documents equal separate ones.
+    """
+
+    tokens: Tensor
+    positions: Tensor | None = None
+    segments: Tensor | None = None
+
+    def resolved_positions(self) -> Tensor:
+        """`positions`, or the default ones, int64 [B, T]."""
+        if self.positions is not None:
+            return self.positions
+        count = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
+        return count if self.segments is None else segment_positions(self.segments)
+
+
+@dataclass
+class Outputs:
+    """hidden: [B, T, D] after the last norm (or after `depth` blocks, before it); captured: name → [B, T, D]."""
+
+    hidden: Tensor
+    captured: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    aux: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """Positions int64 [B, T] for `segments` [B, T]: documents restart after their row's shared prefix; padding is 0."""
+    count = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts_here = torch.ones_like(segments, dtype=torch.bool)
+    starts_here[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    start = torch.where(starts_here, count, torch.zeros_like(count)).cummax(dim=1).values
+    prefix = (segments == 0).sum(dim=1, keepdim=True)
+    positions = count - start + torch.where(segments > 0, prefix, torch.zeros_like(prefix))
+    return torch.where(segments < 0, torch.zeros_like(positions), positions)

@@ -1,0 +1,159 @@
+"""Softmax attention, and the layouts that say which token sees which.
+
+A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
+model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G key-value
+heads, D features of one head.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.positions import Rotation, rotate
+from bedplate.models.specs.transformer import TransformerSpec
+
+
+class Attend(Protocol):
+    """Mixes values for the queries of layer number `layer`: [B, T, H, D], [B, T, G, D] twice → [B, T, H, D]."""
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor: ...
+
+
+def masked_attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask_BTS: Tensor) -> Tensor:
+    """Attention under a mask (bool [B or 1, T, S], true = seen; every query must see something) → [B, T, H, D].
+
+    The query heads of one key-value head are folded into the query axis, so that keys are never copied
+    (`enable_gqa` copies them on CPU).
+    """
+    B, T, H, D = q_BTHD.shape
+    G = k_BSGD.shape[2]
+    q = q_BTHD.view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, (H // G) * T, D)
+    mask = mask_BTS[:, None].repeat(1, 1, H // G, 1)
+    out = F.scaled_dot_product_attention(q, k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2), attn_mask=mask)
+    return out.view(B, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+
+
+def causal_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    """Each token sees itself and the ones before it → [B, T, H, D]."""
+    gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+
+
+class RowAttention:
+    """Each row is one document, without padding."""
+
+    def __init__(self, causal: bool) -> None:
+        self._causal = causal
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        if self._causal:
+            return causal_attention(q_BTHD, k_BTGD, v_BTGD)
+        gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa).transpose(1, 2)
+
+
+class SegmentAttention:
+    """Rows hold several documents, a prefix that they share, and padding (see `Inputs.segments`).
+
+    Documents are gathered into a padded [S, L] block for the softmax alone; everything else in the model runs on the
+    packed tokens. Padding's outputs are zero.
+    """
+
+    def __init__(self, segments_BT: Tensor, causal: bool) -> None:
+        B, T = segments_BT.shape
+        self._shape = (B, T)
+        flat = segments_BT.reshape(-1)
+        # A document is a run of one (row, segment) pair.
+        key = torch.arange(B, device=flat.device).repeat_interleave(T) * (T + 2) + flat + 1
+        tokens = (flat >= 0).nonzero().squeeze(1)
+        starts = torch.ones_like(tokens, dtype=torch.bool)
+        starts[1:] = key[tokens][1:] != key[tokens][:-1]
+        self._document = starts.cumsum(0) - 1
+        begin = starts.nonzero().squeeze(1)
+        length = torch.diff(begin, append=torch.tensor([len(tokens)], device=flat.device))
+        L = int(length.max()) if len(length) else 0
+        self._offset = torch.arange(len(tokens), device=flat.device) - begin[self._document]
+        offsets = torch.arange(L, device=flat.device)
+        inside_SL = offsets < length[:, None]
+        self._tokens = tokens
+        # Padding slots read the document's first token and are masked.
+        self._gather_SL = tokens[torch.where(inside_SL, begin[:, None] + offsets, begin[:, None])]
+        own = inside_SL[:, None, :].expand(-1, L, -1)
+        self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
+        self._set_prefix(segments_BT, begin, inside_SL)
+
+    def _set_prefix(self, segments_BT: Tensor, begin: Tensor, inside_SL: Tensor) -> None:
+        B, T = self._shape
+        sizes = (segments_BT == 0).sum(1)
+        P = int(sizes.max()) if B else 0
+        self._prefix_SP: Tensor | None = None
+        self._one_prefix = B == 1
+        if P == 0:
+            return
+        first = self._tokens[begin]
+        row = first // T
+        offsets = torch.arange(P, device=segments_BT.device)
+        is_prefix = segments_BT.reshape(-1)[first] == 0
+        seen = (offsets < sizes[row, None]) & ~is_prefix[:, None]
+        source = (row * T)[:, None] + torch.where(offsets < sizes[row, None], offsets, torch.zeros_like(offsets))
+        self._prefix_SP = source[:1] if self._one_prefix else source
+        L = self._mask_SLK.shape[1]
+        self._mask_SLK = torch.cat((seen[:, None, :].expand(-1, L, -1), self._mask_SLK), dim=2)
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        B, T, H, D = q_BTHD.shape
+        q_SLHD = _rows(q_BTHD, self._gather_SL)
+        out_SLHD = masked_attention(q_SLHD, self._keys(k_BTGD), self._keys(v_BTGD), self._mask_SLK)
+        picked = out_SLHD.reshape(-1, H * D).index_select(0, self._document * out_SLHD.shape[1] + self._offset)
+        if len(self._tokens) == B * T:
+            return picked.view(B, T, H, D)
+        out = picked.new_zeros(B * T, H * D)
+        return out.index_copy(0, self._tokens, picked).view(B, T, H, D)
+
+    def _keys(self, x_BTGD: Tensor) -> Tensor:
+        own_SLGD = _rows(x_BTGD, self._gather_SL)
+        if self._prefix_SP is None:
+            return own_SLGD
+        prefix_SPGD = _rows(x_BTGD, self._prefix_SP)
+        if self._one_prefix:
+            prefix_SPGD = prefix_SPGD.expand(own_SLGD.shape[0], -1, -1, -1)
+        return torch.cat((prefix_SPGD, own_SLGD), dim=1)
+
+
+def _rows(x_BTHD: Tensor, index: Tensor) -> Tensor:
+    """Tokens picked by their flat number, [*index.shape, H, D]."""
+    B, T, H, D = x_BTHD.shape
+    return x_BTHD.reshape(B * T, H * D).index_select(0, index.reshape(-1)).view(*index.shape, H, D)
+
+
+def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend:
+    """The layout of a forward pass without a cache."""
+    return RowAttention(causal) if segments_BT is None else SegmentAttention(segments_BT, causal)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245) with optional rotary positions."""
+
+    def __init__(self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, spec.head_dim
+        hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        bias = spec.attention_bias
+        self.q = Linear(hidden, q_size, bias, device, dtype)
+        self.k = Linear(hidden, kv_size, bias, device, dtype)
+        self.v = Linear(hidden, kv_size, bias, device, dtype)
+        self.o = Linear(q_size, hidden, bias, device, dtype)
+
+    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q, k, v = (layer(x_BTD).view(B, T, -1, self.head_dim) for layer in (self.q, self.k, self.v))
+        if by is not None:
+            q, k = rotate(q, by), rotate(k, by)
+        return self.o(attend(self.layer, q, k, v).reshape(B, T, -1))

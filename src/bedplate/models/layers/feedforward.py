@@ -1,0 +1,37 @@
+"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.models.layers.linear import Linear
+from bedplate.models.specs.transformer import Activation, TransformerSpec
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class FeedForward(nn.Module):
+    """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate."""
+
+    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden, wide, bias = spec.hidden_size, spec.feedforward_size, spec.feedforward_bias
+        self.activation = ACTIVATIONS[spec.activation]
+        self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
+        self.up = Linear(hidden, wide, bias, device, dtype)
+        self.down = Linear(wide, hidden, bias, device, dtype)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.activation(self.up(x_BTD)))
+        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))

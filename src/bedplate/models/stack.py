@@ -1,0 +1,36 @@
+"""Running a stack of blocks, with hidden states captured by name and an early stop. Shared by decoder and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from bedplate.core.errors import UsageError
+from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.positions import Rotation
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    x_BTD: Tensor,
+    by: Rotation | None,
+    attend: Attend,
+    capture: Collection[str],
+    depth: int | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The hidden state after `depth` blocks (all by default), and the captured ones: "layers.i" is the state after
+    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError."""
+    depth = len(blocks) if depth is None else depth
+    if not 0 <= depth <= len(blocks):
+        raise UsageError(f"depth {depth} is not between 0 and the model's {len(blocks)} blocks")
+    unknown = set(capture) - {f"layers.{i}" for i in range(depth + 1)}
+    if unknown:
+        raise UsageError(f"cannot capture {', '.join(sorted(unknown))}: the names are layers.0 to layers.{depth}")
+    captured: dict[str, Tensor] = {}
+    for i in range(depth + 1):
+        if f"layers.{i}" in capture:
+            captured[f"layers.{i}"] = x_BTD
+        if i < depth:
+            x_BTD = blocks[i](x_BTD, by, attend)
+    return x_BTD, captured
