@@ -1,0 +1,119 @@
+"""Writing a Base out: a Hugging Face directory that transformers loads, or a GGUF file that llama.cpp loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError, UsageError
+from bedplate.core.files import atomic_directory, atomic_write, sha256_file
+from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
+from bedplate.models.checkpoints.gguf import GgufReader, permute_rope, write_gguf
+from bedplate.models.checkpoints.safetensors import write_safetensors
+from bedplate.models.families import FAMILIES, Family
+from bedplate.models.precision import DTYPES, dtype_name
+
+
+def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
+    """Writes `base` as a Hugging Face directory: config, weights, tokenizer, generation config and base.json.
+
+    dtype: how weights are stored; by default the type they are loaded in. The export is loaded back and its values
+    compared before the directory appears under its name. Raises CheckpointError when they differ.
+    """
+    family = family_in(base, "hf")
+    stored = base.dtype if dtype is None else DTYPES.get(dtype)
+    if stored is None:
+        raise UsageError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    if directory.exists():
+        raise UsageError(f"{directory} exists already; choose another directory or remove it")
+    tensors = {external_name(family, name): tensor.to(stored) for name, tensor in base.model.named_parameters()}
+    with atomic_directory(directory) as draft:
+        write_safetensors(draft, tensors, shard_bytes)
+        config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
+        atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
+        if base.tokenizer is not None:
+            base.tokenizer.save(draft)
+        if base.spec.kind == "decoder":
+            defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
+            atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
+        atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
+    return directory
+
+
+def _record(base: Base, draft: Path) -> dict[str, Any]:
+    """base.json, from the files as they were written: what a later load will compute."""
+    written = load_base(draft, device="cpu")
+    same = written.identity.weights_id == base.identity.weights_id
+    if written.dtype == base.dtype:
+        for (name, ours), theirs in zip(base.model.named_parameters(), written.model.parameters(), strict=True):
+            if not torch.equal(ours.cpu(), theirs):
+                raise CheckpointError(f"the export of {name} does not read back as it was written; check the disk")
+    if written.tokenizer is not None and written.identity.tokenizer_id != base.identity.tokenizer_id:
+        raise CheckpointError("the exported tokenizer does not read back as it was written")
+    source_file = base.path if base.path.is_file() else None
+    return {
+        "schema": 1,
+        "weights_id": written.identity.weights_id,
+        "tokenizer_id": written.identity.tokenizer_id,
+        "template_id": written.identity.template_id,
+        # Claimed only when every value of the source file is the same here.
+        "equivalent_of": sha256_file(source_file) if same and source_file is not None else base.identity.equivalent_of,
+        "lineage": dict(base.lineage)
+        | {"parent": base.identity.weights_id, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
+    }
+
+
+def export_gguf(base: Base, path: Path, kind: str) -> Path:
+    """Writes `base` as one GGUF file with matrices of type `kind` (see gguf.WRITABLE)."""
+    family = family_in(base, "gguf")
+    if path.exists():
+        raise UsageError(f"{path} exists already; choose another name or remove it")
+    spec, weights = base.spec, family.weights
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in base.model.named_parameters():
+        heads = spec.heads if weights.transform(name) == "rope_interleaved_q" else spec.kv_heads
+        tensors[external_name(family, name)] = permute_rope(tensor, heads, weights.transform(name), inverse=False)
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        write_gguf(draft, family.key[1], family.to_config(spec) | tokenizer_fields(base), tensors, kind)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def tokenizer_fields(base: Base) -> Mapping[str, Any]:
+    """The `tokenizer.*` metadata of a GGUF file: as read, when the base came from one."""
+    if base.path.is_file():
+        return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
+    if base.tokenizer is None:
+        return {}
+    return base.tokenizer.to_fields()
+
+
+def family_in(base: Base, format_: str) -> Family:
+    """The base's family in another format, or CheckpointError where there is none."""
+    found = FAMILIES.get((format_, base.family.key[1]))
+    if found is None:
+        raise CheckpointError(f"the {base.family.key[1]} family cannot be written as {format_}")
+    return found
+
+
+def external_name(family: Family, name: str) -> str:
+    found = family.weights.to_external(name)
+    if found is None:
+        raise CheckpointError(f"{name!r} has no name in the {family.key[0]} {family.key[1]} family; it cannot be exported")
+    return found
+
+
+def _token_ids(base: Base) -> dict[str, Any]:
+    tokenizer = base.tokenizer
+    if tokenizer is None:
+        return {}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return {name: value for name, value in ids.items() if value is not None}

@@ -1,0 +1,130 @@
+"""GGUF files, read through the gguf package and written in the types that it can quantise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFValueType
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
+from bedplate.models.families.weights import Transform
+
+# What gguf.quants.quantize can write; the K types are read only.
+WRITABLE: dict[str, GGMLQuantizationType] = {
+    name: GGMLQuantizationType[name.upper()]
+    for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+}
+_MAGIC = b"GGUF"
+
+
+class GgufReader:
+    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if magic != _MAGIC:
+            raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, not {_MAGIC!r}")
+        try:
+            reader = gguf.GGUFReader(path)
+            self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        except Exception as error:  # the package raises whatever its numpy views run into
+            raise CheckpointError(
+                f"{path} is not a readable GGUF file ({error}); it may be truncated: download it again"
+            ) from error
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        size = path.stat().st_size
+        for tensor in reader.tensors:
+            if tensor.data_offset + tensor.n_bytes > size:
+                raise CheckpointError(f"{path} ends before its tensor {tensor.name!r} does; download it again")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tensors)
+
+    @property
+    def architecture(self) -> str | None:
+        return self.metadata.get("general.architecture")
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Tensor name → the type it is stored in, as in "Q4_1"."""
+        return {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Rows first (GGUF itself stores the shape the other way round)."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
+    def get(self, name: str) -> Tensor:
+        """One tensor as float32."""
+        tensor = self._tensors[name]
+        try:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UnsupportedModelError(
+                f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which cannot be dequantised"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
+        return torch.from_numpy(np.array(values, dtype=np.float32, copy=True)).reshape(self.shape(name))
+
+
+def write_gguf(
+    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str
+) -> None:
+    """Writes a GGUF file. `kind` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
+    stay float32, as llama.cpp expects."""
+    if kind not in WRITABLE:
+        raise UsageError(f"GGUF type {kind!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        _add(writer, key, value)
+    block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
+    for name, tensor in tensors.items():
+        values = tensor.detach().to("cpu", torch.float32).numpy()
+        if values.ndim > 1 and values.shape[-1] % block:
+            raise UsageError(
+                f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {kind} blocks of {block}; "
+                "choose f16, bf16 or f32"
+            )
+        wanted = WRITABLE[kind] if values.ndim > 1 else GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    elif isinstance(value, int):
+        writer.add_key_value(key, value, GGUFValueType.UINT32 if value >= 0 else GGUFValueType.INT32)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_array(key, list(value))
+
+
+def permute_rope(tensor: Tensor, heads: int, transform: Transform, inverse: bool) -> Tensor:
+    """Rows of a q or k projection between half-split order (ours) and interleaved pairs (GGUF's llama).
+
+    `inverse` false: ours → GGUF. llama.cpp turns features (2i, 2i+1) together, half-split turns (i, i + D/2).
+    """
+    if transform == "none":
+        return tensor
+    head_dim = tensor.shape[0] // heads
+    order = (heads, head_dim // 2, 2) if inverse else (heads, 2, head_dim // 2)
+    return tensor.reshape(*order, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

@@ -1,0 +1,46 @@
+"""Who a base is: content hashes of its weights, tokenizer and chat template."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NO_TOKENIZER = NO_TEMPLATE = "none"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Content hashes (sha256, hex).
+
+    weights_id: of the values (as float32), by Bedplate's parameter names, so that lossless conversions of one base (a
+        GGUF file and its export) share it. tokenizer_id, template_id: or "none" where there is none.
+    equivalent_of: sha256 of the file this base was converted from, after its values were verified equal.
+    """
+
+    weights_id: str
+    tokenizer_id: str = NO_TOKENIZER
+    template_id: str = NO_TEMPLATE
+    equivalent_of: str | None = None
+
+
+class WeightsHash:
+    """Accumulates `weights_id` tensor by tensor, in any order."""
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        # Half precisions widen exactly, so a bfloat16 copy of bfloat16 values has their id in any storage type.
+        wide = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        array = wide.contiguous().numpy()
+        header = f"{name}|{'x'.join(map(str, array.shape))}|{array.dtype.str}|"
+        digest = hashlib.sha256(header.encode())
+        digest.update(memoryview(array).cast("B") if array.size else b"")
+        self._digests[name] = digest.hexdigest()
+
+    def hexdigest(self) -> str:
+        lines = "\n".join(f"{name} {digest}" for name, digest in sorted(self._digests.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()

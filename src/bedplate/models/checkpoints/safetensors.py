@@ -1,0 +1,116 @@
+"""Hugging Face safetensors directories, one file or an index with shards: read lazily, written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError
+from bedplate.core.files import atomic_write
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class SafetensorsReader:
+    """The tensors of a directory, memory-mapped. `names` in the files' own order; use as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        if (directory / INDEX).is_file():
+            self._where = self._read_index(directory / INDEX)
+        elif (directory / SINGLE).is_file():
+            self._where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        else:
+            raise CheckpointError(
+                f"{directory} holds neither {SINGLE} nor {INDEX}"
+                + (
+                    "; its pytorch_model.bin is a pickle, which Bedplate does not load: convert it to safetensors first"
+                    if any(directory.glob("*.bin"))
+                    else ""
+                )
+            )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._where)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor, in the file's dtype."""
+        try:
+            return self._open(self._where[name]).get_tensor(name)
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
+
+    def _read_index(self, path: Path) -> dict[str, str]:
+        try:
+            where: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a safetensors index ({error})") from error
+        held = {shard: set(self._open(shard).keys()) for shard in sorted(set(where.values()))}
+        lost = [name for name, shard in where.items() if name not in held[shard]]
+        if lost:
+            raise CheckpointError(f"{path} promises {lost[0]!r} in {where[lost[0]]}, which does not hold it")
+        return where
+
+    def _open(self, name: str) -> Any:
+        if name not in self._files:
+            path = self.directory / name
+            if Path(name).name != name:
+                raise CheckpointError(f"{self.directory / INDEX} names a shard outside the directory: {name!r}")
+            if not path.is_file():
+                raise CheckpointError(f"{path} is missing; download the checkpoint again")
+            try:
+                self._files[name] = safe_open(path, framework="pt").__enter__()
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{path} is not a readable safetensors file ({error}); it may be truncated: download it again"
+                ) from error
+        return self._files[name]
+
+    def __enter__(self) -> SafetensorsReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self._files.values():
+            file.__exit__(None, None, None)
+
+
+def write_safetensors(directory: Path, tensors: Mapping[str, Tensor], shard_bytes: int = 5 * 10**9) -> None:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` bytes with their index."""
+    shards = list(_shards(tensors, shard_bytes))
+    if len(shards) == 1:
+        save_file({name: _own(tensors[name]) for name in shards[0]}, directory / SINGLE, metadata={"format": "pt"})
+        return
+    where: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: _own(tensors[name]) for name in names}, directory / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(names, file))
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    atomic_write(directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").contiguous()
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        n_bytes = tensor.numel() * tensor.element_size()
+        if names and size + n_bytes > limit:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += n_bytes
+    yield names
