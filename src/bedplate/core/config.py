@@ -1,0 +1,324 @@
+"""Strict YAML files: read into frozen models, every mistake named with its file, line, key and nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar, cast
+
+import pydantic
+import yaml
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import read_text
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+
+class Strict(pydantic.BaseModel):
+    """Base of every configuration: frozen, no unknown keys, no NaN or infinity, no boolean where a number is wanted."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _no_boolean_numbers(cls, values: Any) -> Any:
+        # pydantic reads True as 1; in a file that is a typing mistake (`r: yes`)
+        if isinstance(values, Mapping):
+            for name, value in cast("Mapping[Any, Any]", values).items():
+                field = cls.model_fields.get(name) if isinstance(name, str) else None
+                if isinstance(value, bool) and field is not None and _wants_number_only(field.annotation):
+                    raise ValueError(f"{name} is the boolean {str(value).lower()}, but a number is wanted")
+        return cast("Any", values)
+
+
+def load_config(path: Path | str, model: type[M], overrides: Sequence[str] = ()) -> M:
+    """Read a YAML file into `model` after applying `key.path=value` overrides.
+
+    Raises ConfigError for a missing file, bad YAML, a duplicate or unknown key, or a value that does not validate.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a directory, not a file" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path}: the config file {what}; give the path of a YAML file")
+    try:
+        text = read_text(path)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+    return parse_config(text, model, str(path), overrides)
+
+
+def parse_config(text: str, model: type[M], source: str, overrides: Sequence[str] = ()) -> M:
+    """Validate YAML `text` as `model` after the overrides; `source` names it in errors. Raises ConfigError."""
+    root, data = _parse_yaml(text, source)
+    overridden: dict[tuple[str | int, ...], str] = {}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        _set(data, keys, value, override)
+        overridden[keys] = override
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        lines = [_explain(e, model, data, root, source, overridden) for e in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def dump_config(config: pydantic.BaseModel) -> str:
+    """The resolved configuration as YAML that `parse_config` reads back to an equal model."""
+    values = config.model_dump(mode="json", by_alias=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+# --- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            try:
+                duplicate = key in seen
+            except TypeError:
+                break  # an unhashable key: super() below reports it with its place
+            if duplicate:
+                raise ConfigError(f"line {line}: the key {key!r} appears twice (first on line {seen[key]}); keep one")
+            seen[key] = line
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes the strings which `_Loader` would read as numbers."""
+
+
+_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+def _parse_yaml(text: str, source: str) -> tuple[yaml.Node | None, dict[Any, Any]]:
+    """The node tree (for line numbers) and the values of one YAML document whose top is a mapping."""
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        data = None if root is None else loader.construct_document(root)
+    except ConfigError as error:
+        raise ConfigError(f"{source}, {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{source}{place}: not valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML forbids; a date such as 2026-13-45
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: nested too deeply to be read") from None
+    finally:
+        loader.dispose()
+    if data is None:
+        return root, {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: the top of the file is a {_type_name(data)}; `key: value` lines are wanted")
+    return root, cast("dict[Any, Any]", data)
+
+
+def _locate(root: yaml.Node | None, keys: Sequence[str | int]) -> tuple[yaml.Node | None, int | None]:
+    """The deepest node along `keys` and its 1-based line; (None, None) if there is no file behind it."""
+    node, line = root, None
+    for key in keys:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                if key_node.value == str(key):
+                    found, line = value_node, key_node.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = node.value[key]
+            line = found.start_mark.line + 1
+        if found is None:
+            break
+        node = found
+    return node, line
+
+
+# --- overrides
+
+
+def _parse_override(override: str) -> tuple[tuple[str | int, ...], Any]:
+    """`a.b.0=c` as (("a", "b", 0), value), the value read as YAML."""
+    left, equals, right = override.partition("=")
+    names = left.strip().split(".")
+    if not equals or not all(names):
+        raise ConfigError(f"override {override!r}: write it as key=value or key.inner=value")
+    loader = _Loader(right)
+    try:
+        value = loader.get_single_data()
+    except (ConfigError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+    return tuple(int(name) if name.isdecimal() else name for name in names), value
+
+
+def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override: str) -> None:
+    """Set one overridden value, making the mappings on the way where the file has none (or null)."""
+    here: Any = data
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        place = ".".join(map(str, keys[:depth])) or "the file"
+        if isinstance(here, list):
+            items = cast("list[Any]", here)
+            if not isinstance(key, int) or key >= len(items):
+                raise ConfigError(
+                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is no index of it"
+                )
+            here = items
+        elif isinstance(here, dict):
+            mapping = cast("dict[Any, Any]", here)
+            key = next((k for k in (key, str(key)) if k in mapping), str(key))  # noqa: PLW2901
+            if not last and mapping.get(key) is None:
+                mapping[key] = {}
+            here = mapping
+        else:
+            raise ConfigError(f"override {override!r}: {place} is {here!r}; it has no {key!r} inside")
+        if last:
+            here[key] = value
+        else:
+            here = here[key]
+
+
+# --- messages
+
+
+def _explain(
+    error: Any,
+    model: type[pydantic.BaseModel],
+    data: dict[Any, Any],
+    root: yaml.Node | None,
+    source: str,
+    overridden: Mapping[tuple[str | int, ...], str],
+) -> str:
+    """One pydantic error as `source, line n: key: what is wrong; what to do`."""
+    location: tuple[str | int, ...] = error["loc"]
+    keys = _data_keys(location, data, missing=error["type"] == "missing")
+    by = next((text for path, text in overridden.items() if _covers(path, keys)), None)
+    node, line = (None, None) if by else _locate(root, keys)
+    place = f"override {by!r}" if by else source if line is None else f"{source}, line {line}"
+    key = ".".join(map(str, keys))
+    return f"{place}: {key + ': ' if key else ''}{_problem(error, model, keys, node)}"
+
+
+def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int, ...], node: yaml.Node | None) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        valid = sorted(_field_names(model, error["loc"][:-1]))
+        close = difflib.get_close_matches(str(keys[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(valid) or 'none'}"
+        return f"unknown key {str(keys[-1])!r}; {hint}"
+    if kind == "missing":
+        return "this key is required and missing"
+    if kind in {"string_type", "literal_error", "enum"} and isinstance(value, bool | int | float):
+        read_as = str(value).lower() if isinstance(value, bool) else repr(value)
+        written = node.value if isinstance(node, yaml.ScalarNode) else read_as
+        was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
+        return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    shown = "" if kind in {"value_error", "assertion_error"} else f" (got {_shorten(value)})"
+    return f"{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _covers(path: Sequence[str | int], keys: Sequence[str | int]) -> bool:
+    return [str(k) for k in keys[: len(path)]] == [str(k) for k in path]
+
+
+def _data_keys(location: Sequence[str | int], data: Any, missing: bool) -> tuple[str | int, ...]:
+    """The part of pydantic's location that is keys of the data; the names of union members in it are left out."""
+    keys: list[str | int] = []
+    here = data
+    for depth, part in enumerate(location):
+        if isinstance(here, Mapping):
+            mapping = cast("Mapping[Any, Any]", here)
+            if part in mapping:
+                keys.append(part)
+                here = mapping[part]
+            elif missing and depth == len(location) - 1:
+                keys.append(part)
+            elif part == "[key]" or depth == len(location) - 1:
+                continue
+        elif isinstance(here, list) and isinstance(part, int) and part < len(cast("list[Any]", here)):
+            keys.append(part)
+            here = here[part]
+    return tuple(keys)
+
+
+def _field_names(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> set[str]:
+    """The valid keys at `location`, over every union member that could be meant there."""
+    here: list[Any] = [model]
+    for part in location:
+        inner = [annotation for each in here for annotation in _inside(each, part)]
+        here = inner or here  # a union member's name, not a key
+    names: set[str] = set()
+    for each in [m for annotation in here for m in _members(annotation)]:
+        if _is_model(each):
+            names.update(field.alias or name for name, field in each.model_fields.items())
+    return names
+
+
+def _members(annotation: Any) -> list[Any]:
+    """A union's members (or the annotation alone), with Annotated and aliases unwrapped."""
+    annotation = getattr(annotation, "__value__", annotation)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin is typing.Union or origin is types.UnionType:
+        return [m for each in typing.get_args(annotation) for m in _members(each)]
+    return [annotation]
+
+
+def _inside(annotation: Any, part: str | int) -> list[Any]:
+    """What one step into `annotation` by a key or an index is annotated as."""
+    found: list[Any] = []
+    tagged = [m for m in _members(annotation) if _is_model(m) and _has_tag(m, part)]
+    if tagged:
+        return tagged
+    for each in _members(annotation):
+        arguments = [a for a in typing.get_args(each) if a is not Ellipsis]
+        if _is_model(each):
+            found += [f.annotation for name, f in each.model_fields.items() if part in {name, f.alias}]
+        elif arguments and typing.get_origin(each) is not typing.Literal:
+            found.append(arguments[-1])  # dict[K, V] → V; list[X], tuple[X, ...] → X
+    return found
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[pydantic.BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel)
+
+
+def _has_tag(model: type[pydantic.BaseModel], tag: str | int) -> bool:
+    """Whether a discriminated union picks `model` by `tag`: one of its fields is Literal[tag]."""
+    return any(
+        typing.get_origin(f.annotation) is typing.Literal and tag in typing.get_args(f.annotation)
+        for f in model.model_fields.values()
+    )
+
+
+def _wants_number_only(annotation: Any) -> bool:
+    members = _members(annotation)
+    return bool not in members and any(m is int or m is float for m in members)
+
+
+def _type_name(value: Any) -> str:
+    names = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _shorten(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,296 @@
+"""Files that are whole or absent: atomic writes and directories, locks, hashes, JSON lines, safe paths."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from bedplate.core.errors import DataError, UsageError
+
+_CHUNK = 1 << 20
+
+
+def bedplate_home() -> Path:
+    """Where pulled items and the catalogue live: $BEDPLATE_HOME, by default ~/.cache/bedplate. Not created here."""
+    return Path(os.environ.get("BEDPLATE_HOME") or "~/.cache/bedplate").expanduser().absolute()
+
+
+# --- hashes
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hex sha256 of bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex sha256 of a file's content, read in chunks."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a JSON value in canonical form: sorted keys, no spaces, ASCII, no NaN (ValueError)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return sha256_bytes(text.encode("ascii"))
+
+
+# --- writing
+
+
+def atomic_write(path: Path | str, content: str | bytes) -> None:
+    """Write a whole file, or leave the old one untouched, also across a crash. UsageError where it cannot be written."""
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = _beside(path)
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]:
+    """Yield an empty directory beside `path` that becomes `path` on success and vanishes on any failure.
+
+    An existing non-empty `path` is refused (UsageError) unless `replace`; then it stays whole until the exchange.
+    What a killed process left behind is removed by the next call for the same path.
+    """
+    path = Path(path).absolute()
+    if not replace and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"{path} already exists; give another output directory or remove it")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; a directory is to be written there: give another path")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        temporary, lock = _make_locked(path)
+    try:
+        yield temporary
+        with _writable(path):
+            if path.exists():
+                _exchange(temporary, path)  # `temporary` now holds the old content
+            else:
+                temporary.rename(path)
+            _sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path | str) -> Generator[None]:
+    """Hold an exclusive lock on `path` (made if missing); waits for other holders, in this process or another.
+
+    The kernel drops the lock when its holder dies, so a killed process never blocks the next.
+    """
+    path = Path(path)
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def _writable(path: Path) -> Generator[None]:
+    """Turn the operating system's refusal to write into a UsageError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; choose a place that can be written"
+        ) from error
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems cannot; the rename itself has happened
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _make_locked(path: Path) -> tuple[Path, int]:
+    """A new temporary directory and a locked descriptor of it; the lock tells others that its owner lives."""
+    while True:
+        temporary = _beside(path)
+        temporary.mkdir()
+        descriptor = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if temporary.exists():  # a cleaner may have come between mkdir and flock
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary directories of dead processes that were writing `path`."""
+    for left in path.parent.iterdir():
+        if not (left.name.startswith(f".{path.name}.") and left.name.endswith(".tmp") and left.is_dir()):
+            continue
+        try:
+            descriptor = os.open(left, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two directories in one step where the kernel can (renameat2(2), RENAME_EXCHANGE), else in two."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        at_cwd, exchange = -100, 2
+        if renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in {errno.EINVAL, errno.ENOSYS}:
+            raise OSError(code, os.strerror(code), str(b))
+    aside = _beside(b)
+    b.rename(aside)
+    try:
+        a.rename(b)
+    except BaseException:
+        aside.rename(b)
+        raise
+    aside.rename(a)
+
+
+# --- reading
+
+
+def read_text(path: Path | str) -> str:
+    """A UTF-8 file's text. Raises DataError naming the byte offset where it is not UTF-8, or why it cannot be read."""
+    path = Path(path)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}); save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; blank lines are skipped.
+
+    Raises DataError naming the line for bad JSON, NaN, duplicate keys or a row that is not an object. With
+    `allow_torn_tail` a last line that a killed writer left unfinished (no newline) is left out.
+    """
+    path = Path(path)
+    lines = read_text(path).split("\n")  # not splitlines(): U+2028 may stand inside a JSON string
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            if allow_torn_tail and number == len(lines):
+                break
+            raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}, line {number}: each line must be a JSON object, this one is {line.strip()[:40]!r}"
+            )
+        rows.append(cast("dict[str, Any]", row))
+    return rows
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, atomically."""
+    atomic_write(path, "".join(_json_line(row) for row in rows))
+
+
+def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off first."""
+    path = Path(path)
+    data = "".join(_json_line(row) for row in rows).encode("utf-8")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            end = _whole_end(file)
+            file.truncate(end)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _whole_end(file: Any) -> int:
+    """Length of the file without a torn last line; a whole last line that lacks its newline gets one."""
+    size = end = file.seek(0, os.SEEK_END)
+    tail = b""
+    while end > 0 and b"\n" not in tail:
+        start = max(0, end - _CHUNK)
+        file.seek(start)
+        tail = file.read(end - start) + tail
+        end = start
+    last = tail.rpartition(b"\n")[2]
+    if not last:
+        return size
+    try:
+        json.loads(last)
+    except ValueError:
+        return size - len(last)
+    file.seek(0, os.SEEK_END)
+    file.write(b"\n")
+    file.flush()
+    return size + 1
+
+
+def _json_line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return row
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def safe_join(root: Path | str, relative: str) -> Path:
+    """`root / relative`, refusing (DataError) what would lead outside: absolute paths, `..`, NUL, symlinks out."""
+    root = Path(root)
+    parts = relative.replace("\\", "/").split("/")
+    if not relative or "\0" in relative or relative.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        raise DataError(f"{relative!r}: a path inside {root} is wanted: relative, without `..`")
+    joined = root.joinpath(*parts)
+    if not joined.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{relative!r}: leads out of {root} through a symbolic link")
+    return joined

@@ -1,0 +1,124 @@
+"""Progress for people: a bar on stderr when it is a terminal, silence otherwise; output that honours NO_COLOR."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sized
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
+T = TypeVar("T")
+
+_PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
+
+
+def console(stderr: bool = False) -> rich.console.Console:
+    """A rich console on stdout (or stderr): colours only on a terminal and without NO_COLOR in the environment."""
+    import rich.console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
+    return rich.console.Console(stderr=stderr, width=width)
+
+
+def progress(iterable: Iterable[T], description: str, total: float | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield from `iterable` under a progress bar; `total` defaults to its length where it has one."""
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with Progress(description, total, unit) as bar:
+        for item in iterable:
+            yield item
+            bar.advance(1)
+
+
+class Progress:
+    """One bar, used as a context. Bars may nest and may run in several threads: they share one live display."""
+
+    def __init__(self, description: str, total: float | None = None, unit: str = "it", *, quiet: bool = False) -> None:
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._quiet = quiet
+        self._task: rich.progress.TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            display = _display.acquire()
+            if display is not None:
+                self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            _display.release(self._task)
+            self._task = None
+
+    def advance(self, n: float = 1, **metrics: float | str) -> None:
+        """Move on by `n` units and show the metrics beside the bar."""
+        if self._task is None or _display.live is None:
+            return
+        if metrics:
+            shown = "  ".join(f"{k} {v if isinstance(v, str) else format(v, '.4g')}" for k, v in metrics.items())
+            _display.live.update(self._task, advance=n, metrics=shown)
+        else:
+            _display.live.advance(self._task, n)
+
+
+class _Display:
+    """The one live display of the process, started by its first bar and stopped with its last."""
+
+    def __init__(self) -> None:
+        self.live: rich.progress.Progress | None = None
+        self._users = 0
+        self._lock = threading.Lock()
+
+    def acquire(self) -> rich.progress.Progress | None:
+        with self._lock:
+            if self.live is None:
+                self.live = self._start()
+            if self.live is not None:
+                self._users += 1
+            return self.live
+
+    def release(self, task: rich.progress.TaskID) -> None:
+        with self._lock:
+            if self.live is None:
+                return
+            self._users -= 1
+            if self._users == 0:
+                self.live.stop()
+                self.live = None
+            else:
+                self.live.remove_task(task)
+
+    @staticmethod
+    def _start() -> rich.progress.Progress | None:
+        import rich.errors
+        import rich.progress as bars
+
+        live = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=30),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[unit]}"),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[metrics]}"),
+            console=console(stderr=True),
+        )
+        try:
+            live.start()
+        except rich.errors.LiveError:  # the caller's own live display is running: stay out of its way
+            return None
+        return live
+
+
+_display = _Display()
