@@ -1,0 +1,61 @@
+"""Intervals, tests and sample sizes behind every verdict. One file per idea; scipy is imported inside functions only.
+
+proportions.py   exact (Clopper-Pearson) and Wilson bounds of a proportion of independent rows
+clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
+bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
+paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
+multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
+"""
+
+from __future__ import annotations
+
+from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap
+from bedplate.core.statistics.clusters import (
+    MINIMUM_GROUPS,
+    Bound,
+    ClusteredMean,
+    InsufficientGroups,
+    clustered_mean,
+    design_effect,
+    effective_n_bound,
+    effective_n_interval,
+    intraclass_correlation,
+)
+from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
+from bedplate.core.statistics.paired import (
+    PairedDifference,
+    mcnemar_exact,
+    paired_difference,
+    sign_flip,
+    swap_test,
+)
+from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
+
+__all__ = [
+    "MINIMUM_GROUPS",
+    "Bootstrap",
+    "Bound",
+    "ClusteredMean",
+    "HolmBound",
+    "InsufficientGroups",
+    "PairedDifference",
+    "bca_cluster_bootstrap",
+    "binomial_interval",
+    "binomial_lower",
+    "binomial_upper",
+    "clustered_mean",
+    "design_effect",
+    "effective_n_bound",
+    "effective_n_interval",
+    "holm",
+    "holm_bounds",
+    "intraclass_correlation",
+    "mcnemar_exact",
+    "needed_n",
+    "paired_difference",
+    "sign_flip",
+    "simultaneous",
+    "spent_alpha",
+    "swap_test",
+    "wilson",
+]

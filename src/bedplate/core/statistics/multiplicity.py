@@ -1,0 +1,109 @@
+"""Several nominees on one test, several verdicts on the same rows, and how many rows a verdict needs.
+
+Holm (1979), Scandinavian Journal of Statistics 6:65. Spending over repeated verdicts: sum of 6/(pi^2 j^2) over all j
+is 1, so that any number of verdicts on the same rows stays within alpha (Foster & Stine 2008 use the same series).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.proportions import check_confidence
+
+
+@dataclass(frozen=True)
+class HolmBound:
+    """One nominee after Holm: its lower bound at the last level looked at, and whether that clears the target."""
+
+    lower: float
+    confidence: float
+    passed: bool
+
+
+def holm(pvalues: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values, in the order given."""
+    for p in pvalues:
+        if not 0 <= p <= 1:
+            raise UsageError(f"a p-value must be between 0 and 1, not {p}")
+    order = sorted(range(len(pvalues)), key=lambda i: pvalues[i])
+    adjusted = [0.0] * len(pvalues)
+    running = 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(pvalues) - rank) * pvalues[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def holm_bounds(
+    lower_at: Sequence[Callable[[float], float]], target: float, confidence: float = 0.95
+) -> list[HolmBound]:
+    """Which nominees' lower bounds clear `target` with the family-wise error held at 1 - confidence.
+
+    `lower_at[i](level)` is nominee i's one-sided lower bound at confidence `level`. With m nominees left, those whose
+    bound at 1 - alpha/m clears the target pass and leave; the rest are looked at again with the smaller m. This is
+    Holm's procedure on the p-values that the bounds invert.
+    """
+    check_confidence(confidence)
+    alpha = 1 - confidence
+    passed: dict[int, HolmBound] = {}
+    while True:
+        left = [i for i in range(len(lower_at)) if i not in passed]
+        if not left:
+            break
+        level = 1 - alpha / len(left)
+        looked = {i: HolmBound(value, level, value > target) for i in left for value in [lower_at[i](level)]}
+        cleared = {i: bound for i, bound in looked.items() if bound.passed}
+        if not cleared:
+            passed.update(looked)
+            break
+        # only the best leaves at this level, as in Holm: the next is looked at with one nominee fewer
+        best = max(cleared, key=lambda i: cleared[i].lower)
+        passed[best] = cleared[best]
+    return [passed[i] for i in range(len(lower_at))]
+
+
+def simultaneous(confidence: float, comparisons: int) -> float:
+    """The level each of `comparisons` bounds needs so that all hold together at `confidence` (Bonferroni)."""
+    check_confidence(confidence)
+    if comparisons < 1:
+        raise UsageError(f"comparisons must be at least 1, not {comparisons}")
+    return 1 - (1 - confidence) / comparisons
+
+
+def spent_alpha(alpha: float, j: int) -> float:
+    """What the j-th verdict (from 1) on the same rows may spend: 6 alpha / (pi^2 j^2)."""
+    if not 0 < alpha < 1:
+        raise UsageError(f"alpha must be between 0 and 1, not {alpha}")
+    if j < 1:
+        raise UsageError(f"verdicts are counted from 1, not {j}")
+    return 6 * alpha / (math.pi**2 * j**2)
+
+
+def needed_n(
+    estimate: float, target: float, confidence: float = 0.95, power: float = 0.8, deff: float = 1.0
+) -> int | None:
+    """Rows needed for the one-sided bound to clear `target` with probability `power` if `estimate` is the truth.
+
+    Normal approximation (Fleiss, Levin & Paik 2003, §2.4, with their continuity correction: the bound used here is the
+    exact one), times the design effect. None where the estimate is not above the target: no n would do.
+    """
+    from scipy.special import ndtri
+
+    check_confidence(confidence)
+    if not (0 <= estimate <= 1 and 0 <= target <= 1 and 0 < power < 1 and deff > 0):
+        raise UsageError(
+            f"needs 0 ≤ estimate, target ≤ 1, 0 < power < 1, deff > 0: {estimate=}, {target=}, {power=}, {deff=}"
+        )
+    if estimate <= target:
+        return None
+    at_target = float(ndtri(confidence)) * math.sqrt(target * (1 - target))
+    at_estimate = float(ndtri(power)) * math.sqrt(estimate * (1 - estimate))
+    gap = estimate - target
+    plain = max(0.0, (at_target + at_estimate) / gap) ** 2
+    if plain == 0:
+        plain = 1.0
+    corrected = plain / 4 * (1 + math.sqrt(1 + 2 / (plain * gap))) ** 2
+    return math.ceil(corrected * max(1.0, deff))
