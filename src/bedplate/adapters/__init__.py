@@ -1,0 +1,1 @@
+"""Small trained parts that change a frozen base: low-rank updates and heads, and their files."""

@@ -1,0 +1,126 @@
+"""Low-rank adaptation as data: which linears, at which rank and scale, and how A and B start.
+
+LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732.
+Conventions (initialisation, scaling, where dropout sits) are peft's, so that adapters move both ways unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import SkinError
+from bedplate.models.layers.linear import Linear
+
+ALL_LINEAR = "all-linear"
+
+
+class LoraConfig(Strict):
+    """One adapter's shape.
+
+    `targets` is "all-linear" (every linear inside the model's blocks, so not `lm_head`) or names: a module path of
+    ours (`layers.3.attention.q`), the end of one (`q`, `attention.q`), or the end of the Hugging Face name (`q_proj`)
+    where the bank knows the family's names. `ranks` and `alphas` override `r` and `alpha` by module path.
+    """
+
+    r: Annotated[int, Field(ge=1, le=4096)] = 16
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rslora: bool = False
+    targets: Literal["all-linear"] | tuple[str, ...] = ALL_LINEAR
+    ranks: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field(default_factory=dict)
+    alphas: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+
+    def rank(self, path: str) -> int:
+        """Rank of the adapter of one module path."""
+        return self.ranks.get(path, self.r)
+
+    def scaling(self, path: str) -> float:
+        """What B A is multiplied by at one module path: α/r, or α/√r with `rslora`."""
+        r, alpha = self.rank(path), self.alphas.get(path, self.alpha)
+        return alpha / math.sqrt(r) if self.rslora else alpha / r
+
+
+def block_linears(model: nn.Module) -> dict[str, Linear]:
+    """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, Linear) and "layers" in path.split(".")[:-1]
+    }
+
+
+def match_targets(
+    targets: str | Iterable[str], paths: Iterable[str], hf_name: Callable[[str], str] | None = None
+) -> list[str]:
+    """The module paths that `targets` name, in the order of `paths`.
+
+    `hf_name` gives a path's Hugging Face module name, when the family is known.
+    Raises SkinError for a target that names nothing, with the names there are.
+    """
+    every = list(paths)
+    if targets == ALL_LINEAR:
+        return every
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    names = {path: (path, hf_name(path)) if hf_name is not None else (path,) for path in every}
+    chosen: set[str] = set()
+    for target in wanted:
+        found = [p for p, forms in names.items() if any(n == target or n.endswith("." + target) for n in forms)]
+        if not found:
+            leaves = sorted({name.rsplit(".", 1)[-1] for forms in names.values() for name in forms})
+            near = get_close_matches(target, leaves, n=1)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise SkinError(
+                f"LoRA target {target!r} names no linear of this model{hint}. "
+                f"Use {ALL_LINEAR!r} or one of: {', '.join(leaves)}"
+            )
+        chosen.update(found)
+    if not chosen:
+        raise SkinError(f"LoRA targets are empty. Use {ALL_LINEAR!r} or name at least one linear")
+    return [path for path in every if path in chosen]
+
+
+def initial_tensors(config: LoraConfig, modules: Mapping[str, Linear], seed: int) -> dict[str, Tensor]:
+    """A fresh adapter, float32 on the CPU: A [r, in] Kaiming-uniform with a=√5, so U(±1/√in); B [out, r] zeros.
+
+    With B = 0 the adapted model equals the base.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    for path, module in modules.items():
+        r, bound = config.rank(path), 1.0 / math.sqrt(module.in_features)
+        tensors[f"{path}.lora_A"] = torch.empty(r, module.in_features).uniform_(-bound, bound, generator=generator)
+        tensors[f"{path}.lora_B"] = torch.zeros(module.out_features, r)
+    return tensors
+
+
+def check_tensors(config: LoraConfig, modules: Mapping[str, Linear], tensors: Mapping[str, Tensor]) -> None:
+    """Raise SkinError unless `tensors` holds exactly a finite A and B of the right shape for every module."""
+    expected: dict[str, tuple[int, int]] = {}
+    for path, module in modules.items():
+        r = config.rank(path)
+        expected[f"{path}.lora_A"] = (r, module.in_features)
+        expected[f"{path}.lora_B"] = (module.out_features, r)
+    missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unknown:
+        what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"
+        raise SkinError(
+            f"the adapter's tensors do not fit its targets on this model: {what}"
+            + (f" (unmatched: {', '.join(unknown[:3])})" if unknown else "")
+            + ". Was it made for another base or with other targets?"
+        )
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise SkinError(f"adapter tensor {name} has shape {list(tensor.shape)}, this model needs {list(shape)}")
+        if not tensor.is_floating_point():
+            raise SkinError(f"adapter tensor {name} has dtype {tensor.dtype}, a floating-point type is needed")
+        if not bool(torch.isfinite(tensor).all()):
+            raise SkinError(f"adapter tensor {name} holds NaN or infinity; the adapter is refused")

@@ -1,0 +1,36 @@
+"""A tiny decoder, random in every weight, for the adapter tests."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bedplate.models.decoder import Decoder
+from bedplate.models.specs.transformer import Rope, TransformerSpec
+
+TINY = TransformerSpec(
+    kind="decoder",
+    vocab_size=64,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    feedforward_size=48,
+    context_length=64,
+    rope=Rope(),
+)
+
+
+@pytest.fixture(scope="session")
+def make_decoder() -> Callable[..., Decoder]:
+    def make(dtype: torch.dtype = torch.float32) -> Decoder:
+        torch.manual_seed(0)
+        return Decoder(TINY, dtype=dtype).requires_grad_(False).eval()
+
+    return make
+
+
+@pytest.fixture
+def decoder(make_decoder) -> Decoder:
+    return make_decoder()

@@ -1,0 +1,240 @@
+"""The bank: identity at B = 0, scaling, mixed batches equal separate runs, merging, and its refusals."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.adapters.bank import MASK_TOKENS, Bank, Rows
+from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.core.errors import SkinError, UsageError
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.linear import Linear
+
+TOKENS = torch.arange(24).reshape(4, 6) % 64
+
+
+def random_adapter(model, config: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
+    bank = Bank(model)
+    slot = bank.add(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    state = {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in bank.state(slot).items()}
+    bank.close()
+    return state
+
+
+def run(model, bank, rows, tokens=TOKENS) -> torch.Tensor:
+    bank.select(rows)
+    with torch.no_grad():
+        return model(Inputs(tokens)).hidden
+
+
+def test_a_fresh_adapter_is_the_identity_and_the_base_runs_without_hooks(decoder):
+    bank = Bank(decoder)
+    plain = decoder(Inputs(TOKENS)).hidden
+    slot = bank.add(LoraConfig(r=4))
+    assert torch.equal(run(decoder, bank, slot), plain)
+    for rows in (None, -1, torch.full((4,), -1)):
+        bank.select(slot)
+        assert torch.equal(run(decoder, bank, rows), plain)
+        assert all(m.low_rank is None for m in decoder.modules() if isinstance(m, Linear))
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / math.sqrt(4))])
+def test_the_update_is_scaling_times_b_a_x(decoder, rslora, scale):
+    linear = decoder.layers[0].attention.q
+    config = LoraConfig(r=4, alpha=8, rslora=rslora, targets=("q",))
+    state = random_adapter(decoder, config, 1)
+    bank = Bank(decoder)
+    bank.select(bank.add(config, state))
+    x = torch.randn(3, 32)
+    a, b = state["layers.0.attention.q.lora_A"], state["layers.0.attention.q.lora_B"]
+    expected = x.double() @ (linear.weight.double() + scale * b.double() @ a.double()).T
+    torch.testing.assert_close(linear(x).double(), expected, atol=1e-5, rtol=1e-5)
+    assert decoder.layers[0].attention.k.low_rank is None
+
+
+def test_all_linear_is_every_linear_of_the_blocks(decoder):
+    names = {path.split(".", 2)[2] for path in block_linears(decoder)}
+    assert names == {f"attention.{x}" for x in "qkvo"} | {f"feedforward.{x}" for x in ("gate", "up", "down")}
+    untied = Decoder(decoder.spec.with_(tied_head=False))
+    assert "lm_head" not in block_linears(untied)
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.lists(st.integers(-1, 2), min_size=4, max_size=4), long=st.booleans(), flat=st.booleans())
+def test_a_mixed_batch_equals_separate_runs(make_decoder, rows, long, flat):
+    decoder = make_decoder()
+    bank = Bank(decoder, slots=3)
+    for seed, config in enumerate(
+        (LoraConfig(r=2, alpha=8), LoraConfig(r=5, rslora=True), LoraConfig(r=3, targets=("q", "down")))
+    ):
+        bank.add(config, random_adapter(decoder, config, seed))
+    tokens = torch.arange(4 * (MASK_TOKENS if long else 6)).reshape(4, -1) % 64
+    index = torch.tensor(rows)
+    apart = torch.cat([run(decoder, bank, slot, tokens[i : i + 1]) for i, slot in enumerate(rows)])
+    if flat:
+        length = tokens.shape[1]
+        segments = torch.arange(1, 5).repeat_interleave(length)[None]
+        bank.select(index.repeat_interleave(length))
+        mixed = decoder(Inputs(tokens.reshape(1, -1), segments=segments)).hidden.reshape(apart.shape)
+    else:
+        mixed = run(decoder, bank, index, tokens)
+    torch.testing.assert_close(mixed, apart, atol=2e-5, rtol=2e-5)
+
+
+def test_stacked_and_segmented_paths_agree(decoder):
+    bank = Bank(decoder, slots=2)
+    for seed, r in enumerate((2, 7)):
+        bank.add(LoraConfig(r=r), random_adapter(decoder, LoraConfig(r=r), seed))
+    site = bank._sites["layers.1.feedforward.up"]
+    index = torch.tensor([1, -1, 0, 1])
+    bank.select(index)
+    rows = Rows(index, (0, 1))
+    x = torch.randn(4, 3, 32)
+    torch.testing.assert_close(site.stacked(x, rows), site.segmented(x, rows), atol=1e-5, rtol=1e-5)
+    assert torch.equal(site.stacked(x, rows)[1], torch.zeros(3, 48))
+
+
+def test_gradients_arrive_in_float32_parameters_of_a_bfloat16_model(make_decoder):
+    decoder = make_decoder(torch.bfloat16)
+    bank = Bank(decoder)
+    slot = bank.add(LoraConfig(r=4))
+    bank.select(slot)
+    decoder(Inputs(TOKENS)).hidden.float().pow(2).sum().backward()
+    for name, parameter in bank.parameters(slot):
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        # with B = 0 the gradient reaches B first
+        assert bool(parameter.grad.abs().sum() > 0) == name.endswith("lora_B")
+
+
+def test_mixed_rows_train_each_adapter_as_alone(make_decoder):
+    decoder = make_decoder(torch.float64)
+    bank = Bank(decoder, slots=2)
+    config = LoraConfig(r=2)
+    for seed in (0, 1):
+        bank.add(config, random_adapter(decoder, config, seed), trainable=True)
+    weight = torch.randn(6, 32, dtype=torch.float64)
+    gradients = []
+    for rows in (torch.tensor([0, 0, 1, -1]), None):
+        if rows is None:
+            for slot, part in ((0, TOKENS[:2]), (1, TOKENS[2:3])):
+                bank.select(slot)
+                (decoder(Inputs(part)).hidden * weight).sum().backward()
+        else:
+            bank.select(rows)
+            (decoder(Inputs(TOKENS)).hidden * weight).sum().backward()
+        parameters = [p for slot in (0, 1) for _, p in bank.parameters(slot)]
+        gradients.append([p.grad.clone() for p in parameters])
+        for p in parameters:
+            p.grad = None
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+
+
+def test_an_optimizer_step_is_seen_by_mixed_rows(decoder):
+    bank = Bank(decoder, slots=2)
+    config = LoraConfig(r=2)
+    for seed in (0, 1):
+        bank.add(config, random_adapter(decoder, config, seed))
+    index = torch.tensor([0, 1, 0, 1])
+    before = run(decoder, bank, index)
+    with torch.no_grad():
+        for _, parameter in bank.parameters(0):
+            parameter.mul_(2.0)
+    after = run(decoder, bank, index)
+    assert not torch.allclose(before[0], after[0])
+    torch.testing.assert_close(after[:1], run(decoder, bank, 0, TOKENS[:1]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(before[1], after[1])
+
+
+def test_dropout_only_in_training_and_only_before_a(decoder):
+    config = LoraConfig(r=4, dropout=0.5, targets=("q",))
+    state = random_adapter(decoder, config, 0)
+    bank = Bank(decoder, slots=2)
+    slot = bank.add(config, state)
+    bank.add(LoraConfig(r=1), seed=1)
+    still = run(decoder, bank, slot)
+    assert torch.equal(still, run(decoder, bank, slot))
+    decoder.train()
+    for rows in (slot, torch.tensor([slot, 1, slot, -1])):
+        first, second = run(decoder, bank, rows), run(decoder, bank, rows)
+        assert not torch.equal(first[0], second[0])
+    # the mean over many draws is the update without dropout
+    linear, x = decoder.layers[0].attention.q, torch.randn(1, 32).expand(20000, 32)
+    bank.select(slot)
+    drawn = linear(x).mean(0)
+    decoder.eval()
+    torch.testing.assert_close(drawn, linear(x[0]), atol=0.15, rtol=0.05)
+
+
+def test_merge_equals_the_adapter_and_unmerge_restores_bitwise(decoder):
+    before = {k: v.clone() for k, v in decoder.state_dict().items()}
+    bank = Bank(decoder)
+    config = LoraConfig(r=4, alpha=8)
+    slot = bank.add(config, random_adapter(decoder, config, 3))
+    adapted, base = run(decoder, bank, slot), run(decoder, bank, None)
+    bank.merge(slot)
+    merged = run(decoder, bank, None)
+    torch.testing.assert_close(merged, adapted, atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(merged, base)
+    with pytest.raises(UsageError, match="merged"):
+        bank.select(slot)
+    with pytest.raises(UsageError, match="merged"):
+        bank.remove(slot)
+    bank.unmerge(slot)
+    assert all(torch.equal(v, before[k]) for k, v in decoder.state_dict().items())
+
+
+def test_state_round_trips_and_initialisation_follows_the_seed(decoder):
+    config = LoraConfig(r=4)
+    bank = Bank(decoder, slots=3)
+    one, two, three = bank.add(config, seed=5), bank.add(config, seed=5), bank.add(config, seed=6)
+    a = "layers.0.attention.q.lora_A"
+    assert torch.equal(bank.state(one)[a], bank.state(two)[a])
+    assert not torch.equal(bank.state(one)[a], bank.state(three)[a])
+    assert bank.state(one)[a].abs().max() <= 1 / math.sqrt(32)
+    bank.remove(two)
+    state = bank.state(three)
+    assert bank.add(config, state) == two
+    assert all(torch.equal(v, state[k]) for k, v in bank.state(two).items())
+
+
+def test_refusals(decoder):
+    bank = Bank(decoder)
+    with pytest.raises(SkinError, match=r"'q_prog'.*gate"):
+        bank.add(LoraConfig(targets=("q_prog",)))
+    config = LoraConfig(r=2, targets=("q",))
+    good = random_adapter(decoder, config, 0)
+    bad = {
+        "missing": {k: v for k, v in good.items() if k != "layers.1.attention.q.lora_B"},
+        "unmatched": good | {"layers.9.attention.q.lora_A": torch.zeros(2, 32)},
+        "shape": good | {"layers.1.attention.q.lora_B": torch.zeros(2, 32)},
+        "NaN": good | {"layers.1.attention.q.lora_B": torch.full((32, 2), float("nan"))},
+        "dtype": good | {"layers.1.attention.q.lora_B": torch.zeros(32, 2, dtype=torch.int64)},
+    }
+    for what, tensors in bad.items():
+        with pytest.raises(SkinError, match=what):
+            bank.add(config, tensors)
+    assert bank.slots == ()
+    slot = bank.add(config, good)
+    with pytest.raises(UsageError, match="in use"):
+        bank.add(config, good)
+    bank.select(slot)
+    with pytest.raises(UsageError, match="selected"):
+        bank.remove(slot)
+    with pytest.raises(UsageError, match="holds nothing"):
+        bank.select(torch.tensor([0, 3, 0, 0]))
+    with pytest.raises(UsageError, match="int64 vector"):
+        bank.select(torch.zeros(2, 2))
+    bank.select(torch.tensor([0, -1]))
+    with pytest.raises(UsageError, match="2 adapter rows"):
+        decoder(Inputs(TOKENS))
+    other = Bank(decoder)
+    with pytest.raises(UsageError, match="another adapter bank"):
+        other.select(other.add(config, good))
+    bank.close()
+    assert decoder.layers[0].attention.q.low_rank is None
