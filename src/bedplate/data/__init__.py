@@ -1,0 +1,1 @@
+"""Rows in: where they come from, and how they are split without a leak."""

@@ -1,0 +1,234 @@
+"""Rows of a task's data: a catalogue data set, or a .jsonl, .csv or .tsv file. What is dropped is counted."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import sha256_bytes
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
+
+    Every row has the same `columns` in .csv and .tsv files and data sets; in .jsonl files `columns` is their union.
+    """
+
+    rows: tuple[Row, ...]
+    lines: tuple[int, ...]
+    columns: tuple[str, ...]
+    counts: Mapping[str, int]
+    sha256: str
+    source: str
+    path: Path
+    licence: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
+    """Rows of a catalogue data set (pulled where it is not cached) or of a file, its path taken from `relative_to`.
+
+    Raises DataError naming the file and the line (or the byte) that cannot be read.
+    """
+    if source in DATASETS:
+        from bedplate.hub.pull import pull
+
+        pulled = pull(source, quiet=True)
+        return _read(Path(pulled.path), source, DATASETS[source], pulled.licence)
+    suffix = Path(source).suffix.lower()
+    if suffix == ".parquet":
+        raise DataError(f"{source}: .parquet files are not supported; write the rows as .jsonl")
+    if suffix not in FORMATS:
+        close = difflib.get_close_matches(source, DATASETS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(
+            f"{source!r} is neither a data set of the catalogue nor a data file; {hint}"
+            f"data sets: {', '.join(DATASETS)}; files end in {', '.join(FORMATS)}"
+        )
+    return _read(Path(relative_to) / source, source, FORMATS[suffix], None)
+
+
+Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
+
+
+def _read(path: Path, source: str, reader: Reader, licence: str | None) -> Rows:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: the data file does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path}: the data file cannot be read: {error.strerror}") from error
+    rows, lines, counts = reader(_decode(content, path), str(path))
+    if not rows:
+        raise DataError(f"{path}: no rows in the file")
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    return Rows(
+        tuple(MappingProxyType(row) for row in rows),
+        tuple(lines),
+        columns,
+        {"read": len(rows) + sum(counts.values()), **counts},
+        sha256_bytes(content),
+        source,
+        path,
+        licence,
+    )
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; "
+            "save the file as UTF-8"
+        ) from error
+    return text.removeprefix("\ufeff")  # spreadsheets write a byte-order mark
+
+
+def _jsonl(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a string
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
+        except RecursionError:
+            raise DataError(f"{where}, line {number}: nested too deeply") from None
+        except ValueError as error:
+            raise DataError(f"{where}, line {number}: not a JSON object: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where}, line {number}: each line must be a JSON object, not {type(row).__name__}")
+        rows.append(row)
+        lines.append(number)
+    return rows, lines, {}
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return result
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _separated(delimiter: str) -> Reader:
+    def read(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        rows: list[dict[str, Any]] = []
+        lines: list[int] = []
+        header: list[str] | None = None
+        for number, cells in _records(reader, where):
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                _check_header(header, where)
+            elif len(cells) != len(header):
+                raise DataError(
+                    f"{where}, line {number}: {len(cells)} fields where the header has {len(header)}; "
+                    "put quotes around a field that holds the separator or a line break"
+                )
+            else:
+                rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(number)
+        return rows, lines, {}
+
+    return read
+
+
+def _records(reader: Any, where: str) -> Iterator[tuple[int, list[str]]]:
+    while True:
+        start = int(reader.line_num) + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{where}, line {start}: malformed row: {error}") from error
+        if cells:
+            yield start, cells
+
+
+def _check_header(header: list[str], where: str) -> None:
+    for name in header:
+        if not name:
+            raise DataError(f"{where}, line 1: a column without a name; the first line must name the columns")
+        if header.count(name) > 1:
+            raise DataError(f"{where}, line 1: two columns are named {name!r}")
+
+
+FORMATS: dict[str, Reader] = {".jsonl": _jsonl, ".csv": _separated(","), ".tsv": _separated("\t")}
+
+NEUTRAL = 0.5
+
+
+def _vader(group_column: str | None) -> Reader:
+    """Hutto & Gilbert (2014): id, mean of human ratings (-4 to 4) and text, separated by tabs, no quoting.
+
+    Ratings within ±0.5 are neutral: neither label would be right, so those rows are dropped and counted. Where ids read
+    `document_sentence`, the document is the group that must not be split (column `group_column`); otherwise each row is
+    a document of its own.
+    """
+
+    def read(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
+        rows: list[dict[str, Any]] = []
+        lines: list[int] = []
+        neutral = 0
+        for number, line in enumerate(text.split("\n"), start=1):
+            cells = line.rstrip("\r").split("\t")
+            if cells == [""]:
+                continue
+            if len(cells) != 3:
+                raise DataError(f"{where}, line {number}: {len(cells)} fields, not 3 (id, mean rating, text)")
+            name, rating, sentence = cells[0], _rating(cells[1], where, number), cells[2].strip()
+            if abs(rating) <= NEUTRAL:
+                neutral += 1
+                continue
+            document, _, position = name.partition("_")
+            row: dict[str, Any] = {"id": name, "document": document}
+            if group_column is not None:
+                if not position:
+                    raise DataError(f"{where}, line {number}: the id {name!r} does not read document_sentence")
+                row[group_column] = document
+                row["sentence"] = position
+            row |= {"rating": rating, "text": sentence, "label": "positive" if rating > 0 else "negative"}
+            rows.append(row)
+            lines.append(number)
+        return rows, lines, {"neutral": neutral}
+
+    return read
+
+
+def _rating(cell: str, where: str, number: int) -> float:
+    try:
+        rating = float(cell)
+    except ValueError:
+        rating = math.nan
+    if not -4 <= rating <= 4:
+        raise DataError(f"{where}, line {number}: the mean rating {cell!r} is not a number from -4 to 4")
+    return rating
+
+
+# Tweets and movie snippets carry no document in their ids: rows are taken as independent.
+DATASETS: dict[str, Reader] = {
+    "vader-amazon": _vader("review_id"),
+    "vader-tweets": _vader(None),
+    "vader-movies": _vader(None),
+    "vader-news": _vader("editorial_id"),
+}

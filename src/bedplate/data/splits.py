@@ -1,0 +1,134 @@
+"""Train, valid and test without a leak: duplicates dropped, groups whole, labels in proportion, everything hashed.
+
+Deterministic on every platform and independent of the order of the rows: the seed enters through sha256, not through a
+random generator. Assignment is greedy on the chi-square distance to the wanted label counts, largest groups first.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import sha256_bytes, sha256_json
+
+
+def normalise(text: str) -> str:
+    """The text that decides whether two rows are the same: NFKC, case folded, runs of whitespace as one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())  # folding can undo the normal form
+
+
+def row_hash(inputs: Mapping[str, str]) -> str:
+    """sha256 (hex) of the normalised inputs: the same for a row that was relabelled, respaced or moved."""
+    return sha256_json({name: normalise(inputs[name]) for name in sorted(inputs)})
+
+
+@dataclass(frozen=True)
+class Record:
+    """What splitting looks at: the row's id, the hash of its inputs, its target, its group and its label (stratum)."""
+
+    id: str
+    row_hash: str
+    target: str
+    group: str
+    stratum: str = ""
+
+
+@dataclass(frozen=True)
+class Deduplicated:
+    """`records` sorted by row hash; how many repeats were dropped; and the rows whose copies disagree, dropped too."""
+
+    records: tuple[Record, ...]
+    duplicates: int
+    contradictory: int
+    contradictions: tuple[tuple[Record, ...], ...]
+
+
+def deduplicate(records: Sequence[Record]) -> Deduplicated:
+    """One record of each row hash. Copies with different targets are all dropped: nobody knows which one is right."""
+    same: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        same[record.row_hash].append(record)
+    kept: list[Record] = []
+    contradictions: list[tuple[Record, ...]] = []
+    for key in sorted(same):
+        copies = sorted(same[key], key=lambda r: (r.group, r.id, r.target))
+        if len({copy.target for copy in copies}) > 1:
+            contradictions.append(tuple(copies))
+        else:
+            kept.append(copies[0])
+    contradictory = sum(len(copies) for copies in contradictions)
+    return Deduplicated(tuple(kept), len(records) - len(kept) - contradictory, contradictory, tuple(contradictions))
+
+
+def split(records: Sequence[Record], fractions: Mapping[str, float], seed: int) -> dict[str, tuple[Record, ...]]:
+    """Assign whole groups to the named splits, near their `fractions` of every stratum (they sum to 1).
+
+    Each split's records come sorted by row hash. A split can be empty where there are fewer groups than splits.
+    """
+    if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group].append(record)
+    totals = Counter(record.stratum for record in records)
+    filled: dict[str, Counter[str]] = {name: Counter() for name in fractions}
+    result: dict[str, list[Record]] = {name: [] for name in fractions}
+    order = sorted(groups, key=lambda g: (-len(groups[g]), _shuffle_key(seed, g)))
+    for group in order:
+        counts = Counter(record.stratum for record in groups[group])
+        name = min(fractions, key=lambda s: (_added_distance(counts, filled[s], totals, fractions[s]), -fractions[s]))
+        filled[name].update(counts)
+        result[name] += groups[group]
+    return {name: tuple(sorted(rows, key=lambda r: (r.row_hash, r.id))) for name, rows in result.items()}
+
+
+def _added_distance(counts: Counter[str], filled: Counter[str], totals: Counter[str], fraction: float) -> float:
+    """How much the chi-square distance to the wanted counts, of each label and of all rows, grows by adding a group."""
+    grown = 0.0
+    for label, added in [*counts.items(), (None, counts.total())]:
+        have, total = (filled.total(), totals.total()) if label is None else (filled[label], totals[label])
+        wanted = fraction * total
+        grown += ((have + added - wanted) ** 2 - (have - wanted) ** 2) / wanted
+    return round(grown, 9)  # so that ties are ties on every platform
+
+
+def take(records: Sequence[Record], limit: int, seed: int) -> tuple[Record, ...]:
+    """At most `limit` records, whole groups in an order drawn by `seed`; groups that no longer fit are passed over."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group].append(record)
+    kept: list[Record] = []
+    for group in sorted(groups, key=lambda g: _shuffle_key(seed, g)):
+        if len(kept) + len(groups[group]) <= limit:
+            kept += groups[group]
+    return tuple(sorted(kept, key=lambda r: (r.row_hash, r.id)))
+
+
+def _shuffle_key(seed: int, group: str) -> str:
+    return sha256_bytes(f"{seed}\0{group}".encode("utf-8", "surrogatepass"))
+
+
+def split_hash(records: Sequence[Record]) -> str:
+    """sha256 (hex) of a split: its rows, targets and groups, whatever their order."""
+    return sha256_json(sorted([r.row_hash, r.target, r.group] for r in records))
+
+
+def check_leaks(splits: Mapping[str, Sequence[Record]], *, groups: bool = True) -> None:
+    """Raise DataError where two splits share a text (after normalisation) or, with `groups`, a group."""
+    owners: dict[tuple[str, str], tuple[str, Record]] = {}
+    for name, records in splits.items():
+        for record in records:
+            keys = [("text", record.row_hash), ("group", record.group)] if groups else [("text", record.row_hash)]
+            for kind, value in keys:
+                other, first = owners.setdefault((kind, value), (name, record))
+                if other != name:
+                    what = "the same text" if kind == "text" else f"the group {value!r}"
+                    raise DataError(
+                        f"{what} stands in {other} (row {first.id}) and in {name} (row {record.id}): "
+                        "the score would be read off rows that were trained on; remove it from one of them"
+                    )
