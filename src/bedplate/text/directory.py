@@ -1,0 +1,156 @@
+"""A tokenizer's files: `tokenizer.json` and what stands beside it, read and written as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bedplate.core.errors import DataError, TokenizerError
+from bedplate.core.files import atomic_write, read_text
+from bedplate.text.parts import ROLES, Parts, check_roles
+
+_KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
+
+
+def parts_from_directory(directory: Path) -> Parts:
+    """Raises TokenizerError for files that are missing, corrupt or inconsistent.
+
+    Truncation and padding that tokenizer.json asks for are turned off: nothing is cut silently."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        other = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
+        hint = f" ({', '.join(other)} is there; convert it with transformers' save_pretrained)" if other else ""
+        raise TokenizerError(f"{directory} has no tokenizer.json{hint}")
+    try:
+        backend = tokenizers.Tokenizer.from_str(_read(path))
+    except TokenizerError:
+        raise
+    except Exception as error:  # the library raises bare Exception for everything
+        raise TokenizerError(f"{path} is not a readable tokenizer: {error}; fetch the file again") from error
+    backend.no_truncation()
+    backend.no_padding()
+    config = _read_object(directory / "tokenizer_config.json")
+    roles = _roles(config, _read_object(directory / "special_tokens_map.json"), path)
+    _add_tokens(backend, config, roles)
+    parts = Parts(
+        backend=backend,
+        roles=roles,
+        eos_ids=(),
+        template=_template(directory, config),
+        source=str(path),
+        config={key: config[key] for key in _KEPT if key in config},
+    )
+    check_roles(parts)
+    ends = _eos_ids(_read_object(directory / "generation_config.json"), directory)
+    own = parts.role_id("eos_token")
+    return replace(parts, eos_ids=ends or (() if own is None else (own,)))
+
+
+def save_parts(parts: Parts, directory: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json (chat template inside); each file whole or not at all."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        **parts.roles,
+        **parts.config,
+    }
+    if parts.template is not None:
+        config["chat_template"] = parts.template
+    atomic_write(directory / "tokenizer.json", parts.backend.to_str(pretty=True))
+    atomic_write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError as error:
+        raise TokenizerError(str(error)) from error
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _content(token: Any) -> str | None:
+    """A token as the files write it: text, or an object with its content."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
+
+
+def _roles(config: Mapping[str, Any], special: Mapping[str, Any], path: Path) -> dict[str, str]:
+    roles: dict[str, str] = {}
+    for role in ROLES:
+        given = config.get(role) if config.get(role) is not None else special.get(role)
+        token = _content(given)
+        if token is not None:
+            roles[role] = token
+        elif given not in (None, ""):
+            raise TokenizerError(f"{path.parent}: {role} is {given!r}, neither text nor an object with content")
+    return roles
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles: Mapping[str, str]) -> None:
+    """Tokens that the config names are matched whole, as transformers does, if tokenizer.json does not say so."""
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    declared = config.get("added_tokens_decoder") or {}
+    for key in sorted(declared, key=int):
+        entry = declared[key]
+        if entry["content"] in added:
+            continue
+        flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+        token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special", False)), **flags)
+        backend.add_tokens([token])
+        if backend.token_to_id(entry["content"]) != int(key):
+            raise TokenizerError(
+                f"tokenizer_config.json gives {entry['content']!r} the id {key}, but it would be "
+                f"{backend.token_to_id(entry['content'])} in tokenizer.json's; the files do not belong together"
+            )
+        added.add(entry["content"])
+    extra = [_content(token) for token in config.get("additional_special_tokens") or ()]
+    named = [token for token in (*roles.values(), *extra) if token is not None]
+    missing = [token for token in dict.fromkeys(named) if token not in added]
+    known = [token for token in missing if backend.token_to_id(token) is not None]
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in known])
+
+
+def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return _read(path)
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
+        if "default" not in named:
+            raise TokenizerError(
+                f"{directory}: chat_template is a list, of {', '.join(map(str, named))}, without 'default'; "
+                "write the one to use into chat_template.jinja"
+            )
+        found = named["default"]
+    if found is None or isinstance(found, str):
+        return found
+    raise TokenizerError(f"{directory}: chat_template is a {type(found).__name__}, not text")
+
+
+def _eos_ids(generation: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
+    found = generation.get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
+        raise TokenizerError(f"{directory / 'generation_config.json'}: eos_token_id is {found!r}, not one or more ids")
+    return tuple(ids)

@@ -1,0 +1,117 @@
+"""Keeps control tokens of the template apart from look-alikes in what users wrote.
+
+A chat template mixes its own `<|im_end|>` with message contents, and may trim, join or quote the contents on the way.
+So before rendering, each look-alike in the messages, and each part of one at the edge of a string (two fields could be
+joined), is broken by a mark: one private-use character that occurs nowhere in the input. In the rendered text, an
+unbroken control token is the template's, a broken one is text. The template's are then renamed to names that nobody
+can write (a fresh random number per process), the marks are removed, and one pass of a tokenizer that knows the
+control tokens by those names only gives the ids, merges across boundaries included.
+
+What is trusted: a template that itself spells a control token around a field, such as `'<|' + role + '|>'`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import tokenizers
+
+_NONCE = secrets.token_hex(16)
+
+
+def secret_name(index: int) -> str:
+    """What the control token of this id is called in the tokenizer for user text."""
+    return f"bp{_NONCE}x{index}z"
+
+
+def without_control_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer with every control token renamed: no text that a user can write yields one.
+
+    Renamed in the model's own vocabulary too, which could otherwise produce `<s>` from its characters. (Text that the
+    vocabulary cannot express still gives the unknown token, by its id.)"""
+    content = json.loads(backend.to_str())
+    names = {token["content"]: secret_name(token["id"]) for token in content["added_tokens"] if token["special"]}
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = content["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): index for token, index in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if not {pair[0], pair[1], pair[0] + pair[1]} & names.keys()]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+class ControlTokens:
+    """The added tokens of a tokenizer, to be found in text. `special`: control tokens by text; `others`: further added
+    tokens, which are matched in user text as everywhere."""
+
+    def __init__(self, special: Mapping[str, int], others: Iterable[str]) -> None:
+        self._special = dict(special)
+        self._all = sorted({*special, *others}, key=len, reverse=True)
+        self._starts = {token[:end] for token in special for end in range(1, len(token))}
+        self._ends = {token[start:] for token in special for start in range(1, len(token))}
+        self._longest = max(map(len, special), default=1)
+        alternatives = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+        self._anywhere = re.compile(f"(?=({alternatives}))") if special else None
+
+    def choose_mark(self, *inputs: Any) -> str:
+        """A private-use character that neither the inputs nor the tokens hold, also not as a `\\u` escape."""
+        text = json.dumps([inputs, self._all], ensure_ascii=False)
+        lowered = text.lower()
+        for code in range(0xE000, 0xF900):
+            if chr(code) not in text and f"{code:04x}" not in lowered:
+                return chr(code)
+        # 6,400 characters all in use: the planes beyond have 131,068 more
+        return next(chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in text)
+
+    def mark(self, value: Any, mark: str) -> Any:
+        """The value with every look-alike in its strings broken by the mark."""
+        if isinstance(value, str):
+            return self._mark_text(value, mark)
+        if isinstance(value, Mapping):
+            return {self.mark(key, mark): self.mark(item, mark) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self.mark(item, mark) for item in value]
+        return value
+
+    def _mark_text(self, text: str, mark: str) -> str:
+        if self._anywhere is None or not text:
+            return text
+        places: set[int] = set()
+        for match in self._anywhere.finditer(text):
+            # inside the look-alike; a token of one character is broken by a mark before it
+            places.add(match.start() + (1 if len(match.group(1)) > 1 else 0))
+        for length in range(1, min(self._longest, len(text)) + 1):
+            end, start = text[-length:], text[:length]
+            if end in self._starts and not end.isspace():
+                places.add(len(text) - length + 1)
+            if start in self._ends and not start.isspace():
+                places.add(length - 1)
+        edges = [0, *sorted(places), len(text)]
+        return mark.join(text[a:b] for a, b in pairwise(edges)) if places else text
+
+    def rename(self, rendered: str, mark: str) -> str:
+        """The rendered text with the template's control tokens under their secret names, and without marks."""
+        special = self._special
+
+        def name(match: re.Match[str]) -> str:
+            found = match.group()
+            return secret_name(special[found]) if found in special else found
+
+        return _unbroken(tuple(self._all), mark).sub(name, rendered).replace(mark, "")
+
+
+@lru_cache(maxsize=16)
+def _unbroken(longest_first: tuple[str, ...], mark: str) -> re.Pattern[str]:
+    parts = [re.escape(token) if len(token) > 1 else f"(?<!{mark}){re.escape(token)}" for token in longest_first]
+    return re.compile("|".join(parts) if parts else "(?!)")

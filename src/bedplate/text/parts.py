@@ -1,0 +1,83 @@
+"""What a tokenizer is made of, wherever it was read from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import tokenizers
+
+from bedplate.core.errors import TokenizerError
+from bedplate.core.files import sha256_json
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`roles`: token text by role name (`bos_token` …). `eos_ids`: the ids that end a generation. `config`: further
+    entries of tokenizer_config.json that are kept on export. `source`: for messages."""
+
+    backend: tokenizers.Tokenizer
+    roles: dict[str, str]
+    eos_ids: tuple[int, ...]
+    template: str | None
+    source: str
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def role_id(self, role: str) -> int | None:
+        token = self.roles.get(role)
+        return None if token is None else self.backend.token_to_id(token)
+
+
+def check_roles(parts: Parts) -> None:
+    """Every role's token is in the vocabulary, or TokenizerError."""
+    for role, token in parts.roles.items():
+        if parts.backend.token_to_id(token) is None:
+            raise TokenizerError(
+                f"{parts.source}: {role} is {token!r}, which is not in the vocabulary; correct tokenizer_config.json "
+                "or add the token to tokenizer.json"
+            )
+
+
+def identity(parts: Parts) -> str:
+    """sha256 of what decides ids: vocabulary, model, normalizer, pre-tokenizer, post-processor, added tokens, roles.
+
+    The same tokenizer gives the same value from a GGUF and from its export: vocabulary and added tokens are taken
+    together (files differ in whether added tokens are listed twice), and what only moves offsets is left out."""
+    content = json.loads(parts.backend.to_str())
+    model = content["model"]
+    vocabulary = model.pop("vocab")
+    if isinstance(vocabulary, list):  # Unigram: pieces and scores
+        model["pieces"] = [[piece, repr(score)] for piece, score in vocabulary]
+    tokens = sorted(parts.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
+    return sha256_json(
+        {
+            "model": model,
+            "tokens": [[index, token] for token, index in tokens],
+            "added": sorted(content["added_tokens"], key=lambda token: token["id"]),
+            "normalizer": content["normalizer"],
+            "pre_tokenizer": _without_offsets(content["pre_tokenizer"]),
+            "post_processor": _post_processor(content["post_processor"]),
+            "roles": {role: parts.role_id(role) for role in parts.roles},
+        }
+    )
+
+
+def _post_processor(step: Any) -> Any:
+    """Without byte-level steps, which move offsets and add no ids."""
+    if step is None or step["type"] == "ByteLevel":
+        return None
+    if step["type"] != "Sequence":
+        return _without_offsets(step)
+    kept = [part for part in map(_post_processor, step["processors"]) if part is not None]
+    return kept[0] if len(kept) == 1 else (kept or None)
+
+
+def _without_offsets(step: Any) -> Any:
+    if isinstance(step, dict):
+        return {key: _without_offsets(value) for key, value in step.items() if key != "trim_offsets"}
+    if isinstance(step, list):
+        return [_without_offsets(item) for item in step]
+    return step

@@ -1,0 +1,192 @@
+"""Text to token ids and back, from a `tokenizer.json` or from a GGUF's own vocabulary.
+
+The work is done by the `tokenizers` library. Special tokens written in plain text are matched unless
+`parse_special=False`, which is for what users wrote: it never yields a control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bedplate.core.errors import DataError, TokenizerError
+from bedplate.text import marks, parts
+from bedplate.text.chat import ChatTemplate, Message, plain, plain_messages
+from bedplate.text.conversation import Conversation, conversation
+from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
+from bedplate.text.directory import parts_from_directory, save_parts
+from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
+from bedplate.text.sandbox import MARK_VARIABLE
+
+
+class Tokenizer:
+    """One tokenizer. Immutable; safe to share between threads."""
+
+    def __init__(self, made_of: parts.Parts) -> None:
+        self._parts = made_of
+        self._backend = made_of.backend
+        self._decoding = Decoding(made_of.backend)
+        self.bos_id = made_of.role_id("bos_token")
+        self.eos_id = made_of.role_id("eos_token")
+        self.pad_id = made_of.role_id("pad_token")
+        self.unk_id = made_of.role_id("unk_token")
+        self.eos_ids: tuple[int, ...] = made_of.eos_ids
+        self.special_ids: frozenset[int] = self._decoding.special
+        self.chat: ChatTemplate | None = None
+        if made_of.template is not None:
+            self.chat = ChatTemplate(made_of.template, tokens=made_of.roles)
+
+    @classmethod
+    def from_directory(cls, directory: Path | str) -> Tokenizer:
+        """From a Hugging Face directory. Raises TokenizerError for files that are missing or corrupt."""
+        return cls(parts_from_directory(Path(directory)))
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
+        """From GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`) as Python values."""
+        return cls(parts_from_fields(fields))
+
+    def to_fields(self) -> dict[str, Any]:
+        """The GGUF metadata, where the format can express this tokenizer; otherwise TokenizerError."""
+        return fields_from_parts(self._parts)
+
+    def save(self, directory: Path | str) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads."""
+        save_parts(self._parts, Path(directory))
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
+        return parts.identity(self._parts)
+
+    # --- vocabulary
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, index: int) -> str | None:
+        return self._backend.id_to_token(index) if index >= 0 else None
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that the token adds to a text, not at its start. See `bedplate.text.decoding` for what that means:
+        exact for byte-level and byte-fallback vocabularies; WordPiece word starts carry the space before them."""
+        return self._decoding.piece(self._known(index), first=False)
+
+    # --- encoding
+
+    def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:
+        """Ids of a text. `add_special_tokens`: what the post-processor adds (BOS, [CLS] …). `parse_special=False`:
+        control tokens in the text are encoded as the characters they are written with."""
+        backend = self._backend if parse_special else self._user_backend
+        return backend.encode(_valid(text), add_special_tokens=add_special_tokens).ids
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = False, parse_special: bool = True
+    ) -> list[list[int]]:
+        """`encode` of each text, in parallel threads."""
+        backend = self._backend if parse_special else self._user_backend
+        found = backend.encode_batch([_valid(text) for text in texts], add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in found]
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> list[int]:
+        """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
+        say. BOS is there if the template writes it; none is added."""
+        if self.chat is None:
+            raise TokenizerError(f"{self._parts.source}: it has no chat template; give the prompt as plain text")
+        given = (plain_messages(messages), plain(tools), plain(extra))
+        mark = self._control_tokens.choose_mark(given, self.chat.source)
+        marked_messages, marked_tools, marked_extra = self._control_tokens.mark(given, mark)
+        clean = given == (marked_messages, marked_tools, marked_extra)
+        variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
+        rendered = self.chat.render(
+            marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
+        )
+        if clean:
+            return self.encode(rendered)
+        return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)
+
+    def encode_conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **extra: Any,
+    ) -> Conversation:
+        """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
+        the ids that training would see are not those of inference."""
+
+        def encode(some: Sequence[Message], prompt: bool) -> list[int]:
+            return self.encode_chat(some, add_generation_prompt=prompt, tools=tools, **extra)
+
+        def is_blank(ids: Sequence[int]) -> bool:
+            return not self.decode(ids, skip_special_tokens=False).strip()
+
+        return conversation(plain_messages(messages), encode, self.special_ids.__contains__, is_blank)
+
+    def lost_characters(self, text: str) -> str:
+        """The characters of a text, each once, that a byte-level vocabulary drops because it has no token for one of
+        their bytes (a few control characters in some vocabularies). Dropping them is what every implementation of
+        such a vocabulary does; this is how to know."""
+        if self._decoding.kind != "byte_level":
+            return ""
+        return "".join(c for c in dict.fromkeys(text) if not self._missing_bytes.isdisjoint(c.encode("utf-8")))
+
+    # --- decoding
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up."""
+        return self._decoding.text([self._known(index) for index in ids], skip_special_tokens)
+
+    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
+        """A decoder for ids that come one at a time."""
+        return StreamDecoder(self._decoding, skip_special_tokens)
+
+    # --- inside
+
+    @cached_property
+    def _user_backend(self) -> tokenizers.Tokenizer:
+        return marks.without_control_tokens(self._backend)
+
+    @cached_property
+    def _control_tokens(self) -> marks.ControlTokens:
+        added = self._backend.get_added_tokens_decoder()
+        special = {token.content: index for index, token in added.items() if token.special}
+        return marks.ControlTokens(special, (token.content for token in added.values() if not token.special))
+
+    @cached_property
+    def _missing_bytes(self) -> frozenset[int]:
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        return frozenset(byte for character, byte in BYTE_OF.items() if character not in vocabulary)
+
+    def _known(self, index: int) -> int:
+        if not 0 <= index < self.vocab_size:
+            raise TokenizerError(f"there is no token {index}; the vocabulary has {self.vocab_size} ids")
+        return index
+
+
+def _valid(text: str) -> str:
+    """Text that can be UTF-8, or DataError naming the position of the lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text holds the lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no "
+            "Unicode text; decode the input as UTF-8 (or UTF-16) before it comes here"
+        ) from error
+    return text
