@@ -1,0 +1,1 @@
+"""Running models: requests, caches, sampling, the engine, and predictions of skins."""
