@@ -1,0 +1,237 @@
+"""A task's rows as checked examples, in three splits, the third behind a handle that records who opened it and why."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.data.sources import Row, Rows, read_rows
+from bedplate.data.splits import Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+
+if TYPE_CHECKING:
+    from bedplate.evaluation.task import Task
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none)."""
+
+    id: str
+    inputs: dict[str, str]
+    target: str
+    group: str
+    row_hash: str
+
+
+@dataclass
+class TestHandle:
+    """The test split. What it holds can be counted and named by hash; its rows come only out of `open(reason)`."""
+
+    __test__ = False  # the name begins with Test; pytest should not collect it
+
+    n: int
+    groups: int
+    row_hashes: tuple[str, ...]
+    split_hash: str
+    _examples: tuple[Example, ...] = field(repr=False)
+    openings: list[str] = field(default_factory=list)
+
+    def open(self, reason: str) -> tuple[Example, ...]:
+        """The test examples; `reason` is added to `openings`."""
+        if not reason.strip():
+            raise UsageError("opening the test split needs a reason")
+        self.openings.append(reason)
+        return self._examples
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's examples. `counts`: rows read, dropped (by reason) and in each split. `hashes`: of files and splits.
+
+    `notes` are sentences for the report: what was dropped and what the splits lack.
+    """
+
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    test: TestHandle
+    counts: Mapping[str, int]
+    hashes: Mapping[str, str]
+    notes: tuple[str, ...]
+    licences: tuple[str, ...] = ()
+
+    def examples(self, split: str, reason: str) -> tuple[Example, ...]:
+        """The examples of a split by name; `reason` is recorded where it is test."""
+        if split == "train":
+            return self.train
+        if split == "valid":
+            return self.valid
+        if split == "test":
+            return self.test.open(reason)
+        raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+
+
+def load_examples(task: Task) -> TaskData:
+    """Read, check, deduplicate and split a task's rows.
+
+    Raises DataError naming the file, line and value: a column or label that is not there, a split that is empty or too
+    small, a label that train lacks, a text or group in two splits.
+    """
+    files = task.data.split.files
+    counts: Counter[str] = Counter()
+    notes: list[str] = []
+    sources: dict[str, Rows] = {}
+    examples: dict[str, Example] = {}
+    if files is None:
+        assert task.data.source is not None
+        sources["source"] = read_rows(task.data.source, task.directory)
+        records = _records(task, sources["source"], "", examples, counts, notes)
+        if task.data.limit is not None:
+            kept = take(records, task.data.limit, task.data.seed)
+            counts["over_limit"] += len(records) - len(kept)
+            records = kept
+        fractions = task.data.split.fractions
+        assert fractions is not None
+        parts = split(records, fractions, task.data.seed)
+    else:
+        parts: dict[str, tuple[Record, ...]] = {}
+        for name, file in files.items():
+            sources[name] = read_rows(file, task.directory)
+            parts[name] = _records(task, sources[name], f"{name}/", examples, counts, notes)
+    check_leaks(parts, groups=task.data.group_by is not None)
+    notes += _check_splits(task, parts)
+    counts.update({name: len(part) for name, part in parts.items()})
+    done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
+    hashes = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
+    hashes |= {name: split_hash(part) for name, part in parts.items()}
+    test = done["test"]
+    handle = TestHandle(
+        len(test),
+        len({example.group for example in test}),
+        tuple(example.row_hash for example in test),
+        hashes["test"],
+        test,
+    )
+    licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
+    return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences)
+
+
+def _records(
+    task: Task, rows: Rows, prefix: str, examples: dict[str, Example], counts: Counter[str], notes: list[str]
+) -> tuple[Record, ...]:
+    """Parse and deduplicate one source's rows; adds to `examples` (by id), `counts` and `notes`."""
+    counts.update(rows.counts)
+    needed = [spec.column for spec in task.inputs.values()] + [task.data.target]
+    for column in needed + ([task.data.group_by] if task.data.group_by else []):
+        if column not in rows.columns:
+            close = difflib.get_close_matches(column, rows.columns, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise DataError(f"{rows.path}: no column {column!r}; {hint}the columns are {', '.join(rows.columns)}")
+    parsed: list[Example] = []
+    empty = 0
+    for row, line in zip(rows.rows, rows.lines, strict=True):
+        example = _example(task, row, line, rows)
+        if example is None:
+            empty += 1
+        else:
+            parsed.append(example)
+    if empty:
+        notes.append(f"{rows.source}: {empty} rows without text were dropped")
+    if len({example.id for example in parsed}) < len(parsed):
+        again = next(name for name, count in Counter(e.id for e in parsed).items() if count > 1)
+        raise DataError(
+            f"{rows.path}: the id {again!r} stands on more than one row; "
+            "make the column `id` name one row each, or give it another name"
+        )
+    parsed = [replace(example, id=prefix + example.id) for example in parsed]
+    found = {example.id: example for example in parsed}
+    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, e.target if task.labels else "") for e in parsed])
+    examples.update({record.id: found[record.id] for record in result.records})
+    counts.update({"empty_text": empty, "duplicates": result.duplicates, "contradictory": result.contradictory})
+    for copies in result.contradictions[:3]:
+        answers = ", ".join(f"{copy.id}: {copy.target!r}" for copy in copies)
+        notes.append(f"{rows.source}: one text with different targets, all copies dropped ({answers})")
+    if len(result.contradictions) > 3:
+        notes.append(f"{rows.source}: {len(result.contradictions) - 3} more such texts were dropped")
+    notes += rows.notes
+    return result.records
+
+
+def _example(task: Task, row: Row, line: int, rows: Rows) -> Example | None:
+    """One row as an example; None where every input is empty."""
+    where = f"{rows.path}, line {line}"
+    inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
+    if not any(text.strip() for text in inputs.values()):
+        return None
+    target = _target(task, row, where)
+    digest = row_hash(inputs)
+    group = digest
+    if task.data.group_by is not None:
+        value = row.get(task.data.group_by)
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise DataError(f"{where}: the group ({task.data.group_by}) is {value!r}; every row needs one")
+        group = str(value)
+    given = row.get("id")
+    has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
+    # without an id a row is named by its line, which is all that tells copies of one text apart
+    return Example(str(given) if has_id else f"line {line}", inputs, target, group, digest)
+
+
+def _text(row: Row, column: str, where: str) -> str:
+    value: Any = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
+    return value
+
+
+def _target(task: Task, row: Row, where: str) -> str:
+    value: Any = row.get(task.data.target)
+    if not task.labels:
+        text = _text(row, task.data.target, where)
+        if not text.strip():
+            raise DataError(f"{where}: the target ({task.data.target}) is empty")
+        return text
+    if isinstance(value, str) and value in task.labels:
+        return value
+    close = difflib.get_close_matches(str(value), task.labels, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
+    raise DataError(
+        f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; "
+        f"{hint}labels: {', '.join(task.labels)}"
+    )
+
+
+def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]:
+    notes: list[str] = []
+    total = sum(len(part) for part in parts.values())
+    groups = len({record.group for part in parts.values() for record in part})
+    for name in SPLITS:
+        part = parts[name]
+        if not part:
+            raise DataError(
+                f"the {name} split is empty: {total} usable rows in {groups} groups do not fill three splits; "
+                "add rows (or groups), or change the fractions"
+            )
+        if len(part) < len(task.labels):
+            raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
+        present = {record.target for record in part}
+        absent = [label for label in task.labels if label not in present]
+        if absent and name == "train":
+            raise DataError(
+                f"no row of the train split has the label {absent[0]!r}; add such rows or take it off the list"
+            )
+        if absent:
+            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    return notes

@@ -1,0 +1,307 @@
+"""Score predictions against a task: estimate, interval and bound with groups respected, every row kept beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bedplate.core import statistics
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics import InsufficientGroups
+from bedplate.core.statistics.proportions import Side
+from bedplate.data.splits import Record, split_hash
+from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.metrics import METRICS, Codes
+from bedplate.evaluation.task import Task, load_task
+
+
+class PredictionLike(Protocol):
+    """What a model answers for one row: the parsed output (None: could not be parsed), label log-scores, seconds."""
+
+    @property
+    def output(self) -> Any: ...
+    @property
+    def scores(self) -> Mapping[str, float] | None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+class Predicts(Protocol):
+    """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
+
+    def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike]: ...
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of an evaluation. `score` is the metric's score of the row, 0 or 1; `scores` are label log-scores."""
+
+    id: str
+    row_hash: str
+    group: str
+    target: str
+    prediction: str | None
+    score: float
+    length: int
+    scores: dict[str, float] | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
+
+    `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
+    for orientation only. `unparsed` rows had no usable prediction and count as wrong.
+    """
+
+    task: str
+    task_hash: str
+    split: str
+    split_hash: str
+    metric: str
+    labels: tuple[str, ...]
+    estimate: float
+    interval: tuple[float, float]
+    confidence: float
+    lower_bound: float | None
+    reason: str | None
+    n: int
+    groups: int
+    icc: float | None
+    design_effect: float
+    unparsed: int
+    seed: int
+    rows: tuple[RowResult, ...]
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups."""
+        if METRICS[self.metric].statistic is None:
+            return statistics.effective_n_bound(self._scores, self._groups, confidence, side).value
+        boot = statistics.bca_cluster_bootstrap(self.statistic, self._groups, confidence, seed=self.seed)
+        return boot.lower if side == "lower" else boot.upper
+
+    def statistic(self, rows: Codes) -> float:
+        """The metric over some of the rows, given by number (repeats allowed)."""
+        whole = METRICS[self.metric].statistic
+        if whole is None:
+            return float(self._scores[rows].mean())
+        targets, predictions = self._codes
+        return whole(targets[rows], predictions[rows], len(self.labels))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for report.json; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` wrote, also after a trip through a JSON file."""
+        plain: dict[str, Any] = dict(values)
+        plain["interval"] = tuple(values["interval"])
+        plain["labels"] = tuple(values["labels"])
+        plain["rows"] = tuple(RowResult(**row) for row in values["rows"])
+        return cls(**plain)
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
+        return np.array([row.score for row in self.rows])
+
+    @cached_property
+    def _groups(self) -> list[str]:
+        return [row.group for row in self.rows]
+
+    @cached_property
+    def _codes(self) -> tuple[Codes, Codes]:
+        number = {label: code for code, label in enumerate(self.labels)}
+        targets = np.array([number[row.target] for row in self.rows], dtype=np.int64)
+        given = [-1 if row.prediction is None else number.get(row.prediction, -1) for row in self.rows]
+        return targets, np.array(given, dtype=np.int64)
+
+
+def evaluate_predictions(
+    task: Task,
+    examples: Sequence[Example],
+    predictions: Sequence[PredictionLike | str | None],
+    *,
+    split: str = "valid",
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Evaluation:
+    """Score `predictions`, one for each example in order; plain strings (or None) will do where there are no scores."""
+    if len(examples) != len(predictions):
+        raise UsageError(f"{len(predictions)} predictions for {len(examples)} examples: give one for each, in order")
+    if not examples:
+        raise UsageError("there are no examples to evaluate")
+    rows = tuple(_row(task, example, given) for example, given in zip(examples, predictions, strict=True))
+    values = [row.score for row in rows]
+    groups: list[Hashable] = [row.group for row in rows]
+    icc = statistics.intraclass_correlation(values, groups)
+    draft = Evaluation(
+        task=task.task,
+        task_hash=task.hash,
+        split=split,
+        split_hash=split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples]),
+        metric=task.metric,
+        labels=task.labels,
+        estimate=math.nan,
+        interval=(0.0, 1.0),
+        confidence=confidence,
+        lower_bound=None,
+        reason=None,
+        n=len(rows),
+        groups=len(set(groups)),
+        icc=None if math.isnan(icc) else icc,
+        design_effect=statistics.design_effect(values, groups),
+        unparsed=sum(row.prediction is None for row in rows),
+        seed=seed,
+        rows=rows,
+    )
+    return _with_bounds(draft)
+
+
+def _with_bounds(draft: Evaluation) -> Evaluation:
+    whole = replace(draft, estimate=draft.statistic(np.arange(draft.n)), interval=_interval(draft))
+    try:
+        return replace(whole, lower_bound=whole.bound(whole.confidence))
+    except InsufficientGroups as error:
+        return replace(whole, reason=error.message)
+
+
+def _interval(draft: Evaluation) -> tuple[float, float]:
+    groups = [row.group for row in draft.rows]
+    if draft.groups == 1 and (draft.n > 1 or METRICS[draft.metric].statistic is not None):
+        return 0.0, 1.0  # one group says nothing about others
+    if METRICS[draft.metric].statistic is None:
+        scores = [row.score for row in draft.rows]
+        return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2)
+    return statistics.bca_cluster_bootstrap(
+        draft.statistic, groups, draft.confidence, seed=draft.seed, minimum_groups=2
+    ).interval
+
+
+def _row(task: Task, example: Example, given: PredictionLike | str | None) -> RowResult:
+    scores = seconds = None
+    if given is None or isinstance(given, str):
+        output: Any = given
+    else:
+        output, seconds = given.output, given.seconds
+        scores = None if given.scores is None else dict(given.scores)
+    prediction = None if output is None else str(output)
+    if task.labels and prediction not in task.labels:
+        prediction = None
+    score = METRICS[task.metric].row(example.target, prediction)
+    length = sum(len(text) for text in example.inputs.values())
+    return RowResult(
+        example.id, example.row_hash, example.group, example.target, prediction, score, length, scores, seconds
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`a` minus `b` on the same rows: two-sided interval at `confidence`, and a two-sided p-value by `test`."""
+
+    metric: str
+    split: str
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    confidence: float
+    p_value: float
+    test: str
+    n: int
+    groups: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for report.json."""
+        return asdict(self)
+
+
+def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.95) -> Comparison:
+    """Paired comparison of two evaluations of one metric on the same rows (matched by hash, in any order).
+
+    Row metrics: exact McNemar where rows are independent, otherwise the clustered sign-flip. Macro-F1: a swap test and
+    the cluster bootstrap of the difference. Raises UsageError where metric, split or rows differ.
+    """
+    if (a.metric, a.split_hash) != (b.metric, b.split_hash):
+        raise UsageError(
+            f"only evaluations of one metric on the same rows compare: {a.metric} on {a.split} ({a.n} rows, "
+            f"{a.split_hash[:8]}) and {b.metric} on {b.split} ({b.n} rows, {b.split_hash[:8]})"
+        )
+    place = {row.row_hash: row for row in b.rows}
+    rows = [place[row.row_hash] for row in a.rows]
+    groups = [row.group for row in a.rows]
+    if METRICS[a.metric].statistic is None:
+        paired = statistics.paired_difference(
+            [row.score for row in a.rows], [row.score for row in rows], groups, confidence, seed=seed
+        )
+        difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
+    else:
+        difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
+        test = "clustered_swap" if a.groups < a.n else "swap"
+    return Comparison(
+        a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
+    )
+
+
+def _compare_statistic(
+    a: Evaluation, b: Evaluation, groups: list[str], seed: int, confidence: float
+) -> tuple[float, tuple[float, float], float]:
+    whole = METRICS[a.metric].statistic
+    assert whole is not None
+    targets = np.array([a.labels.index(row.target) for row in a.rows], dtype=np.int64)
+    given = [
+        np.array([-1 if r.prediction is None else e.labels.index(r.prediction) for r in e.rows], dtype=np.int64)
+        for e in (a, b)
+    ]
+
+    def swapped(swap: np.ndarray) -> float:
+        first, second = np.where(swap, given[1], given[0]), np.where(swap, given[0], given[1])
+        return whole(targets, first, len(a.labels)) - whole(targets, second, len(a.labels))
+
+    p_value = statistics.swap_test(swapped, groups, seed=seed)
+    difference = a.estimate - b.estimate
+    if a.groups < 2:
+        return difference, (-1.0, 1.0), p_value
+    boot = statistics.bca_cluster_bootstrap(
+        lambda rows: a.statistic(rows) - b.statistic(rows),
+        groups,
+        confidence,
+        seed=seed,
+        support=(-1.0, 1.0),
+        minimum_groups=2,
+    )
+    return difference, boot.interval, p_value
+
+
+def evaluate(
+    model: Predicts | Path | str,
+    task: Task | Path | str,
+    *,
+    split: str = "valid",
+    data: TaskData | None = None,
+    confidence: float = 0.95,
+) -> Evaluation:
+    """Ask `model` (a predictor, or a skin's directory) for every row of a split of `task` and score the answers.
+
+    Opening test is recorded in the data's handle; verdicts on test belong to `adapt`, which keeps the ledger.
+    """
+    if not isinstance(task, Task):
+        task = load_task(task)
+    if data is None:
+        data = load_examples(task)
+    if isinstance(model, str | Path):
+        from bedplate.inference.predict import load
+
+        predictor: Predicts = load(model)
+    else:
+        predictor = model
+    examples = data.examples(split, f"evaluate {task.task}")
+    predictions = predictor.predict([example.inputs for example in examples])
+    return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)

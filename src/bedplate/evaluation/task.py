@@ -1,0 +1,206 @@
+"""The task file: what goes in, what comes out, where the rows are and how a prediction is scored.
+
+`evaluate`, `predict` and `adapt` share it; the ladder's own part (`adapt`) is carried here unread.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+
+from bedplate.core.config import Strict, load_config
+from bedplate.core.files import sha256_json
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
+from bedplate.evaluation.metrics import METRICS
+
+__all__ = [
+    "DataSpec",
+    "Example",
+    "InputSpec",
+    "OutputSpec",
+    "SplitSpec",
+    "Task",
+    "TaskData",
+    "TestHandle",
+    "load_examples",
+    "load_task",
+]
+
+INPUT_KINDS = ("text",)
+OUTPUT_KINDS = ("label", "text")
+_LATER = {"input": ("image", "audio"), "output": ("labels", "json", "embedding", "image")}
+
+
+def _known_kind(kind: str, supported: Sequence[str], what: str) -> str:
+    if kind in supported:
+        return kind
+    if kind in _LATER[what]:
+        raise ValueError(f"{what} kind {kind!r} is not supported yet; supported: {', '.join(supported)}")
+    raise ValueError(f"no {what} kind {kind!r}; supported: {', '.join(supported)}")
+
+
+class InputSpec(Strict):
+    """One named input: the column it is read from and its kind (text)."""
+
+    column: Annotated[str, Field(min_length=1)]
+    kind: str = "text"
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, kind: str) -> str:
+        return _known_kind(kind, INPUT_KINDS, "input")
+
+
+class OutputSpec(Strict):
+    """What a prediction is: one of `labels`, or text of at most `max_tokens` tokens that ends at any of `stop`."""
+
+    kind: str
+    labels: tuple[str, ...] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: tuple[str, ...] | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, kind: str) -> str:
+        return _known_kind(kind, OUTPUT_KINDS, "output")
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for label, count in Counter(labels or ()).items():
+            if not label or label != label.strip():
+                raise ValueError(f"the label {label!r} is empty or has spaces around it")
+            if count > 1:
+                raise ValueError(f"the label {label!r} stands {count} times; each label once")
+        return labels
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> OutputSpec:
+        if self.kind == "label":
+            if self.labels is None or len(self.labels) < 2:
+                raise ValueError("an output of kind label needs `labels`, at least 2 of them")
+            if self.max_tokens is not None or self.stop is not None:
+                raise ValueError("`max_tokens` and `stop` belong to outputs of kind text, not label")
+        elif self.labels is not None:
+            raise ValueError("`labels` belongs to outputs of kind label, not text")
+        return self
+
+
+Part = Annotated[float, Field(gt=0, lt=1)] | str
+
+
+class SplitSpec(Strict):
+    """Train, valid and test: fractions that sum to 1, or three files."""
+
+    train: Part
+    valid: Part
+    test: Part
+
+    @model_validator(mode="after")
+    def _fractions_or_files(self) -> SplitSpec:
+        parts = (self.train, self.valid, self.test)
+        numbers = [part for part in parts if isinstance(part, float)]
+        if 0 < len(numbers) < 3:
+            raise ValueError("give three fractions or three files, not some of each")
+        if numbers and abs(sum(numbers) - 1) > 1e-6:
+            raise ValueError(f"the fractions must sum to 1, not {sum(numbers):g}")
+        if not numbers and len(set(parts)) < 3:
+            raise ValueError("train, valid and test must be three different files")
+        return self
+
+    @property
+    def fractions(self) -> dict[str, float] | None:
+        """Split name → fraction, or None where the splits are files."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        found = {name: part for name, part in parts.items() if isinstance(part, float)}
+        return found or None
+
+    @property
+    def files(self) -> dict[str, str] | None:
+        """Split name → file, or None where the splits are fractions."""
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        found = {name: part for name, part in parts.items() if isinstance(part, str)}
+        return found or None
+
+
+class DataSpec(Strict):
+    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed)."""
+
+    source: str | None = None
+    target: Annotated[str, Field(min_length=1)]
+    group_by: str | None = None
+    split: SplitSpec
+    seed: int = 0
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _source_or_files(self) -> DataSpec:
+        if self.split.files is None and self.source is None:
+            raise ValueError("`source` is missing: a data set's name or a file (or give three files under `split`)")
+        if self.split.files is not None and (self.source is not None or self.limit is not None):
+            raise ValueError("`source` and `limit` do not go with files under `split`")
+        return self
+
+
+class Task(Strict):
+    """A task file. Read one with `load_task`; relative data files are taken from the directory of the file."""
+
+    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    inputs: Annotated[dict[str, InputSpec], Field(min_length=1)]
+    output: OutputSpec
+    instructions: str = ""
+    data: DataSpec
+    metric: str
+    adapt: dict[str, Any] | None = None
+
+    _path: Path | None = PrivateAttr(default=None)
+
+    @field_validator("inputs")
+    @classmethod
+    def _names(cls, inputs: Mapping[str, InputSpec]) -> Mapping[str, InputSpec]:
+        for name in inputs:
+            if not name.isidentifier():  # prompts are templates that refer to inputs by name
+                raise ValueError(f"the input name {name!r} must be letters, digits and _, and not begin with a digit")
+        return inputs
+
+    @field_validator("metric")
+    @classmethod
+    def _metric(cls, metric: str, info: ValidationInfo) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        output: OutputSpec | None = info.data.get("output")
+        if output is not None and output.kind not in METRICS[metric].outputs:
+            fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]
+            raise ValueError(f"{metric!r} does not fit an output of kind {output.kind}; {', '.join(fitting)} would")
+        return metric
+
+    @property
+    def path(self) -> Path | None:
+        """The file this task was read from."""
+        return self._path
+
+    @property
+    def directory(self) -> Path:
+        """What relative data files are relative to."""
+        return Path() if self._path is None else self._path.parent
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the output, empty for text."""
+        return self.output.labels or ()
+
+    @property
+    def hash(self) -> str:
+        """sha256 (hex) of the resolved file, overrides included."""
+        return sha256_json(self.model_dump(mode="json"))
+
+
+def load_task(path: Path | str, overrides: Sequence[str] = ()) -> Task:
+    """Read a task file, with `key=value` overrides. Raises ConfigError naming file, line, key and what is allowed."""
+    task = load_config(path, Task, overrides)
+    task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    return task
