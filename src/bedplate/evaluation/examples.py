@@ -226,7 +226,8 @@ def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str
             )
         if len(part) < len(task.labels):
             raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
-        present = {record.target for record in part}
+    for name in SPLITS:
+        present = {record.target for record in parts[name]}
         absent = [label for label in task.labels if label not in present]
         if absent and name == "train":
             raise DataError(

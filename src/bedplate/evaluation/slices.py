@@ -63,7 +63,7 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
         return None
     confidence = np.array([confidence_of(r.scores or {}, r.prediction or "") for r in rows])
     right = np.array([r.target == r.prediction for r in rows], dtype=float)
-    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(np.round(confidence * bins, 9)).astype(int) - 1, 0, bins - 1)
     found: list[CalibrationBin] = []
     error = 0.0
     for index in np.unique(place):
