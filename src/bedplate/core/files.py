@@ -49,7 +49,7 @@ def sha256_json(value: Any) -> str:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a whole file, or leave the old one untouched, also across a crash. UsageError where it cannot be written."""
+    """Write a whole file, or leave the old one untouched, also across a crash. UsageError where one cannot write."""
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = _beside(path)
@@ -234,7 +234,7 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off first."""
+    """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
     path = Path(path)
     data = "".join(_json_line(row) for row in rows).encode("utf-8")
     with _writable(path):

@@ -1,0 +1,44 @@
+"""Bedplate: one base model, many skins. The public API; each name is imported when it is first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bedplate.core.errors import BedplateError
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.ladder import adapt
+    from bedplate.evaluation.harness import evaluate
+    from bedplate.evaluation.task import Task
+    from bedplate.hub.pull import pull
+    from bedplate.inference.predict import load
+    from bedplate.serving.app import serve
+    from bedplate.skins.skin import Skin
+
+__version__ = "0.1.0"
+
+__all__ = ["BedplateError", "Skin", "Task", "__version__", "adapt", "evaluate", "load", "pull", "serve"]
+
+_MODULES: dict[str, str] = {
+    "Skin": "bedplate.skins.skin",
+    "Task": "bedplate.evaluation.task",
+    "adapt": "bedplate.adaptation.ladder",
+    "evaluate": "bedplate.evaluation.harness",
+    "load": "bedplate.inference.predict",
+    "pull": "bedplate.hub.pull",
+    "serve": "bedplate.serving.app",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'bedplate' has no attribute {name!r}; its names are {', '.join(__all__)}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

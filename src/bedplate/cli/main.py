@@ -1,0 +1,115 @@
+"""The `bedplate` command: finds the verb's module, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import bedplate
+from bedplate.core.errors import BedplateError, UsageError
+
+# verb: (module, one line of help). The module has a typer command function of the verb's name. One row per verb.
+VERBS: dict[str, tuple[str, str]] = {
+    "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
+}
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
+    except BedplateError as error:
+        if _wants_traceback():
+            traceback.print_exc()
+        code = _fail(error.message, error.code, error.exit_code, arguments)
+    except Exception as error:
+        if _wants_traceback():
+            traceback.print_exc()
+        message = f"unexpected {type(error).__name__}: {error} (BEDPLATE_TRACEBACK=1 shows where)"
+        code = _fail(message, "internal_error", 1, arguments)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(_help())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"bedplate {bedplate.__version__}")
+        return 0
+    return _run_verb(arguments[0], arguments[1:])
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        what = "option" if verb.startswith("-") else "verb"
+        hint = f"did you mean {close[0]!r}?" if close else f"the verbs are {', '.join(VERBS)}"
+        raise UsageError(f"there is no {what} {verb!r}; {hint} (`bedplate --help`)")
+    module, line = VERBS[verb]
+    function = getattr(importlib.import_module(module), verb.replace("-", "_"))
+
+    import typer
+    import typer.main
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name=verb, help=function.__doc__ or line)(function)
+    # typer keeps its own copy of click from some version on, so its usage errors are named through what typer exports
+    usage_error: Any = typer.BadParameter.__mro__[1]
+    try:
+        result = typer.main.get_command(app).main(arguments, prog_name=f"bedplate {verb}", standalone_mode=False)
+    except usage_error as error:
+        raise UsageError(f"{error.format_message()} (`bedplate {verb} --help`)") from error
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items())
+    return f"""\
+Usage: bedplate VERB [OPTIONS] …
+
+One base model, many skins.
+
+Verbs (`bedplate VERB --help` says more):
+{verbs}
+
+Options:
+  --version  Show the version.
+  --help     Show this text.
+
+Environment: BEDPLATE_HOME (cache and catalogue, default ~/.cache/bedplate), BEDPLATE_TRACEBACK=1 (tracebacks),
+HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the package index."""
+
+
+def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> int:
+    """One `error: …` on stderr; under --json the error object on stdout too."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if "--json" in arguments:
+        print(json.dumps({"error": {"message": message, "code": code}}), flush=True)
+    return exit_code
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`bedplate pull`: fetch an item and show what it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import console
+
+
+def pull(
+    source: Annotated[
+        str | None, typer.Argument(help="Catalogue name, hf:owner/name[@revision], or a path.", show_default=False)
+    ] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="Show the catalogue and what is already here.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Fetch a base, an encoder or data, check its hash, and show where it lies and under which licence."""
+    if show_list == (source is not None):
+        raise UsageError("give either one item to pull or --list")
+    if source is None:
+        _show_list(as_json)
+        return
+    from bedplate.hub.pull import pull as pull_item
+
+    pulled = pull_item(source, quiet=as_json)
+    rows = {
+        "name": pulled.name,
+        "path": str(pulled.path),
+        "licence": pulled.licence,
+        "size_bytes": pulled.size_bytes,
+        "sha256": pulled.sha256,
+        "source": pulled.source,
+    }
+    if as_json:
+        print(json.dumps(rows))
+        return
+    rows["size"] = _megabytes(pulled.size_bytes)
+    for key in ("name", "path", "licence", "size", "sha256", "source"):
+        print(f"{key:<8} {rows[key]}")
+
+
+def _show_list(as_json: bool) -> None:
+    from bedplate.hub.cache import content_path, is_cached
+    from bedplate.hub.catalog import CATALOG
+
+    rows = [
+        {
+            "name": item.name,
+            "kind": item.kind,
+            "download_bytes": item.size_bytes,
+            "licence": item.licence,
+            "part_licences": dict(item.part_licences),
+            "description": item.description,
+            "sha256": item.sha256,
+            "path": str(content_path(item)) if is_cached(item) else None,
+        }
+        for item in CATALOG.values()
+    ]
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.table import Table
+
+    table = Table("name", "kind", "download", "licence", "description", "here", box=None)
+    for item, row in zip(CATALOG.values(), rows, strict=True):
+        here = "yes" if row["path"] else ""
+        table.add_row(item.name, item.kind, _megabytes(item.size_bytes), item.licence, item.description, here)
+    console().print(table)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"

