@@ -1,1 +1,9 @@
-"""Small trained parts that change a frozen base: low-rank updates and heads, and their files."""
+"""Small trained parts that change a frozen base: low-rank updates and heads, and their files.
+
+`ADAPTERS` names, for each kind, the class that describes it, as "module:class" (so that naming them loads no torch).
+"""
+
+ADAPTERS: dict[str, str] = {
+    "lora": "bedplate.adapters.lora:LoraConfig",
+    "head": "bedplate.adapters.head:Head",
+}

@@ -1,0 +1,57 @@
+"""A linear head on captured features: what a probe trains, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from bedplate.adapters.tensors import read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError
+
+HEAD_FILE = "head.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Logits = W h + b. weight: float32 [C, D], bias: float32 [C], one row for each of the C labels, in order."""
+
+    weight: Tensor
+    bias: Tensor
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        if count < 2 or len(set(self.labels)) != count:
+            raise SkinError(f"a head needs at least two different labels, got {list(self.labels)}")
+        if self.weight.dim() != 2 or self.weight.shape[0] != count or self.bias.shape != (count,):
+            raise SkinError(
+                f"a head of {count} labels needs a weight [{count}, D] and a bias [{count}], "
+                f"got {list(self.weight.shape)} and {list(self.bias.shape)}"
+            )
+        if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
+            raise SkinError("the head's weights hold NaN or infinity")
+
+    def __call__(self, features_ND: Tensor) -> Tensor:
+        """Features [N, D] of any floating type → logits float32 [N, C]. SkinError when D is not the head's."""
+        if features_ND.shape[-1] != self.weight.shape[1]:
+            raise SkinError(
+                f"the head reads features of size {self.weight.shape[1]}, the base gives {features_ND.shape[-1]}: "
+                "was it trained on another base or layer?"
+            )
+        device = features_ND.device
+        return F.linear(features_ND.float(), self.weight.to(device), self.bias.to(device))
+
+    def to_bytes(self) -> bytes:
+        """The content of `head.safetensors`: weight, bias. The labels are part of the skin's output."""
+        return tensor_bytes({"weight": self.weight.float(), "bias": self.bias.float()})
+
+
+def read_head(path: Path, labels: tuple[str, ...], content: bytes | None = None) -> Head:
+    """Read a head. SkinError when the file is corrupt, has other tensors, or does not fit the labels."""
+    tensors = read_tensors(path, content)
+    if tensors.keys() != {"weight", "bias"}:
+        raise SkinError(f"{path} must hold exactly 'weight' and 'bias', not {sorted(tensors)}")
+    return Head(tensors["weight"], tensors["bias"], labels)

@@ -1,0 +1,293 @@
+"""LoRA adapters in PEFT's layout, both ways: `adapter_config.json` and `adapter_model.safetensors`.
+
+The files are what `peft`, vLLM and lm-eval load. Names go through the family's weight table, so that no family is
+known here. Reading is strict: whatever would silently serve something else than was trained is a SkinError.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, check_tensors, match_targets
+from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.layers.linear import Linear
+
+CONFIG_FILE = "adapter_config.json"
+TENSORS_FILE = "adapter_model.safetensors"
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+# Fields that change what the adapter computes, with the values under which they change nothing.
+_INERT: dict[str, tuple[Any, ...]] = {
+    "use_dora": (None, False),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    "fan_in_fan_out": (None, False),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, [], {}),
+    "target_parameters": (None, []),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "alora_invocation_tokens": (None, []),
+    "arrow_config": (None,),
+    "velora_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+}
+
+
+def hf_module_name(weights: WeightMap, path: str) -> str:
+    """A module path of ours → its Hugging Face name. SkinError when the family has no such module."""
+    name = weights.to_external(f"{path}.weight")
+    if name is None:
+        raise SkinError(f"the family has no Hugging Face name for {path}; an adapter on it cannot be exported")
+    return name.removesuffix(".weight")
+
+
+def peft_files(
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    weights: WeightMap,
+    *,
+    base_name: str,
+    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+) -> dict[str, bytes]:
+    """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table."""
+    paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
+    hf = {path: hf_module_name(weights, path) for path in paths}
+    named = {
+        f"base_model.model.{hf[path]}.lora_{x}.weight": tensors[f"{path}.lora_{x}"] for path in paths for x in "AB"
+    }
+    fields: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name,
+        "revision": None,
+        "inference_mode": True,
+        "r": config.r,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "target_modules": _target_modules(config, hf.values(), weights),
+        "exclude_modules": None,
+        "modules_to_save": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        # peft reads these keys as regular expressions
+        "rank_pattern": {re.escape(hf[p]): r for p, r in sorted(config.ranks.items())},
+        "alpha_pattern": {re.escape(hf[p]): a for p, a in sorted(config.alphas.items())},
+    }
+    text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named)}
+
+
+def write_peft(
+    directory: Path,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    weights: WeightMap,
+    *,
+    base_name: str,
+    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+) -> None:
+    """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
+    from bedplate.core.files import atomic_directory
+
+    with atomic_directory(directory) as temporary:
+        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type)
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)
+
+
+def read_peft(
+    directory: Path,
+    weights: WeightMap,
+    modules: Mapping[str, Linear] | None = None,
+    *,
+    contents: Mapping[str, bytes] | None = None,
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Read an adapter: its configuration and its tensors by our names (`{path}.lora_A` [r, in], `.lora_B` [out, r]).
+
+    With `modules` (the model's `block_linears`) names and shapes are checked against the model at once; otherwise
+    `Bank.add` does. `contents` holds the files' bytes when they are at hand. Raises SkinError for other adapter kinds,
+    modules that do not match, missing halves, wrong shapes or ranks, NaN, pickles, links.
+    """
+    given = contents or {}
+    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
+    if TENSORS_FILE not in given and not tensors_path.exists() and (directory / "adapter_model.bin").exists():
+        raise SkinError(
+            f"{directory / 'adapter_model.bin'} is a pickle, which can run code; "
+            "save the adapter as safetensors (peft: save_pretrained(..., safe_serialization=True))"
+        )
+    fields = read_json_object(config_path, given.get(CONFIG_FILE))
+    _refuse_other_kinds(fields, config_path)
+    tensors, hf = _named_tensors(read_tensors(tensors_path, given.get(TENSORS_FILE)), weights, tensors_path)
+    _check_targets(fields.get("target_modules"), hf, config_path)
+    config = _config(fields, hf, config_path)
+    _check_ranks(config, hf, tensors, tensors_path)
+    if modules is not None:
+        unknown = sorted(hf.keys() - modules.keys())
+        if unknown:
+            raise SkinError(f"{tensors_path} adapts {hf[unknown[0]]}, which this base does not have")
+        config = config.model_copy(update={"targets": short_targets(hf, modules)})
+        check_tensors(config, {path: modules[path] for path in modules if path in hf}, tensors)
+    return config, tensors
+
+
+def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-linear"] | tuple[str, ...]:
+    """The shortest `LoraConfig.targets` that name exactly `paths` among a model's `modules`."""
+    chosen, every = set(paths), list(modules)
+    if chosen == set(every):
+        return ALL_LINEAR
+    endings = sorted({re.sub(r"^.*\.\d+\.", "", path) for path in chosen})
+    if set(match_targets(endings, every)) == chosen:
+        return tuple(endings)
+    return tuple(sorted(chosen, key=_natural))
+
+
+def _refuse_other_kinds(fields: Mapping[str, Any], path: Path) -> None:
+    if fields.get("peft_type") != "LORA":
+        raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
+    for name, inert in _INERT.items():
+        if fields.get(name) not in inert:
+            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only plain LoRA on linears is")
+
+
+def _named_tensors(
+    stored: Mapping[str, Tensor], weights: WeightMap, path: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by our names, and the Hugging Face name of each adapted module path."""
+    tensors: dict[str, Tensor] = {}
+    hf: dict[str, str] = {}
+    for key, tensor in stored.items():
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
+        ours = weights.from_external(found["module"] + ".weight")
+        if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
+            raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
+        module = ours.removesuffix(".weight")
+        name = f"{module}.lora_{found['side']}"
+        if name in tensors:
+            raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
+        tensors[name], hf[module] = tensor, found["module"]
+    for module, theirs in hf.items():
+        for side in "AB":
+            if f"{module}.lora_{side}" not in tensors:
+                raise SkinError(f"{path}: {theirs} has no lora_{side}; the adapter is incomplete")
+    if not tensors:
+        raise SkinError(f"{path} holds no adapter tensors")
+    return tensors, hf
+
+
+def _check_targets(targets: Any, hf: Mapping[str, str], path: Path) -> None:
+    """Every module must be one that `target_modules` names, and every name must be that of some module."""
+    if targets == ALL_LINEAR or targets is None:
+        return
+    if isinstance(targets, str):
+        raise SkinError(
+            f"{path}: target_modules is the regular expression {targets!r}; write the module names as a list"
+        )
+    if isinstance(targets, list) and all(isinstance(t, str) for t in targets):
+        matches = {t: [n for n in hf.values() if n == t or n.endswith("." + t)] for t in targets}
+        empty = [t for t, found in matches.items() if not found]
+        if empty:
+            raise SkinError(f"{path}: target_modules names {empty[0]!r}, but the adapter has no tensors for it")
+        named = {name for found in matches.values() for name in found}
+        unnamed = [name for name in hf.values() if name not in named]
+    else:
+        raise SkinError(f"{path}: target_modules must be a list of names or a regular expression, got {targets!r}")
+    if unnamed:
+        raise SkinError(f"{path}: the adapter has tensors for {unnamed[0]}, which target_modules does not name")
+
+
+def _config(fields: Mapping[str, Any], hf: Mapping[str, str], path: Path) -> LoraConfig:
+    ranks, alphas = (_by_path(fields.get(name) or {}, hf, path) for name in ("rank_pattern", "alpha_pattern"))
+    try:
+        return LoraConfig(
+            r=fields.get("r", 8),
+            alpha=fields.get("lora_alpha", 8),
+            dropout=fields.get("lora_dropout") or 0.0,
+            rslora=fields.get("use_rslora") or False,
+            targets=tuple(sorted(hf, key=_natural)),
+            ranks=ranks,
+            alphas=alphas,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SkinError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _by_path(patterns: Any, hf: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """peft's name → value table, resolved for each module: the first name that is a module's, or the end of it.
+
+    peft reads the names as regular expressions; only escaped and plain names are accepted here, because a stranger's
+    expression can take for ever.
+    """
+    if not isinstance(patterns, dict):
+        raise SkinError(f"{path}: rank_pattern and alpha_pattern must be objects, got {patterns!r}")
+    names = {pattern.replace("\\.", ".").removeprefix("^"): value for pattern, value in patterns.items()}
+    odd = [name for name in names if not re.fullmatch(r"[\w.-]+", name)]
+    if odd:
+        raise SkinError(f"{path}: {odd[0]!r} in rank_pattern or alpha_pattern is not a module name; write plain names")
+    resolved: dict[str, Any] = {}
+    for module, theirs in hf.items():
+        found = next((n for n in names if theirs == n or theirs.endswith("." + n)), None)
+        if found is not None:
+            resolved[module] = names[found]
+    return resolved
+
+
+def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> None:
+    for module, name in hf.items():
+        a, b, r = tensors[f"{module}.lora_A"], tensors[f"{module}.lora_B"], config.rank(module)
+        if a.dim() != 2 or b.dim() != 2 or a.shape[0] != r or b.shape[1] != r:
+            raise SkinError(
+                f"{path}: {name} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, "
+                f"but the configuration says rank {r} ([{r}, in] and [out, {r}])"
+            )
+
+
+def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -> list[str]:
+    """Names for peft: the shortest endings that match the adapted modules and no others of the family.
+
+    Full names when some target picks single layers, or when an ending would match too much.
+    """
+    names = sorted(hf, key=_natural)
+    single_layers = config.targets != ALL_LINEAR and any(re.search(r"(^|\.)\d+(\.|$)", t) for t in config.targets)
+    if single_layers:
+        return names
+    chosen = {_pattern(name) for name in names}
+    every = {r.theirs.removesuffix(".weight") for r in weights.rules if r.theirs.endswith(".weight")}
+    endings: set[str] = set()
+    for name in chosen:
+        parts = name.rsplit("{i}.", 1)[-1].split(".")
+        options = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        fit = next((o for o in options if all(n in chosen for n in every if n.endswith("." + o))), None)
+        if fit is None:
+            return names
+        endings.add(fit)
+    return sorted(endings)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1)
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key under which layer 10 comes after layer 9."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]

@@ -1,0 +1,81 @@
+"""Small safetensors files that come from elsewhere: read whole, checked, never through a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import SkinError
+
+MAX_TENSOR_BYTES = 8 * 1024**3
+MAX_JSON_BYTES = 16 * 1024**2
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a safetensors file: the same for the same tensors, whatever their order."""
+    own = {name: t.detach().to("cpu").contiguous().clone() for name, t in sorted(tensors.items())}
+    return safetensors.torch.save(own, metadata={"format": "pt"})
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file's content. SkinError when it is missing, a link, not a file, or larger than `limit` bytes."""
+    if path.is_symlink():
+        raise SkinError(f"{path} is a symbolic link; an adapter's files must be regular files: copy it in place")
+    if not path.is_file():
+        raise SkinError(f"{path} is missing or not a regular file")
+    size = path.stat().st_size
+    if size > limit:
+        raise SkinError(f"{path} has {size:,} bytes, more than the {limit:,} that are allowed")
+    return path.read_bytes()
+
+
+def read_tensors(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, as float32 on the CPU.
+
+    `content` is the file's bytes when they are at hand. Raises SkinError for a corrupt or truncated file, a tensor
+    that is not floating point, NaN or infinity.
+    """
+    data = read_bytes(path, MAX_TENSOR_BYTES) if content is None else content
+    try:
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise SkinError(f"{path} is not a whole safetensors file: {error}") from error
+    read: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise SkinError(f"{path}: tensor {name!r} has dtype {tensor.dtype}; a floating-point type is needed")
+        wide = tensor.to(torch.float32)
+        if not bool(torch.isfinite(wide).all()):
+            raise SkinError(f"{path}: tensor {name!r} holds NaN or infinity; the file is refused")
+        read[name] = wide
+    return read
+
+
+def read_json_object(path: Path, content: bytes | None = None) -> dict[str, Any]:
+    """A JSON object. SkinError for bad UTF-8, bad JSON, NaN, a repeated key, or anything but an object."""
+    data = read_bytes(path, MAX_JSON_BYTES) if content is None else content
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise SkinError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SkinError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return cast("dict[str, Any]", value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key is repeated")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,286 @@
+"""PEFT's layout both ways, against peft and transformers themselves, and what reading refuses."""
+
+import json
+import math
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, hf_module_name, peft_files, read_peft, write_peft
+from bedplate.core.errors import SkinError
+from bedplate.models.build import build
+from bedplate.models.families import FAMILIES
+from bedplate.models.inputs import Inputs
+
+LLAMA, BERT = FAMILIES[("hf", "llama")], FAMILIES[("hf", "bert")]
+# transformers' own deprecation, reached from inside peft
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+TOKENS = torch.arange(18).reshape(3, 6) % 60
+
+
+def tiny_llama() -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def tiny_bert() -> transformers.BertModel:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    return transformers.BertModel(config).eval()
+
+
+def ours(reference, family):
+    spec = family.to_spec(reference.config.to_dict())
+    if family is BERT:
+        spec = spec.with_(pooler=True)
+    model = build(spec)
+    state = {family.weights.from_external(k): v for k, v in reference.state_dict().items()}
+    wanted = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in state.items() if k in wanted})
+    return model.requires_grad_(False).eval()
+
+
+def randomise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    return {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in tensors.items()}
+
+
+def logits(model) -> torch.Tensor:
+    hidden = model(Inputs(TOKENS)).hidden
+    return model.head(hidden.reshape(-1, hidden.shape[-1])).reshape(*TOKENS.shape, -1)
+
+
+CONFIGS = {
+    "all-linear": LoraConfig(r=4, alpha=8),
+    "rslora": LoraConfig(r=4, alpha=6, rslora=True, targets=("q", "v_proj")),
+    "one layer": LoraConfig(r=2, alpha=3.5, targets=("layers.1.attention.o", "layers.0.feedforward.up")),
+    "patterns": LoraConfig(
+        r=4,
+        alpha=8,
+        targets=("q_proj", "down"),
+        ranks={"layers.0.attention.q": 2},
+        alphas={"layers.1.feedforward.down": 20},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
+    config, reference = CONFIGS[name], tiny_llama()
+    model = ours(reference, LLAMA)
+    bank = Bank(model, hf_name=lambda path: hf_module_name(LLAMA.weights, path))
+    slot = bank.add(config)
+    tensors = randomise(bank.state(slot))
+    bank.remove(slot)
+    slot = bank.add(config, tensors)
+    write_peft(tmp_path / "a", config, tensors, LLAMA.weights, base_name="tiny")
+    # peft only warns about missing and unexpected keys; a warning fails a test here
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "a").eval()
+    base = logits(model)
+    bank.select(slot)
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits
+    torch.testing.assert_close(logits(model), expected, atol=2e-6, rtol=2e-6)
+    assert not torch.allclose(base, expected, atol=1e-2)
+    again, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[k], tensors[k]) for k in read)
+    assert (again.r, again.alpha, again.rslora, again.ranks) == (config.r, config.alpha, config.rslora, config.ranks)
+    assert again.alphas == config.alphas
+    if name == "all-linear":
+        assert again == config
+    if name == "rslora":
+        assert again.targets == ("attention.q", "attention.v")
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets):
+    reference = tiny_llama()
+    model = ours(reference, LLAMA)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=3,
+        lora_alpha=9,
+        lora_dropout=0.1,
+        use_rslora=True,
+        target_modules=targets,
+        init_lora_weights=False,
+    )
+    theirs = peft.get_peft_model(reference, config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours_config, tensors = read_peft(tmp_path, LLAMA.weights, block_linears(model))
+    assert ours_config.scaling("layers.0.attention.q") == pytest.approx(9 / math.sqrt(3))
+    assert (ours_config.targets == "all-linear") == (targets == "all-linear")
+    bank = Bank(model)
+    bank.select(bank.add(ours_config, tensors))
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model), theirs(TOKENS).logits, atol=2e-6, rtol=2e-6)
+
+
+def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
+    reference = tiny_bert()
+    model = ours(reference, BERT)
+    bank = Bank(model)
+    config = LoraConfig(r=4, alpha=8)
+    tensors = randomise(bank.state(bank.add(config)))
+    bank.close()
+    write_peft(tmp_path / "a", config, tensors, BERT.weights, base_name="tiny", task_type="FEATURE_EXTRACTION")
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "a").eval()
+    bank.select(bank.add(config, tensors))
+    with torch.no_grad():
+        expected = theirs(TOKENS).last_hidden_state
+    torch.testing.assert_close(model(Inputs(TOKENS)).hidden, expected, atol=2e-6, rtol=2e-6)
+
+
+def test_peft_starts_and_trains_like_us(tmp_path):
+    """One SGD step on the same loss from the same A moves the same B."""
+    reference = tiny_llama()
+    model = ours(reference, LLAMA)
+    bank = Bank(model)
+    config = LoraConfig(r=4, alpha=8)
+    slot = bank.add(config, seed=3)
+    write_peft(tmp_path / "a", config, bank.state(slot), LLAMA.weights, base_name="tiny")
+    theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "a", is_trainable=True)
+    bank.select(slot)
+    logits(model).log_softmax(-1)[..., 1].mean().backward()
+    theirs(TOKENS).logits.log_softmax(-1)[..., 1].mean().backward()
+    reference_gradients = {k: p.grad for k, p in theirs.named_parameters() if p.requires_grad}
+    for name, parameter in bank.parameters(slot):
+        path, part = name.rsplit(".", 1)
+        key = f"base_model.model.{hf_module_name(LLAMA.weights, path)}.{part}.default.weight"
+        torch.testing.assert_close(parameter.grad, reference_gradients[key], atol=1e-6, rtol=1e-4)
+
+
+def test_target_modules_are_short_and_name_nothing_else():
+    def modules(config, model, family):
+        tensors = Bank(model, hf_name=lambda p: hf_module_name(family.weights, p))
+        files = peft_files(config, tensors.state(tensors.add(config)), family.weights, base_name="x")
+        return json.loads(files[CONFIG_FILE])["target_modules"]
+
+    llama = ours(tiny_llama(), LLAMA)
+    every = [f"{x}_proj" for x in ("down", "gate", "k", "o", "q", "up", "v")]
+    assert modules(LoraConfig(), llama, LLAMA) == every
+    assert modules(LoraConfig(targets=("attention.q",)), llama, LLAMA) == ["q_proj"]
+    one = modules(LoraConfig(targets=("layers.1.attention.q",)), llama, LLAMA)
+    assert one == ["model.layers.1.self_attn.q_proj"]
+    assert "dense" not in modules(LoraConfig(), ours(tiny_bert(), BERT), BERT)
+
+
+def test_the_same_adapter_gives_the_same_bytes():
+    model = ours(tiny_llama(), LLAMA)
+    bank = Bank(model)
+    state = bank.state(bank.add(LoraConfig()))
+    backwards = dict(reversed(state.items()))
+    files = [peft_files(LoraConfig(), s, LLAMA.weights, base_name="x") for s in (state, backwards)]
+    assert files[0] == files[1]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = ours(tiny_llama(), LLAMA)
+    bank = Bank(model)
+    config = LoraConfig(r=4, targets=("q", "v"))
+    directory = tmp_path / "adapter"
+    write_peft(directory, config, bank.state(bank.add(config)), LLAMA.weights, base_name="tiny")
+    return directory, block_linears(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"r": 8}, "rank 8"),
+        ({"r": "many"}, r"\br\b"),
+        ({"lora_alpha": -1}, "alpha"),
+        ({"target_modules": ["q_proj"]}, "v_proj"),
+        ({"target_modules": ["q_proj", "v_proj", "k_proj"]}, "'k_proj'"),
+        ({"target_modules": "(a+)+b"}, "regular expression"),
+        ({"rank_pattern": {"(a+)+b": 2}}, "not a module name"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank 2"),
+    ],
+)
+def test_reading_refuses_other_configurations(saved, change, message):
+    directory, modules = saved
+    path = directory / CONFIG_FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(SkinError, match=message):
+        read_peft(directory, LLAMA.weights, modules)
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+Q7 = Q.replace(".0.", ".7.")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({Q: None}, "no lora_A"),
+        ({Q: torch.full((4, 32), float("nan"))}, "NaN"),
+        ({Q: torch.zeros(4, 31)}, "shape"),
+        ({Q: torch.zeros(3, 32)}, "rank 4"),
+        ({Q: torch.zeros(4, 32, dtype=torch.int8)}, "dtype"),
+        ({Q.replace("lora_A.weight", "lora_magnitude_vector"): torch.zeros(32)}, "not part of a plain LoRA"),
+        ({Q.replace("q_proj", "z_proj"): torch.zeros(4, 32)}, "z_proj"),
+        ({Q.replace("self_attn.q_proj", "input_layernorm"): torch.zeros(4, 32)}, "input_layernorm"),
+        ({Q7: torch.zeros(4, 32), Q7.replace("_A", "_B"): torch.zeros(32, 4)}, r"layers\.7"),
+    ],
+)
+def test_reading_refuses_other_tensors(saved, change, message):
+    directory, modules = saved
+    path = directory / TENSORS_FILE
+    tensors = {k: v for k, v in (safetensors.torch.load_file(path) | change).items() if v is not None}
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(SkinError, match=message):
+        read_peft(directory, LLAMA.weights, modules)
+
+
+def test_reading_refuses_pickles_links_and_broken_files(saved):
+    directory, modules = saved
+    path, config = directory / TENSORS_FILE, directory / CONFIG_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(SkinError, match="not a whole safetensors"):
+        read_peft(directory, LLAMA.weights, modules)
+    (directory.parent / "real").write_bytes(whole)
+    path.unlink()
+    path.symlink_to(directory.parent / "real")
+    with pytest.raises(SkinError, match="symbolic link"):
+        read_peft(directory, LLAMA.weights, modules)
+    path.unlink()
+    with pytest.raises(SkinError, match="missing"):
+        read_peft(directory, LLAMA.weights, modules)
+    torch.save({}, directory / "adapter_model.bin")
+    with pytest.raises(SkinError, match="pickle"):
+        read_peft(directory, LLAMA.weights, modules)
+    config.write_text("{} trailing")
+    path.write_bytes(whole)
+    with pytest.raises(SkinError, match="not valid JSON"):
+        read_peft(directory, LLAMA.weights, modules)
