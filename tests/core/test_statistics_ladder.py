@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bedplate.core.statistics import effective_n_bound, holm_bounds, wilson
+from bedplate.core.statistics import bca_cluster_bootstrap, effective_n_bound, effective_n_interval, holm_bounds, wilson
 
 LADDERS, CANDIDATES, NOMINEES, BAR = 2000, 8, 3, 0.8
 
@@ -35,3 +35,35 @@ def test_false_pass_rate_of_a_ladder_at_the_bar(icc: float) -> None:
     # the same ladders without regard to groups: what this guards against
     assert plain / LADDERS >= {0.023: 0.05, 0.1: 0.12}[icc]
     assert plain > 1.4 * ours
+
+
+@pytest.mark.parametrize("icc", [0.023, 0.1])
+def test_two_sided_intervals_cover_the_truth(icc: float) -> None:
+    rng = np.random.default_rng(5)
+    exact = plain = 0
+    for _ in range(150):
+        rows, groups = outcomes(rng, 60, icc)
+        for row in rows:
+            low, high = effective_n_interval(row, groups)
+            exact += low <= BAR <= high
+            low, high = wilson(row.sum(), row.size)
+            plain += low <= BAR <= high
+    assert 0.94 <= exact / (150 * CANDIDATES) <= 0.985
+    assert plain < exact
+
+
+def test_bca_covers_the_mean_of_a_skewed_score() -> None:
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(300):
+        sizes = rng.integers(1, 6, 60)
+        groups = np.repeat(np.arange(60), sizes)
+        level = rng.beta(6, 2, 60)
+        x = np.clip(np.repeat(level, sizes) * rng.uniform(0.6, 1.0, groups.size), 0, 1)
+        sums = np.bincount(groups, weights=x)
+        # the same statistic by groups, so that 300 bootstraps take seconds
+        found = bca_cluster_bootstrap(
+            lambda g, s=sums, n=sizes: float(s[g].sum() / n[g].sum()), range(60), resamples=400
+        )
+        covered += found.interval[0] <= 0.75 * 0.8 <= found.interval[1]
+    assert covered / 300 >= 0.91

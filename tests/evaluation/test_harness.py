@@ -277,3 +277,12 @@ def test_slices_cover_every_row_once_per_kind() -> None:
     for label in LABELS:
         outcomes = [e.target == a for e, a in zip(rows, answers, strict=True) if e.target == label]
         assert by_label[label] == pytest.approx(np.mean(outcomes))
+
+
+def test_a_base_alone_cannot_be_evaluated(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("x,y\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(30)), "utf-8")
+    given = task(labels=["a", "b"])
+    given = given.model_copy(update={"data": given.data.model_copy(update={"source": str(file)})})
+    with pytest.raises(UsageError, match="object cannot be evaluated: it has no `predict`; give a skin"):
+        evaluate(object(), given)  # pyright: ignore[reportArgumentType]

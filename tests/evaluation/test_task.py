@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bedplate.core.config import dump_config, parse_config
 from bedplate.core.errors import ConfigError, DataError, HubError, UsageError
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.task import Task, load_examples, load_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
 
@@ -67,6 +68,14 @@ def test_the_hash_follows_the_resolved_file(tmp_path: Path) -> None:
     assert load_task(path, ["data.seed=1"]).data.seed == 1
     assert load_task(path, ["data.seed=1"]).hash != load_task(path).hash
     assert load_task(path, ["data.seed=0"]).hash == load_task(path).hash
+
+
+def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
+    for path in (write(tmp_path), EXAMPLE):
+        task = load_task(path)
+        again = parse_config(dump_config(task), Task, "resolved")
+        assert again.model_dump(mode="json") == task.model_dump(mode="json")
+        assert again.hash == task.hash
 
 
 @pytest.mark.parametrize(

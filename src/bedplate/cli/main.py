@@ -16,6 +16,7 @@ from bedplate.core.errors import BedplateError, UsageError
 
 # verb: (module, one line of help). The module has a typer command function of the verb's name. One row per verb.
 VERBS: dict[str, tuple[str, str]] = {
+    "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class PredictionLike(Protocol):
     def seconds(self) -> float: ...
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
 
@@ -288,7 +289,7 @@ def evaluate(
     data: TaskData | None = None,
     confidence: float = 0.95,
 ) -> Evaluation:
-    """Ask `model` (a predictor, or a skin's directory) for every row of a split of `task` and score the answers.
+    """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers.
 
     Opening test is recorded in the data's handle; verdicts on test belong to `adapt`, which keeps the ledger.
     """
@@ -296,12 +297,21 @@ def evaluate(
         task = load_task(task)
     if data is None:
         data = load_examples(task)
-    if isinstance(model, str | Path):
-        from bedplate.inference.predict import load
-
-        predictor: Predicts = load(model)
-    else:
-        predictor = model
+    predictor = _predictor(model)
     examples = data.examples(split, f"evaluate {task.task}")
     predictions = predictor.predict([example.inputs for example in examples])
     return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
+
+
+def _predictor(model: Predicts | Path | str) -> Predicts:
+    given: object = model
+    if isinstance(model, str | Path):
+        from bedplate.inference.predict import load
+
+        given = load(model)
+    if not isinstance(given, Predicts):
+        raise UsageError(
+            f"{model if isinstance(model, str | Path) else type(given).__name__} cannot be evaluated: it has no "
+            "`predict`; give a skin (a base alone has no prompt and no labels)"
+        )
+    return given

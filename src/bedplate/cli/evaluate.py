@@ -1,0 +1,86 @@
+"""`bedplate evaluate`: score a skin on a split of a task and show the number with its error bars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.evaluation.harness import Evaluation
+    from bedplate.evaluation.task import TaskData
+
+
+def evaluate(
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False)],
+    task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
+    split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
+) -> None:
+    """Score a skin on a split of a task: estimate, interval, and where it is wrong."""
+    from bedplate.core.files import atomic_write
+    from bedplate.evaluation import harness
+    from bedplate.evaluation.task import load_examples, load_task
+
+    task = load_task(task_file, overrides or ())
+    data = load_examples(task)
+    result = harness.evaluate(skin, task, split=split, data=data)
+    report = _report(result, data)
+    if out is not None:
+        atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if as_json:
+        print(json.dumps({key: value for key, value in report.items() if key != "rows"}, allow_nan=False))
+        return
+    _show(result, data)
+    if out is not None:
+        print(f"written to {out}")
+
+
+def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from bedplate.evaluation.slices import calibration, slices
+
+    measured = calibration(result)
+    return {
+        **result.to_json(),
+        "slices": [asdict(part) for part in slices(result)],
+        "calibration": None if measured is None else asdict(measured),
+        "counts": dict(data.counts),
+        "hashes": dict(data.hashes),
+        "notes": list(data.notes),
+    }
+
+
+def _show(result: Evaluation, data: TaskData) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bedplate.evaluation.slices import calibration, slices
+
+    low, high = result.interval
+    percent = f"{result.confidence:.0%}"
+    print(f"{result.task}: {result.metric} {result.estimate:.3f} on {result.split}", end="")
+    print(f", {percent} interval {low:.3f}-{high:.3f}")
+    bound = result.reason
+    if result.lower_bound is not None:
+        bound = f"one-sided {percent} lower bound {result.lower_bound:.3f}"
+    groups = f"{result.n} rows" + (f" in {result.groups} groups" if result.groups < result.n else "")
+    print(f"{bound}; {groups}" + (f"; {result.unparsed} answers could not be parsed" if result.unparsed else ""))
+    measured = calibration(result)
+    if measured is not None:
+        print(f"expected calibration error {measured.error:.3f}")
+    for note in data.notes:
+        print(f"note: {note}")
+    table = Table("slice", "n", "row score", f"{percent} interval", box=None)
+    for part in slices(result):
+        low, high = part.interval
+        name = escape(f"{part.by} {part.value}")
+        table.add_row(name, str(part.n), f"{part.estimate:.3f}", f"{low:.3f}-{high:.3f}")
+    console().print(table)
