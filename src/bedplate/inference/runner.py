@@ -155,7 +155,7 @@ class Runner:
                 totals = self._score(request, documents[at + 1 :], hidden_ND, last_logits[rows[j]])
                 job.stream.finish(Scores(totals, tuple(len(c) for c in request.continuations), usage))
             elif isinstance(request, Classify):
-                scores = request.head.scores(pool(states, request.pooling))
+                scores = request.head(pool(states, request.pooling)[None])[0]
                 job.stream.finish(Classification(tuple(scores.tolist()), usage))
             else:
                 job.stream.finish(Embedding(self._embed(request, states), usage))
