@@ -1,0 +1,50 @@
+# Every target sets itself up on a bare machine: the virtual environment and what is installed in it are made when missing
+# or when pyproject.toml has changed; a second call goes straight to work. pip uses the package index it is configured with.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: demo test test-all check bench docs clean
+.DELETE_ON_ERROR:
+
+# Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
+demo: $(VENV)/.installed-serve
+	$(BIN)/bedplate adapt examples/reviews/task.yaml --out runs/reviews
+
+test: $(VENV)/.installed-test
+	$(PYTEST)
+
+# The slow tests too; the bench extra brings llama.cpp's bindings, which may compile for minutes
+test-all: $(VENV)/.installed-bench
+	$(PYTEST) -m "slow or not slow"
+
+check: $(VENV)/.installed-test $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# make bench NAME=prefill; without NAME all of benchmarks/
+bench: $(VENV)/.installed-bench
+	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))); do \
+	  $(BIN)/python $$file; done
+
+docs: $(VENV)/.installed-serve
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Bedplate needs Python 3.11 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-%: pyproject.toml $(VENV)/.made
+	$(PIP) -e '.[$*]'
+	touch $@
