@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import cast
 
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import BusyError, ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.requests import Classify, Embed, Generate, Request, Result, Score
 from bedplate.inference.runner import Runner
 from bedplate.inference.scheduler import Job, Scheduler, Stream, fail_all
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
+from bedplate.models.families import FAMILIES
 
 
 class Engine:
@@ -230,19 +232,15 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def _hf_names(base: Base):  # noqa: ANN202
-    from bedplate.models.families import FAMILIES
-
-    weights = FAMILIES[("hf", base.family.key[1])].weights
-
-    def name(path: str) -> str:
-        return cast(str, weights.to_external(f"{path}.weight") or path).removesuffix(".weight")
-
-    return name
+def _hf_names(base: Base) -> Callable[[str], str] | None:
+    family = FAMILIES.get(("hf", base.family.key[1]))
+    return None if family is None else partial(hf_module_name, family.weights)
 
 
 def _verb(request: Request) -> str:

@@ -136,11 +136,11 @@ class Runner:
         else:
             self.bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))
 
-    def _answer(
-        self, jobs: Sequence[Job], documents: list[Document], first: list[int], hidden_ND: Tensor
-    ) -> None:
+    def _answer(self, jobs: Sequence[Job], documents: list[Document], first: list[int], hidden_ND: Tensor) -> None:
         last_logits = self._last_logits(jobs, documents, first, hidden_ND)
-        rows = {j: i for i, j in enumerate(j for j, job in enumerate(jobs) if isinstance(job.request, Generate | Score))}
+        rows = {
+            j: i for i, j in enumerate(j for j, job in enumerate(jobs) if isinstance(job.request, Generate | Score))
+        }
         starting: list[Job] = []
         for j, (job, at) in enumerate(zip(jobs, first, strict=True)):
             request, document = job.request, documents[at]
@@ -174,9 +174,7 @@ class Runner:
         ]
         return self.base.model.head(hidden_ND[ends]).float() if ends else None
 
-    def _score(
-        self, request: Score, branches: list[Document], hidden_ND: Tensor, last_V: Tensor
-    ) -> tuple[float, ...]:
+    def _score(self, request: Score, branches: list[Document], hidden_ND: Tensor, last_V: Tensor) -> tuple[float, ...]:
         start_V = F.log_softmax(last_V, dim=-1)
         totals: list[float] = []
         used = 0

@@ -86,7 +86,7 @@ def _draw(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
         by_count = 0 < settings.top_k <= len(values)
         by_threshold = settings.min_p > 0 and bool(values[-1] < settings.min_p * values[0])
         by_mass = settings.top_k == 0 and settings.top_p < 1.0 and bool(values.sum() >= settings.top_p)
-        if not (by_count or by_threshold and settings.top_p == 1.0 and settings.top_k == 0 or by_mass):
+        if not (by_count or (by_threshold and settings.top_p == 1.0 and settings.top_k == 0) or by_mass):
             values, order = probabilities_BV[i].sort(descending=True, stable=True)
         kept = truncate(values, settings)
         cumulative = kept.double().cumsum(0)

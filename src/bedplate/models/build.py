@@ -11,9 +11,7 @@ from bedplate.models.specs.transformer import TransformerSpec
 Model = Decoder | Encoder
 
 
-def build(
-    spec: TransformerSpec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-) -> Model:
+def build(spec: TransformerSpec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
     """A module with random weights (from torch's global generator), or without storage on device "meta"."""
     if spec.kind == "decoder":
         return Decoder(spec, device, dtype)

@@ -89,6 +89,13 @@ class Tokenizer:
         backend = self._backend if parse_special else self._user_backend
         return backend.encode(_valid(text), add_special_tokens=add_special_tokens).ids
 
+    @cached_property
+    def prompt_start(self) -> tuple[int, ...]:
+        """The ids that a plain prompt begins with: BOS where the post-processor sets it, else nothing. (An end token
+        that a post-processor sets does not belong in a prompt.)"""
+        starts = self.encode("a", add_special_tokens=True)[:1]
+        return (self.bos_id,) if self.bos_id is not None and starts == [self.bos_id] else ()
+
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = False, parse_special: bool = True
     ) -> list[list[int]]:

@@ -77,7 +77,9 @@ def load_base(
         ggufs = sorted(path.glob("*.gguf"))
         if not (path / "config.json").is_file() and len(ggufs) == 1:
             path = ggufs[0]
-    return _load_gguf(str(source), path, dtype, target) if path.is_file() else _load_hf(str(source), path, dtype, target)
+    return (
+        _load_gguf(str(source), path, dtype, target) if path.is_file() else _load_hf(str(source), path, dtype, target)
+    )
 
 
 def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
@@ -118,7 +120,9 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     family = find_family("hf", config.get("model_type"), str(path / "config.json"))
     spec = family.to_spec(config)
     with SafetensorsReader(path) as reader:
-        if spec.kind == "encoder" and any(family.weights.from_external(name) == "pooler.weight" for name in reader.names):
+        if spec.kind == "encoder" and any(
+            family.weights.from_external(name) == "pooler.weight" for name in reader.names
+        ):
             spec = spec.with_(pooler=True)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
@@ -196,7 +200,9 @@ def _fill(
     missing = sorted(set(expected) - set(theirs))
     surplus = sorted(set(theirs) - set(expected))
     if missing or surplus:
-        what = f"lacks {missing[0]!r}" if missing else f"holds {theirs[surplus[0]]!r}, for which the config has no place"
+        what = (
+            f"lacks {missing[0]!r}" if missing else f"holds {theirs[surplus[0]]!r}, for which the config has no place"
+        )
         raise CheckpointError(f"{where}: the checkpoint {what} ({len(missing)} missing, {len(surplus)} surplus)")
     digest = WeightsHash()
     state: dict[str, Tensor] = {}

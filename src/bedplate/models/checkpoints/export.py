@@ -107,7 +107,9 @@ def family_in(base: Base, format_: str) -> Family:
 def external_name(family: Family, name: str) -> str:
     found = family.weights.to_external(name)
     if found is None:
-        raise CheckpointError(f"{name!r} has no name in the {family.key[0]} {family.key[1]} family; it cannot be exported")
+        raise CheckpointError(
+            f"{name!r} has no name in the {family.key[0]} {family.key[1]} family; it cannot be exported"
+        )
     return found
 
 

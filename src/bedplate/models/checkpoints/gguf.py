@@ -17,8 +17,7 @@ from bedplate.models.families.weights import Transform
 
 # What gguf.quants.quantize can write; the K types are read only.
 WRITABLE: dict[str, GGMLQuantizationType] = {
-    name: GGMLQuantizationType[name.upper()]
-    for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+    name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
 _MAGIC = b"GGUF"
 

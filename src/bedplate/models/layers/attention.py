@@ -141,7 +141,9 @@ def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend
 class Attention(nn.Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245) with optional rotary positions."""
 
-    def __init__(self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
         hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim

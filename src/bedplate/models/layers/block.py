@@ -21,7 +21,9 @@ def make_norm(spec: TransformerSpec, device: torch.device | str | None, dtype: t
 class Block(nn.Module):
     """Pre-norm (https://arxiv.org/abs/2002.04745) or post-norm, by the spec."""
 
-    def __init__(self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.pre = spec.norm_placement == "pre"
         self.attention_norm = make_norm(spec, device, dtype)

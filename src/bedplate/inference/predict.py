@@ -1,0 +1,200 @@
+"""Inputs → requests → parsed outputs: a skin on an engine, as evaluation, batch prediction and serving all call it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine import Engine
+from bedplate.inference.requests import (
+    Classification,
+    Classify,
+    Generate,
+    Generation,
+    Request,
+    Result,
+    Sampling,
+    Score,
+    Scores,
+    Usage,
+)
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, verify_skin
+from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.skin import Skin
+
+if TYPE_CHECKING:
+    from bedplate.inference.local import LocalModel
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's answer.
+
+    output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
+    generated, or the label. seconds: wall time of the row's own call, or its share of its batch.
+    """
+
+    output: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+
+
+class Predictor:
+    """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
+    once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
+    """
+
+    def __init__(self, engine: Engine, skin: Skin, *, allow_other_weights: bool = False) -> None:
+        self.warnings = verify_skin(skin, engine.base, allow_other_weights=allow_other_weights)
+        self.engine, self.skin = engine, skin
+        self._tokenizer = engine.base.need_tokenizer()
+        self._adapter: str | None = None
+        if skin.lora is not None:
+            self._adapter = skin_id(skin)
+            engine.load_adapter(self._adapter, skin.lora.config, skin.lora.tensors)
+        self._prefix: list[int] = []
+        if skin.probe is None or skin.probe.pooling == "last":
+            self._prefix = skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs))
+            engine.pin(self._prefix, self._adapter)
+
+    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+        """The parsed output for one input."""
+        return self.predict([inputs])[0].output
+
+    def predict(self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False) -> list[Prediction]:
+        """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
+        latencies are measured on."""
+        if one_by_one:
+            return [self._timed([row])[0] for row in rows]
+        return self._timed(rows)
+
+    def stream(self, rows: Sequence[str | Mapping[str, str]], batch: int = 64) -> Iterator[Prediction]:
+        """Predictions as their batches finish."""
+        for begin in range(0, len(rows), batch):
+            yield from self._timed(rows[begin : begin + batch])
+
+    def _timed(self, rows: Sequence[str | Mapping[str, str]]) -> list[Prediction]:
+        start = time.perf_counter()
+        results = self.engine.run([self.request(row) for row in rows])
+        seconds = (time.perf_counter() - start) / max(len(rows), 1)
+        return [self.read(result, seconds) for result in results]
+
+    def request(self, row: str | Mapping[str, str], sampling: Sampling | None = None) -> Request:
+        """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
+        for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
+        skin, tokenizer = self.skin, self._tokenizer
+        inputs = self._inputs(row)
+        limit = min(skin.limits.max_prompt_tokens or self.engine.base.spec.context_length, self._context)
+        if skin.probe is not None:
+            tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
+            depth = int(skin.probe.layer.removeprefix("layers."))
+            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, self._adapter)
+        if isinstance(skin.output, LabelOutput):
+            found, continuations = skin.prompt.label_tokens(
+                tokenizer, inputs, skin.demonstrations, skin.output, limit=limit
+            )
+            return Score(tuple(found), continuations, self._adapter)
+        tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
+        return Generate(tuple(tokens), sampling or self.sampling(), self._adapter)
+
+    @property
+    def _context(self) -> int:
+        return self.engine.base.spec.context_length
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """The skin's own generation settings, with some changed."""
+        if not isinstance(self.skin.output, TextOutput):
+            raise RequestError(f"skin {self.skin.name!r} answers with a label; it has no sampling settings")
+        settings: dict[str, Any] = {"max_tokens": self.skin.output.max_tokens, "stop": self.skin.output.stop}
+        return Sampling(**(settings | dict(self.skin.generation) | changes))
+
+    def read(self, result: Result, seconds: float = 0.0) -> Prediction:
+        """A result of this skin's request, parsed."""
+        output, usage = self.skin.output, result_usage(result)
+        counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
+        if isinstance(output, TextOutput):
+            text = cast(Generation, result).text
+            return Prediction(output.parse(text), text, {}, *counts)
+        if isinstance(result, Scores):
+            label, scores = output.parse(result.totals, result.token_counts)
+        else:
+            label, scores = output.parse(cast(Classification, result).scores)
+        return Prediction(label, label, scores, *counts)
+
+    def _inputs(self, row: str | Mapping[str, str]) -> Mapping[str, str]:
+        names = list(self.skin.inputs)
+        if isinstance(row, str):
+            if len(names) != 1:
+                raise RequestError(
+                    f"skin {self.skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
+                )
+            row = {names[0]: row}
+        missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
+        if missing or unknown:
+            what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+            raise RequestError(f"the row {what}; skin {self.skin.name!r} takes: {', '.join(names)}", param="input")
+        wrong = next((name for name in names if not isinstance(row[name], str)), None)
+        if wrong is not None:
+            raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
+        return row
+
+    def close(self) -> None:
+        """Forgets the pinned prompt and takes the adapter out of the engine."""
+        self.engine.unpin(self._prefix, self._adapter)
+        if self._adapter is not None:
+            self.engine.unload_adapter(self._adapter)
+            self._adapter = None
+
+
+def result_usage(result: Result) -> Usage:
+    """Token counts of any result."""
+    return result.usage
+
+
+class LoadedSkin(Predictor):
+    """A skin with a base of its own: what `bedplate.load` returns for a skin directory."""
+
+    def __init__(self, model: LocalModel, skin: Skin, *, allow_other_weights: bool = False) -> None:
+        super().__init__(model.engine, skin, allow_other_weights=allow_other_weights)
+        self.model = model
+
+    def close(self) -> None:
+        """Stops the engine as well."""
+        self.model.close()
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str = "auto",
+    base: str | Path | None = None,
+    allow_other_weights: bool = False,
+) -> LocalModel | LoadedSkin:
+    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name), or a skin's directory with its base.
+
+    dtype: "float32", "bfloat16", …, or "auto"; by default "auto" for a base, and for a skin what it was judged with.
+    base: where a skin's base is, when not where it was made. Raises HubError, CheckpointError, SkinError.
+    """
+    from bedplate.inference.local import LocalModel
+
+    directory = Path(source)
+    if not (directory / SKIN_FILE).is_file():
+        return LocalModel(load_base(source, dtype=dtype or "auto", device=device))
+    skin = read_skin(directory)
+    judged = skin.evaluated_with.weights if skin.evaluated_with is not None else "auto"
+    model = LocalModel(load_base(base or skin.base.name, dtype=dtype or judged, device=device))
+    try:
+        return LoadedSkin(model, skin, allow_other_weights=allow_other_weights)
+    except BaseException:
+        model.close()
+        raise
