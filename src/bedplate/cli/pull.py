@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,16 +24,18 @@ def pull(
     if source is None:
         _show_list(as_json)
         return
+    from bedplate.hub.catalog import CATALOG
     from bedplate.hub.pull import pull as pull_item
 
     pulled = pull_item(source, quiet=as_json)
-    rows = {
+    rows: dict[str, Any] = {
         "name": pulled.name,
         "path": str(pulled.path),
         "licence": pulled.licence,
         "size_bytes": pulled.size_bytes,
         "sha256": pulled.sha256,
         "source": pulled.source,
+        "part_licences": dict(CATALOG[source].part_licences) if source in CATALOG else {},
     }
     if as_json:
         print(json.dumps(rows))
@@ -41,6 +43,8 @@ def pull(
     rows["size"] = _megabytes(pulled.size_bytes)
     for key in ("name", "path", "licence", "size", "sha256", "source"):
         print(f"{key:<8} {rows[key]}")
+    for part, licence in rows["part_licences"].items():
+        print(f"  {part}: {licence}")
 
 
 def _show_list(as_json: bool) -> None:

@@ -97,7 +97,16 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes the strings which `_Loader` would read as numbers."""
+    """Safe YAML that quotes the strings which `_Loader` would read as numbers, and escapes rare line breaks."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # in its other styles PyYAML writes NEL, LS and PS as they are and reads them back as spaces
+    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
@@ -107,8 +116,8 @@ for _class in (_Loader, _Dumper):
 
 def _parse_yaml(text: str, source: str) -> tuple[yaml.Node | None, dict[Any, Any]]:
     """The node tree (for line numbers) and the values of one YAML document whose top is a mapping."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         data = None if root is None else loader.construct_document(root)
     except ConfigError as error:
@@ -121,8 +130,6 @@ def _parse_yaml(text: str, source: str) -> tuple[yaml.Node | None, dict[Any, Any
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     except RecursionError:
         raise ConfigError(f"{source}: nested too deeply to be read") from None
-    finally:
-        loader.dispose()
     if data is None:
         return root, {}
     if not isinstance(data, dict):
@@ -157,13 +164,10 @@ def _parse_override(override: str) -> tuple[tuple[str | int, ...], Any]:
     names = left.strip().split(".")
     if not equals or not all(names):
         raise ConfigError(f"override {override!r}: write it as key=value or key.inner=value")
-    loader = _Loader(right)
     try:
-        value = loader.get_single_data()
+        value = _Loader(right).get_single_data()
     except (ConfigError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
     return tuple(int(name) if name.isdecimal() else name for name in names), value
 
 

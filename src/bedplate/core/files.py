@@ -209,7 +209,8 @@ def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[
     `allow_torn_tail` a last line that a killed writer left unfinished (no newline) is left out.
     """
     path = Path(path)
-    lines = read_text(path).split("\n")  # not splitlines(): U+2028 may stand inside a JSON string
+    text = _text_without_torn_character(path) if allow_torn_tail else read_text(path)
+    lines = text.split("\n")  # not splitlines(): U+2028 may stand inside a JSON string
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -226,6 +227,16 @@ def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[
             )
         rows.append(cast("dict[str, Any]", row))
     return rows
+
+
+def _text_without_torn_character(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, UnicodeDecodeError) and b"\n" not in cause.object[cause.start :]:
+            return cause.object[: cause.start].decode("utf-8")
+        raise
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,0 +1,190 @@
+"""Strict configuration: every mistake is named with its file, line, key and nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bedplate.core.config import Strict, dump_config, load_config, parse_config
+from bedplate.core.errors import ConfigError
+
+
+class Labels(Strict):
+    kind: Literal["label"] = "label"
+    labels: tuple[str, ...]
+
+
+class Text(Strict):
+    kind: Literal["text"] = "text"
+    max_tokens: int = 16
+
+
+class Task(Strict):
+    task: str
+    output: Annotated[Labels | Text, pydantic.Field(discriminator="kind")]
+    rate: float = 1e-3
+    seed: int | None = None
+    tags: dict[str, list[str]] = pydantic.Field(default_factory=dict)
+
+
+GOOD = """\
+task: reviews
+output:
+  kind: label
+  labels: [negative, positive]
+rate: 3e-4
+"""
+
+
+def fails(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, Task, "task.yaml", overrides)
+    return str(caught.value)
+
+
+def test_reads_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_text(GOOD)
+    task = load_config(path, Task, ["seed=7", "output.labels.1=good", "tags.a=[x]"])
+    assert task == Task(
+        task="reviews", output=Labels(labels=("negative", "good")), rate=3e-4, seed=7, tags={"a": ["x"]}
+    )
+
+
+def test_frozen() -> None:
+    task = parse_config(GOOD, Task, "task.yaml")
+    with pytest.raises(pydantic.ValidationError):
+        task.rate = 1.0
+
+
+def test_unknown_key_names_file_line_key_and_nearest() -> None:
+    message = fails(GOOD.replace("labels:", "labls:"))
+    assert "task.yaml, line 4: output.labls: unknown key 'labls'; did you mean 'labels'?" in message
+    assert "max_tokens" not in message  # only the keys of the union member that is meant
+    assert "the keys here are output, rate, seed, tags, task" in fails(GOOD + "zzzzzz: 1\n")
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off", "true", "No"])
+def test_unquoted_boolean_as_label_says_quote_it(word: str) -> None:
+    message = fails(GOOD.replace("negative", word))
+    assert "line 4" in message
+    assert "output.labels.0" in message
+    assert f'quote it, as in "{word}"' in message
+
+
+def test_number_as_text_says_quote_it() -> None:
+    assert 'quote it, as in "12"' in fails(GOOD.replace("reviews", "12"))
+
+
+@pytest.mark.parametrize("key", ["rate", "seed"])
+def test_boolean_is_no_number(key: str) -> None:
+    text = GOOD.replace("rate: 3e-4\n", "") + f"{key}: yes\n"
+    assert f"{key} is the boolean true, but a number is wanted" in fails(text)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+def test_no_nan(value: str) -> None:
+    assert "finite" in fails(GOOD.replace("3e-4", value))
+
+
+def test_duplicate_key_names_both_lines() -> None:
+    assert "line 6: the key 'task' appears twice (first on line 1)" in fails(GOOD + "task: again\n")
+    assert "appears twice" in fails("task: a\noutput: {kind: text, kind: text}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a: [", "line 1, column 5"),
+        ("- a\n", "top of the file is a list"),
+        ("just text", "top of the file is a text"),
+        ("", "task: this key is required"),
+        ("task: \x07\n", "not valid YAML"),
+        ("task: 2026-13-45\n", "not valid YAML"),
+        ("task: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("? [a, b]\n: 1\n", "not valid YAML"),
+    ],
+)
+def test_bad_files(text: str, part: str) -> None:
+    assert part in fails(text)
+
+
+def test_missing_directory_and_encoding(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.yaml", Task)
+    with pytest.raises(ConfigError, match="is a directory"):
+        load_config(tmp_path, Task)
+    (tmp_path / "latin.yaml").write_bytes("task: café\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8 at byte 9"):
+        load_config(tmp_path / "latin.yaml", Task)
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("rat=1", "override 'rat=1': rat: unknown key 'rat'; did you mean 'rate'?"),
+        ("rate", "write it as key=value"),
+        ("=1", "write it as key=value"),
+        ("a..b=1", "write it as key=value"),
+        ("rate=[", "the value is not valid YAML"),
+        ("output.labels.9=x", "is a list of 2"),
+        ("task.inner=x", "has no 'inner' inside"),
+        ("rate=fast", "override 'rate=fast': rate"),
+    ],
+)
+def test_bad_overrides(override: str, part: str) -> None:
+    assert part in fails(GOOD, override)
+
+
+def test_override_applies_before_validation() -> None:
+    # the file alone does not validate
+    assert parse_config("task: a\n", Task, "x", ["output={kind: text}"]).output == Text()
+    assert parse_config("task: a\noutput:\n", Task, "x", ["output.kind=text"]).output == Text()
+
+
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), max_size=12)
+
+
+@given(
+    task=words,
+    labels=st.lists(words, max_size=4).map(tuple),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    seed=st.none() | st.integers(),
+    tags=st.dictionaries(words, st.lists(words, max_size=3), max_size=3),
+)
+def test_dump_reads_back_equal(task: str, labels: tuple[str, ...], rate: float, seed: int | None, tags: Any) -> None:
+    config = Task(task=task, output=Labels(labels=labels), rate=rate, seed=seed, tags=tags)
+    assert parse_config(dump_config(config), Task, "dumped") == config
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_refused_with_a_config_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="a file: "):  # no such text makes a Task: it lacks `output`
+        parse_config(text, Task, "a file")
+
+
+keys = st.text("abcdefgh", min_size=1, max_size=4)
+values = st.integers() | st.booleans() | st.text("abc xyz", max_size=8).map(str.strip).filter(bool)
+
+
+class Free(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+@given(path=st.lists(keys, min_size=1, max_size=4), value=values)
+def test_override_sets_exactly_the_path(path: list[str], value: object) -> None:
+    import yaml
+
+    text = yaml.safe_dump(value).removesuffix("...\n").strip()
+    here: Any = parse_config("", Free, "x", [f"{'.'.join(path)}={text}"]).model_extra
+    for key in path:
+        assert list(here) == [key]
+        here = here[key]
+    assert here == value
+    assert type(here) is type(value)
