@@ -1,0 +1,362 @@
+"""Skins as directories: written whole and always with the same bytes, read with every doubt raised, verified on a base.
+
+`skin.json` lists the sha256 of every other file. Nothing is unpickled, followed out of the directory, or ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
+
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from torch import nn
+
+from bedplate.adapters.head import HEAD_FILE, read_head
+from bedplate.adapters.lora import LoraConfig, block_linears, check_tensors, match_targets
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, hf_module_name, peft_files, read_peft
+from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
+from bedplate.core.config import Strict
+from bedplate.core.errors import BedplateError, SkinError
+from bedplate.core.files import atomic_directory, sha256_bytes
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.families import FAMILIES, Family
+from bedplate.models.precision import dtype_name
+from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.skins.output import LabelOutput, Output
+from bedplate.skins.prompt import Demonstration, Format, Prompt
+from bedplate.skins.skin import (
+    BaseReference,
+    Digest,
+    EvaluatedWith,
+    InputField,
+    Kind,
+    Limits,
+    LoraPart,
+    ProbePart,
+    Provenance,
+    Skin,
+)
+
+SCHEMA_VERSION = 1
+SKIN_FILE = "skin.json"
+PROMPT_FILE = "prompt.jinja"
+DEMONSTRATIONS_FILE = "demonstrations.jsonl"
+EXTRAS = ("report.json", "report.html", "README.md")
+"""Files that a skin may carry and that do not change what it does."""
+_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, *EXTRAS))
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class _PromptFields(Strict):
+    format: Format
+    system: str | None = None
+
+
+class _ProbeFields(Strict):
+    layer: str = Field(pattern=r"^layers\.\d{1,6}$")
+    pooling: Literal["last", "mean"]
+
+
+class _Demonstration(Strict):
+    inputs: dict[str, str]
+    answer: str
+
+
+class Manifest(Strict):
+    """`skin.json`."""
+
+    schema_version: int
+    name: str
+    kind: Kind
+    bases: dict[str, BaseReference]
+    inputs: dict[str, InputField]
+    output: Annotated[Output, Field()]
+    prompt: _PromptFields
+    lora: LoraConfig | None = None
+    probe: _ProbeFields | None = None
+    provenance: Provenance = Provenance()
+    generation: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    evaluated_with: EvaluatedWith | None = None
+    files: dict[str, Digest] = Field(default_factory=dict)
+
+
+class OnBase(Protocol):
+    """What verifying needs of a loaded base (`models.checkpoints.base.Base` has it)."""
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def spec(self) -> TransformerSpec: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """File name → content of a skin's directory, `skin.json` included."""
+    files: dict[str, bytes] = {PROMPT_FILE: skin.prompt.template.encode()}
+    if skin.demonstrations:
+        rows = [{"inputs": dict(d.inputs), "answer": d.answer} for d in skin.demonstrations]
+        files[DEMONSTRATIONS_FILE] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    if skin.lora is not None:
+        family = _family(skin.base.family)
+        encoder = not any(rule.ours.startswith("lm_head") for rule in family.weights.rules)
+        files |= peft_files(
+            skin.lora.config,
+            skin.lora.tensors,
+            family.weights,
+            base_name=skin.base.name,
+            task_type="FEATURE_EXTRACTION" if encoder else "CAUSAL_LM",
+        )
+    if skin.probe is not None:
+        files[HEAD_FILE] = skin.probe.head.to_bytes()
+    for name, content in (extras or {}).items():
+        if name not in EXTRAS:
+            raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
+        files[name] = content
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=skin.name,
+        kind=skin.kind,
+        bases=dict(skin.bases),
+        inputs=dict(skin.inputs),
+        output=skin.output,
+        prompt=_PromptFields(format=skin.prompt.format, system=skin.prompt.system),
+        lora=None if skin.lora is None else skin.lora.config,
+        probe=None if skin.probe is None else _ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
+        provenance=skin.provenance,
+        generation=dict(skin.generation),
+        limits=skin.limits,
+        evaluated_with=skin.evaluated_with,
+        files={name: sha256_bytes(content) for name, content in files.items()},
+    )
+    # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
+    files[SKIN_FILE] = (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def skin_id(skin: Skin) -> str:
+    """sha256 that names a skin by everything it consists of (reports and other extras apart)."""
+    return sha256_bytes(skin_files(skin)[SKIN_FILE])
+
+
+def write_skin(
+    skin: Skin, directory: Path | str, extras: Mapping[str, bytes] | None = None, *, replace: bool = False
+) -> Path:
+    """Write a skin's directory, whole or not at all; the same skin gives the same bytes. Returns the directory.
+
+    UsageError when the directory exists (unless `replace`) or cannot be written; SkinError when what was written would
+    not be read back.
+    """
+    directory = Path(directory)
+    files = skin_files(skin, extras)
+    with atomic_directory(directory, replace=replace) as temporary:
+        for name, content in sorted(files.items()):
+            (temporary / name).write_bytes(content)
+        read_skin(temporary)
+    return directory
+
+
+def read_skin(directory: Path | str) -> Skin:
+    """Read a skin. SkinError for anything that is not exactly what `write_skin` wrote: a changed, missing or unlisted
+    file, a path or link that leads outside, a pickle, NaN, wrong shapes or ranks, a newer schema."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
+    manifest = _read_manifest(directory)
+    contents = _read_listed(directory, manifest)
+    try:
+        return dataclasses.replace(_assemble(directory, manifest, contents), directory=directory.absolute())
+    except SkinError:
+        raise
+    except BedplateError as error:
+        raise SkinError(f"{directory}: {error.message}") from error
+
+
+def verify_skin(
+    skin: Skin,
+    base: OnBase,
+    *,
+    weights: str | None = None,
+    kernel: str | None = None,
+    allow_other_weights: bool = False,
+) -> list[str]:
+    """Check that a skin belongs on this base, running with these weights. SkinError says what differs.
+
+    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them. Other
+    ones than the skin was judged with are an error, or with `allow_other_weights` a warning in the returned list.
+    """
+    mine, its = skin.base, base.identity
+    if not mine.has_weights_of(its):
+        raise SkinError(
+            f"skin {skin.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…), "
+            f"this base has the weights {its.weights_id[:12]}…; load the skin's own base"
+        )
+    if mine.tokenizer_id != its.tokenizer_id:
+        raise SkinError(
+            f"skin {skin.name!r} was made with the tokenizer {mine.tokenizer_id[:12]}…, "
+            f"this base has {its.tokenizer_id[:12]}…; the same text would become other tokens"
+        )
+    if skin.prompt.format == "chat" and mine.template_id != its.template_id:
+        raise SkinError(
+            f"skin {skin.name!r} was made with the chat template {mine.template_id[:12]}…, "
+            f"this base has {its.template_id[:12]}…; restore the base's own template"
+        )
+    _check_parts(skin, base)
+    return _other_weights(skin, weights or dtype_name(base.dtype), kernel, allow_other_weights)
+
+
+def _check_parts(skin: Skin, base: OnBase) -> None:
+    if skin.lora is not None:
+        weights = _family(skin.base.family).weights
+        modules = block_linears(base.model)
+        paths = match_targets(skin.lora.config.targets, modules, lambda path: hf_module_name(weights, path))
+        check_tensors(skin.lora.config, {path: modules[path] for path in paths}, skin.lora.tensors)
+    if skin.probe is not None:
+        if int(skin.probe.layer.rsplit(".", 1)[1]) > base.spec.layers:
+            raise SkinError(f"skin {skin.name!r} reads {skin.probe.layer}, the base has {base.spec.layers} layers")
+        if skin.probe.head.weight.shape[1] != base.spec.hidden_size:
+            raise SkinError(
+                f"skin {skin.name!r} has a head for features of size {skin.probe.head.weight.shape[1]}, "
+                f"the base's have {base.spec.hidden_size}"
+            )
+
+
+def _other_weights(skin: Skin, weights: str, kernel: str | None, allowed: bool) -> list[str]:
+    judged = skin.evaluated_with
+    if judged is None:
+        return []
+    differences: list[str] = []
+    if judged.weights != weights:
+        differences.append(f"skin {skin.name!r} was judged with {judged.weights} weights and would run with {weights}")
+    if kernel is not None and judged.kernel != kernel:
+        differences.append(f"skin {skin.name!r} was judged with the {judged.kernel} kernel and would run with {kernel}")
+    if differences and not allowed:
+        raise SkinError(
+            f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
+            f"(dtype={judged.weights}), or allow other weights explicitly"
+        )
+    return differences
+
+
+def _family(name: str) -> Family:
+    family = FAMILIES.get(("hf", name))
+    if family is None:
+        known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == "hf"))
+        raise SkinError(f"the skin's base is of the family {name!r}, which is not known here; known are: {known}")
+    return family
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / SKIN_FILE
+    if not path.exists() and not path.is_symlink():
+        raise SkinError(f"{directory} has no {SKIN_FILE}: it is not a skin")
+    fields = read_json_object(path)
+    version = fields.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SkinError(f"{path}: schema_version must be a positive number, got {version!r}")
+    if version > SCHEMA_VERSION:
+        raise SkinError(
+            f"{path} has schema version {version}, this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
+        )
+    return _validate(Manifest, fields, path)
+
+
+def _validate(model: type[M], fields: Any, path: Path) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the object"
+        raise SkinError(f"{path}: {where}: {first['msg']}") from error
+
+
+def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+    """The listed files' bytes, read once, so that what was hashed is what is used."""
+    for name in manifest.files:
+        if name not in _KNOWN:
+            raise SkinError(
+                f"{directory / SKIN_FILE} lists the file {name!r}, which is no part of a skin "
+                f"(paths are plain names; known are {', '.join(sorted(_KNOWN))})"
+            )
+    for entry in sorted(directory.iterdir()):
+        if entry.name != SKIN_FILE and entry.name not in manifest.files:
+            raise SkinError(f"{entry} is not listed in {SKIN_FILE}; remove it, or write the skin again")
+    contents: dict[str, bytes] = {}
+    for name, digest in manifest.files.items():
+        limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
+        content = read_bytes(directory / name, limit)
+        if sha256_bytes(content) != digest:
+            raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
+        contents[name] = content
+    return contents
+
+
+def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Skin:
+    wanted = {PROMPT_FILE}
+    if manifest.lora is not None:
+        wanted |= {CONFIG_FILE, TENSORS_FILE}
+    if manifest.probe is not None:
+        wanted.add(HEAD_FILE)
+    optional = {DEMONSTRATIONS_FILE, *EXTRAS}
+    if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
+        odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
+        raise SkinError(f"{directory}: {odd[0]} does not fit a skin of kind {manifest.kind!r}")
+    return Skin(
+        name=manifest.name,
+        kind=manifest.kind,
+        bases=manifest.bases,
+        inputs=manifest.inputs,
+        output=manifest.output,
+        prompt=Prompt(_text(directory / PROMPT_FILE, contents), manifest.prompt.format, manifest.prompt.system),
+        demonstrations=_demonstrations(directory / DEMONSTRATIONS_FILE, contents),
+        lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
+        probe=_probe(directory, manifest, contents),
+        provenance=manifest.provenance,
+        generation=manifest.generation,
+        limits=manifest.limits,
+        evaluated_with=manifest.evaluated_with,
+    )
+
+
+def _text(path: Path, contents: Mapping[str, bytes]) -> str:
+    try:
+        return contents[path.name].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SkinError(f"{path} is not UTF-8 at byte {error.start}") from error
+
+
+def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstration, ...]:
+    if path.name not in contents:
+        return ()
+    lines = [line for line in _text(path, contents).split("\n") if line]
+    rows = [_validate(_Demonstration, read_json_object(path, line.encode()), path) for line in lines]
+    return tuple(Demonstration(row.inputs, row.answer) for row in rows)
+
+
+def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
+    """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
+    if "main" not in manifest.bases:
+        raise SkinError(f"{directory / SKIN_FILE} names no main base")
+    peft_config, tensors = read_peft(directory, _family(manifest.bases["main"].family).weights, contents=contents)
+    for path in cast("tuple[str, ...]", peft_config.targets):
+        ours = (config.rank(path), config.scaling(path), config.dropout)
+        if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout):
+            raise SkinError(f"{directory}: {CONFIG_FILE} and {SKIN_FILE} disagree about the adapter of {path}")
+    return LoraPart(config, tensors)
+
+
+def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:
+    if manifest.probe is None:
+        return None
+    if not isinstance(manifest.output, LabelOutput):
+        raise SkinError(f"{directory / SKIN_FILE}: a probe's output must be labels, not {manifest.output.kind}")
+    head = read_head(directory / HEAD_FILE, manifest.output.labels, contents[HEAD_FILE])
+    return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)

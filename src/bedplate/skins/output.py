@@ -1,0 +1,81 @@
+"""What a skin answers with, and how an answer is read from what the model gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import RequestError
+
+
+class LabelOutput(Strict):
+    """One label out of a list.
+
+    `continuations`: the text that is scored for each label after the prompt (" positive"); empty where a head decides.
+    `bias` is added to each label's log-score (all zeros by default). `normalise`: "none" compares total
+    log-probabilities, "tokens" divides each by its number of tokens.
+    """
+
+    kind: Literal["label"] = "label"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    continuations: tuple[str, ...] = ()
+    bias: tuple[float, ...] = ()
+    normalise: Literal["none", "tokens"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _zero_bias(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("bias") and isinstance(values.get("labels"), Sequence):
+            return {**values, "bias": (0.0,) * len(values["labels"])}
+        return values
+
+    @model_validator(mode="after")
+    def _one_each(self) -> LabelOutput:
+        count = len(self.labels)
+        if len(set(self.labels)) != count or not all(self.labels):
+            raise ValueError(f"labels must be different and not empty, got {list(self.labels)}")
+        if self.continuations and len(self.continuations) != count:
+            raise ValueError(f"{len(self.continuations)} continuations for {count} labels; give one for each label")
+        if len(set(self.continuations)) != len(self.continuations) or not all(self.continuations):
+            raise ValueError(f"continuations must be different and not empty, got {list(self.continuations)}")
+        if len(self.bias) != count:
+            raise ValueError(f"{len(self.bias)} biases for {count} labels; give one for each label")
+        return self
+
+    def parse(self, totals: Sequence[float], token_counts: Sequence[int] | None = None) -> tuple[str, dict[str, float]]:
+        """The label and each label's log-probability among the labels.
+
+        `totals`: total log-probability of each continuation, or a head's logits (then without `token_counts`).
+        The first label wins a tie. Raises RequestError when the scores are not numbers.
+        """
+        if len(totals) != len(self.labels):
+            raise RequestError(f"{len(totals)} scores for {len(self.labels)} labels")
+        scores = list(totals)
+        if self.normalise == "tokens" and token_counts is not None:
+            scores = [score / count for score, count in zip(totals, token_counts, strict=True)]
+        scores = [score + bias for score, bias in zip(scores, self.bias, strict=True)]
+        highest = max(scores)
+        if not math.isfinite(highest) or any(math.isnan(score) for score in scores):
+            raise RequestError(f"the model's scores for the labels are not numbers: {list(totals)}")
+        normaliser = highest + math.log(sum(math.exp(score - highest) for score in scores))
+        log_probabilities = {name: score - normaliser for name, score in zip(self.labels, scores, strict=True)}
+        return self.labels[scores.index(highest)], log_probabilities
+
+
+class TextOutput(Strict):
+    """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings."""
+
+    kind: Literal["text"] = "text"
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    def parse(self, text: str) -> str:
+        """The generated text without white space around it."""
+        return text.strip()
+
+
+Output: TypeAlias = Annotated[LabelOutput | TextOutput, Field(discriminator="kind")]

@@ -1,0 +1,97 @@
+"""Default prompts for label tasks: a few ways to say the same task, to be chosen between on valid.
+
+Plain completion in the style of a filled-in form works best on small bases (zero-shot, SmolLM2-135M on review
+sentiment: 0.78 against 0.53 to 0.57 through the chat template), so it is the default.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+
+from bedplate.core.errors import UsageError
+from bedplate.skins.prompt import GIVEN, Format, Prompt
+
+# name → (does it open with the instructions?, the line that asks for the answer: {cue} is made from the task's name,
+# {instructions} is the task's own sentence)
+PHRASINGS: dict[str, tuple[bool, str]] = {
+    "form": (True, "{cue}:"),
+    "answer": (True, "Answer:"),
+    "bare": (False, "{cue}:"),
+    "question": (False, "Question: {instructions}\nAnswer:"),
+}
+
+
+def default_prompt(
+    task_name: str,
+    instructions: str,
+    inputs: Sequence[str],
+    labels: Sequence[str],
+    format: Format = "plain",
+    phrasing: str = "form",
+) -> Prompt:
+    """A prompt for a label task, with a place for demonstrations.
+
+    plain: instructions, then each input on a line under its name, then the cue that the label completes. chat: the
+    same body as the user's message, with the labels spelled out; `phrasing` does not matter there.
+    Pair it with `default_continuations`. Raises UsageError for an unknown phrasing.
+    """
+    if phrasing not in PHRASINGS:
+        raise UsageError(f"there is no phrasing {phrasing!r}; there are: {', '.join(PHRASINGS)}")
+    said = _literal(instructions.strip())
+    if format == "chat":
+        choice = _literal(", ".join(labels))
+        body = "\n".join(f"{_title(name)}: {_field(name, None)}" for name in inputs)
+        return Prompt(f"{said}\nAnswer with one of: {choice}.\n\n{body}", "chat")
+    opens, asks = PHRASINGS[phrasing]
+    asked = asks.replace("{cue}", _literal(_cue(task_name))).replace("{instructions}", said)
+
+    def form(owner: str | None) -> str:
+        return "\n".join([*(f"{_title(name)}: {_field(name, owner)}" for name in inputs), asked])
+
+    opening = f"{said}\n\n" if opens and said else ""
+    loop = f"{{% for shown in demonstrations %}}\n{form('shown')}{{{{ shown.answer }}}}\n\n{{% endfor %}}\n"
+    return Prompt(f"{opening}{loop}{form(None)}", "plain")
+
+
+def default_continuations(labels: Sequence[str], format: Format = "plain") -> tuple[str, ...]:
+    """The text scored for each label: after a plain cue with the space that belongs to the word, bare in a chat."""
+    return tuple(f" {label}" if format == "plain" else label for label in labels)
+
+
+def _title(name: str) -> str:
+    """`customer_review` → `Customer review`, as template text."""
+    words = re.sub(r"[_\-\s]+", " ", name).strip()
+    return _literal(words[:1].upper() + words[1:])
+
+
+def _cue(task_name: str) -> str:
+    """The last word of the task's name: `reviews-sentiment` → `Sentiment`."""
+    words = re.findall(r"[^\W\d_]+", task_name)
+    return words[-1].capitalize() if words else "Answer"
+
+
+def _field(name: str, owner: str | None) -> str:
+    reserved = GIVEN | {"shown"} | _KEYWORDS
+    if owner is None and name.isascii() and name.isidentifier() and name not in reserved:
+        return f"{{{{ {name} }}}}"
+    place = "inputs" if owner is None else f"{owner}.inputs"
+    return f"{{{{ {place}[{json.dumps(name, ensure_ascii=False)}] }}}}"
+
+
+def _literal(text: str) -> str:
+    """Text as a template that renders to it."""
+    if re.search(r"\{[{%#]|[{%#]\}", text) is None:
+        return text
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
+
+
+# names that mean something else in a template
+# fmt: off
+_KEYWORDS = frozenset((
+    "and", "else", "if", "elif", "in", "is", "not", "or", "true", "false", "none", "True", "False", "None", "for",
+    "loop", "self", "super", "caller", "varargs", "kwargs", "block", "extends", "macro", "set", "range", "dict",
+    "cycler", "joiner", "namespace", "raise_exception", "strftime_now",
+))
+# fmt: on

@@ -1,0 +1,271 @@
+"""From inputs to tokens: one template, as plain completion or as a conversation, with demonstrations.
+
+The prompt that is trained on, evaluated, priced and served is made here and nowhere else. What users wrote never
+becomes a control token, and nothing is cut: an input that does not fit raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import jinja2
+import jinja2.meta
+
+from bedplate.core.errors import ContextLengthExceeded, SkinError, TemplateError
+from bedplate.skins.output import LabelOutput
+from bedplate.text import sandbox
+from bedplate.text.tokenizer import Tokenizer
+
+Format = Literal["plain", "chat"]
+Messages = list[dict[str, str]]
+
+TEMPLATE_BYTES = 256 * 1024
+RENDER_SECONDS = 5.0
+GIVEN = frozenset(("inputs", "demonstrations"))
+# Two inputs differ in their first character whatever they are: the common prefix of these prompts is constant.
+_PROBES = ("a", "7", " The", "\n", "中", "<", "…", "zebra zebra", "")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A worked example. `answer` is exactly the text that follows the prompt, as in a label's continuation."""
+
+    inputs: Mapping[str, str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A jinja template over the input fields, each by its name (`{{ review }}`) and all as `inputs`.
+
+    plain: the rendered text is completed; the template places `demonstrations` itself (a list of objects with `inputs`
+    and `answer`). chat: the rendered text is the user's message, each demonstration an earlier exchange, `system` the
+    first message. Raises TemplateError for a template that does not parse.
+    """
+
+    template: str
+    format: Format = "plain"
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        _compiled(self.template)
+        if self.system is not None and self.format == "plain":
+            raise TemplateError("a plain prompt has no system message; write it into the template")
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads."""
+        return _compiled(self.template)[1]
+
+    def check(self, fields: Sequence[str], demonstrations: Sequence[Demonstration] = ()) -> None:
+        """Raise SkinError when the template reads something that is no input field, or ignores demonstrations."""
+        unknown = sorted(self.variables - set(fields) - GIVEN)
+        if unknown:
+            raise SkinError(
+                f"the prompt template reads {unknown[0]!r}, which is no input; the inputs are: {', '.join(fields)}"
+            )
+        if not self.variables & {*fields, "inputs"}:
+            raise SkinError(f"the prompt template reads none of the inputs ({', '.join(fields)})")
+        if demonstrations and self.format == "plain" and "demonstrations" not in self.variables:
+            raise SkinError("the plain prompt template has no place for demonstrations: add a loop over them")
+
+    def text(
+        self, inputs: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()
+    ) -> str | list[dict[str, str]]:
+        """The prompt of one input: a text (plain), or messages (chat). Raises SkinError, TemplateError."""
+        if self.format == "plain":
+            self.check(list(inputs), demonstrations)
+            return self._render(inputs, demonstrations)
+        self.check(list(inputs))
+        messages: Messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for shown in demonstrations:
+            messages.append({"role": "user", "content": self._render(shown.inputs)})
+            messages.append({"role": "assistant", "content": shown.answer})
+        messages.append({"role": "user", "content": self._render(inputs)})
+        return messages
+
+    def tokens(
+        self,
+        tokenizer: Tokenizer,
+        inputs: Mapping[str, str],
+        demonstrations: Sequence[Demonstration] = (),
+        *,
+        limit: int | None = None,
+    ) -> list[int]:
+        """Token ids of the prompt of one input. ContextLengthExceeded when there are more than `limit`."""
+        found = self.text(inputs, demonstrations)
+        ids = self._encode(tokenizer, found)
+        return _within(ids, 0, limit)
+
+    def label_tokens(
+        self,
+        tokenizer: Tokenizer,
+        inputs: Mapping[str, str],
+        demonstrations: Sequence[Demonstration],
+        output: LabelOutput,
+        *,
+        limit: int | None = None,
+    ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+        """Prompt ids, and the ids of each label's continuation, tokenised jointly with the prompt.
+
+        Prompt ids followed by a continuation's are exactly the ids of the joined text. Where the two would merge at a
+        white space, that space is moved into the continuations. ContextLengthExceeded when the prompt with the longest
+        continuation has more than `limit` tokens.
+        """
+        found = self.text(inputs, demonstrations)
+        if not output.continuations:
+            raise SkinError("this output names no text to score for its labels; give it continuations")
+        if isinstance(found, str):
+            if self.template.endswith(" ") and any(c.startswith(" ") for c in output.continuations):
+                raise TemplateError(
+                    "the prompt template ends with a space and a label's text begins with one; two spaces change every "
+                    "score: remove the one at the template's end"
+                )
+            prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), found, output.continuations)
+        else:
+            prompt, answers = _split_chat(tokenizer, found, output.continuations)
+        return _within(prompt, max(map(len, answers)), limit), answers
+
+    def constant_prefix(
+        self,
+        tokenizer: Tokenizer,
+        demonstrations: Sequence[Demonstration] = (),
+        fields: Sequence[str] | None = None,
+    ) -> list[int]:
+        """The token ids with which the prompts of all inputs begin, less one for safety; [] where there is none.
+
+        `fields`: the input names, when the template does not name each of them.
+        """
+        names = sorted(self.variables - GIVEN) if fields is None else list(fields)
+        names = names or sorted({name for shown in demonstrations for name in shown.inputs})
+        prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations) for probe in _PROBES]
+        first, last = min(prompts), max(prompts)
+        same = next(
+            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+        )
+        return first[: max(same - 1, 0)]
+
+    def _render(self, inputs: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()) -> str:
+        shown = [{"inputs": dict(d.inputs), "answer": d.answer} for d in demonstrations]
+        variables = {**inputs, "inputs": dict(inputs), "demonstrations": shown}
+        # in a context of its own, so that one rendering's budget is not another's
+        return copy_context().run(_render, self.template, variables)
+
+    def _encode(self, tokenizer: Tokenizer, prompt: str | list[dict[str, str]]) -> list[int]:
+        if not isinstance(prompt, str):
+            return tokenizer.encode_chat(prompt)
+        _refuse_control_tokens(tokenizer, self.template)
+        return [*_begin(tokenizer), *tokenizer.encode(prompt, parse_special=False)]
+
+
+def _split_plain(
+    encode: Callable[[str], list[int]], text: str, continuations: Sequence[str]
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """Prompt ids and continuation ids of a plain text. TemplateError when no boundary between them keeps the ids."""
+    bare = text.rstrip()
+    for prompt_text in dict.fromkeys((text, bare)):
+        prompt = encode(prompt_text)
+        joined = [encode(text + continuation) for continuation in continuations]
+        if all(ids[: len(prompt)] == prompt and len(ids) > len(prompt) for ids in joined):
+            return prompt, tuple(tuple(ids[len(prompt) :]) for ids in joined)
+    raise TemplateError(
+        f"the prompt's end {text[-20:]!r} merges with a label's text ({', '.join(map(repr, continuations))}) into "
+        "other tokens; end the prompt with a colon or a line break and begin the labels' texts with a space"
+    )
+
+
+def _split_chat(
+    tokenizer: Tokenizer, messages: Messages, continuations: Sequence[str]
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """Prompt ids and the ids of each answer, without the end token that the template sets behind it."""
+    prompt = tokenizer.encode_chat(messages)
+    answers: list[tuple[int, ...]] = []
+    for continuation in continuations:
+        ids = tokenizer.encode_chat(
+            [*messages, {"role": "assistant", "content": continuation}], add_generation_prompt=False
+        )
+        if ids[: len(prompt)] != prompt:
+            raise TemplateError(
+                f"under this chat template the answer {continuation!r} merges with the prompt before it, so it cannot "
+                "be scored as it would be generated; use the plain format, or an answer without white space around it"
+            )
+        answer = ids[len(prompt) :]
+        end = next((i for i, index in enumerate(answer) if index in tokenizer.special_ids), len(answer))
+        if end == 0:
+            raise TemplateError(f"the chat template writes nothing for the answer {continuation!r}")
+        answers.append(tuple(answer[:end]))
+    return prompt, tuple(answers)
+
+
+def _within(ids: list[int], more: int, limit: int | None) -> list[int]:
+    if limit is not None and len(ids) + more > limit:
+        raise ContextLengthExceeded(
+            f"the prompt has {len(ids):,} tokens{f' and its answer up to {more:,}' if more else ''}, more than the "
+            f"{limit:,} that fit; shorten the input or show fewer examples (nothing is cut off silently)",
+            param="input",
+        )
+    return ids
+
+
+@lru_cache(maxsize=64)
+def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """BOS, for a tokenizer whose own post-processor sets it (an end token it would set does not belong in a prompt)."""
+    bos = tokenizer.bos_id
+    starts = tokenizer.encode("a", add_special_tokens=True)[:1]
+    return (bos,) if bos is not None and starts == [bos] else ()
+
+
+@lru_cache(maxsize=256)
+def _refuse_control_tokens(tokenizer: Tokenizer, template: str) -> None:
+    """A plain prompt is encoded as user text: control tokens written into it would silently become mere characters."""
+    found = [i for i in tokenizer.encode(template) if i in tokenizer.special_ids]
+    if found and found != [i for i in tokenizer.encode(template, parse_special=False) if i in tokenizer.special_ids]:
+        raise TemplateError(
+            f"the plain prompt template contains the control token {tokenizer.id_to_token(found[0])!r}; "
+            "use format: chat, which places control tokens itself"
+        )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> sandbox.TemplateEnvironment:
+    environment = sandbox.TemplateEnvironment()
+    environment.undefined = jinja2.StrictUndefined  # a missing field must not render as nothing
+    return environment
+
+
+@lru_cache(maxsize=256)
+def _compiled(source: str) -> tuple[jinja2.Template, frozenset[str]]:
+    size = len(source.encode("utf-8", "surrogatepass"))
+    if size > TEMPLATE_BYTES:
+        raise TemplateError(f"the prompt template has {size:,} bytes; at most {TEMPLATE_BYTES:,} are accepted")
+    try:
+        environment = _environment()
+        names = jinja2.meta.find_undeclared_variables(environment.parse(source)) - environment.globals.keys()
+        return environment.from_string(source), frozenset(names)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"the prompt template does not parse: line {error.lineno}: {error.message}") from error
+    except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
+        raise TemplateError(f"the prompt template does not compile: {error}") from error
+
+
+def _render(source: str, variables: Mapping[str, Any]) -> str:
+    sandbox.BUDGET.set(sandbox.Budget(RENDER_SECONDS))
+    pieces: list[str] = []
+    size = 0
+    try:
+        for piece in _compiled(source)[0].generate(variables):
+            size += len(piece)
+            if size > sandbox.OUTPUT_CHARACTERS:
+                raise sandbox.Overrun(f"it wrote more than {sandbox.OUTPUT_CHARACTERS:,} characters")
+            pieces.append(piece)
+    except sandbox.Overrun as error:
+        raise TemplateError(f"the prompt template was stopped: {error}") from error
+    except RecursionError as error:
+        raise TemplateError("the prompt template was stopped: it recurses too deeply") from error
+    except Exception as error:  # a template is a program: whatever it does wrong is the template's error
+        raise TemplateError(f"the prompt template failed: {type(error).__name__}: {error}") from error
+    return "".join(pieces)

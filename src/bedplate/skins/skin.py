@@ -1,0 +1,162 @@
+"""The skin as data: what turns a base into one product feature. `skins.files` writes and reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from bedplate.adapters.head import Head
+from bedplate.adapters.lora import LoraConfig
+from bedplate.core.config import Strict
+from bedplate.core.errors import SkinError
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.skins.output import LabelOutput, Output
+from bedplate.skins.prompt import Demonstration, Prompt
+
+Kind = Literal["prompt", "lora", "probe"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class InputField(Strict):
+    """One named input."""
+
+    kind: Literal["text"] = "text"
+
+
+class BaseReference(Strict):
+    """The base that a skin belongs to: how it was called, its family (for weight names), and who it is."""
+
+    name: str
+    family: str
+    weights_id: str
+    tokenizer_id: str = "none"
+    template_id: str = "none"
+    equivalent_of: str | None = None
+
+    @classmethod
+    def of(cls, name: str, family: str, identity: Identity) -> BaseReference:
+        """`family` is the Hugging Face model type, whatever file format the base was loaded from."""
+        return cls(
+            name=name,
+            family=family,
+            weights_id=identity.weights_id,
+            tokenizer_id=identity.tokenizer_id,
+            template_id=identity.template_id,
+            equivalent_of=identity.equivalent_of,
+        )
+
+    def has_weights_of(self, identity: Identity) -> bool:
+        """Whether this is the same model, in this or another form whose equality was verified."""
+        mine = {self.weights_id, self.equivalent_of} - {None}
+        return bool(mine & {identity.weights_id, identity.equivalent_of})
+
+
+class Provenance(Strict):
+    """Where a skin comes from. Hashes are sha256; `parents` are the ids of the skins it was made from."""
+
+    task: str | None = None
+    rung: str | None = None
+    data: dict[str, str] = Field(default_factory=dict)
+    splits: dict[str, str] = Field(default_factory=dict)
+    seed: int | None = None
+    code_version: str = ""
+    parents: tuple[str, ...] = ()
+    report: str | None = None
+
+
+class EvaluatedWith(Strict):
+    """The weights' storage type and the kernels that a skin was judged with."""
+
+    weights: str
+    kernel: str = "torch"
+
+
+class Limits(Strict):
+    """What a skin accepts: at most this many prompt tokens (None: what the base's context holds)."""
+
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPart:
+    """LoRA weights by our names: `{module path}.lora_A` [r, in], `.lora_B` [out, r]."""
+
+    config: LoraConfig
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ProbePart:
+    """A head on the hidden state `layer` ("layers.20" is after 20 blocks), pooled over the prompt's tokens."""
+
+    head: Head
+    layer: str
+    pooling: Literal["last", "mean"] = "last"
+
+
+@dataclass(frozen=True, eq=False)
+class Skin:
+    """One product feature on one base.
+
+    kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "probe": a head on the prompt's
+    features. Raises SkinError when its parts do not fit its kind.
+    """
+
+    name: str
+    kind: Kind
+    bases: Mapping[str, BaseReference]
+    inputs: Mapping[str, InputField]
+    output: Output
+    prompt: Prompt
+    demonstrations: tuple[Demonstration, ...] = ()
+    lora: LoraPart | None = None
+    probe: ProbePart | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    limits: Limits = field(default_factory=Limits)
+    evaluated_with: EvaluatedWith | None = None
+    directory: Path | None = None
+    """Where it was read from."""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\:\0\n"):
+            raise SkinError(
+                f"a skin cannot be called {self.name!r}: it is served as a model name; use letters and dashes"
+            )
+        if "main" not in self.bases:
+            raise SkinError(f"skin {self.name!r} names no main base")
+        if not self.inputs:
+            raise SkinError(f"skin {self.name!r} has no inputs")
+        if (self.lora is not None) != (self.kind == "lora") or (self.probe is not None) != (self.kind == "probe"):
+            raise SkinError(f"skin {self.name!r} is of kind {self.kind!r}, which does not fit the parts it has")
+        self._check_output()
+        self.prompt.check(list(self.inputs), self.demonstrations)
+        for number, shown in enumerate(self.demonstrations):
+            if shown.inputs.keys() != self.inputs.keys():
+                raise SkinError(
+                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(shown.inputs)}, "
+                    f"the skin has {sorted(self.inputs)}"
+                )
+
+    def _check_output(self) -> None:
+        if self.probe is None:
+            if isinstance(self.output, LabelOutput) and not self.output.continuations:
+                raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
+            return
+        if not isinstance(self.output, LabelOutput):
+            raise SkinError(f"skin {self.name!r} is a probe, so its output must be one of some labels")
+        if self.probe.head.labels != self.output.labels:
+            raise SkinError(
+                f"skin {self.name!r}: its head was made for the labels {list(self.probe.head.labels)}, "
+                f"its output has {list(self.output.labels)}"
+            )
+
+    @property
+    def base(self) -> BaseReference:
+        """The main base."""
+        return self.bases["main"]
