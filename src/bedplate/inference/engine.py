@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 
 from torch import Tensor
 
@@ -14,9 +13,9 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import BusyError, ContextLengthExceeded, RequestError, UsageError
-from bedplate.inference.requests import Classify, Embed, Generate, Request, Result, Score
+from bedplate.inference.requests import Classify, Generate, Request, Result, Score
 from bedplate.inference.runner import Runner
-from bedplate.inference.scheduler import Job, Scheduler, Stream, fail_all
+from bedplate.inference.scheduler import Job, Scheduler, Stream, depth_of, fail_all
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
@@ -98,9 +97,9 @@ class Engine:
             raise RequestError(f"token id {bad} is outside the vocabulary of {vocabulary}", param="prompt")
         if request.adapter is not None and request.adapter not in self._runner.slots:
             raise RequestError(f"no adapter {request.adapter!r} is loaded; load it first", param="model")
-        if isinstance(request, Classify | Embed) and request.depth is not None:
-            if not 0 <= request.depth <= self.base.spec.layers:
-                raise RequestError(f"depth {request.depth} is not between 0 and {self.base.spec.layers}", param="depth")
+        depth = depth_of(request)
+        if depth is not None and not 0 <= depth <= self.base.spec.layers:
+            raise RequestError(f"depth {depth} is not between 0 and {self.base.spec.layers}", param="depth")
         wanted = max((len(c) for c in request.continuations), default=0) if isinstance(request, Score) else 0
         if isinstance(request, Generate):
             room = context - len(request.tokens)
@@ -153,7 +152,7 @@ class Engine:
             pinned[:] = [prefix for prefix in pinned if prefix.tokens != tuple(tokens)]
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[Base]:
+    def exclusive(self) -> Generator[Base]:
         """The base to oneself, between steps: requests wait meanwhile (training, raw logits)."""
         with self._compute:
             yield self.base
@@ -232,9 +231,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

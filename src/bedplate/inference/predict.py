@@ -142,7 +142,7 @@ class Predictor:
         if missing or unknown:
             what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
             raise RequestError(f"the row {what}; skin {self.skin.name!r} takes: {', '.join(names)}", param="input")
-        wrong = next((name for name in names if not isinstance(row[name], str)), None)
+        wrong = next((name for name in names if type(row[name]) is not str), None)
         if wrong is not None:
             raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
         return row

@@ -244,7 +244,8 @@ class Runner:
         chosen = sample(logits_BV, states)
         picked = (logits_BV.gather(1, chosen[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)).tolist()
         for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), picked, strict=True)):
-            assert job.state is not None and job.text is not None
+            assert job.state is not None
+            assert job.text is not None
             settings = job.state.sampling
             if token in self.eos and not settings.ignore_eos:
                 self._end(job, "stop")
@@ -261,7 +262,9 @@ class Runner:
 
     def _end(self, job: Job, reason: FinishReason) -> None:
         """Finishes a running job's stream. Its row is freed by the next `_compact`."""
-        assert job.state is not None and job.text is not None and isinstance(job.request, Generate)
+        assert job.state is not None
+        assert job.text is not None
+        assert isinstance(job.request, Generate)
         tail = job.text.finish()
         if job.text.stopped:
             reason = "stop"

@@ -10,7 +10,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 from bedplate.core.errors import BedplateError
 from bedplate.inference.kv_cache import Prefix
@@ -170,10 +169,9 @@ class Scheduler:
         ]
         if not alike:
             return
-        common = commonprefix([tokens, *(other.request.tokens for other in alike)])
         # At least one token must be left to compute, or there is no state to predict from.
-        shortest = min(len(tokens), *(len(other.request.tokens) for other in alike))
-        shared = tuple(common[: min(len(common), shortest - 1)])
+        sequences = [tokens, *(other.request.tokens for other in alike)]
+        shared = tokens[: min(common_length(sequences), min(map(len, sequences)) - 1)]
         if len(shared) - start >= MIN_SHARED:
             job.prefix = self._build(shared, job.request.adapter, job.prefix)
         for other in alike:
@@ -186,6 +184,12 @@ class Scheduler:
             if len(prefix) < len(request.tokens) and request.tokens[: len(prefix)] == prefix.tokens
         ]
         return max(fitting, key=len, default=None)
+
+
+def common_length(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many first tokens all sequences share: those that the smallest and the largest do."""
+    first, last = min(sequences), max(sequences)
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def fail_all(jobs: Sequence[Job], error: BaseException) -> None:

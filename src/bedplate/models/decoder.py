@@ -1,9 +1,8 @@
-"""The decoder: tokens to the hidden states from which the next token is predicted. Knows no family and no cache layout."""
+"""The decoder: tokens to the states from which the next token is predicted. Knows no family and no cache layout."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -66,4 +65,4 @@ class Decoder(nn.Module):
             return None
         if self._frequencies is None or self._frequencies.device != positions_BT.device:
             self._frequencies = rotary_frequencies(self.spec.rope, self.spec.head_dim, positions_BT.device)
-        return rotation(positions_BT, cast(Tensor, self._frequencies), dtype)
+        return rotation(positions_BT, self._frequencies, dtype)

@@ -137,8 +137,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     identity = _identify(weights_id, tokenizer, record.get("equivalent_of"))
     if record and record.get("weights_id") != identity.weights_id:
         raise CheckpointError(
-            f"{path}: the weights are not those that {BASE_FILE} describes; export the base again, or delete {BASE_FILE} "
-            "if the change is intended"
+            f"{path}: the weights are not those that {BASE_FILE} describes; export the base again, "
+            f"or delete {BASE_FILE} if the change is intended"
         )
     return Base(
         spec=spec,

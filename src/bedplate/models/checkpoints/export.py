@@ -80,7 +80,7 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
         tensors[external_name(family, name)] = permute_rope(tensor, heads, weights.transform(name), inverse=False)
     draft = path.with_name(path.name + ".tmp")
     try:
-        write_gguf(draft, family.key[1], family.to_config(spec) | tokenizer_fields(base), tensors, kind)
+        write_gguf(draft, family.key[1], family.to_config(spec) | dict(tokenizer_fields(base)), tensors, kind)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ class WeightsHash:
         array = wide.contiguous().numpy()
         header = f"{name}|{'x'.join(map(str, array.shape))}|{array.dtype.str}|"
         digest = hashlib.sha256(header.encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        digest.update(array.reshape(-1).view("uint8").data)
         self._digests[name] = digest.hexdigest()
 
     def hexdigest(self) -> str:

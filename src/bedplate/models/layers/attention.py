@@ -1,8 +1,8 @@
 """Softmax attention, and the layouts that say which token sees which.
 
 A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
-model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G key-value
-heads, D features of one head.
+model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G
+key-value heads, D features of one head.
 """
 
 from __future__ import annotations
