@@ -103,8 +103,8 @@ def test_the_constant_prefix_is_a_prefix_of_every_prompt(tokenizer, format, text
     prefix = prompt.constant_prefix(tokenizer, shown)
     ids = prompt.tokens(tokenizer, {"review": text}, shown)
     assert ids[: len(prefix)] == prefix
-    assert len(ids) - len(prefix) < 40
-    assert len(prefix) > 20
+    # and most of a short input's prompt
+    assert len(prefix) > 0.6 * len(prompt.tokens(tokenizer, {"review": "x"}, shown))
     assert prompt.constant_prefix(tokenizer, ()) != prefix
 
 
@@ -125,8 +125,8 @@ def test_refusals(tokenizer):
         Prompt("{{ review }}").text({"review": "x"}, SHOWN)
     with pytest.raises(TemplateError, match=r"undefined|no attribute"):
         Prompt("{{ inputs.other }}").text({"review": "x"})
+    loop = "{% for i in range(9999) %}"
     with pytest.raises(TemplateError, match="stopped"):
-        loop = "{% for i in range(9999) %}"
         Prompt(loop * 2 + "{{ review }}" + "{% endfor %}" * 2).text({"review": "x"})
     with pytest.raises(TemplateError, match=r"failed|unsafe"):
         Prompt("{{ review.__class__.__mro__ }}").text({"review": "x"})
