@@ -18,7 +18,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch's fused kernel keeps float32 statistics for half-precision inputs.
+        if x.is_cpu and x.dtype in (torch.bfloat16, torch.float16):
+            # torch's CPU kernel takes ten times as long on half precision as on float32 (1.2 against 0.1 ms for
+            # 512 × 576); the same arithmetic with the casts written out.
+            return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
