@@ -18,6 +18,7 @@ from bedplate.core.errors import BedplateError, UsageError
 VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
+    "skins": ("bedplate.cli.skins", "List skins, show one with its lineage, verify one's files and base."),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -1,0 +1,341 @@
+"""The catalogue: which bases, skins, runs and reports there are, and which came from which.
+
+An index in SQLite (WAL) under `BEDPLATE_HOME`; every fact in it stands in the directories too, so that it can be
+rebuilt from them. Any number of processes may write at once: each record is one transaction, so a writer that is
+killed leaves all of it or none.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from bedplate.adapters.tensors import read_json_object
+from bedplate.core.errors import BedplateError, DataError, UnknownItemError, UsageError
+from bedplate.core.files import bedplate_home, file_lock, sha256_file
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
+from bedplate.skins.skin import Skin
+
+What = Literal["base", "skin", "run", "report"]
+TABLES: dict[What, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports"}
+WAIT_SECONDS = 60.0
+_VERSION = 1
+
+_SCHEMA = "".join(
+    f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, name TEXT NOT NULL, path TEXT, details TEXT NOT NULL,"
+    " recorded_at TEXT NOT NULL);"
+    for table in TABLES.values()
+) + (
+    "CREATE TABLE IF NOT EXISTS parents (child TEXT NOT NULL, parent TEXT NOT NULL, PRIMARY KEY (child, parent));"
+    "CREATE INDEX IF NOT EXISTS children ON parents (parent);"
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One base, skin, run or report. `path` is where it lay when it was recorded."""
+
+    what: What
+    id: str
+    name: str
+    path: str | None
+    details: Mapping[str, Any]
+    recorded_at: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What something came from and what came from it, nearest first. Ids without an entry are in `unknown`."""
+
+    entry: Entry
+    ancestors: tuple[Entry, ...]
+    descendants: tuple[Entry, ...]
+    unknown: tuple[str, ...]
+
+
+@dataclass
+class Rebuilt:
+    """What `rebuild` found: counts by kind, and the directories that could not be read, with the reason."""
+
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+    problems: list[str] = field(default_factory=list[str])
+
+
+class Catalog:
+    """An open catalogue. One object belongs to one thread; open another one for another thread or process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        # only the first opening changes the journal mode, which SQLite cannot do under two writers at once
+        with file_lock(path.with_name(path.name + ".lock")):
+            try:
+                self._connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None)
+            except sqlite3.Error as error:
+                raise UsageError(
+                    f"{path} cannot be opened: {error}; choose a BEDPLATE_HOME that can be written"
+                ) from error
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _prepare(self) -> None:
+        """Make the tables of a new catalogue."""
+        try:
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise UsageError(f"{self.path} was written by a newer Bedplate (version {version}); update Bedplate")
+            if version < _VERSION:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                script = f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
+                self._connection.executescript(script)
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{self.path} cannot be used as a catalogue: {error}; it is only an index: move it away and run "
+                "`bedplate skins list DIR …`, which records what it finds"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Catalog:
+        """Open the catalogue, by default the one under `BEDPLATE_HOME`, making it when there is none.
+
+        Raises DataError for a file that is no catalogue, UsageError where it cannot be written.
+        """
+        return cls(bedplate_home() / "catalog.sqlite" if path is None else path)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Catalog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- recording
+
+    def record_base(
+        self, name: str, identity: Identity, path: Path | str, *, family: str, parents: Iterable[str] = ()
+    ) -> str:
+        """Record a base under its weights_id, which is returned."""
+        details = {
+            "family": family,
+            "tokenizer_id": identity.tokenizer_id,
+            "template_id": identity.template_id,
+            "equivalent_of": identity.equivalent_of,
+        }
+        with self._transaction():
+            self._put("base", identity.weights_id, name, path, details, parents)
+        return identity.weights_id
+
+    def record_skin(self, skin: Skin, path: Path | str | None = None) -> str:
+        """Record a skin, its base, its report and its parents. Returns its id."""
+        with self._transaction():
+            return self._put_skin(skin, skin.directory if path is None else path)
+
+    def record_run(
+        self,
+        run_id: str,
+        name: str,
+        path: Path | str,
+        details: Mapping[str, Any] | None = None,
+        parents: Iterable[str] = (),
+    ) -> str:
+        """Record a run (adapting, training, evaluating) and what it read. Returns its id."""
+        with self._transaction():
+            self._put("run", run_id, name, path, details or {}, parents)
+        return run_id
+
+    def record_report(
+        self,
+        path: Path | str,
+        name: str,
+        details: Mapping[str, Any] | None = None,
+        parents: Iterable[str] = (),
+    ) -> str:
+        """Record a report file under its sha256, which is returned."""
+        report_id = sha256_file(path)
+        with self._transaction():
+            self._put("report", report_id, name, path, details or {}, parents)
+        return report_id
+
+    def rebuild(self, directories: Iterable[Path | str]) -> Rebuilt:
+        """Forget everything, then record every base, skin and report found below `directories`, in one transaction."""
+        found = Rebuilt()
+        with self._transaction():
+            for table in (*TABLES.values(), "parents"):
+                self._connection.execute(f"DELETE FROM {table}")
+            self._scan(directories, found)
+        return found
+
+    def add(self, directories: Iterable[Path | str]) -> Rebuilt:
+        """Record every base, skin and report found below `directories`, besides what is known."""
+        found = Rebuilt()
+        with self._transaction():
+            self._scan(directories, found)
+        return found
+
+    # --- asking
+
+    def entries(self, what: What) -> list[Entry]:
+        """Everything of one kind, the oldest record first."""
+        rows = self._connection.execute(f"SELECT * FROM {TABLES[what]} ORDER BY recorded_at, id").fetchall()
+        return [_entry(what, row) for row in rows]
+
+    def find(self, wanted: str) -> Entry:
+        """The entry with this id, the beginning of one (at least 6 characters), or this name (the newest).
+
+        UnknownItemError when there is none, UsageError when a beginning fits several.
+        """
+        found: list[Entry] = []
+        for what, table in TABLES.items():
+            rows = self._connection.execute(
+                f"SELECT * FROM {table} WHERE id = ?1 OR name = ?1"
+                " OR (length(?1) >= 6 AND substr(id, 1, length(?1)) = ?1) ORDER BY recorded_at DESC, id",
+                (wanted,),
+            )
+            found += [_entry(what, row) for row in rows.fetchall()]
+        exact = [e for e in found if e.id == wanted] or [e for e in found if e.name == wanted]
+        if exact:
+            return exact[0]
+        if not found:
+            raise UnknownItemError(f"the catalogue {self.path} knows nothing by the id or name {wanted!r}")
+        if len(found) > 1:
+            raise UsageError(f"{wanted!r} begins {len(found)} ids: {', '.join(e.id[:12] for e in found)}; write more")
+        return found[0]
+
+    def lineage(self, wanted: str) -> Lineage:
+        """Everything that an entry came from, and everything that came from it."""
+        with self._transaction("DEFERRED"):
+            entry = self.find(wanted)
+            above, below = self._walk(entry.id, "child", "parent"), self._walk(entry.id, "parent", "child")
+            known = {i: self._get(i) for i in (*above, *below)}
+        return Lineage(
+            entry,
+            tuple(e for i in above if (e := known[i]) is not None),
+            tuple(e for i in below if (e := known[i]) is not None),
+            tuple(i for i, e in known.items() if e is None),
+        )
+
+    # --- inside
+
+    @contextmanager
+    def _transaction(self, mode: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Generator[None]:
+        """IMMEDIATE waits for other writers at its start, so that it never fails half way."""
+        self._connection.execute(f"BEGIN {mode}")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def _put(
+        self,
+        what: What,
+        id_: str,
+        name: str,
+        path: Path | str | None,
+        details: Mapping[str, Any],
+        parents: Iterable[str],
+    ) -> None:
+        place = None if path is None else str(Path(path).absolute())
+        now = datetime.now(UTC).isoformat()
+        text = json.dumps(dict(details), sort_keys=True, allow_nan=False)
+        self._connection.execute(
+            f"INSERT INTO {TABLES[what]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = coalesce(excluded.path, path),"
+            " details = excluded.details",
+            (id_, name, place, text, now),
+        )
+        rows = [(id_, parent) for parent in parents]
+        self._connection.executemany("INSERT OR IGNORE INTO parents (child, parent) VALUES (?, ?)", rows)
+
+    def _put_skin(self, skin: Skin, path: Path | str | None) -> str:
+        id_, origin = skin_id(skin), skin.provenance
+        details = {"kind": skin.kind, "base": skin.base.name, "task": origin.task, "rung": origin.rung}
+        parents = [reference.weights_id for reference in skin.bases.values()] + list(origin.parents)
+        if origin.report is not None:
+            parents.append(origin.report)
+        self._put("skin", id_, skin.name, path, details, parents)
+        return id_
+
+    def _scan(self, directories: Iterable[Path | str], found: Rebuilt) -> None:
+        for given in directories:
+            root = Path(given)
+            if not root.is_dir():
+                raise UsageError(f"{root} is not a directory")
+            for path in sorted([root, *(p for p in root.rglob("*") if p.is_dir() and not p.is_symlink())]):
+                for name, record in ((SKIN_FILE, self._scan_skin), ("base.json", self._scan_base)):
+                    if (path / name).is_file():
+                        self._count(found, path / name, record)
+                if (path / "report.json").is_file() and not (path / SKIN_FILE).is_file():
+                    self._count(found, path / "report.json", self._scan_report)
+
+    @staticmethod
+    def _count(found: Rebuilt, path: Path, record: Any) -> None:
+        try:
+            what = record(path)
+        except (BedplateError, OSError, ValueError) as error:
+            found.problems.append(f"{path}: {error}")
+        else:
+            found.counts[what] = found.counts.get(what, 0) + 1
+
+    def _scan_skin(self, path: Path) -> What:
+        self._put_skin(read_skin(path.parent), path.parent)
+        return "skin"
+
+    def _scan_base(self, path: Path) -> What:
+        fields = read_json_object(path)
+        weights_id = fields.get("weights_id")
+        if not isinstance(weights_id, str):
+            raise DataError("it has no weights_id")
+        details = {key: fields.get(key) for key in ("family", "tokenizer_id", "template_id", "equivalent_of")}
+        lineage = fields.get("lineage")
+        parents = lineage.get("parents") if isinstance(lineage, dict) else None
+        named = [p for p in parents if isinstance(p, str)] if isinstance(parents, list) else []
+        self._put("base", weights_id, path.parent.name, path.parent, details, named)
+        return "base"
+
+    def _scan_report(self, path: Path) -> What:
+        fields = read_json_object(path)
+        details = {key: fields.get(key) for key in ("task", "verdict")}
+        task = fields.get("task")
+        self._put("report", sha256_file(path), task if isinstance(task, str) else path.parent.name, path, details, ())
+        return "report"
+
+    def _get(self, id_: str) -> Entry | None:
+        for what, table in TABLES.items():
+            row = self._connection.execute(f"SELECT * FROM {table} WHERE id = ?", (id_,)).fetchone()
+            if row is not None:
+                return _entry(what, row)
+        return None
+
+    def _walk(self, start: str, here: str, there: str) -> list[str]:
+        """Ids reached by edges from `here` to `there`, breadth first; a cycle ends where it closes."""
+        seen, order = {start}, [start]
+        for id_ in order:
+            with closing(
+                self._connection.execute(f"SELECT {there} FROM parents WHERE {here} = ? ORDER BY 1", (id_,))
+            ) as rows:
+                for (following,) in rows:
+                    if following not in seen:
+                        seen.add(following)
+                        order.append(following)
+        return order[1:]
+
+
+def _entry(what: What, row: tuple[Any, ...]) -> Entry:
+    id_, name, path, details, recorded_at = row
+    return Entry(what, id_, name, path, json.loads(details), recorded_at)

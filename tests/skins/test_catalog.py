@@ -1,0 +1,168 @@
+"""The catalogue: lineage both ways, many writers at once, a writer killed in the middle, rebuilding."""
+
+import dataclasses
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bedplate.core.errors import DataError, UnknownItemError, UsageError
+from bedplate.core.files import bedplate_home, sha256_file
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import skin_id, write_skin
+from bedplate.skins.skin import Provenance
+
+
+@pytest.fixture
+def catalog(isolated_home):
+    with Catalog.open() as opened:
+        yield opened
+
+
+def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, build_skin):
+    corpus = "c" * 64
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+    base_id = catalog.record_base("tiny", base.identity, tmp_path / "tiny", family="llama", parents=[corpus])
+    parent = build_skin(base, "prompt", "parent")
+    parent_id = catalog.record_skin(parent, tmp_path / "parent")
+    catalog.record_report(report, "reviews-sentiment")
+    child = build_skin(base, "lora", "child", parents=(parent_id,))
+    child = dataclasses.replace(child, provenance=child.provenance.model_copy(update={"report": sha256_file(report)}))
+    child_id = catalog.record_skin(child, tmp_path / "child")
+    catalog.record_run("run-1", "adapt", tmp_path, {"seed": 0}, parents=[base_id])
+    up = catalog.lineage("child")
+    assert {(e.what, e.name) for e in up.ancestors} == {
+        ("base", "tiny"),
+        ("skin", "parent"),
+        ("report", "reviews-sentiment"),
+    }
+    assert up.unknown == (corpus,)
+    assert up.descendants == ()
+    down = catalog.lineage(base_id[:8])
+    assert {e.name for e in down.descendants} == {"parent", "child", "adapt"}
+    assert catalog.find(child_id).details["kind"] == "lora"
+    assert catalog.find("parent").path == str(tmp_path / "parent")
+    assert [e.details["seed"] for e in catalog.entries("run")] == [0]
+
+
+def test_recording_again_updates_and_does_not_double(tmp_path, catalog, skin):
+    first = catalog.record_skin(skin, tmp_path / "a")
+    assert catalog.record_skin(skin, tmp_path / "b") == first
+    (entry,) = catalog.entries("skin")
+    assert entry.path == str(tmp_path / "b")
+
+
+def test_a_cycle_of_parents_ends(tmp_path, catalog):
+    catalog.record_run("a", "a", tmp_path, parents=["b"])
+    catalog.record_run("b", "b", tmp_path, parents=["a"])
+    assert [e.id for e in catalog.lineage("a").ancestors] == ["b"]
+
+
+def test_finding(tmp_path, catalog):
+    for name in ("abcdef1", "abcdef2"):
+        catalog.record_run(name, "run", tmp_path)
+    with pytest.raises(UnknownItemError, match="nothing"):
+        catalog.find("zzz")
+    with pytest.raises(UnknownItemError):
+        catalog.find("abcde")
+    with pytest.raises(UsageError, match="2 ids"):
+        catalog.find("abcdef")
+    assert catalog.find("run").id == "abcdef2"
+
+
+WRITER = """
+import sys
+from bedplate.skins.catalog import Catalog
+who, count = sys.argv[1], int(sys.argv[2])
+for i in range(count):
+    with Catalog.open() as catalog:  # opening races too
+        parents = [f"{who}-{i}-parent-{j}" for j in range(50)]
+        catalog.record_run(f"{who}-{i}", "run", ".", {"i": i}, parents=parents)
+    print(i, flush=True)
+"""
+
+
+def start(who: str, count: int) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WRITER, who, str(count)], env=os.environ, stdout=subprocess.PIPE)
+
+
+def test_several_writers_and_one_killed_in_the_middle(isolated_home):
+    """Every finished record is whole, the killed writer leaves no half and no lock, and writing goes on."""
+    victim = start("victim", 100_000)
+    others = [start(f"w{n}", 25) for n in range(3)]
+    assert victim.stdout is not None
+    for _ in range(20):
+        victim.stdout.readline()
+    victim.send_signal(signal.SIGKILL)
+    acknowledged = 20 + len(victim.stdout.readlines())
+    victim.stdout.close()
+    victim.wait()
+    for other in others:
+        other.communicate(timeout=100)
+        assert other.returncode == 0
+    started = time.monotonic()
+    with Catalog.open() as catalog:
+        catalog.record_run("after", "run", ".")
+        entries = catalog.entries("run")
+    assert time.monotonic() - started < 10
+    by_writer = {who: [e for e in entries if e.id.startswith(f"{who}-")] for who in ("victim", "w0", "w1", "w2")}
+    assert [len(by_writer[f"w{n}"]) for n in range(3)] == [25, 25, 25]
+    assert acknowledged <= len(by_writer["victim"]) <= acknowledged + 1
+    connection = sqlite3.connect(bedplate_home() / "catalog.sqlite")
+    rows = connection.execute("SELECT child, count(*) FROM parents GROUP BY child").fetchall()
+    connection.close()
+    assert {child for child, _ in rows} == {e.id for e in entries} - {"after"}
+    assert {count for _, count in rows} == {50}
+
+
+def test_rebuilding_from_directories(tmp_path, catalog, base, build_skin):
+    for kind in ("prompt", "lora"):
+        made = build_skin(base, kind, kind)
+        write_skin(made, tmp_path / "runs" / kind, {"report.json": b"{}"})
+        catalog.record_skin(made, tmp_path / "runs" / kind)
+    (tmp_path / "runs" / "report.json").write_text(json.dumps({"task": "t", "verdict": {"status": "PASS"}}))
+    exported = tmp_path / "runs" / "export"
+    exported.mkdir()
+    (exported / "base.json").write_text(json.dumps({"weights_id": base.identity.weights_id, "lineage": {}}))
+    damaged = tmp_path / "runs" / "damaged"
+    write_skin(build_skin(base, "probe", "probe"), damaged)
+    (damaged / "head.safetensors").write_bytes(b"")
+    before = {e.id for e in catalog.entries("skin")}
+    catalog.record_run("gone", "gone", tmp_path)
+    found = catalog.rebuild([tmp_path / "runs"])
+    assert found.counts == {"skin": 2, "base": 1, "report": 1}
+    assert len(found.problems) == 1
+    assert "head.safetensors" in found.problems[0]
+    assert {e.id for e in catalog.entries("skin")} == before
+    assert catalog.entries("run") == []
+    assert {e.name for e in catalog.lineage("export").descendants} == {"prompt", "lora"}
+    with pytest.raises(UsageError, match="not a directory"):
+        catalog.rebuild([tmp_path / "nowhere"])
+    assert {e.id for e in catalog.entries("skin")} == before  # a rebuild that fails changes nothing
+
+
+def test_files_that_are_no_catalogue(tmp_path):
+    path = tmp_path / "catalog.sqlite"
+    path.write_bytes(b"not a database at all, but long enough to be looked at" * 40)
+    with pytest.raises(DataError, match="move it away"):
+        Catalog.open(path)
+    connection = sqlite3.connect(tmp_path / "newer.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(UsageError, match="newer Bedplate"):
+        Catalog.open(tmp_path / "newer.sqlite")
+
+
+def test_the_id_does_not_depend_on_where_or_with_what_extras(tmp_path, skin):
+    assert skin.provenance != Provenance()
+    for place, extras in (("a", {}), ("b", {"report.html": b"<p>"})):
+        write_skin(skin, tmp_path / place, extras)
+    with Catalog.open(tmp_path / "c.sqlite") as catalog:
+        assert catalog.add([tmp_path]).counts == {"skin": 2}
+        assert [e.id for e in catalog.entries("skin")] == [skin_id(skin)]
