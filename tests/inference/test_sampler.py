@@ -1,0 +1,107 @@
+"""Penalties and truncation against transformers' logits processors; draws against the distribution they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from bedplate.inference.requests import Sampling
+from bedplate.inference.sampler import RowState, penalise, sample, truncate
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    temperature=st.floats(0.3, 2.0),
+    top_k=st.sampled_from([0, 1, 3, 40, 1000]),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    vocabulary=st.sampled_from([17, 700]),
+)
+def test_truncation_equals_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, vocabulary: int
+) -> None:
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+    expected: Any = TemperatureLogitsWarper(temperature)(None, logits.clone())  # type: ignore[arg-type]
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)  # type: ignore[arg-type]
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)  # type: ignore[arg-type]
+    if min_p:
+        expected = MinPLogitsWarper(min_p)(None, expected)  # type: ignore[arg-type]
+    theirs = expected.softmax(-1)[0]
+    values, order = (logits / temperature).softmax(-1)[0].sort(descending=True, stable=True)
+    kept = truncate(values, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    ours = torch.zeros(vocabulary).index_copy(0, order, kept / kept.sum())
+    differing = ((ours > 0) != (theirs > 0)).sum()
+    # A token exactly at a threshold may fall on either side by rounding; no more than that one.
+    assert int(differing) <= 1
+    if differing == 0:
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [50, 5000])
+@pytest.mark.parametrize(
+    "extra", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 400, "top_p": 0.9}, {"top_p": 0.9999}]
+)
+def test_draws_follow_the_distribution(vocabulary: int, extra: dict[str, Any]) -> None:
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(1)) * 2
+    row = RowState(Sampling(temperature=0.8, seed=3, **extra), ())
+    count = 4000
+    drawn = torch.cat([sample(logits, [row]) for _ in range(count)])
+    values, order = (logits / 0.8).softmax(-1)[0].sort(descending=True, stable=True)
+    kept = truncate(values, row.sampling)
+    expected = torch.zeros(vocabulary).index_copy(0, order, kept / kept.sum())
+    frequency = torch.bincount(drawn, minlength=vocabulary) / count
+    assert bool((frequency[expected == 0] == 0).all())
+    # Six standard errors of a binomial share: a wrong distribution fails, chance does not.
+    assert bool(((frequency - expected).abs() <= 6 * (expected * (1 - expected) / count).sqrt() + 1e-3).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1000), rate=st.floats(0.5, 2.0))
+def test_repetition_penalty_equals_transformers(seed: int, rate: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, 30, generator=generator)
+    tokens = torch.randint(0, 30, (1, 12), generator=generator)
+    theirs = RepetitionPenaltyLogitsProcessor(rate)(tokens, logits.clone())
+    row = RowState(Sampling(repetition_penalty=rate), tokens[0, :7].tolist(), tokens[0, 7:].tolist())
+    torch.testing.assert_close(penalise(logits, [row]), theirs)
+
+
+def test_presence_and_frequency_penalties_follow_their_definition() -> None:
+    logits = torch.zeros(2, 5)
+    rows = [
+        RowState(Sampling(presence_penalty=0.5, frequency_penalty=0.25), (4,), [1, 1, 2]),
+        RowState(Sampling(), (1,), [1]),
+    ]
+    expected = torch.tensor([[0.0, -1.0, -0.75, 0.0, 0.0], [0.0] * 5])
+    assert torch.equal(penalise(logits, rows), expected)
+    assert torch.equal(logits, torch.zeros(2, 5))
+
+
+def test_greedy_and_sampling_rows_mix() -> None:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    rows = [RowState(Sampling(), ()), RowState(Sampling(temperature=1.0, seed=5), ()), RowState(Sampling(), ())]
+    chosen = sample(logits, rows)
+    assert chosen[0] == logits[0].argmax()
+    assert chosen[2] == logits[2].argmax()
+    assert chosen[1] == sample(logits[1:2], [RowState(Sampling(temperature=1.0, seed=5), ())])[0]
+
+
+def test_temperature_near_zero_is_greedy_and_one_candidate_is_certain() -> None:
+    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    for settings_ in ({"temperature": 1e-4}, {"temperature": 1.5, "top_k": 1}, {"temperature": 1.5, "top_p": 1e-6}):
+        for seed in range(20):
+            assert sample(logits, [RowState(Sampling(seed=seed, **settings_), ())])[0] == logits.argmax()
