@@ -165,7 +165,7 @@ def test_dump_reads_back_equal(task: str, labels: tuple[str, ...], rate: float, 
 
 @given(st.text(max_size=60))
 def test_any_text_is_refused_with_a_config_error(text: str) -> None:
-    with pytest.raises(ConfigError, match="a file: "):  # no such text makes a Task: it lacks `output`
+    with pytest.raises(ConfigError, match=r"^a file"):  # no such text makes a Task: it lacks `output`
         parse_config(text, Task, "a file")
 
 

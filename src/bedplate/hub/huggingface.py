@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.repocard import metadata_load
@@ -16,6 +15,8 @@ from bedplate.core.files import sha256_file, sha256_json
 from bedplate.core.progress import console
 from bedplate.hub.cache import cache_directory
 
+# the HTTP client's own base error: which client that is has changed between versions of huggingface_hub
+_TRANSPORT_ERROR: type[Exception] = next(c for c in errors.HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _SOURCE = re.compile(rf"hf:(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>[A-Za-z0-9._/-]+\.gguf))?(?:@(?P<revision>[^@\s]+))?")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "LICENSE*", "LICENCE*", "NOTICE*", "README.md"]
@@ -47,7 +48,7 @@ def snapshot(source: str, *, quiet: bool = False) -> Path:
     reference = parse(source)
     try:
         patterns = _PATTERNS if reference.file is None else [reference.file, "LICENSE*", "README.md"]
-        if reference.file is None and not constants.HF_HUB_OFFLINE:
+        if not constants.HF_HUB_OFFLINE:
             patterns = [*patterns, *_gguf_files(reference)]
         directory = Path(
             huggingface_hub.snapshot_download(
@@ -69,7 +70,7 @@ def snapshot(source: str, *, quiet: bool = False) -> Path:
             "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "it is not in the cache"
         )
         raise UnreachableError(f"{source}: the Hub cannot be reached, and {why}; check the network") from error
-    except (httpx.HTTPError, errors.HfHubHTTPError, OSError) as error:
+    except (_TRANSPORT_ERROR, OSError) as error:
         raise UnreachableError(f"{source}: the download failed: {str(error).splitlines()[0]}; run it again") from error
     return _content(source, directory, reference)
 
@@ -101,10 +102,20 @@ def _file_sha256(path: Path) -> str:
 
 
 def _gguf_files(reference: Reference) -> list[str]:
-    """The GGUF files worth fetching: none beside safetensors, the only one, or an error that lists the choice."""
-    info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision)
+    """The GGUF files worth fetching: the named or only one; several are an error."""
+    try:
+        info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision)
+    except errors.HfHubHTTPError:
+        raise
+    except _TRANSPORT_ERROR:
+        return []  # no network: the snapshot is looked for in the cache
     names = [s.rfilename for s in info.siblings or []]
     files = [n for n in names if n.endswith(".gguf")]
+    if reference.file is not None:
+        if reference.file not in files:
+            has = ", ".join(files) or "no GGUF file"
+            raise UnknownItemError(f"hf:{reference.repo}/{reference.file}: the repository has {has}")
+        return [reference.file]
     if any(n.endswith(".safetensors") for n in names):
         return []
     if len(files) > 1:
