@@ -79,6 +79,8 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         raise UsageError(f"{error.format_message()} (`bedplate {verb} --help`)") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
+    if result == _INTERRUPTED:  # newer versions of typer answer Ctrl-C with this code, older ones with Abort
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 
