@@ -123,7 +123,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles:
                 f"{backend.token_to_id(entry['content'])} in tokenizer.json's; the files do not belong together"
             )
         added.add(entry["content"])
-    extra = [_content(token) for token in config.get("additional_special_tokens") or ()]
+    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
+    extra = [_content(token) for token in (listed.values() if isinstance(listed, Mapping) else listed)]
     named = [token for token in (*roles.values(), *extra) if token is not None]
     missing = [token for token in dict.fromkeys(named) if token not in added]
     known = [token for token in missing if backend.token_to_id(token) is not None]

@@ -37,6 +37,7 @@ OUTPUT_CHARACTERS = 4 * 1024 * 1024  # of one rendering, and of any value on the
 AMPLIFIED = 16 * OUTPUT_CHARACTERS  # what one call such as replace, join or indent may make at most
 STEPS = 2_000_000
 INTEGER_BITS = 4096
+_CONTAINER = 8  # what an empty list weighs: about its share of memory, and a bound on how many are walked
 
 # fmt: off
 _AMPLIFIERS = frozenset((
@@ -98,10 +99,11 @@ def weigh(value: Any, cap: int = OUTPUT_CHARACTERS) -> int:
         elif isinstance(item, int):
             total += item.bit_length() // 3
         elif isinstance(item, Mapping):
-            total += len(item)
+            total += len(item) + _CONTAINER
             stack.extend(item.keys())
             stack.extend(item.values())
         elif isinstance(item, (list, tuple, set, frozenset)):
+            total += _CONTAINER
             stack.extend(item)
         if total > cap or len(stack) > cap:
             return cap + 1
