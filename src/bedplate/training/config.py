@@ -1,0 +1,49 @@
+"""How a training run goes, as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from bedplate.core.config import Strict
+from bedplate.training.schedules import SCHEDULES, ScheduleName
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+_NO_MATTER = ("save_steps", "save_seconds")
+
+
+class TrainConfig(Strict):
+    """AdamW (https://arxiv.org/abs/1711.05101) under a schedule.
+
+    warmup, decay: fractions of all steps (decay is WSD's). final: the last learning rate as a fraction of the peak.
+    weight_decay falls on matrices only. clip: the largest allowed norm of the whole gradient; None lets any pass.
+    steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
+    """
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    schedule: ScheduleName = "cosine"
+    warmup: Fraction = 0.06
+    decay: Fraction = 0.2
+    final: Fraction = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    steps: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 0
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    save_seconds: Annotated[float, Field(gt=0)] | None = 60.0
+
+    def learning_rate_at(self, step: int, total: int) -> float:
+        """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that
+        neither the first nor the last step is spent at a rate of zero."""
+        factor = SCHEDULES[self.schedule]
+        return self.learning_rate * factor(
+            step + 0.5, total, round(self.warmup * total), round(self.decay * total), self.final
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """What decides the outcome: all fields but how often the state is saved."""
+        return self.model_dump(mode="json", exclude=set(_NO_MATTER))

@@ -1,0 +1,43 @@
+"""The run's metrics: one JSON line a step, cut back to the resumed step."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bedplate.core.errors import TrainingError
+
+
+class MetricsLog:
+    """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to."""
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self._path = path
+        size = path.stat().st_size if path.exists() else 0
+        if size < resume_at:
+            raise TrainingError(
+                f"{path} is shorter ({size} bytes) than when the state was saved ({resume_at}); put the file back, or "
+                "delete the saved state to start anew"
+            )
+        self._file = path.open("ab")
+        self._file.truncate(resume_at)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written so far, made safe on disk."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()

@@ -1,0 +1,107 @@
+"""The optimizer behind one small surface: float32 masters, exact accumulation, clipping, and state as plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.core.errors import TrainingError
+from bedplate.training.config import TrainConfig
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+class Optimization:
+    """AdamW over `trainable`, in float32 (or wider) whatever the parameters' own type.
+
+    A half-precision parameter has a float32 master that collects the gradients of the micro-batches and takes the
+    update; the parameter is the master, rounded. Decay falls on parameters of two and more dimensions.
+    """
+
+    def __init__(self, trainable: NamedParameters, config: TrainConfig) -> None:
+        self.parameters = dict(trainable)
+        if not self.parameters:
+            raise TrainingError("nothing is to be trained: `trainable` is empty")
+        self._masters = {name: _master(p) for name, p in self.parameters.items()}
+        self._clip = config.clip
+        matrices = [m for m in self._masters.values() if m.dim() >= 2]
+        others = [m for m in self._masters.values() if m.dim() < 2]
+        groups = [
+            {"params": params, "weight_decay": decay}
+            for params, decay in ((matrices, config.weight_decay), (others, 0.0))
+            if params
+        ]
+        self._adamw = torch.optim.AdamW(
+            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        )
+
+    def collect(self) -> None:
+        """After each backward pass: moves half-precision gradients into their masters' sums."""
+        for name, parameter in self.parameters.items():
+            master = self._masters[name]
+            if master is parameter or parameter.grad is None:
+                continue
+            grad = parameter.grad.to(master.dtype)
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+            parameter.grad = None
+
+    def clip(self) -> float:
+        """Scales the whole gradient down to the allowed norm; returns the norm before. Raises TrainingError when
+        no parameter has a gradient."""
+        grads = [m.grad for m in self._masters.values() if m.grad is not None]
+        if not grads:
+            raise TrainingError(
+                "no trainable parameter received a gradient: are the trainable parameters part of this model, "
+                "and is the adapter selected?"
+            )
+        norm = nn.utils.get_total_norm(grads)
+        if self._clip is not None:
+            nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)
+        return float(norm)
+
+    def step(self, learning_rate: float) -> None:
+        """One update, after which the gradients are gone."""
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        self._write_back()
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        for name, parameter in self.parameters.items():
+            if self._masters[name] is not parameter:
+                parameter.copy_(self._masters[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters (their masters) and moments by name."""
+        found: dict[str, Tensor] = {}
+        for name, master in self._masters.items():
+            found[f"parameter/{name}"] = master.detach()
+            for key, value in self._adamw.state.get(master, {}).items():
+                found[f"{key}/{name}"] = value
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave, into the same parameters."""
+        for name, master in self._masters.items():
+            master.copy_(tensors[f"parameter/{name}"])
+            moments = {
+                key: tensors[f"{key}/{name}"].clone()
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}/{name}" in tensors
+            }
+            if moments:
+                self._adamw.state[master] = {
+                    key: value if key == "step" else value.to(master.device) for key, value in moments.items()
+                }
+        self._write_back()
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype in {torch.float32, torch.float64}:
+        return parameter
+    return nn.Parameter(parameter.detach().float())
