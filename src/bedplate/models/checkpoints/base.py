@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,20 @@ def load_base(
     dtype: "auto" keeps the checkpoint's own; for quantised files, the faster of bfloat16 and float32 on this machine.
     Raises HubError, CheckpointError (missing, truncated, inconsistent files) or UnsupportedModelError.
     """
-    path = resolve(str(source))
-    target = resolve_device(device)
-    if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if not (path / "config.json").is_file() and len(ggufs) == 1:
-            path = ggufs[0]
+    path, target = locate(source), resolve_device(device)
     return (
         _load_gguf(str(source), path, dtype, target) if path.is_file() else _load_hf(str(source), path, dtype, target)
     )
+
+
+def locate(source: str | Path) -> Path:
+    """The directory or .gguf file that `load_base` reads for `source`, pulled if need be. Raises HubError."""
+    path = resolve(str(source))
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if not (path / "config.json").is_file() and len(ggufs) == 1:
+            return ggufs[0]
+    return path
 
 
 def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
@@ -89,7 +94,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
     extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0]}
-    spec = family.to_spec(reader.metadata | extra)
+    spec = _spec(family, reader.metadata | extra, len(reader.names), str(path))
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
     wanted = resolve_dtype(dtype, device, stored)
@@ -118,8 +123,8 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
 def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
     config = _read_json(path / "config.json", required=True)
     family = find_family("hf", config.get("model_type"), str(path / "config.json"))
-    spec = family.to_spec(config)
     with SafetensorsReader(path) as reader:
+        spec = _spec(family, config, len(reader.names), str(path / "config.json"))
         if spec.kind == "encoder" and any(
             family.weights.from_external(name) == "pooler.weight" for name in reader.names
         ):
@@ -156,6 +161,17 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     )
 
 
+def _spec(family: Family, config: Mapping[str, Any], tensors: int, where: str) -> TransformerSpec:
+    """The family's spec. A damaged config must not build a model that its `tensors` cannot fill."""
+    try:
+        spec = family.to_spec(config)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
+    if spec.layers > tensors:
+        raise CheckpointError(f"{where} asks for {spec.layers} layers, but the checkpoint holds {tensors} tensors")
+    return spec
+
+
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
     if tokenizer is None:
         return Identity(weights_id, equivalent_of=equivalent_of)
@@ -187,7 +203,10 @@ def _fill(
     where: str,
 ) -> tuple[Model, str]:
     """A model with every parameter read from the checkpoint and every tensor of the checkpoint used."""
-    model = build(spec, dtype, "meta")
+    try:
+        model = build(spec, dtype, "meta")
+    except RuntimeError as error:  # sizes whose product no tensor can have
+        raise CheckpointError(f"{where}: a model of these sizes cannot be built ({error})") from error
     theirs: dict[str, str] = {}
     for name in names:
         ours = family.weights.from_external(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,11 +80,18 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
         heads = spec.heads if weights.transform(name) == "rope_interleaved_q" else spec.kv_heads
         tensors[external_name(family, name)] = permute_rope(tensor, heads, weights.transform(name), inverse=False)
     draft = path.with_name(path.name + ".tmp")
+    metadata = family.to_config(spec) | dict(tokenizer_fields(base))
     try:
-        write_gguf(draft, family.key[1], family.to_config(spec) | dict(tokenizer_fields(base)), tensors, kind)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(draft, family.key[1], metadata, tensors, kind)
         draft.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; choose a place that can be written"
+        ) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
     return path
 
 

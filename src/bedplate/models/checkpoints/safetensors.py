@@ -51,8 +51,10 @@ class SafetensorsReader:
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
-            where: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            where: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+            if not where or not all(isinstance(shard, str) for shard in where.values()):
+                raise ValueError("its weight_map does not map tensor names to files")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a safetensors index ({error})") from error
         held = {shard: set(self._open(shard).keys()) for shard in sorted(set(where.values()))}
         lost = [name for name, shard in where.items() if name not in held[shard]]
@@ -87,19 +89,26 @@ def write_safetensors(directory: Path, tensors: Mapping[str, Tensor], shard_byte
     """Writes `model.safetensors`, or shards of at most `shard_bytes` bytes with their index."""
     shards = list(_shards(tensors, shard_bytes))
     if len(shards) == 1:
-        save_file({name: _own(tensors[name]) for name in shards[0]}, directory / SINGLE, metadata={"format": "pt"})
+        _save({name: tensors[name] for name in shards[0]}, directory / SINGLE)
         return
     where: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: _own(tensors[name]) for name in names}, directory / file, metadata={"format": "pt"})
+        _save({name: tensors[name] for name in names}, directory / file)
         where.update(dict.fromkeys(names, file))
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     atomic_write(directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu").contiguous()
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """`metadata` as transformers wants it. The library makes its files readable by their owner only, however the process
+    is set up; a served checkpoint is often another user's, so the file gets the mode of any new file."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(
+        {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
+    )
+    path.chmod(mode)
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:

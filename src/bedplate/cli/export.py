@@ -1,0 +1,95 @@
+"""`bedplate export`: write a base out in a form that transformers or llama.cpp loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from bedplate.models.checkpoints.base import Base
+
+
+def export(
+    base: Annotated[
+        str,
+        typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.")],
+    file_format: Annotated[
+        Literal["hf", "gguf"], typer.Option("--format", help="hf: a directory for transformers; gguf: one file.")
+    ] = "hf",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="hf: the weights' type; by default the stored one, float32 for a GGUF.", show_default=False),
+    ] = None,
+    matrix_type: Annotated[
+        str | None,
+        typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="f16"),
+    ] = None,
+    shard_gb: Annotated[float, typer.Option(help="hf: the size of one weights file at most, in GB.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a base as a Hugging Face directory or a GGUF file, read it back, and show who it is."""
+    _check(out, file_format, dtype, matrix_type, shard_gb)
+    from bedplate.models.checkpoints.base import load_base, locate
+    from bedplate.models.checkpoints.export import export_base, export_gguf
+
+    # A GGUF's values are exact in float32 only, so nothing is rounded unless --dtype asks for it.
+    exact = "float32" if file_format == "gguf" or locate(base).is_file() else "auto"
+    loaded = load_base(base, dtype=exact, device="cpu")
+    if file_format == "gguf":
+        export_gguf(loaded, out, matrix_type or "f16")
+        written = load_base(out.absolute(), dtype="float32", device="cpu")
+    else:
+        export_base(loaded, out, dtype=dtype, shard_bytes=max(1, int(shard_gb * 1e9)))
+        written = load_base(out.absolute(), device="cpu")
+    facts = _facts(loaded, written, out)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(f"{facts['out']}: {facts['parameters']:,} parameters, {facts['family']}, {facts['stored']}")
+    print(f"files          {', '.join(facts['files'])} ({facts['size_bytes'] / 1e6:,.1f} MB)")
+    for key in ("weights_id", "tokenizer_id", "template_id", "equivalent_of"):
+        if facts[key] is not None:
+            print(f"{key:<14} {facts[key]}")
+    print("values         " + ("equal to the source's" if facts["same_values"] else f"rounded to {facts['stored']}"))
+
+
+def _check(out: Path, file_format: str, dtype: str | None, matrix_type: str | None, shard_gb: float) -> None:
+    """What can be known to fail is refused before a model is loaded."""
+    if file_format == "gguf" and dtype is not None:
+        raise UsageError("--dtype is for --format hf; a GGUF file takes --type")
+    if file_format == "hf" and matrix_type is not None:
+        raise UsageError("--type is for --format gguf; a Hugging Face directory takes --dtype")
+    if not shard_gb > 0:
+        raise UsageError(f"--shard-gb is {shard_gb}; it must be above 0")
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another name or remove it")
+    if file_format == "gguf" and out.suffix != ".gguf":
+        raise UsageError(f"{out}: the name of a GGUF file must end in .gguf")
+
+
+def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:
+    from bedplate.models.checkpoints.base import parameter_count
+
+    files = [out] if out.is_file() else sorted(path for path in out.iterdir() if path.is_file())
+    identity = written.identity
+    return {
+        "out": str(out),
+        "format": written.family.key[0],
+        "family": written.family.key[1],
+        "parameters": parameter_count(written.model),
+        "stored": written.stored_dtype,
+        "files": [path.name for path in files],
+        "size_bytes": sum(path.stat().st_size for path in files),
+        "weights_id": identity.weights_id,
+        "tokenizer_id": identity.tokenizer_id,
+        "template_id": identity.template_id,
+        "equivalent_of": identity.equivalent_of,
+        "same_values": identity.weights_id == source.identity.weights_id,
+    }

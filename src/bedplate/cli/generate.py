@@ -1,0 +1,80 @@
+"""`bedplate generate`: a base continues a text, or answers a message, on the terminal as it thinks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, cast
+
+import typer
+
+from bedplate.core.errors import UsageError
+
+
+def generate(
+    base: Annotated[
+        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+    ],
+    prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask through the chat template; else continue the text.")
+    ] = False,
+    system: Annotated[str | None, typer.Option(help="A system message (with --chat).", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the likeliest of this total probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Leave out what is less likely than this part of the likeliest.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default=False)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+) -> None:
+    """Continue a text, or answer a message with --chat, printing tokens as they come."""
+    if system is not None and not chat:
+        raise UsageError("--system needs --chat: a text to be continued has no system message")
+    text = _read_stdin() if prompt == "-" else prompt
+    from bedplate.inference.local import LocalModel
+    from bedplate.inference.requests import Generate, Generation, Sampling
+    from bedplate.models.checkpoints.base import load_base
+
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    with LocalModel(load_base(base, dtype=dtype, device=device)) as model:
+        if chat:
+            messages = [{"role": "user", "content": text}]
+            if system is not None:
+                messages.insert(0, {"role": "system", "content": system})
+            tokens = model.tokenizer.encode_chat(messages)
+        else:
+            tokens = [*model.tokenizer.prompt_start, *model.tokenizer.encode(text)]
+        stream = model.engine.submit(Generate(tuple(tokens), sampling))
+        for step in stream:
+            if not as_json:
+                print(step.text, end="", flush=True)
+        result = cast(Generation, stream.result())
+    if as_json:
+        fields = {
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "prompt_tokens": result.usage.prompt_tokens,
+            "completion_tokens": result.usage.completion_tokens,
+        }
+        print(json.dumps(fields))
+    else:
+        print()
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not UTF-8 at byte {error.start}") from error
