@@ -16,11 +16,13 @@ from bedplate.core.errors import BedplateError, UsageError
 
 # verb: (module, one line of help). The module has a typer command function of the verb's name. One row per verb.
 VERBS: dict[str, tuple[str, str]] = {
+    "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
+    "serve": ("bedplate.cli.serve", "Serve a base and its skins behind an OpenAI-compatible API."),
     "skins": ("bedplate.cli.skins", "List skins, show one with its lineage, verify one's files and base."),
 }
 

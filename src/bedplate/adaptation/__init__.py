@@ -1,0 +1,1 @@
+"""The ladder: every way to adapt a base that fits, measured, and one verdict under a statistical gate."""

@@ -1,0 +1,235 @@
+"""The gate: which candidates may be judged on test, and what the verdict is. Pure functions of evaluations.
+
+Holm (1979) over the nominees; levels that Bonferroni holds together for the upper bounds of a FAIL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bedplate.adaptation.spec import BudgetSpec
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
+from bedplate.evaluation.harness import Comparison, Evaluation, compare
+
+MOST_NOMINEES = 3
+Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What nomination looks at: a skin's numbers on valid, and its measured cost."""
+
+    rung: str
+    estimate: float
+    design_effect: float
+    usd_per_1k_calls: float
+    p95_ms: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Nomination:
+    """Who goes to test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
+    superiority claim. `reasons` says for every candidate why it is in or out."""
+
+    nominees: tuple[str, ...]
+    primary: str | None
+    versus: str | None
+    reasons: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "nominees": list(self.nominees),
+            "primary": self.primary,
+            "versus": self.versus,
+            "reasons": dict(self.reasons),
+        }
+
+
+def infeasible(candidate: Candidate, budget: BudgetSpec) -> str | None:
+    """Why a candidate does not fit the budget, or None where it does."""
+    limits = (
+        ("p95 latency", candidate.p95_ms, budget.p95_ms, "{:.0f} ms"),
+        ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
+        ("longest prompt", candidate.prompt_tokens, budget.max_prompt_tokens, "{:.0f} tokens"),
+    )
+    for name, value, limit, shape in limits:
+        if limit is not None and value > limit:
+            return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
+    return None
+
+
+def nominate(
+    candidates: Sequence[Candidate],
+    budget: BudgetSpec,
+    *,
+    target: float,
+    confidence: float,
+    test_n: int,
+    zero_shot: str | None = "zero_shot",
+) -> Nomination:
+    """At most three feasible candidates: the cheapest that look good enough, and always the best of these on valid.
+
+    Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time
+    after Holm. Where none is, those above the target; where none is, the best alone (more would only cost power).
+    """
+    reasons: dict[str, str] = {}
+    feasible: list[Candidate] = []
+    for candidate in candidates:
+        reason = infeasible(candidate, budget)
+        if reason is None:
+            feasible.append(candidate)
+        else:
+            reasons[candidate.rung] = f"not feasible: {reason}"
+    if not feasible:
+        return Nomination((), None, None, reasons)
+    level = simultaneous(confidence, MOST_NOMINEES)
+    likely = [c for c in feasible if _enough(c, target, level, test_n)]
+    above = [c for c in feasible if c.estimate > target]
+    best = max(feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
+    pool = likely or above or [best]
+    by_cost = sorted(pool, key=lambda c: (c.usd_per_1k_calls, -c.estimate, c.rung))
+    chosen = by_cost[:MOST_NOMINEES]
+    if best in pool and best not in chosen:
+        chosen = [*chosen[: MOST_NOMINEES - 1], best]
+    for candidate in feasible:
+        reasons[candidate.rung] = _why(candidate, chosen, pool, target)
+    primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
+    versus = zero_shot if zero_shot is not None and primary != zero_shot else None
+    return Nomination(tuple(c.rung for c in chosen), primary, versus, reasons)
+
+
+def _enough(candidate: Candidate, target: float, level: float, test_n: int) -> bool:
+    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=max(candidate.design_effect, 1.0))
+    return needed is not None and needed <= test_n
+
+
+def _why(candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate], target: float) -> str:
+    if candidate in chosen:
+        return f"nominated: {candidate.estimate:.3f} on valid at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls"
+    if candidate in pool:
+        return f"not nominated: {MOST_NOMINEES} nominees are taken by cheaper ones and the best"
+    if candidate.estimate <= target:
+        return f"not nominated: {candidate.estimate:.3f} on valid does not reach the target of {target:g}"
+    return f"not nominated: {candidate.estimate:.3f} on valid is too near the target for the test rows to decide"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One nominee on test: bounds after correction for the number of nominees, at the verdict's level."""
+
+    rung: str
+    estimate: float
+    lower: float | None
+    lower_confidence: float
+    upper: float | None
+    upper_confidence: float
+    passed: bool
+    needed_n: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def confirm(
+    tested: Sequence[tuple[str, Evaluation]], valid: Mapping[str, Evaluation], *, target: float, alpha: float
+) -> list[Confirmation]:
+    """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
+
+    `lower` and `upper` are None where rows come in too few groups for a bound. `needed_n` is for the valid estimate.
+    """
+    if not tested:
+        return []
+    level = simultaneous(1 - alpha, len(tested))
+    try:
+        lower = holm_bounds([evaluation.bound for _, evaluation in tested], target, 1 - alpha)
+        upper = [evaluation.bound(level, "upper") for _, evaluation in tested]
+    except InsufficientGroups:
+        lower = upper = None
+    found: list[Confirmation] = []
+    for i, (rung, evaluation) in enumerate(tested):
+        hope = valid[rung]
+        found.append(
+            Confirmation(
+                rung=rung,
+                estimate=evaluation.estimate,
+                lower=None if lower is None else lower[i].lower,
+                lower_confidence=level if lower is None else lower[i].confidence,
+                upper=None if upper is None else upper[i],
+                upper_confidence=level,
+                passed=lower is not None and lower[i].passed,
+                needed_n=needed_n(
+                    hope.estimate, target, level, deff=max(evaluation.design_effect, hope.design_effect, 1.0)
+                ),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict; `rung` is the skin that passed, or the nominee that came nearest, or None."""
+
+    status: Status
+    rung: str | None
+    reason: str
+
+
+def decide(
+    nomination: Nomination, confirmations: Sequence[Confirmation], *, metric: str, target: float, n: int, groups: int
+) -> Decision:
+    """PASS: the cheapest nominee whose lower bound clears the target. FAIL: every upper bound lies below it, or nothing
+    was feasible. Otherwise INSUFFICIENT_DATA, with the rows that would be needed."""
+    if not nomination.nominees:
+        why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
+        return Decision("FAIL", None, f"Nothing is feasible: {why}.")
+    by_rung = {c.rung: c for c in confirmations}
+    if set(by_rung) != set(nomination.nominees):
+        raise UsageError("every nominee needs exactly one confirmation")
+    ordered = [by_rung[rung] for rung in nomination.nominees]
+    best = max(ordered, key=lambda c: c.estimate)
+    rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
+    for c in ordered:
+        if c.passed and c.lower is not None:
+            text = (
+                f"{c.rung} is the cheapest nominee whose lower bound clears the target: {metric} {c.estimate:.3f} on "
+                f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
+            )
+            return Decision("PASS", c.rung, text)
+    if any(c.lower is None for c in ordered):
+        text = (
+            f"{rows} are too few groups for a bound that allows for likeness within groups, whatever the estimate "
+            f"(best: {best.rung}, {best.estimate:.3f}); label rows from more groups."
+        )
+        return Decision("INSUFFICIENT_DATA", None, text)
+    if all(c.upper is not None and c.upper < target for c in ordered):
+        text = (
+            f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
+            f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
+        )
+        return Decision("FAIL", None, text)
+    needed = [c.needed_n for c in ordered if c.needed_n is not None]
+    hope = (
+        f"about {min(needed):,} test rows would be needed for 80% power at the valid estimate"
+        if needed
+        else "the valid estimates are not above the target, so no number of rows is promised to show that they clear it"
+    )
+    text = (
+        f"No nominee's lower bound clears the target of {target:g} on {rows}, and not every upper bound is below it "
+        f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
+    )
+    return Decision("INSUFFICIENT_DATA", None, text)
+
+
+def compare_with(
+    tested: Mapping[str, Evaluation], nominees: Sequence[str], versus: str | None, seed: int
+) -> list[tuple[str, str, Comparison, float]]:
+    """Each nominee against `versus` on the same test rows: (a, b, comparison, Holm-corrected p-value)."""
+    if versus is None or versus not in tested:
+        return []
+    pairs = [(rung, compare(tested[rung], tested[versus], seed)) for rung in nominees if rung != versus]
+    corrected = holm([comparison.p_value for _, comparison in pairs])
+    return [(rung, versus, c, p) for (rung, c), p in zip(pairs, corrected, strict=True)]

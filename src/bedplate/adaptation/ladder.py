@@ -1,0 +1,340 @@
+"""Climb the ladder: tune every rung on valid, nominate, open test once, and decide.
+
+Everything that finishes is kept in the output directory, so that the same command goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bedplate.adaptation import gate
+from bedplate.adaptation.context import Clock, Context
+from bedplate.adaptation.ledger import Ledger, Opening
+from bedplate.adaptation.report import Report, build_report, write_report
+from bedplate.adaptation.rungs import RUNGS, Result, Rung, Skip
+from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.base import (
+    Latency,
+    RungOutcome,
+    Tested,
+    latency,
+    read_plan,
+    read_result,
+    write_plan,
+    write_result,
+)
+from bedplate.adaptation.spec import load_adapt_task
+from bedplate.core.config import dump_config
+from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
+from bedplate.core.executor import Job, LocalExecutor
+from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
+from bedplate.core.progress import console
+from bedplate.core.statistics import spent_alpha
+from bedplate.evaluation.examples import Example, TaskData
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task import Task, load_examples
+from bedplate.inference.local import LocalModel
+from bedplate.inference.predict import Predictor
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.decoder import Decoder
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import read_skin
+
+SETTINGS_FILE, NOMINATION_FILE, LOCK_FILE = "task.yaml", "nomination.json", ".lock"
+_BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
+
+
+def adapt(
+    task_path: Path | str,
+    out: Path | str,
+    *,
+    rungs: Sequence[str] | None = None,
+    budget: float | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> Report:
+    """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
+
+    out: the run's directory: rungs, skins, report.json, report.html. budget: wall-clock seconds for the whole ladder
+    (by default the task's `train_minutes`). The same call again goes on where an interrupted one stopped.
+
+    Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
+    the failure of one rung is recorded in the report and does not end the ladder.
+    """
+    task, spec = load_adapt_task(task_path, overrides, rungs)
+    if budget is None and spec.budget.train_minutes is not None:
+        budget = spec.budget.train_minutes * 60
+    clock = Clock(budget)
+    out = Path(out)
+    _check_output(out)
+    data = load_examples(task)
+    source = _source(spec.base, task)
+    base = load_base(source)
+    if not isinstance(base.model, Decoder):
+        raise UsageError(f"{spec.base} is an encoder; `adapt` needs a decoder as its base")
+    base.need_tokenizer()
+    with LocalModel(base) as model:
+        context = Context(task, spec, source, model, data.train, data.valid, data.hashes, data.test.n, out, clock, seed)
+        _check_lengths(context)
+        _check_output(out)
+        atomic_write(out / SETTINGS_FILE, dump_config(task))
+        with file_lock(out / LOCK_FILE):
+            return _Ladder(context, data).climb()
+
+
+def _source(base: str, task: Task) -> str:
+    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
+    for place in (Path(base).expanduser(), task.directory / base):
+        if place.exists():
+            return str(place.absolute())
+    return base
+
+
+def _check_output(out: Path) -> None:
+    """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out wants a directory")
+    if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS_FILE).is_file():
+        raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
+
+
+def _check_lengths(context: Context) -> None:
+    """DataError for a train or valid row that does not fit the context of the base."""
+    prompt, output = context.default_prompt()
+    limit = context.model.base.spec.context_length
+    tokenizer = context.model.tokenizer
+    for example in (*context.train, *context.valid):
+        if sum(map(len, example.inputs.values())) < limit // 5:
+            continue  # no token is shorter than a byte and no character longer than four; the prompt is short
+        found, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
+        if len(found) + max(map(len, answers)) > limit:
+            raise DataError(
+                f"row {example.id}: its prompt has {len(found):,} tokens, more than the context of "
+                f"{context.model.base.name} holds ({limit:,}); shorten or remove the row (nothing is cut off silently)"
+            )
+
+
+class _Ladder:
+    def __init__(self, context: Context, data: TaskData) -> None:
+        self.context, self.data = context, data
+        self.out, self.task, self.spec = context.out, context.task, context.spec
+        self.outcomes: dict[str, RungOutcome] = {}
+
+    def climb(self) -> Report:
+        """All rungs, nomination, test, verdict, report."""
+        for name in self.spec.chosen_rungs:
+            self.outcomes[name] = self._rung(RUNGS[name])
+            _say(self.outcomes[name])
+        results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
+        nomination = self._nominate(results)
+        tested, opening = self._test(nomination, results)
+        alpha = spent_alpha(1 - self.spec.target.confidence, 1 if opening is None else opening.number)
+        confirmations = gate.confirm(
+            [(name, tested[name].evaluation) for name in nomination.nominees],
+            {name: result.evaluation for name, result in results.items()},
+            target=self.spec.target.value,
+            alpha=alpha,
+        )
+        decision = gate.decide(
+            nomination,
+            confirmations,
+            metric=self.task.metric,
+            target=self.spec.target.value,
+            n=self.data.test.n,
+            groups=self.data.test.groups,
+        )
+        report = build_report(
+            self.context, self.data, self.outcomes, nomination, tested, opening, alpha, confirmations, decision
+        )
+        write_report(report, self.out)
+        self._record(report, results)
+        return report
+
+    # --- rungs
+
+    def _rung(self, rung: Rung) -> RungOutcome:
+        """One rung, in its own directory; what it did before is reused where nothing that matters has changed."""
+        directory = self.out / "rungs" / rung.name
+        config = self._config(rung)
+        reused = read_result(directory, config)
+        if reused is not None and self._skin_is_whole(reused[0]):
+            result, seconds = reused
+            self._remember_prompt(result)
+            self.context.clock.add(seconds)
+            return RungOutcome(rung.name, "done", result.reason, result, seconds)
+        outcome = next(LocalExecutor().run([Job(rung.name, lambda: self._climb(rung, directory, config))]))
+        if outcome.error is not None:
+            if isinstance(outcome.error, _BAD_INPUT):
+                raise outcome.error
+            what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
+            return RungOutcome(rung.name, "failed", what, None, outcome.seconds)
+        if isinstance(outcome.value, Skip):
+            return RungOutcome(rung.name, "skipped", outcome.value.reason)
+        assert outcome.value is not None
+        write_result(directory, config, outcome.seconds, outcome.value)
+        return RungOutcome(rung.name, "done", outcome.value.reason, outcome.value, outcome.seconds)
+
+    def _climb(self, rung: Rung, directory: Path, config: str) -> Result | Skip:
+        plan = read_plan(directory, config)
+        if plan is None:
+            if directory.exists():  # of another configuration
+                shutil.rmtree(directory)
+            planned = rung.plan(self.context)
+            if isinstance(planned, Skip):
+                return planned
+            plan = planned
+            write_plan(directory, config, plan)
+        return rung.fit(self.context, plan, directory)
+
+    def _config(self, rung: Rung) -> str:
+        chosen = self.context.prompts.get("zero_shot")
+        built_on = None
+        if chosen is not None and rung.name not in ("majority", "from_scratch", "zero_shot"):
+            prompt, output = chosen
+            built_on = [prompt.template, prompt.format, prompt.system, output.model_dump(mode="json")]
+        return sha256_json({"rung": rung.name, "prompt": built_on, **self.context.fingerprint()})
+
+    def _skin_is_whole(self, result: Result) -> bool:
+        if result.skin is None:
+            return True
+        try:
+            read_skin(self.out / result.skin)
+        except BedplateError:
+            return False
+        return True
+
+    def _remember_prompt(self, result: Result) -> None:
+        """What `finish` of a prompt rung leaves in the context, from the skin on disk."""
+        if result.rung == "zero_shot" and result.skin is not None:
+            skin = read_skin(self.out / result.skin)
+            assert skin.output.kind == "label"
+            plain = skin.output.model_copy(update={"bias": (0.0,) * len(skin.output.labels)})
+            self.context.prompts["zero_shot"] = (skin.prompt, plain)
+
+    # --- the gate
+
+    def _nominate(self, results: Mapping[str, Result]) -> gate.Nomination:
+        """Nominees, fixed on valid and on disk before test is opened."""
+        rate = self.spec.machine.usd_per_hour / 3600 * 1000
+        candidates = [
+            gate.Candidate(
+                name,
+                result.evaluation.estimate,
+                result.evaluation.design_effect,
+                result.latency.mean * rate,
+                result.latency.p95 * 1000,
+                result.prompt_tokens,
+            )
+            for name, result in results.items()
+            if not RUNGS[name].reference
+        ]
+        nomination = gate.nominate(
+            candidates,
+            self.spec.budget,
+            target=self.spec.target.value,
+            confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
+            test_n=self.data.test.n,
+            zero_shot="zero_shot" if "zero_shot" in results else None,
+        )
+        skins = {name: results[name].skin_id for name in nomination.nominees}
+        record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
+        atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
+        return nomination
+
+    def _test(
+        self, nomination: gate.Nomination, results: Mapping[str, Result]
+    ) -> tuple[dict[str, Tested], Opening | None]:
+        """The nominees on test, with zero-shot and the references beside them; one opening, in the ledger first."""
+        if not nomination.nominees:
+            return {}, None
+        handle = self.data.test
+        question = {
+            "task": self.task.task,
+            "rows": handle.split_hash,
+            "metric": self.task.metric,
+            "target": self.spec.target.model_dump(mode="json"),
+            "skins": [results[name].skin_id for name in nomination.nominees],
+        }
+        reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
+        opening = Ledger().open(sha256_json(question), handle.row_hashes, task=self.task.task, reason=reason)
+        examples = handle.open(reason)
+        tested: dict[str, Tested] = {}
+        for name, result in results.items():
+            if name in nomination.nominees or name == "zero_shot" or RUNGS[name].reference:
+                tested[name] = self._tested(name, result, examples)
+        return tested, opening
+
+    def _tested(self, name: str, result: Result, examples: Sequence[Example]) -> Tested:
+        """One skin, as read back from disk, on test, one call at a time as it will be served."""
+        path = self.out / "test" / f"{name}.json"
+        key = sha256_json([self._config(RUNGS[name]), result.skin_id, self.data.test.split_hash])
+        if path.is_file():
+            values = json.loads(read_text(path))
+            if values["key"] == key:
+                return Tested(
+                    Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
+                )
+        predictor = RUNGS[name].predictor(self.context, result)
+        if isinstance(predictor, Predictor):
+            with _closing(predictor):
+                ask(predictor, examples[:1], one_by_one=True)
+                predictions = ask(predictor, examples, one_by_one=True)
+        else:
+            predictions = [predictor.predict([example.inputs])[0] for example in examples]
+        evaluation = evaluate_predictions(self.task, examples, predictions, split="test", seed=self.context.seed)
+        answered = [p.seconds for p in predictions if p is not None]
+        tested = Tested(evaluation, latency(answered or [0.0]), sum(p is None for p in predictions))
+        values = {
+            "key": key,
+            "evaluation": evaluation.to_json(),
+            "latency": vars(tested.latency),
+            "too_long": tested.too_long,
+        }
+        atomic_write(path, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        return tested
+
+    def _record(self, report: Report, results: Mapping[str, Result]) -> None:
+        """Base, skins, run and report in the catalogue."""
+        base = self.context.model.base
+        with Catalog.open() as catalog:
+            weights = catalog.record_base(base.name, base.identity, base.path, family=base.family.key[1])
+            skins = [
+                catalog.record_skin(read_skin(self.out / result.skin))
+                for result in results.values()
+                if result.skin is not None
+            ]
+            report_id = catalog.record_report(
+                self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [weights, *skins]
+            )
+            run_id = sha256_json({"run": str(self.out.absolute()), **self.context.fingerprint()})
+            catalog.record_run(run_id, f"adapt {self.task.task}", self.out, {"report": report_id}, [weights])
+
+
+@contextmanager
+def _closing(predictor: Predictor) -> Generator[None]:
+    try:
+        yield
+    finally:
+        predictor.close()
+
+
+def _say(outcome: RungOutcome) -> None:
+    """One line on stderr when a rung is over, where somebody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        return
+    shown = outcome.status
+    if outcome.result is not None:
+        evaluation = outcome.result.evaluation
+        shown = f"{evaluation.metric} {evaluation.estimate:.3f} on valid, {outcome.seconds:.0f} s"
+    screen.print(f"{outcome.rung:<13} {shown}", highlight=False)

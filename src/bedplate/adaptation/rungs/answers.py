@@ -1,0 +1,122 @@
+"""Asking skins on valid: answers that survive an over-long row, calibration, and the exported skin's own numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.base import Export, Latency, latency
+from bedplate.core.errors import ContextLengthExceeded
+from bedplate.evaluation.examples import Example
+from bedplate.inference.predict import Prediction, Predictor
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.skin import Skin
+
+LATENCY_CALLS = 64
+
+
+def ask(predictor: Predictor, examples: Sequence[Example], *, one_by_one: bool = False) -> list[Prediction | None]:
+    """A prediction for each example; None for one that is too long for the context (it counts as wrong)."""
+    rows = [example.inputs for example in examples]
+    try:
+        return list(predictor.predict(rows, one_by_one=one_by_one))
+    except ContextLengthExceeded:
+        return [_ask_one(predictor, row) for row in rows]
+
+
+def _ask_one(predictor: Predictor, row: Mapping[str, str]) -> Prediction | None:
+    try:
+        return predictor.predict([row])[0]
+    except ContextLengthExceeded:
+        return None
+
+
+def with_bias(
+    predictions: Sequence[Prediction | None], output: LabelOutput, bias: Sequence[float]
+) -> list[Prediction | None]:
+    """The predictions of a skin without bias, as the same skin with `bias` gives them."""
+    biased = output.model_copy(update={"bias": tuple(bias), "normalise": "none"})
+    found: list[Prediction | None] = []
+    for prediction in predictions:
+        if prediction is None:
+            found.append(None)
+            continue
+        label, scores = biased.parse([prediction.scores[name] for name in output.labels])
+        found.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
+    return found
+
+
+def fit_bias(
+    predictions: Sequence[Prediction | None], targets: Sequence[str], labels: Sequence[str]
+) -> tuple[float, ...]:
+    """What to add to the labels' log-scores so that the model's preference for a label's words is taken out.
+
+    Maximum likelihood of softmax(a s + b) with a slope a > 0 and a slight ridge on b; the answer is (b / a), centred:
+    the decision is the same. (Calibrate before use, arXiv 2102.09690, with labels instead of content-free inputs.)
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax, softmax
+
+    kept = [(p, labels.index(t)) for p, t in zip(predictions, targets, strict=True) if p is not None]
+    if not kept:
+        return (0.0,) * len(labels)
+    scores = np.array([[p.scores[name] for name in labels] for p, _ in kept])
+    scores = np.maximum(scores, -50.0)
+    wanted = np.array([code for _, code in kept])
+    onehot = np.eye(len(labels))[wanted]
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        slope, bias = np.exp(x[0]), x[1:]
+        logits = slope * scores + bias
+        error = (softmax(logits, axis=1) - onehot) / len(wanted)
+        value = -float(log_softmax(logits, axis=1)[np.arange(len(wanted)), wanted].mean()) + 1e-4 * float(x @ x)
+        gradient = np.concatenate([[slope * float((error * scores).sum())], error.sum(axis=0)]) + 2e-4 * x
+        return value, gradient
+
+    best = minimize(
+        loss, np.zeros(len(labels) + 1), jac=True, method="L-BFGS-B", bounds=[(-4.0, 3.0)] + [(-60, 60)] * len(labels)
+    ).x
+    bias = best[1:] / np.exp(best[0])
+    return tuple(round(float(b), 6) for b in bias - bias.mean())
+
+
+def export(context: Context, skin: Skin, directory: Path) -> Skin:
+    """Write the skin and read it back: from here on only what is on disk is judged."""
+    write_skin(skin, directory, replace=True)
+    return read_skin(directory)
+
+
+def measure(
+    context: Context, predictor: Predictor, chosen_by: Mapping[str, Prediction | None]
+) -> tuple[Latency, Export]:
+    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before.
+
+    `chosen_by`: example id → the prediction that the skin was chosen by.
+    """
+    sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
+    sample = [e for e in sample if chosen_by.get(e.id) is not None]
+    ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
+    again = [p for p in ask(predictor, sample, one_by_one=True) if p is not None]
+    equal, difference = 0, 0.0
+    for example, prediction in zip(sample, again, strict=True):
+        before = chosen_by[example.id]
+        assert before is not None
+        equal += prediction.output == before.output
+        difference = max(difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores))
+    return latency([p.seconds for p in again]), Export(len(again), equal, difference)
+
+
+def longest_prompt(predictor: Predictor, examples: Sequence[Example]) -> int:
+    """Tokens of the longest prompt among the examples that fit the context."""
+    longest = 0
+    for example in examples:
+        try:
+            longest = max(longest, len(predictor.request(example.inputs).tokens))
+        except ContextLengthExceeded:
+            continue
+    return longest

@@ -1,0 +1,166 @@
+"""What a rung is: one way to adapt, that plans or skips with a reason, then fits and leaves its outcome on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bedplate.adaptation.context import Context
+from bedplate.core.errors import DataError
+from bedplate.core.files import atomic_write, read_text
+from bedplate.evaluation.harness import Evaluation, Predicts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """settings: plain values that decide the outcome (with the context). seconds: expected. left_out: what a larger
+    budget would add, as sentences."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seconds: float = 0.0
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Not climbed, because of `reason`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of single calls through the engine, one at a time."""
+
+    mean: float
+    p50: float
+    p95: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """The skin as read back from disk against the answers that it was chosen by: rows asked again, equal labels, and
+    the largest difference of a label's log-probability (bfloat16 differs a little between batch sizes)."""
+
+    rows: int
+    equal: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
+    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report."""
+
+    rung: str
+    evaluation: Evaluation
+    latency: Latency
+    train_seconds: float
+    reason: str
+    skin: str | None = None
+    skin_id: str | None = None
+    prompt_tokens: int = 0
+    seeds: tuple[Mapping[str, Any], ...] = ()
+    search: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+    export: Export | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Rung(Protocol):
+    """One way to adapt. A reference rung is shown and estimated, and never nominated."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reference(self) -> bool: ...
+
+    def plan(self, context: Context) -> Plan | Skip: ...
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        """`directory` is the rung's own, for state that a resumed run goes on from."""
+        ...
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        """What answers on test, from what `fit` left on disk."""
+        ...
+
+
+RESULT_FILE, PLAN_FILE = "result.json", "plan.json"
+
+
+def write_plan(directory: Path, config: str, plan: Plan) -> None:
+    """Keep the plan, so that a resumed run does what the interrupted one set out to do."""
+    atomic_write(directory / PLAN_FILE, json.dumps({"config": config, **asdict(plan)}, indent=1) + "\n")
+
+
+def read_plan(directory: Path, config: str) -> Plan | None:
+    """The plan of an earlier run of the same configuration, or None."""
+    values = _read(directory / PLAN_FILE)
+    if values is None or values.pop("config", None) != config:
+        return None
+    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]))
+
+
+def write_result(directory: Path, config: str, seconds: float, result: Result) -> None:
+    """Mark a rung finished: whatever it left on disk before is whole."""
+    values = {**asdict(result), "evaluation": result.evaluation.to_json(), "config": config, "seconds": seconds}
+    atomic_write(directory / RESULT_FILE, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_result(directory: Path, config: str) -> tuple[Result, float] | None:
+    """A finished rung of the same configuration with the seconds it took, or None."""
+    values = _read(directory / RESULT_FILE)
+    if values is None or values.pop("config", None) != config:
+        return None
+    seconds = float(values.pop("seconds"))
+    values["evaluation"] = Evaluation.from_json(values["evaluation"])
+    values["latency"] = Latency(**values["latency"])
+    values["export"] = None if values["export"] is None else Export(**values["export"])
+    for name in ("seeds", "search", "left_out"):
+        values[name] = tuple(values[name])
+    return Result(**values), seconds
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(
+            f"{path} is damaged ({error}); remove the directory {path.parent} to do this rung again"
+        ) from error
+    return values if isinstance(values, dict) else None
+
+
+def latency(seconds: Sequence[float]) -> Latency:
+    """Mean, median and 95th percentile (nearest rank) of single calls."""
+    ordered = sorted(seconds)
+    rank = max(0, -(-95 * len(ordered) // 100) - 1)
+    return Latency(sum(ordered) / len(ordered), ordered[len(ordered) // 2], ordered[rank], len(ordered))
+
+
+@dataclass(frozen=True)
+class RungOutcome:
+    """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took."""
+
+    rung: str
+    status: str
+    reason: str
+    result: Result | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A rung on test. latency: of single calls. too_long: rows that did not fit the context and count as wrong."""
+
+    evaluation: Evaluation
+    latency: Latency
+    too_long: int = 0

@@ -1,0 +1,116 @@
+"""What a team without a foundation model would do: TF-IDF of words and word pairs, and logistic regression."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.inference.predict import Prediction
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+FOLDS = 5
+
+
+class Classical:
+    """A fitted pipeline as a predictor. It is refitted where it is needed (about a second): no pickle is kept."""
+
+    def __init__(self, pipeline: Any, names: Sequence[str]) -> None:
+        self._pipeline, self._names = pipeline, list(names)
+
+    def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
+        start = time.perf_counter()
+        log_probabilities = np.log(
+            np.maximum(self._pipeline.predict_proba([text_of(row, self._names) for row in rows]), 1e-30)
+        )
+        seconds = (time.perf_counter() - start) / max(len(rows), 1)
+        classes = list(self._pipeline.classes_)
+        return [
+            Prediction(
+                classes[int(p.argmax())],
+                classes[int(p.argmax())],
+                dict(zip(classes, p.tolist(), strict=True)),
+                seconds=seconds,
+            )
+            for p in log_probabilities
+        ]
+
+
+def text_of(row: dict[str, str], names: Sequence[str]) -> str:
+    """All inputs as one text."""
+    return "\n".join(row[name] for name in names)
+
+
+class FromScratch:
+    """A reference: shown and estimated beside the skins, but it is no skin of the base and cannot be served as one."""
+
+    name = "from_scratch"
+    reference = True
+
+    def plan(self, context: Context) -> Plan | Skip:
+        groups = len({example.group for example in context.train})
+        if groups < 2:
+            return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
+        return Plan({"folds": min(FOLDS, groups)})
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        strength, search = self._strength(context, plan)
+        model = self._fitted(context, context.train, strength)
+        seconds = time.perf_counter() - start
+        predictions = model.predict([e.inputs for e in context.valid])
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
+        reason = (
+            f"reference, never nominated: TF-IDF of 1 and 2 words with logistic regression, C = {strength:g} by "
+            f"{plan.settings['folds']}-fold cross-validation within train"
+        )
+        return Result(
+            self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details={"C": strength}
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        return self._fitted(context, context.train, float(result.details["C"]))
+
+    def _strength(self, context: Context, plan: Plan) -> tuple[float, list[dict[str, Any]]]:
+        """C by cross-validation over whole groups."""
+        from sklearn.model_selection import GroupKFold
+
+        groups = [e.group for e in context.train]
+        folds = list(GroupKFold(plan.settings["folds"]).split(groups, groups=groups))
+        search: list[dict[str, Any]] = []
+        for strength in STRENGTHS:
+            right = 0
+            for fit, held in folds:
+                part = [context.train[i] for i in fit]
+                if len({e.target for e in part}) < 2:
+                    continue
+                model = self._fitted(context, part, strength)
+                answers = model.predict([context.train[i].inputs for i in held])
+                right += sum(p.output == context.train[i].target for p, i in zip(answers, held, strict=True))
+            search.append(
+                {"name": f"C = {strength:g}", "estimate": right / len(groups), "n": len(groups), "split": "train"}
+            )
+        best = max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])
+        return STRENGTHS[best], search
+
+    @staticmethod
+    def _fitted(context: Context, examples: Sequence[Example], strength: float) -> Classical:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+
+        pipeline = make_pipeline(
+            # one-letter words count too, so that no text is left without a single word that could be known
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
+            LogisticRegression(C=strength, max_iter=2000, random_state=context.seed),
+        )
+        pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
+        return Classical(pipeline, context.fields)

@@ -1,0 +1,217 @@
+"""A linear head on the base's own features (linear probing, Alain & Bengio 2016): the base stays as it is.
+
+The hidden state of the prompt's last token at a few depths comes out of one forward pass; the layer is chosen on valid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adapters.head import Head
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.models.inputs import Inputs
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.skin import ProbePart
+
+DEPTHS = (1 / 2, 2 / 3, 5 / 6)
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
+FOLDS = 4
+BATCH_TOKENS = 2048
+SHARE = 0.45
+MINIMUM_ROWS = 16
+
+Features = dict[str, NDArray[np.float32]]
+
+
+class Probe:
+    """A probe skin."""
+
+    name = "probe"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        layers = context.model.base.spec.layers
+        depths = sorted({max(1, round(layers * part)) for part in DEPTHS})
+        n, room, left_out = len(context.train), context.left * SHARE, list[str]()
+        groups = len({e.group for e in context.train})
+        if groups < 2:
+            return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
+        part = depths[-1] / layers
+        fixed = context.pace.rows(2 * len(context.valid)) * part + 66 * context.pace.call
+        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.006  # forward, and the head's cross-validation
+        rows = n if each * n + fixed <= room else int((room - fixed) / each)
+        if rows < min(MINIMUM_ROWS, n):
+            return Skip(f"it needs about {fixed + each * n:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+        if rows < n:
+            left_out.append(f"{n - rows} of {n} train rows were left out: no time")
+        return Plan({"depths": depths, "rows": rows, "folds": min(FOLDS, groups)}, fixed + each * rows, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
+        names = [f"layers.{depth}" for depth in plan.settings["depths"]]
+        features, held = _features(context, train, names), _features(context, context.valid, names)
+        search: list[dict[str, Any]] = []
+        heads: list[Head] = []
+        for name in names:
+            head, strength = fit_head(features[name], train, context.labels, plan.settings["folds"])
+            answers = [context.labels[i] for i in head(torch.from_numpy(held[name])).argmax(dim=1).tolist()]
+            estimate = evaluate_predictions(context.task, context.valid, answers).estimate
+            row = {"name": name, "C": strength, "estimate": estimate, "n": len(context.valid), "split": "valid"}
+            search.append(row)
+            heads.append(head)
+        # a tie goes to the earlier layer, which is cheaper to serve
+        best = max(range(len(names)), key=lambda i: (search[i]["estimate"], -i))
+        seconds = time.perf_counter() - start
+        return self._finish(context, plan, heads[best], names[best], seconds, search, len(train))
+
+    def _finish(
+        self,
+        context: Context,
+        plan: Plan,
+        head: Head,
+        layer: str,
+        seconds: float,
+        search: list[dict[str, Any]],
+        rows: int,
+    ) -> Result:
+        prompt, _ = context.default_prompt()
+        output = LabelOutput(labels=context.labels)
+        directory = context.out / "skins" / self.name
+        skin = context.skin(self.name, "probe", prompt, output, probe=ProbePart(head, layer, "last"))
+        skin = export(context, skin, directory)
+        predictor = context.predictor(skin)
+        try:
+            predictions = ask(predictor, context.valid)
+            by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
+            timing, exported = measure(context, predictor, by_id)
+            longest = longest_prompt(predictor, context.valid)
+        finally:
+            predictor.close()
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        return Result(
+            rung=self.name,
+            evaluation=evaluation,
+            latency=timing,
+            train_seconds=seconds,
+            reason=f"logistic regression on {layer} of {context.model.base.spec.layers}, {rows} train rows",
+            skin=str(directory.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            prompt_tokens=longest,
+            search=tuple(search),
+            left_out=plan.left_out,
+            export=exported,
+            details={"layer": layer, "rows": rows},
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+
+def _features(context: Context, examples: Sequence[Example], names: Sequence[str]) -> Features:
+    """Layer name → the last prompt token's hidden state, float32 [N, D], in the examples' order."""
+    prompt, _ = context.default_prompt()
+    tokenizer = context.model.tokenizer
+    limit = context.model.base.spec.context_length
+    prompts = [prompt.tokens(tokenizer, e.inputs, limit=limit) for e in examples]
+    shared = len(prompt.constant_prefix(tokenizer, fields=context.fields))
+    depth = max(int(name.partition(".")[2]) for name in names)
+    found = {name: np.zeros((len(examples), context.model.base.spec.hidden_size), np.float32) for name in names}
+    with context.model.engine.exclusive() as base, torch.inference_mode():
+        for batch in _batches([len(p) - shared for p in prompts]):
+            tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
+            ends: list[int] = []
+            for number, i in enumerate(batch, start=1):
+                rest = prompts[i][shared:]
+                tokens += rest
+                segments += [number] * len(rest)
+                ends.append(len(tokens) - 1)
+            inputs = Inputs(
+                torch.tensor([tokens], device=base.device), None, torch.tensor([segments], device=base.device)
+            )
+            captured = base.model(inputs, capture=tuple(names), depth=depth).captured
+            for name in names:
+                found[name][batch] = captured[name][0, ends].float().cpu().numpy()
+    return found
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Row numbers, alike in length, in batches of at most BATCH_TOKENS tokens (or one row)."""
+    batches: list[list[int]] = [[]]
+    tokens = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches[-1] and tokens + lengths[i] > BATCH_TOKENS:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += lengths[i]
+    return batches
+
+
+def fit_head(
+    features_ND: NDArray[np.float32], examples: Sequence[Example], labels: Sequence[str], folds: int
+) -> tuple[Head, float]:
+    """Logistic regression on standardised features, C by cross-validation over whole groups; returns the head on the
+    features as they are (mean and scale folded in) and C."""
+    from sklearn.model_selection import GroupKFold
+
+    codes = np.array([labels.index(e.target) for e in examples])
+    groups = [e.group for e in examples]
+    mean, scale = features_ND.mean(axis=0, dtype=np.float64), features_ND.std(axis=0, dtype=np.float64)
+    scale[scale < 1e-6] = 1.0
+    x = (features_ND - mean) / scale
+    folds = min(folds, len(set(groups)))
+    losses: dict[float, float] = {}
+    if folds >= 2:
+        for strength in STRENGTHS:
+            losses[strength] = 0.0
+            for fit, held in GroupKFold(folds).split(x, codes, groups):
+                weight, bias = _regression(x[fit], codes[fit], len(labels), strength)
+                logits = x[held] @ weight.T + bias
+                logits -= logits.max(axis=1, keepdims=True)
+                chosen = logits[np.arange(len(held)), codes[held]]
+                losses[strength] -= float((chosen - np.log(np.exp(logits).sum(axis=1))).sum())
+    strength = min(losses, key=lambda c: losses[c]) if losses else 1e-2
+    weight, bias = _regression(x, codes, len(labels), strength)
+    folded = weight / scale
+    return (
+        Head(
+            torch.tensor(folded, dtype=torch.float32),
+            torch.tensor(bias - folded @ mean, dtype=torch.float32),
+            tuple(labels),
+        ),
+        strength,
+    )
+
+
+def _regression(
+    x: NDArray[np.float64], codes: NDArray[np.int64], classes: int, strength: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weights [C, D] and biases [C]; a class without a row keeps a weight of zero and a bias of -20."""
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -20.0)
+    present = np.unique(codes)
+    if len(present) == 1:
+        bias[present[0]] = 0.0
+        return weight, bias
+    model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x, codes)
+    if len(present) == 2:  # scikit-learn keeps one row for two classes: the second's log-odds
+        weight[present[0]], weight[present[1]] = -model.coef_[0] / 2, model.coef_[0] / 2
+        bias[present[0]], bias[present[1]] = -model.intercept_[0] / 2, model.intercept_[0] / 2
+    else:
+        weight[present], bias[present] = model.coef_, model.intercept_
+    return weight, bias

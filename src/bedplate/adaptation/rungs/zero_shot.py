@@ -1,0 +1,101 @@
+"""The base as it is: a few ways to ask, plain or through the chat template, chosen and calibrated on valid."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.search import Variant, choose, row_cost, stages_for
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import PHRASINGS, default_continuations, default_prompt
+from bedplate.skins.prompt import Format
+
+FIRST_ROWS = 96
+SHARE = 0.25
+"""At most so much of the time that is left."""
+
+
+class ZeroShot:
+    """A prompt skin without demonstrations."""
+
+    name = "zero_shot"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        formats = ["plain"] + (["chat"] if context.model.tokenizer.chat is not None else [])
+        names = [name for name in PHRASINGS if name == "form" or context.task.instructions or name == "bare"]
+        every = [f"plain/{name}" for name in names] + (["chat"] if "chat" in formats else [])
+        n, room = len(context.valid), context.left * SHARE
+        left_out: list[str] = []
+        while True:
+            rows = row_cost(stages_for(n, FIRST_ROWS), len(every), n) + 64
+            seconds = context.pace.rows(rows) + 66 * context.pace.call
+            if seconds <= room or len(every) == 1:
+                break
+            left_out.append(f"the phrasing {every.pop(1 if len(every) > 2 else -1)} was not tried: no time")
+        if seconds > context.left:
+            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+        return Plan({"variants": every, "first_rows": FIRST_ROWS}, seconds, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        variants = [self._variant(context, name) for name in plan.settings["variants"]]
+        stages = stages_for(len(context.valid), plan.settings["first_rows"])
+        winner, order, tried = choose(context, variants, stages)
+        return finish(context, self.name, winner, order, tried, plan, start)
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+    @staticmethod
+    def _variant(context: Context, name: str) -> Variant:
+        kind: Format = "chat" if name == "chat" else "plain"
+        phrasing = name.partition("/")[2] or "form"
+        prompt = default_prompt(
+            context.task.task, context.task.instructions, context.fields, context.labels, kind, phrasing
+        )
+        output = LabelOutput(labels=context.labels, continuations=default_continuations(context.labels, kind))
+        return Variant(name, prompt, output)
+
+
+def finish(context: Context, rung: str, winner: Variant, order: list, tried: list, plan: Plan, start: float) -> Result:
+    """Export the winner of a search as a skin, measure it, and report it on all of valid."""
+    output = winner.output.model_copy(update={"bias": winner.bias})
+    context.prompts[rung] = (winner.prompt, winner.output)
+    skin = context.skin(rung, "prompt", winner.prompt, output, demonstrations=winner.demonstrations)
+    directory = context.out / "skins" / rung
+    seconds = time.perf_counter() - start
+    skin = export(context, skin, directory)
+    predictions = with_bias(winner.predictions, winner.output, winner.bias)
+    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
+    predictor = context.predictor(skin)
+    try:
+        timing, exported = measure(context, predictor, by_id)
+        longest = longest_prompt(predictor, context.valid)
+    finally:
+        predictor.close()
+    evaluation = evaluate_predictions(
+        context.task, context.valid, [by_id[e.id] for e in context.valid], seed=context.seed
+    )
+    bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
+    shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
+    return Result(
+        rung=rung,
+        evaluation=evaluation,
+        latency=timing,
+        train_seconds=seconds,
+        reason=f"{winner.name}{shown}: the best of {len(tried)} on valid; label bias {bias} fitted on valid",
+        skin=str(directory.relative_to(context.out)),
+        skin_id=skin_id(skin),
+        prompt_tokens=longest,
+        search=tuple(tried),
+        left_out=plan.left_out,
+        export=exported,
+        details={"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)},
+    )

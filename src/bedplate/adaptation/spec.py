@@ -1,0 +1,157 @@
+"""The `adapt` section of a task file: which base, which bar, which budget."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.core.config import Strict, load_config
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.evaluation.task import Task
+
+RUNG_NAMES = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora")
+"""Cheapest first: the order in which the ladder is climbed."""
+_LATER_RUNGS = (
+    "own_prompt",
+    "knn_few_shot",
+    "retrieval",
+    "prompt_search",
+    "soft_prompt",
+    "dora",
+    "full",
+    "continued_pretrain",
+    "hosted",
+    "cascade",
+)
+_LATER_FIELDS = ("guards", "traffic", "prompt", "own_prompt")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Target(Strict):
+    """The bar: the metric's value that must be cleared, with this (one-sided) confidence."""
+
+    value: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class BudgetSpec(Strict):
+    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take."""
+
+    p95_ms: Positive | None = None
+    usd_per_1k_calls: Positive | None = None
+    train_minutes: Positive | None = None
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class Machine(Strict):
+    """What an hour of this machine costs, and when that was so."""
+
+    usd_per_hour: Annotated[float, Field(ge=0)]
+    as_of: datetime.date
+
+
+class AdaptSpec(Strict):
+    """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
+
+    bases: Annotated[tuple[str, ...], Field(min_length=1)]
+    target: Target
+    budget: BudgetSpec = BudgetSpec()
+    machine: Machine
+    rungs: Literal["auto"] | tuple[str, ...] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _later(cls, values: Any) -> Any:
+        """Fields that the format has and this version lacks are refused by name, unless they ask for nothing."""
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        for name in _LATER_FIELDS:
+            if given.get(name):
+                raise ValueError(f"`{name}` is not supported yet; take it out of the task file")
+        return {key: value for key, value in given.items() if key not in _LATER_FIELDS}
+
+    @field_validator("bases")
+    @classmethod
+    def _bases(cls, bases: tuple[str, ...]) -> tuple[str, ...]:
+        for base in bases:
+            if re.match(r"^[a-z]+://", base):
+                raise ValueError(f"hosted bases such as {base!r} are not supported yet; name a base that runs here")
+        if len(bases) > 1:
+            raise ValueError(
+                f"several bases ({', '.join(bases)}) are not supported yet; give one, and run `adapt` for each"
+            )
+        return bases
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, rungs: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(rungs, str):
+            check_rungs(rungs)
+        return rungs
+
+    @property
+    def base(self) -> str:
+        """The one base."""
+        return self.bases[0]
+
+    @property
+    def chosen_rungs(self) -> tuple[str, ...]:
+        """The rungs to climb, cheapest first."""
+        return tuple(name for name in RUNG_NAMES if self.rungs == "auto" or name in self.rungs)
+
+
+def check_rungs(rungs: Sequence[str]) -> None:
+    """Raise ValueError for an empty list, or a rung that is unknown, not supported yet, or named twice."""
+    if not rungs:
+        raise ValueError("name at least one rung, or write auto")
+    for name in rungs:
+        if name in _LATER_RUNGS:
+            raise ValueError(f"the rung {name!r} is not supported yet; there are {', '.join(RUNG_NAMES)}")
+        if name not in RUNG_NAMES:
+            raise ValueError(f"there is no rung {name!r}; there are {', '.join(RUNG_NAMES)}")
+    if len(set(rungs)) < len(rungs):
+        raise ValueError("a rung is named twice")
+
+
+class _AdaptTask(Task):
+    """A task file whose `adapt` section is read as well, so that mistakes in it are named with their line."""
+
+    adapt: AdaptSpec  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+
+
+def load_adapt_task(
+    path: Path | str, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None
+) -> tuple[Task, AdaptSpec]:
+    """A task file and its `adapt` section; `rungs` replaces the file's own. Raises ConfigError, UsageError."""
+    task = load_config(path, Task, overrides)
+    if task.adapt is None:
+        raise ConfigError(
+            f"{path}: there is no `adapt` section; it says which base, target, budget and machine "
+            "(`bedplate adapt --help` shows one)"
+        )
+    spec = load_config(path, _AdaptTask, overrides).adapt
+    task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    if task.output.kind != "label":
+        raise ConfigError(f"{path}: `adapt` is for outputs of kind label; {task.output.kind} is not supported yet")
+    if rungs is not None:
+        try:
+            check_rungs(rungs)
+        except ValueError as error:
+            raise UsageError(f"--rungs: {error}") from error
+        spec = spec.model_copy(update={"rungs": tuple(rungs)})
+    return task, spec
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of a duration such as 90s, 10m, 1.5h. UsageError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"the budget {text!r} is no duration; write for example 90s, 10m or 1.5h")
+    return float(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}[found[2]]

@@ -1,0 +1,127 @@
+"""`bedplate adapt`: every way to adapt a base to a task, one verdict, and the skins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.report import Report
+
+
+def adapt(
+    task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The run's directory; the same command goes on in it.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values over the task file.", show_default=False),
+    ] = None,
+    rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall-clock time for the whole ladder, such as 10m. Default: train_minutes.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
+) -> None:
+    """Find the cheapest adaptation of a base that provably meets the bar.
+
+    Climbs the ladder (majority, from_scratch, zero_shot, few_shot, probe, lora), tunes each rung on valid, nominates at
+    most three skins that fit the budget, opens the test rows once, and decides: PASS, FAIL or INSUFFICIENT_DATA.
+    Ctrl-C is safe: the same command goes on where it stopped.
+
+    The task file's `adapt` section says what is wanted:
+
+      adapt:
+        bases: [smollm2-135m]       # a catalogue name, a directory, a .gguf file, hf:owner/name
+        target: {value: 0.80, confidence: 0.95}
+        budget: {p95_ms: 500, usd_per_1k_calls: 0.05, train_minutes: 10, max_prompt_tokens: 600}
+        machine: {usd_per_hour: 0.10, as_of: 2026-11-24}
+        rungs: auto
+
+    Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
+    """
+    from bedplate.adaptation.ladder import adapt as climb
+    from bedplate.adaptation.spec import parse_budget
+
+    report = climb(
+        task_file,
+        out,
+        rungs=None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
+        budget=None if budget is None else parse_budget(budget),
+        seed=seed,
+        overrides=overrides or (),
+    )
+    if as_json:
+        print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
+        return
+    show(report)
+
+
+def show(report: Report) -> None:
+    """The table, the verdict, and what to do next."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    data = report.data
+    table = Table(box=None, pad_edge=False)
+    table.add_column("rung")
+    table.add_column("split")
+    for name in (data["target"]["metric"], "interval", "n", "groups", "$/1k calls", "p50 ms", "p95 ms", "fit s"):
+        table.add_column(name, justify="right")
+    for row in report.rungs:
+        if row["status"] != "done":
+            table.add_row(row["rung"], row["status"])
+            continue
+        low, high = row["interval"]
+        table.add_row(
+            row["rung"],
+            row["split"],
+            f"{row['estimate']:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            str(row["n"]),
+            str(row["groups"]),
+            f"{row['usd_per_1k_calls']:.4f}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p95_ms']:.1f}",
+            f"{row['train_seconds']:.1f}",
+        )
+    screen = console()
+    screen.print(table)
+    for row in report.rungs:
+        if row["status"] != "done":
+            screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}", highlight=False)
+    for rung, notes in data["left_out"].items():
+        for note in notes:
+            screen.print(f"{rung}: {escape(note)}", highlight=False)
+    spread = [row for row in report.rungs if len(row["seeds"]) > 1]
+    for row in spread:
+        values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])
+        screen.print(f"{row['rung']}: seeds on valid {values}", highlight=False)
+    if data["comparison"]:
+        c = data["comparison"]
+        screen.print(
+            f"on test, {c['a']} minus {c['b']}: {c['difference']:+.3f} ({c['interval'][0]:+.3f} to "
+            f"{c['interval'][1]:+.3f}), p = {c['p_holm']:.2g}",
+            highlight=False,
+        )
+    screen.print()
+    screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}", highlight=False)
+    _next(report)
+
+
+def _next(report: Report) -> None:
+    """Where things lie, and the command that serves the skins."""
+    data = report.data
+    skins = {row["skin"] for row in report.rungs if row["skin"] is not None}
+    print(f"report  {report.directory / 'report.html'}")
+    for skin in sorted(skins):
+        print(f"skin    {report.directory / skin}")
+    best = data["verdict"]["rung"] or data["nominees"]["primary"]
+    row = None if best is None else report.row(best)
+    if row is not None:
+        print(f"serve   bedplate serve {data['base']} --skin {report.directory / row['skin']}")

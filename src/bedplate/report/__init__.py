@@ -1,0 +1,1 @@
+"""One look for every report: self-contained pages and their plots."""
