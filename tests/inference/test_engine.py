@@ -274,11 +274,12 @@ def test_many_threads_get_their_own_answers(model: LocalModel) -> None:
 def test_a_full_queue_says_so_and_a_failing_step_fails_its_request_alone(tiny_dir: Path) -> None:
     engine = Engine(load_base(tiny_dir), max_waiting=2)
     with engine, engine.exclusive():
-        streams = [engine.submit(Generate((5,), Sampling(max_tokens=1))) for _ in range(2)]
-        time.sleep(0.05)
-        with pytest.raises(BusyError):
-            for _ in range(3):
-                streams.append(engine.submit(Generate((5,), Sampling(max_tokens=1))))
+        # The thread cannot take them: the base is ours meanwhile.
+        for _ in range(2):
+            engine.submit(Generate((5,), Sampling(max_tokens=1)))
+        assert engine.waiting == 2
+        with pytest.raises(BusyError, match="2 requests are waiting"):
+            engine.submit(Generate((5,), Sampling(max_tokens=1)))
     bad = Head(torch.randn(2, 7), torch.randn(2), ("a", "b"))
     with Engine(load_base(tiny_dir)) as other:
         with other.exclusive():

@@ -159,7 +159,7 @@ class Prompt:
         if not isinstance(prompt, str):
             return tokenizer.encode_chat(prompt)
         _refuse_control_tokens(tokenizer, self.template)
-        return [*_begin(tokenizer), *tokenizer.encode(prompt, parse_special=False)]
+        return [*tokenizer.prompt_start, *tokenizer.encode(prompt, parse_special=False)]
 
 
 def _split_plain(
@@ -209,14 +209,6 @@ def _within(ids: list[int], more: int, limit: int | None) -> list[int]:
             param="input",
         )
     return ids
-
-
-@lru_cache(maxsize=64)
-def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """BOS, for a tokenizer whose own post-processor sets it (an end token it would set does not belong in a prompt)."""
-    bos = tokenizer.bos_id
-    starts = tokenizer.encode("a", add_special_tokens=True)[:1]
-    return (bos,) if bos is not None and starts == [bos] else ()
 
 
 @lru_cache(maxsize=256)
