@@ -51,7 +51,7 @@ class SafetensorsReader:
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
-            where: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
+            where: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])
             if not where or not all(isinstance(shard, str) for shard in where.values()):
                 raise ValueError("its weight_map does not map tensor names to files")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -101,8 +101,8 @@ def write_safetensors(directory: Path, tensors: Mapping[str, Tensor], shard_byte
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """`metadata` as transformers wants it. The library makes its files readable by their owner only, however the process
-    is set up; a served checkpoint is often another user's, so the file gets the mode of any new file."""
+    """The metadata is what transformers wants. The library makes its files readable by their owner only, however the
+    process is set up; a served checkpoint is often another user's, so the file gets the mode of any new file."""
     path.touch()
     mode = path.stat().st_mode
     save_file(
