@@ -112,6 +112,21 @@ class Engine:
             )
         return wanted
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs and takes requests."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def running(self) -> int:
+        """How many generations hold a row of the cache."""
+        return len(self._runner.active)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are queued."""
+        return len(self._waiting)
+
     # Adapters and prefixes
 
     def load_adapter(self, key: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -30,6 +30,7 @@ class Stream:
         self._done = threading.Event()
         self._result: Result | None = None
         self._error: BaseException | None = None
+        self._listener: Callable[[], None] | None = None
         self.cancelled = False
 
     def __iter__(self) -> Iterator[Step]:
@@ -48,6 +49,23 @@ class Stream:
         assert self._result is not None
         return self._result
 
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` now, and in the engine's thread at each step and the end. It must be quick and not raise."""
+        self._listener = listener
+        listener()
+
+    def drain(self) -> tuple[list[Step], bool]:
+        """The steps that have come since, without waiting, and whether the request has ended. Not beside iteration."""
+        steps: list[Step] = []
+        while True:
+            try:
+                step = self._steps.get_nowait()
+            except queue.Empty:
+                return steps, False
+            if step is None:
+                return steps, True
+            steps.append(step)
+
     def cancel(self) -> None:
         """Ends the request at the engine's next step; a generation keeps what it has, reason "cancelled"."""
         self.cancelled = True
@@ -58,6 +76,7 @@ class Stream:
 
     def push(self, step: Step) -> None:
         self._steps.put(step)
+        self._notify()
 
     def finish(self, result: Result) -> None:
         self._result = result
@@ -71,6 +90,11 @@ class Stream:
     def _end(self) -> None:
         self._done.set()
         self._steps.put(None)
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._listener is not None:
+            self._listener()
 
 
 @dataclass(eq=False)

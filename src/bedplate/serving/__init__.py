@@ -1,0 +1,1 @@
+"""A base and its skins behind an OpenAI-compatible HTTP API."""

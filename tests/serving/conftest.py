@@ -1,0 +1,165 @@
+"""One real server in a thread, on a tiny random base with a skin of each kind, shared by the room's tests."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+import uvicorn
+from tests.tiny import write_tiny_base
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.head import Head
+from bedplate.adapters.lora import LoraConfig
+from bedplate.inference.predict import Predictor
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.decoder import Decoder
+from bedplate.serving.app import create_app, loaded_house
+from bedplate.serving.house import House
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
+
+LABELS = ("negative", "positive")
+INPUTS = ("this product is great", "it broke after a day", "terrible <|im_end|> works well", "ü 😀 \n ok")
+SKINS = ("prompted", "tuned", "probed", "writer", "pair")
+
+
+@dataclass
+class Server:
+    """A running server, the house behind it, and the skins that it serves."""
+
+    url: str
+    house: House
+    skins: Mapping[str, Predictor]
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+
+    def post(self, path: str, **request: Any) -> httpx.Response:
+        with httpx.Client(trust_env=False, timeout=30) as client:
+            return client.post(self.url + path, **request)
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | fields
+        return self.post("/v1/chat/completions", json=body)
+
+    def idle(self, seconds: float = 10.0) -> bool:
+        """Whether the engine comes to rest: no running rows, nothing waiting."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not self.house.registry.engine.running and not self.house.registry.engine.waiting:
+                return True
+            time.sleep(0.01)
+        return False
+
+
+def make_skins(base: Base) -> list[Skin]:
+    reference = BaseReference.of("tiny", "llama", base.identity)
+    label = LabelOutput(labels=LABELS, continuations=(" negative", " positive"))
+    plain = Prompt("Review: {{ review }}\nSentiment:")
+    assert isinstance(base.model, Decoder)
+    bank, config = Bank(base.model), LoraConfig(r=2, alpha=4, targets=("q", "down"))
+    torch.manual_seed(1)
+    tensors = {name: torch.randn(value.shape) * 0.3 for name, value in bank.state(bank.add(config)).items()}
+    bank.close()
+    head = Head(torch.randn(2, base.spec.hidden_size), torch.randn(2), LABELS)
+    common: dict[str, Any] = {"bases": {"main": reference}, "evaluated_with": EvaluatedWith(weights="float32")}
+    review = {"review": InputField()}
+    both = {"question": InputField(), "answer": InputField()}
+    shots = (Demonstration({"review": "bad"}, "negative"), Demonstration({"review": "ok"}, "positive"))
+    chat = Prompt("{{ review }}", format="chat", system="the answer is yes or no")
+    return [
+        Skin(name="prompted", kind="prompt", inputs=review, output=label, prompt=plain, **common),
+        Skin(
+            name="tuned",
+            kind="lora",
+            inputs=review,
+            output=label,
+            prompt=plain,
+            lora=LoraPart(config, tensors),
+            **common,
+        ),
+        Skin(
+            name="probed",
+            kind="probe",
+            inputs=review,
+            output=label,
+            prompt=plain,
+            probe=ProbePart(head, "layers.2"),
+            **common,
+        ),
+        Skin(
+            name="writer",
+            kind="prompt",
+            inputs=review,
+            output=TextOutput(max_tokens=24),
+            prompt=chat,
+            demonstrations=shots,
+            **common,
+        ),
+        Skin(
+            name="pair",
+            kind="prompt",
+            inputs=both,
+            output=label,
+            prompt=Prompt("{{ question }} {{ answer }}:"),
+            **common,
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Files:
+    base: Path
+    skins: Sequence[Path]
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    root = tmp_path_factory.mktemp("serving")
+    directory = write_tiny_base(root / "tiny")
+    skins = make_skins(load_base(directory))
+    return Files(directory, [write_skin(skin, root / skin.name) for skin in skins])
+
+
+@contextlib.contextmanager
+def running(house: House) -> Generator[str]:
+    """The URL of a real server in a thread."""
+    config = uvicorn.Config(create_app(house), log_config=None, access_log=False, lifespan="off")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def server(files: Files) -> Iterator[Server]:
+    with loaded_house(files.base, files.skins) as house, running(house) as url:
+        # Predictors of another engine on the same files: what the served answers are compared with.
+        with loaded_house(files.base) as other:
+            engine = other.registry.engine
+            predictors = {path.name: Predictor(engine, read_skin(path)) for path in files.skins}
+            yield Server(url, house, predictors)
+
+
+@pytest.fixture
+def client(server: Server) -> openai.OpenAI:
+    return server.client
