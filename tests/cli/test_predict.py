@@ -1,0 +1,215 @@
+"""`bedplate predict`: rows in, predictions out, going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import write_tiny_base
+
+from bedplate.cli.main import main
+from bedplate.inference import bulk
+from bedplate.inference.predict import LoadedSkin, load
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+
+LABELS = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def skin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("skin")
+    base = load_base(write_tiny_base(root / "base"))
+    skin = Skin(
+        name="sentiment",
+        kind="prompt",
+        bases={"main": BaseReference.of(str(root / "base"), "llama", base.identity)},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS)),
+        prompt=default_prompt("reviews", "Decide.", ["review"], LABELS),
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+    return write_skin(skin, root / "skin")
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_rows_are_answered_as_the_skin_answers(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": i, "review": f"good {i}"} if i % 2 else {"id": f"r{i}", "text": f"bad {i}"} for i in range(9)]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl", "--batch", "4", "--json")
+    assert code == 0
+    assert json.loads(printed)["rows"] == 9
+    found = read(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert [row["line"] for row in found] == list(range(1, 10))
+    loaded = load(skin_dir)
+    assert isinstance(loaded, LoadedSkin)
+    expected = loaded.predict([row.get("review") or row["text"] for row in rows])
+    loaded.close()
+    assert [row["output"] for row in found] == [prediction.output for prediction in expected]
+    for row, prediction in zip(found, expected, strict=True):
+        assert row["scores"] == pytest.approx(dict(prediction.scores), abs=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_rows_that_cannot_be_predicted_are_named_and_counted(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"review": "fine"}, {"review": 3}, {"other": "x"}, {"review": "x", "stars": "5"}, {"review": "long " * 600}]
+    source = write_rows(tmp_path / "in.jsonl", [*rows, {"review": "fine"}])
+    code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl")
+    assert code == 1
+    assert "4 could not be predicted" in printed
+    found = read(tmp_path / "out.jsonl")
+    assert ["error" in row for row in found] == [False, True, True, True, True, False]
+    assert found[4]["error"]["code"] == "context_length_exceeded"
+    assert "stars" in found[3]["error"]["message"]
+    assert found[0]["output"] == found[5]["output"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"review": "a"}\n{"review": \n', "line 2: not valid JSON"),
+        (b'{"review": "a"}\n\n["x"]\n', "line 3: each line must be a JSON object"),
+        (b'{"review": "a"}\n{"review": "\xff"}\n', "line 2: not UTF-8 at byte 12"),
+        (b'{"review": NaN}\n', "line 1: not valid JSON: NaN"),
+        (b'{"review": "a", "review": "b"}\n', "line 1: not valid JSON: a key appears twice"),
+    ],
+)
+def test_a_damaged_file_is_told_before_anything_is_computed(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(content)
+    code, _, error = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl")
+    assert code == 1
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_outputs_that_exist_or_cannot_be_written_are_refused(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"review": "a"}])
+    for out in (source, source / "below.jsonl"):
+        code, _, error = run(capsys, skin_dir, source, "--out", out)
+        assert code == 2
+        assert str(out) in error
+    code, _, error = run(capsys, tmp_path, source, "--out", tmp_path / "out.jsonl")
+    assert "no skin.json" in error
+    code, _, error = run(capsys, skin_dir, tmp_path / "absent.jsonl", "--out", tmp_path / "out.jsonl")
+    assert (code, "no such file" in error) == (2, True)
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(skin_dir: Path, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"id": i, "review": f"good {i}"} for i in range(240)])
+    command = [
+        sys.executable,
+        "-m",
+        "bedplate.cli.main",
+        "predict",
+        str(skin_dir),
+        str(source),
+        "--batch",
+        "8",
+        "--out",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path / "whole.jsonl")], check=True, env=environment, capture_output=True)
+    partial = tmp_path / "out.jsonl.partial"
+    with subprocess.Popen([*command, str(tmp_path / "out.jsonl")], env=environment) as process:
+        deadline = time.monotonic() + 60
+        while (not partial.exists() or partial.stat().st_size < 2000) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "out.jsonl").exists()
+    done = partial.read_bytes().count(b"\n")
+    assert 0 < done < 240
+    with partial.open("ab") as file:
+        file.write(b'{"id": 9999, "li')  # as a kill in the middle of a write leaves it
+    result = subprocess.run(
+        [*command, str(tmp_path / "out.jsonl"), "--json"], check=True, env=environment, capture_output=True
+    )
+    counts = json.loads(result.stdout)
+    assert counts["resumed"] == done // 8 * 8
+    assert counts["rows"] == 240
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
+
+
+def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_rows(tmp_path / "in.jsonl", [{"review": f"row {i}"} for i in range(10)]), tmp_path / "out.jsonl"
+    real, seen = bulk.predict_rows, []
+
+    def interrupted(predictor: Any, rows: Any, batch: int) -> Any:
+        for answers in real(predictor, rows, batch):
+            seen.extend(answer["line"] for answer in answers)
+            yield answers
+            if len(seen) == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk, "predict_rows", interrupted)
+    code, _, _ = run(capsys, skin_dir, source, "--out", out, "--batch", "3")
+    assert code == 130
+    code, _, error = run(capsys, skin_dir, source, "--out", out, "--batch", "4")
+    assert (code, "another run" in error) == (2, True)
+    code, printed, _ = run(capsys, skin_dir, source, "--out", out, "--batch", "3", "--json")
+    assert json.loads(printed)["resumed"] == 6
+    assert seen == list(range(1, 11))
+    assert len(read(out)) == 10
+
+
+def test_stdin_to_stdout_and_memory_that_does_not_grow(skin_dir: Path) -> None:
+    taken = []
+
+    def lines() -> Any:
+        for i in range(40):
+            taken.append(i)
+            yield json.dumps({"review": f"row {i}"}).encode() + b"\n"
+
+    loaded = load(skin_dir)
+    assert isinstance(loaded, LoadedSkin)
+    written: list[bytes] = []
+    ahead = []
+
+    def write(content: bytes) -> None:
+        written.append(content)
+        ahead.append(len(taken) - sum(part.count(b"\n") for part in written))
+
+    counts = bulk.write_stream(loaded, lines(), "stdin", write, batch=4)
+    loaded.close()
+    assert counts.rows == 40
+    assert max(ahead) == 0  # never more rows read than the batch in hand
+    command = [sys.executable, "-m", "bedplate.cli.main", "predict", str(skin_dir), "-", "--out", "-"]
+    result = subprocess.run(command, input=b'{"text": "row 0"}\n', check=True, capture_output=True)
+    assert json.loads(result.stdout)["output"] == json.loads(written[0].splitlines()[0])["output"]
