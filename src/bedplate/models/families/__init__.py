@@ -34,7 +34,8 @@ FAMILIES: dict[tuple[str, str], Family] = {
 
 def find_family(format_: str, name: str | None, where: str) -> Family:
     """The family of this name in this format, or UnsupportedModelError listing the supported ones."""
-    found = FAMILIES.get((format_, name or ""))
+    # What a damaged config calls its type can be anything, a list too.
+    found = FAMILIES.get((format_, str(name)))
     if found is None:
         known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == format_))
         raise UnsupportedModelError(f"{where}: model type {name!r} is not supported; supported are: {known}")
