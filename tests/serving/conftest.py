@@ -152,12 +152,10 @@ def running(house: House) -> Generator[str]:
 
 @pytest.fixture(scope="session")
 def server(files: Files) -> Iterator[Server]:
-    with loaded_house(files.base, files.skins) as house, running(house) as url:
-        # Predictors of another engine on the same files: what the served answers are compared with.
-        with loaded_house(files.base) as other:
-            engine = other.registry.engine
-            predictors = {path.name: Predictor(engine, read_skin(path)) for path in files.skins}
-            yield Server(url, house, predictors)
+    # Predictors of another engine on the same files: what the served answers are compared with.
+    with loaded_house(files.base, files.skins) as house, running(house) as url, loaded_house(files.base) as other:
+        predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
+        yield Server(url, house, predictors)
 
 
 @pytest.fixture

@@ -1,0 +1,256 @@
+"""Clients that leave or dawdle, full queues, failing engines, and the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.sampler import sample
+from bedplate.serving.app import loaded_house, serve
+
+from .conftest import Server, running
+from .test_bad_requests import check
+
+ENDLESS = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 450, "temperature": 1.9}
+
+
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """Engine steps of at least 20 ms, so that a generation of 450 tokens outlasts the test."""
+
+    def slowly(logits, rows):
+        time.sleep(0.02)
+        return sample(logits, rows)
+
+    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+
+
+def send(server: Server, body: dict) -> socket.socket:
+    """An open connection that has asked."""
+    parts = urlsplit(server.url)
+    connection = socket.create_connection((parts.hostname, parts.port))
+    content = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def wait_until(condition, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_rows_at_once(server, slow_steps, stream):
+    engine = server.house.registry.engine
+    with send(server, {**ENDLESS, "stream": stream, "n": 3}) as connection:
+        wait_until(lambda: engine.running == 3)
+        received = b""
+        while stream and b"data: " not in received:
+            received += connection.recv(65536)
+    wait_until(lambda: engine.running == 0, 1.0)
+    assert server.chat().status_code == 200
+
+
+def test_a_client_that_leaves_the_queue_is_dropped(files, slow_steps):
+    with loaded_house(files.base, max_rows=1) as house, running(house) as url:
+        server = Server(url, house, {})
+        running_one = send(server, ENDLESS)
+        wait_until(lambda: house.registry.engine.running == 1)
+        waiting = send(server, ENDLESS)
+        wait_until(lambda: house.registry.engine.waiting == 1)
+        waiting.close()
+        wait_until(lambda: house.registry.engine.waiting == 0, 1.0)
+        assert house.registry.engine.running == 1
+        running_one.close()
+        assert server.idle(1.0)
+
+
+def test_a_reader_that_takes_nothing_holds_nobody_up(server):
+    connections = [send(server, {**ENDLESS, "stream": True}) for _ in range(4)]
+    try:
+        assert server.chat().status_code == 200
+        assert server.idle()
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
+    """Its socket is full and nothing is read: the reply is broken off after a while."""
+    from bedplate.serving import events
+    from bedplate.serving.errors import ClientGone
+
+    monkeypatch.setattr(events, "STALL_SECONDS", 0.1)
+    closed: list[bool] = []
+
+    async def chunks():
+        while True:
+            yield {"text": "a"}
+
+    async def never(*_):
+        await asyncio.sleep(60)
+
+    async def run():
+        with pytest.raises(ClientGone):
+            await events.EventStream(chunks(), lambda: closed.append(True))({}, never, never)
+
+    asyncio.run(run())
+    assert closed == [True]
+
+
+def test_a_full_queue_is_429_with_retry_after(files, slow_steps):
+    with loaded_house(files.base, max_rows=1, max_waiting=2) as house, running(house) as url:
+        server = Server(url, house, {})
+        held = [send(server, ENDLESS)]
+        wait_until(lambda: house.registry.engine.running == 1)
+        held += [send(server, ENDLESS), send(server, ENDLESS)]
+        wait_until(lambda: house.registry.engine.waiting == 2)
+        for stream in (False, True):
+            response = server.chat(stream=stream)
+            check(response, 429, code="queue_full")
+            assert int(response.headers["retry-after"]) >= 1
+        assert "fewer" in check(server.chat(n=3), 400, "messages")
+        for connection in held:
+            connection.close()
+        assert server.idle(2.0)
+        assert server.chat().status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failing_step_is_500_without_details(server, monkeypatch, caplog, stream):
+    def fails(*_):
+        raise RuntimeError("secret /home/someone/file.py")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bedplate.inference.runner.sample", fails)
+        message = check(server.chat(stream=stream), 500, code="internal_error")
+    assert "secret" not in message
+    assert "secret" in caplog.text
+    assert server.chat().status_code == 200
+
+
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
+    calls = 0
+
+    def fails(logits, rows):
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise RuntimeError("secret")
+        return sample(logits, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bedplate.inference.runner.sample", fails)
+        response = server.chat(stream=True, max_tokens=50, temperature=1.9, seed=1)
+    assert response.status_code == 200
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert json.loads(events[-1])["error"]["code"] == "internal_error"
+    assert "secret" not in response.text
+    assert server.idle()
+    assert server.chat().status_code == 200
+
+
+def test_an_unexpected_exception_is_500(server, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("bedplate.serving.openai.read_fields", lambda *_: 1 / 0)
+        check(server.chat(), 500, code="internal_error")
+    assert server.chat().status_code == 200
+
+
+def get(url: str) -> httpx.Response:
+    with httpx.Client(trust_env=False) as client:
+        return client.get(url)
+
+
+def test_health(files):
+    with loaded_house(files.base) as house, running(house) as url:
+        response = get(f"{url}/health")
+        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        house.registry.engine.close()
+        response = get(f"{url}/health")
+        assert (response.status_code, response.json()) == (503, {"status": "failed"})
+
+
+def test_a_stopping_server_refuses(files):
+    with loaded_house(files.base) as house, running(house) as url:
+        house.stopping = True
+        check(Server(url, house, {}).chat(), 503, code="shutting_down")
+        assert get(f"{url}/health").json() == {"status": "stopping"}
+
+
+def test_one_log_line_per_request_without_what_was_asked(server, caplog):
+    caplog.set_level(logging.INFO, "bedplate.access")
+    server.chat(messages=[{"role": "user", "content": "zanzibar"}], model="prompted")
+    server.chat(messages=[{"role": "user", "content": "zanzibar"}], stream=True)
+    get(f"{server.url}/v1/models/a%0Aforged")
+    wait_until(lambda: len([r for r in caplog.records if r.name == "bedplate.access"]) == 3)
+    lines = [record.getMessage() for record in caplog.records if record.name == "bedplate.access"]
+    assert "zanzibar" not in caplog.text
+    assert "POST /v1/chat/completions 200" in lines[0]
+    assert "model=prompted prompt=" in lines[0]
+    assert "model=tiny prompt=" in lines[1]
+    assert "GET /v1/models/a%0Aforged 404" in lines[2]
+    assert not any("\n" in line for line in lines)
+
+
+def test_a_taken_port_is_said_before_anything_is_loaded():
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another port"):
+        serve("no such base", port=taken.getsockname()[1])
+    with pytest.raises(UsageError, match="no address"):
+        serve("no such base", host="no such host")
+
+
+@contextlib.contextmanager
+def command(files, *arguments):
+    """`bedplate serve` in a process of its own, and what it announced."""
+    skins = [part for path in files.skins[:2] for part in ("--skin", str(path))]
+    line = [sys.executable, "-m", "bedplate.cli.main", "serve", str(files.base), *skins, "--port", "0", "--json"]
+    process = subprocess.Popen([*line, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    try:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_the_command_serves_and_ends_cleanly(files, sent, code):
+    with command(files, "--grace", "1") as (process, announced):
+        assert announced["models"] == ["tiny", "prompted", "tuned"]
+        assert announced["url"].startswith("http://127.0.0.1:")
+        server = Server(announced["url"].removesuffix("/v1"), None, {})  # type: ignore[arg-type]
+        assert server.chat(model="tuned").json()["choices"][0]["bedplate"]["label"] in ("negative", "positive")
+        answer: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answer.append(server.chat(max_tokens=200, temperature=0)))
+        asking.start()
+        time.sleep(0.1)
+        process.send_signal(sent)
+        out, errors = process.communicate(timeout=20)
+        asking.join()
+        assert process.returncode == code, errors.decode()
+        assert b"Traceback" not in errors, errors.decode()
+        assert answer[0].status_code in {200, 503}
+        assert (out == b"") == (code == 0)  # --json says on stdout too that it was interrupted
+
+
+def test_importing_bedplate_does_not_import_fastapi():
+    code = "import bedplate, sys; sys.exit('fastapi' in sys.modules or 'uvicorn' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
