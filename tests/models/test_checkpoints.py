@@ -19,7 +19,7 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageEr
 from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, export_gguf
-from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
+from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, permute_rope, write_gguf
 from bedplate.models.families.llama import to_gguf
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Llama3Scaling, Rope
@@ -279,3 +279,8 @@ def test_real_minilm_embeds_as_transformers_with_mean_pooling(minilm_dir: Path) 
         states = reference(**batch).last_hidden_state
     expected = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+def test_heads_that_do_not_divide_a_projection_are_an_error() -> None:
+    with pytest.raises(CheckpointError, match="cannot be 3 heads"):
+        permute_rope(torch.zeros(10, 4), 3, "rope_interleaved_q", inverse=True)

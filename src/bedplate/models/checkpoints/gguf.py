@@ -124,6 +124,8 @@ def permute_rope(tensor: Tensor, heads: int, transform: Transform, inverse: bool
     """
     if transform == "none":
         return tensor
+    if tensor.shape[0] % (2 * heads):
+        raise CheckpointError(f"a projection of {tensor.shape[0]} rows cannot be {heads} heads of rotary pairs")
     head_dim = tensor.shape[0] // heads
     order = (heads, head_dim // 2, 2) if inverse else (heads, 2, head_dim // 2)
     return tensor.reshape(*order, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

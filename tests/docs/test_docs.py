@@ -1,0 +1,142 @@
+"""Every snippet of the documentation runs, the command line's page is current, and the site builds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from tests.serving.conftest import running
+from tests.tiny import write_tiny_base
+
+from bedplate.adaptation.spec import load_adapt_task
+from bedplate.cli.main import VERBS
+from bedplate.inference.predict import LoadedSkin, load
+from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.app import loaded_house
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+
+
+def snippets(page: Path) -> list[tuple[str, str]]:
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def builder() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_build", DOCS / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What stands for a base, a skin and a server in the snippets."""
+    root = tmp_path_factory.mktemp("docs")
+    directory, labels = write_tiny_base(root / "tiny"), ("negative", "positive")
+    skin = Skin(
+        name="reviews",
+        kind="prompt",
+        bases={"main": BaseReference.of(str(directory), "llama", load_base(directory).identity)},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=labels, continuations=default_continuations(labels)),
+        prompt=default_prompt("reviews", "Decide.", ["review"], labels),
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+    path = write_skin(skin, root / "reviews")
+    with loaded_house(directory, [path]) as house, running(house) as url:
+        yield {"BASE": str(directory), "SKIN": str(path), "MODEL": "reviews", "URL": f"{url}/v1"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_snippets_run(page: Path, names: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = dict(names)
+    for language, code in snippets(page):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), scope)
+    printed = capsys.readouterr().out
+    if page.name == "serving.md":
+        skin = load(names["SKIN"])
+        assert isinstance(skin, LoadedSkin)
+        assert printed.strip() == skin("It broke after a day.")
+        skin.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
+    checks: dict[str, Callable[[str], object]] = {
+        "json": json.loads,
+        "yaml": lambda text: _task(tmp_path, text),
+        "sh": _commands,
+    }
+    for language, text in snippets(page):
+        assert language in {"python", "text", *checks}, f"{page.name}: nothing checks a {language!r} snippet"
+        if language in checks:
+            checks[language](text)
+
+
+def _task(tmp_path: Path, text: str) -> None:
+    (tmp_path / "task.yaml").write_text(text, "utf-8")
+    load_adapt_task(tmp_path / "task.yaml")
+    shipped = yaml.safe_load((ROOT / "examples/reviews/task.yaml").read_text("utf-8"))
+    assert yaml.safe_load(text) == shipped
+
+
+def _commands(text: str) -> None:
+    """Each command is a verb that exists with options that its help names, or a target of the Makefile."""
+    help_of = (DOCS / "cli.md").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for line in text.strip().splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", makefile, re.M), line
+        elif words[:1] == ["bedplate"]:
+            assert words[1] in VERBS
+            section = help_of.split(f"## bedplate {words[1]}\n")[1].split("\n## ")[0]
+            for option in (word for word in words if word.startswith("--")):
+                assert option in section, line
+        else:
+            assert words[0] in {"git", "cd"}, line
+
+
+def test_the_command_line_page_is_current(builder: ModuleType) -> None:
+    assert (DOCS / "cli.md").read_text("utf-8") == builder.command_line(), "run `make docs`"
+
+
+def test_the_site_builds_and_its_links_lead_somewhere(builder: ModuleType, tmp_path: Path) -> None:
+    builder.build(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.html")} == {path.stem for path in DOCS.glob("*.md")}
+    for page in tmp_path.glob("*.html"):
+        for link in re.findall(r'(?:href|src)="([^":#]+)"', page.read_text("utf-8")):
+            assert (tmp_path / link).is_file(), f"{page.name} → {link}"
+
+
+def test_the_report_page_names_the_keys_of_a_real_report() -> None:
+    """The documented form against the code that writes it."""
+    from bedplate.adaptation import report
+
+    example = next(json.loads(text) for language, text in snippets(DOCS / "report-json.md") if language == "json")
+    written = "".join(path.read_text("utf-8") for path in Path(report.__file__).parent.glob("*.py"))
+    for key in (*example, *example["rungs"][0], *example["verdict"]):
+        assert f'"{key}"' in written or f" {key}:" in written, key
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "LOG.md"], ids=lambda page: page.name)
+def test_pages_name_no_registry_host(page: Path) -> None:
+    assert not re.search(r"pypi\.org|pythonhosted|/simple\b", page.read_text("utf-8"))
