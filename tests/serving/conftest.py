@@ -136,9 +136,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @contextlib.contextmanager
-def running(house: House) -> Generator[str]:
-    """The URL of a real server in a thread."""
-    config = uvicorn.Config(create_app(house), log_config=None, access_log=False, lifespan="off")
+def running(house: House, grace: int | None = None) -> Generator[str]:
+    """The URL of a real server in a thread. At the end it waits for requests as long as `grace` says, or not at all."""
+    config = uvicorn.Config(
+        create_app(house), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=grace
+    )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -146,7 +148,7 @@ def running(house: House) -> Generator[str]:
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = server.force_exit = True
+            server.should_exit, server.force_exit = True, grace is None
             thread.join()
 
 

@@ -217,6 +217,8 @@ def test_context_length(server, stream):
     check(server.chat(max_tokens=512, stream=stream), 400, "max_tokens", code)
     long = [{"role": "user", "content": "zq " * 600}]
     check(server.chat(messages=long, max_tokens=1, stream=stream), 400, code=code)
+    check(server.chat(max_tokens=None, max_completion_tokens=512, stream=stream), 400, "max_completion_tokens", code)
+    check(server.chat(messages=long, max_tokens=None, stream=stream), 400, "max_tokens", code)
     for model in ("prompted", "probed", "writer"):
         check(server.chat(model=model, messages=long, stream=stream), 400, "messages", code)
     check(server.post(COMPLETIONS, json={"model": "tiny", "prompt": [5] * 600, "stream": stream}), 400, code=code)
@@ -276,8 +278,29 @@ def test_templates_may_refuse_conversations(server, monkeypatch):
 
 
 NAMES = st.sampled_from(
-    "model messages prompt n seed stop stream stream_options logprobs top_logprobs tools temperature top_p top_k echo "
-    "metadata user response_format logit_bias store x".split(" ")
+    [
+        "model",
+        "messages",
+        "prompt",
+        "n",
+        "seed",
+        "stop",
+        "stream",
+        "stream_options",
+        "logprobs",
+        "top_logprobs",
+        "tools",
+        "temperature",
+        "top_p",
+        "top_k",
+        "echo",
+        "metadata",
+        "user",
+        "response_format",
+        "logit_bias",
+        "store",
+        "x",
+    ]
 )
 SCALARS = (
     st.none()

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from urllib.parse import urlsplit
 
@@ -195,6 +194,36 @@ def test_a_stopping_server_refuses(files):
         assert get(f"{url}/health").json() == {"status": "stopping"}
 
 
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes the connection."""
+    connection.settimeout(20)
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_requests_that_outlast_the_grace_are_told(files, slow_steps, stream, caplog):
+    with loaded_house(files.base) as house:
+        with running(house, grace=1) as url:
+            connection = send(Server(url, house, {}), {**ENDLESS, "stream": stream})
+            wait_until(lambda: house.registry.engine.running == 1)
+            time.sleep(0.1)
+        with connection:
+            received = everything(connection)
+        assert b"shutting_down" in received
+        assert received.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
+        assert Server("", house, {}).idle(1.0)
+    assert "Traceback" not in caplog.text
+
+
+def test_requests_within_the_grace_are_finished(files):
+    with loaded_house(files.base) as house:
+        with running(house, grace=20) as url:
+            connection = send(Server(url, house, {}), {**ENDLESS, "stream": True, "max_tokens": 100})
+            wait_until(lambda: house.registry.engine.running == 1)
+        with connection:
+            assert b"[DONE]" in everything(connection)
+
+
 def test_one_log_line_per_request_without_what_was_asked(server, caplog):
     caplog.set_level(logging.INFO, "bedplate.access")
     server.chat(messages=[{"role": "user", "content": "zanzibar"}], model="prompted")
@@ -238,16 +267,14 @@ def test_the_command_serves_and_ends_cleanly(files, sent, code):
         assert announced["url"].startswith("http://127.0.0.1:")
         server = Server(announced["url"].removesuffix("/v1"), None, {})  # type: ignore[arg-type]
         assert server.chat(model="tuned").json()["choices"][0]["bedplate"]["label"] in ("negative", "positive")
-        answer: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answer.append(server.chat(max_tokens=200, temperature=0)))
-        asking.start()
-        time.sleep(0.1)
-        process.send_signal(sent)
+        with send(server, {**ENDLESS, "stream": True}) as connection:
+            received = connection.recv(4096)
+            process.send_signal(sent)
+            received += everything(connection)
         out, errors = process.communicate(timeout=20)
-        asking.join()
+        assert b"[DONE]" in received or b"shutting_down" in received
         assert process.returncode == code, errors.decode()
         assert b"Traceback" not in errors, errors.decode()
-        assert answer[0].status_code in {200, 503}
         assert (out == b"") == (code == 0)  # --json says on stdout too that it was interrupted
 
 

@@ -103,7 +103,8 @@ class Engine:
         wanted = max((len(c) for c in request.continuations), default=0) if isinstance(request, Score) else 0
         if isinstance(request, Generate):
             room = context - len(request.tokens)
-            wanted = room if request.sampling.max_tokens is None else request.sampling.max_tokens
+            # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
+            wanted = max(room, 1) if request.sampling.max_tokens is None else request.sampling.max_tokens
         if len(request.tokens) + wanted > context:
             raise ContextLengthExceeded(
                 f"the prompt has {len(request.tokens)} tokens and {wanted} more are asked for, but the context of "

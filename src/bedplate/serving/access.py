@@ -45,7 +45,7 @@ class AccessLog:
         except asyncio.CancelledError:
             if not status:
                 await error_response(StoppingError("the server is shutting down"))(scope, receive, counted)
-            raise
+            # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
         except Exception as error:
             log_failure(error)
             if status:

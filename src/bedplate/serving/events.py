@@ -16,6 +16,7 @@ from bedplate.serving.strict_json import dump_json
 
 # A client that takes nothing for so long is given up.
 STALL_SECONDS = 60.0
+_END = {"type": "http.response.body", "body": b"", "more_body": False}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
@@ -52,13 +53,14 @@ class EventStream(Response):
             if self._started:
                 with contextlib.suppress(Exception):
                     await self._event(send, dump_json(error_object(StoppingError("the server stopped"))[1]))
+                    await send(_END)
             raise
         except Exception as error:
             if not self._started:
                 raise
             log_failure(error)
             await self._send(send, dump_json(error_object(error)[1]))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send(_END)
 
     async def _send(self, send: Send, content: bytes) -> None:
         async with asyncio.timeout(STALL_SECONDS):

@@ -182,6 +182,11 @@ class _Asked(_Fields):
         return self.max_tokens
 
     @property
+    def limit_field(self) -> str:
+        """The field that a message about too many tokens speaks of."""
+        return "max_tokens"
+
+    @property
     def alternatives(self) -> int | None:
         """How many alternatives to report for each token; None reports no log-probabilities."""
         raise NotImplementedError
@@ -214,6 +219,10 @@ class ChatRequest(_Asked):
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def limit_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def alternatives(self) -> int | None:

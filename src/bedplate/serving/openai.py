@@ -86,10 +86,12 @@ async def _prepare(make: Callable[[], list[engine_requests.Request]], source: st
         raise
 
 
-def _name_source(error: RequestError, source: str) -> None:
-    """What the engine calls prompt or input has this endpoint's name in the reply."""
+def _name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
+    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
     if error.param in {"prompt", "input"}:
         error.param = source
+    elif error.param == "max_tokens":
+        error.param = limit
 
 
 async def _answer(
@@ -106,7 +108,7 @@ async def _answer(
     try:
         streams = submit_all(house.registry.engine, prepared)
     except RequestError as error:
-        _name_source(error, reply.source)
+        _name_source(error, reply.source, reply.asked.limit_field)
         raise
     if reply.asked.stream:
         return EventStream(_chunks(request, served, reply, streams), partial(cancel_all, streams))
