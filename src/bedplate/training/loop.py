@@ -242,7 +242,9 @@ class _Run:
         losses = {name: float(share.detach()) for name, share in shares.items()}
         if not all(math.isfinite(value) for value in losses.values()):
             raise self._not_finite(f"the loss is {losses}", [batch])
-        torch.stack(list(shares.values())).sum().backward()
+        loss = torch.stack(list(shares.values())).sum()
+        if loss.requires_grad:  # else nothing trainable took part, which `clip` reports
+            loss.backward()
         self.optimization.collect()
         return losses
 

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError
 from bedplate.models.decoder import Decoder
+from bedplate.training.attention import training_attention
 from bedplate.training.batch import NO_TARGET, Batch
 from bedplate.training.objectives.base import Models, Scope, Term
 
@@ -47,7 +48,8 @@ class NextToken:
 
     def __call__(self, models: Models, batch: Batch) -> dict[str, Term]:
         model = models["policy"]
-        hidden_BTD = model(batch.inputs).hidden
+        attend = training_attention(batch.segments, model.embedding.weight.dtype)
+        hidden_BTD = model(batch.inputs, attend).hidden
         targets = batch.targets.reshape(-1)
         rows = (targets != NO_TARGET).nonzero().squeeze(1)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, rows)

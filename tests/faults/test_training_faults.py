@@ -1,0 +1,112 @@
+"""Real kills of a real process: whatever the moment, the same command ends with the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bedplate.training.state import STATE_FILE, load_state
+
+SCRIPT = Path(__file__).with_name("training_run.py")
+STEPS = 20
+
+
+def _run(out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), str(out), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=_environment(), check=False)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _finish(out: Path) -> tuple[str, int | None]:
+    """Runs to the end; the weights' hash, and the step it resumed at."""
+    done = _run(out)
+    assert done.returncode == 0, done.stderr
+    weights, steps, resumed, lines = done.stdout.split()
+    assert (int(steps), int(lines)) == (STEPS, STEPS)
+    numbers = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert numbers == list(range(1, STEPS + 1))
+    return weights, None if resumed == "None" else int(resumed)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    weights, resumed = _finish(tmp_path_factory.mktemp("unbroken"))
+    assert resumed is None
+    return weights
+
+
+def test_killed_in_a_step_in_a_save_and_after_a_save(unbroken: str, tmp_path: Path) -> None:
+    """Four kills of one run, of which each resumes the one before (so it is resumed more than twice)."""
+    for arguments in (
+        ("--at-step", 14),  # micro-batches are counted here: in the middle of a step
+        ("--kill-in-save", 1),
+        ("--kill-after-save", 2),
+        ("--at-step", 9),
+    ):
+        assert _run(tmp_path, *arguments).returncode == -signal.SIGKILL
+    weights, resumed = _finish(tmp_path)
+    assert resumed is not None
+    assert resumed >= 6
+    assert weights == unbroken
+    assert _finish(tmp_path) == (unbroken, STEPS)  # a finished run is only loaded
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "metrics.jsonl", STATE_FILE]
+
+
+def test_killed_at_random_moments(unbroken: str, tmp_path: Path) -> None:
+    draw = random.Random(int.from_bytes(os.urandom(4)))
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(tmp_path)], stdout=subprocess.DEVNULL, env=_environment()
+        )
+        limit = time.monotonic() + 60
+        while not (tmp_path / STATE_FILE).exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    assert _finish(tmp_path)[0] == unbroken
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) -> None:
+    stopped = _run(tmp_path, "--signal", name, "--at-step", 13)
+    assert stopped.returncode != 0
+    assert "KeyboardInterrupt" in stopped.stderr
+    saved = load_state(tmp_path)
+    assert saved is not None
+    step = saved.values["tally"]["step"]
+    assert 0 < step < STEPS
+    assert step % 3 != 0  # it was saved for the signal, not for save_steps
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == step
+    assert _finish(tmp_path) == (unbroken, step)
+
+
+def test_another_runs_state_is_refused_naming_what_changed(tmp_path: Path) -> None:
+    assert _run(tmp_path, "--signal", "SIGINT", "--at-step", 4).returncode != 0
+    before = (tmp_path / STATE_FILE).read_bytes()
+    for arguments, what in (
+        (("--learning-rate", 0.02), "changed: config.learning_rate: saved 0.01, now 0.02"),
+        (("--first-word", 9), "changed: source.examples: saved"),
+    ):
+        refused = _run(tmp_path, *arguments)
+        assert refused.returncode != 0
+        assert "TrainingError" in refused.stderr
+        assert what in refused.stderr
+    assert (tmp_path / STATE_FILE).read_bytes() == before
+    (tmp_path / STATE_FILE).write_bytes(before[: len(before) // 2])
+    torn = _run(tmp_path)
+    assert "not a training state that can be read" in torn.stderr
+    (tmp_path / STATE_FILE).write_bytes(before)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert "is shorter (0 bytes) than when the state was saved" in _run(tmp_path).stderr

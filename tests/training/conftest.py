@@ -1,0 +1,52 @@
+"""A tiny decoder and tiny examples for the training tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bedplate.models.decoder import Decoder
+from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.training.batch import Example
+
+TINY = TransformerSpec(
+    kind="decoder",
+    vocab_size=61,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    feedforward_size=48,
+    context_length=64,
+    rope=Rope(),
+)
+
+
+@pytest.fixture
+def make_decoder() -> Callable[..., Decoder]:
+    def make(dtype: torch.dtype = torch.float64, seed: int = 0) -> Decoder:
+        torch.manual_seed(seed)
+        return Decoder(TINY, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture
+def make_examples() -> Callable[..., list[Example]]:
+    def make(count: int, prefix: int = 6, seed: int = 0) -> list[Example]:
+        """Examples that share `prefix` tokens, of unequal length, with one to three tokens to learn."""
+        draw = random.Random(seed)
+        shared = [draw.randrange(61) for _ in range(prefix)]
+        made: list[Example] = []
+        for i in range(count):
+            prompt = [*shared, *(draw.randrange(61) for _ in range(draw.randint(2, 9)))]
+            answer = [draw.randrange(61) for _ in range(draw.randint(1, 3))]
+            loss = (False,) * len(prompt) + (True,) * len(answer)
+            made.append(Example((*prompt, *answer), loss, f"e{i}"))
+        return made
+
+    return make

@@ -1,0 +1,165 @@
+"""Packing loses nothing, repeats nothing, and mixes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.core.errors import DataError
+from bedplate.models.inputs import Inputs
+from bedplate.training.attention import BlockAttention, training_attention
+from bedplate.training.batch import NO_TARGET, Example
+from bedplate.training.objectives import Sft
+from bedplate.training.packing import common_prefix, pack_documents, pack_examples, rows_batch
+
+
+@st.composite
+def example_lists(draw: st.DrawFn) -> list[Example]:
+    shared = draw(st.lists(st.integers(0, 9), max_size=8))
+    examples: list[Example] = []
+    for i in range(draw(st.integers(1, 6))):
+        own = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
+        ids = (*shared, *own)
+        loss = [False] + [draw(st.booleans()) for _ in ids[1:]]
+        loss[draw(st.integers(1, len(ids) - 1))] = True
+        examples.append(Example(ids, tuple(loss), f"e{i}"))
+    return examples
+
+
+@given(example_lists(), st.booleans(), st.integers(1, 5))
+def test_every_token_and_target_once(examples: list[Example], share: bool, min_prefix: int) -> None:
+    batch = pack_examples(examples, share_prefix=share, min_prefix=min_prefix)
+    tokens, segments, targets = batch.tokens[0].tolist(), batch.segments[0].tolist(), batch.targets[0].tolist()
+    positions = batch.positions[0].tolist()
+    prefix = segments.count(0)
+    assert segments == sorted(segments)
+    assert set(targets[:prefix]) <= {NO_TARGET}
+    assert positions[:prefix] == list(range(prefix))
+    assert prefix == 0 or (share and len(examples) > 1 and prefix >= min_prefix)
+    for number, example in enumerate(examples, start=1):
+        own = [i for i, s in enumerate(segments) if s == number]
+        assert tuple(tokens[:prefix] + [tokens[i] for i in own]) == example.ids
+        assert [positions[i] for i in own] == list(range(prefix, len(example.ids)))
+        following = zip(example.ids[prefix + 1 :], example.loss[prefix + 1 :], strict=True)
+        assert [targets[i] for i in own] == [t if learn else NO_TARGET for t, learn in following] + [NO_TARGET]
+    assert batch.target_count == sum(sum(e.loss) for e in examples)
+    assert batch.token_count == len(tokens)
+    assert batch.ids == tuple(e.id for e in examples)
+
+
+def test_common_prefix_is_the_longest_that_leaves_every_prediction_outside() -> None:
+    def example(ids: list[int], first: int) -> Example:
+        return Example(tuple(ids), tuple(i >= first for i in range(len(ids))), "")
+
+    assert common_prefix([example([1, 2, 3, 4, 5], 4), example([1, 2, 3, 9, 5], 4)]) == 3
+    assert common_prefix([example([1, 2, 3, 4, 5], 4), example([1, 2, 3, 4, 6], 4)]) == 3
+    assert common_prefix([example([1, 2, 3, 4, 5], 2), example([1, 2, 3, 4, 6], 4)]) == 1
+    assert common_prefix([example([1, 2], 1), example([1, 3], 1)]) == 0
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(2, 16),
+    st.sampled_from(["best_fit", "sequential"]),
+)
+def test_documents_every_token_and_target_once(lengths: list[int], row: int, method: str) -> None:
+    documents = [[100 * d + i for i in range(n)] for d, n in enumerate(lengths)]
+    packed = pack_documents(lengths, row, method)  # type: ignore[arg-type]
+    batch = rows_batch(packed.rows, documents, [str(i) for i in range(len(lengths))], row)
+    inside = batch.segments >= 0
+    assert sorted(batch.tokens[inside].tolist()) == sorted(t for d in documents for t in d)
+    targets = batch.targets[batch.targets != NO_TARGET].tolist()
+    assert sorted(targets) == sorted(t for d in documents for t in d[1:])
+    for token, target in zip(batch.tokens[inside].tolist(), batch.targets[inside].tolist(), strict=True):
+        assert target in (NO_TARGET, token + 1)
+    assert int((~inside).sum()) == packed.padding
+    assert packed.tokens + packed.padding == len(packed.rows) * row
+    assert packed.targets == len(targets)
+    whole = sum(len(d) <= row for d in documents)
+    if method == "best_fit":
+        assert packed.split_documents == len(documents) - whole
+    else:
+        assert packed.padding < row
+    assert batch.ids == tuple(str(p.document) for r in packed.rows for p in r)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_packed_loss_and_gradients_equal_separate_ones(share, make_decoder, make_examples) -> None:
+    model, examples = make_decoder(), make_examples(7)
+    batch = pack_examples(examples, share_prefix=share)
+    assert bool((batch.segments == 0).any()) == share
+    packed = Sft()({"policy": model}, batch)["sft"]
+    packed.total.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for example in examples:
+        # the plain definition, without packing, the objective or its attention
+        logits = model.head(model(Inputs(torch.tensor([example.ids]))).hidden[0]).log_softmax(-1)
+        total = total - sum(logits[i - 1, t] for i, t in enumerate(example.ids) if example.loss[i])
+    total.backward()
+    assert packed.weight == sum(sum(e.loss) for e in examples)
+    torch.testing.assert_close(packed.total, total)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, msg=name)
+
+
+def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
+    model, (kept, other, changed) = make_decoder(), make_examples(3)
+    results = []
+    for neighbour in (other, changed):
+        batch = pack_examples([neighbour, kept], share_prefix=False)
+        hidden = model(batch.inputs, training_attention(batch.segments, torch.float64)).hidden
+        own = hidden[0, len(neighbour.ids) :]
+        embedded = torch.autograd.grad(own.square().sum(), [p for p in model.parameters()])
+        results.append((own.detach(), embedded))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 9), st.lists(st.integers(1, 60), min_size=1, max_size=7), st.sampled_from([(4, 2), (3, 3), (4, 1)])
+)
+def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], heads: tuple[int, int]) -> None:
+    """Values and gradients, against the definition with one mask over the whole row."""
+    segments = torch.tensor([0] * prefix + [i for i, n in enumerate(lengths, 1) for _ in range(n)])
+    T, (H, G), D = len(segments), heads, 4
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, T, h, D, dtype=torch.float64, requires_grad=True) for h in (H, G, G))
+    same = (segments[:, None] == segments) | (segments == 0)
+    seen = same & torch.ones(T, T, dtype=torch.bool).tril()
+    wide_k, wide_v = (x[0].repeat_interleave(H // G, dim=1) for x in (k, v))
+    scores = torch.einsum("thd,shd->hts", q[0], wide_k) / D**0.5
+    expected = torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), wide_v)
+    out = BlockAttention(segments, torch.float64)(0, q, k, v)
+    torch.testing.assert_close(out[0], expected)
+    weight = torch.randn_like(expected)
+    ours = torch.autograd.grad((out[0] * weight).sum(), (q, k, v))
+    theirs = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_over_long_examples_and_empty_batches_are_refused() -> None:
+    long = Example((1, 2, 3, 4), (False, False, True, True), "row 7")
+    with pytest.raises(DataError, match=r"'row 7' has 4 tokens, but the context holds 3"):
+        pack_examples([long], context_length=3)
+    with pytest.raises(DataError, match="at least one"):
+        pack_examples([])
+    with pytest.raises(DataError, match="document 1 is empty"):
+        pack_documents([3, 0], 4)
+    with pytest.raises(DataError, match="row of 1"):
+        pack_documents([3], 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [((False, False), "carries loss"), ((True, False), "nothing stands before"), ((True,), "2 tokens")],
+)
+def test_examples_that_teach_nothing_are_refused(loss, message) -> None:
+    with pytest.raises(DataError, match=message):
+        Example((1, 2), loss, "x")
