@@ -22,7 +22,7 @@ from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
-_PACE_BATCH, _PACE_CALLS = 32, 8
+_PACE_BATCH, _PACE_CALLS = 96, 12
 
 
 class Clock:
@@ -126,8 +126,8 @@ class Context:
 
     @property
     def test_reserve(self) -> float:
-        """Seconds kept for three nominees and zero-shot on test, one call at a time, and for the report."""
-        return 4 * self.test_n * self.pace.call * 1.15 + 5.0
+        """Seconds kept for test, one call at a time (two nominees and zero-shot, as is usual), and for the report."""
+        return 3 * self.test_n * self.pace.call * 1.1 + 5.0
 
     @property
     def left(self) -> float:

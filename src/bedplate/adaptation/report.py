@@ -15,7 +15,7 @@ from bedplate.adaptation import gate
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.examples import TaskData
-from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.harness import Comparison, Evaluation, compare
 from bedplate.evaluation.slices import calibration, slices
 from bedplate.models.precision import dtype_name
 from bedplate.report.html import adaptation_page
@@ -73,7 +73,7 @@ def build_report(
     """Put together what was measured; nothing is computed here that could have been decided otherwise."""
     evaluations = {name: t.evaluation for name, t in tested.items()}
     compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
-    comparisons = [{"a": a, "b": b, **c.to_json(), "p_holm": p} for a, b, c, p in compared]
+    comparisons = [_comparison(a, b, c, p) for a, b, c, p in compared]
     primary = next((c for c in comparisons if c["a"] == nomination.primary), None)
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
@@ -140,6 +140,13 @@ def build_report(
     return Report(values, context.out)
 
 
+def _comparison(a: str, b: str, found: Comparison, corrected: float) -> dict[str, Any]:
+    """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees."""
+    values = found.to_json()
+    estimates = {"a_estimate": values.pop("a"), "b_estimate": values.pop("b")}
+    return {"a": a, "b": b, **estimates, **values, "p_holm": corrected}
+
+
 def write_report(report: Report, out: Path) -> None:
     """report.json and report.html."""
     atomic_write(out / "report.html", adaptation_page(report.data))
@@ -202,8 +209,6 @@ def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: 
     """What the classical baseline says about the nominee, on the same test rows."""
     if judged is None or judged not in evaluations or "from_scratch" not in evaluations:
         return None
-    from bedplate.evaluation.harness import compare
-
     ours, theirs = evaluations[judged], evaluations["from_scratch"]
     found = compare(ours, theirs, seed)
     numbers = f"{theirs.estimate:.3f} on the same rows"

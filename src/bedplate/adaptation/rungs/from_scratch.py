@@ -15,7 +15,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict import Prediction
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
 
 
@@ -110,7 +110,13 @@ class FromScratch:
         pipeline = make_pipeline(
             # one-letter words count too, so that no text is left without a single word that could be known
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
-            LogisticRegression(C=strength, max_iter=2000, random_state=context.seed),
+            # liblinear is ten times faster on text, and is for two classes
+            LogisticRegression(
+                C=strength,
+                max_iter=2000,
+                random_state=context.seed,
+                solver="liblinear" if len({e.target for e in examples}) == 2 else "lbfgs",
+            ),
         )
         pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
         return Classical(pipeline, context.fields)

@@ -50,7 +50,7 @@ class Probe:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         part = depths[-1] / layers
         fixed = context.pace.rows(2 * len(context.valid)) * part + 66 * context.pace.call
-        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.006  # forward, and the head's cross-validation
+        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.003  # forward, and the head's cross-validation
         rows = n if each * n + fixed <= room else int((room - fixed) / each)
         if rows < min(MINIMUM_ROWS, n):
             return Skip(f"it needs about {fixed + each * n:.0f} s, {max(context.left, 0):.0f} s of the budget are left")

@@ -107,10 +107,12 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example]) -> None
         variant.failure = error.message
         return
     targets = [e.target for e in rows]
+    variant.raw_estimate = evaluate_predictions(context.task, rows, variant.predictions).estimate
     variant.bias = fit_bias(variant.predictions, targets, context.labels)
     biased = with_bias(variant.predictions, variant.output, variant.bias)
     variant.estimate = evaluate_predictions(context.task, rows, biased).estimate
-    variant.raw_estimate = evaluate_predictions(context.task, rows, variant.predictions).estimate
+    if variant.raw_estimate >= variant.estimate:  # likelihood is not the metric: a bias that does not help it is none
+        variant.bias, variant.estimate = (0.0,) * len(context.labels), variant.raw_estimate
 
 
 def _row(variant: Variant, rows: int) -> dict[str, Any]:

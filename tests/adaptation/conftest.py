@@ -1,0 +1,69 @@
+"""A tiny random base, and a small task whose words decide its labels."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.tiny import write_tiny_base
+
+GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def write_rows(path: Path, groups: int = 150, each: int = 2, noise: float = 0.05, seed: int = 0) -> Path:
+    """Rows with a label that a word gives away, in groups."""
+    generator = random.Random(seed)
+    lines: list[str] = []
+    for group in range(groups):
+        for number in range(each):
+            good = generator.random() < 0.55
+            word = generator.choice(GOOD if good else BAD)
+            if generator.random() < noise:
+                good = not good
+            text = f"this product {word} number {group} {number} {generator.choice('abcdefgh')}"
+            label = "positive" if good else "negative"
+            lines.append(json.dumps({"id": f"{group}_{number}", "text": text, "label": label, "group": f"g{group}"}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_task(directory: Path, base: Path, *, rows: Path | None = None, **adapt: object) -> Path:
+    """A task file with its rows beside it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data = write_rows(directory / "rows.jsonl") if rows is None else rows
+    task = {
+        "task": "toy-sentiment",
+        "inputs": {"review": {"column": "text", "kind": "text"}},
+        "output": {"kind": "label", "labels": ["negative", "positive"]},
+        "instructions": "Say whether the review is positive or negative.",
+        "data": {
+            "source": str(data),
+            "target": "label",
+            "group_by": "group",
+            "split": {"train": 0.5, "valid": 0.25, "test": 0.25},
+        },
+        "metric": "accuracy",
+        "adapt": {
+            "bases": [str(base)],
+            "target": {"value": 0.75, "confidence": 0.9},
+            "budget": {"p95_ms": 60000, "max_prompt_tokens": 400},
+            "machine": {"usd_per_hour": 0.1, "as_of": "2026-11-24"},
+            **adapt,
+        },
+    }
+    path = directory / "task.yaml"
+    path.write_text(yaml.safe_dump(task, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def toy_task(tmp_path: Path, tiny_base: Path) -> Path:
+    return write_task(tmp_path / "task", tiny_base)

@@ -1,0 +1,157 @@
+"""The gate's promises, as properties, and its error rate by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.adaptation import gate
+from bedplate.adaptation.spec import BudgetSpec
+from bedplate.core import statistics
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task import Task
+
+TASK = Task.model_validate(
+    {
+        "task": "t",
+        "inputs": {"x": {"column": "x"}},
+        "output": {"kind": "label", "labels": ["a", "b"]},
+        "data": {"source": "s", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}},
+        "metric": "accuracy",
+    }
+)
+
+
+def evaluation(right: list[bool], groups: list[int] | None = None, split: str = "test") -> Evaluation:
+    owners = groups or list(range(len(right)))
+    examples = [Example(str(i), {"x": str(i)}, "a", str(g), f"{i:064d}") for i, g in enumerate(owners)]
+    return evaluate_predictions(TASK, examples, ["a" if r else "b" for r in right], split=split)
+
+
+def rate(right: int, n: int) -> list[bool]:
+    return [i < right for i in range(n)]
+
+
+candidates = st.lists(
+    st.builds(
+        gate.Candidate,
+        rung=st.sampled_from(["zero_shot", "few_shot", "probe", "lora", "x", "y"]),
+        estimate=st.floats(0, 1),
+        design_effect=st.floats(0.5, 4),
+        usd_per_1k_calls=st.floats(0, 1),
+        p95_ms=st.floats(0, 1000),
+        prompt_tokens=st.integers(1, 1000),
+    ),
+    max_size=6,
+    unique_by=lambda c: c.rung,
+)
+
+
+@given(candidates, st.floats(0.05, 0.95), st.integers(10, 5000))
+def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(found, target, n):
+    budget = BudgetSpec(p95_ms=500, usd_per_1k_calls=0.5, max_prompt_tokens=600)
+    nomination = gate.nominate(found, budget, target=target, confidence=0.95, test_n=n)
+    by_name = {c.rung: c for c in found}
+    chosen = [by_name[name] for name in nomination.nominees]
+    assert len(chosen) <= 3
+    assert set(nomination.reasons) == set(by_name)
+    assert all(gate.infeasible(c, budget) is None for c in chosen)
+    costs = [c.usd_per_1k_calls for c in chosen[:-1]]
+    assert costs == sorted(costs)
+    feasible = [c for c in found if gate.infeasible(c, budget) is None]
+    assert bool(chosen) == bool(feasible)
+    if chosen:
+        assert nomination.primary in nomination.nominees
+        above = [c for c in feasible if c.estimate > target]
+        if above:  # nobody is sent to test whom valid already holds to be below the bar, unless there is nobody else
+            assert all(c.estimate > target for c in chosen)
+        assert max(c.estimate for c in chosen) == max(c.estimate for c in feasible)
+
+
+def test_a_candidate_over_any_budget_is_named_with_the_number():
+    budget = BudgetSpec(p95_ms=100)
+    slow = gate.Candidate("lora", 0.9, 1.0, 0.01, 250.0, 10)
+    nomination = gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500)
+    assert nomination.nominees == ()
+    assert "p95 latency 250 ms is over the budget of 100 ms" in nomination.reasons["lora"]
+    decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=500, groups=500)
+    assert decision.status == "FAIL"
+    assert "250 ms" in decision.reason
+
+
+def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05) -> gate.Decision:
+    names = tuple(tested)
+    nomination = gate.Nomination(names, names[0], None, {})
+    found = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
+    first = tested[names[0]]
+    return gate.decide(nomination, found, metric="accuracy", target=target, n=first.n, groups=first.groups)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 300), st.floats(0.3, 0.95))
+def test_the_verdict_follows_from_the_bounds(first: int, second: int, target: float):
+    tested = {"cheap": evaluation(rate(first, 300)), "dear": evaluation(rate(second, 300))}
+    decision = judge(tested, target)
+    lower = {k: v.bound(0.975) for k, v in tested.items()}
+    upper = {k: v.bound(0.975, "upper") for k, v in tested.items()}
+    if decision.status == "PASS":
+        assert tested[decision.rung].bound(0.95) > target
+    if max(lower.values()) > target:
+        assert decision.status == "PASS"
+    if lower["cheap"] > target:
+        assert decision.rung == "cheap"
+    assert (decision.status == "FAIL") == (max(upper.values()) < target)
+
+
+def test_few_groups_are_insufficient_whatever_the_estimate():
+    right = rate(200, 200)
+    decision = judge({"lora": evaluation(right, [i // 10 for i in range(200)])}, 0.5)
+    assert decision.status == "INSUFFICIENT_DATA"
+    assert "too few groups" in decision.reason
+
+
+def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_the_target():
+    near = judge({"lora": evaluation(rate(170, 200))}, 0.82)
+    wanted = statistics.needed_n(0.85, 0.82, 0.95)
+    assert near.status == "INSUFFICIENT_DATA"
+    assert f"about {wanted:,} test rows" in near.reason
+    below = judge({"lora": evaluation(rate(160, 200))}, 0.82)
+    assert below.status == "INSUFFICIENT_DATA"
+    assert "no number of rows is promised" in below.reason
+
+
+def test_three_nominees_at_the_bar_pass_falsely_no_more_often_than_alpha():
+    """All three exactly at the target, rows in groups that go wrong together: false PASS at most 5%, within noise."""
+    rng = np.random.default_rng(0)
+    owners = [i // 4 for i in range(240)]
+    passes, ladders = 0, 150
+    for _ in range(ladders):
+        tested = {}
+        for name in ("a", "b", "c"):
+            tilt = np.repeat(rng.beta(0.8 * 6, 0.2 * 6, 60), 4)
+            tested[name] = evaluation(list(rng.random(240) < tilt), owners)
+        passes += judge(tested, 0.8).status == "PASS"
+    assert passes / ladders <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / ladders)
+
+
+def test_a_repeated_verdict_needs_a_higher_bound():
+    tested = {"lora": evaluation(rate(336, 400))}
+    assert judge(tested, 0.8, alpha=statistics.spent_alpha(0.05, 1)).status == "PASS"
+    assert judge(tested, 0.8, alpha=statistics.spent_alpha(0.05, 6)).status == "INSUFFICIENT_DATA"
+
+
+def test_nominees_are_compared_on_the_same_rows_and_corrected():
+    tested = {"zero_shot": evaluation(rate(150, 300)), "a": evaluation(rate(200, 300)), "b": evaluation(rate(155, 300))}
+    found = gate.compare_with(tested, ["a", "b"], "zero_shot", 0)
+    raw = {
+        name: statistics.mcnemar_exact(
+            [r.score for r in tested[name].rows], [r.score for r in tested["zero_shot"].rows]
+        )
+        for name in ("a", "b")
+    }
+    assert [(a, b) for a, b, _, _ in found] == [("a", "zero_shot"), ("b", "zero_shot")]
+    assert found[0][3] == pytest.approx(2 * raw["a"])
+    assert found[1][3] == pytest.approx(raw["b"])

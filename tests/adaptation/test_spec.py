@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.adaptation.conftest import write_task
+
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.spec import RUNG_NAMES, load_adapt_task, parse_budget
+from bedplate.core.errors import ConfigError, UsageError
+
+
+def test_the_table_and_the_names_are_the_same_in_the_same_order():
+    assert tuple(RUNGS) == RUNG_NAMES
+    assert all(rung.name == name for name, rung in RUNGS.items())
+
+
+def test_a_task_is_read(toy_task: Path):
+    task, spec = load_adapt_task(toy_task, ["adapt.target.value=0.9"], ["lora", "majority"])
+    assert task.task == "toy-sentiment"
+    assert spec.target.value == 0.9
+    assert spec.chosen_rungs == ("majority", "lora")  # cheapest first, however they were given
+
+
+@pytest.mark.parametrize(
+    ("adapt", "said"),
+    [
+        ({"guards": {"mmlu": 0.1}}, "`guards` is not supported yet"),
+        ({"traffic": {"calls_per_day": 5}}, "`traffic` is not supported yet"),
+        ({"prompt": "p.jinja"}, "`prompt` is not supported yet"),
+        ({"bases": ["https://api.example.com/v1"]}, "hosted bases .*https://api.example.com/v1.* not supported yet"),
+        ({"bases": ["a", "b"]}, "several bases"),
+        ({"bases": []}, "bases"),
+        ({"rungs": ["dora"]}, "'dora' is not supported yet"),
+        ({"rungs": ["zero-shot"]}, "there is no rung 'zero-shot'"),
+        ({"rungs": ["lora", "lora"]}, "named twice"),
+        ({"target": {"value": 1.2}}, "adapt.target.value"),
+        ({"bugdet": {"p95_ms": 3}}, "did you mean 'budget'"),
+        ({"machine": {"usd_per_hour": True, "as_of": "2026-11-24"}}, "usd_per_hour"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, tiny_base: Path, adapt: dict, said: str):
+    with pytest.raises(ConfigError, match=said):
+        load_adapt_task(write_task(tmp_path, tiny_base, **adapt))
+
+
+def test_a_field_that_asks_for_nothing_is_no_error(tmp_path: Path, tiny_base: Path):
+    load_adapt_task(write_task(tmp_path, tiny_base, guards={}, prompt=None))
+
+
+def test_without_an_adapt_section(tmp_path: Path, toy_task: Path):
+    text = toy_task.read_text()
+    toy_task.write_text(text[: text.index("adapt:")])
+    with pytest.raises(ConfigError, match="no `adapt` section"):
+        load_adapt_task(toy_task)
+
+
+def test_rungs_from_the_command_line_are_checked(toy_task: Path):
+    with pytest.raises(UsageError, match="no rung 'lara'"):
+        load_adapt_task(toy_task, (), ["lara"])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2min", 120)])
+def test_budgets(text: str, seconds: float):
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "0s", "ten"])
+def test_bad_budgets(text: str):
+    with pytest.raises(UsageError, match="no duration"):
+        parse_budget(text)
