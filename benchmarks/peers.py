@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ class Transformers:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        warnings.filterwarnings(
+            "ignore", "`past_key_values`", FutureWarning
+        )  # its new name is unknown to older versions
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
         self._cache: Any = None
         self._next = torch.zeros(1, 1, dtype=torch.int64)
