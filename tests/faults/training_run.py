@@ -1,6 +1,6 @@
 """A tiny training run as a process of its own, for the tests that kill it. Prints the hash of the final weights.
 
-usage: training_run.py OUT [--kill-at-step N | --kill-in-save N | --kill-after-save N | --signal NAME --at-step N | --learning-rate X]
+usage: training_run.py OUT [--at-step N [--signal NAME] | --kill-in-save N | --kill-after-save N] [--learning-rate X]
 """
 
 from __future__ import annotations
@@ -94,9 +94,8 @@ def main() -> None:
     objective = Watched(arguments.at_step, signal.Signals[arguments.signal])
     result = loop.train(model, source, objective, config, arguments.out, bank.parameters(slot))
     weights = b"".join(t.numpy().tobytes() for _, t in sorted(bank.state(slot).items()))
-    sys.stdout.write(
-        f"{sha256_bytes(weights)} {result.steps} {result.resumed_at} {len(result.metrics_path.read_text().splitlines())}\n"
-    )
+    lines = len(result.metrics_path.read_text().splitlines())
+    sys.stdout.write(f"{sha256_bytes(weights)} {result.steps} {result.resumed_at} {lines}\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def _trained(model):
 def test_micro_batches_give_the_gradient_of_the_whole_batch(
     micro_tokens, make_decoder, make_examples, tmp_path
 ) -> None:
-    """One batch, several micro-batches and one example each, of unequal length: the same weights as the plain recipe."""
+    """One batch, several micro-batches, or one example each, of unequal length: the plain recipe's weights."""
     model, examples = make_decoder(), make_examples(8)
     source = ExampleSource(examples, 8, epochs=3, micro_tokens=micro_tokens)
     parts = len(next(iter(source)))
@@ -201,13 +201,13 @@ def test_a_gradient_that_is_not_finite_is_never_applied(make_decoder, make_examp
 
 def test_refusals(make_decoder, make_examples, tmp_path) -> None:
     model, examples = make_decoder(), make_examples(4)
+    long = PLAIN.model_copy(update={"steps": 9})
     stray = torch.nn.Parameter(torch.zeros(2))
     with pytest.raises(TrainingError, match="no trainable parameter received a gradient"):
         train(model, ExampleSource(examples, 2), Sft(), PLAIN, tmp_path, [("stray", stray)])
     with pytest.raises(TrainingError, match="empty"):
         train(model, ExampleSource(examples, 2), Sft(), PLAIN, tmp_path, [])
     with pytest.raises(UsageError, match="9 steps are asked for, but the source holds 2"):
-        long = PLAIN.model_copy(update={"steps": 9})
         train(model, ExampleSource(examples, 2), Sft(), long, tmp_path, model.named_parameters())
     with pytest.raises(UsageError, match="role 'policy'"):
         train({}, ExampleSource(examples, 2), Sft(), PLAIN, tmp_path, model.named_parameters())

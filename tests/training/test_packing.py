@@ -113,7 +113,7 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
         batch = pack_examples([neighbour, kept], share_prefix=False)
         hidden = model(batch.inputs, training_attention(batch.segments, torch.float64)).hidden
         own = hidden[0, len(neighbour.ids) :]
-        embedded = torch.autograd.grad(own.square().sum(), [p for p in model.parameters()])
+        embedded = torch.autograd.grad(own.square().sum(), list(model.parameters()))
         results.append((own.detach(), embedded))
     torch.testing.assert_close(results[0][0], results[1][0])
     for a, b in zip(results[0][1], results[1][1], strict=True):

@@ -1,4 +1,4 @@
-"""Attention over packed rows for training on CPU: dense blocks of neighbouring documents, with a backward pass of our own.
+"""Attention over packed rows for training on CPU: dense blocks of neighbouring documents, with its own backward pass.
 
 Torch's fused kernel spends, on CPU, ten times as long on the gradient of short masked sequences as the products take.
 Here a row is cut, at document borders, into blocks of about `BLOCK` tokens; a block's scores are one batched product
@@ -27,7 +27,7 @@ LONGEST = 512
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens `start` to `stop` of the row; `mask` [n, K] is added to their scores, for K = n own keys after `prefix`."""
+    """Tokens `start` to `stop` of the row; `mask` [n, K] is added to their scores, K = `prefix` + n keys."""
 
     start: int
     stop: int
@@ -36,7 +36,7 @@ class Block:
 
 
 def training_attention(segments_BT: Tensor, dtype: torch.dtype) -> Attend:
-    """How to attend while training: the blocks below for one unpadded row of short documents on CPU, else the model's."""
+    """How to attend while training: in blocks for an unpadded row of short documents on CPU, else as the model does."""
     if segments_BT.shape[0] == 1 and segments_BT.device.type == "cpu" and int(segments_BT.min()) >= 0:
         _, counts = segments_BT[0].unique_consecutive(return_counts=True)
         if int(counts.max()) <= LONGEST:
@@ -110,8 +110,8 @@ class _PackedAttention(torch.autograd.Function):
             g = grad_GTRD[:, block.start : block.stop].reshape(G, -1, D)
             k, v = _keys(k_GTD, block), _keys(v_GTD, block)
             wide = _wide(p.dtype)
-            ds = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)).to(wide), p.to(wide), -1, wide)
-            ds = ds.mul_(scale).to(p.dtype)
+            dp, p_wide = torch.bmm(g, v.transpose(1, 2)).to(wide), p.to(wide)
+            ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide).mul_(scale).to(p.dtype)
             dq_GTRD[:, block.start : block.stop] = torch.bmm(ds, k).view(G, -1, R, D)
             _add_keys(dk_GTD, torch.bmm(ds.transpose(1, 2), q), block)
             _add_keys(dv_GTD, torch.bmm(p.transpose(1, 2), g), block)
