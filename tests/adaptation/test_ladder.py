@@ -1,0 +1,267 @@
+"""The whole ladder on a tiny random base: what it writes, that it goes on, and that what it says can be recomputed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.adaptation.conftest import write_rows, write_task
+
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.report import Report
+from bedplate.adaptation.rungs import RUNGS, Plan
+from bedplate.adaptation.rungs.answers import fit_bias, with_bias
+from bedplate.adaptation.rungs.probe import fit_head
+from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
+from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
+from bedplate.core.files import read_jsonl
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.task import load_examples, load_task
+from bedplate.inference.predict import LoadedSkin, Prediction, load
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.output import LabelOutput
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
+    """One ladder of all six rungs, shared by the tests that only look at it."""
+    directory = tmp_path_factory.mktemp("ladder")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        task = write_task(directory, tiny_base)
+        report = adapt(task, directory / "out", seed=0)
+    return report, directory, task
+
+
+def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Report, Path, Path]):
+    report = run[0]
+    assert {row["rung"] for row in report.rungs if row["split"] == "valid"} == set(RUNGS)
+    assert {row["status"] for row in report.rungs} == {"done"}
+    tested = {row["rung"] for row in report.rungs if row["split"] == "test"}
+    assert tested >= {*report.data["nominees"]["nominees"], "zero_shot", "majority", "from_scratch"}
+    for row in report.rungs:
+        assert row["interval"][0] <= row["estimate"] <= row["interval"][1]
+        assert 1 < row["groups"] <= row["n"]
+        assert row["p95_ms"] >= row["p50_ms"] >= 0
+    assert len(report.row("lora")["seeds"]) == 3
+    assert set(report.data) >= {"task", "base", "verdict", "rungs"}
+    assert report.verdict["status"] in {"PASS", "FAIL", "INSUFFICIENT_DATA"}
+
+
+def test_the_report_can_be_recomputed_from_its_rows(run: tuple[Report, Path, Path]):
+    data = json.loads((run[1] / "out" / "report.json").read_text())
+    for row in data["rungs"]:
+        scores = [each["target"] == each["prediction"] for each in data["rows"][row["split"]][row["rung"]]]
+        assert row["estimate"] == pytest.approx(np.mean(scores))
+        assert row["n"] == len(scores)
+
+
+def test_rows_are_priced_by_their_measured_seconds(run: tuple[Report, Path, Path]):
+    for name in run[0].data["rows"]["test"]:
+        row = run[0].row(name, "test")
+        seconds = [each["seconds"] for each in run[0].data["rows"]["test"][name]]
+        assert row["usd_per_1k_calls"] == pytest.approx(np.mean(seconds) * 0.1 / 3600 * 1000)
+
+
+def test_references_are_never_nominated_and_test_is_opened_once(run: tuple[Report, Path, Path]):
+    report, directory, _ = run
+    assert not {"majority", "from_scratch"} & set(report.data["nominees"]["reasons"])
+    assert len(report.data["data"]["test_openings"]) == 1
+    entries = read_jsonl(directory / "home" / "ledger" / "test-openings.jsonl")
+    assert [entry["number"] for entry in entries] == [1]
+    assert report.verdict["exploratory"] is False
+    nomination = directory / "out" / "nomination.json"
+    tested = directory / "out" / "test" / "zero_shot.json"
+    assert nomination.stat().st_mtime_ns <= tested.stat().st_mtime_ns  # fixed on disk before test was opened
+
+
+def test_a_classical_model_learns_this_task_and_the_verdict_says_so(run: tuple[Report, Path, Path]):
+    assert run[0].row("from_scratch", "test")["estimate"] > 0.85
+    assert "classical model" in run[0].verdict["reason"]
+
+
+def test_exported_skins_give_the_reports_answers(run: tuple[Report, Path, Path]):
+    report, directory, path = run
+    for row in report.rungs:
+        if row["split"] != "test" or row["skin"] is None:
+            continue
+        examples = load_examples(load_task(path)).test.open("compare")
+        skin = load(directory / "out" / row["skin"])
+        assert isinstance(skin, LoadedSkin)
+        try:
+            answers = skin.predict([e.inputs for e in examples], one_by_one=True)
+        finally:
+            skin.close()
+        assert [a.output for a in answers] == [each["prediction"] for each in report.data["rows"]["test"][row["rung"]]]
+
+
+def test_the_same_command_reuses_everything_and_says_the_same(
+    run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    report, directory, task = run
+    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+
+    def refuse(*_: object) -> object:
+        raise AssertionError("a finished rung was fitted again")
+
+    for rung in RUNGS.values():
+        monkeypatch.setattr(type(rung), "fit", refuse)
+    again = adapt(task, directory / "out", seed=0)
+    for key in report.data:
+        if key != "timing":
+            assert again.data[key] == report.data[key], key
+    assert len(read_jsonl(directory / "home" / "ledger" / "test-openings.jsonl")) == 1
+
+
+def test_another_verdict_on_the_same_rows_is_exploratory(
+    run: tuple[Report, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _, directory, task = run
+    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+    again = adapt(task, tmp_path / "other", rungs=["zero_shot"], overrides=["adapt.target.value=0.3"])
+    assert again.verdict["exploratory"] is True
+    assert again.verdict["reason"].startswith("EXPLORATORY")
+    assert again.data["ledger"]["number"] == 2
+
+
+def test_what_was_made_is_in_the_catalogue(run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch):
+    _, directory, _ = run
+    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+    with Catalog.open() as catalog:
+        lineage = catalog.lineage("toy-sentiment-lora")
+    assert "base" in {entry.what for entry in lineage.ancestors}
+    assert "report" in {entry.what for entry in lineage.descendants}
+
+
+def test_the_page_stands_alone_and_shows_user_text_as_text(run: tuple[Report, Path, Path]):
+    page = (run[1] / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("<svg") >= 2
+    outside = page.replace("http://www.w3.org/", "")
+    assert "http://" not in outside
+    assert "https://" not in outside
+
+
+def test_a_failing_rung_is_recorded_and_does_not_end_the_ladder(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> object:
+        raise TrainingError("step 3: the loss is nan")
+
+    monkeypatch.setattr(type(RUNGS["probe"]), "fit", fail)
+    report = adapt(toy_task, tmp_path / "out", rungs=["majority", "zero_shot", "probe"])
+    assert report.row("probe")["status"] == "failed"
+    assert "loss is nan" in report.row("probe")["reason"]
+    assert report.row("zero_shot")["status"] == "done"
+
+
+def test_bad_input_inside_a_rung_ends_the_ladder(toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> object:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(type(RUNGS["majority"]), "fit", fail)
+    with pytest.raises(DataError, match="disk is full"):
+        adapt(toy_task, tmp_path / "out", rungs=["majority"])
+
+
+def test_a_spent_budget_skips_with_the_reason_and_still_gives_a_verdict(toy_task: Path, tmp_path: Path):
+    report = adapt(toy_task, tmp_path / "out", budget=0.01)
+    for name in ("zero_shot", "few_shot", "probe", "lora"):
+        assert report.row(name)["status"] == "skipped"
+        assert "of the budget are left" in report.row(name)["reason"]
+    assert report.verdict["status"] == "FAIL"
+    assert report.row("majority")["status"] == "done"
+
+
+def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds other files"):
+        adapt(toy_task, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_text_outputs_are_refused(toy_task: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="output"):
+        adapt(toy_task, tmp_path / "out", overrides=["output={kind: text}", "metric=exact_match"])
+
+
+def test_halving_ends_with_one_on_all_rows():
+    assert stages_for(500, 100) == [Stage(100, 2), Stage(250, 1), Stage(None, 1)]
+    assert stages_for(50, 100) == [Stage(None, 1)]
+    assert row_cost(stages_for(500, 100), 5, 500) == 5 * 100 + 2 * 150 + 250
+
+
+def test_calibration_takes_out_a_preference_for_a_word():
+    """Scores that favour `b` by 3 nats whatever the text: the bias found is what moves the decision to zero."""
+    labels = ("a", "b")
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, 400)
+    signal = np.where(truth == 1, 1.0, -1.0) + rng.normal(0, 1, 400)
+    predictions = []
+    for s in signal:
+        logit = s + 3.0
+        scores = {"a": -float(np.logaddexp(0, logit)), "b": -float(np.logaddexp(0, -logit))}
+        predictions.append(Prediction("b" if logit > 0 else "a", "", scores))
+    bias = fit_bias(predictions, [labels[t] for t in truth], labels)
+    assert bias[0] - bias[1] == pytest.approx(3.0, abs=0.3)
+    after = with_bias(predictions, LabelOutput(labels=labels, continuations=(" a", " b")), bias)
+    assert np.mean([p.output == labels[t] for p, t in zip(after, truth, strict=True)]) > 0.8
+    assert sum(np.exp(list(after[0].scores.values()))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_folded_head_equals_scikit_learn_on_standardised_features(classes: int):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(1)
+    codes = rng.integers(0, classes, 200)
+    x = (rng.normal(size=(200, 12)) * rng.uniform(0.01, 100, 12) + rng.uniform(-50, 50, 12)).astype(np.float32)
+    x[:, 0] += codes * 100
+    labels = ["c", "a", "b"][:classes]
+    examples = [Example(str(i), {"x": ""}, labels[c], str(i // 2), "") for i, c in enumerate(codes)]
+    head, strength = fit_head(x, examples, labels, 4)
+    standard = StandardScaler().fit(x.astype(np.float64))
+    oracle = LogisticRegression(C=strength, max_iter=5000, tol=1e-10).fit(
+        standard.transform(x.astype(np.float64)), codes
+    )
+    ours = torch.softmax(head(torch.from_numpy(x)), dim=1).numpy()
+    np.testing.assert_allclose(ours, oracle.predict_proba(standard.transform(x.astype(np.float64))), atol=5e-3)
+
+
+def test_a_plan_survives_an_interruption(toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The resumed run does what the interrupted one had planned, whatever time is left by then."""
+    majority = type(RUNGS["majority"])
+    seen: list[Plan] = []
+
+    def interrupted(self: object, context: object, plan: Plan, directory: Path) -> object:
+        seen.append(plan)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(majority, "plan", lambda self, context: Plan({"planned": "first"}))
+        patch.setattr(majority, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(toy_task, tmp_path / "out", rungs=["majority"])
+        patch.setattr(majority, "plan", lambda self, context: Plan({"planned": "second"}))
+        with pytest.raises(KeyboardInterrupt):
+            adapt(toy_task, tmp_path / "out", rungs=["majority"])
+    assert [plan.settings["planned"] for plan in seen] == ["first", "first"]
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_row_longer_than_the_context_is_named_before_anything_is_written(tmp_path: Path, tiny_base: Path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    lines = rows.read_text().splitlines()
+    for i in range(0, len(lines), 40):  # some of them land in train or valid
+        row = json.loads(lines[i])
+        lines[i] = json.dumps({**row, "text": "word " * 2000 + str(i)})
+    rows.write_text("\n".join(lines) + "\n")
+    task = write_task(tmp_path / "task", tiny_base, rows=rows)
+    with pytest.raises(DataError, match="more than the context"):
+        adapt(task, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,208 @@
+"""`bedplate adapt` interrupted in each phase, killed while it trains, and given bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.adaptation.conftest import write_rows, write_task
+from tests.tiny import write_tiny_base
+
+from bedplate.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def start(task: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    code = "from bedplate.cli.main import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "adapt", str(task), "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def stop_when(process: subprocess.Popen[str], sign: Path, number: int) -> tuple[int, str]:
+    """Send a signal as soon as a file is there; the exit code and what was said on stderr."""
+    deadline = time.monotonic() + 120
+    while not sign.exists():
+        assert process.poll() is None, f"ended before {sign.name} was there: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+PHASES = ("task.yaml", "rungs/zero_shot/plan.json", "rungs/probe/plan.json", "rungs/lora/seed-0/state.safetensors")
+
+
+def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Path):
+    task, out = write_task(tmp_path, base), tmp_path / "out"
+    finished: dict[Path, int] = {}
+    rungs = ("--rungs", "majority,from_scratch,zero_shot,probe,lora")
+    for phase in (*PHASES, "test/majority.json"):
+        code, said = stop_when(start(task, out, *rungs), out / phase, signal.SIGINT)
+        assert code == 130, said
+        assert said.startswith("error: interrupted")
+        assert not (out / "report.json").exists()
+        assert all(path.stat().st_mtime_ns == at for path, at in finished.items()), "a finished rung was done again"
+        assert not list(out.rglob("*.tmp")), "something half-written was left"
+        finished = {path: path.stat().st_mtime_ns for path in out.glob("rungs/*/result.json")}
+    assert {path.parent.name for path in finished} == set(rungs[1].split(","))
+    last = start(task, out, *rungs)
+    _, said = last.communicate(timeout=120)
+    assert last.returncode == 0, said
+    assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
+    report = json.loads((out / "report.json").read_text())
+    assert {row["status"] for row in report["rungs"]} == {"done"}
+    assert report["ledger"]["number"] == 1  # the interrupted opening and the last one are one verdict
+
+
+def test_killed_while_tuning_then_the_same_command_ends_with_the_same_weights(tmp_path: Path, base: Path):
+    task = write_task(tmp_path, base)
+    rungs = ("--rungs", "lora")
+    whole = start(task, tmp_path / "whole", *rungs)
+    _, said = whole.communicate(timeout=120)
+    assert whole.returncode == 0, said
+    out = tmp_path / "broken"
+    code, _ = stop_when(start(task, out, *rungs), out / "rungs/lora/seed-0/state.safetensors", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (out / "rungs/lora/result.json").exists()
+    again = start(task, out, *rungs)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    for seed in range(3):
+        names = [f"rungs/lora/seed-{seed}/skin/{name}" for name in ("adapter_model.safetensors", "skin.json")]
+        for name in (*names, "skins/lora/adapter_model.safetensors"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    reports = [json.loads((d / "report.json").read_text()) for d in (tmp_path / "whole", out)]
+    for split in ("valid", "test"):
+        answers = [[row["prediction"] for row in report["rows"][split]["lora"]] for report in reports]
+        assert answers[0] == answers[1]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as error:
+        main(["adapt", *map(str, arguments)])
+    assert isinstance(error.value.code, int)
+    return error.value.code, capsys.readouterr().err
+
+
+def change(task: Path, before: str, after: str) -> Path:
+    text = task.read_text()
+    assert before in text
+    task.write_text(text.replace(before, after))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said", "code"),
+    [
+        ("- negative\n  - positive", "- yes\n  - no", "quote it", 2),
+        ("metric: accuracy", "metirc: accuracy", "did you mean 'metric'", 2),
+        ("  - positive", "  - neutral", "is not one of the task's labels", 1),
+        ("kind: label", "kind: image", "not supported yet", 2),
+    ],
+)
+def test_a_bad_task_file(
+    tmp_path: Path,
+    base: Path,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    after: str,
+    said: str,
+    code: int,
+):
+    task = change(write_task(tmp_path, base), before, after)
+    assert refused(capsys, task, "--out", tmp_path / "out")[0] == code
+    assert said in refused(capsys, task, "--out", tmp_path / "out")[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    code, said = refused(capsys, tmp_path / "no.yaml", "--out", tmp_path / "out")
+    assert code == 2
+    assert "does not exist" in said
+    task = write_task(tmp_path, base)
+    code, said = refused(capsys, change(task, str(tmp_path / "rows.jsonl"), "gone.jsonl"), "--out", tmp_path / "out")
+    assert code != 0
+    assert "gone.jsonl" in said
+    assert not (tmp_path / "out").exists()
+
+
+def _no_config(directory: Path) -> str:
+    (directory / "config.json").unlink()
+    return "has no config.json"
+
+
+def _other_type(directory: Path) -> str:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    return "supported are: bert, llama"
+
+
+def _truncated(directory: Path) -> str:
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return "model.safetensors"
+
+
+def _no_tokenizer(directory: Path) -> str:
+    (directory / "tokenizer.json").unlink()
+    return "has no tokenizer"
+
+
+@pytest.mark.parametrize("spoil", [_no_config, _other_type, _truncated, _no_tokenizer])
+def test_a_bad_base(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object):
+    base = write_tiny_base(tmp_path / "base")
+    assert callable(spoil)
+    wanted = str(spoil(base))
+    code, said = refused(capsys, write_task(tmp_path / "task", base), "--out", tmp_path / "out")
+    assert code == 1
+    assert wanted in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    rows = write_rows(tmp_path / "few.jsonl", groups=2, each=1)
+    code, said = refused(capsys, write_task(tmp_path / "a", base, rows=rows), "--out", tmp_path / "out")
+    assert code == 1
+    assert "split is empty" in said
+    rows = write_rows(tmp_path / "latin.jsonl")
+    rows.write_bytes(rows.read_bytes().replace(b"product", b"produ\xe7t"))
+    code, said = refused(capsys, write_task(tmp_path / "b", base, rows=rows), "--out", tmp_path / "out")
+    assert code == 1
+    assert "not UTF-8 at byte" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("mine")
+    code, said = refused(capsys, write_task(tmp_path, base), "--out", tmp_path / "file" / "out")
+    assert code == 2
+    assert "cannot write" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_then_a_second_run_works(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
+    """The same place, after the mistake was mended."""
+    task = write_task(tmp_path, base)
+    assert refused(capsys, task, "--out", tmp_path / "out", "adapt.target.value=2")[0] == 2
+    with pytest.raises(SystemExit) as done:
+        main(["adapt", str(task), "--out", str(tmp_path / "out"), "--rungs", "majority,zero_shot", "--json"])
+    assert done.value.code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["rung"] for row in report["rungs"] if row["split"] == "valid"] == ["majority", "zero_shot"]
+    assert "rows" not in report
