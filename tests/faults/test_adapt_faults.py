@@ -176,7 +176,7 @@ def test_a_bad_base(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: o
 
 
 def test_bad_rows(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
-    rows = write_rows(tmp_path / "few.jsonl", groups=2, each=1)
+    rows = write_rows(tmp_path / "few.jsonl", groups=2, each=6)
     code, said = refused(capsys, write_task(tmp_path / "a", base, rows=rows), "--out", tmp_path / "out")
     assert code == 1
     assert "split is empty" in said
@@ -184,7 +184,7 @@ def test_bad_rows(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
     rows.write_bytes(rows.read_bytes().replace(b"product", b"produ\xe7t"))
     code, said = refused(capsys, write_task(tmp_path / "b", base, rows=rows), "--out", tmp_path / "out")
     assert code == 1
-    assert "not UTF-8 at byte" in said
+    assert "is not UTF-8" in said
     assert not (tmp_path / "out").exists()
 
 

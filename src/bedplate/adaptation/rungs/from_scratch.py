@@ -106,6 +106,7 @@ class FromScratch:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
+        from threadpoolctl import threadpool_limits
 
         pipeline = make_pipeline(
             # one-letter words count too, so that no text is left without a single word that could be known
@@ -118,5 +119,6 @@ class FromScratch:
                 solver="liblinear" if len({e.target for e in examples}) == 2 else "lbfgs",
             ),
         )
-        pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
+        with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
+            pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
         return Classical(pipeline, context.fields)

@@ -50,7 +50,7 @@ class Probe:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         part = depths[-1] / layers
         fixed = context.pace.rows(2 * len(context.valid)) * part + 66 * context.pace.call
-        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.003  # forward, and the head's cross-validation
+        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.0015  # forward, and the head's cross-validation
         rows = n if each * n + fixed <= room else int((room - fixed) / each)
         if rows < min(MINIMUM_ROWS, n):
             return Skip(f"it needs about {fixed + each * n:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
@@ -202,13 +202,15 @@ def _regression(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights [C, D] and biases [C]; a class without a row keeps a weight of zero and a bias of -20."""
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -20.0)
     present = np.unique(codes)
     if len(present) == 1:
         bias[present[0]] = 0.0
         return weight, bias
-    model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x, codes)
+    with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
+        model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x, codes)
     if len(present) == 2:  # scikit-learn keeps one row for two classes: the second's log-odds
         weight[present[0]], weight[present[1]] = -model.coef_[0] / 2, model.coef_[0] / 2
         bias[present[0]], bias[present[1]] = -model.intercept_[0] / 2, model.intercept_[0] / 2
