@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import torch
+from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.sampler import sample
@@ -29,10 +31,11 @@ ENDLESS = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "ma
 
 @pytest.fixture
 def slow_steps(monkeypatch):
-    """Engine steps of at least 20 ms, so that a generation of 450 tokens outlasts the test."""
+    """Engine steps of at least 20 ms that never choose an end, so that a generation of 450 tokens outlasts the test."""
 
     def slowly(logits, rows):
         time.sleep(0.02)
+        logits[:, : len(SPECIAL)] = -torch.inf  # the tiny tokenizer's first ids
         return sample(logits, rows)
 
     monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
