@@ -141,7 +141,8 @@ def build_report(
 
 
 def _comparison(a: str, b: str, found: Comparison, corrected: float) -> dict[str, Any]:
-    """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees."""
+    """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees,
+    which the one pair that was fixed before test was opened (`comparison`) does not need."""
     values = found.to_json()
     estimates = {"a_estimate": values.pop("a"), "b_estimate": values.pop("b")}
     return {"a": a, "b": b, **estimates, **values, "p_holm": corrected}

@@ -106,7 +106,7 @@ def show(report: Report) -> None:
         c = data["comparison"]
         screen.print(
             f"on test, {c['a']} minus {c['b']}: {c['difference']:+.3f} ({c['interval'][0]:+.3f} to "
-            f"{c['interval'][1]:+.3f}), p = {c['p_holm']:.2g}",
+            f"{c['interval'][1]:+.3f}), p = {c['p_value']:.2g}",
             highlight=False,
         )
     screen.print()

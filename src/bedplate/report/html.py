@@ -43,8 +43,8 @@ with {{ "%g"|format(r.target.confidence * 100) }}% confidence</p>
 <p>{{ r.verdict.reason }}</p>
 {% if r.comparison %}<p>On test, {{ r.comparison.a }} minus {{ r.comparison.b }} is
 {{ "%+.3f"|format(r.comparison.difference) }} ({{ "%.3f"|format(r.comparison.interval[0]) }} to
-{{ "%.3f"|format(r.comparison.interval[1]) }}), p = {{ "%.2g"|format(r.comparison.p_holm) }}
-({{ r.comparison.test.replace("_", " ") }}, Holm-corrected).</p>{% endif %}
+{{ "%.3f"|format(r.comparison.interval[1]) }}), p = {{ "%.2g"|format(r.comparison.p_value) }}
+({{ r.comparison.test.replace("_", " ") }}; the pair was fixed before test was opened).</p>{% endif %}
 {% if r.verdict.skin %}<p>The skin: <code>{{ r.verdict.skin }}</code></p>{% endif %}</div>
 
 <h2>Quality against cost</h2>

@@ -47,23 +47,28 @@ class Lora:
             return Skip("LoRA is for decoders here")
         n, left = len(context.train), context.left
         valid = context.pace.rows(len(context.valid)) + 66 * context.pace.call
-        rows, seeds = min(ROWS, n), SEEDS
 
         def seconds(rows: int, seeds: int) -> float:
             return seeds * (context.pace.rows(rows) * TRAINING_COST + valid) * 1.05
 
-        while seeds > 1 and seconds(rows, seeds) > left:
-            seeds -= 1
-        while rows > min(MINIMUM_ROWS, n) and seconds(rows, seeds) > left:
+        def fits(rows: int, seeds: int) -> bool:
+            return seconds(rows, seeds) <= left
+
+        rows, seeds = min(ROWS, n), 1
+        while not fits(rows, 1) and rows > min(MINIMUM_ROWS, n):
             rows = max(min(MINIMUM_ROWS, n), int(rows * 0.8))
-        if seconds(rows, seeds) > left:
+        if not fits(rows, 1):
             return Skip(f"it needs about {seconds(rows, 1):.0f} s, {max(left, 0):.0f} s of the budget are left")
+        if rows == min(ROWS, n) and fits(rows, 2):
+            seeds = 2
+            # labels are worth more than a third seed
+            rows = next((more for more in range(n, rows, -BATCH) if fits(more, seeds)), rows)
+            seeds = SEEDS if rows == n and fits(rows, SEEDS) else seeds
         left_out: list[str] = []
         if rows < n:
-            why = "one epoch of 600 rows is what is tried first" if rows == ROWS else "no time"
-            left_out.append(f"{n - rows} of {n} train rows were left out ({why})")
+            left_out.append(f"{n - rows} of {n} train rows were left out: no time")
         if seeds < SEEDS:
-            left_out.append(f"{seeds} of {SEEDS} seeds: no time for more")
+            left_out.append(f"{SEEDS - seeds} of {SEEDS} seeds were left out: no time")
         settings = {"rows": rows, "seeds": seeds, "batch": BATCH, "learning_rate": LEARNING_RATE, "epochs": 1}
         return Plan(settings, seconds(rows, seeds), tuple(left_out))
 
