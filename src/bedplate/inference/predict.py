@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine import Engine
@@ -153,6 +153,12 @@ class Predictor:
         if self._adapter is not None:
             self.engine.unload_adapter(self._adapter)
             self._adapter = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def result_usage(result: Result) -> Usage:

@@ -1,0 +1,117 @@
+"""Skins on an engine: labels, texts, adapters and heads, in batches and one by one; what does not fit is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bedplate
+from bedplate.adapters.head import Head
+from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
+from bedplate.inference.local import LocalModel
+from bedplate.inference.predict import LoadedSkin
+from bedplate.skins.files import write_skin
+from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
+
+LABELS = LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive"), bias=(0.0, 0.5))
+PROMPT = Prompt("the product was asked about by the user\nReview: {{ review }}\nSentiment:")
+ROWS = ["great and works well", "it broke", "terrible quality", "x", "the answer is no 你好"]
+
+
+def _skin(model: LocalModel, directory: Path, kind: str) -> Skin:
+    base = model.base
+    generator = torch.Generator().manual_seed(0)
+    lora = probe = None
+    output: LabelOutput | TextOutput = LABELS
+    if kind == "lora":
+        tensors = {}
+        for path, linear in block_linears(base.model).items():
+            tensors[f"{path}.lora_A"] = torch.randn(2, linear.in_features, generator=generator) * 0.3
+            tensors[f"{path}.lora_B"] = torch.randn(linear.out_features, 2, generator=generator) * 0.3
+        lora = LoraPart(LoraConfig(r=2), tensors)
+    if kind == "probe":
+        head = Head(torch.randn(2, 48, generator=generator), torch.zeros(2), LABELS.labels)
+        output, probe = LabelOutput(labels=LABELS.labels), ProbePart(head, "layers.2")
+    if kind == "text":
+        output = TextOutput(max_tokens=9, stop=("\n",))
+    return Skin(
+        name=f"reviews-{kind}",
+        kind="prompt" if kind in ("label", "text") else kind,  # type: ignore[arg-type]
+        bases={"main": BaseReference.of(str(directory), "llama", base.identity)},
+        inputs={"review": InputField()},
+        output=output,
+        prompt=PROMPT,
+        lora=lora,
+        probe=probe,
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["label", "lora", "probe", "text"])
+def test_batches_equal_single_calls_and_the_constant_prompt_is_cached(
+    model: LocalModel, tiny_dir: Path, kind: str
+) -> None:
+    with model.predictor(_skin(model, tiny_dir, kind)) as predictor:
+        together = predictor.predict(ROWS)
+        alone = predictor.predict([{"review": row} for row in ROWS], one_by_one=True)
+        assert [p.output for p in together] == [p.output for p in alone]
+        assert all(p.cached_tokens > 10 for p in alone)
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(list(a.scores.values()), list(b.scores.values()), atol=1e-4)
+            if kind != "text":
+                assert sum(np.exp(list(a.scores.values()))) == pytest.approx(1.0)
+                assert a.output == max(a.scores, key=lambda label: a.scores[label])
+        assert predictor(ROWS[0]) == together[0].output
+
+
+def test_label_scores_are_the_bases_own_with_the_bias(model: LocalModel, tiny_dir: Path) -> None:
+    with model.predictor(_skin(model, tiny_dir, "label")) as predictor:
+        for row in ROWS:
+            text = PROMPT.text({"review": row})
+            assert isinstance(text, str)
+            totals = np.array(model.score(text, LABELS.continuations)) + np.array(LABELS.bias)
+            expected = totals - np.logaddexp.reduce(totals)
+            np.testing.assert_allclose(list(predictor.predict([row])[0].scores.values()), expected, atol=1e-4)
+
+
+def test_a_skins_directory_loads_and_is_called(model: LocalModel, tiny_dir: Path, tmp_path: Path) -> None:
+    skin = _skin(model, tiny_dir, "lora")
+    write_skin(skin, tmp_path / "skin")
+    with model.predictor(skin) as predictor, bedplate.load(tmp_path / "skin") as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        assert [loaded(row) for row in ROWS] == [p.output for p in predictor.predict(ROWS)]
+    with pytest.raises(SkinError, match="judged with float32"):
+        bedplate.load(tmp_path / "skin", dtype="bfloat16")
+    with bedplate.load(tmp_path / "skin", dtype="bfloat16", allow_other_weights=True) as other:
+        assert isinstance(other, LoadedSkin)
+        assert "bfloat16" in other.warnings[0]
+
+
+def test_closing_takes_the_adapter_out(model: LocalModel, tiny_dir: Path) -> None:
+    skin = _skin(model, tiny_dir, "lora")
+    for _ in range(3):  # the same adapter again, which would be refused if it were still there
+        with model.predictor(skin) as predictor:
+            first = predictor(ROWS[0])
+    assert first in LABELS.labels
+    bank = model.engine.bank
+    assert bank is not None
+    assert bank.slots == ()
+
+
+def test_inputs_that_do_not_fit_are_refused(model: LocalModel, tiny_dir: Path) -> None:
+    with model.predictor(_skin(model, tiny_dir, "label")) as predictor:
+        with pytest.raises(RequestError, match="lacks the input 'review'"):
+            predictor.predict([{}])
+        with pytest.raises(RequestError, match="unknown input 'text'"):
+            predictor.predict([{"review": "x", "text": "y"}])
+        with pytest.raises(RequestError, match="not a text"):
+            predictor.predict([{"review": 3}])  # type: ignore[dict-item]
+        with pytest.raises(ContextLengthExceeded, match="512"):
+            predictor("word " * 600)
+        assert predictor(ROWS[0]) in LABELS.labels
