@@ -1,0 +1,264 @@
+"""LoRA tuning (r 16, all linears, bfloat16) on the demo's reviews against peft + transformers: examples per second.
+
+All runs see the same examples from the same initial adapter under the same optimizer, schedule and clipping. Three
+peers: padded batches in our order; length-grouped batches; padded, with the head on label positions only. The runs
+take turns step by step; the speed of a run is its examples over the sum of its step times, and the median over seeds
+is reported, with the mean loss on held-out examples.
+
+usage: tune.py [--examples 600] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.peft import hf_module_name
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.export import export_base, family_in
+from bedplate.training.batch import Batch, Example
+from bedplate.training.config import TrainConfig
+from bedplate.training.examples import completion_example
+from bedplate.training.loop import evaluate_loss, train
+from bedplate.training.objectives import Sft
+from bedplate.training.sources import ExampleSource
+from common import Row, need, report
+from peers import THREADS
+
+BATCH, VALID = 16, 320
+LORA = LoraConfig(r=16, alpha=32.0)
+TASK = Path(__file__).parent.parent / "examples/reviews/task.yaml"
+
+
+@dataclass
+class Run:
+    """One run's times by step, and its loss on the held-out examples."""
+
+    seconds: list[float] = field(default_factory=list)
+    valid_loss: float = 0.0
+
+
+class Peft:
+    """peft's model with our initial adapter, and the usual padded training step."""
+
+    def __init__(self, directory: Path, base: Base, bank: Bank, slot: int, batches: list[list[Example]]) -> None:
+        import peft
+        import transformers
+
+        model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+        config = peft.LoraConfig(
+            r=LORA.r, lora_alpha=LORA.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+        )
+        self.model: Any = peft.get_peft_model(model, config).train()
+        named = dict(self.model.named_parameters())
+        weights = family_in(base, "hf").weights
+        for name, tensor in bank.state(slot).items():
+            path, kind = name.rsplit(".", 1)
+            module = hf_module_name(weights, path)
+            named[f"base_model.model.{module}.{kind}.default.weight"].data.copy_(tensor)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.batches = batches
+        self.run = Run()
+
+    def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean over labels, by transformers itself."""
+        return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    def prepare(self, config: TrainConfig) -> None:
+        self.config = config
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, fused=True
+        )
+
+    def step(self, number: int) -> None:
+        started = time.perf_counter()
+        loss = self.loss(*padded(self.batches[number]))
+        loss.backward()
+        assert self.config.clip is not None
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate_at(number, len(self.batches))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        loss.item()
+        self.run.seconds.append(time.perf_counter() - started)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example]) -> None:
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in chunks(examples):
+            ids, mask, labels = padded(batch)
+            targets = int((labels != -100).sum())
+            total += float(self.loss(ids, mask, labels)) * targets
+            count += targets
+        self.run.valid_loss = total / count
+
+
+class PeftOnLabels(Peft):
+    """The same, with the head on label positions only."""
+
+    def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        inner = self.model.get_base_model()
+        hidden = inner.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
+        learned = labels[:, 1:] != -100
+        return F.cross_entropy(inner.lm_head(hidden[learned]).float(), labels[:, 1:][learned])
+
+
+class InTurns:
+    """Our source; the peers take their step before each of ours. Times the packing."""
+
+    def __init__(self, source: ExampleSource, others: Callable[[int], None]) -> None:
+        self._source, self._others = source, others
+        self.packing: list[float] = []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self._source.identity
+
+    @property
+    def steps(self) -> int | None:
+        return self._source.steps
+
+    def state(self) -> dict[str, Any]:
+        return self._source.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._source.load_state(state)
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        inner = iter(self._source)
+        for number in range(self._source.steps or 0):
+            self._others(number)
+            started = time.perf_counter()
+            batches = next(inner)
+            self.packing.append(time.perf_counter() - started)
+            yield batches
+
+
+def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, attention mask and labels, each [B, T], padded on the right to the batch's longest."""
+    width = max(len(e.ids) for e in batch)
+
+    def rows(values: Callable[[Example], list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([values(e) + [fill] * (width - len(e.ids)) for e in batch])
+
+    ids = rows(lambda e: list(e.ids), 0)
+    mask = rows(lambda e: [1] * len(e.ids), 0)
+    return ids, mask, rows(lambda e: [t if on else -100 for t, on in zip(e.ids, e.loss, strict=True)], -100)
+
+
+def chunks(examples: Sequence[Example]) -> list[list[Example]]:
+    return [list(examples[i : i + BATCH]) for i in range(0, len(examples), BATCH)]
+
+
+def length_grouped(examples: Sequence[Example], seed: int) -> list[list[Example]]:
+    """As transformers' LengthGroupedSampler orders them: pools of 50 batches, sorted by length."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    generator = torch.Generator().manual_seed(seed)
+    sampler = LengthGroupedSampler(BATCH, lengths=[len(e.ids) for e in examples], generator=generator)
+    return chunks([examples[i] for i in sampler])
+
+
+def one_seed(
+    base: Base, directory: Path, examples: Sequence[Example], valid: Sequence[Example], seed: int
+) -> list[Run]:
+    """Ours, then the three peers, trained side by side."""
+    bank = Bank(base.model)
+    slot = bank.add(LORA, None, seed, trainable=True)
+    bank.select(slot)
+    given = chunks(examples)
+    peers = [
+        Peft(directory, base, bank, slot, given),
+        Peft(directory, base, bank, slot, length_grouped(examples, seed)),
+        PeftOnLabels(directory, base, bank, slot, given),
+    ]
+    config = TrainConfig(learning_rate=5e-4, seed=seed, save_seconds=None)
+    for peer in peers:
+        peer.prepare(config)
+
+    def others(number: int) -> None:
+        for peer in peers:
+            peer.step(number)
+
+    source = InTurns(ExampleSource(examples, BATCH), others)
+    with tempfile.TemporaryDirectory() as out:
+        result = train(base.model, source, Sft(), config, Path(out), bank.parameters(slot))
+        rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]
+    steps = [row["examples"] / row["examples_per_second"] for row in rows]
+    ours = Run([a + b for a, b in zip(steps, source.packing, strict=True)])
+    batches = [batch for step in ExampleSource(valid, BATCH) for batch in step]
+    ours.valid_loss = evaluate_loss(base.model, batches, Sft())["sft"]
+    bank.close()
+    for peer in peers:
+        peer.evaluate(valid)
+    return [ours, *(peer.run for peer in peers)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--examples", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    versions = f"{need('peft', 'peft')} + {need('transformers', 'transformers')}"
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(THREADS)
+    base = load_base("smollm2-135m", dtype="bfloat16")
+    tokenizer, data = base.need_tokenizer(), load_examples(load_task(TASK))
+
+    def encoded(split: str, count: int) -> list[Example]:
+        made: list[Example] = []
+        for row in data.examples(split, "benchmark")[:count]:
+            prompt = (
+                "Decide whether the product review is positive or negative.\n\n"
+                f"Review: {row.inputs['review']}\nSentiment:"
+            )
+            made.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
+        return made
+
+    examples, valid = encoded("train", arguments.examples), encoded("valid", VALID)
+    names = ["ours", "peft, given order", "peft, length-grouped", "peft, head on labels"]
+    runs: list[list[Run]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = export_base(load_base("smollm2-135m", dtype="float32"), Path(scratch) / "base")
+        for seed in range(arguments.seeds):
+            runs.append(one_seed(base, directory, examples, valid, seed))
+            for name, run in zip(names, runs[-1], strict=True):
+                speed = len(examples) / sum(run.seconds)
+                print(f"seed {seed}, {name}: {speed:.2f} examples/s, held-out loss {run.valid_loss:.4f}", flush=True)
+    speeds = [statistics.median(len(examples) / sum(seed[i].seconds) for seed in runs) for i in range(4)]
+    losses = [statistics.mean(seed[i].valid_loss for seed in runs) for i in range(4)]
+    peer = ("peft + transformers", versions)
+    unit = "examples/s"
+    report(
+        [
+            Row("tune", speeds[0], speeds[1], unit, *peer, goal=2.0),
+            Row("tune_length_grouped", speeds[0], speeds[2], unit, *peer, goal=1.2),
+            Row("tune_head_on_labels", speeds[0], speeds[3], unit, *peer, goal=1.2),
+            Row("tune_held_out_loss", losses[0], losses[1], "nats/token", *peer, goal=0.99, lower_is_better=True),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
