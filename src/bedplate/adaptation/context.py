@@ -22,7 +22,7 @@ from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
-_PACE_BATCH, _PACE_CALLS = 96, 12
+_PACE_BATCH, _PACE_CALLS = 64, 12
 
 
 class Clock:
@@ -117,12 +117,13 @@ class Context:
         try:
             rows = [e.inputs for e in self.ordered(self.valid, "pace")]
             predictor.predict(rows[:2])
-            batch = predictor.predict(rows[:_PACE_BATCH])
+            batches = [predictor.predict(rows[i : i + _PACE_BATCH]) for i in (0, _PACE_BATCH) if rows[i:]]
             calls = sorted(p.seconds for p in predictor.predict(rows[:_PACE_CALLS], one_by_one=True))
         finally:
             predictor.close()
-        tokens = sum(p.prompt_tokens - p.cached_tokens for p in batch) / len(batch)
-        return Pace(batch[0].seconds / max(tokens, 1.0), calls[len(calls) // 2], max(tokens, 1.0))
+        every = [p for batch in batches for p in batch]
+        tokens = max(1.0, sum(p.prompt_tokens - p.cached_tokens for p in every) / len(every))
+        return Pace(min(batch[0].seconds for batch in batches) / tokens, calls[len(calls) // 2], tokens)
 
     @property
     def test_reserve(self) -> float:

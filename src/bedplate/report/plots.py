@@ -61,7 +61,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
                 f"{row['rung']} {row['estimate']:.3f}",
                 (0.005, row["estimate"]),
                 xycoords=("axes fraction", "data"),
-                va="bottom",
+                va="top" if row["estimate"] <= target else "bottom",  # away from the target's line
                 color=_REFERENCE,
             )
     front = pareto(priced)

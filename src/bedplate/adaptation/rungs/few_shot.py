@@ -24,7 +24,7 @@ from bedplate.skins.prompt import Demonstration, Prompt
 SIZES = (8, 4)
 SETS = 6
 FIRST_ROWS = 64
-SHARE = 0.3
+SHARE = 0.25
 
 
 class FewShot:

@@ -29,8 +29,10 @@ DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 4
 BATCH_TOKENS = 2048
-SHARE = 0.45
-MINIMUM_ROWS = 16
+SHARE = 0.5
+FEW_ROWS = 300
+LAYER_ROWS = 300
+"""Valid rows that the layer is chosen on; the exported probe is then asked on all of them."""
 
 Features = dict[str, NDArray[np.float32]]
 
@@ -44,32 +46,37 @@ class Probe:
     def plan(self, context: Context) -> Plan | Skip:
         layers = context.model.base.spec.layers
         depths = sorted({max(1, round(layers * part)) for part in DEPTHS})
-        n, room, left_out = len(context.train), context.left * SHARE, list[str]()
         groups = len({e.group for e in context.train})
         if groups < 2:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
-        part = depths[-1] / layers
-        fixed = context.pace.rows(2 * len(context.valid)) * part + 66 * context.pace.call
+        n, part = len(context.train), depths[-1] / layers
+        held = min(LAYER_ROWS, len(context.valid))
+        fixed = context.pace.rows(len(context.valid) + held) * part + 66 * context.pace.call
         each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.0015  # forward, and the head's cross-validation
-        rows = n if each * n + fixed <= room else int((room - fixed) / each)
-        if rows < min(MINIMUM_ROWS, n):
-            return Skip(f"it needs about {fixed + each * n:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
-        if rows < n:
-            left_out.append(f"{n - rows} of {n} train rows were left out: no time")
-        return Plan({"depths": depths, "rows": rows, "folds": min(FOLDS, groups)}, fixed + each * rows, tuple(left_out))
+        # its share of the time, but a few rows more rather than no probe at all
+        few = min(FEW_ROWS, n)
+        rows = min(n, max(few, int((context.left * SHARE - fixed) / each)))
+        if fixed + each * rows > context.left:
+            return Skip(
+                f"it needs about {fixed + each * few:.0f} s, {max(context.left, 0):.0f} s of the budget are left"
+            )
+        left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
+        settings = {"depths": depths, "rows": rows, "layer_rows": held, "folds": min(FOLDS, groups)}
+        return Plan(settings, fixed + each * rows, tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
         train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
-        features, held = _features(context, train, names), _features(context, context.valid, names)
+        chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
+        features, held = _features(context, train, names), _features(context, chosen_on, names)
         search: list[dict[str, Any]] = []
         heads: list[Head] = []
         for name in names:
             head, strength = fit_head(features[name], train, context.labels, plan.settings["folds"])
             answers = [context.labels[i] for i in head(torch.from_numpy(held[name])).argmax(dim=1).tolist()]
-            estimate = evaluate_predictions(context.task, context.valid, answers).estimate
-            row = {"name": name, "C": strength, "estimate": estimate, "n": len(context.valid), "split": "valid"}
+            estimate = evaluate_predictions(context.task, chosen_on, answers).estimate
+            row = {"name": name, "C": strength, "estimate": estimate, "n": len(chosen_on), "split": "valid"}
             search.append(row)
             heads.append(head)
         # a tie goes to the earlier layer, which is cheaper to serve

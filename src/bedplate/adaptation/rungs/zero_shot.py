@@ -15,8 +15,8 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import PHRASINGS, default_continuations, default_prompt
 from bedplate.skins.prompt import Format
 
-FIRST_ROWS = 96
-SHARE = 0.25
+FIRST_ROWS = 80
+SHARE = 0.3
 """At most so much of the time that is left."""
 
 
@@ -27,9 +27,10 @@ class ZeroShot:
     reference = False
 
     def plan(self, context: Context) -> Plan | Skip:
-        formats = ["plain"] + (["chat"] if context.model.tokenizer.chat is not None else [])
-        names = [name for name in PHRASINGS if name == "form" or context.task.instructions or name == "bare"]
-        every = [f"plain/{name}" for name in names] + (["chat"] if "chat" in formats else [])
+        # what says nothing without instructions is not tried without them; the order is what a short time drops last
+        names = [name for name in PHRASINGS if context.task.instructions or name in ("form", "bare")]
+        every = ["plain/form", "plain/bare"] + (["chat"] if context.model.tokenizer.chat is not None else [])
+        every += [f"plain/{name}" for name in names if name not in ("form", "bare")]
         n, room = len(context.valid), context.left * SHARE
         left_out: list[str] = []
         while True:
@@ -37,7 +38,7 @@ class ZeroShot:
             seconds = context.pace.rows(rows) + 66 * context.pace.call
             if seconds <= room or len(every) == 1:
                 break
-            left_out.append(f"the phrasing {every.pop(1 if len(every) > 2 else -1)} was not tried: no time")
+            left_out.append(f"the phrasing {every.pop()} was not tried: no time")
         if seconds > context.left:
             return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
         return Plan({"variants": every, "first_rows": FIRST_ROWS}, seconds, tuple(left_out))
