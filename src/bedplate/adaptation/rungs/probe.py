@@ -55,7 +55,7 @@ class Probe:
         each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.0015  # forward, and the head's cross-validation
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
-        rows = min(n, max(few, int((context.left * SHARE - fixed) / each)))
+        rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
         if fixed + each * rows > context.left:
             return Skip(
                 f"it needs about {fixed + each * few:.0f} s, {max(context.left, 0):.0f} s of the budget are left"
