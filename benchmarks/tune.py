@@ -5,7 +5,7 @@ peers: padded batches in our order; length-grouped batches; padded, with the hea
 take turns step by step; the speed of a run is its examples over the sum of its step times, and the median over seeds
 is reported, with the mean loss on held-out examples.
 
-usage: tune.py [--examples 600] [--seeds 3]
+usage: tune.py [--examples 600] [--valid 320] [--seeds 3]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from bedplate.training.sources import ExampleSource
 from common import Row, need, report
 from peers import THREADS
 
-BATCH, VALID = 16, 320
+BATCH = 16
 LORA = LoraConfig(r=16, alpha=32.0)
 TASK = Path(__file__).parent.parent / "examples/reviews/task.yaml"
 
@@ -214,6 +214,7 @@ def one_seed(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--examples", type=int, default=600)
+    parser.add_argument("--valid", type=int, default=320)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     versions = f"{need('peft', 'peft')} + {need('transformers', 'transformers')}"
@@ -236,7 +237,7 @@ def main() -> None:
             made.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
         return made
 
-    examples, valid = encoded("train", arguments.examples), encoded("valid", VALID)
+    examples, valid = encoded("train", arguments.examples), encoded("valid", arguments.valid)
     names = ["ours", "peft, given order", "peft, length-grouped", "peft, head on labels"]
     runs: list[list[Run]] = []
     with tempfile.TemporaryDirectory() as scratch:
