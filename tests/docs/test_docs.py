@@ -138,5 +138,6 @@ def test_the_report_page_names_the_keys_of_a_real_report() -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "LOG.md"], ids=lambda page: page.name)
-def test_pages_name_no_registry_host(page: Path) -> None:
-    assert not re.search(r"pypi\.org|pythonhosted|/simple\b", page.read_text("utf-8"))
+def test_pages_link_to_papers_and_this_machine_only(page: Path) -> None:
+    hosts = set(re.findall(r"https?://([^/:\s)\"'`]+)", page.read_text("utf-8")))
+    assert hosts <= {"arxiv.org", "127.0.0.1", "localhost"}
