@@ -36,6 +36,7 @@ def adapt(
 
     The task file's `adapt` section says what is wanted:
 
+    \b
       adapt:
         bases: [smollm2-135m]       # a catalogue name, a directory, a .gguf file, hf:owner/name
         target: {value: 0.80, confidence: 0.95}
