@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # before torch, tokenizers, matplotlib and huggingface_hub are imported by anyone
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"

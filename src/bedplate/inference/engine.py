@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -63,11 +63,23 @@ class Engine:
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         streams = dict(zip(order, self._enqueue([requests[i] for i in order], bounded=False), strict=True))
         try:
-            return [streams[i].result() for i in range(len(requests))]
-        except BaseException:
-            for stream in streams.values():
-                stream.cancel()
+            # The caller's thread computes. Each thread has an OpenMP pool of its own, and with more pooled threads than
+            # cores they stop spinning between operations: a short call then takes half as long again.
+            with self._compute:
+                while not all(stream.done for stream in streams.values()):
+                    self._step()
+        except BaseException as error:
+            self._abandon(streams.values(), error)
             raise
+        return [streams[i].result() for i in range(len(requests))]
+
+    def _abandon(self, streams: Iterable[Stream], error: BaseException) -> None:
+        """After an interrupt in the middle of a step nothing of what was running can go on."""
+        for stream in streams:
+            stream.cancel()
+        with self._compute:
+            fail_all(self._runner.active, UsageError(f"the engine was interrupted ({type(error).__name__})"))
+            self._runner.active.clear()
 
     def _enqueue(self, requests: Sequence[Request], bounded: bool) -> list[Stream]:
         jobs = [Job(request, Stream(request), self._check(request)) for request in requests]
