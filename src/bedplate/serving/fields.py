@@ -6,6 +6,7 @@ min_p, repetition_penalty) are named as other servers name them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
@@ -132,7 +133,7 @@ class StreamOptions(_Fields):
     include_obfuscation: Literal[False] | None = None
 
 
-class _Asked(_Fields):
+class _Asked(_Fields, ABC):
     """What both endpoints take."""
 
     model: str
@@ -187,9 +188,9 @@ class _Asked(_Fields):
         return "max_tokens"
 
     @property
+    @abstractmethod
     def alternatives(self) -> int | None:
         """How many alternatives to report for each token; None reports no log-probabilities."""
-        raise NotImplementedError
 
     def sampling(self) -> dict[str, Any]:
         """The settings that the request gives, by their names in `Sampling`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
@@ -38,7 +39,7 @@ class BatchSource(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class _EpochSource:
+class _EpochSource(ABC):
     """Steps numbered through the epochs; the position is one number."""
 
     def __init__(self, per_epoch: int, epochs: int) -> None:
@@ -56,8 +57,9 @@ class _EpochSource:
             self._drawn += 1
             yield self._step(epoch, step)
 
+    @abstractmethod
     def _step(self, epoch: int, step: int) -> tuple[Batch, ...]:
-        raise NotImplementedError
+        """The micro-batches of one step."""
 
     def state(self) -> dict[str, Any]:
         epoch, step = divmod(self._drawn, self._per_epoch)
