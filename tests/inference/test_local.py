@@ -61,6 +61,16 @@ def test_score_where_the_continuation_merges_into_the_prompt(model: LocalModel) 
         model.score("the product", [""])
 
 
+def test_embed_pools_the_mean_unless_told(model: LocalModel, reference: Any) -> None:
+    tokens = model.tokenizer.encode("terrible quality")
+    states = reference.model(torch.tensor([tokens])).last_hidden_state[0]
+    for vector, ours in (
+        (states.mean(0), model.embed(["terrible quality"])),
+        (states[-1], model.embed(["terrible quality"], pooling="last")),
+    ):
+        np.testing.assert_allclose(ours[0], (vector / vector.norm()).numpy(), atol=1e-5)
+
+
 def test_embed_gives_unit_vectors(model: LocalModel) -> None:
     vectors = model.embed(["the product is great", "terrible", "the product is great"])
     assert vectors.dtype == np.float32

@@ -46,12 +46,6 @@ class SlotCache:
             wanted = self.capacity if capacity <= self.capacity else max(capacity, 2 * self.capacity)
             self._allocate(wanted_rows, min(wanted, max(capacity, self._spec.context_length)))
 
-    def release(self) -> None:
-        """Gives memory back when no row is in use."""
-        self.rows = self.capacity = 0
-        self.keys, self.values = [], []
-        self._allocate(1, 256)
-
     def _allocate(self, rows: int, capacity: int) -> None:
         shape = (rows, self._spec.kv_heads, capacity, self._spec.head_dim)
         for name in ("keys", "values"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -20,7 +20,6 @@ from bedplate.inference.requests import (
     Sampling,
     Score,
     Scores,
-    Usage,
 )
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, verify_skin
@@ -77,11 +76,6 @@ class Predictor:
             return [self._timed([row])[0] for row in rows]
         return self._timed(rows)
 
-    def stream(self, rows: Sequence[str | Mapping[str, str]], batch: int = 64) -> Iterator[Prediction]:
-        """Predictions as their batches finish."""
-        for begin in range(0, len(rows), batch):
-            yield from self._timed(rows[begin : begin + batch])
-
     def _timed(self, rows: Sequence[str | Mapping[str, str]]) -> list[Prediction]:
         start = time.perf_counter()
         results = self.engine.run([self.request(row) for row in rows])
@@ -119,7 +113,7 @@ class Predictor:
 
     def read(self, result: Result, seconds: float = 0.0) -> Prediction:
         """A result of this skin's request, parsed."""
-        output, usage = self.skin.output, result_usage(result)
+        output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
         if isinstance(output, TextOutput):
             text = cast(Generation, result).text
@@ -159,11 +153,6 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def result_usage(result: Result) -> Usage:
-    """Token counts of any result."""
-    return result.usage
 
 
 class LoadedSkin(Predictor):

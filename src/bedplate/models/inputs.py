@@ -37,7 +37,6 @@ class Outputs:
 
     hidden: Tensor
     captured: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    aux: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def segment_positions(segments: Tensor) -> Tensor:

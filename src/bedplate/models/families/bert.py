@@ -75,7 +75,6 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         feedforward_bias=True,
         tied_head=True,
         token_types=int(fields.take("type_vocab_size", 2)),
-        pooling="mean",
     )
     fields.finish()
     return spec

@@ -40,6 +40,7 @@ class TransformerSpec:
     """One stack of transformer blocks.
 
     Sizes are counts of features, heads or tokens. `rope` is None where positions are a learned table (encoder).
+    `pooling` is how hidden states become one vector where nothing else is asked for.
     `norm_placement`: "pre" normalises each block's input, "post" its residual sum.
     """
 
@@ -63,8 +64,7 @@ class TransformerSpec:
     tied_head: bool = True
     token_types: int = 0
     pooler: bool = False
-    pooling: Literal["mean", "first", "last"] = "last"
-    normalise_embedding: bool = True
+    pooling: Literal["mean", "first", "last"] = "mean"
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
@@ -77,11 +77,6 @@ class TransformerSpec:
             )
         if self.rope is not None and self.head_dim % 2:
             raise UnsupportedModelError(f"rotary positions need an even head size, not {self.head_dim}")
-
-    @property
-    def queries_per_kv(self) -> int:
-        """Query heads that share one key-value head (grouped-query attention, https://arxiv.org/abs/2305.13245)."""
-        return self.heads // self.kv_heads
 
     def with_(self, **changes: Any) -> TransformerSpec:
         """A copy with some fields changed."""
