@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from bedplate.inference.engine import Engine
+from bedplate.inference.requests import Generate, Sampling
+from bedplate.models.checkpoints.base import load_base, locate
+from bedplate.models.checkpoints.export import export_base
+from comparison import Row, need
 
 THREADS = min(2, os.cpu_count() or 1)
 
@@ -72,14 +81,43 @@ class Transformers:
             self._next = out.logits[:, -1:].argmax(-1)
 
 
-class Steps:
-    """Prefill and decode timed apart: the decode of each turn follows an untimed prefill."""
+@dataclass(frozen=True)
+class Contest:
+    """Ours and the peers on one model, with the same prompt; `versions` by peer."""
 
-    def __init__(self, peer: LlamaCpp | Transformers, tokens: Sequence[int], count: int) -> None:
-        self._peer, self._tokens, self._count = peer, tokens, count
+    engine: Engine
+    tokens: tuple[int, ...]
+    llama_cpp: LlamaCpp
+    transformers: Transformers
+    versions: dict[str, str]
 
-    def seconds(self, clock: Callable[[], float]) -> float:
-        self._peer.prefill(self._tokens)
-        start = clock()
-        self._peer.decode(self._count)
-        return clock() - start
+    def ours(self, count: int) -> None:
+        """The prompt and `count` greedy tokens after it, the first of which the prefill yields."""
+        self.engine.run([Generate(self.tokens, Sampling(max_tokens=count, ignore_eos=True))])
+
+    def rows(self, name: str, speed: Mapping[str, float], goal: float | None = None) -> list[Row]:
+        """Tokens per second by contestant → the benchmark's rows. The goal is against llama.cpp."""
+        peers = {
+            "llama.cpp": ("llama-cpp-python", name, goal),
+            "transformers": ("transformers", f"{name}_transformers", None),
+        }
+        return [
+            Row(title, speed["ours"], speed[peer], "tokens/s", package, self.versions[package], goal=wanted)
+            for peer, (package, title, wanted) in peers.items()
+        ]
+
+
+@contextmanager
+def contest(prompt: int) -> Generator[Contest]:
+    """SmolLM2-135M as ours, llama.cpp's and transformers', and `prompt` tokens to begin with."""
+    versions = {
+        "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
+        "transformers": need("transformers", "transformers"),
+    }
+    torch.set_num_threads(THREADS)
+    path = locate("smollm2-135m")
+    base = load_base(path)
+    with tempfile.TemporaryDirectory() as scratch, Engine(base) as engine:
+        theirs = Transformers(export_base(load_base(path, dtype="float32"), Path(scratch) / "base"))
+        tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
+        yield Contest(engine, tokens, LlamaCpp(path), theirs, versions)

@@ -37,7 +37,7 @@ from bedplate.training.examples import completion_example
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
-from common import Row, need, report
+from comparison import Row, need, report
 from peers import THREADS
 
 BATCH = 16

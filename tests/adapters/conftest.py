@@ -4,22 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.tiny import tiny_spec
 
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-TINY = TransformerSpec(
-    kind="decoder",
-    vocab_size=64,
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    feedforward_size=48,
-    context_length=64,
-    rope=Rope(),
-)
+TINY = tiny_spec(vocab_size=64, hidden_size=32, layers=2, heads=4, feedforward_size=48, context_length=64)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
-import transformers
+from tests.references import reference_bert, reference_llama
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, block_linears
@@ -21,36 +21,6 @@ LLAMA, BERT = FAMILIES[("hf", "llama")], FAMILIES[("hf", "bert")]
 # transformers' own deprecation, reached from inside peft
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TOKENS = torch.arange(18).reshape(3, 6) % 60
-
-
-def tiny_llama() -> transformers.LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
-
-
-def tiny_bert() -> transformers.BertModel:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    return transformers.BertModel(config).eval()
 
 
 def ours(reference, family):
@@ -90,7 +60,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
-    config, reference = CONFIGS[name], tiny_llama()
+    config, reference = CONFIGS[name], reference_llama(0)
     model = ours(reference, LLAMA)
     bank = Bank(model, hf_name=lambda path: hf_module_name(LLAMA.weights, path))
     slot = bank.add(config)
@@ -119,7 +89,7 @@ def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
 def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets):
-    reference = tiny_llama()
+    reference = reference_llama(0)
     model = ours(reference, LLAMA)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -142,7 +112,7 @@ def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets):
 
 
 def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
-    reference = tiny_bert()
+    reference = reference_bert(0)
     model = ours(reference, BERT)
     bank = Bank(model)
     config = LoraConfig(r=4, alpha=8)
@@ -158,7 +128,7 @@ def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
 
 def test_peft_starts_and_trains_like_us(tmp_path):
     """One SGD step on the same loss from the same A moves the same B."""
-    reference = tiny_llama()
+    reference = reference_llama(0)
     model = ours(reference, LLAMA)
     bank = Bank(model)
     config = LoraConfig(r=4, alpha=8)
@@ -181,17 +151,17 @@ def test_target_modules_are_short_and_name_nothing_else():
         files = peft_files(config, tensors.state(tensors.add(config)), family.weights, base_name="x")
         return json.loads(files[CONFIG_FILE])["target_modules"]
 
-    llama = ours(tiny_llama(), LLAMA)
+    llama = ours(reference_llama(0), LLAMA)
     every = [f"{x}_proj" for x in ("down", "gate", "k", "o", "q", "up", "v")]
     assert modules(LoraConfig(), llama, LLAMA) == every
     assert modules(LoraConfig(targets=("attention.q",)), llama, LLAMA) == ["q_proj"]
     one = modules(LoraConfig(targets=("layers.1.attention.q",)), llama, LLAMA)
     assert one == ["model.layers.1.self_attn.q_proj"]
-    assert "dense" not in modules(LoraConfig(), ours(tiny_bert(), BERT), BERT)
+    assert "dense" not in modules(LoraConfig(), ours(reference_bert(0), BERT), BERT)
 
 
 def test_the_same_adapter_gives_the_same_bytes():
-    model = ours(tiny_llama(), LLAMA)
+    model = ours(reference_llama(0), LLAMA)
     bank = Bank(model)
     state = bank.state(bank.add(LoraConfig()))
     backwards = dict(reversed(state.items()))
@@ -201,7 +171,7 @@ def test_the_same_adapter_gives_the_same_bytes():
 
 @pytest.fixture
 def saved(tmp_path):
-    model = ours(tiny_llama(), LLAMA)
+    model = ours(reference_llama(0), LLAMA)
     bank = Bank(model)
     config = LoraConfig(r=4, targets=("q", "v"))
     directory = tmp_path / "adapter"

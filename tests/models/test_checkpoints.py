@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType
-from tests.models.conftest import reference_bert, reference_llama
+from tests.references import reference_bert, reference_llama
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.models.conftest import converted, reference_bert, reference_llama
+from tests.references import converted, reference_bert, reference_llama
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, segment_positions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.models.conftest import BERT_VARIANTS, LLAMA_VARIANTS, converted, reference_bert, reference_llama
+from tests.references import BERT_VARIANTS, LLAMA_VARIANTS, converted, reference_bert, reference_llama
 
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs

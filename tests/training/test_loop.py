@@ -8,7 +8,7 @@ import random
 
 import pytest
 import torch
-import transformers
+from tests.references import converted, reference_llama
 
 from bedplate.core.errors import DataError, TrainingError, UsageError
 from bedplate.models.inputs import Inputs
@@ -58,23 +58,10 @@ def test_lora_training_equals_peft(make_examples, tmp_path) -> None:
 
     from bedplate.adapters.bank import Bank
     from bedplate.adapters.lora import LoraConfig
-    from bedplate.models.decoder import Decoder
-    from bedplate.models.families import FAMILIES
 
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        tie_word_embeddings=True,
-    )
-    reference, family = transformers.LlamaForCausalLM(config), FAMILIES[("hf", "llama")]
-    model = Decoder(family.to_spec(config.to_dict())).requires_grad_(False)
-    theirs = reference.state_dict()
-    model.load_state_dict({name: theirs[family.weights.to_external(name)] for name in model.state_dict()})
+    reference = reference_llama(0, vocab_size=61)
+    model, family = converted(reference, torch.float32)
+    model.requires_grad_(False)
     bank = Bank(model)
     slot = bank.add(LoraConfig(r=4, alpha=8.0), None, seed=3, trainable=True)
     bank.select(slot)

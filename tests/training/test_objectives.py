@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from tests.references import converted, reference_llama
 
 from bedplate.core.errors import DataError
 from bedplate.models.decoder import Decoder
@@ -21,22 +22,9 @@ FLOAT32_LOSS = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture
 def pair() -> tuple[transformers.LlamaForCausalLM, Decoder]:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=61,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    reference = transformers.LlamaForCausalLM(config).double().eval()
-    family = FAMILIES[("hf", "llama")]
-    model = Decoder(family.to_spec(config.to_dict()), dtype=torch.float64)
-    theirs = reference.state_dict()
-    model.load_state_dict({name: theirs[family.weights.to_external(name)] for name in model.state_dict()})
+    reference = reference_llama(0, vocab_size=61).double()
+    model, _ = converted(reference, torch.float64)
+    assert isinstance(model, Decoder)
     return reference, model
 
 
