@@ -243,7 +243,7 @@ json_rows = st.lists(st.dictionaries(st.text("abc\u2028", max_size=3), json_valu
 @given(first=json_rows, second=json_rows)
 def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, first: Any, second: Any) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    files.write_jsonl(path, first)
+    files.append_jsonl(path, first)
     files.append_jsonl(path, second)
     assert files.read_jsonl(path) == first + second
 
@@ -253,7 +253,7 @@ def test_append_after_a_torn_write_loses_the_torn_row_only(
     tmp_path_factory: pytest.TempPathFactory, rows: Any, cut: int, more: Any
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    files.write_jsonl(path, rows)
+    files.append_jsonl(path, rows)
     content = path.read_bytes()
     path.write_bytes(content[: max(0, len(content) - cut)])
     left = path.read_bytes()

@@ -239,11 +239,6 @@ def _text_without_torn_character(path: Path) -> str:
         raise
 
 
-def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, atomically."""
-    atomic_write(path, "".join(_json_line(row) for row in rows))
-
-
 def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
     path = Path(path)

@@ -86,9 +86,9 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
         write_gguf(draft, family.key[1], metadata, tensors, kind)
         draft.replace(path)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}; choose a place that can be written"
-        ) from error
+        # numpy reports a short write without the system's reason
+        reason = error.strerror or f"{error}: the disk may be full"
+        raise UsageError(f"cannot write {path}: {reason}; choose a place that can be written") from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
