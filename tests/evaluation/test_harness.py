@@ -19,9 +19,10 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.harness import Evaluation, compare, evaluate, evaluate_predictions
+from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, macro_f1
 from bedplate.evaluation.slices import calibration, confidence_of, slices
-from bedplate.evaluation.task import Example, Task, load_task
+from bedplate.evaluation.task import Example, Task, load_examples, load_task
 
 LABELS = ["a", "b", "c"]
 
@@ -241,6 +242,24 @@ def test_evaluate_asks_the_model_for_every_row_of_the_split(tmp_path: Path) -> N
     assert evaluate(Echo(), load_task(tmp_path / "task.yaml")).split == "valid"
     with pytest.raises(UsageError, match="no split 'dev'"):
         evaluate(Echo(), tmp_path / "task.yaml", split="dev")
+
+
+def test_evaluating_on_test_makes_a_later_verdict_exploratory(tmp_path: Path) -> None:
+    lines = [f"question {i},{('no', 'yes')[i % 2]}" for i in range(50)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,y", *lines]) + "\n", "utf-8")
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ninputs: {q: {column: text}}\noutput: {kind: label, labels: ['no', 'yes']}\nmetric: accuracy\n"
+        "data: {source: rows.csv, target: y, split: {train: 0.6, valid: 0.2, test: 0.2}}\n",
+        "utf-8",
+    )
+    rows = load_examples(load_task(tmp_path / "task.yaml")).test.row_hashes
+    evaluate(Echo(), tmp_path / "task.yaml", split="valid")
+    assert not Ledger().open("first", rows, task="t", reason="verdict").exploratory
+    evaluate(Echo(), tmp_path / "task.yaml", split="test")
+    evaluate(Echo(), tmp_path / "task.yaml", split="test")
+    later = Ledger().open("second", rows, task="t", reason="verdict")
+    assert later.exploratory
+    assert later.number == 4
 
 
 def test_calibration_bins_confidence_against_accuracy() -> None:

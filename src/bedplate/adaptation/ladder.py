@@ -14,7 +14,6 @@ from pathlib import Path
 
 from bedplate.adaptation import gate
 from bedplate.adaptation.context import Clock, Context
-from bedplate.adaptation.ledger import Ledger, Opening
 from bedplate.adaptation.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import RUNGS, Result, Rung, Skip
 from bedplate.adaptation.rungs.answers import ask
@@ -37,6 +36,7 @@ from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
 from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import Task, load_examples
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Predictor

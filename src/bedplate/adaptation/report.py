@@ -22,7 +22,7 @@ from bedplate.report.html import adaptation_page
 
 if TYPE_CHECKING:
     from bedplate.adaptation.context import Context
-    from bedplate.adaptation.ledger import Opening
+    from bedplate.evaluation.ledger import Opening
 
 SCHEMA_VERSION = 1
 SHOWN_WRONG, SHOWN_RIGHT = 8, 4

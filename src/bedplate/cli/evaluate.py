@@ -78,6 +78,8 @@ def _show(result: Evaluation, data: TaskData) -> None:
         print(f"expected calibration error {measured.error:.3f}")
     for note in data.notes:
         print(f"note: {note}")
+    if result.split == "test":
+        print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")
     table = Table("slice", "n", "row score", f"{percent} interval", box=None)
     for part in slices(result):
         low, high = part.interval

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,10 +14,12 @@ import numpy as np
 
 from bedplate.core import statistics
 from bedplate.core.errors import UsageError
+from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, Codes
 from bedplate.evaluation.task import Task, load_task
 
@@ -291,16 +294,29 @@ def evaluate(
 ) -> Evaluation:
     """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers.
 
-    Opening test is recorded in the data's handle; verdicts on test belong to `adapt`, which keeps the ledger.
+    Opening test is recorded in the ledger first: a later verdict on these rows is exploratory, because what was seen
+    here may shape what is judged there. The same skin asked again is no new opening.
     """
     if not isinstance(task, Task):
         task = load_task(task)
     if data is None:
         data = load_examples(task)
     predictor = _predictor(model)
-    examples = data.examples(split, f"evaluate {task.task}")
+    reason = f"evaluate {task.task}"
+    if split == "test":
+        question = sha256_json({"evaluate": _identity(predictor), "task": task.hash, "rows": data.test.split_hash})
+        Ledger().open(question, data.test.row_hashes, task=task.task, reason=reason)
+    examples = data.examples(split, reason)
     predictions = predictor.predict([example.inputs for example in examples])
     return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
+
+
+def _identity(predictor: Predicts) -> str:
+    """What was asked: a skin's id; anything else is new each time."""
+    from bedplate.inference.predict import Predictor
+    from bedplate.skins.files import skin_id
+
+    return skin_id(predictor.skin) if isinstance(predictor, Predictor) else uuid.uuid4().hex
 
 
 def _predictor(model: Predicts | Path | str) -> Predicts:

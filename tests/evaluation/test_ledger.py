@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.adaptation.ledger import Ledger
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home
+from bedplate.evaluation.ledger import Ledger
 
 
 def ask(ledger: Ledger, verdict: str, rows: list[str]):
