@@ -271,6 +271,40 @@ def test_many_threads_get_their_own_answers(model: LocalModel) -> None:
     assert [found[i] for i in range(len(prompts))] == expected
 
 
+def test_runs_compute_in_the_callers_thread_and_submissions_in_the_engines(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(load_base(tiny_dir)) as engine:
+        seen: list[str] = []
+        step = engine._step
+        monkeypatch.setattr(engine, "_step", lambda: (seen.append(threading.current_thread().name), step()))
+        for _ in range(100):
+            engine.run([Generate((5, 6), Sampling(max_tokens=1))])
+        assert set(seen) == {threading.current_thread().name}
+        seen.clear()
+        engine.submit(Generate((5, 6), Sampling(max_tokens=1))).result(timeout=10)
+        assert set(seen) == {"bedplate-engine"}
+
+
+def test_an_interrupted_run_leaves_an_engine_that_works(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(load_base(tiny_dir)) as engine:
+        step, left = engine._step, [3]
+
+        def interrupted() -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            step()
+
+        monkeypatch.setattr(engine, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run([Generate((5, 6), Sampling(max_tokens=50, ignore_eos=True))] * 2)
+        monkeypatch.setattr(engine, "_step", step)
+        assert engine.running == 0
+        assert len(_generate(engine, [Generate((5, 6), Sampling(max_tokens=4, ignore_eos=True))])[0].token_ids) == 4
+        assert engine.waiting == 0
+
+
 def test_a_full_queue_says_so_and_a_failing_step_fails_its_request_alone(tiny_dir: Path) -> None:
     engine = Engine(load_base(tiny_dir), max_waiting=2)
     with engine, engine.exclusive():

@@ -53,7 +53,7 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full."""
-        return self._enqueue([request], bounded=True)[0]
+        return self._enqueue([request], wake=True)[0]
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order. The first error is raised after all have ended.
@@ -61,35 +61,37 @@ class Engine:
         Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed once.
         """
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
-        streams = dict(zip(order, self._enqueue([requests[i] for i in order], bounded=False), strict=True))
-        try:
-            # The caller's thread computes. Each thread has an OpenMP pool of its own, and with more pooled threads than
-            # cores they stop spinning between operations: a short call then takes half as long again.
-            with self._compute:
+        # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
+        # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
+        # takes half as long again, for the rest of the process.
+        with self._compute:
+            streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
+            try:
                 while not all(stream.done for stream in streams.values()):
                     self._step()
-        except BaseException as error:
-            self._abandon(streams.values(), error)
-            raise
+            except BaseException as error:
+                self._abandon(streams.values(), error)
+                raise
         return [streams[i].result() for i in range(len(requests))]
 
     def _abandon(self, streams: Iterable[Stream], error: BaseException) -> None:
         """After an interrupt in the middle of a step nothing of what was running can go on."""
         for stream in streams:
             stream.cancel()
-        with self._compute:
-            fail_all(self._runner.active, UsageError(f"the engine was interrupted ({type(error).__name__})"))
-            self._runner.active.clear()
+        fail_all(self._runner.active, UsageError(f"the engine was interrupted ({type(error).__name__})"))
+        self._runner.active.clear()
 
-    def _enqueue(self, requests: Sequence[Request], bounded: bool) -> list[Stream]:
+    def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
+        """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
         jobs = [Job(request, Stream(request), self._check(request)) for request in requests]
         with self._lock:
             if self._closed:
                 raise UsageError("this engine is closed; load the base again")
-            if bounded and len(self._waiting) + len(jobs) > self._max_waiting:
+            if wake and len(self._waiting) + len(jobs) > self._max_waiting:
                 raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
             self._waiting += jobs
-            self._lock.notify_all()
+            if wake:
+                self._lock.notify_all()
         return [job.stream for job in jobs]
 
     def _check(self, request: Request) -> int:
