@@ -57,7 +57,7 @@ def test_greedy_equals_transformers(model: LocalModel, reference: Any) -> None:
 
 def test_logprobs_of_prompt_and_output_equal_transformers(model: LocalModel, reference: Any) -> None:
     for prompt in _prompts(4, seed=1, low=2):
-        settings_ = Sampling(max_tokens=8, ignore_eos=True, logprobs=5, prompt_logprobs=True)
+        settings_ = Sampling(max_tokens=8, ignore_eos=True, logprobs=5, prompt_logprobs=2)
         result = _generate(model.engine, [Generate(prompt, settings_)])[0]
         whole = torch.tensor([[*prompt, *result.token_ids]])
         expected = reference(whole).logits[0].log_softmax(-1)
@@ -112,7 +112,7 @@ def test_equal_prompts_share_all_but_their_last_token(model: LocalModel) -> None
 
 def test_salted_requests_do_not_share(model: LocalModel) -> None:
     prompt = _prompts(1, seed=6, low=30, high=30)[0]
-    results = _generate(model.engine, [Generate(prompt, Sampling(max_tokens=2), salt=s) for s in ("a", "b")])
+    results = _generate(model.engine, [Generate(prompt, Sampling(max_tokens=2), tenant=s) for s in ("a", "b")])
     assert [result.usage.cached_tokens for result in results] == [0, 0]
 
 

@@ -187,7 +187,7 @@ def test_echo_with_logprobs_of_the_prompt(server, client):
     reply = client.completions.create(model="tiny", prompt=prompt, max_tokens=3, temperature=0, echo=True, logprobs=1)
     choice, ids = reply.choices[0], server.house.tokenizer.encode(prompt)
     engine = server.skins["writer"].engine
-    expected = engine.run([Generate(tuple(ids), Sampling(max_tokens=3, logprobs=1, prompt_logprobs=True))])[0]
+    expected = engine.run([Generate(tuple(ids), Sampling(max_tokens=3, logprobs=1, prompt_logprobs=1))])[0]
     found = choice.logprobs.token_logprobs
     assert found[0] is None
     assert found[1:] == pytest.approx([*expected.prompt_logprobs[1:], *expected.logprobs], abs=1e-4)

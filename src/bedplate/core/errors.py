@@ -17,6 +17,7 @@
     ├── RequestError                one inference request; `param` and `code` go into the HTTP error object
     │   ├── ContextLengthExceeded   prompt plus output do not fit the context
     │   └── UnknownModelError       no such model or skin is being served
+    ├── DeadlineError               a request that did not end in its time
     └── BusyError                   the queue is full; try again later
 
 `exit_code` is what the command line exits with, `status` the HTTP status, `code` the machine-readable name.
@@ -150,6 +151,13 @@ class UnknownModelError(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class DeadlineError(BedplateError):
+    """A request did not end before its deadline."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class BusyError(BedplateError):

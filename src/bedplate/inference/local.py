@@ -47,7 +47,7 @@ class LocalModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         logprobs: int | None = None,
-        prompt_logprobs: bool = False,
+        prompt_logprobs: int | None = None,
     ) -> Generation:
         """Continues a text, answers a conversation (a list of messages), or continues token ids.
 

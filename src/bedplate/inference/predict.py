@@ -91,14 +91,18 @@ class Predictor:
         if skin.probe is not None:
             tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
             depth = int(skin.probe.layer.removeprefix("layers."))
-            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, self._adapter)
+            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **self._common)
         if isinstance(skin.output, LabelOutput):
             found, continuations = skin.prompt.label_tokens(
                 tokenizer, inputs, skin.demonstrations, skin.output, limit=limit
             )
-            return Score(tuple(found), continuations, self._adapter)
+            return Score(tuple(found), continuations, **self._common)
         tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
-        return Generate(tuple(tokens), sampling or self.sampling(), self._adapter)
+        return Generate(tuple(tokens), sampling or self.sampling(), **self._common)
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"adapter": self._adapter, "skin": self.skin.name, "shared_tokens": len(self._prefix)}
 
     @property
     def _context(self) -> int:

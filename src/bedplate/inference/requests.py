@@ -12,6 +12,8 @@ from bedplate.core.errors import RequestError
 Pooling = Literal["mean", "first", "last"]
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_SEED = 2**63 - 1
+MAX_ALTERNATIVES = 20
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class Sampling:
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. repetition_penalty divides positive and multiplies
     negative logits of tokens already in prompt or output (https://arxiv.org/abs/1909.05858); presence_penalty and
     frequency_penalty are subtracted for tokens of the output, once and per occurrence (OpenAI's definition).
-    logprobs: None, or how many alternatives to report with each token's log-probability. `stop` strings end the
-    output before themselves. `max_tokens` None means up to the context's end.
+    logit_bias: (token id, number added to its logit before anything else), each in −100 … 100 (OpenAI's definition).
+    logprobs, prompt_logprobs: None, or how many alternatives to report with each token's log-probability. `stop`
+    strings end the output before themselves, `stop_token_ids` as the end token does; neither end token nor these come
+    before `min_tokens`. `max_tokens` None means up to the context's end.
     """
 
     max_tokens: int | None = 128
@@ -35,8 +39,11 @@ class Sampling:
     frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
-    prompt_logprobs: bool = False
+    prompt_logprobs: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -49,7 +56,13 @@ class Sampling:
         _between("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _between("seed", self.seed, -(2**63), MAX_SEED)
-        _between("logprobs", self.logprobs, 0, 20)
+        _between("logprobs", self.logprobs, 0, MAX_ALTERNATIVES)
+        _between("prompt_logprobs", self.prompt_logprobs, 0, MAX_ALTERNATIVES)
+        _between("min_tokens", self.min_tokens, 0, 2**31)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens {self.min_tokens} is more than max_tokens", param="min_tokens")
+        for _, bias in self.logit_bias:
+            _between("logit_bias", bias, -100.0, 100.0)
         if any(not text for text in self.stop):
             raise RequestError("a stop string is empty; it would stop before the first token", param="stop")
 
@@ -64,28 +77,54 @@ def _between(name: str, value: float | int | None, low: float, high: float, open
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Continue `tokens`. `adapter` is a key given to Engine.load_adapter, None the base itself. Requests share cached
-    prefixes only within one `salt`."""
+class Grammar:
+    """What a generated text must look like, whatever the model would say.
 
-    tokens: tuple[int, ...]
-    sampling: Sampling = field(default_factory=Sampling)
+    json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
+    expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
+    rule is `start`.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every request says of itself.
+
+    adapter: a key given to Engine.load_adapter or load_soft_prompt, None the base itself. skin: in whose name it runs,
+    for fairness and counts. Cached tokens are shared by all requests of one adapter within the first `shared_tokens`
+    (the skin's own prompt), and after them within one `tenant` only. deadline: in `time.monotonic()` seconds; a request
+    that has not ended by then fails with DeadlineError.
+    """
+
     adapter: str | None = None
-    salt: str = ""
+    skin: str = ""
+    tenant: str = ""
+    shared_tokens: int = 0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
-class Score:
+class Generate(Common):
+    """Continue `tokens`, within `grammar` where there is one."""
+
+    tokens: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True)
+class Score(Common):
     """The total log-probability of each continuation after `tokens`."""
 
     tokens: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
-    adapter: str | None = None
-    salt: str = ""
 
 
 @dataclass(frozen=True)
-class Embed:
+class Embed(Common):
     """One vector for `tokens`: hidden states pooled ("mean" over tokens, "first" or "last" token).
 
     depth: None pools the model's output (after the last norm), a number the state after that many blocks.
@@ -95,20 +134,16 @@ class Embed:
     pooling: Pooling | None = None
     depth: int | None = None
     normalise: bool = True
-    adapter: str | None = None
-    salt: str = ""
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(Common):
     """Class scores W h + b of a linear head on the pooled state after `depth` blocks. Later blocks are not run."""
 
     tokens: tuple[int, ...]
     head: Head
     depth: int
     pooling: Pooling = "last"
-    adapter: str | None = None
-    salt: str = ""
 
 
 Request = Generate | Score | Embed | Classify
@@ -135,8 +170,18 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end."""
+
+    queued: float = 0.0
+    first: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(frozen=True)
 class Generation:
-    """Generated text. `logprobs` per output token (natural log, of the model's own distribution)."""
+    """Generated text. `logprobs` per output token (natural log, of the model's own distribution); `prompt_logprobs`
+    and `prompt_top_logprobs` per prompt token, None and () for the first."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -145,6 +190,8 @@ class Generation:
     usage: Usage
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    timing: Timing = Timing()
 
 
 @dataclass(frozen=True)
@@ -154,12 +201,14 @@ class Scores:
     totals: tuple[float, ...]
     token_counts: tuple[int, ...]
     usage: Usage
+    timing: Timing = Timing()
 
 
 @dataclass(frozen=True)
 class Embedding:
     vector: tuple[float, ...]
     usage: Usage
+    timing: Timing = Timing()
 
 
 @dataclass(frozen=True)
@@ -168,6 +217,7 @@ class Classification:
 
     scores: tuple[float, ...]
     usage: Usage
+    timing: Timing = Timing()
 
 
 Result = Generation | Scores | Embedding | Classification

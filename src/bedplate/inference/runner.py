@@ -37,6 +37,8 @@ from bedplate.models.inputs import Inputs
 # Rows of logits computed at once where a whole prompt's are wanted: bounds memory at 256 × V floats.
 HEAD_ROWS = 256
 
+Alternatives = tuple[tuple[int, float], ...]
+
 
 class Runner:
     """Owns the cache and the running rows. Called by one thread at a time."""
@@ -147,8 +149,9 @@ class Runner:
             states = hidden_ND[document.begin : document.begin + len(document)]
             usage = Usage(len(request.tokens), cached_tokens=job.cached)
             if isinstance(request, Generate):
-                if request.sampling.prompt_logprobs:
-                    job.prompt_logprobs = self._prompt_logprobs(request.tokens, states)
+                if request.sampling.prompt_logprobs is not None:
+                    count = request.sampling.prompt_logprobs
+                    job.prompt_logprobs, job.prompt_top_logprobs = self._prompt_logprobs(request.tokens, states, count)
                 starting.append(job)
             elif isinstance(request, Score):
                 assert last_logits is not None
@@ -189,14 +192,19 @@ class Runner:
             totals.append(total)
         return tuple(totals)
 
-    def _prompt_logprobs(self, tokens: Sequence[int], states_TD: Tensor) -> tuple[float | None, ...]:
+    def _prompt_logprobs(
+        self, tokens: Sequence[int], states_TD: Tensor, count: int
+    ) -> tuple[tuple[float | None, ...], tuple[Alternatives, ...]]:
+        """Each token's log-probability after those before it, and the `count` likeliest in its place."""
         found: list[float | None] = [None]
+        top: list[Alternatives] = [()]
         for begin in range(0, len(tokens) - 1, HEAD_ROWS):
             end = min(begin + HEAD_ROWS, len(tokens) - 1)
             logits = self.base.model.head(states_TD[begin:end]).float()
             target = torch.tensor(tokens[begin + 1 : end + 1], device=logits.device)
             found += F.log_softmax(logits, dim=-1).gather(1, target[:, None])[:, 0].tolist()
-        return tuple(found)
+            top += [_top(logits_V, count) for logits_V in logits]
+        return tuple(found), tuple(top)
 
     def _embed(self, request: Embed, states_TD: Tensor) -> tuple[float, ...]:
         vector = pool(states_TD, request.pooling or self.base.spec.pooling)
@@ -278,6 +286,7 @@ class Runner:
             usage=usage,
             top_logprobs=tuple(job.top_logprobs) if job.request.sampling.logprobs is not None else (),
             prompt_logprobs=job.prompt_logprobs,
+            prompt_top_logprobs=job.prompt_top_logprobs,
         )
         job.stream.finish(result)
 
@@ -314,7 +323,7 @@ def _last(job: Job) -> int:
     return job.state.output[-1]
 
 
-def _top(logits_V: Tensor, count: int | None) -> tuple[tuple[int, float], ...]:
+def _top(logits_V: Tensor, count: int | None) -> Alternatives:
     if not count:
         return ()
     values, ids = F.log_softmax(logits_V, dim=-1).topk(count)

@@ -112,6 +112,7 @@ class Job:
     logprobs: list[float] = field(default_factory=list[float])
     top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list[tuple[tuple[int, float], ...]])
     prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def cached(self) -> int:
@@ -134,7 +135,7 @@ def depth_of(request: Request) -> int | None:
 def can_share(request: Request) -> bool:
     """Whether a cached prefix can stand in for the request's first tokens: not where each token's state is wanted."""
     if isinstance(request, Generate):
-        return not request.sampling.prompt_logprobs
+        return request.sampling.prompt_logprobs is None
     if isinstance(request, Classify | Embed):
         return request.pooling == "last"
     return True
@@ -182,12 +183,12 @@ class Scheduler:
         job.prefix = self._pinned_for(job.request)
         start = job.cached
         tokens = job.request.tokens
-        key = (job.request.adapter, job.request.salt)
+        key = (job.request.adapter, job.request.tenant)
         alike = [
             other
             for other in waiting
             if not other.planned
-            and (other.request.adapter, other.request.salt) == key
+            and (other.request.adapter, other.request.tenant) == key
             and can_share(other.request)
             and other.request.tokens[: start + MIN_SHARED] == tokens[: start + MIN_SHARED]
         ]

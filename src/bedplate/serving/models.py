@@ -67,7 +67,7 @@ class ServedBase:
 
     def complete(self, asked: CompletionRequest) -> list[Request]:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
-        sampling = Sampling(**settings, prompt_logprobs=bool(asked.echo) and asked.logprobs is not None)
+        sampling = Sampling(**settings, prompt_logprobs=asked.logprobs if asked.echo else None)
         requests: list[Request] = []
         for prompt in asked.prompt:
             tokens = prompt

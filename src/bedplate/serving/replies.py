@@ -197,9 +197,9 @@ class CompletionReply(Reply):
         return self._tokenizer.decode(prompt, skip_special_tokens=False)
 
     def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
-        """The prompt's tokens as steps. The engine gives no alternatives for them, so none are reported."""
-        logprobs = made.prompt_logprobs or ()
-        return [Step(token, "", logprob) for token, logprob in zip(self._prompts[index], logprobs, strict=True)]
+        """The prompt's tokens as steps."""
+        found = zip(self._prompts[index], made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True)
+        return [Step(token, "", logprob, top) for token, logprob, top in found]
 
     def _logprobs(self, steps: Sequence[Step], offset: int, end: int | None) -> Json:
         """Parallel lists. `text_offset` is where a token's text begins in the choice's, which ends at `end`."""
