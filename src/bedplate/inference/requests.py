@@ -171,11 +171,15 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end."""
+    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
+
+    compute: its share of the seconds of the steps it was in, by its tokens in each: what it costs.
+    """
 
     queued: float = 0.0
     first: float = 0.0
     total: float = 0.0
+    compute: float = 0.0
 
 
 @dataclass(frozen=True)
