@@ -24,8 +24,9 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
-from bedplate.serving.app import create_app, loaded_house
+from bedplate.serving.app import create_app
 from bedplate.serving.house import House
+from bedplate.serving.loading import loaded_house
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt

@@ -21,7 +21,8 @@ from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.sampler import sample
-from bedplate.serving.app import loaded_house, serve
+from bedplate.serving.app import serve
+from bedplate.serving.loading import loaded_house
 
 from .conftest import Server, running
 from .test_bad_requests import check
@@ -104,14 +105,16 @@ def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
 
     async def chunks():
         while True:
-            yield {"text": "a"}
+            yield events.Event({"text": "a"})
 
     async def never(*_):
         await asyncio.sleep(60)
 
     async def run():
+        stream = events.EventStream(chunks())
+        stream.at_end(lambda: closed.append(True))
         with pytest.raises(ClientGone):
-            await events.EventStream(chunks(), lambda: closed.append(True))({}, never, never)
+            await stream({}, never, never)
 
     asyncio.run(run())
     assert closed == [True]

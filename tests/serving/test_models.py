@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.requests import Generate, Sampling
-from bedplate.serving.app import loaded_house
+from bedplate.serving.loading import loaded_house
 from bedplate.serving.models import Stripped, _choices
 from bedplate.skins.files import read_skin
 

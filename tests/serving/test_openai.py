@@ -229,7 +229,7 @@ def test_async_client(server):
 
 @pytest.mark.real
 def test_the_real_base_answers_the_openai_client(smollm2_gguf):
-    from bedplate.serving.app import loaded_house
+    from bedplate.serving.loading import loaded_house
 
     from .conftest import Server, running
 

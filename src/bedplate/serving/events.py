@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -20,54 +21,70 @@ _END = {"type": "http.response.body", "body": b"", "more_body": False}
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-class EventStream(Response):
-    """Sends each object of `chunks` as one event, then `[DONE]`.
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event; `name` goes into its event line where the API has one."""
 
-    The reply begins with the first chunk: what fails before it is answered with a status of its own. What fails later
-    is an event with the error object, and the last one. `close` is called when the reply is over, however it ended.
+    data: dict[str, Any]
+    name: str | None = None
+
+
+class EventStream(Response):
+    """Sends events as they come, then `[DONE]` where `done` says so.
+
+    The reply begins with the first event: what fails before it is answered with a status of its own. What fails later
+    is an event with the error object (named by `error_name`), and the last one.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any]], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[Event], *, done: bool = True, error_name: str | None = None) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._chunks, self._close = chunks, close
+        self._events, self._done, self._error_name = events, done, error_name
+        self._close: Callable[[], None] = lambda: None
         self._started = False
+
+    def at_end(self, close: Callable[[], None]) -> None:
+        """`close` is called when the reply is over, however it ended."""
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await until_disconnect(receive, self._pump(send))
         finally:
             self._close()
-            await self._chunks.aclose()
+            await self._events.aclose()
 
     async def _pump(self, send: Send) -> None:
         try:
-            async for chunk in self._chunks:
-                await self._send(send, dump_json(chunk))
-            await self._send(send, b"[DONE]")
+            async for event in self._events:
+                await self._send(send, dump_json(event.data), event.name)
+            if self._done:
+                await self._send(send, b"[DONE]")
         except TimeoutError:
             raise ClientGone from None
         except asyncio.CancelledError:
             if self._started:
                 with contextlib.suppress(Exception):
-                    await self._event(send, dump_json(error_object(StoppingError("the server stopped"))[1]))
+                    stopped = dump_json(error_object(StoppingError("the server stopped"))[1])
+                    await self._event(send, stopped, self._error_name)
                     await send(_END)
             raise
         except Exception as error:
             if not self._started:
                 raise
             log_failure(error)
-            await self._send(send, dump_json(error_object(error)[1]))
+            await self._send(send, dump_json(error_object(error)[1]), self._error_name)
         await send(_END)
 
-    async def _send(self, send: Send, content: bytes) -> None:
+    async def _send(self, send: Send, content: bytes, name: str | None = None) -> None:
         async with asyncio.timeout(STALL_SECONDS):
             if not self._started:
                 self._started = True
                 await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await self._event(send, content)
+            await self._event(send, content, name)
 
-    async def _event(self, send: Send, content: bytes) -> None:
-        await send({"type": "http.response.body", "body": b"data: " + content + b"\n\n", "more_body": True})
+    async def _event(self, send: Send, content: bytes, name: str | None) -> None:
+        head = b"" if name is None else b"event: " + name.encode() + b"\n"
+        await send({"type": "http.response.body", "body": head + b"data: " + content + b"\n\n", "more_body": True})

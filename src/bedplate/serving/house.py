@@ -1,25 +1,27 @@
-"""What one server holds: its models, its limits, and whether it is going down."""
+"""What one server holds, and whether it is going down."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from bedplate.serving.models import Registry
+from bedplate.serving.calls import Observer
+from bedplate.serving.config import ServerConfig
+from bedplate.serving.guard import Guard
+from bedplate.serving.registry import Registry
 from bedplate.text.tokenizer import Tokenizer
-
-BODY_LIMIT = 2 * 1024 * 1024
-MAX_WAITING = 256
 
 
 @dataclass
 class House:
-    """The state behind the routes. body_limit: bytes of a request; max_waiting: the engine's own queue bound."""
+    """The state behind the routes. `observers` hear of every call that was answered."""
 
+    config: ServerConfig
     registry: Registry
-    body_limit: int = BODY_LIMIT
-    max_waiting: int = MAX_WAITING
+    guard: Guard = field(default_factory=Guard)
+    observers: list[Observer] = field(default_factory=list[Observer])
     stopping: bool = False
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The main base's."""
         return self.registry.engine.base.need_tokenizer()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
-from bedplate.core.errors import RequestError, UnknownModelError, UsageError
+from bedplate.core.errors import RequestError
 from bedplate.inference.engine import Engine
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Generate, Generation, Request, Result, Sampling, Usage
@@ -36,6 +35,8 @@ class Served(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def engine(self) -> Engine: ...
     def chat(self, asked: ChatRequest) -> list[Request]: ...
     def complete(self, asked: CompletionRequest) -> list[Request]: ...
     def answer(self, result: Result) -> Answer: ...
@@ -55,7 +56,7 @@ class ServedBase:
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name
-        self._engine = engine
+        self.engine = engine
         self._tokenizer = engine.base.need_tokenizer()
 
     def chat(self, asked: ChatRequest) -> list[Request]:
@@ -87,7 +88,7 @@ class ServedBase:
         return str
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "base", "context_length": self._engine.base.spec.context_length}
+        return {"kind": "base", "context_length": self.engine.base.spec.context_length}
 
 
 class ServedSkin:
@@ -97,10 +98,12 @@ class ServedSkin:
     override the skin's own where it generates text, and mean nothing where it chooses a label.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, name: str | None = None) -> None:
+        """name: the model name (default: the skin's own)."""
         self._predictor = predictor
         self._skin: Skin = predictor.skin
-        self.name = self._skin.name
+        self.name = name or self._skin.name
+        self.engine = predictor.engine
         self._generates = isinstance(self._skin.output, TextOutput)
         if self._generates:
             predictor.sampling()  # a skin with settings that cannot be is refused when it is loaded
@@ -213,38 +216,3 @@ def _choices(request: Generate, count: int) -> list[Request]:
         replace(request, sampling=replace(request.sampling, seed=(seed + i - SEED_LOW) % 2**64 + SEED_LOW))
         for i in range(count)
     ]
-
-
-@dataclass
-class Registry:
-    """The models of one engine, by name."""
-
-    engine: Engine
-    created: int = field(default_factory=lambda: int(time.time()))
-    models: dict[str, Served] = field(default_factory=dict[str, Served])
-
-    def add(self, served: Served) -> None:
-        """UsageError for a name that is taken or cannot be a model name."""
-        name = served.name
-        if not name or ":" in name or any(not c.isprintable() for c in name):
-            raise UsageError(f"{name!r} cannot be a model name: it must be printable and without ':'; give another")
-        if name in self.models:
-            raise UsageError(f"two models are called {name!r}; rename one of them")
-        self.models[name] = served
-
-    def find(self, name: str) -> Served:
-        served = self.models.get(name)
-        if served is None:
-            known = ", ".join(list(self.models)[:20])
-            raise UnknownModelError(f"there is no model {name[:100]!r} here; the models are: {known}", param="model")
-        return served
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the weights do."""
-        return f"bedplate-{self.engine.base.identity.weights_id[:12]}"
-
-    def describe(self, served: Served) -> dict[str, Any]:
-        """The entry of /v1/models."""
-        head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}
-        return {**head, "bedplate": {"base": self.engine.base.name, **served.describe()}}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 from bedplate.inference.requests import Generation, Step
+from bedplate.serving.calls import Call
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.models import Answer, finite
-from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -25,13 +24,15 @@ class Reply(ABC):
     source: str
     """The field that holds the prompt, for messages about it."""
 
-    def __init__(self, model: str, fingerprint: str, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, call: Call, model: str) -> None:
+        base = call.lease.engine.base
+        self._call = call
+        self._tokenizer = base.need_tokenizer()
         self._head: Json = {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "id": f"{self.prefix}-{call.id}",
             "created": int(time.time()),
             "model": model,
-            "system_fingerprint": fingerprint,
+            "system_fingerprint": f"bedplate-{base.identity.weights_id[:12]}",
         }
 
     @property
@@ -56,14 +57,20 @@ class Reply(ABC):
 
     def whole(self, answers: Sequence[Answer]) -> Json:
         choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
-        return {**self._head, "object": self.whole_object, "choices": choices, "usage": self.usage(answers)}
+        whole = {**self._head, "object": self.whole_object, "choices": choices, "usage": self.usage(answers)}
+        return whole | self._priced()
 
     def chunk(self, choice: Json) -> Json:
         usage = {"usage": None} if self.asked.reports_usage else {}
         return {**self._head, "object": self.chunk_object, "choices": [choice], **usage}
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Json:
-        return {**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage(answers)}
+        head = {**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage(answers)}
+        return head | self._priced()
+
+    def _priced(self) -> Json:
+        cost = self._call.cost_usd
+        return {} if cost is None else {"bedplate": {"cost_usd": cost}}
 
     def usage(self, answers: Sequence[Answer]) -> Json:
         """Token counts. The choices of one prompt count it once."""
@@ -96,8 +103,8 @@ class ChatReply(Reply):
     chunk_object = "chat.completion.chunk"
     source = "messages"
 
-    def __init__(self, asked: ChatRequest, fingerprint: str, tokenizer: Tokenizer) -> None:
-        super().__init__(asked.model, fingerprint, tokenizer)
+    def __init__(self, call: Call, asked: ChatRequest) -> None:
+        super().__init__(call, asked.model)
         self._asked = asked
 
     @property
@@ -147,11 +154,9 @@ class CompletionReply(Reply):
     whole_object = chunk_object = "text_completion"
     source = "prompt"
 
-    def __init__(
-        self, asked: CompletionRequest, prompts: Sequence[Sequence[int]], fingerprint: str, tokenizer: Tokenizer
-    ) -> None:
+    def __init__(self, call: Call, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
         """`prompts`: the token ids of each choice's prompt."""
-        super().__init__(asked.model, fingerprint, tokenizer)
+        super().__init__(call, asked.model)
         self._asked = asked
         self._prompts = prompts
         self._written = [0] * len(prompts)

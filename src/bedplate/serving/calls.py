@@ -1,0 +1,210 @@
+"""One API call's life: who asks, of which model, what was computed for it, and who must hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from bedplate.core.errors import RequestError
+from bedplate.inference import requests as engine_requests
+from bedplate.inference.requests import Step
+from bedplate.inference.scheduler import Stream
+from bedplate.serving.access import ACCESS_FACTS
+from bedplate.serving.bodies import read_json
+from bedplate.serving.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
+from bedplate.serving.errors import StoppingError
+from bedplate.serving.events import EventStream
+from bedplate.serving.guard import Caller
+from bedplate.serving.models import Answer, Served
+from bedplate.serving.registry import Lease
+from bedplate.serving.strict_json import dump_json
+
+if TYPE_CHECKING:
+    from bedplate.serving.house import House
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+CALLER = "bedplate.caller"
+"""Key of the scope under which a call that the server makes to itself says in whose name."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured."""
+
+    id: str
+    endpoint: str
+    caller: Caller
+    served: Served
+    asked: BaseModel
+    results: Sequence[engine_requests.Result]
+    answers: Sequence[Answer]
+    seconds: float
+    cost_usd: float | None
+
+
+class Observer(Protocol):
+    """Whoever counts, prices or keeps calls. It is called in the event loop, so it must be quick, and not raise."""
+
+    def finished(self, call: Finished) -> None: ...
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What came of one choice: text (as the client gets it), the steps behind it, and the answer with the last."""
+
+    index: int
+    text: str
+    steps: Sequence[Step]
+    answer: Answer | None
+
+
+class Call:
+    """Made by `respond`; a route asks it for the body, the model, and the results."""
+
+    def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
+        self.request, self.endpoint, self.caller = request, endpoint, caller
+        self.house: House = request.app.state.house
+        self.id = uuid.uuid4().hex
+        self.start = time.perf_counter()
+        self.cost_usd: float | None = None
+        self._lease: Lease | None = None
+        self._streams: list[Stream] = []
+        self._deadline = time.monotonic() + self._seconds()
+
+    def _seconds(self) -> float:
+        limit = self.house.config.limits.timeout_seconds
+        asked = self.request.headers.get(TIMEOUT_HEADER)
+        if asked is None:
+            return limit
+        try:
+            seconds = float(asked)
+        except ValueError:
+            seconds = float("nan")
+        if not 0 < seconds <= limit:
+            message = f"the header {TIMEOUT_HEADER} is {asked[:40]!r}; give a number above 0, at most {limit:g}"
+            raise RequestError(message, param=TIMEOUT_HEADER)
+        return seconds
+
+    async def body(self) -> dict[str, Any]:
+        """The request's JSON object. RequestError."""
+        return await read_json(self.request, self.house.config.limits.body_bytes)
+
+    async def choose(self, name: str) -> Served:
+        """The model of this name, which stays what it is until the call ends."""
+        if self._lease is not None:
+            raise RuntimeError("a call has one model")
+        self._lease = await self.house.registry.lease(name, self.caller)
+        self.request.scope[ACCESS_FACTS]["model"] = self._lease.served.name
+        return self._lease.served
+
+    @property
+    def lease(self) -> Lease:
+        assert self._lease is not None
+        return self._lease
+
+    async def prepare(
+        self, make: Callable[[], list[engine_requests.Request]], source: str
+    ) -> list[engine_requests.Request]:
+        """The engine requests that `make` makes, in the caller's name. Templates and tokenizers may take a while, so
+        they run beside the loop. source: the field that holds the prompt, for messages about it."""
+        try:
+            made = await asyncio.to_thread(make)
+        except RequestError as error:
+            name_source(error, source)
+            raise
+        return [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
+
+    def submit(
+        self, prepared: Sequence[engine_requests.Request], source: str, limit_field: str = "max_tokens"
+    ) -> list[Stream]:
+        """Queues requests, all or none. They end with the call."""
+        most = self.house.config.limits.max_waiting
+        if len(prepared) > most:
+            raise RequestError(
+                f"the request asks for {len(prepared)} answers at once; the queue holds {most}: send fewer",
+                param=source,
+            )
+        try:
+            streams = submit_all(self.lease.engine, prepared)
+        except RequestError as error:
+            name_source(error, source, limit_field)
+            raise
+        self._streams += streams
+        return streams
+
+    async def results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
+        """All results, unless the client goes away first."""
+        return await until_disconnect(self.request.receive, results(self.lease.engine, streams))
+
+    async def arrivals(self, streams: Sequence[Stream]) -> AsyncGenerator[Arrival]:
+        """Texts and answers as they come."""
+        served = self.lease.served
+        pieces = [served.pieces() for _ in streams]
+        async with aclosing(arrivals(self.lease.engine, streams)) as arriving:
+            async for index, steps, ended in arriving:
+                answer = served.answer(streams[index].result(0)) if ended else None
+                text = pieces[index]("".join(step.text for step in steps))
+                if answer is not None and answer.generation is None:
+                    text = answer.text
+                yield Arrival(index, text, steps, answer)
+
+    def account(self, asked: BaseModel, found: Sequence[engine_requests.Result], answers: Sequence[Answer]) -> None:
+        """Tells observers and the access log what was computed; called before the reply is written, which has the cost."""
+        price = self.house.config.price
+        if price is not None:
+            self.cost_usd = sum(one.timing.compute for one in found) * price.usd_per_hour / 3600
+        prompt = sum(one.usage.prompt_tokens for one in found)
+        completion = sum(one.usage.completion_tokens for one in found)
+        self.request.scope[ACCESS_FACTS].update(prompt=prompt, completion=completion)
+        seconds = time.perf_counter() - self.start
+        served = self.lease.served
+        finished = Finished(self.id, self.endpoint, self.caller, served, asked, found, answers, seconds, self.cost_usd)
+        for observer in self.house.observers:
+            observer.finished(finished)
+
+    def close(self) -> None:
+        """Ends what still runs for the call, and gives its model back."""
+        cancel_all(self._streams)
+        if self._lease is not None:
+            self._lease.release()
+
+
+async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
+    house: House = request.app.state.house
+    if house.stopping:
+        raise StoppingError("the server is shutting down")
+    caller = request.scope.get(CALLER) or house.guard.identify(request.headers)
+    call = Call(request, endpoint, caller)
+    try:
+        response = await work(call)
+    except BaseException:
+        call.close()
+        raise
+    if isinstance(response, EventStream):
+        response.at_end(call.close)
+    else:
+        call.close()
+    return response
+
+
+def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
+    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
+    if error.param in {"prompt", "input"}:
+        error.param = source
+    elif error.param == "max_tokens":
+        error.param = limit
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """A JSON reply."""
+    return Response(dump_json(content), status, media_type="application/json")

@@ -1,0 +1,64 @@
+"""The server's file: what is served, where, under which limits. `bedplate serve --config FILE` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from bedplate.core.config import Strict
+
+BODY_LIMIT = 2 * 1024 * 1024
+MAX_WAITING = 256
+
+
+class BaseConfig(Strict):
+    """One resident base.
+
+    name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
+    form in which its products read its weights, `kernel` what computes them; "auto" measures which are faster here.
+    """
+
+    source: str
+    name: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    weights: Literal["auto", "bfloat16", "int8", "int4"] = "auto"
+    kernel: Literal["auto", "torch", "native"] = "auto"
+
+
+class SkinConfig(Strict):
+    """One skin: its directory, and the model name it is served under (default: the skin's own)."""
+
+    source: Path
+    name: str | None = None
+
+
+class LimitsConfig(Strict):
+    """What one server takes on. Bytes, counts and seconds."""
+
+    body_bytes: Annotated[int, Field(ge=1024)] = BODY_LIMIT
+    max_rows: Annotated[int, Field(ge=1)] = 16
+    max_waiting: Annotated[int, Field(ge=1)] = MAX_WAITING
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+
+
+class PriceConfig(Strict):
+    """What an hour of this machine costs, and when that was true."""
+
+    usd_per_hour: Annotated[float, Field(gt=0)]
+    as_of: str
+
+
+class ServerConfig(Strict):
+    """The whole file. The first base is the main one: skins of no other base are looked for on it."""
+
+    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
+    skins: tuple[SkinConfig, ...] = ()
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    allow_other_weights: bool = False
+    limits: LimitsConfig = LimitsConfig()
+    price: PriceConfig | None = None
