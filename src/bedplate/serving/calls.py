@@ -158,7 +158,7 @@ class Call:
                 yield Arrival(index, text, steps, answer)
 
     def account(self, asked: BaseModel, found: Sequence[engine_requests.Result], answers: Sequence[Answer]) -> None:
-        """Tells observers and the access log what was computed; called before the reply is written, which has the cost."""
+        """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
         price = self.house.config.price
         if price is not None:
             self.cost_usd = sum(one.timing.compute for one in found) * price.usd_per_hour / 3600
