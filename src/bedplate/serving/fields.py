@@ -50,7 +50,9 @@ _ROLES = ("system", "user", "assistant")
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Fields(BaseModel):
+class Fields(BaseModel):
+    """What every request model is: exact types, no unknown fields, no NaN."""
+
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -78,7 +80,7 @@ def _role_of(role: Any) -> Any:
     return role
 
 
-def _stops_of(stop: Any) -> Any:
+def stops_of(stop: Any) -> Any:
     stops = [stop] if isinstance(stop, str) else stop
     if isinstance(stops, list):
         if len(stops) > MAX_STOPS:
@@ -89,8 +91,8 @@ def _stops_of(stop: Any) -> Any:
     return stops
 
 
-def _prompts_of(prompt: Any) -> Any:
-    """A list of prompts: each a text or a list of token ids."""
+def prompts_of(prompt: Any) -> Any:
+    """A tuple of prompts, each a text or token ids, from one or a list of them (validator)."""
     prompts: list[Any] = [prompt]
     if isinstance(prompt, list) and (not prompt or not _is_id(prompt[0])):
         prompts = prompt
@@ -109,7 +111,7 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < TOKEN_LIMIT
 
 
-class Message(_Fields):
+class Message(Fields):
     """One turn of a conversation."""
 
     role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_role_of)]
@@ -128,12 +130,12 @@ class Message(_Fields):
         return {"role": self.role, "content": self.content, **name}
 
 
-class StreamOptions(_Fields):
+class StreamOptions(Fields):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class _Asked(_Fields, ABC):
+class _Asked(Fields, ABC):
     """What both endpoints take."""
 
     model: str
@@ -149,7 +151,7 @@ class _Asked(_Fields, ABC):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)] | None = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stops_of)] | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(stops_of)] | None = None
 
     _sampling: ClassVar[tuple[str, ...]] = (
         "temperature",
@@ -233,7 +235,7 @@ class ChatRequest(_Asked):
 class CompletionRequest(_Asked):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_prompts_of)]
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(prompts_of)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
