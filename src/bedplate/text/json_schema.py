@@ -1,0 +1,249 @@
+"""Which JSON schemas a model's output can be held to, and the checks that decide it.
+
+A keyword is either enforced or refused by its name; nothing is ignored silently. Reference: JSON Schema 2020-12,
+validation vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any, TypeGuard
+
+from bedplate.core.errors import RequestError
+
+INVALID = "invalid_grammar"
+SOURCE_BYTES = 256 * 1024
+DEPTH = 64
+NODES = 5_000
+ROUNDS = 20
+MULTIPLES = 1_000
+"""Sum over all `multipleOf`: an automaton of so many states checks them."""
+
+_TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
+_ANNOTATIONS = frozenset(
+    (
+        "$comment",
+        "$schema",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "discriminator",
+    )
+)
+_ONE = ("items", "additionalProperties")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_TEXTS = ("pattern", "format", "$ref")
+_ENFORCED = frozenset((*_ONE, *_LISTS, *_MAPS, *_COUNTS, *_NUMBERS, *_TEXTS, "type", "enum", "const", "required"))
+
+Schema = Mapping[str, Any] | bool
+
+
+def parse_schema(source: str) -> Schema:
+    """A schema from JSON text, checked. RequestError (code invalid_grammar) says what is wrong and where."""
+    size = len(source.encode("utf-8", "surrogatepass"))
+    if size > SOURCE_BYTES:
+        raise _error(f"the JSON schema has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
+    try:
+        schema = json.loads(source, parse_constant=_no_number)
+    except RecursionError:
+        raise _error(f"the JSON schema is nested deeper than {DEPTH} levels")
+    except ValueError as error:
+        raise _error(f"the JSON schema is not JSON: {error}")
+    check_schema(schema)
+    return schema
+
+
+def check_schema(schema: Any) -> None:
+    """Raises RequestError (code invalid_grammar) for a schema that is malformed, too large, refers to what is not in
+    it, uses a keyword that is not enforced, or that no finite value satisfies."""
+    multiples, targets, places = Decimal(0), dict[str, Any](), set[int]()
+    for number, (where, node, depth) in enumerate(_nodes(schema)):
+        if number >= NODES:
+            raise _error(f"the JSON schema has more than {NODES:,} subschemas")
+        if depth > DEPTH:
+            raise _error(f"the JSON schema is nested deeper than {DEPTH} levels")
+        places.add(id(node))
+        if isinstance(node, bool):
+            continue
+        if not isinstance(node, Mapping):
+            raise _error(f"{_at(where)} must be a schema (an object or a boolean), not {_kind(node)}")
+        _check_keywords(node, where)
+        if "multipleOf" in node:
+            multiples += _digits(node["multipleOf"])
+        if "$ref" in node:
+            targets[node["$ref"]] = _target(schema, node["$ref"], where)
+    stray = next((reference for reference, node in targets.items() if id(node) not in places), None)
+    if stray is not None:
+        raise _error(f"$ref {stray[:100]!r} points at what is no schema")
+    if multiples > MULTIPLES:
+        raise _error(f"the multipleOf values of the JSON schema add up to more than {MULTIPLES:,}; that is too costly")
+    if not _Finite(targets).holds(schema):
+        raise _error("no finite value satisfies the JSON schema: what it requires contains itself without end")
+
+
+def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
+    """Every subschema with its place and depth; stops going down where a node is no object."""
+    waiting: list[tuple[str, Any, int]] = [("", schema, 0)]
+    while waiting:
+        where, node, depth = waiting.pop()
+        yield where, node, depth
+        if not isinstance(node, Mapping) or depth > DEPTH:
+            continue
+        for key, value in node.items():
+            inner = f"{where}.{key}" if where else str(key)
+            if key in _ONE:
+                waiting.append((inner, value, depth + 1))
+            elif key in _LISTS and isinstance(value, list):
+                waiting += [(f"{inner}[{i}]", one, depth + 1) for i, one in enumerate(value)]
+            elif key in _MAPS and isinstance(value, Mapping):
+                waiting += [(f"{inner}.{name}", one, depth + 1) for name, one in value.items()]
+
+
+def _check_keywords(node: Mapping[str, Any], where: str) -> None:
+    for key, value in node.items():
+        place = _at(f"{where}.{key}" if where else key)
+        if key in _ANNOTATIONS:
+            continue
+        if key not in _ENFORCED:
+            raise _error(f"{place}: the JSON schema keyword {key!r} is not supported; leave it out")
+        if key in _LISTS and not (isinstance(value, list) and value):
+            raise _error(f"{place} must be a list of at least one schema")
+        if key in _MAPS and not isinstance(value, Mapping):
+            raise _error(f"{place} must be an object of schemas, not {_kind(value)}")
+        if key == "items" and isinstance(value, list):
+            raise _error(f"{place} is a list; give one schema, or use prefixItems")
+        if key in _COUNTS and not (type(value) is int and value >= 0):
+            raise _error(f"{place} must be a whole number of at least 0, not {value!r}")
+        if key in _NUMBERS:
+            if not _is_number(value):
+                raise _error(f"{place} must be a number, not {_kind(value)}")
+            if key == "multipleOf" and value <= 0:
+                raise _error(f"{place} must be more than 0")
+        if key in _TEXTS and not isinstance(value, str):
+            raise _error(f"{place} must be a string, not {_kind(value)}")
+        if key == "enum" and not (isinstance(value, list) and value):
+            raise _error(f"{place} must be a list of at least one value")
+        if key == "type":
+            names = value if isinstance(value, list) else [value]
+            wrong = next((name for name in names if name not in _TYPES), None)
+            if wrong is not None or not names:
+                raise _error(f"{place} is {value!r}; the types are {', '.join(_TYPES)}")
+        if key == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise _error(f"{place} must be a list of property names")
+
+
+def _target(root: Any, reference: str, where: str) -> Any:
+    """What a `$ref` points at."""
+    if reference != "#" and not reference.startswith("#/"):
+        raise _error(
+            f"{_at(where)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' and "
+            "'#/…' are supported"
+        )
+    found = root
+    for part in reference[2:].split("/") if len(reference) > 1 else ():
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            raise _error(f"{_at(where)}: $ref {reference[:100]!r} points at nothing")
+    return found
+
+
+class _Finite:
+    """Which schemas a value that ends may satisfy: the least fixed point over the references."""
+
+    def __init__(self, targets: Mapping[str, Any]) -> None:
+        self._targets = targets
+        self._found: set[int] = set()
+        self._seen: dict[int, bool] = {}
+
+    def holds(self, schema: Any) -> bool:
+        for _ in range(ROUNDS):
+            known = len(self._found)
+            self._seen.clear()
+            try:
+                if self._node(schema):
+                    return True
+            except RecursionError:
+                break
+            if len(self._found) == known:
+                return False
+        raise _error("the references of the JSON schema are too entangled to check")
+
+    def _node(self, node: Any) -> bool:
+        """Schemas that are being looked at count as having no value: what needs them to be finite is not."""
+        place = id(node)
+        if place in self._found:
+            return True
+        if place not in self._seen:
+            self._seen[place] = False
+            self._seen[place] = self._look(node)
+            if self._seen[place]:
+                self._found.add(place)
+        return self._seen[place]
+
+    def _look(self, node: Any) -> bool:
+        if not isinstance(node, Mapping) or "enum" in node or "const" in node:
+            return True
+        if "$ref" in node and not self._node(self._targets[node["$ref"]]):
+            return False
+        if not all(self._node(one) for one in node.get("allOf", ())):
+            return False
+        for key in ("anyOf", "oneOf"):
+            if key in node and not any(self._node(one) for one in node[key]):
+                return False
+        types = node.get("type", _TYPES)
+        types = (types,) if isinstance(types, str) else types
+        if any(name not in {"array", "object"} for name in types):
+            return True
+        if "array" in types and all(self._node(one) for one in _first_items(node)):
+            return True
+        properties = node.get("properties", {})
+        needed = [properties[name] for name in node.get("required", ()) if name in properties]
+        return "object" in types and all(self._node(one) for one in needed)
+
+
+def _first_items(node: Mapping[str, Any]) -> list[Any]:
+    """The schemas of the items that an array must have, each once."""
+    least, first = node.get("minItems", 0), node.get("prefixItems", [])
+    rest = [node["items"]] if least > len(first) and "items" in node else []
+    return [*first[:least], *rest]
+
+
+def _digits(value: float) -> Decimal:
+    """The multiple without its power of ten: what the automaton counts."""
+    sign, digits, _ = Decimal(str(value)).normalize().as_tuple()
+    return Decimal((sign, digits, 0))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return type(value) in (int, float)
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
+        type(value), "a number"
+    )
+
+
+def _at(where: str) -> str:
+    return (where if len(where) <= 200 else where[:200] + "…") or "the JSON schema"
+
+
+def _error(message: str) -> RequestError:
+    return RequestError(message, param="grammar", code=INVALID)
