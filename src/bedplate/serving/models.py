@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine import Engine
 from bedplate.inference.predict import Predictor
-from bedplate.inference.requests import Generate, Generation, Request, Result, Sampling, Usage
+from bedplate.inference.requests import Embed, Generate, Generation, Request, Result, Sampling, Usage
 from bedplate.serving.fields import SEED_LOW, ChatRequest, CompletionRequest
 from bedplate.serving.strict_json import parse_json
 from bedplate.skins.output import TextOutput
@@ -37,8 +38,21 @@ class Served(Protocol):
     def name(self) -> str: ...
     @property
     def engine(self) -> Engine: ...
+    @property
+    def report(self) -> Path | None:
+        """The page that says how it was judged, where there is one."""
+        ...
+
     def chat(self, asked: ChatRequest) -> list[Request]: ...
     def complete(self, asked: CompletionRequest) -> list[Request]: ...
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+        """One request for each text (or its token ids)."""
+        ...
+
+    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+        """One request for each input; `answer` of its result has the label and its scores."""
+        ...
+
     def answer(self, result: Result) -> Answer: ...
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """What the reply must say about how the request was read."""
@@ -53,6 +67,8 @@ class Served(Protocol):
 
 class ServedBase:
     """The base itself."""
+
+    report: Path | None = None
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name = name
@@ -76,6 +92,20 @@ class ServedBase:
                 tokens = (*self._tokenizer.prompt_start, *self._tokenizer.encode(prompt))
             requests += _choices(Generate(cast("tuple[int, ...]", tokens), sampling), asked.choices)
         return requests
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+        encode = self._tokenizer.encode
+        requests: list[Request] = []
+        for one in inputs:
+            # Control tokens in a text are what their characters say; special tokens that the tokenizer sets belong.
+            tokens = tuple(encode(one, add_special_tokens=True, parse_special=False)) if isinstance(one, str) else one
+            if not tokens:
+                raise RequestError(f"input {len(requests)} has no tokens, so it has no embedding", param="input")
+            requests.append(Embed(tokens))
+        return requests
+
+    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+        raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
     def answer(self, result: Result) -> Answer:
         generation = cast(Generation, result)
@@ -108,6 +138,11 @@ class ServedSkin:
         if self._generates:
             predictor.sampling()  # a skin with settings that cannot be is refused when it is loaded
 
+    @property
+    def report(self) -> Path | None:
+        path = None if self._skin.directory is None else self._skin.directory / "report.html"
+        return path if path is not None and path.is_file() else None
+
     def chat(self, asked: ChatRequest) -> list[Request]:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
         if last is None:
@@ -123,6 +158,14 @@ class ServedSkin:
         if len(texts) < len(asked.prompt):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
         return self._requests(texts, asked)
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+        raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
+
+    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+        if self._generates:
+            raise RequestError(f"{self.name!r} writes text and has no labels; ask a skin that has", param="model")
+        return [self._predictor.request(self._input(one) if isinstance(one, str) else one) for one in inputs]
 
     def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
         if not self._generates:
@@ -179,7 +222,8 @@ class ServedSkin:
     def describe(self) -> dict[str, Any]:
         output = self._skin.output
         labels = {} if isinstance(output, TextOutput) else {"labels": list(output.labels)}
-        return {"kind": self._skin.kind, "inputs": list(self._skin.inputs), "output": output.kind, **labels}
+        report = {"report": self.report is not None}
+        return {"kind": self._skin.kind, "inputs": list(self._skin.inputs), "output": output.kind, **labels, **report}
 
     def close(self) -> None:
         self._predictor.close()
