@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import health, openai
+from bedplate.serving import classify, embeddings, health, openai, rerank, tokens
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
@@ -22,7 +22,14 @@ from bedplate.serving.house import House
 from bedplate.serving.loading import loaded_house, server_config
 from bedplate.skins.skin import Skin
 
-ROUTERS: tuple[APIRouter, ...] = (openai.router, health.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    openai.router,
+    embeddings.router,
+    classify.router,
+    rerank.router,
+    tokens.router,
+    health.router,
+)
 
 
 def create_app(house: House) -> FastAPI:

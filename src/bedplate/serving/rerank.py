@@ -1,0 +1,105 @@
+"""POST /v1/rerank: documents ordered by how well they fit a query.
+
+Reference: Jina's and Cohere's rerank APIs. With a base, a document's relevance is the cosine between its embedding and
+the query's. With a label skin that has the inputs `query` and `document` and a label `relevant`, it is that label's
+probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import BeforeValidator, Field
+from starlette.responses import Response
+
+from bedplate.core.errors import RequestError
+from bedplate.inference import requests as engine_requests
+from bedplate.serving.calls import Call, json_response, respond
+from bedplate.serving.classify import label_probabilities
+from bedplate.serving.embeddings import in_turns, prompt_usage, vector_of
+from bedplate.serving.fields import MAX_PROMPTS, Fields, read_fields
+from bedplate.serving.models import Answer, Served
+
+RELEVANT = "relevant"
+
+router = APIRouter()
+
+
+def _documents_of(value: Any) -> Any:
+    """A tuple of texts, from a list of texts or of objects with the one field text."""
+    if not isinstance(value, list):
+        return value
+    texts: list[str] = []
+    for one in value:
+        text = one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one
+        if not isinstance(text, str):
+            raise ValueError('a document must be a text or an object {"text": "…"}')
+        texts.append(text)
+    return tuple(texts)
+
+
+class RerankRequest(Fields):
+    """POST /v1/rerank. top_n: how many of the best to return (default: all)."""
+
+    model: str
+    query: str
+    documents: Annotated[tuple[str, ...], BeforeValidator(_documents_of), Field(min_length=1, max_length=MAX_PROMPTS)]
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool | None = None
+
+
+@router.post("/v1/rerank")
+@router.post("/v2/rerank")
+@router.post("/rerank")
+async def rerank(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(RerankRequest, await call.body())
+        served = await call.choose(asked.model)
+        pairs = _scores_pairs(served)
+        prepared = await call.prepare(lambda: _requests(served, asked, pairs), "documents")
+        found = await in_turns(call, prepared, "documents")
+        answers = [served.answer(result) for result in found] if pairs else []
+        call.account(asked, found, answers)
+        scores = _pair_scores(answers) if pairs else _cosines(found)
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
+        results: list[dict[str, Any]] = []
+        for index in order:
+            document = {} if asked.return_documents is False else {"document": {"text": asked.documents[index]}}
+            results.append({"index": index, "relevance_score": scores[index], **document})
+        usage = prompt_usage(found)
+        return json_response({"id": f"rerank-{call.id}", "model": asked.model, "results": results, "usage": usage})
+
+    return await respond(request, "rerank", work)
+
+
+def _scores_pairs(served: Served) -> bool:
+    """Whether the model is a skin that judges (query, document); RequestError for a skin that does something else."""
+    described = served.describe()
+    if described["kind"] == "base":
+        return False
+    if set(described["inputs"]) == {"query", "document"} and RELEVANT in described.get("labels", ()):
+        return True
+    raise RequestError(
+        f"{served.name!r} cannot rerank: ask a base, or a skin with the inputs query and document and a label "
+        f"{RELEVANT!r}",
+        param="model",
+    )
+
+
+def _requests(served: Served, asked: RerankRequest, pairs: bool) -> list[engine_requests.Request]:
+    if pairs:
+        return served.classify([{"query": asked.query, "document": text} for text in asked.documents])
+    return served.embed((asked.query, *asked.documents))
+
+
+def _pair_scores(answers: Sequence[Answer]) -> list[float]:
+    return [label_probabilities(answer)[RELEVANT] for answer in answers]
+
+
+def _cosines(found: Sequence[engine_requests.Result]) -> list[float]:
+    """Of the first vector and each of the others; all have unit length."""
+    query, *documents = (np.asarray(vector_of(result)) for result in found)
+    return [float(query @ document) for document in documents]
