@@ -2,7 +2,7 @@
 
 Each turn runs the prompt alone and then the prompt with its continuation; the difference is the decode.
 
-usage: decode.py [--tokens 128] [--repeats 5]
+usage: decode.py [--tokens 128] [--repeats 5] [--weights int4]
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     arguments = parser.parse_args()
     count: int = arguments.tokens
-    with contest(PROMPT) as sides:
+    with contest(PROMPT, arguments.weights) as sides:
 
         def whole(peer: LlamaCpp | Transformers) -> Callable[[], None]:
             def run() -> None:
@@ -43,10 +44,10 @@ def main() -> None:
         names = ("ours", "llama.cpp", "transformers")
         speed = {name: count / (seconds[name] - seconds[f"{name}, prompt"]) for name in names}
         print(
-            f"{count} tokens after {PROMPT}, {THREADS} threads, ours in {sides.engine.base.dtype}, "
+            f"{count} tokens after {PROMPT}, {THREADS} threads, ours in {arguments.weights} ({sides.engine.kernel}), "
             f"medians of {arguments.repeats}"
         )
-        report(sides.rows("decode", speed))
+        report(sides.rows("decode", speed, goal=1.5))
 
 
 if __name__ == "__main__":

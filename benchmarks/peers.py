@@ -1,13 +1,14 @@
-"""The peers of the inference benchmarks, on the same GGUF and the same number of threads."""
+"""The peers of the inference benchmarks, on the same GGUF and number of threads, and the prompts that all get."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from bedplate.models.checkpoints.export import export_base
 from comparison import Row, need
 
 THREADS = min(2, os.cpu_count() or 1)
+BASE = "smollm2-135m"
 
 
-def prompt_tokens(count: int, vocabulary: int) -> list[int]:
+def prompt_tokens(count: int, vocabulary: int, seed: int = 0) -> list[int]:
     """Fixed random token ids: what a token is does not change what it costs."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, vocabulary, (count,), generator=generator).tolist()
 
 
@@ -54,10 +56,60 @@ class LlamaCpp:
             self._model.eval([self._model.sample(temp=0.0)])
 
 
+class LlamaCppBatch:
+    """llama.cpp's own batch API: several sequences in each call, as its server does it; greedy."""
+
+    def __init__(self, path: Path, sequences: int, context: int) -> None:
+        import llama_cpp
+
+        self._api = llama_cpp
+        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+        llama_cpp.llama_log_set(self._silent, None)
+        model_parameters = llama_cpp.llama_model_default_params()
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_parameters)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = sequences * context
+        parameters.n_batch = parameters.n_ubatch = 512
+        parameters.n_seq_max = sequences
+        parameters.n_threads = parameters.n_threads_batch = THREADS
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+        self._vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self._batch = llama_cpp.llama_batch_init(512, 0, sequences)
+
+    def _decode(self, entries: Sequence[tuple[int, int, int, bool]]) -> list[int]:
+        """Entries (token, position, sequence, whether its logits are wanted) → the likeliest next token of each wanted
+        one."""
+        import numpy as np
+
+        batch, wanted = self._batch, [i for i, entry in enumerate(entries) if entry[3]]
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence, logits) in enumerate(entries):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0], batch.logits[i] = sequence, logits
+        if self._api.llama_decode(self._context, batch) != 0:
+            raise RuntimeError("llama.cpp refused the batch")
+        rows = (self._api.llama_get_logits_ith(self._context, i) for i in wanted)
+        return [int(np.ctypeslib.as_array(row, (self._vocabulary,)).argmax()) for row in rows]
+
+    def generate(self, prompts: Sequence[Sequence[int]], count: int) -> None:
+        self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
+        last: list[int] = [0] * len(prompts)
+        entries: list[tuple[int, int, int, bool]] = []
+        for sequence, prompt in enumerate(prompts):
+            entries += [(token, i, sequence, i == len(prompt) - 1) for i, token in enumerate(prompt)]
+        for begin in range(0, len(entries), 512):
+            part = entries[begin : begin + 512]
+            ends = [entry[2] for entry in part if entry[3]]
+            for sequence, token in zip(ends, self._decode(part), strict=True):
+                last[sequence] = token
+        for step in range(count - 1):
+            last = self._decode([(t, len(prompts[s]) + step, s, True) for s, t in enumerate(last)])
+
+
 class Transformers:
     """transformers in bfloat16, the exported base, logits of the last position only."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, attention: str = "sdpa") -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -65,20 +117,52 @@ class Transformers:
         warnings.filterwarnings(
             "ignore", "`past_key_values`", FutureWarning
         )  # its new name is unknown to older versions
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16).eval()
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.bfloat16, attn_implementation=attention
+        ).eval()
         self._cache: Any = None
         self._next = torch.zeros(1, 1, dtype=torch.int64)
 
     @torch.inference_mode()
     def prefill(self, tokens: Sequence[int]) -> None:
-        out = self._model(torch.tensor([list(tokens)]), use_cache=True, logits_to_keep=1)
+        out = self.model(torch.tensor([list(tokens)]), use_cache=True, logits_to_keep=1)
         self._cache, self._next = out.past_key_values, out.logits[:, -1:].argmax(-1)
 
     @torch.inference_mode()
     def decode(self, count: int) -> None:
         for _ in range(count):
-            out = self._model(self._next, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            out = self.model(self._next, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             self._next = out.logits[:, -1:].argmax(-1)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], count: int, **settings: Any) -> None:
+        """One static batch of prompts of one length."""
+        ids = torch.tensor([list(prompt) for prompt in prompts])
+        fixed = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+        self.model.generate(ids, attention_mask=torch.ones_like(ids), **fixed, **settings)
+
+    @torch.inference_mode()
+    def continuous(self, prompts: Sequence[Sequence[int]], count: int) -> int:
+        """Its continuous batching; the number of tokens that came of it."""
+        from transformers import GenerationConfig
+
+        config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        found = self.model.generate_batch([list(prompt) for prompt in prompts], generation_config=config)
+        return sum(len(one.generated_tokens) for one in found.values())
+
+
+@contextmanager
+def exported(dtype: str = "float32") -> Generator[Path]:
+    """The base as a directory that transformers loads."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield export_base(load_base(locate(BASE), dtype=dtype), Path(scratch) / "base")
+
+
+def generations(prompts: Sequence[Sequence[int]], count: int, adapters: Sequence[str | None] = ()) -> list[Generate]:
+    """Our requests: `count` greedy tokens after each prompt, with its adapter where there are some."""
+    sampling = Sampling(max_tokens=count, ignore_eos=True)
+    given = adapters or [None] * len(prompts)
+    return [Generate(tuple(p), sampling, adapter=a) for p, a in zip(prompts, given, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -90,10 +174,13 @@ class Contest:
     llama_cpp: LlamaCpp
     transformers: Transformers
     versions: dict[str, str]
+    _seeds: Iterator[int] = field(default_factory=count)
 
-    def ours(self, count: int) -> None:
-        """The prompt and `count` greedy tokens after it, the first of which the prefill yields."""
-        self.engine.run([Generate(self.tokens, Sampling(max_tokens=count, ignore_eos=True))])
+    def ours(self, length: int) -> None:
+        """A prompt and `length` greedy tokens after it, the first of which the prefill yields. Each prompt is a new
+        one, so that nothing of it is cached."""
+        fresh = prompt_tokens(len(self.tokens), self.engine.base.spec.vocab_size, next(self._seeds))
+        self.engine.run(generations([fresh], length))
 
     def rows(self, name: str, speed: Mapping[str, float], goal: float | None = None) -> list[Row]:
         """Tokens per second by contestant → the benchmark's rows. The goal is against llama.cpp."""
@@ -108,16 +195,16 @@ class Contest:
 
 
 @contextmanager
-def contest(prompt: int) -> Generator[Contest]:
-    """SmolLM2-135M as ours, llama.cpp's and transformers', and `prompt` tokens to begin with."""
+def contest(prompt: int, weights: str) -> Generator[Contest]:
+    """SmolLM2-135M as ours (with weights of this form), llama.cpp's and transformers', and `prompt` tokens to begin
+    with."""
     versions = {
         "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
         "transformers": need("transformers", "transformers"),
     }
     torch.set_num_threads(THREADS)
-    path = locate("smollm2-135m")
+    path = locate(BASE)
     base = load_base(path)
-    with tempfile.TemporaryDirectory() as scratch, Engine(base) as engine:
-        theirs = Transformers(export_base(load_base(path, dtype="float32"), Path(scratch) / "base"))
+    with exported() as directory, Engine(base, weights=weights) as engine:
         tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
-        yield Contest(engine, tokens, LlamaCpp(path), theirs, versions)
+        yield Contest(engine, tokens, LlamaCpp(path), Transformers(directory), versions)

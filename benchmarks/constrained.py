@@ -1,0 +1,81 @@
+"""Decode under a JSON schema against free decode: output tokens per second, batch 1 and batch 8.
+
+Both make the same number of tokens: the schema asks for a list of records long enough never to end before.
+
+usage: constrained.py [--weights int4] [--tokens 128] [--repeats 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from importlib.metadata import version
+from itertools import count
+
+import torch
+
+from bedplate.inference.engine import Engine
+from bedplate.inference.requests import Grammar
+from bedplate.models.checkpoints.base import load_base, locate
+from comparison import Row, interleaved, report
+from peers import BASE, THREADS, generations, prompt_tokens
+
+PROMPT = 32
+RECORD = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 8, "maxLength": 24},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 2, "maxItems": 4},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+SCHEMA = {"type": "array", "items": RECORD, "minItems": 40, "maxItems": 50}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    base = load_base(locate(BASE))
+    grammar, seeds = Grammar("json_schema", json.dumps(SCHEMA)), count()
+    with Engine(base, weights=arguments.weights) as engine:
+
+        def run(rows: int, constrained: bool) -> None:
+            prompts = [prompt_tokens(PROMPT, base.spec.vocab_size, next(seeds)) for _ in range(rows)]
+            requests = generations(prompts, arguments.tokens)
+            if constrained:
+                requests = [replace(request, grammar=grammar) for request in requests]
+            made = engine.run(requests)
+            assert all(one.usage.completion_tokens == arguments.tokens for one in made), "a row ended early"
+
+        seconds = interleaved(
+            {
+                "free 1": lambda: run(1, False),
+                "schema 1": lambda: run(1, True),
+                "free 8": lambda: run(8, False),
+                "schema 8": lambda: run(8, True),
+            },
+            arguments.repeats,
+        )
+        kernel = engine.kernel
+    print(
+        f"{arguments.tokens} tokens after {PROMPT}, {THREADS} threads, {arguments.weights} ({kernel}), medians of "
+        f"{arguments.repeats}, llguidance {version('llguidance')}"
+    )
+    speed = {name: int(name.split()[1]) * arguments.tokens / value for name, value in seconds.items()}
+    report(
+        [
+            Row(f"constrained{n}", speed[f"schema {n}"], speed[f"free {n}"], "tokens/s", "free decode", "-", goal=0.9)
+            for n in (1, 8)
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
