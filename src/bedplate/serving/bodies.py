@@ -17,18 +17,22 @@ _DRAINED_BYTES = 16 * 1024 * 1024
 
 
 async def read_json(request: Request, limit: int) -> dict[str, Any]:
-    """The body as a JSON object. RequestError 400 for anything else, 413 over `limit` bytes, 408 when too slow."""
+    """The body as a JSON object. RequestError 400 for anything else, else as `read_bytes`."""
+    parsed = parse_json(await read_bytes(request, limit))
+    if not isinstance(parsed, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    return parsed
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow."""
     try:
         async with asyncio.timeout(READ_SECONDS):
-            content = await _read(request, limit)
+            return await _read(request, limit)
     except TimeoutError:
         raise StatusError(408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout") from None
     except ClientDisconnect:
         raise ClientGone from None
-    parsed = parse_json(content)
-    if not isinstance(parsed, dict):
-        raise RequestError("the body must be a JSON object", code="invalid_json")
-    return parsed
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -141,7 +141,7 @@ class ServedSkin:
     @property
     def report(self) -> Path | None:
         path = None if self._skin.directory is None else self._skin.directory / "report.html"
-        return path if path is not None and path.is_file() else None
+        return path if path is not None and path.is_file() and not path.is_symlink() else None
 
     def chat(self, asked: ChatRequest) -> list[Request]:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
