@@ -15,7 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Va
 from bedplate.core.errors import RequestError
 
 MAX_CHOICES = 8
-MAX_STOPS = 4
+MAX_STOPS = 16
+"""The API itself takes 4; evaluation harnesses send more."""
 MAX_PROMPTS = 1024
 TOKEN_LIMIT = 2**31
 SEED_LOW, SEED_HIGH = -(2**63), 2**63 - 1
@@ -152,6 +153,7 @@ class _Asked(Fields, ABC):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)] | None = None
     stop: Annotated[tuple[str, ...], BeforeValidator(stops_of)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     _sampling: ClassVar[tuple[str, ...]] = (
         "temperature",
@@ -169,6 +171,8 @@ class _Asked(Fields, ABC):
     def _options_belong_to_streams(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only for requests with stream set to true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs: not for streams; ask for the whole reply")
         return self
 
     @property
@@ -198,6 +202,7 @@ class _Asked(Fields, ABC):
         """The settings that the request gives, by their names in `Sampling`."""
         given = {name: getattr(self, name) for name in self._sampling}
         given |= {"max_tokens": self.token_limit, "logprobs": self.alternatives}
+        given["prompt_logprobs"] = self.prompt_logprobs
         return {name: value for name, value in given.items() if value is not None}
 
 

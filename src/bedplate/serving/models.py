@@ -84,7 +84,11 @@ class ServedBase:
 
     def complete(self, asked: CompletionRequest) -> list[Request]:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
-        sampling = Sampling(**settings, prompt_logprobs=asked.logprobs if asked.echo else None)
+        if asked.echo and asked.logprobs is not None:
+            settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
+            # Harnesses ask for one token and cut its entry off: it must be there even where it is the end token.
+            settings["ignore_eos"] = asked.max_tokens == 1
+        sampling = Sampling(**settings)
         requests: list[Request] = []
         for prompt in asked.prompt:
             tokens = prompt
@@ -168,6 +172,8 @@ class ServedSkin:
         return [self._predictor.request(self._input(one) if isinstance(one, str) else one) for one in inputs]
 
     def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+        if asked.prompt_logprobs is not None:
+            raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
         if not self._generates:
             if asked.choices > 1:
                 raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")

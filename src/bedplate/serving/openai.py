@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
         asked = read_fields(ChatRequest, await call.body())
         served = await call.choose(asked.model)
         prepared = await call.prepare(lambda: served.chat(asked), "messages")
-        return await answer(call, ChatReply(call, asked), prepared)
+        return await answer(call, ChatReply(call, asked, prepared[0].tokens), prepared)
 
     return await respond(request, "chat", work)
 

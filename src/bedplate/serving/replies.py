@@ -84,6 +84,27 @@ class Reply(ABC):
             "prompt_tokens_details": {"cached_tokens": sum(answer.usage.cached_tokens for answer in prompts)},
         }
 
+    def prompt_logprobs(self, prompt: Sequence[int], made: Generation) -> list[Json | None]:
+        """Per token of the prompt, None for the first: by token id, the log-probability of the token itself and of the
+        likeliest (vLLM's shape). The rank of a token that is not among these is not known, and null."""
+        count = self.asked.prompt_logprobs or 0
+        found: list[Json | None] = []
+        for token, logprob, top in zip(prompt, made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True):
+            if logprob is None:
+                found.append(None)
+                continue
+            ranked: dict[int, tuple[float, int | None]] = {
+                index: (number, rank) for rank, (index, number) in enumerate(top[:count], 1)
+            }
+            ranked.setdefault(token, (logprob, None))
+            found.append(
+                {
+                    str(index): {"logprob": finite(number), "rank": rank, "decoded_token": self._token(index)}
+                    for index, (number, rank) in ranked.items()
+                }
+            )
+        return found
+
     def _token(self, index: int) -> str:
         """A token as text; one that is no whole text by its bytes, as the API writes it."""
         content = self._tokenizer.token_bytes(index)
@@ -103,9 +124,11 @@ class ChatReply(Reply):
     chunk_object = "chat.completion.chunk"
     source = "messages"
 
-    def __init__(self, call: Call, asked: ChatRequest) -> None:
+    def __init__(self, call: Call, asked: ChatRequest, prompt: Sequence[int]) -> None:
+        """`prompt`: its token ids."""
         super().__init__(call, asked.model)
         self._asked = asked
+        self._prompt = prompt
 
     @property
     def asked(self) -> ChatRequest:
@@ -121,6 +144,12 @@ class ChatReply(Reply):
             "finish_reason": answer.finish_reason,
             **_extension(answer),
         }
+
+    def whole(self, answers: Sequence[Answer]) -> Json:
+        whole, made = super().whole(answers), answers[0].generation
+        if self._asked.prompt_logprobs is not None and made is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, made)
+        return whole
 
     def opening(self, index: int) -> Json:
         return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
@@ -160,6 +189,7 @@ class CompletionReply(Reply):
         self._asked = asked
         self._prompts = prompts
         self._written = [0] * len(prompts)
+        self._ends = {(token,) for token in self._tokenizer.eos_ids}
 
     @property
     def asked(self) -> CompletionRequest:
@@ -173,7 +203,13 @@ class CompletionReply(Reply):
             logprobs = self._logprobs(prompt, 0, None)
             made = self._logprobs(_steps(answer.generation), len(echoed), len(echoed) + len(answer.text))
             logprobs = {key: logprobs[key] + made[key] for key in made}
-        return {**self._choice(index, echoed + answer.text, logprobs, answer.finish_reason), **_extension(answer)}
+        reason = answer.finish_reason
+        if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
+            reason = "stop"  # the one token that was asked for with its log-probability is the end token
+        whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
+        if self._asked.prompt_logprobs is not None and answer.generation is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompts[index], answer.generation)
+        return whole
 
     def opening(self, index: int) -> Json | None:
         echoed = self._echo(index)
@@ -204,7 +240,7 @@ class CompletionReply(Reply):
     def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
         """The prompt's tokens as steps."""
         found = zip(self._prompts[index], made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True)
-        return [Step(token, "", logprob, top) for token, logprob, top in found]
+        return [Step(token, "", logprob, top[: self._asked.logprobs]) for token, logprob, top in found]
 
     def _logprobs(self, steps: Sequence[Step], offset: int, end: int | None) -> Json:
         """Parallel lists. `text_offset` is where a token's text begins in the choice's, which ends at `end`."""
@@ -213,8 +249,12 @@ class CompletionReply(Reply):
         for step in steps:
             if step.token_id is None:
                 continue
-            top = {self._token(token): finite(logprob) for token, logprob in step.top_logprobs}
-            found["tokens"].append(self._token(step.token_id))
+            text = self._token(step.token_id)
+            # Different tokens may have one text: the likelier is kept. The token itself is always there.
+            top = {self._token(token): finite(logprob) for token, logprob in reversed(step.top_logprobs)}
+            if top and step.logprob is not None:
+                top.setdefault(text, finite(step.logprob))
+            found["tokens"].append(text)
             found["token_logprobs"].append(None if step.logprob is None else finite(step.logprob))
             found["top_logprobs"].append(top or None)
             found["text_offset"].append(offset if end is None else min(offset, end))
