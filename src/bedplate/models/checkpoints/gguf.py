@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -13,13 +14,34 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.models.families.weights import Transform
+from bedplate.models.families.weights import Transform, WeightMap
 
 # What gguf.quants.quantize can write; the K types are read only.
 WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
 _MAGIC = b"GGUF"
+BLOCK = 32
+"""Values of one block of the Q4_0, Q4_1 and Q8_0 types."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawBlocks:
+    """A matrix [out, in] in blocks of 32 values along `in`, not dequantised. All tensors are contiguous.
+
+    8 bits: quants int8 [out, in], value = scale · q. 4 bits: quants uint8 [out, in/32, 16] (low nibbles: a block's first
+    16 values, high: the others), value = scale · q + minimum. scales and minima: float16 [out, in/32].
+    """
+
+    bits: Literal[4, 8]
+    quants: Tensor
+    scales: Tensor
+    minima: Tensor | None
+
+    def rows(self, order: Tensor) -> RawBlocks:
+        """The same matrix with its rows in another order."""
+        minima = None if self.minima is None else self.minima[order].contiguous()
+        return RawBlocks(self.bits, self.quants[order].contiguous(), self.scales[order].contiguous(), minima)
 
 
 class GgufReader:
@@ -77,6 +99,22 @@ class GgufReader:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
         return torch.from_numpy(np.array(values, dtype=np.float32, copy=True)).reshape(self.shape(name))
 
+    def blocks(self, name: str) -> RawBlocks | None:
+        """One matrix as its own blocks (Q4_0, Q4_1 and Q8_0), None for other types."""
+        tensor = self._tensors[name]
+        kind = tensor.tensor_type.name
+        if kind not in ("Q4_0", "Q4_1", "Q8_0"):
+            return None
+        out, size = self.shape(name)
+        raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(out, size // BLOCK, -1)
+        scales = torch.from_numpy(raw[:, :, :2].copy().view(np.float16)[:, :, 0].copy())
+        if kind == "Q8_0":
+            return RawBlocks(8, torch.from_numpy(raw[:, :, 2:].copy().view(np.int8)).reshape(out, size), scales, None)
+        if kind == "Q4_1":
+            minima = torch.from_numpy(raw[:, :, 2:4].copy().view(np.float16)[:, :, 0].copy())
+            return RawBlocks(4, torch.from_numpy(raw[:, :, 4:].copy()), scales, minima)
+        return RawBlocks(4, torch.from_numpy(raw[:, :, 2:].copy()), scales, scales * -8)  # Q4_0: scale · (q − 8)
+
 
 def write_gguf(
     path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str
@@ -129,3 +167,22 @@ def permute_rope(tensor: Tensor, heads: int, transform: Transform, inverse: bool
     head_dim = tensor.shape[0] // heads
     order = (heads, head_dim // 2, 2) if inverse else (heads, 2, head_dim // 2)
     return tensor.reshape(*order, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+
+
+def read_blocks(path: Path, weights: WeightMap, heads: int, kv_heads: int) -> dict[str, RawBlocks]:
+    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks that can be taken as they are.
+
+    Rows of q and k projections come in our order. Raises CheckpointError for a file that cannot be read.
+    """
+    reader = GgufReader(path)
+    found: dict[str, RawBlocks] = {}
+    for theirs in reader.names:
+        ours, blocks = weights.from_external(theirs), reader.blocks(theirs)
+        if ours is None or blocks is None:
+            continue
+        transform = weights.transform(ours)
+        if transform != "none":
+            count = heads if transform == "rope_interleaved_q" else kv_heads
+            blocks = blocks.rows(permute_rope(torch.arange(blocks.scales.shape[0]), count, transform, inverse=True))
+        found[ours] = blocks
+    return found

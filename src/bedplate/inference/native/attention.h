@@ -1,0 +1,143 @@
+// Softmax attention of new tokens over a cache of bfloat16 keys and values, in blocks of 128 keys from position 0, merged
+// in their order (https://arxiv.org/abs/2205.14135): a query's arithmetic depends on its own position only.
+#pragma once
+#include "simd.h"
+
+constexpr int KEYS = 128;
+constexpr int QUERIES = 4;   // query rows computed together
+constexpr int MAX_HEAD = 256;
+
+// One block's keys turned so that lanes are keys (pair of features by pair), and values so that a word holds two keys.
+struct Block {
+    alignas(64) uint32_t keys[MAX_HEAD / 2][KEYS];
+    alignas(64) uint32_t values[KEYS / 2][MAX_HEAD];
+};
+
+// The running softmax of one query row: largest score, sum, and weighted values [D], not yet divided.
+struct Running {
+    float top, total;
+    float* values;
+};
+
+// k, v: [count, D] of the block's keys; those beyond count become zeros where a whole group of 16 is read.
+inline void load_block(const uint16_t* k, const uint16_t* v, int count, int D, Block& to) {
+    const int groups = (count + 15) / 16;
+    for (int g = 0; g < groups; ++g) {
+        int n = count - g * 16 < 16 ? count - g * 16 : 16;
+        const uint16_t* from = k + int64_t(g) * 16 * D;
+        alignas(64) uint16_t spare[16 * MAX_HEAD];
+        if (n < 16) {
+            std::memcpy(spare, from, size_t(n) * D * 2);
+            std::memset(spare + n * D, 0, size_t(16 - n) * D * 2);
+            from = spare;
+        }
+        int c = 0;
+        for (; c + 32 <= D; c += 32) {
+            I turned[16];
+            transpose(from + c, int64_t(D) * 2, turned);
+            for (int i = 0; i < 16; ++i) istore(&to.keys[c / 2 + i][g * 16], turned[i]);
+        }
+        for (; c < D; c += 2)
+            for (int r = 0; r < 16; ++r) std::memcpy(&to.keys[c / 2][g * 16 + r], from + r * D + c, 4);
+        const uint16_t* values = v + int64_t(g) * 16 * D;
+        if (n < 16) {
+            std::memcpy(spare, values, size_t(n) * D * 2);
+            std::memset(spare + n * D, 0, size_t(16 - n) * D * 2);
+            values = spare;
+        }
+        for (int r = 0; r < 16; r += 2)
+            for (int d = 0; d < D; d += 16)
+                istore(&to.values[(g * 16 + r) / 2][d], interleave(values + r * D + d, values + (r + 1) * D + d));
+    }
+}
+
+template <int N, int G>
+INLINE void scores(const Block& block, int group, const uint16_t* const* q, int D, float (*out)[KEYS]) {
+    F acc[N][G];
+    for (int n = 0; n < N; ++n)
+        for (int g = 0; g < G; ++g) acc[n][g] = zero();
+    for (int i = 0; i < D / 2; ++i) {
+        I k[G];
+        for (int g = 0; g < G; ++g) k[g] = iload(&block.keys[i][(group + g) * 16]);
+        for (int n = 0; n < N; ++n) {
+            I x = bcast(q[n] + 2 * i);
+            for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], k[g], x);
+        }
+    }
+    for (int n = 0; n < N; ++n)
+        for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
+}
+
+template <int N, int G>
+INLINE void mix(const Block& block, int pairs, int feature, uint16_t (*weights)[KEYS], float* const* out) {
+    F acc[N][G];
+    for (int n = 0; n < N; ++n)
+        for (int g = 0; g < G; ++g) acc[n][g] = zero();
+    for (int i = 0; i < pairs; ++i) {
+        I v[G];
+        for (int g = 0; g < G; ++g) v[g] = iload(&block.values[i][feature + g * 16]);
+        for (int n = 0; n < N; ++n) {
+            I p = bcast(weights[n] + 2 * i);
+            for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], v[g], p);
+        }
+    }
+    for (int n = 0; n < N; ++n)
+        for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
+}
+
+// Joins a block's softmax into the running one. `first`: there is nothing to join with yet.
+inline void join(Running& into, const Running& block, int D, bool first) {
+    if (first) {
+        into.top = block.top, into.total = block.total;
+        std::memcpy(into.values, block.values, size_t(D) * 4);
+        return;
+    }
+    float top = into.top > block.top ? into.top : block.top;
+    float old = exp1(into.top - top), fresh = exp1(block.top - top);
+    into.top = top;
+    into.total = into.total * old + block.total * fresh;
+    for (int d = 0; d < D; d += 16)
+        store(into.values + d, fma(load(into.values + d), set1(old), mul(load(block.values + d), set1(fresh))));
+}
+
+// Softmax over one block for N query rows; seen[n] ≥ 1 of its keys are visible to row n.
+template <int N>
+void attend_rows(const Block& block, int count, const uint16_t* const* q, const int* seen, int D, float scale,
+                 Running* out) {
+    alignas(64) float s[N][KEYS];
+    alignas(64) uint16_t weights[N][KEYS];
+    float* to[N];
+    const int groups = (count + 15) / 16;
+    int g = 0;
+    for (; g + 4 <= groups; g += 4) scores<N, 4>(block, g, q, D, s);
+    for (; g < groups; ++g) scores<N, 1>(block, g, q, D, s);
+    for (int n = 0; n < N; ++n) {
+        const F none = set1(-3.0e38f);
+        F top = none;
+        for (int i = 0; i < groups; ++i) {
+            F x = first_lanes(mul(load(s[n] + i * 16), set1(scale)), seen[n] - i * 16, none);
+            store(s[n] + i * 16, x);
+            top = fmax(top, x);
+        }
+        out[n].top = largest(top);
+        F total = zero();
+        for (int i = 0; i < groups; ++i) {
+            F p = exp(sub(load(s[n] + i * 16), set1(out[n].top)));
+            store_bf16(weights[n] + i * 16, first_lanes(p, seen[n] - i * 16, zero()));
+            total = add(total, load_bf16(weights[n] + i * 16));
+        }
+        out[n].total = sum(total);
+        to[n] = out[n].values;
+    }
+    int d = 0;
+    for (; d + 64 <= D; d += 64) mix<N, 4>(block, groups * 8, d, weights, to);
+    for (; d < D; d += 16) mix<N, 1>(block, groups * 8, d, weights, to);
+}
+
+inline void attend(const Block& block, int count, const uint16_t* const* q, const int* seen, int N, int D, float scale,
+                   Running* out) {
+    if (N == 4) attend_rows<4>(block, count, q, seen, D, scale, out);
+    else if (N == 3) attend_rows<3>(block, count, q, seen, D, scale, out);
+    else if (N == 2) attend_rows<2>(block, count, q, seen, D, scale, out);
+    else attend_rows<1>(block, count, q, seen, D, scale, out);
+}

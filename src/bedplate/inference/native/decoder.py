@@ -1,0 +1,294 @@
+"""A decoder whose whole forward pass is one compiled call: decode, chunked prefill, verification of drafted tokens.
+
+Activations are bfloat16 for bfloat16 weights, and int8 by token and block of 32 features for int8 and int4 weights
+(as in llama.cpp); sums, norms and the residual stream are float32. A token's result is bit for bit the same whatever
+else is in the call and however its sequence is cut into calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
+from bedplate.inference.quantize import quantise_int4, quantise_int8
+from bedplate.models.checkpoints.gguf import RawBlocks
+from bedplate.models.decoder import Decoder
+from bedplate.models.layers.block import Block
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import RMSNorm
+from bedplate.models.layers.positions import rotary_frequencies
+
+WeightFormat = Literal["bfloat16", "int8", "int4"]
+_BF16, _INT8, _INT4 = 0, 1, 2
+_BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
+_PLACES = len(PLACES)
+
+
+@dataclass(frozen=True, eq=False)
+class Forwarded:
+    """What a forward yields. W wanted tokens, N tokens, V vocabulary, D features.
+
+    logits_WV float32, argmax_W int64 and logsumexp_W float32 of the wanted tokens (empty when none are); hidden_ND
+    float32 where it was asked for: after the final norm, or, with `depth`, after so many blocks and before it.
+    """
+
+    logits_WV: Tensor | None
+    argmax_W: Tensor
+    logsumexp_W: Tensor
+    hidden_ND: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class NativeAdapter:
+    """A LoRA adapter as the kernel reads it: pointers into tensors that somebody else keeps and this holds on to.
+
+    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), bfloat16 on the CPU, A contiguous
+    and B with contiguous columns (its transpose [r, out] contiguous).
+    """
+
+    pairs: Mapping[str, tuple[Tensor, Tensor, float]]
+    table: ctypes.Array[LowRank]
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.table)
+
+
+def unsupported(model: nn.Module, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why this model cannot run natively (no compiler, another architecture or layout), or None if it can."""
+    if device.type != "cpu":
+        return f"the native path is for CPUs, and the model is on {device}"
+    if dtype != torch.bfloat16:
+        return f"the native path takes bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if not isinstance(model, Decoder):
+        return "the native path is for decoders"
+    spec = model.spec
+    if spec.norm != "rms" or spec.norm_placement != "pre" or not spec.gated or spec.activation != "silu":
+        return "the native path is for pre-norm RMS, SwiGLU decoders"
+    sizes = {
+        "hidden_size": spec.hidden_size,
+        "feedforward_size": spec.feedforward_size,
+        "heads · head_dim": spec.heads * spec.head_dim,
+    }
+    bad = next((name for name, size in sizes.items() if size % _BLOCK), None)
+    if bad is not None:
+        return f"{bad} is {sizes[bad]}, and the native path needs a multiple of {_BLOCK}"
+    if spec.head_dim % 16 or spec.head_dim > _MAX_HEAD:
+        return f"head_dim is {spec.head_dim}, and the native path needs a multiple of 16 up to {_MAX_HEAD}"
+    if spec.heads // spec.kv_heads > _MAX_SHARED:
+        return f"more than {_MAX_SHARED} query heads share one key-value head"
+    library = load()
+    return library if isinstance(library, str) else None
+
+
+class NativeDecoder:
+    """A decoder's weights packed for the kernel, and its forward pass.
+
+    weights: what they are stored as. `blocks`: parameter name → blocks that the checkpoint itself holds, taken as they
+    are where the format allows; everything else is quantised here, the head always to 8 bits. threads: default torch's
+    number. Raises UsageError where `unsupported` gives a reason. The model must outlive this: its embedding is shared.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        weights: WeightFormat,
+        *,
+        blocks: Mapping[str, RawBlocks] | None = None,
+        threads: int | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self._handle: int | None = None
+        reason = unsupported(model, model.embedding.weight.dtype, model.embedding.weight.device)
+        found = library or load()
+        if reason is not None or isinstance(found, str):
+            raise UsageError(f"this model cannot run natively: {reason or found}")
+        self.weights: WeightFormat = weights
+        self.spec = model.spec
+        self.threads = threads or torch.get_num_threads()
+        self.largest: int | Literal["all"] = "all"
+        self._library, self._model = found, model
+        spec = model.spec
+        shape = Shape(
+            spec.layers,
+            spec.hidden_size,
+            spec.heads,
+            spec.kv_heads,
+            spec.head_dim,
+            spec.feedforward_size,
+            spec.vocab_size,
+            self.threads,
+            spec.norm_eps,
+            weights != "bfloat16",
+        )
+        frequencies = (
+            torch.zeros(spec.head_dim // 2) if spec.rope is None else rotary_frequencies(spec.rope, spec.head_dim)
+        )
+        self._embedding = model.embedding.weight.detach().contiguous()
+        norm = _norm_weight(model.norm)
+        self._handle = found.new(shape, frequencies.data_ptr(), self._embedding.data_ptr(), norm.data_ptr())
+        if not self._handle:
+            raise MemoryError("not enough memory for the native decoder")
+        self._fill(model, blocks or {})
+        self.weight_bytes = int(found.bytes(self._handle))
+        """Bytes of the packed weights; the embedding is shared with the model."""
+
+    def _fill(self, model: Decoder, blocks: Mapping[str, RawBlocks]) -> None:
+        for number, layer in enumerate(model.layers):
+            assert isinstance(layer, Block)
+            attention, feedforward = _norm_weight(layer.attention_norm), _norm_weight(layer.feedforward_norm)
+            self._done(self._library.norms(self._handle, number, attention.data_ptr(), feedforward.data_ptr()))
+            for place, name in enumerate(PLACES):
+                linear = layer.get_submodule(name)
+                assert isinstance(linear, Linear)
+                own = blocks.get(f"layers.{number}.{name}.weight")
+                self._add(number, place, linear.weight, linear.bias, own, self.weights == "int8")
+        tied = model.lm_head is None
+        weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
+        bias = None if model.lm_head is None else model.lm_head.bias
+        own = blocks.get("embedding.weight" if tied else "lm_head.weight")
+        self._add(0, -1, weight, bias, own, True)
+
+    def _add(
+        self, layer: int, place: int, weight: Tensor, bias: Tensor | None, own: RawBlocks | None, eight: bool
+    ) -> None:
+        out, size = weight.shape
+        bias_32 = None if bias is None else bias.detach().float().contiguous()
+        bias_at = None if bias_32 is None else bias_32.data_ptr()
+        if self.weights == "bfloat16":
+            raw = weight.detach().contiguous()
+            done = self._library.linear(
+                self._handle, layer, place, _BF16, size, out, raw.data_ptr(), None, None, bias_at
+            )
+        else:
+            if own is None or (self.weights == "int8" and own.bits == 4):
+                own = quantise_int8(weight.detach()) if eight else quantise_int4(weight.detach())
+            done = self._library.linear(
+                self._handle,
+                layer,
+                place,
+                _INT4 if own.bits == 4 else _INT8,
+                size,
+                out,
+                own.quants.data_ptr(),
+                own.scales.data_ptr(),
+                None if own.minima is None else own.minima.data_ptr(),
+                bias_at,
+            )
+        self._done(done)
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        rows: Sequence[int],
+        positions: Sequence[int],
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        wanted: Sequence[int],
+        adapters: Sequence[NativeAdapter | None] | None = None,
+        depth: int | None = None,
+        states: bool = False,
+    ) -> Forwarded:
+        """Runs N tokens of a flat batch.
+
+        Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
+        together, in order of position. keys, values: per layer [R, G, C, D] bfloat16, contiguous; the new tokens' are
+        written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of the tokens
+        whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return the states
+        after them (no logits). states: also return the states after the final norm.
+        """
+        spec, count = self.spec, len(tokens)
+        index = np.empty((3, count), dtype=np.int64)
+        index[0], index[1], index[2] = tokens, rows, positions
+        self._check(index, keys, wanted, depth)
+        N, W = count, 0 if depth is not None else len(wanted)
+        logits = torch.empty(W, spec.vocab_size) if W else None
+        best, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W)
+        hidden = torch.empty(N, spec.hidden_size) if states or depth is not None else None
+        chosen = np.array(wanted, dtype=np.int64)
+        pointers = ctypes.c_void_p * spec.layers
+        key_table, value_table = (pointers(*(t.data_ptr() for t in tensors)) for tensors in (keys, values))
+        adapter_table = None
+        if adapters is not None and any(a is not None for a in adapters):
+            adapter_table = (ctypes.c_void_p * N)(*(None if a is None else a.address for a in adapters))
+        at = index.ctypes.data
+        call = Call(
+            N,
+            W,
+            -1 if depth is None else depth,
+            0,
+            at,
+            at + 8 * N,
+            at + 16 * N,
+            chosen.ctypes.data,
+            ctypes.addressof(key_table),
+            ctypes.addressof(value_table),
+            keys[0].stride(0) if keys else 0,
+            keys[0].stride(1) if keys else 0,
+            None if adapter_table is None else ctypes.addressof(adapter_table),
+            None if logits is None else logits.data_ptr(),
+            best.data_ptr(),
+            logsumexp.data_ptr(),
+            None if hidden is None else hidden.data_ptr(),
+        )
+        if count:
+            self._done(self._library.forward(self._handle, call))
+        return Forwarded(logits, best, logsumexp, hidden)
+
+    def _check(self, index: np.ndarray, keys: Sequence[Tensor], wanted: Sequence[int], depth: int | None) -> None:
+        """What would otherwise read or write outside the memory it was given."""
+        if not index.shape[1]:
+            return
+        limits = (self.spec.vocab_size, keys[0].shape[0], keys[0].shape[2])
+        for name, values, limit in zip(("token", "row", "position"), index, limits, strict=True):
+            if values.min() < 0 or values.max() >= limit:
+                raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
+        if wanted and not 0 <= min(wanted) <= max(wanted) < index.shape[1]:
+            raise UsageError(f"a wanted token is outside 0 … {index.shape[1] - 1}")
+        if depth is not None and not 0 <= depth <= self.spec.layers:
+            raise UsageError(f"depth {depth} is outside 0 … {self.spec.layers}")
+
+    def adapter(self, pairs: Mapping[str, tuple[Tensor, Tensor, float]]) -> NativeAdapter:
+        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared."""
+        table = (LowRank * (self.spec.layers * _PLACES))()
+        for layer in range(self.spec.layers):
+            for place, name in enumerate(PLACES):
+                pair = pairs.get(f"layers.{layer}.{name}")
+                if pair is None:
+                    continue
+                a, b, scaling = pair
+                if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
+                    raise UsageError(f"layers.{layer}.{name}: the native path takes bfloat16 adapters, not {a.dtype}")
+                if not a.is_contiguous() or not b.t().is_contiguous():
+                    raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
+                if a.shape[0] > _MAX_RANK:
+                    raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
+                table[layer * _PLACES + place] = LowRank(a.data_ptr(), b.data_ptr(), a.shape[0], scaling)
+        return NativeAdapter(dict(pairs), table)
+
+    def close(self) -> None:
+        """Frees the packed weights; the decoder cannot be used after it."""
+        if self._handle is not None:
+            self._library.free(self._handle)
+            self._handle = None
+
+    def __del__(self) -> None:
+        self.close()
+
+    @staticmethod
+    def _done(code: int) -> None:
+        if code:
+            raise MemoryError("not enough memory for the native decoder")
+
+
+def _norm_weight(norm: nn.Module) -> Tensor:
+    assert isinstance(norm, RMSNorm)
+    return norm.weight.detach().float().contiguous()

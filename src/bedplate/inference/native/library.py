@@ -1,0 +1,96 @@
+"""The compiled kernel as Python sees it: its structs, its functions, loaded once per process."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from bedplate.inference.native.compiler import build
+
+PLACES = ("attention.q", "attention.k", "attention.v", "attention.o", "feedforward.gate", "feedforward.up")
+PLACES = (*PLACES, "feedforward.down")
+"""The linears of one block, in the kernel's order."""
+
+
+class Shape(ctypes.Structure):
+    """Sizes of a model (mirrors `Shape` in model.h)."""
+
+    _fields_ = [
+        ("layers", c_int32),
+        ("hidden", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("feedforward", c_int32),
+        ("vocabulary", c_int32),
+        ("threads", c_int32),
+        ("eps", c_float),
+        ("quantised", c_int32),
+    ]
+
+
+class LowRank(ctypes.Structure):
+    """One adapter's pair at one linear (mirrors `LowRank` in model.h)."""
+
+    _fields_ = [("a", c_void_p), ("b", c_void_p), ("rank", c_int32), ("scaling", c_float)]
+
+
+class Call(ctypes.Structure):
+    """What one forward brings (mirrors `Call` in model.h)."""
+
+    _fields_ = [
+        ("tokens_count", c_int32),
+        ("wanted_count", c_int32),
+        ("depth", c_int32),
+        ("padding", c_int32),
+        ("tokens", c_void_p),
+        ("rows", c_void_p),
+        ("positions", c_void_p),
+        ("wanted", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("row_stride", c_int64),
+        ("group_stride", c_int64),
+        ("adapters", c_void_p),
+        ("logits", c_void_p),
+        ("best", c_void_p),
+        ("logsumexp", c_void_p),
+        ("hidden", c_void_p),
+    ]
+
+
+class Library:
+    """The functions of one compiled kernel. `digest` names what it was built from."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.digest = digest
+        library = ctypes.CDLL(str(path))  # CDLL, unlike PyDLL, lets other Python threads run during a call
+        self.instructions = library.bedplate_instructions
+        self.instructions.restype = c_char_p
+        self.new = library.bedplate_new
+        self.new.argtypes, self.new.restype = (POINTER(Shape), c_void_p, c_void_p, c_void_p), c_void_p
+        self.norms = library.bedplate_norms
+        self.norms.argtypes, self.norms.restype = (c_void_p, c_int, c_void_p, c_void_p), c_int
+        self.linear = library.bedplate_linear
+        self.linear.argtypes = (c_void_p, *([c_int] * 5), *([c_void_p] * 4))
+        self.linear.restype = c_int
+        self.bytes = library.bedplate_bytes
+        self.bytes.argtypes, self.bytes.restype = (c_void_p,), c_int64
+        self.free = library.bedplate_free
+        self.free.argtypes, self.free.restype = (c_void_p,), None
+        self.forward = library.bedplate_forward
+        self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Call)), c_int
+
+
+@cache
+def load(defines: tuple[str, ...] = ()) -> Library | str:
+    """The kernel, built if need be, or the reason why there is none."""
+    built = build(defines)
+    if isinstance(built, str):
+        return built
+    try:
+        return Library(built.path, built.digest)
+    except (OSError, AttributeError) as error:
+        return f"the compiled kernel {built.path} cannot be loaded ({error}); delete it to have it built again"

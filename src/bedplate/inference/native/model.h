@@ -1,0 +1,116 @@
+// What the kernel holds (packed weights, scratch memory) and what one call brings. The structs of the call are mirrored
+// field by field in library.py.
+#pragma once
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "products.h"
+
+enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, PLACES = 7 };
+
+extern "C" {
+struct Shape {
+    int32_t layers, hidden, heads, kv_heads, head_dim, feedforward, vocabulary, threads;
+    float eps;
+    int32_t quantised;
+};
+// One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], bfloat16. rank 0: none there.
+struct LowRank {
+    const uint16_t *a, *b;
+    int32_t rank;
+    float scaling;
+};
+struct Call {
+    int32_t tokens_count, wanted_count, depth, padding;
+    const int64_t *tokens, *rows, *positions, *wanted;
+    void *const *keys, *const *values;          // per layer [R, G, C, D]
+    int64_t row_stride, group_stride;           // in elements
+    const LowRank* const* adapters;             // per token [layers · PLACES], or null; or null altogether
+    float* logits;                              // [W, vocabulary], or null
+    int64_t* best;                              // [W]
+    float* logsumexp;                           // [W]
+    float* hidden;                              // [N, hidden], or null
+};
+}
+
+// Memory that is handed out and freed as a whole, in large pages where the system has them.
+class Arena {
+public:
+    ~Arena() { release(); }
+    // Everything that was handed out is free again; the memory itself is kept, in one piece.
+    void restart() {
+        int64_t all = 0;
+        for (auto& piece : pieces_) all += int64_t(piece.second);
+        if (pieces_.size() > 1) {
+            release();
+            add_piece(all);
+        } else if (all) {
+            next_ = static_cast<uint8_t*>(pieces_[0].first), left_ = all;
+        }
+        used_ = 0;
+    }
+    uint8_t* take(int64_t bytes) {
+        bytes = (bytes + 127) / 64 * 64;
+        if (bytes > left_) {
+            add_piece(bytes > PIECE ? (bytes + PAGE - 1) / PAGE * PAGE : PIECE);
+        }
+        uint8_t* given = next_;
+        next_ += bytes, left_ -= bytes, used_ += bytes;
+        return given;
+    }
+    template <class T> T* array(int64_t count) { return reinterpret_cast<T*>(take(count * int64_t(sizeof(T)))); }
+    int64_t used() const { return used_; }
+
+private:
+    void add_piece(int64_t size) {
+        void* p = mmap(nullptr, size_t(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+        madvise(p, size_t(size), MADV_HUGEPAGE);
+#endif
+        pieces_.emplace_back(p, size_t(size));
+        next_ = static_cast<uint8_t*>(p), left_ = size;
+    }
+    void release() {
+        for (auto& piece : pieces_) munmap(piece.first, piece.second);
+        pieces_.clear();
+        next_ = nullptr, left_ = 0;
+    }
+
+    static constexpr int64_t PAGE = 2 << 20, PIECE = 16 * PAGE;
+    std::vector<std::pair<void*, size_t>> pieces_;
+    uint8_t* next_ = nullptr;
+    int64_t left_ = 0, used_ = 0;
+};
+
+struct Layer {
+    Linear linear[PLACES];
+    const float *attention_norm = nullptr, *feedforward_norm = nullptr;
+};
+
+struct Model {
+    Shape shape{};
+    Arena arena;
+    std::vector<Layer> layers;
+    Linear head;
+    const float *norm = nullptr, *frequencies = nullptr;
+    const uint16_t* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
+
+    int q_size() const { return shape.heads * shape.head_dim; }
+    int kv_size() const { return shape.kv_heads * shape.head_dim; }
+};
+
+inline Inputs make_inputs(Arena& arena, int64_t tokens, int K) {
+    Inputs x;
+    x.K = K;
+    x.q = arena.array<int8_t>(tokens * K);
+    x.half = arena.array<uint16_t>(tokens * K);
+    x.scale = arena.array<float>(tokens * x.blocks());
+    x.scaled_sum = arena.array<float>(tokens * x.blocks());
+    x.offset = arena.array<int32_t>(tokens * x.blocks());
+    return x;
+}

@@ -1,0 +1,196 @@
+// Matrix products of weights packed for sixteen lanes. A panel is 16 output features; its lanes are those features.
+//
+// Formats (weights W [out, in], blocks of 32 along `in`):
+//   bf16: word k of a panel holds features' inputs 2k, 2k+1.                          64 bytes per 2 inputs
+//   int8: per block 8 words of four bytes q + 128, then all blocks' float16 scales.   544 bytes per block
+//   int4: per block 4 words (low nibbles: inputs 0…15, high: 16…31), 16 scales and 16 minima in float16. 320 bytes
+// Activations are bfloat16, or int8 with one scale per token and block. The order of additions over `in` is fixed and
+// the same for every number of tokens, so a token's result does not depend on what else is in the batch.
+#pragma once
+#include "simd.h"
+
+constexpr int BLOCK = 32;
+constexpr int TILE = 8;            // tokens of one tile
+constexpr int WIDTH = 256;         // features of one tile row, at most
+enum Format { BF16 = 0, INT8 = 1, INT4 = 2 };
+
+struct Linear {
+    int format = BF16, in = 0, out = 0, panels = 0;
+    int64_t panel_bytes = 0;
+    uint8_t* data = nullptr;
+    const float* bias = nullptr;  // [panels · 16] or null
+    const uint8_t* panel(int i) const { return data + i * panel_bytes; }
+};
+
+// Activations of several tokens: int8 `q` [T, K], per block of 32 `scale` and `scaled_sum` (scale · Σq) and `offset`
+// (−128 Σq); `half` [T, K] in bfloat16.
+struct Inputs {
+    int K = 0;
+    int8_t* q = nullptr;
+    float *scale = nullptr, *scaled_sum = nullptr;
+    int32_t* offset = nullptr;
+    uint16_t* half = nullptr;
+    int blocks() const { return K / BLOCK; }
+};
+
+inline int64_t panel_size(int format, int in) {
+    int64_t blocks = in / BLOCK;
+    int64_t bytes = format == BF16 ? blocks * 1024 : format == INT8 ? blocks * 544 : blocks * 320;
+    return (bytes + 63) / 64 * 64;
+}
+
+// quants: bf16 [out, in] halfwords; int8 [out, in] signed bytes; int4 [out, in/32, 16] bytes, low nibble = first half.
+// scales, minima: float16 [out, in/32]. Rows beyond `out` in the last panel are zeros.
+inline void pack(Linear& w, const void* quants, const uint16_t* scales, const uint16_t* minima) {
+    int blocks = w.in / BLOCK;
+    for (int p = 0; p < w.panels; ++p) {
+        uint8_t* panel = w.data + p * w.panel_bytes;
+        std::memset(panel, 0, w.panel_bytes);
+        for (int lane = 0; lane < LANES && p * LANES + lane < w.out; ++lane) {
+            int64_t row = p * LANES + lane;
+            if (w.format == BF16) {
+                const char* from = static_cast<const char*>(quants) + row * w.in * 2;
+                for (int k = 0; k < w.in / 2; ++k) std::memcpy(panel + k * 64 + lane * 4, from + k * 4, 4);
+            } else if (w.format == INT8) {
+                const int8_t* from = static_cast<const int8_t*>(quants) + row * w.in;
+                for (int i = 0; i < w.in; ++i) panel[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(from[i] + 128);
+                for (int b = 0; b < blocks; ++b)
+                    std::memcpy(panel + blocks * 512 + b * 32 + lane * 2, scales + row * blocks + b, 2);
+            } else {
+                for (int b = 0; b < blocks; ++b) {
+                    const uint8_t* from = static_cast<const uint8_t*>(quants) + (row * blocks + b) * 16;
+                    uint8_t* to = panel + b * 320;
+                    for (int i = 0; i < 16; ++i) to[i / 4 * 64 + lane * 4 + i % 4] = from[i];
+                    std::memcpy(to + 256 + lane * 2, scales + row * blocks + b, 2);
+                    std::memcpy(to + 288 + lane * 2, minima + row * blocks + b, 2);
+                }
+            }
+        }
+    }
+}
+
+// The int8 form of one block of 32 values, as two vectors.
+INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block) {
+    float top = largest(fmax(fabs(a), fabs(b)));
+    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
+    I x = to_int(mul(a, set1(inverse))), y = to_int(mul(b, set1(inverse)));
+    int8_t* q = to.q + token * to.K + block * BLOCK;
+    store_bytes(q, x), store_bytes(q + 16, y);
+    int32_t total = isum(iadd(x, y));
+    int64_t at = token * to.blocks() + block;
+    to.scale[at] = scale, to.scaled_sum[at] = scale * static_cast<float>(total), to.offset[at] = -128 * total;
+}
+
+constexpr int AHEAD = 2048;  // bytes between what is read and what is prefetched
+
+template <int M> void int4_panel(const uint8_t* w, const Inputs& x, int64_t token, float* out, int64_t ld) {
+    const int blocks = x.blocks();
+    const int8_t* q = x.q + token * x.K;
+    const float *scale = x.scale + token * blocks, *total = x.scaled_sum + token * blocks;
+    F acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = zero();
+    for (int b = 0; b < blocks; ++b, w += 320) {
+        I lo[4], hi[4];
+        for (int i = 0; i < 4; ++i) {
+            I both = iload(w + 64 * i);
+            lo[i] = low_nibbles(both), hi[i] = high_nibbles(both);
+        }
+        if (M == 1) for (int i = 0; i < 5; ++i) prefetch(w + AHEAD + 64 * i);
+        F d = load_half(w + 256), least = load_half(w + 288);
+        for (int m = 0; m < M; ++m) {
+            const int8_t* a = q + m * x.K + b * BLOCK;
+            I s = izero(), t = izero();
+            for (int i = 0; i < 4; ++i) {
+                s = dot_bytes(s, lo[i], bcast(a + 4 * i));
+                t = dot_bytes(t, hi[i], bcast(a + 16 + 4 * i));
+            }
+            acc[m] = fma(to_float(iadd(s, t)), mul(d, set1(scale[m * blocks + b])), acc[m]);
+            acc[m] = fma(least, set1(total[m * blocks + b]), acc[m]);
+        }
+    }
+    for (int m = 0; m < M; ++m) store(out + m * ld, acc[m]);
+}
+
+template <int M> void int8_panel(const uint8_t* w, const Inputs& x, int64_t token, float* out, int64_t ld) {
+    const int blocks = x.blocks();
+    const uint8_t* scales = w + blocks * 512;
+    const int8_t* q = x.q + token * x.K;
+    const float* scale = x.scale + token * blocks;
+    const int32_t* offset = x.offset + token * blocks;
+    F acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = zero();
+    for (int b = 0; b < blocks; ++b, w += 512) {
+        I u[8];
+        for (int i = 0; i < 8; ++i) u[i] = iload(w + 64 * i);
+        if (M == 1) for (int i = 0; i < 8; ++i) prefetch(w + 2 * AHEAD + 64 * i);
+        F d = load_half(scales + 32 * b);
+        for (int m = 0; m < M; ++m) {
+            const int8_t* a = q + m * x.K + b * BLOCK;
+            I s = iset1(offset[m * blocks + b]), t = izero();
+            for (int i = 0; i < 4; ++i) {
+                s = dot_bytes(s, u[i], bcast(a + 4 * i));
+                t = dot_bytes(t, u[i + 4], bcast(a + 16 + 4 * i));
+            }
+            acc[m] = fma(to_float(iadd(s, t)), mul(d, set1(scale[m * blocks + b])), acc[m]);
+        }
+    }
+    for (int m = 0; m < M; ++m) store(out + m * ld, acc[m]);
+}
+
+// P panels at once, so that enough additions are under way to hide each one's latency.
+template <int M, int P>
+void bf16_panels(const Linear& w, int panel, const Inputs& x, int64_t token, float* out, int64_t ld) {
+    const uint8_t* base = w.panel(panel);
+    const uint16_t* h = x.half + token * x.K;
+    F acc[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[m][p] = zero();
+    for (int k = 0; k < x.K / 2; ++k, base += 64) {
+        I u[P];
+        for (int p = 0; p < P; ++p) {
+            u[p] = iload(base + p * w.panel_bytes);
+            if (M == 1) prefetch(base + p * w.panel_bytes + AHEAD);
+        }
+        for (int m = 0; m < M; ++m) {
+            I a = bcast(h + m * x.K + 2 * k);
+            for (int p = 0; p < P; ++p) acc[m][p] = dot_bf16(acc[m][p], u[p], a);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
+}
+
+template <int M>
+void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, float* out, int64_t ld) {
+    constexpr int P = M > 4 ? 2 : 4;
+    int p = 0;
+    if (w.format == BF16)
+        for (; p + P <= count; p += P) bf16_panels<M, P>(w, panel + p, x, token, out + p * LANES, ld);
+    for (; p < count; ++p, out += 0) {
+        float* to = out + p * LANES;
+        if (w.format == INT4) int4_panel<M>(w.panel(panel + p), x, token, to, ld);
+        else if (w.format == INT8) int8_panel<M>(w.panel(panel + p), x, token, to, ld);
+        else bf16_panels<M, 1>(w, panel + p, x, token, to, ld);
+    }
+}
+
+// Features [16 panel, 16 (panel + count)) of tokens [token, token + M) (M ≤ TILE) into out [M, ld], bias added.
+inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, float* out,
+                         int64_t ld) {
+    int done = 0;
+    while (done < M) {
+        int left = M - done, now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        float* to = out + done * ld;
+        if (now == 8) product<8>(w, panel, count, x, token + done, to, ld);
+        else if (now == 4) product<4>(w, panel, count, x, token + done, to, ld);
+        else if (now == 2) product<2>(w, panel, count, x, token + done, to, ld);
+        else product<1>(w, panel, count, x, token + done, to, ld);
+        done += now;
+    }
+    if (w.bias)
+        for (int m = 0; m < M; ++m)
+            for (int p = 0; p < count; ++p) {
+                float* y = out + m * ld + p * LANES;
+                store(y, add(load(y), load(w.bias + (panel + p) * LANES)));
+            }
+}
