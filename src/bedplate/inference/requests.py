@@ -13,7 +13,7 @@ Pooling = Literal["mean", "first", "last"]
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 20
-GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Grammar:
 
     json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
-    rule is `start`.
+    rule is `start`; tool_calls: what `text.tools.call_grammar_source` gives.
     """
 
     kind: GrammarKind

@@ -7,12 +7,15 @@ Shapes: B rows, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bedplate.inference.grammar import Matcher, mask_words, unpack
 from bedplate.inference.requests import Sampling
 
 # Most rows' mass lies in few tokens: a full sort is done only for rows where these do not hold top_p of it.
@@ -21,11 +24,16 @@ HEAD = 256
 
 @dataclass
 class RowState:
-    """One row's settings, its random generator, and the tokens that its penalties look at."""
+    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to.
+
+    end_ids: the base's own end tokens.
+    """
 
     sampling: Sampling
     prompt: Sequence[int]
     output: list[int] = field(default_factory=list[int])
+    matcher: Matcher | None = None
+    end_ids: frozenset[int] = frozenset()
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -36,10 +44,42 @@ class RowState:
             else:
                 self.generator.manual_seed(self.sampling.seed)
 
+    def ends(self, token: int) -> bool:
+        """Whether this token ends the row: it is then no part of the output."""
+        settings = self.sampling
+        return token in settings.stop_token_ids or (token in self.end_ids and not settings.ignore_eos)
+
+    def take(self, token: int) -> None:
+        """Makes a chosen token part of the output."""
+        self.output.append(token)
+        if self.matcher is not None:
+            self.matcher.advance(token)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing may follow any more: the grammar has come to its end."""
+        return self.matcher is not None and self.matcher.complete
+
+    @property
+    def failure(self) -> str | None:
+        """Why the row cannot go on: its grammar became too costly."""
+        failure = None if self.matcher is None else self.matcher.failure
+        return None if failure is None else f"the grammar became too costly to follow: {failure}"
+
+    @property
+    def withheld(self) -> frozenset[int]:
+        """Tokens that may not be chosen now: ends before `min_tokens`."""
+        settings = self.sampling
+        if len(self.output) < settings.min_tokens:
+            return self.end_ids.union(settings.stop_token_ids)
+        # The end of a grammar is an end token; ignored, it would become part of a text that has no place for it.
+        return self.end_ids if self.matcher is not None and settings.ignore_eos else frozenset()
+
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
-    """Next token ids int64 [B]."""
-    logits_BV = penalise(logits_BV.float(), rows)
+    """Next token ids int64 [B]. The logits stay as they are."""
+    allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
+    logits_BV = _hold(penalise(logits_BV.float(), rows), allowed)
     chosen = logits_BV.argmax(dim=-1)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawing:
@@ -49,13 +89,49 @@ def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     return chosen
 
 
+def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.bool_]]:
+    """By row, what it may choose [V]; rows that may choose everything are left out."""
+    held = [i for i, row in enumerate(rows) if row.matcher is not None]
+    packed_CW = np.zeros((len(held), mask_words(vocab_size)), dtype=np.int32)
+    for words_W, i in zip(packed_CW, held, strict=True):
+        matcher = rows[i].matcher
+        assert matcher is not None
+        matcher.fill(words_W)
+    allowed = dict(zip(held, unpack(packed_CW, vocab_size), strict=True))
+    for i, row in enumerate(rows):
+        withheld = list(row.withheld)
+        if not withheld:
+            continue
+        if i not in allowed:
+            allowed[i] = np.ones(vocab_size, dtype=np.bool_)
+        before = allowed[i][withheld]
+        allowed[i][withheld] = False
+        if not allowed[i].any():  # the grammar is at its end: it wins over `min_tokens`
+            allowed[i][withheld] = before
+    return allowed
+
+
+def _hold(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.bool_]]) -> Tensor:
+    """The logits with minus infinity where a row may not choose; a copy where there is such a row."""
+    if not allowed:
+        return logits_BV
+    mask_CV = torch.from_numpy(np.stack(list(allowed.values()))).to(logits_BV.device)
+    if len(allowed) == len(logits_BV) and list(allowed) == sorted(allowed):
+        return logits_BV.masked_fill(~mask_CV, -torch.inf)
+    index = torch.tensor(list(allowed), device=logits_BV.device)
+    return logits_BV.index_copy(0, index, logits_BV[index].masked_fill(~mask_CV, -torch.inf))
+
+
 def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
-    """The logits with each row's penalties applied; a copy where any row has one."""
+    """The logits with each row's bias, then its penalties applied; a copy where any row has one."""
     if not any(_has_penalty(row.sampling) for row in rows):
         return logits_BV
     logits_BV = logits_BV.clone()
     for logits_V, row in zip(logits_BV, rows, strict=True):
         settings = row.sampling
+        if settings.logit_bias:
+            ids, biases = zip(*settings.logit_bias, strict=True)
+            logits_V[list(ids)] += torch.tensor(biases, dtype=logits_V.dtype, device=logits_V.device)
         if settings.repetition_penalty != 1.0:
             seen = torch.tensor(sorted({*row.prompt, *row.output}), device=logits_V.device)
             scores = logits_V[seen]
@@ -70,7 +146,8 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
 
 
 def _has_penalty(settings: Sampling) -> bool:
-    return settings.repetition_penalty != 1.0 or bool(settings.presence_penalty or settings.frequency_penalty)
+    penalties = (settings.presence_penalty, settings.frequency_penalty, settings.logit_bias)
+    return settings.repetition_penalty != 1.0 or any(penalties)
 
 
 def _draw(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:

@@ -55,9 +55,9 @@ def parse_schema(source: str) -> Schema:
     try:
         schema = json.loads(source, parse_constant=_no_number)
     except RecursionError:
-        raise _error(f"the JSON schema is nested deeper than {DEPTH} levels")
+        raise _error(f"the JSON schema is nested deeper than {DEPTH} levels") from None
     except ValueError as error:
-        raise _error(f"the JSON schema is not JSON: {error}")
+        raise _error(f"the JSON schema is not JSON: {error}") from None
     check_schema(schema)
     return schema
 

@@ -81,6 +81,11 @@ class Tokenizer:
         exact for byte-level and byte-fallback vocabularies; WordPiece word starts carry the space before them."""
         return self._decoding.piece(self._known(index), first=False)
 
+    @property
+    def exact_bytes(self) -> bool:
+        """Whether a text is the bytes of its tokens, one after the other."""
+        return self._decoding.kind in {"byte_level", "byte_fallback"}
+
     # --- encoding
 
     def encode(self, text: str, *, add_special_tokens: bool = False, parse_special: bool = True) -> list[int]:

@@ -1,0 +1,254 @@
+"""Grammars that generated text is held to: compiled once, then a matcher for each row.
+
+The automata are llguidance's; what it may be asked, and how much a grammar may cost, is decided here. A matcher follows
+one row's tokens and says at each step which tokens may come next. Text is matched as the bytes of the base's tokens, so
+the tokenizer must have exact ones (byte-level or byte-fallback vocabularies).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core.errors import RequestError, UsageError
+from bedplate.inference.requests import Grammar
+from bedplate.text.json_schema import INVALID, SOURCE_BYTES, parse_schema
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tools import call_grammar
+
+if TYPE_CHECKING:
+    import llguidance
+
+CACHED = 128
+"""Compiled grammars that are kept."""
+CHOICES = 10_000
+RULES = 200
+"""The library follows references between the rules of a grammar recursively, on the thread's own stack."""
+TRIAL_STEPS = 4
+TRIAL_SECONDS = 0.5
+
+_DIRECTIVE = re.compile(r"^\s*%(\w+)", re.MULTILINE)
+_RULE = re.compile(r"^\s*[?!]?\w+\s*(\[[^\]\n]*\]|\{[^}\n]*\})?\s*(\.\s*-?\d+\s*)?:", re.MULTILINE)
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer, and keeps the latest `CACHED`. Safe to share between threads."""
+
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
+        """vocab_size: of the model's logits, which may be more than the tokenizer's. eos_ids: what ends a text."""
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._eos_ids = sorted(index for index in eos_ids if 0 <= index < vocab_size)
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, llguidance.LLMatcher] = OrderedDict()
+        self._vocabulary: llguidance.LLTokenizer | None = None
+
+    def compile(self, grammar: Grammar) -> None:
+        """Raises RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that
+        no text matches."""
+        self._template(grammar)
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """A matcher at the start of a text. Raises as `compile` does."""
+        return Matcher(self._template(grammar).deep_copy())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def _template(self, grammar: Grammar) -> llguidance.LLMatcher:
+        key = hashlib.sha256(f"{grammar.kind}\n{grammar.source}".encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            found = self._known.get(key)
+            if found is not None:
+                self._known.move_to_end(key)
+                return found
+            vocabulary = self._open()
+        made = _compiled(vocabulary, _source(grammar), self._vocab_size)
+        with self._lock:
+            self._known[key] = made
+            while len(self._known) > CACHED:
+                self._known.popitem(last=False)
+        return made
+
+    def _open(self) -> llguidance.LLTokenizer:
+        """The vocabulary as the library wants it, made when it is first needed."""
+        if self._vocabulary is None:
+            if self._tokenizer is None or not self._tokenizer.exact_bytes:
+                raise _error("this base's tokenizer has no exact bytes for its tokens, so its output cannot be held to")
+            if not self._eos_ids:
+                raise _error("this base has no end token, so its output cannot be held to a grammar")
+            try:
+                import llguidance
+            except ImportError:
+                raise UsageError('grammars need llguidance; install it with: pip install "bedplate[serve]"') from None
+            wrapped = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids[0]))
+            self._vocabulary = llguidance.LLTokenizer(wrapped, n_vocab=self._vocab_size, eos_token=self._eos_ids)
+        return self._vocabulary
+
+
+class Matcher:
+    """Follows one row. `failure`: why the row cannot go on, where the grammar became too costly."""
+
+    def __init__(self, inner: llguidance.LLMatcher) -> None:
+        self._inner = inner
+
+    def fill(self, allowed_W: NDArray[np.int32]) -> None:
+        """Sets the bits of the tokens that may come next, in a contiguous row of ⌈V/32⌉ words. All bits are set where
+        the matcher has failed."""
+        if not self._inner.is_error():
+            self._inner.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
+        if self._inner.is_error():
+            allowed_W.fill(-1)
+
+    def advance(self, token: int) -> None:
+        """Takes a token that the last mask allowed."""
+        self._inner.consume_token(token)
+
+    @property
+    def complete(self) -> bool:
+        """The text matches, and nothing more can follow it."""
+        return self._inner.is_stopped() and not self._inner.is_error()
+
+    @property
+    def accepting(self) -> bool:
+        """The text matches as it is."""
+        return self._inner.is_accepting()
+
+    @property
+    def failure(self) -> str | None:
+        return _first_line(self._inner.get_error()) if self._inner.is_error() else None
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, so that no model needs to be asked for them."""
+        return self._inner.compute_ff_tokens()
+
+    def allowed_prefix(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens may follow in turn. The state stays as it is."""
+        return self._inner.validate_tokens(list(tokens))
+
+    def rollback(self, count: int) -> None:
+        """Takes the last `count` tokens back."""
+        self._inner.rollback(count)
+
+
+def mask_words(vocab_size: int) -> int:
+    """W: 32-bit words of one row's mask."""
+    return (vocab_size + 31) // 32
+
+
+def unpack(allowed_CW: NDArray[np.int32], vocab_size: int) -> NDArray[np.bool_]:
+    """Masks as booleans [C, V]."""
+    bits = np.unpackbits(allowed_CW.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
+    return bits.view(np.bool_)
+
+
+class _Vocabulary:
+    """The base's tokenizer in the shape that the library asks for."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
+        self._tokenizer = tokenizer
+        known = tokenizer.vocab_size
+        self.tokens = [tokenizer.token_bytes(index) if index < known else b"" for index in range(vocab_size)]
+        self.special_token_ids = sorted(index for index in tokenizer.special_ids if index < vocab_size)
+        self.eos_token_id, self.bos_token_id = eos_id, None
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """Ids of text whose tokens are forced. (Asked with bytes, it says that it takes strings.)"""
+        if isinstance(text, bytes):
+            raise TypeError("text, not bytes")
+        return self._tokenizer.encode(text, parse_special=False)
+
+
+def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) -> llguidance.LLMatcher:
+    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks."""
+    import llguidance
+
+    limits = llguidance.LLParserLimits(
+        initial_lexer_fuel=500_000, step_lexer_fuel=100_000, max_lexer_states=50_000, verbose_errors=False
+    )
+    begin = time.perf_counter()
+    matcher = llguidance.LLMatcher(vocabulary, source, log_level=0, limits=limits)
+    allowed_W = np.zeros(mask_words(vocab_size), dtype=np.int32)
+    for step in range(TRIAL_STEPS):
+        if not matcher.is_error():
+            matcher.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
+        if matcher.is_error():
+            raise _error(_explained(matcher.get_error(), first=step == 0))
+        if matcher.is_stopped():
+            break
+        words = np.flatnonzero(allowed_W)
+        word = int(allowed_W[words[-1]]) & 0xFFFFFFFF
+        matcher.consume_token(int(words[-1]) * 32 + word.bit_length() - 1)
+    if time.perf_counter() - begin > TRIAL_SECONDS:
+        raise _error("the grammar takes too long to compile; make it smaller, or its counts and alternatives fewer")
+    matcher.reset()
+    return matcher
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in the library's own form."""
+    import llguidance
+
+    size = len(grammar.source.encode("utf-8", "surrogatepass"))
+    if size > SOURCE_BYTES:
+        raise _error(f"the grammar has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
+    options: Any = {"whitespace_flexible": False}
+    match grammar.kind:
+        case "json_schema":
+            parse_schema(grammar.source)
+            return llguidance.LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+        case "json_object":
+            return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
+        case "regex":
+            return llguidance.LLMatcher.grammar_from_regex(grammar.source)
+        case "choice":
+            return llguidance.LLMatcher.grammar_from_lark(_choice_rules(grammar.source))
+        case "ebnf":
+            _check_rules(grammar.source)
+            return llguidance.LLMatcher.grammar_from_lark(grammar.source)
+        case "tool_calls":
+            return llguidance.LLMatcher.grammar_from_lark(call_grammar(grammar.source))
+
+
+def _choice_rules(source: str) -> str:
+    texts: Any = json.loads(source)
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise _error("the choices must be a list of at least one text, none of them empty")
+    if len(texts) > CHOICES:
+        raise _error(f"there are {len(texts):,} choices; at most {CHOICES:,} are accepted")
+    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+
+
+def _check_rules(source: str) -> None:
+    directive = next((found for found in _DIRECTIVE.findall(source) if found not in {"import", "ignore"}), None)
+    if directive is not None:
+        raise _error(f"the grammar uses %{directive}; only %import and %ignore are supported")
+    rules = len(_RULE.findall(source))
+    if rules > RULES:
+        raise _error(f"the grammar has {rules:,} rules; at most {RULES:,} are accepted")
+
+
+def _explained(error: str, first: bool) -> str:
+    if first and "NoExtension" in error:
+        return "no text matches the grammar"
+    if "oneOf constraints" in error:
+        return "oneOf is supported only where at most one branch can match, told apart by a const; use anyOf"
+    return f"the grammar cannot be used: {_first_line(error)}"
+
+
+def _first_line(error: str) -> str:
+    """What the library says, without its drawings."""
+    lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
+    return (lines[0] if lines else "the grammar failed")[:300]
+
+
+def _error(message: str) -> RequestError:
+    return RequestError(message, param="grammar", code=INVALID)
