@@ -140,7 +140,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 def running(house: House, grace: int | None = None) -> Generator[str]:
     """The URL of a real server in a thread. At the end it waits for requests as long as `grace` says, or not at all."""
     config = uvicorn.Config(
-        create_app(house), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=grace
+        create_app(house), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

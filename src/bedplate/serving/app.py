@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,13 +35,23 @@ ROUTERS: tuple[APIRouter, ...] = (
 def create_app(house: House) -> FastAPI:
     """The ASGI application over a loaded house."""
     # Its own schema and pages would describe routes that read their bodies themselves.
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
     app.state.house = house
     for router in ROUTERS:
         app.include_router(router)
     app.add_middleware(AccessLog)
     add_error_handlers(app)
     return app
+
+
+@contextlib.asynccontextmanager
+async def _services(app: FastAPI) -> AsyncGenerator[None]:
+    house: House = app.state.house
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(house.state.release)
+        for service in house.services:
+            await stack.enter_async_context(service.running(app))
+        yield
 
 
 def serve(
@@ -64,7 +74,7 @@ def serve(
             log_config=None,
             access_log=False,
             server_header=False,
-            lifespan="off",
+            lifespan="on",
             timeout_graceful_shutdown=max(1, round(config.grace_seconds)),
         )
         with _returning_on_sigterm():

@@ -34,11 +34,14 @@ if TYPE_CHECKING:
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 CALLER = "bedplate.caller"
 """Key of the scope under which a call that the server makes to itself says in whose name."""
+ORIGIN = "bedplate.origin"
+"""Key of the scope under which such a call says what it is made for."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured."""
+    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
+    origin: what a call that the server made to itself was made for, None for a client's."""
 
     id: str
     endpoint: str
@@ -49,6 +52,7 @@ class Finished:
     answers: Sequence[Answer]
     seconds: float
     cost_usd: float | None
+    origin: object = None
 
 
 class Observer(Protocol):
@@ -167,7 +171,18 @@ class Call:
         self.request.scope[ACCESS_FACTS].update(prompt=prompt, completion=completion)
         seconds = time.perf_counter() - self.start
         served = self.lease.served
-        finished = Finished(self.id, self.endpoint, self.caller, served, asked, found, answers, seconds, self.cost_usd)
+        finished = Finished(
+            id=self.id,
+            endpoint=self.endpoint,
+            caller=self.caller,
+            served=served,
+            asked=asked,
+            results=found,
+            answers=answers,
+            seconds=seconds,
+            cost_usd=self.cost_usd,
+            origin=self.request.scope.get(ORIGIN),
+        )
         for observer in self.house.observers:
             observer.finished(finished)
 

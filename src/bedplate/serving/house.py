@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from starlette.types import ASGIApp
 
 from bedplate.serving.calls import Observer
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.guard import Guard
 from bedplate.serving.registry import Registry
+from bedplate.serving.state import State
 from bedplate.text.tokenizer import Tokenizer
+
+
+class Service(Protocol):
+    """What works beside the routes while the server runs, in its event loop."""
+
+    def running(self, app: ASGIApp) -> AbstractAsyncContextManager[None]: ...
 
 
 @dataclass
 class House:
-    """The state behind the routes. `observers` hear of every call that was answered."""
+    """The state behind the routes. `observers` hear of every call that was answered; `services` run while the server
+    does."""
 
     config: ServerConfig
     registry: Registry
     guard: Guard = field(default_factory=Guard)
     observers: list[Observer] = field(default_factory=list[Observer])
+    services: list[Service] = field(default_factory=list[Service])
     stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.state = State(self.config)
 
     @property
     def tokenizer(self) -> Tokenizer:
