@@ -42,6 +42,8 @@ class LimitsConfig(Strict):
     max_rows: Annotated[int, Field(ge=1)] = 16
     max_waiting: Annotated[int, Field(ge=1)] = MAX_WAITING
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    url_bytes: Annotated[int, Field(ge=256)] = 8 * 1024
+    header_bytes: Annotated[int, Field(ge=1024, le=128 * 1024)] = 32 * 1024
 
 
 class PriceConfig(Strict):
@@ -49,6 +51,26 @@ class PriceConfig(Strict):
 
     usd_per_hour: Annotated[float, Field(gt=0)]
     as_of: str
+
+
+class LogsConfig(Strict):
+    """How the access log is written. prompts: also what was asked, which is somebody's data."""
+
+    format: Literal["text", "json"] = "text"
+    prompts: bool = False
+
+
+class TelemetryConfig(Strict):
+    """Where OpenTelemetry spans go, over HTTP: the collector's address, as in http://127.0.0.1:4318/v1/traces."""
+
+    endpoint: str
+    service_name: str = "bedplate"
+
+
+class MetricsConfig(Strict):
+    """public: /metrics needs no admin key on a server with keys."""
+
+    public: bool = False
 
 
 class ServerConfig(Strict):
@@ -62,3 +84,10 @@ class ServerConfig(Strict):
     allow_other_weights: bool = False
     limits: LimitsConfig = LimitsConfig()
     price: PriceConfig | None = None
+    keys: Path | None = None
+    open: bool = False
+    stall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    cors: tuple[str, ...] = ()
+    logs: LogsConfig = LogsConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    telemetry: TelemetryConfig | None = None

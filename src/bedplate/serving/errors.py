@@ -7,20 +7,29 @@ stack trace or file path leaves the server.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bedplate.core.errors import BedplateError, BusyError, DataError, RequestError, TemplateError
+from bedplate.core.errors import (
+    BedplateError,
+    BusyError,
+    DataError,
+    DeadlineError,
+    RequestError,
+    TemplateError,
+)
 from bedplate.serving.strict_json import dump_json
 
 log = logging.getLogger("bedplate.serving")
 
 RETRY_AFTER_SECONDS = 1
 # Errors that speak about the request. All others may hold paths or other internals.
-_ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError)
+_ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -36,11 +45,33 @@ class ClientGone(Exception):
 
 
 class StatusError(RequestError):
-    """A request that HTTP has its own status for (404, 405, 408, 413)."""
+    """A request that HTTP has its own status for (401, 403, 404, 405, 408, 413, 414, 429, 431), with `headers`."""
 
-    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status
+        self.headers = dict(headers or {})
+
+
+class LimitError(StatusError):
+    """An API key asked too fast; it may ask again after some seconds."""
+
+    def __init__(self, message: str, seconds: float, code: str = "rate_limit_exceeded") -> None:
+        super().__init__(429, message, code, headers={"retry-after": str(math.ceil(seconds))})
+
+
+class QuotaError(LimitError):
+    """An API key has spent what it may in a day or a month."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message, seconds, "insufficient_quota")
 
 
 def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
@@ -58,7 +89,9 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
 def error_response(error: BaseException) -> Response:
     """The reply to a request that failed."""
     status, content = error_object(error)
-    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else None
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else {}
+    if isinstance(error, StatusError):
+        headers |= error.headers
     return Response(dump_json(content), status, headers, media_type="application/json")
 
 

@@ -15,6 +15,7 @@ from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
 from bedplate.serving.config import BaseConfig, LimitsConfig, ServerConfig
+from bedplate.serving.guard import guard_for
 from bedplate.serving.house import House
 from bedplate.serving.models import ServedBase, ServedSkin
 from bedplate.serving.registry import Registry
@@ -61,6 +62,8 @@ def loaded_house(
     main = config.bases[0]
     loaded = _apart(_load, main, [skin for skin, _ in read])
     with contextlib.ExitStack() as stack:
+        guard = guard_for(config)
+        stack.callback(guard.close)
         adapters = max(1, sum(skin.lora is not None for skin, _ in read))
         limits = config.limits
         engine = Engine(loaded, max_rows=limits.max_rows, max_waiting=limits.max_waiting, adapters=adapters)
@@ -72,7 +75,7 @@ def loaded_house(
             for warning in predictor.warnings:
                 log.warning("%s", warning)
             registry.add(ServedSkin(predictor, name))
-        yield House(config, registry)
+        yield House(config, registry, guard)
 
 
 def _load(config: BaseConfig, skins: Sequence[Skin]) -> Base:

@@ -1,0 +1,197 @@
+"""API keys: the file that holds them, how one is made and recognised.
+
+A key is `bp_<id>_<secret>`: twelve hexadecimal digits that logs and operators may see, and 256 random bits that only
+its holder has. The file keeps sha256 of the whole key. A slow hash (scrypt, argon2) protects secrets that can be
+guessed; 256 random bits cannot, however fast the hash, and a slow one would let anybody spend the server's time by
+sending wrong keys. Hashes are compared in constant time, for an unknown id as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from bedplate.core.config import Strict, dump_config, load_config
+from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.core.files import atomic_write, file_lock
+
+log = logging.getLogger("bedplate.serving")
+
+_KEY = re.compile(r"bp_([0-9a-f]{12})_[0-9a-f]{64}")
+_NOBODY = "0" * 64
+
+Positive = Annotated[int, Field(ge=1)]
+Dollars = Annotated[float, Field(gt=0)]
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A time; without a zone it is UTC."""
+
+
+class KeyLimits(Strict):
+    """How fast one key may ask; None is as fast as the server goes. concurrent: calls that run at once."""
+
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    concurrent: Positive | None = None
+
+
+class KeyQuota(Strict):
+    """What one key may spend in a day and a month (UTC). Dollars need the server's `price`."""
+
+    usd_per_day: Dollars | None = None
+    usd_per_month: Dollars | None = None
+    tokens_per_day: Positive | None = None
+    tokens_per_month: Positive | None = None
+
+    @property
+    def in_dollars(self) -> bool:
+        return self.usd_per_day is not None or self.usd_per_month is not None
+
+    @property
+    def unlimited(self) -> bool:
+        return self == KeyQuota()
+
+
+class Key(Strict):
+    """One key. hash: sha256 of the key, in hexadecimal. tenant: whose cached prompts it shares; by default nobody's
+    else's. models: the names it may use."""
+
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tenant: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    models: Literal["all"] | tuple[str, ...] = "all"
+    admin: bool = False
+    limits: KeyLimits = KeyLimits()
+    quota: KeyQuota = KeyQuota()
+    created: Moment
+    expires: Moment | None = None
+    disabled: bool = False
+
+    def state(self, now: datetime) -> Literal["active", "disabled", "expired"]:
+        if self.disabled:
+            return "disabled"
+        return "expired" if self.expires is not None and self.expires <= now else "active"
+
+
+class KeysFile(Strict):
+    """The whole file."""
+
+    keys: tuple[Key, ...] = ()
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> KeysFile:
+        seen: set[str] = set()
+        for key in self.keys:
+            if key.id in seen:
+                raise ValueError(f"two keys have the id {key.id}; revoke or remove one")
+            seen.add(key.id)
+        return self
+
+
+def new_secret() -> tuple[str, str, str]:
+    """(id, key, hash) of a new random key."""
+    id_ = secrets.token_hex(6)
+    key = f"bp_{id_}_{secrets.token_hex(32)}"
+    return id_, key, digest(key)
+
+
+def digest(key: str) -> str:
+    """What the file keeps of a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_keys(path: Path) -> KeysFile:
+    """The file's keys. ConfigError where it does not validate, or others than its owner may read or write it."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(f"{path}: the keys file cannot be read: {error.strerror}; `bedplate keys create`") from error
+    if stat.S_IMODE(mode) & 0o077:
+        raise ConfigError(f"{path}: others than its owner may open the keys file; `chmod 600 {path}`")
+    return load_config(path, KeysFile)
+
+
+def change_keys(path: Path, change: Callable[[KeysFile], KeysFile]) -> None:
+    """Rewrites the file under a lock, whole or not at all; a missing one is begun."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path.with_name(f".{path.name}.lock")):  # beside it: the file itself is replaced
+        changed = change(read_keys(path) if path.exists() else KeysFile())
+        before = os.umask(0o077)
+        try:
+            atomic_write(path, dump_config(KeysFile.model_validate(changed.model_dump())))
+        finally:
+            os.umask(before)
+
+
+def replace_key(file: KeysFile, id_: str, **changes: object) -> KeysFile:
+    """The file with one key changed. UsageError for an id that is not there."""
+    if all(key.id != id_ for key in file.keys):
+        raise UsageError(f"there is no key with the id {id_!r}; `bedplate keys list` shows them")
+    kept = tuple(Key.model_validate({**key.model_dump(), **changes}) if key.id == id_ else key for key in file.keys)
+    return KeysFile(keys=kept)
+
+
+class KeyStore:
+    """The keys of a file, read again whenever it changes.
+
+    A file that went missing or wrong keeps the keys of before and is logged: a typing mistake must neither open the
+    server nor shut everybody out. check: raises BedplateError for keys that this server cannot serve.
+    """
+
+    def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
+        self._path, self._check = path, check
+        self._seen = self._stamp()
+        self._keys = self._read()
+
+    def _read(self) -> dict[str, Key]:
+        file = read_keys(self._path)
+        self._check(file)
+        return {key.id: key for key in file.keys}
+
+    def _stamp(self) -> tuple[int, int, int, int] | None:
+        try:
+            now = self._path.stat()
+        except OSError:
+            return None
+        return now.st_mtime_ns, now.st_size, now.st_ino, now.st_mode
+
+    def refresh(self) -> None:
+        """Reads the file again if it is another than before."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._keys = self._read()
+        except BedplateError as error:
+            log.error("the keys stay as they were: %s", error)
+        else:
+            log.info("read %d keys from %s", len(self._keys), self._path)
+
+    def get(self, id_: str) -> Key | None:
+        self.refresh()
+        return self._keys.get(id_)
+
+    def recognise(self, given: str) -> Key | None:
+        """The key that was given, whatever its state; None for a wrong one."""
+        match = _KEY.fullmatch(given)
+        key = self.get(match[1]) if match else None
+        right = hmac.compare_digest(digest(given), _NOBODY if key is None else key.hash)
+        return key if right else None
