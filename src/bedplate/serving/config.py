@@ -74,7 +74,12 @@ class MetricsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """The whole file. The first base is the main one: skins of no other base are looked for on it."""
+    """The whole file. The first base is the main one: skins of no other base are looked for on it.
+
+    keys: the file of API keys; without one only this machine may ask, unless `open`. state: where batches, feedback and
+    what keys spent are kept (default: serve/ in BEDPLATE_HOME). stall_seconds: how long one step of an engine may take
+    before /health says so. cors: the origins whose pages may ask, as in https://app.example.
+    """
 
     bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
     skins: tuple[SkinConfig, ...] = ()
@@ -86,6 +91,7 @@ class ServerConfig(Strict):
     price: PriceConfig | None = None
     keys: Path | None = None
     open: bool = False
+    state: Path | None = None
     stall_seconds: Annotated[float, Field(gt=0)] = 60.0
     cors: tuple[str, ...] = ()
     logs: LogsConfig = LogsConfig()
