@@ -21,8 +21,9 @@ from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, verify_skin, write_skin
+from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
 from bedplate.skins.skin import BaseReference, Skin
+from bedplate.skins.verify import verify_skin
 
 
 def edit(directory: Path, change: dict | None = None, rehash: str | None = None) -> None:

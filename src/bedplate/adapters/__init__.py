@@ -6,4 +6,5 @@
 ADAPTERS: dict[str, str] = {
     "lora": "bedplate.adapters.lora:LoraConfig",
     "head": "bedplate.adapters.head:Head",
+    "soft_prompt": "bedplate.adapters.soft_prompt:SoftPrompt",
 }

@@ -91,7 +91,8 @@ def _show(target: str, as_json: bool) -> None:
 
 
 def _verify(target: str, base: str | None, dtype: str, allow_other_weights: bool, as_json: bool) -> None:
-    from bedplate.skins.files import read_skin, skin_id, verify_skin
+    from bedplate.skins.files import read_skin, skin_id
+    from bedplate.skins.verify import verify_skin
 
     skin = read_skin(target)
     warnings: list[str] = []

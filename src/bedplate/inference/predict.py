@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine import Engine
 from bedplate.inference.requests import (
     Classification,
     Classify,
+    Embed,
+    Embedding,
     Generate,
     Generation,
     Request,
@@ -22,9 +24,10 @@ from bedplate.inference.requests import (
     Scores,
 )
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, verify_skin
-from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
+from bedplate.skins.output import EmbeddingOutput, LabelOutput, TextOutput
 from bedplate.skins.skin import Skin
+from bedplate.skins.verify import verify_skin
 
 if TYPE_CHECKING:
     from bedplate.inference.local import LocalModel
@@ -50,20 +53,46 @@ class Prediction:
 class Predictor:
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
+
+    key: what the engine calls its adapter (default: the skin's id). pin: compute the prompt's beginning now and keep
+    it; otherwise `prefix` tells whoever decides about that. Raises SkinError for a skin of another base, or judged with
+    other weights.
     """
 
-    def __init__(self, engine: Engine, skin: Skin, *, allow_other_weights: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        skin: Skin,
+        *,
+        allow_other_weights: bool = False,
+        key: str | None = None,
+        pin: bool = True,
+    ) -> None:
         self.warnings = verify_skin(skin, engine.base, allow_other_weights=allow_other_weights)
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
-        self._adapter: str | None = None
+        if isinstance(skin.output, TextOutput):
+            self.sampling()  # settings that cannot be are refused before anything is loaded
+        self.prefix = () if skin.kind == "embed" else self._constant_prefix()
+        self.adapter: str | None = None
         if skin.lora is not None:
-            self._adapter = skin_id(skin)
-            engine.load_adapter(self._adapter, skin.lora.config, skin.lora.tensors)
-        self._prefix: list[int] = []
-        if skin.probe is None or skin.probe.pooling == "last":
-            self._prefix = skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs))
-            engine.pin(self._prefix, self._adapter)
+            self.adapter = key or skin_id(skin)
+            engine.load_adapter(self.adapter, skin.lora.config, skin.lora.tensors)
+        elif skin.soft_prompt is not None:
+            self.adapter = key or skin_id(skin)
+            engine.load_soft_prompt(self.adapter, skin.soft_prompt.vectors)
+        if pin:
+            engine.pin(self.prefix, self.adapter)
+
+    def _constant_prefix(self) -> tuple[int, ...]:
+        skin = self.skin
+        if skin.probe is not None and skin.probe.pooling != "last":
+            return ()
+        return tuple(skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs)))
+
+    def forget_weights(self) -> None:
+        """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
+        self.skin = self.skin.without_weights()
 
     def __call__(self, inputs: str | Mapping[str, str]) -> str:
         """The parsed output for one input."""
@@ -87,7 +116,10 @@ class Predictor:
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
         skin, tokenizer = self.skin, self._tokenizer
         inputs = self._inputs(row)
-        limit = min(skin.limits.max_prompt_tokens or self.engine.base.spec.context_length, self._context)
+        virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
+        limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
+        if isinstance(skin.output, EmbeddingOutput):
+            return self._embedding_request(skin.output, inputs, limit)
         if skin.probe is not None:
             tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
             depth = int(skin.probe.layer.removeprefix("layers."))
@@ -100,9 +132,21 @@ class Predictor:
         tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), **self._common)
 
+    def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
+        text = cast(str, self.skin.prompt.text(inputs))
+        # the special tokens that the tokenizer sets take part, as in LocalModel.embed
+        tokens = self._tokenizer.encode(text, add_special_tokens=True, parse_special=False)
+        if not tokens:
+            raise RequestError("the text has no tokens, so it has no embedding", param="input")
+        if len(tokens) > limit:
+            raise ContextLengthExceeded(
+                f"the text has {len(tokens):,} tokens, more than the {limit:,} that fit; shorten it", param="input"
+            )
+        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
+
     @property
     def _common(self) -> dict[str, Any]:
-        return {"adapter": self._adapter, "skin": self.skin.name, "shared_tokens": len(self._prefix)}
+        return {"adapter": self.adapter, "skin": self.skin.name, "shared_tokens": len(self.prefix)}
 
     @property
     def _context(self) -> int:
@@ -122,11 +166,23 @@ class Predictor:
         if isinstance(output, TextOutput):
             text = cast(Generation, result).text
             return Prediction(output.parse(text), text, {}, *counts)
+        if isinstance(output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
         if isinstance(result, Scores):
             label, scores = output.parse(result.totals, result.token_counts)
         else:
             label, scores = output.parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
+
+    def embed(self, rows: Sequence[str | Mapping[str, str]]) -> list[tuple[float, ...]]:
+        """The vectors of an embedding skin, in order."""
+        return [self.vector(result) for result in self.engine.run([self.request(row) for row in rows])]
+
+    def vector(self, result: Result) -> tuple[float, ...]:
+        """A result of an embedding skin's request. RequestError for a skin that gives something else."""
+        if not isinstance(self.skin.output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
+        return self.skin.output.parse(cast(Embedding, result).vector)
 
     def _inputs(self, row: str | Mapping[str, str]) -> Mapping[str, str]:
         names = list(self.skin.inputs)
@@ -147,10 +203,10 @@ class Predictor:
 
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
-        self.engine.unpin(self._prefix, self._adapter)
-        if self._adapter is not None:
-            self.engine.unload_adapter(self._adapter)
-            self._adapter = None
+        self.engine.unpin(self.prefix, self.adapter)
+        if self.adapter is not None:
+            self.engine.unload_adapter(self.adapter)
+            self.adapter = None
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Skins as directories: written whole and always with the same bytes, read with every doubt raised, verified on a base.
+"""Skins as directories: written whole and always with the same bytes, read with every doubt raised.
 
 `skin.json` lists the sha256 of every other file. Nothing is unpickled, followed out of the directory, or ignored.
 """
@@ -9,23 +9,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-import torch
 from pydantic import BaseModel, Field, ValidationError
-from torch import nn
 
 from bedplate.adapters.head import HEAD_FILE, read_head
-from bedplate.adapters.lora import LoraConfig, block_linears, check_tensors, match_targets
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, hf_module_name, peft_files, read_peft
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft
+from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
-from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.families import FAMILIES, Family
-from bedplate.models.precision import dtype_name
-from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.skins.output import LabelOutput, Output
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import (
@@ -47,7 +43,7 @@ PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 EXTRAS = ("report.json", "report.html", "README.md")
 """Files that a skin may carry and that do not change what it does."""
-_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, *EXTRAS))
+_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE, *EXTRAS))
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -86,19 +82,6 @@ class Manifest(Strict):
     files: dict[str, Digest] = Field(default_factory=dict)
 
 
-class OnBase(Protocol):
-    """What verifying needs of a loaded base (`models.checkpoints.base.Base` has it)."""
-
-    @property
-    def identity(self) -> Identity: ...
-    @property
-    def spec(self) -> TransformerSpec: ...
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-
 def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
     """File name → content of a skin's directory, `skin.json` included."""
     files: dict[str, bytes] = {PROMPT_FILE: skin.prompt.template.encode()}
@@ -106,7 +89,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         rows = [{"inputs": dict(d.inputs), "answer": d.answer} for d in skin.demonstrations]
         files[DEMONSTRATIONS_FILE] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if skin.lora is not None:
-        family = _family(skin.base.family)
+        family = family_of(skin.base.family)
         encoder = not any(rule.ours.startswith("lm_head") for rule in family.weights.rules)
         files |= peft_files(
             skin.lora.config,
@@ -117,6 +100,8 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         )
     if skin.probe is not None:
         files[HEAD_FILE] = skin.probe.head.to_bytes()
+    if skin.soft_prompt is not None:
+        files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
     for name, content in (extras or {}).items():
         if name not in EXTRAS:
             raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
@@ -137,9 +122,19 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         evaluated_with=skin.evaluated_with,
         files={name: sha256_bytes(content) for name, content in files.items()},
     )
-    # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
-    files[SKIN_FILE] = (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+    files[SKIN_FILE] = _manifest_bytes(manifest)
     return files
+
+
+def _manifest_bytes(manifest: Manifest) -> bytes:
+    # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
+    return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def manifest_id(manifest: Manifest) -> str:
+    """The `skin_id` of the skin that this `skin.json` belongs to, from the hashes that it lists."""
+    files = {name: digest for name, digest in manifest.files.items() if name not in EXTRAS}
+    return sha256_bytes(_manifest_bytes(manifest.model_copy(update={"files": files})))
 
 
 def skin_id(skin: Skin) -> str:
@@ -167,86 +162,24 @@ def write_skin(
 def read_skin(directory: Path | str) -> Skin:
     """Read a skin. SkinError for anything that is not exactly what `write_skin` wrote: a changed, missing or unlisted
     file, a path or link that leads outside, a pickle, NaN, wrong shapes or ranks, a newer schema."""
+    return read_identified(directory)[1]
+
+
+def read_identified(directory: Path | str) -> tuple[str, Skin]:
+    """`read_skin`, with the skin's id, which costs nothing here: every file's hash has been compared."""
     directory = Path(directory)
-    if not directory.is_dir():
-        raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
-    manifest = _read_manifest(directory)
+    manifest = read_manifest(directory)
     contents = _read_listed(directory, manifest)
     try:
-        return dataclasses.replace(_assemble(directory, manifest, contents), directory=directory.absolute())
+        skin = dataclasses.replace(_assemble(directory, manifest, contents), directory=directory.absolute())
+        return manifest_id(manifest), skin
     except SkinError:
         raise
     except BedplateError as error:
         raise SkinError(f"{directory}: {error.message}") from error
 
 
-def verify_skin(
-    skin: Skin,
-    base: OnBase,
-    *,
-    weights: str | None = None,
-    kernel: str | None = None,
-    allow_other_weights: bool = False,
-) -> list[str]:
-    """Check that a skin belongs on this base, running with these weights. SkinError says what differs.
-
-    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them. Other
-    ones than the skin was judged with are an error, or with `allow_other_weights` a warning in the returned list.
-    """
-    mine, its = skin.base, base.identity
-    if not mine.has_weights_of(its):
-        raise SkinError(
-            f"skin {skin.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…), "
-            f"this base has the weights {its.weights_id[:12]}…; load the skin's own base"
-        )
-    if mine.tokenizer_id != its.tokenizer_id:
-        raise SkinError(
-            f"skin {skin.name!r} was made with the tokenizer {mine.tokenizer_id[:12]}…, "
-            f"this base has {its.tokenizer_id[:12]}…; the same text would become other tokens"
-        )
-    if skin.prompt.format == "chat" and mine.template_id != its.template_id:
-        raise SkinError(
-            f"skin {skin.name!r} was made with the chat template {mine.template_id[:12]}…, "
-            f"this base has {its.template_id[:12]}…; restore the base's own template"
-        )
-    _check_parts(skin, base)
-    return _other_weights(skin, weights or dtype_name(base.dtype), kernel, allow_other_weights)
-
-
-def _check_parts(skin: Skin, base: OnBase) -> None:
-    if skin.lora is not None:
-        weights = _family(skin.base.family).weights
-        modules = block_linears(base.model)
-        paths = match_targets(skin.lora.config.targets, modules, lambda path: hf_module_name(weights, path))
-        check_tensors(skin.lora.config, {path: modules[path] for path in paths}, skin.lora.tensors)
-    if skin.probe is not None:
-        if int(skin.probe.layer.rsplit(".", 1)[1]) > base.spec.layers:
-            raise SkinError(f"skin {skin.name!r} reads {skin.probe.layer}, the base has {base.spec.layers} layers")
-        if skin.probe.head.weight.shape[1] != base.spec.hidden_size:
-            raise SkinError(
-                f"skin {skin.name!r} has a head for features of size {skin.probe.head.weight.shape[1]}, "
-                f"the base's have {base.spec.hidden_size}"
-            )
-
-
-def _other_weights(skin: Skin, weights: str, kernel: str | None, allowed: bool) -> list[str]:
-    judged = skin.evaluated_with
-    if judged is None:
-        return []
-    differences: list[str] = []
-    if judged.weights != weights:
-        differences.append(f"skin {skin.name!r} was judged with {judged.weights} weights and would run with {weights}")
-    if kernel is not None and judged.kernel != kernel:
-        differences.append(f"skin {skin.name!r} was judged with the {judged.kernel} kernel and would run with {kernel}")
-    if differences and not allowed:
-        raise SkinError(
-            f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
-            f"(dtype={judged.weights}), or allow other weights explicitly"
-        )
-    return differences
-
-
-def _family(name: str) -> Family:
+def family_of(name: str) -> Family:
     family = FAMILIES.get(("hf", name))
     if family is None:
         known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == "hf"))
@@ -254,7 +187,10 @@ def _family(name: str) -> Family:
     return family
 
 
-def _read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> Manifest:
+    """`skin.json` alone: what the skin says of itself. SkinError where it is missing, a link, or not valid."""
+    if not directory.is_dir():
+        raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
     path = directory / SKIN_FILE
     if not path.exists() and not path.is_symlink():
         raise SkinError(f"{directory} has no {SKIN_FILE}: it is not a skin")
@@ -305,6 +241,8 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         wanted |= {CONFIG_FILE, TENSORS_FILE}
     if manifest.probe is not None:
         wanted.add(HEAD_FILE)
+    if manifest.kind == "soft_prompt":
+        wanted.add(SOFT_PROMPT_FILE)
     optional = {DEMONSTRATIONS_FILE, *EXTRAS}
     if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
         odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
@@ -319,6 +257,9 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         demonstrations=_demonstrations(directory / DEMONSTRATIONS_FILE, contents),
         lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
         probe=_probe(directory, manifest, contents),
+        soft_prompt=None
+        if manifest.kind != "soft_prompt"
+        else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
         provenance=manifest.provenance,
         generation=manifest.generation,
         limits=manifest.limits,
@@ -345,7 +286,7 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
     if "main" not in manifest.bases:
         raise SkinError(f"{directory / SKIN_FILE} names no main base")
-    peft_config, tensors = read_peft(directory, _family(manifest.bases["main"].family).weights, contents=contents)
+    peft_config, tensors = read_peft(directory, family_of(manifest.bases["main"].family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
         ours = (config.rank(path), config.scaling(path), config.dropout)
         if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout):

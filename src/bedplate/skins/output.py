@@ -78,4 +78,29 @@ class TextOutput(Strict):
         return text.strip()
 
 
-Output: TypeAlias = Annotated[LabelOutput | TextOutput, Field(discriminator="kind")]
+class EmbeddingOutput(Strict):
+    """One vector for each text.
+
+    `pooling`: over the tokens' states ("mean"), the first's or the last's; None is what the base's own configuration
+    says. `depth`: after that many blocks; None after the last, and its norm. `dimensions`: only the first so many
+    numbers. `normalise`: to unit length.
+    """
+
+    kind: Literal["embedding"] = "embedding"
+    pooling: Literal["mean", "first", "last"] | None = None
+    depth: Annotated[int, Field(ge=0)] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    normalise: bool = True
+
+    def parse(self, vector: Sequence[float]) -> tuple[float, ...]:
+        """The vector as this output wants it, from the whole pooled one. RequestError when it is not finite."""
+        if not all(map(math.isfinite, vector)):
+            raise RequestError("the model's vector for the text is not finite")
+        kept = tuple(vector[: self.dimensions])
+        if not self.normalise:
+            return kept
+        length = math.sqrt(sum(number * number for number in kept)) or 1.0
+        return tuple(number / length for number in kept)
+
+
+Output: TypeAlias = Annotated[LabelOutput | TextOutput | EmbeddingOutput, Field(discriminator="kind")]

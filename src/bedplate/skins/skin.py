@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +12,16 @@ from torch import Tensor
 
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
-from bedplate.skins.output import LabelOutput, Output
+from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output
 from bedplate.skins.prompt import Demonstration, Prompt
 
-Kind = Literal["prompt", "lora", "probe"]
+Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed"]
+ADAPTED: frozenset[Kind] = frozenset(("lora", "soft_prompt"))
+"""Kinds with weights that an engine holds under a key."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -103,8 +106,9 @@ class ProbePart:
 class Skin:
     """One product feature on one base.
 
-    kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "probe": a head on the prompt's
-    features. Raises SkinError when its parts do not fit its kind.
+    kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "soft_prompt": with vectors before the
+    prompt; "probe": a head on the prompt's features; "embed": the prompt's vector itself. Raises SkinError when its
+    parts do not fit its kind.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Skin:
     demonstrations: tuple[Demonstration, ...] = ()
     lora: LoraPart | None = None
     probe: ProbePart | None = None
+    soft_prompt: SoftPrompt | None = None
     provenance: Provenance = field(default_factory=Provenance)
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: Limits = field(default_factory=Limits)
@@ -132,7 +137,8 @@ class Skin:
             raise SkinError(f"skin {self.name!r} names no main base")
         if not self.inputs:
             raise SkinError(f"skin {self.name!r} has no inputs")
-        if (self.lora is not None) != (self.kind == "lora") or (self.probe is not None) != (self.kind == "probe"):
+        parts = {"lora": self.lora, "probe": self.probe, "soft_prompt": self.soft_prompt}
+        if any((part is not None) != (self.kind == kind) for kind, part in parts.items()):
             raise SkinError(f"skin {self.name!r} is of kind {self.kind!r}, which does not fit the parts it has")
         self._check_output()
         self.prompt.check(list(self.inputs), self.demonstrations)
@@ -144,6 +150,10 @@ class Skin:
                 )
 
     def _check_output(self) -> None:
+        if (self.kind == "embed") != isinstance(self.output, EmbeddingOutput):
+            raise SkinError(f"skin {self.name!r} of kind {self.kind!r} cannot have the output {self.output.kind}")
+        if self.kind == "embed" and (self.demonstrations or self.prompt.format == "chat"):
+            raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.probe is None:
             if isinstance(self.output, LabelOutput) and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
@@ -160,3 +170,7 @@ class Skin:
     def base(self) -> BaseReference:
         """The main base."""
         return self.bases["main"]
+
+    def without_weights(self) -> Skin:
+        """The same without the adapter's tensors: what is left to keep once an engine holds them."""
+        return self if self.lora is None else replace(self, lora=LoraPart(self.lora.config, {}))

@@ -1,0 +1,101 @@
+"""Soft prompts: vectors that stand before a prompt's embeddings, and their files, also in PEFT's layout.
+
+Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
+from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError
+from bedplate.models.specs.transformer import TransformerSpec
+
+SOFT_PROMPT_FILE = "soft_prompt.safetensors"
+_OWN, _PEFT = "soft_prompt", "prompt_embeddings"
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """vectors: float32 [P, D], in the place of P tokens' embeddings. SkinError for another shape, NaN or infinity."""
+
+    vectors: Tensor
+
+    def __post_init__(self) -> None:
+        if self.vectors.dim() != 2 or not self.vectors.numel() or not self.vectors.is_floating_point():
+            raise SkinError(
+                f"a soft prompt is a matrix [P, D] of at least one vector, got {list(self.vectors.shape)} of "
+                f"{self.vectors.dtype}"
+            )
+        if not bool(self.vectors.isfinite().all()):
+            raise SkinError("the soft prompt holds NaN or infinity")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def size(self) -> int:
+        """D, the features of one vector."""
+        return self.vectors.shape[1]
+
+    def to_bytes(self) -> bytes:
+        """The content of `soft_prompt.safetensors`."""
+        return tensor_bytes({_OWN: self.vectors.float()})
+
+
+def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:
+    """Read `soft_prompt.safetensors`. SkinError when it is corrupt, a link, or holds anything else."""
+    return SoftPrompt(_only(read_tensors(path, content), _OWN, path))
+
+
+def prompt_peft_files(prompt: SoftPrompt, spec: TransformerSpec, *, base_name: str) -> dict[str, bytes]:
+    """File name → content of PEFT's PromptTuning, the same bytes for the same prompt. `spec`: of the prompt's base."""
+    fields: dict[str, Any] = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM",
+        "auto_mapping": None,
+        "base_model_name_or_path": base_name,
+        "revision": None,
+        "inference_mode": True,
+        "num_virtual_tokens": len(prompt),
+        "token_dim": prompt.size,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": spec.heads,
+        "num_layers": spec.layers,
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "tokenizer_name_or_path": None,
+    }
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes({_PEFT: prompt.vectors.float()})}
+
+
+def read_peft_prompt(directory: Path) -> SoftPrompt:
+    """Read PEFT's PromptTuning. SkinError for other kinds of adapters, and where configuration and vectors differ."""
+    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
+    fields = read_json_object(config_path)
+    if fields.get("peft_type") != "PROMPT_TUNING":
+        raise SkinError(f"{config_path}: peft_type {fields.get('peft_type')!r} is no soft prompt ('PROMPT_TUNING')")
+    if fields.get("num_transformer_submodules") not in {None, 1}:
+        raise SkinError(
+            f"{config_path}: a soft prompt for {fields['num_transformer_submodules']} stacks; one is served"
+        )
+    prompt = SoftPrompt(_only(read_tensors(tensors_path), _PEFT, tensors_path))
+    said = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
+    if said[0] != len(prompt) or said[1] not in {None, prompt.size}:
+        raise SkinError(
+            f"{directory}: the configuration says [{said[0]}, {said[1]}], the vectors are {prompt.vectors.shape}"
+        )
+    return prompt
+
+
+def _only(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
+    if tensors.keys() != {name}:
+        raise SkinError(f"{path} must hold exactly {name!r}, not {sorted(tensors)}")
+    return tensors[name]

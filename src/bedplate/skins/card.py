@@ -1,0 +1,78 @@
+"""What `skin.json` alone says of a skin: enough to list thousands, and to know whose base they need, cheaply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import SkinError
+from bedplate.skins.files import SKIN_FILE, manifest_id, read_manifest, skin_id
+from bedplate.skins.output import LabelOutput, Output
+from bedplate.skins.prompt import Format
+from bedplate.skins.skin import BaseReference, EvaluatedWith, Kind, Skin
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """id: the content hash (`skin_id`). directory: where it lies, None for a skin that was never written."""
+
+    id: str
+    name: str
+    kind: Kind
+    base: BaseReference
+    inputs: tuple[str, ...]
+    output: Output
+    format: Format
+    evaluated_with: EvaluatedWith | None
+    directory: Path | None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from; () where it gives something else than a label."""
+        return self.output.labels if isinstance(self.output, LabelOutput) else ()
+
+
+def read_card(directory: Path | str) -> Card:
+    """A skin's card, with no other file read: nothing is verified but `skin.json` itself. SkinError."""
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if "main" not in manifest.bases:
+        raise SkinError(f"{directory / SKIN_FILE} names no main base")
+    return Card(
+        manifest_id(manifest),
+        manifest.name,
+        manifest.kind,
+        manifest.bases["main"],
+        tuple(manifest.inputs),
+        manifest.output,
+        manifest.prompt.format,
+        manifest.evaluated_with,
+        directory.absolute(),
+    )
+
+
+def card_of(skin: Skin) -> Card:
+    """The card of a skin in memory."""
+    inputs = tuple(skin.inputs)
+    return Card(
+        skin_id(skin),
+        skin.name,
+        skin.kind,
+        skin.base,
+        inputs,
+        skin.output,
+        skin.prompt.format,
+        skin.evaluated_with,
+        skin.directory,
+    )
+
+
+def skin_directories(root: Path) -> Iterator[Path]:
+    """Every directory below `root` that has a `skin.json`, in order. Links are not followed; a skin holds no skins."""
+    if (root / SKIN_FILE).is_file():
+        yield root
+        return
+    for entry in sorted(root.iterdir()):
+        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
+            yield from skin_directories(entry)

@@ -1,0 +1,126 @@
+"""Whether a skin belongs on a base, as that base is held: checked before it answers anything."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from bedplate.adapters.lora import block_linears, check_tensors, match_targets
+from bedplate.adapters.peft import hf_module_name
+from bedplate.core.errors import SkinError
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.precision import dtype_name
+from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.skins.files import family_of
+from bedplate.skins.output import EmbeddingOutput
+from bedplate.skins.prompt import Format
+from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
+
+
+class OnBase(Protocol):
+    """What verifying needs of a loaded base (`models.checkpoints.base.Base` has it)."""
+
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def spec(self) -> TransformerSpec: ...
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def verify_skin(
+    skin: Skin,
+    base: OnBase,
+    *,
+    weights: str | None = None,
+    kernel: str | None = None,
+    allow_other_weights: bool = False,
+) -> list[str]:
+    """Check that a skin belongs on this base, running with these weights. SkinError says what differs.
+
+    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them. Other
+    ones than the skin was judged with are an error, or with `allow_other_weights` a warning in the returned list.
+    """
+    check_base(skin.name, skin.base, skin.prompt.format, base)
+    _check_parts(skin, base)
+    held = weights or dtype_name(base.dtype)
+    return check_judged(skin.name, skin.evaluated_with, held, kernel, allow_other_weights)
+
+
+def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBase) -> None:
+    """SkinError unless the skin `name` was made for these weights, this tokenizer, and (for a chat) this template."""
+    its = base.identity
+    if not mine.has_weights_of(its):
+        raise SkinError(
+            f"skin {name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…), "
+            f"this base has the weights {its.weights_id[:12]}…; load the skin's own base"
+        )
+    if mine.tokenizer_id != its.tokenizer_id:
+        raise SkinError(
+            f"skin {name!r} was made with the tokenizer {mine.tokenizer_id[:12]}…, "
+            f"this base has {its.tokenizer_id[:12]}…; the same text would become other tokens"
+        )
+    if prompt_format == "chat" and mine.template_id != its.template_id:
+        raise SkinError(
+            f"skin {name!r} was made with the chat template {mine.template_id[:12]}…, "
+            f"this base has {its.template_id[:12]}…; restore the base's own template"
+        )
+
+
+def check_judged(
+    name: str, judged: EvaluatedWith | None, weights: str, kernel: str | None, allow_other_weights: bool
+) -> list[str]:
+    """What differs between how a skin was judged and how it would run: SkinError, or where allowed, warnings."""
+    if judged is None:
+        return []
+    differences: list[str] = []
+    if judged.weights != weights:
+        differences.append(f"skin {name!r} was judged with {judged.weights} weights and would run with {weights}")
+    if kernel is not None and judged.kernel != kernel:
+        differences.append(f"skin {name!r} was judged with the {judged.kernel} kernel and would run with {kernel}")
+    if differences and not allow_other_weights:
+        raise SkinError(
+            f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
+            f"(dtype={judged.weights}), or allow other weights explicitly"
+        )
+    return differences
+
+
+def _check_parts(skin: Skin, base: OnBase) -> None:
+    spec = base.spec
+    if spec.kind == "encoder" and skin.kind not in {"probe", "embed"}:
+        raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} needs a decoder; this base is an encoder")
+    if skin.lora is not None:
+        weights = family_of(skin.base.family).weights
+        modules = block_linears(base.model)
+        paths = match_targets(skin.lora.config.targets, modules, lambda path: hf_module_name(weights, path))
+        check_tensors(skin.lora.config, {path: modules[path] for path in paths}, skin.lora.tensors)
+    if skin.soft_prompt is not None:
+        if skin.soft_prompt.size != spec.hidden_size:
+            raise _sizes(skin.name, f"vectors of size {skin.soft_prompt.size}", spec.hidden_size)
+        if len(skin.soft_prompt) >= spec.context_length:
+            raise SkinError(
+                f"skin {skin.name!r} puts {len(skin.soft_prompt)} vectors before its prompt, which fill the base's "
+                f"context of {spec.context_length}"
+            )
+    if skin.probe is not None:
+        _check_depth(skin.name, int(skin.probe.layer.rsplit(".", 1)[1]), spec)
+        if skin.probe.head.weight.shape[1] != spec.hidden_size:
+            raise _sizes(skin.name, f"a head for features of size {skin.probe.head.weight.shape[1]}", spec.hidden_size)
+    if isinstance(skin.output, EmbeddingOutput):
+        _check_depth(skin.name, skin.output.depth or 0, spec)
+        if (skin.output.dimensions or 0) > spec.hidden_size:
+            raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", spec.hidden_size)
+
+
+def _check_depth(name: str, depth: int, spec: TransformerSpec) -> None:
+    if depth > spec.layers:
+        raise SkinError(f"skin {name!r} reads layers.{depth}, the base has {spec.layers} layers")
+
+
+def _sizes(name: str, what: str, size: int) -> SkinError:
+    return SkinError(f"skin {name!r} has {what}, the base's features have size {size}")
