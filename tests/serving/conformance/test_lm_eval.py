@@ -1,0 +1,147 @@
+"""lm-eval itself, unmodified, against the server; its numbers per sample against the engine's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from tests.serving.conftest import LABELS, Server
+
+from bedplate.inference.requests import Generate, Sampling, Score
+
+TEXTS = ("this product is great", "it broke after a day", "terrible quality", "ü 😀 works well", "the answer is")
+ABSOLUTE = 1e-4
+STOP = ("\n\n", "a!", "b!", "c!", "d!")
+
+
+def prompt_of(text):
+    return f"Review: {text}\nSentiment:"
+
+
+def write_tasks(root, server):
+    """Task files over local rows: choices, one continuation (the greedy one for some), whole texts, generation."""
+    rows = [
+        {"text": prompt_of(text), "whole": text, "label": LABELS[i % 2], "next": " yes"} for i, text in enumerate(TEXTS)
+    ]
+    for row in rows[:3]:
+        row["next"] = greedy(server, row["text"], 3)
+    (root / "rows.json").write_text("\n".join(map(json.dumps, rows)))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(root / "rows.json")}},
+        "test_split": "test",
+        "doc_to_text": "{{text}}",
+        "metadata": {"version": 1},
+    }
+    tasks = {
+        "choice": {"output_type": "multiple_choice", "doc_to_choice": list(LABELS), "doc_to_target": "{{label}}"},
+        "single": {"output_type": "loglikelihood", "doc_to_target": "{{next}}", "target_delimiter": ""},
+        "rolling": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{whole}}"},
+        "written": {
+            "output_type": "generate_until",
+            "doc_to_target": "{{label}}",
+            "generation_kwargs": {"max_gen_toks": 8, "until": list(STOP), "temperature": 0},
+        },
+    }
+    metrics = {"choice": "acc", "single": "acc", "rolling": "byte_perplexity", "written": "exact_match"}
+    for name, task in tasks.items():
+        whole = common | task | {"task": f"bp_{name}", "metric_list": [{"metric": metrics[name]}]}
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(whole))
+
+
+def engine_of(server):
+    return server.skins["writer"].engine
+
+
+def greedy(server, text, count):
+    """Text of the likeliest next tokens, of which the tokenizer makes the same tokens again."""
+    tokenizer = server.house.tokenizer
+    ids = tokenizer.encode(text)
+    for length in range(count, 0, -1):
+        sampling = Sampling(max_tokens=length, ignore_eos=True)
+        made = engine_of(server).run([Generate(tuple(ids), sampling)])[0].token_ids
+        written = tokenizer.decode(made, skip_special_tokens=False)
+        if tokenizer.encode(text + written) == [*ids, *made]:
+            return written
+    return " no"
+
+
+def run_lm_eval(root, server: Server, model: str, tasks: str, *more: str, path: str = "/v1/completions", **arguments):
+    """The samples of each task, as lm-eval logs them."""
+    given = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
+    said = ",".join(f"{key}={value}" for key, value in given.items())
+    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME", "TMPDIR") if key in os.environ}
+    environment = kept | {
+        "HF_HOME": str(root / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "NO_PROXY": "*",
+    }
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--model_args", said, "--tasks", tasks]
+    command += ["--include_path", str(root), "--log_samples", "--output_path", str(root / "out"), *more]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for name in tasks.split(","):
+        (file,) = (root / "out").rglob(f"samples_{name}_*.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        found[name] = sorted(lines, key=lambda line: line["doc_id"])
+        file.unlink()
+    return found
+
+
+def log_likelihood(server, context, continuation):
+    """Its total, and whether it is what greedy decoding gives, in float32 by the engine."""
+    encode = server.house.tokenizer.encode
+    spaces = len(context) - len(context.rstrip())
+    if spaces:  # lm-eval moves them to the continuation
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    start = tuple(encode(context))
+    rest = tuple(encode(context + continuation))[len(start) :]
+    sampling = Sampling(max_tokens=len(rest), ignore_eos=True)
+    scores, made = engine_of(server).run([Score(start, (rest,)), Generate(start, sampling)])
+    return scores.totals[0], made.token_ids == rest
+
+
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_completions_score_and_write_as_the_engine_does(tmp_path, server, batch):
+    write_tasks(tmp_path, server)
+    tasks = "bp_choice,bp_single,bp_rolling,bp_written"
+    sizes = ("--batch_size", str(batch))
+    found = run_lm_eval(tmp_path, server, "local-completions", tasks, *sizes, tokenizer_backend="remote")
+    flags = []
+    for name in ("bp_choice", "bp_single"):
+        assert len(found[name]) == len(TEXTS)
+        for sample in found[name]:
+            for said, resp in zip(sample["arguments"].values(), sample["resps"], strict=True):
+                total, is_greedy = log_likelihood(server, said["arg_0"], said["arg_1"])
+                assert float(resp[0][0]) == pytest.approx(total, abs=ABSOLUTE)
+                assert str(resp[0][1]) == str(is_greedy)
+                flags.append(is_greedy)
+    assert len(set(flags)) == 2  # both kinds were there
+    tokenizer = server.house.tokenizer
+    prefix = tokenizer.bos_id or tokenizer.eos_id  # lm-eval takes a BOS of 0 for none
+    for sample, text in zip(found["bp_rolling"], TEXTS, strict=True):
+        score = Score((prefix,), (tuple(tokenizer.encode(text)),))
+        total = engine_of(server).run([score])[0].totals[0]
+        resp = sample["resps"][0]
+        assert float(resp[0] if isinstance(resp, list) else resp) == pytest.approx(total, abs=ABSOLUTE)
+    for sample, text in zip(found["bp_written"], TEXTS, strict=True):
+        request = Generate(tuple(tokenizer.encode(prompt_of(text))), Sampling(max_tokens=8, stop=STOP))
+        assert sample["resps"][0][0] == engine_of(server).run([request])[0].text
+
+
+def test_chats_write_as_the_engine_does(tmp_path, server):
+    write_tasks(tmp_path, server)
+    path = "/v1/chat/completions"
+    found = run_lm_eval(tmp_path, server, "local-chat-completions", "bp_written", "--apply_chat_template", path=path)
+    for sample, text in zip(found["bp_written"], TEXTS, strict=True):
+        tokens = server.house.tokenizer.encode_chat([{"role": "user", "content": prompt_of(text)}])
+        # this client sends the first four stop strings only
+        request = Generate(tuple(tokens), Sampling(max_tokens=8, stop=STOP[:4]))
+        assert sample["resps"][0][0] == engine_of(server).run([request])[0].text
