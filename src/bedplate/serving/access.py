@@ -1,44 +1,98 @@
-"""The outermost layer: one log line per request, without what was asked, and an answer to whatever nobody caught."""
+"""The outermost layer: every request gets an id, limits on its head, headers on its reply, an answer to whatever nobody
+caught, and is told to the log and to whoever counts."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from starlette.datastructures import MutableHeaders
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bedplate.serving.errors import ClientGone, StoppingError, error_response, log_failure
+from bedplate.serving.errors import ClientGone, StatusError, StoppingError, error_response, log_failure
+
+if TYPE_CHECKING:
+    from bedplate.serving.house import House
 
 log = logging.getLogger("bedplate.access")
 
 # What proxies log for a request whose client went away.
 CLIENT_GONE = 499
 ACCESS_FACTS = "bedplate.access"
-"""Key of the scope under which a route may put `name=value` facts for the log line."""
+"""Key of the scope under which a route may put facts for the log line."""
+REPLY_HEADERS = "bedplate.headers"
+"""Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
+REQUEST_ID = "x-request-id"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# A page of this server runs its own scripts only, is framed by nobody, and tells nobody where its reader came from.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request that is over. path: as it was sent, percent-encoded. route: the template that took it, "" none.
+    status: 499 for a client that left. began: seconds since 1970. facts: what the route said of it."""
+
+    id: str
+    client: str
+    method: str
+    path: str
+    route: str
+    status: int
+    began: float
+    seconds: float
+    traceparent: str | None
+    facts: Mapping[str, Any]
+
+
+Watcher = Callable[[Exchange], None]
+"""Hears of every request. It is called in the event loop, so it must be quick, and not raise."""
 
 
 class AccessLog:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self._app, self._house = app, house
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, status = time.perf_counter(), 0
-        facts: dict[str, object] = {}
-        scope[ACCESS_FACTS] = facts
+        began, start, status = time.time(), time.perf_counter(), 0
+        given = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        asked_id = given.get(REQUEST_ID.encode(), "")
+        request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        facts: dict[str, Any] = {}
+        headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
+        scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
 
         async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                reply = MutableHeaders(scope=message)
+                reply.update(headers)
+                if reply.get("content-type", "").startswith("text/html"):
+                    for name, value in _PAGE_HEADERS.items():
+                        reply.setdefault(name, value)
             await send(message)
 
         try:
+            self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:
             status = CLIENT_GONE
@@ -52,9 +106,77 @@ class AccessLog:
                 raise
             await error_response(error)(scope, receive, counted)
         finally:
-            seconds = time.perf_counter() - start
-            client = (scope.get("client") or ("-",))[0]
-            # As it was sent, percent-encoded: a decoded path could forge lines.
-            path = (scope.get("raw_path") or b"").decode("ascii", "replace")
-            said = "".join(f" {name}={value}" for name, value in facts.items())
-            log.info("%s %s %s %s %.1fms%s", client, scope["method"], path, status, 1000 * seconds, said)
+            exchange = Exchange(
+                id=request_id,
+                client=(scope.get("client") or ("-",))[0],
+                method=scope["method"],
+                # As it was sent, percent-encoded: a decoded path could forge lines.
+                path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
+                route=_route_of(scope),
+                status=status,
+                began=began,
+                seconds=time.perf_counter() - start,
+                traceparent=given.get(b"traceparent"),
+                facts=facts,
+            )
+            for watch in (write_line, *self._house.watchers):
+                watch(exchange)
+
+    def _check_head(self, scope: Scope) -> None:
+        limits = self._house.config.limits
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > limits.url_bytes:
+            raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise StatusError(431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large")
+
+
+def _route_of(scope: Scope) -> str:
+    """The path template of the route that took the request."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else ""
+
+
+def write_line(exchange: Exchange) -> None:
+    """The access log: one line, as text; its fields go along for formats that have them."""
+    facts = {name: value for name, value in exchange.facts.items() if value not in ("", None)}
+    said = "".join(
+        f" {name}={json.dumps(value) if isinstance(value, dict | list) else value}" for name, value in facts.items()
+    )
+    fields = {
+        "request_id": exchange.id,
+        "client": exchange.client,
+        "method": exchange.method,
+        "path": exchange.path,
+        "route": exchange.route,
+        "status": exchange.status,
+        "ms": round(1000 * exchange.seconds, 1),
+        **facts,
+    }
+    log.info(
+        "%s %s %s %s %.1fms%s id=%s",
+        exchange.client,
+        exchange.method,
+        exchange.path,
+        exchange.status,
+        1000 * exchange.seconds,
+        said,
+        exchange.id,
+        extra={FIELDS: fields},
+    )
+
+
+FIELDS = "bedplate_fields"
+"""Where a log record carries its fields."""
+
+
+class JsonLines(logging.Formatter):
+    """Every log record as one JSON object on a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = getattr(record, FIELDS, None) or {"message": record.getMessage()}
+        head = {"time": self.formatTime(record), "level": record.levelname.lower(), "logger": record.name}
+        tail = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        return json.dumps({**head, **fields, **tail}, ensure_ascii=True, default=str)
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"

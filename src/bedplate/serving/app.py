@@ -39,7 +39,7 @@ def create_app(house: House) -> FastAPI:
     app.state.house = house
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(AccessLog)
+    app.add_middleware(AccessLog, house=house)
     add_error_handlers(app)
     return app
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import Request
@@ -18,12 +21,13 @@ from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
 from bedplate.inference.requests import Step
 from bedplate.inference.scheduler import Stream
-from bedplate.serving.access import ACCESS_FACTS
+from bedplate.serving.access import ACCESS_FACTS, REPLY_HEADERS
 from bedplate.serving.bodies import read_json
 from bedplate.serving.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.errors import StoppingError
 from bedplate.serving.events import EventStream
-from bedplate.serving.guard import Caller
+from bedplate.serving.fields import ChatRequest, CompletionRequest
+from bedplate.serving.guard import Admission, Caller
 from bedplate.serving.models import Answer, Served
 from bedplate.serving.registry import Lease
 from bedplate.serving.strict_json import dump_json
@@ -80,6 +84,8 @@ class Call:
         self.id = uuid.uuid4().hex
         self.start = time.perf_counter()
         self.cost_usd: float | None = None
+        self.admission: Admission | None = None
+        self._accounted = False
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
         self._deadline = time.monotonic() + self._seconds()
@@ -100,7 +106,10 @@ class Call:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        return await read_json(self.request, self.house.config.limits.body_bytes)
+        content = await read_json(self.request, self.house.config.limits.body_bytes)
+        if self.house.config.logs.prompts:
+            self.request.scope[ACCESS_FACTS]["asked"] = content
+        return content
 
     async def choose(self, name: str) -> Served:
         """The model of this name, which stays what it is until the call ends."""
@@ -137,12 +146,18 @@ class Call:
                 f"the request asks for {len(prepared)} answers at once; the queue holds {most}: send fewer",
                 param=source,
             )
+        # The choices of one prompt are the same request again, and count it once.
+        tokens = sum(len(one) for one, _ in groupby(request.tokens for request in prepared))
+        if self.admission is not None:
+            self.admission.ask_tokens(tokens)
         try:
             streams = submit_all(self.lease.engine, prepared)
         except RequestError as error:
             name_source(error, source, limit_field)
             raise
         self._streams += streams
+        if self.admission is not None:
+            self.admission.take_tokens(tokens)
         return streams
 
     async def results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
@@ -166,9 +181,20 @@ class Call:
         price = self.house.config.price
         if price is not None:
             self.cost_usd = sum(one.timing.compute for one in found) * price.usd_per_hour / 3600
-        prompt = sum(one.usage.prompt_tokens for one in found)
-        completion = sum(one.usage.completion_tokens for one in found)
-        self.request.scope[ACCESS_FACTS].update(prompt=prompt, completion=completion)
+        prompt, completion = tokens_of(asked, found)
+        self._accounted = True
+        if self.admission is not None:
+            self.admission.settle(prompt + completion, self.cost_usd or 0.0)
+        self.request.scope[ACCESS_FACTS].update(
+            prompt=prompt,
+            completion=completion,
+            cached=sum(one.usage.cached_tokens for one in found),
+            queued_ms=round(1000 * max((one.timing.queued for one in found), default=0.0), 1),
+            ttft_ms=round(1000 * max((one.timing.first for one in found), default=0.0), 1),
+            finish=",".join(sorted({answer.finish_reason for answer in answers})),
+        )
+        if self.cost_usd is not None:
+            self.request.scope[ACCESS_FACTS]["cost_usd"] = self.cost_usd
         seconds = time.perf_counter() - self.start
         served = self.lease.served
         finished = Finished(
@@ -189,8 +215,34 @@ class Call:
     def close(self) -> None:
         """Ends what still runs for the call, and gives its model back."""
         cancel_all(self._streams)
+        if self.admission is not None:
+            if not self._accounted:
+                self._charge_the_rest(self.admission)
+            self.admission.end()
         if self._lease is not None:
             self._lease.release()
+
+    def _charge_the_rest(self, admission: Admission) -> None:
+        """What was computed for a client that left is charged once the engine has let go of it."""
+        loop, open_streams = asyncio.get_running_loop(), set(self._streams)
+
+        def charge(stream: Stream) -> None:
+            if stream not in open_streams:
+                return
+            open_streams.discard(stream)
+            with contextlib.suppress(Exception):  # a request that failed has nothing to charge
+                result = stream.result(0)
+                price = self.house.config.price
+                usd = 0.0 if price is None else result.timing.compute * price.usd_per_hour / 3600
+                admission.settle(result.usage.prompt_tokens + result.usage.completion_tokens, usd)
+
+        def ended(stream: Stream) -> None:
+            if stream.done:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                    loop.call_soon_threadsafe(charge, stream)
+
+        for stream in self._streams:
+            stream.listen(partial(ended, stream))
 
 
 async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
@@ -199,12 +251,18 @@ async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaita
     if house.stopping:
         raise StoppingError("the server is shutting down")
     caller = request.scope.get(CALLER) or house.guard.identify(request.headers)
+    facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
+    facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
     call = Call(request, endpoint, caller)
     try:
+        call.admission = house.guard.admit(caller, counted=CALLER not in request.scope)
         response = await work(call)
     except BaseException:
+        if call.admission is not None:
+            headers.update(call.admission.headers())
         call.close()
         raise
+    headers.update(call.admission.headers())
     if isinstance(response, EventStream):
         response.at_end(call.close)
     else:
@@ -218,6 +276,13 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
         error.param = source
     elif error.param == "max_tokens":
         error.param = limit
+
+
+def tokens_of(asked: BaseModel, found: Sequence[engine_requests.Result]) -> tuple[int, int]:
+    """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
+    choices = asked.choices if isinstance(asked, ChatRequest | CompletionRequest) else 1
+    prompt = sum(one.usage.prompt_tokens for one in found[::choices])
+    return prompt, sum(one.usage.completion_tokens for one in found)
 
 
 def json_response(content: Any, status: int = 200) -> Response:

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from starlette.types import ASGIApp
 
+from bedplate.serving.access import Watcher
+from bedplate.serving.batches import Batches
 from bedplate.serving.calls import Observer
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.guard import Guard
@@ -24,18 +26,21 @@ class Service(Protocol):
 
 @dataclass
 class House:
-    """The state behind the routes. `observers` hear of every call that was answered; `services` run while the server
-    does."""
+    """The state behind the routes. `observers` hear of every call that was answered, `watchers` of every request;
+    `services` run while the server does."""
 
     config: ServerConfig
     registry: Registry
     guard: Guard = field(default_factory=Guard)
     observers: list[Observer] = field(default_factory=list[Observer])
+    watchers: list[Watcher] = field(default_factory=list[Watcher])
     services: list[Service] = field(default_factory=list[Service])
     stopping: bool = False
 
     def __post_init__(self) -> None:
         self.state = State(self.config)
+        self.batches = Batches(self)
+        self.services.append(self.batches)
 
     @property
     def tokenizer(self) -> Tokenizer:
