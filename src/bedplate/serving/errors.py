@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -86,9 +86,13 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: BaseException) -> Response:
+ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
+"""Status and body of a failure, in some API's shape."""
+
+
+def error_response(error: BaseException, shape: ErrorShape = error_object) -> Response:
     """The reply to a request that failed."""
-    status, content = error_object(error)
+    status, content = shape(error)
     headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else {}
     if isinstance(error, StatusError):
         headers |= error.headers

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bedplate.serving.bridge import until_disconnect
-from bedplate.serving.errors import ClientGone, StoppingError, error_object, log_failure
+from bedplate.serving.errors import ClientGone, ErrorShape, StoppingError, error_object, log_failure
 from bedplate.serving.strict_json import dump_json
 
 # A client that takes nothing for so long is given up.
@@ -38,10 +38,18 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Event], *, done: bool = True, error_name: str | None = None) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[Event],
+        *,
+        done: bool = True,
+        error_name: str | None = None,
+        error_shape: ErrorShape = error_object,
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._events, self._done, self._error_name = events, done, error_name
+        self._events, self._done = events, done
+        self._error_name, self._error_shape = error_name, error_shape
         self._close: Callable[[], None] = lambda: None
         self._started = False
 
@@ -67,7 +75,7 @@ class EventStream(Response):
         except asyncio.CancelledError:
             if self._started:
                 with contextlib.suppress(Exception):
-                    stopped = dump_json(error_object(StoppingError("the server stopped"))[1])
+                    stopped = dump_json(self._error_shape(StoppingError("the server stopped"))[1])
                     await self._event(send, stopped, self._error_name)
                     await send(_END)
             raise
@@ -75,7 +83,7 @@ class EventStream(Response):
             if not self._started:
                 raise
             log_failure(error)
-            await self._send(send, dump_json(error_object(error)[1]), self._error_name)
+            await self._send(send, dump_json(self._error_shape(error)[1]), self._error_name)
         await send(_END)
 
     async def _send(self, send: Send, content: bytes, name: str | None = None) -> None:
