@@ -1,0 +1,110 @@
+"""A real server with a tiny base and skins, and Debian's Chromium in front of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from tests.serving.conftest import Files, Server, files, running
+
+from bedplate.inference.predict import Predictor
+from bedplate.serving.loading import loaded_house
+from bedplate.skins.files import read_skin, write_skin
+
+__all__ = ["files"]
+
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+REPORT = """<!doctype html><title>r</title><style>h1 {{ color: rgb(1, 2, 3) }}</style>
+<h1>Report of {name}</h1><script>document.querySelector("h1").textContent = "script ran"</script>"""
+USD_PER_HOUR = 0.5
+
+
+def chromium() -> str:
+    """Where Chromium is. Where it is not, its tests are skipped, and the run's summary says so."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("BEDPLATE_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("NO CHROMIUM: the page was not tested in a browser (install the package chromium)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = chromium()
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def server(files: Files) -> Iterator[Server]:
+    for path in files.skins[:2]:
+        write_skin(read_skin(path), path, {"report.html": REPORT.format(name=path.name).encode()}, replace=True)
+    settings = {"price": {"usd_per_hour": USD_PER_HOUR, "as_of": "2026-11-24"}}
+    with (
+        loaded_house(files.base, files.skins, **settings) as house,
+        running(house) as url,
+        loaded_house(files.base) as other,
+    ):
+        predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
+        yield Server(url, house, predictors)
+
+
+@dataclass
+class Seen:
+    """What a page did that it should not have done: errors, and requests to elsewhere."""
+
+    host: str
+    errors: list[str] = field(default_factory=list[str])
+    elsewhere: list[str] = field(default_factory=list[str])
+    paths: list[str] = field(default_factory=list[str])
+
+    def console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.errors.append(message.text)
+
+    def request(self, request: Request) -> None:
+        parts = urlsplit(request.url)
+        self.paths.append(parts.path)
+        if parts.netloc != self.host:
+            self.elsewhere.append(request.url)
+
+    def watch(self, page: Page) -> None:
+        page.on("console", self.console)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self.request)
+
+
+@pytest.fixture
+def seen(server: Server) -> Seen:
+    return Seen(urlsplit(server.url).netloc)
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server, seen: Seen) -> Iterator[Page]:
+    """The loaded page of a fresh profile, 1200 by 800. Any console error fails its test."""
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(10_000)
+    opened = context.new_page()
+    seen.watch(opened)
+    opened.goto(server.url)
+    opened.get_by_role("radio", name="tiny", exact=True).wait_for()
+    yield opened
+    context.close()
+    assert seen.errors == []
+    assert seen.elsewhere == []
