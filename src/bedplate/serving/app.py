@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import classify, embeddings, health, openai, rerank, tokens
+from bedplate.serving import classify, embeddings, health, openai, pages, rerank, tokens
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
@@ -29,6 +29,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     rerank.router,
     tokens.router,
     health.router,
+    pages.router,
 )
 
 
