@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -12,42 +15,95 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
-from bedplate.core.errors import BusyError, ContextLengthExceeded, RequestError, UsageError
-from bedplate.inference.requests import Classify, Generate, Request, Result, Score
-from bedplate.inference.runner import Runner
-from bedplate.inference.scheduler import Job, Scheduler, Stream, depth_of, fail_all
+from bedplate.core.errors import BusyError, DeadlineError, UsageError
+from bedplate.inference.adapters import Adapters, Loaded
+from bedplate.inference.checks import check_request, check_vectors
+from bedplate.inference.compute import ComputeLock
+from bedplate.inference.forward import TorchForward
+from bedplate.inference.job import Job, fail_all
+from bedplate.inference.kv_cache import SlotCache
+from bedplate.inference.radix import RadixTree
+from bedplate.inference.requests import Request, Result
+from bedplate.inference.runner import Runner, Work
+from bedplate.inference.scheduler import Scheduler
+from bedplate.inference.stats import Counters, Stats
+from bedplate.inference.stream import Stream
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
+
+Compute = contextlib.AbstractContextManager[object]
 
 
 class Engine:
     """Runs requests on one base.
 
-    max_batch_tokens: new tokens of one prefill step. max_rows: generations that run at once. max_waiting: queue bound
-    (BusyError beyond it, for `submit` only). adapters: LoRA slots. Close it, or use it as a context manager.
+    max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
+    generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
+    slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
+    bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
+    compute: a lock to share with other engines of this machine. Close it, or use it as a context manager.
     """
 
     def __init__(
         self,
         base: Base,
         *,
-        max_batch_tokens: int = 2048,
+        max_step_tokens: int = 512,
         max_rows: int = 16,
         max_waiting: int = 4096,
         adapters: int = 16,
+        step_adapters: int = 8,
+        cache_bytes: int = 1 << 30,
+        slot_bytes: int = 4 << 30,
+        speculate: bool | None = None,
+        compute: Compute | None = None,
     ) -> None:
         self.base = base
-        self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if isinstance(base.model, Decoder) else None
-        self._runner = Runner(base, self.bank)
-        self._scheduler = Scheduler(max_batch_tokens, self._runner.build_prefix, shares=self._runner.causal)
-        self._max_rows, self._max_waiting = max_rows, max_waiting
-        self._waiting: list[Job] = []
+        causal = isinstance(base.model, Decoder)
+        self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
+        self._adapters = Adapters(self._free)
+        self._counters = Counters()
+        cache = SlotCache(base.spec, base.dtype, base.device, slot_bytes) if causal else None
+        self._torch = TorchForward(base, self.bank, cache)
+        self._forward = self._torch
+        # An encoder's documents are not cut, so the longest must fit a step.
+        budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
+        self._scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
+        self._tree = RadixTree(cache_bytes)
+        self._runner = Runner(
+            base,
+            cache,
+            self._forward,
+            self._torch,
+            self._tree,
+            max_rows=max_rows,
+            max_adapters=step_adapters,
+            put_back=self._put_back,
+            speculates=bool(speculate),
+            counters=self._counters,
+        )
+        self._max_waiting = max_waiting
+        self._arrivals: deque[Job] = deque()
+        self._cancelled: deque[Job] = deque()
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._number = 0
         self._lock = threading.Condition()
-        self._compute = threading.RLock()
+        self._compute: Compute = ComputeLock() if compute is None else compute
+        self._step_began: float | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def kernel(self) -> str:
+        """What computes forward passes: "torch" or "native"."""
+        return self._forward.name
+
+    @property
+    def weights(self) -> str:
+        """What the products read: the base's dtype, or the integers its weights were quantised to."""
+        return self._forward.weights
 
     # Asking
 
@@ -78,69 +134,80 @@ class Engine:
         """After an interrupt in the middle of a step nothing of what was running can go on."""
         for stream in streams:
             stream.cancel()
-        fail_all(self._runner.active, UsageError(f"the engine was interrupted ({type(error).__name__})"))
-        self._runner.active.clear()
+        self._step_began = None
+        running = list(self._runner.active)
+        self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
+        self._left(running)
 
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
         """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
-        jobs = [Job(request, Stream(request), self._check(request)) for request in requests]
-        with self._lock:
-            if self._closed:
-                raise UsageError("this engine is closed; load the base again")
-            if wake and len(self._waiting) + len(jobs) > self._max_waiting:
-                raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
-            self._waiting += jobs
-            if wake:
-                self._lock.notify_all()
+        held: list[Loaded] = []
+        jobs: list[Job] = []
+        try:
+            for request in requests:
+                held.append(self._adapters.hold(request.adapter))
+                limit = check_request(self.base, request, held[-1].virtual)
+                jobs.append(Job(request, Stream(request), held[-1], limit))
+            with self._lock:
+                if self._closed:
+                    raise UsageError("this engine is closed; load the base again")
+                if wake and self.waiting + len(jobs) > self._max_waiting:
+                    raise BusyError(f"{self.waiting} requests are waiting already; try again later")
+                for job in jobs:
+                    self._number += 1
+                    job.number = self._number
+                    job.stream.on_cancel = partial(self._cancelled.append, job)
+                self._arrivals += jobs
+                if wake:
+                    self._lock.notify_all()
+        except BaseException:
+            for adapter in held:
+                self._adapters.release(adapter)
+            raise
         return [job.stream for job in jobs]
-
-    def _check(self, request: Request) -> int:
-        """Raises RequestError for what cannot run; returns the number of tokens to generate at most."""
-        vocabulary, context = self.base.spec.vocab_size, self.base.spec.context_length
-        sequences: list[tuple[int, ...]] = [request.tokens]
-        if not request.tokens:
-            raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
-        if isinstance(request, Generate | Score | Classify) and not self._runner.causal:
-            raise RequestError(f"{self.base.name} is an encoder: it embeds texts, and cannot {_verb(request)}")
-        if isinstance(request, Score):
-            if not request.continuations or not all(request.continuations):
-                raise RequestError("scoring needs continuations of at least one token each", param="continuations")
-            sequences += request.continuations
-        bad = next((t for tokens in sequences for t in tokens if not 0 <= t < vocabulary), None)
-        if bad is not None:
-            raise RequestError(f"token id {bad} is outside the vocabulary of {vocabulary}", param="prompt")
-        if request.adapter is not None and request.adapter not in self._runner.slots:
-            raise RequestError(f"no adapter {request.adapter!r} is loaded; load it first", param="model")
-        depth = depth_of(request)
-        if depth is not None and not 0 <= depth <= self.base.spec.layers:
-            raise RequestError(f"depth {depth} is not between 0 and {self.base.spec.layers}", param="depth")
-        wanted = max((len(c) for c in request.continuations), default=0) if isinstance(request, Score) else 0
-        if isinstance(request, Generate):
-            room = context - len(request.tokens)
-            # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
-            wanted = max(room, 1) if request.sampling.max_tokens is None else request.sampling.max_tokens
-        if len(request.tokens) + wanted > context:
-            raise ContextLengthExceeded(
-                f"the prompt has {len(request.tokens)} tokens and {wanted} more are asked for, but the context of "
-                f"{self.base.name} is {context} tokens; shorten the prompt or ask for fewer",
-                param="max_tokens" if wanted else "prompt",
-            )
-        return wanted
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs and takes requests."""
         return self._thread.is_alive() and not self._closed
 
+    def stalled(self, seconds: float) -> bool:
+        """Whether a step has been running for longer than so many seconds."""
+        began = self._step_began
+        return began is not None and time.monotonic() - began > seconds
+
     @property
     def running(self) -> int:
-        """How many generations hold a row of the cache."""
+        """How many requests are being computed."""
         return len(self._runner.active)
 
     @property
     def waiting(self) -> int:
         """How many requests are queued."""
-        return len(self._waiting)
+        return len(self._arrivals) + self._scheduler.waiting
+
+    def stats(self) -> Stats:
+        """Counts and gauges of this moment; cheap, and callable from any thread."""
+        counted, tree = self._counters, self._tree
+        return Stats(
+            running=self.running,
+            waiting=self.waiting,
+            preemptions=counted.preemptions,
+            prompt_tokens=counted.prompt_tokens,
+            generated_tokens=counted.generated_tokens,
+            computed_tokens=counted.computed_tokens,
+            prefix_queries=counted.prefix_queries,
+            prefix_hits=counted.prefix_hits,
+            speculated=counted.speculated,
+            accepted=counted.accepted,
+            cache_bytes=tree.used,
+            cache_pinned_bytes=tree.pinned,
+            cache_capacity_bytes=tree.capacity,
+            evictions=tree.evictions,
+            adapters=len(self._adapters),
+            steps=counted.steps,
+            step_seconds=counted.step_seconds,
+        )
 
     # Adapters and prefixes
 
@@ -149,37 +216,75 @@ class Engine:
         if self.bank is None:
             raise UsageError(f"{self.base.name} is an encoder; adapters are for decoders")
         with self._compute:
-            if key in self._runner.slots:
-                raise UsageError(f"an adapter {key!r} is loaded already; unload it first, or use another key")
-            self._runner.slots[key] = self.bank.add(config, tensors)
+            self._adapters.check_new(key)
+            self._adapters.sweep()
+            self._adapters.add(Loaded(key, self.bank.add(config, tensors)))
 
-    def unload_adapter(self, key: str) -> None:
-        """Removes an adapter and its cached prefixes. UsageError while requests are using it."""
-        with self._compute, self._lock:
-            if any(job.request.adapter == key for job in (*self._waiting, *self._runner.active)):
-                raise UsageError(f"adapter {key!r} is in use; wait for its requests to end")
-            slot = self._runner.slots.pop(key, None)
-            if slot is None:
-                raise UsageError(f"no adapter {key!r} is loaded")
-            self._scheduler.pinned.pop(key, None)
+    def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
+        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
+        before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
+        of the context."""
+        if self.bank is None:
+            raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
+        with self._compute:
+            self._adapters.check_new(key)
+            vectors = check_vectors(self.base, vectors)
+            parent = self._adapters.get(adapter)
+            if parent.virtual:
+                raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
+            parent = self._adapters.hold(adapter)
+            loaded = Loaded(key, parent.slot, len(vectors), parent)
+            try:
+                self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
+                self._adapters.add(loaded)
+            except BaseException:
+                self._tree.drop(loaded)
+                self._adapters.release(parent)
+                raise
+
+    def unload_adapter(self, key: str, wait: bool = False) -> None:
+        """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
+
+        Its slot and its cached prefixes are freed when the last of them has ended; `wait` returns only then.
+        UsageError where no such adapter is loaded.
+        """
+        leaving = self._adapters.retire(key)
+        if wait and leaving.users:
+            with self._lock:
+                self._lock.notify_all()
+            leaving.gone.wait()
+            return
+        with self._compute:
+            self._adapters.sweep()
+
+    def _free(self, loaded: Loaded) -> None:
+        """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
+        self._tree.drop(loaded)
+        for layers in range(self.base.spec.layers + 1):
+            self._tree.drop((loaded, layers))
+        if loaded.parent is None:
             assert self.bank is not None
-            self.bank.remove(slot)
+            self.bank.remove(loaded.slot)
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
-        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes."""
-        if not tokens or not self._runner.causal:
+        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes.
+
+        What is pinned is everybody's: requests of any tenant that begin so use it.
+        """
+        if not tokens or self.bank is None:
             return
-        kept = tuple(tokens)
         with self._compute:
-            pinned = self._scheduler.pinned.setdefault(adapter, [])
-            if all(prefix.tokens != kept for prefix in pinned):
-                pinned.append(self._runner.build_prefix(kept, adapter, None))
+            loaded = self._adapters.get(adapter)
+            key = (*loaded.virtual_tokens, *tokens)
+            if not self._tree.is_pinned(loaded, key):
+                self._runner.compute_prefix(loaded, key)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
         """Forgets a pinned beginning; nothing happens where there is none."""
         with self._compute:
-            pinned = self._scheduler.pinned.get(adapter, [])
-            pinned[:] = [prefix for prefix in pinned if prefix.tokens != tuple(tokens)]
+            if tokens and (adapter is None or adapter in self._adapters):
+                loaded = self._adapters.get(adapter)
+                self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens))
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
@@ -192,60 +297,84 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._lock:
-                while not self._waiting and not self._runner.active and not self._closed:
+                while not (self._busy or self._closed):
                     self._lock.wait()
                 if self._closed:
                     break
             with self._compute:
-                self._step()
-        fail_all([*self._waiting, *self._runner.active], UsageError("the engine was closed before this request ended"))
+                if self._busy:
+                    self._step()
+        with self._compute:
+            self._arrive()
+            jobs = [*self._scheduler.items(), *self._runner.active]
+            fail_all(jobs, UsageError("the engine was closed before this request ended"))
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._arrivals or self._runner.active or self._scheduler.waiting or self._adapters.leaving)
 
     def _step(self) -> None:
-        runner = self._runner
+        began = self._step_began = time.monotonic()
         try:
-            runner.drop_cancelled()
-            batch = self._next_batch()
-            if batch:
-                self._prefill(batch)
-            elif runner.active:
-                runner.decode()
+            self._arrive()
+            self._expire()
+            decodes = self._runner.decoding()
+            taken = sum(work.count + len(work.draft) for work in decodes)
+            for work in decodes:
+                self._scheduler.charge(_queue(work.job), 1)
+            chunks = self._scheduler.plan(taken, self._runner.admit)
+            ended = self._runner.execute([*decodes, *(Work(job, count) for job, count in chunks)])
+            for job, _ in chunks:
+                if job.decoding:
+                    self._scheduler.started(_queue(job), job)
+            self._end(ended)
         except Exception as error:
-            # Whatever a decode step ran into, the rows in it cannot go on; later requests can.
-            fail_all(runner.active, error)
-            runner.active.clear()
+            # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
+            for job in self._runner.active:
+                job.failed = error
+            self._end(list(self._runner.active))
+        self._adapters.sweep()
+        self._counters.steps += 1
+        self._counters.step_seconds += time.monotonic() - began
+        self._step_began = None
 
-    def _next_batch(self) -> list[Job]:
-        with self._lock:
-            for job in self._waiting:
-                if job.stream.cancelled:
-                    job.stream.fail(RequestError("the request was cancelled before it started", code="cancelled"))
-            waiting = [job for job in self._waiting if not job.stream.done]
-            self._waiting[:] = waiting
-        # Planning may run the model (shared prefixes), so it happens outside the lock: callers must not wait for it.
-        free = self._max_rows - len(self._runner.active)
-        try:
-            batch = self._scheduler.take(waiting, free)
-        except Exception as error:
-            fail_all(waiting[:1], error)
-            batch = []
-        taken = {id(job) for job in batch}
-        with self._lock:
-            self._waiting[:] = [job for job in self._waiting if id(job) not in taken and not job.stream.done]
-        return batch
+    def _arrive(self) -> None:
+        while self._arrivals:
+            job = self._arrivals.popleft()
+            if job.request.deadline is not None:
+                heapq.heappush(self._deadlines, (job.request.deadline, job.number, job))
+            self._scheduler.add(_queue(job), job)
 
-    def _prefill(self, batch: list[Job]) -> None:
-        before = list(self._runner.active)
-        try:
-            self._runner.prefill(batch)
-        except Exception as error:
-            self._runner.active[:] = before
-            if len(batch) == 1:
-                fail_all(batch, error)
-                return
-            # One bad request must not take its neighbours along: each is tried alone.
-            for job in batch:
-                if not job.stream.done:
-                    self._prefill([job])
+    def _expire(self) -> None:
+        """Ends what was cancelled and what ran out of time, running or waiting."""
+        ending: list[Job] = []
+        while self._cancelled:
+            job = self._cancelled.popleft()
+            if not job.stream.done:
+                self._runner.cancel(job)
+                ending.append(job)
+        now = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].stream.done):
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.stream.done and job.failed is None and job.ended is None:
+                job.failed = DeadlineError(
+                    "the request did not end before its deadline; allow more time or ask for less"
+                )
+                ending.append(job)
+        if ending:
+            self._end(ending)
+
+    def _put_back(self, job: Job) -> None:
+        self._scheduler.put_back(_queue(job), job)
+
+    def _end(self, jobs: list[Job]) -> None:
+        self._runner.leave(jobs)
+        self._left(jobs)
+
+    def _left(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._scheduler.remove(_queue(job), [job])
+            self._adapters.release(job.adapter)
 
     def close(self) -> None:
         """Stops the thread and frees the adapters. Requests that have not ended fail."""
@@ -265,10 +394,10 @@ class Engine:
         self.close()
 
 
+def _queue(job: Job) -> tuple[str, str]:
+    return (job.request.skin, job.request.tenant)
+
+
 def _hf_names(base: Base) -> Callable[[str], str] | None:
     family = FAMILIES.get(("hf", base.family.key[1]))
     return None if family is None else partial(hf_module_name, family.weights)
-
-
-def _verb(request: Request) -> str:
-    return {Generate: "generate", Score: "score", Classify: "classify"}[type(request)]  # type: ignore[index]

@@ -1,194 +1,276 @@
-"""Keys and values of earlier tokens on contiguous slots, and the two ways of attending to them.
+"""Keys and values of running sequences on contiguous slots, one slot a row, and the attention that reads them.
 
-Shapes: R rows (slots), B active rows, S documents, N tokens of a flat batch, C capacity, K keys a document may see,
-G key-value heads, H query heads, D features of one head.
+Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, T tokens of one sequence, C capacity, K keys a
+sequence may see, L layers, G key-value heads, H query heads, D features of one head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.models.layers.attention import causal_attention, masked_attention
+from bedplate.inference.radix import Segment
+from bedplate.models.layers.attention import Attend
 from bedplate.models.specs.transformer import TransformerSpec
 
 
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """Keys and values of a token sequence that several requests begin with: per layer [P, G, D]."""
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache."""
 
-    tokens: tuple[int, ...]
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    row: int
+    start: int
+    length: int
 
-    def __len__(self) -> int:
-        return len(self.tokens)
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class KVCache(Protocol):
+    """Where running sequences keep keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
+
+    block: int
+    """Saved segments are multiples of so many tokens."""
+    token_bytes: int
+    """Bytes of one token's keys and values over all layers."""
+
+    def room(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths fit together."""
+        ...
+
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        """Makes room for so many tokens in each of these rows. Returns {} or, where these rows had to be renumbered
+        and what others held is lost, the new number of each."""
+        ...
+
+    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> Segment:
+        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all."""
+        ...
+
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
+        """The first `count` tokens of a segment as the row's tokens from `begin` on."""
+        ...
+
+    def free(self, row: int) -> None:
+        """The row is no longer used."""
+        ...
+
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
+        ...
+
+
+class SlotSegment:
+    """A copy of tokens' keys and values, [2, L, G, n, D]."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
+        # Copies, because a view would keep the whole alive after the other half was evicted.
+        return SlotSegment(self.data[..., :at, :].clone()), SlotSegment(self.data[..., at:, :].clone())
+
+    def release(self) -> None:
+        self.data = self.data.new_empty(0)
 
 
 class SlotCache:
-    """One contiguous slot per running request. Active rows are kept at 0 … B−1, so that a step reads views only."""
+    """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest."""
 
-    def __init__(self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device) -> None:
+    block = 1
+
+    def __init__(
+        self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40
+    ) -> None:
         self._spec, self._dtype, self._device = spec, dtype, device
+        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        self.limit_bytes = limit_bytes
         self.rows = self.capacity = 0
+        self.data = torch.empty(0)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._allocate(1, 256)
+        self._allocate(1, min(256, spec.context_length), ())
 
-    def reserve(self, rows: int, capacity: int) -> None:
-        """Makes room for at least so many rows of so many tokens; grows by doubling, never shrinks by itself."""
-        if rows > self.rows or capacity > self.capacity:
-            wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
-            wanted = self.capacity if capacity <= self.capacity else max(capacity, 2 * self.capacity)
-            self._allocate(wanted_rows, min(wanted, max(capacity, self._spec.context_length)))
+    def room(self, lengths: Sequence[int]) -> bool:
+        """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
+        return len(lengths) <= 1 or len(lengths) * max(lengths) * self.token_bytes <= self.limit_bytes
 
-    def _allocate(self, rows: int, capacity: int) -> None:
-        shape = (rows, self._spec.kv_heads, capacity, self._spec.head_dim)
-        for name in ("keys", "values"):
-            old: list[Tensor] = getattr(self, name)
-            new = [torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(self._spec.layers)]
-            for source, target in zip(old, new, strict=False):
-                target[: self.rows, :, : self.capacity] = source
-            setattr(self, name, new)
-        self.rows, self.capacity = rows, capacity
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        rows, longest = max(lengths, default=0) + 1, max(lengths.values(), default=0)
+        if rows <= self.rows and longest <= self.capacity:
+            return {}
+        wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
+        wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
+        wanted = max(longest, min(wanted, self._spec.context_length))
+        if wanted_rows * wanted * self.token_bytes <= self.limit_bytes:
+            self._allocate(wanted_rows, wanted, list(range(self.rows)))
+            return {}
+        # Doubling would be too much: just what is needed, with the rows moved together.
+        fitting = self.limit_bytes // (len(lengths) * self.token_bytes)
+        kept = [row for row in sorted(lengths) if row < self.rows]
+        self._allocate(len(lengths), max(longest, min(fitting, wanted)), kept)
+        return {row: number for number, row in enumerate(sorted(lengths))}
 
-    def fill(self, row: int, prefix: Prefix) -> None:
-        """Copies a prefix to the start of a row."""
-        for mine, theirs in zip((*self.keys, *self.values), (*prefix.keys, *prefix.values), strict=True):
-            mine[row, :, : len(prefix)] = theirs.transpose(0, 1)
+    def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
+        spec, old = self._spec, self.data
+        shape = (2, spec.layers, rows, spec.kv_heads, capacity, spec.head_dim)
+        # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
+        data = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        shared = min(capacity, self.capacity)
+        for number, row in enumerate(kept):
+            data[:, :, number, :, :shared] = old[:, :, row, :, :shared]
+        self.data, self.rows, self.capacity = data, rows, capacity
+        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Row `source`'s first `length` tokens over row `target`."""
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
+    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment:
+        return SlotSegment(self.data[:, :depth, row, :, begin:end].clone())
 
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
+        assert isinstance(segment, SlotSegment)
+        layers = segment.data.shape[1]
+        self.data[:, :layers, row, :, begin : begin + count] = segment.data[..., :count, :]
 
-@dataclass(eq=False)
-class Document:
-    """New tokens of one sequence in a flat batch.
+    def free(self, row: int) -> None:
+        """A slot has nothing to give back."""
 
-    start: absolute position of the first one. prefix: what comes before all of them. parent: number of an earlier
-    document of the batch that comes between prefix and this one (a continuation to be scored). row: slot of the cache
-    that keeps the keys and values; None keeps nothing.
-    """
-
-    tokens: Sequence[int]
-    start: int = 0
-    prefix: Prefix | None = None
-    parent: int | None = None
-    row: int | None = None
-    begin: int = field(default=0, init=False)
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        return SlotAttention(self, spans)
 
 
-class DocumentAttention:
-    """Causal attention within documents of a flat batch [1, N] and to what precedes them; keeps keys and values."""
+class SlotAttention:
+    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
 
-    def __init__(self, documents: Sequence[Document], cache: SlotCache, device: torch.device) -> None:
-        self._documents, self._cache = documents, cache
-        begin = 0
-        for document in documents:
-            document.begin = begin
-            begin += len(document)
-        self._prefixes = list({id(d.prefix): d.prefix for d in documents if d.prefix is not None}.values())
-        self._alone = len(documents) == 1 and not self._prefixes
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.collect = False
-        if not self._alone:
-            self._index(device)
-
-    def _index(self, device: torch.device) -> None:
-        offset = dict[int, int]()
-        total = 0
-        for prefix in self._prefixes:
-            offset[id(prefix)] = total
-            total += len(prefix)
-        before: list[list[int]] = []
-        for d in self._documents:
-            seen = list(range(offset[id(d.prefix)], offset[id(d.prefix)] + len(d.prefix))) if d.prefix else []
-            if d.parent is not None:
-                parent = self._documents[d.parent]
-                seen += range(total + parent.begin, total + parent.begin + len(parent))
-            before.append(seen)
-        S, L = len(self._documents), max(len(d) for d in self._documents)
-        P = max(len(seen) for seen in before)
-        queries = torch.zeros(S, L, dtype=torch.long)
-        keys = torch.zeros(S, P + L, dtype=torch.long)
-        mask = torch.zeros(S, L, P + L, dtype=torch.bool)
-        causal = torch.ones(L, L, dtype=torch.bool).tril()
-        for s, (d, seen) in enumerate(zip(self._documents, before, strict=True)):
-            own = torch.arange(d.begin, d.begin + len(d))
-            queries[s, : len(d)] = own
-            keys[s, : len(seen)] = torch.tensor(seen, dtype=torch.long)
-            keys[s, P : P + len(d)] = own + total
-            mask[s, :, : len(seen)] = True
-            # Padded queries see what a real one would, so that no row of the softmax is empty.
-            mask[s, :, P:] = causal & (torch.arange(L) < len(d))
-        rows = [torch.arange(len(d)) + s * L for s, d in enumerate(self._documents)]
-        self._queries_SL, self._keys_SK = queries.to(device), keys.to(device)
-        self._mask_SLK, self._back_N = mask.to(device), torch.cat(rows).to(device)
+    def __init__(self, cache: SlotCache, spans: Sequence[Span]) -> None:
+        self._cache, device = cache, cache.data.device
+        self._rows_N, self._positions_N = span_index(spans, device)
+        # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
+        self._alone = len(spans) == 1 and spans[0].start == 0
+        total = len(self._rows_N)
+        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.data.dtype) for g in grouped(spans)]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        if self.collect:
-            self.keys.append(k_BTGD[0].clone())
-            self.values.append(v_BTGD[0].clone())
-        for d in self._documents:
-            if d.row is not None:
-                new = slice(d.begin, d.begin + len(d))
-                place = slice(d.start, d.start + len(d))
-                self._cache.keys[layer][d.row, :, place] = k_BTGD[0, new].transpose(0, 1)
-                self._cache.values[layer][d.row, :, place] = v_BTGD[0, new].transpose(0, 1)
-        if self._alone:
-            return causal_attention(q_BTHD, k_BTGD, v_BTGD)
-        _, N, H, D = q_BTHD.shape
-        k_SKGD = self._pool(k_BTGD, [prefix.keys[layer] for prefix in self._prefixes])
-        v_SKGD = self._pool(v_BTGD, [prefix.values[layer] for prefix in self._prefixes])
-        q_SLHD = q_BTHD[0].index_select(0, self._queries_SL.reshape(-1)).view(*self._queries_SL.shape, H, D)
-        out = masked_attention(q_SLHD, k_SKGD, v_SKGD, self._mask_SLK)
-        return out.reshape(-1, H * D).index_select(0, self._back_N).view(1, N, H, D)
-
-    def _pool(self, own_BTGD: Tensor, prefixes: list[Tensor]) -> Tensor:
-        G, D = own_BTGD.shape[2:]
-        pool = torch.cat([*prefixes, own_BTGD[0]]) if prefixes else own_BTGD[0]
-        picked = pool.reshape(-1, G * D).index_select(0, self._keys_SK.reshape(-1))
-        return picked.view(*self._keys_SK.shape, G, D)
-
-
-class DecodeAttention:
-    """One new token for each of the first B rows; `lengths` counts each row's tokens before it."""
-
-    def __init__(self, cache: SlotCache, lengths: Sequence[int], device: torch.device) -> None:
-        self._cache = cache
-        self._B, self._K = len(lengths), max(lengths) + 1
-        self._same = min(lengths) == max(lengths)
-        if not self._same:
-            lengths_B = torch.tensor(lengths, device=device)
-            self._lengths_B = lengths_B
-            self._rows_B = torch.arange(self._B, device=device)
-            self._mask_B11K = (torch.arange(self._K, device=device) <= lengths_B[:, None])[:, None, None]
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        B, _, H, D = q_BTHD.shape
-        G = k_BTGD.shape[2]
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if self._same:
-            keys[:B, :, self._K - 1] = k_BTGD[:, 0]
-            values[:B, :, self._K - 1] = v_BTGD[:, 0]
+        keys[self._rows_N, :, self._positions_N] = k_BTGD[0]
+        values[self._rows_N, :, self._positions_N] = v_BTGD[0]
+        if self._alone:
+            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+            gqa = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        if self._groups[0].padded.whole:
+            return self._groups[0](q_BTHD[0], keys, values)[None]
+        out_NHD = torch.empty_like(q_BTHD[0])
+        for group in self._groups:
+            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
+        return out_NHD[None]
+
+
+class _SlotGroup:
+    """Spans padded to one length T, with the rows they read."""
+
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        spans = [span for _, span in numbered]
+        self.padded = Padded(numbered, total, device, dtype)
+        rows = [span.row for span in spans]
+        self._K = max(span.end for span in spans)
+        together = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._view = slice(rows[0], rows[0] + len(rows)) if together else None
+        self._rows_S = torch.tensor(rows, device=device)
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if self._view is not None:
+            k_SGKD, v_SGKD = keys[self._view, :, : self._K], values[self._view, :, : self._K]
         else:
-            keys[self._rows_B, :, self._lengths_B] = k_BTGD[:, 0]
-            values[self._rows_B, :, self._lengths_B] = v_BTGD[:, 0]
-        # Query heads of one key-value head become query rows: enable_gqa would copy the whole cache in every layer.
-        out = F.scaled_dot_product_attention(
-            q_BTHD.view(B, G, H // G, D),
-            keys[:B, :, : self._K],
-            values[:B, :, : self._K],
-            attn_mask=None if self._same else self._mask_B11K,
-        )
-        return out.reshape(B, 1, H, D)
+            k_SGKD = keys[:, :, : self._K].index_select(0, self._rows_S)
+            v_SGKD = values[:, :, : self._K].index_select(0, self._rows_S)
+        return self.padded.attend(q_NHD, k_SGKD, v_SGKD)
+
+
+class Padded:
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens."""
+
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        spans = [span for _, span in numbered]
+        S, self._T, K = len(spans), max(s.length for s in spans), max(s.end for s in spans)
+        begin_S = torch.tensor([begin for begin, _ in numbered])
+        start_S = torch.tensor([span.start for span in spans])
+        length_S = torch.tensor([span.length for span in spans])
+        offset_T = torch.arange(self._T)
+        inside_ST = offset_T < length_S[:, None]
+        query_ST = begin_S[:, None] + torch.where(inside_ST, offset_T, torch.zeros_like(offset_T))
+        self.tokens_N = query_ST[inside_ST].to(device)
+        self._even = bool(inside_ST.all())
+        self.whole = torch.equal(query_ST.reshape(-1), torch.arange(total))
+        self._query_SxT = query_ST.reshape(-1).to(device)
+        self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
+        # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
+        sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
+        self._mask_STK: Tensor | None = None
+        if self._T > 1 or bool((start_S + 1 != K).any()):
+            seen = torch.arange(K) <= sees_ST[:, :, None]
+            mask = torch.zeros(S, self._T, K, dtype=dtype).masked_fill(~seen, -torch.inf)
+            self._mask_STK = mask.to(device)
+        self._folded: Tensor | None = None
+
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKD: Tensor) -> Tensor:
+        """Attention outputs [N', H, D] of the group's tokens, in the order of `tokens_N`."""
+        (S, G), (H, D), T = k_SGKD.shape[:2], q_NHD.shape[1:], self._T
+        flat = q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
+        # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
+        q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
+        if self._mask_STK is not None and self._folded is None:
+            self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
+        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKD, attn_mask=self._folded)
+        out = out.view(S, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(S * T, H, D)
+        return out if self._even else out.index_select(0, self._back_N)
+
+
+def span_index(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and position of every token of a flat batch, int64 [N] each."""
+    lengths = torch.tensor([span.length for span in spans])
+    rows = torch.tensor([span.row for span in spans]).repeat_interleave(lengths)
+    starts = torch.tensor([span.start for span in spans])
+    begins = lengths.cumsum(0) - lengths
+    positions = torch.arange(int(lengths.sum())) + (starts - begins).repeat_interleave(lengths)
+    return rows.to(device), positions.to(device)
+
+
+# One more group costs some ten small operations in every layer: worth it where it saves so many padded scores.
+GROUP_COST = 32 * 1024
+
+
+def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
+    """Spans of a flat batch, each with its first token's number, in groups whose padding wastes little."""
+    begin = 0
+    numbered: list[tuple[int, Span]] = []
+    for span in spans:
+        numbered.append((begin, span))
+        begin += span.length
+    numbered.sort(key=lambda n: (n[1].length, n[1].row if n[1].length == 1 else n[1].end))
+    groups: list[list[tuple[int, Span]]] = []
+    longest = keys = 0
+    for entry in numbered:
+        span = entry[1]
+        T, K = max(longest, span.length), max(keys, span.end)
+        size = len(groups[-1]) if groups else 0
+        apart = size * longest * keys + span.length * span.end + GROUP_COST
+        if groups and (size + 1) * T * K <= apart:
+            groups[-1].append(entry)
+            longest, keys = T, K
+        else:
+            groups.append([entry])
+            longest, keys = span.length, span.end
+    return groups

@@ -1,330 +1,468 @@
-"""Forward passes of a base for the engine: prefill of mixed requests in one flat batch, and decode steps.
+"""Lets requests in, runs their tokens through the base, and keeps what was computed for those that come after.
 
-Shapes: N tokens of a flat batch, B running rows, V vocabulary, D features.
+Called by one thread at a time. Every sequence of a decoder has a row of the cache; what it computed is saved into the
+prefix cache when its prompt is done and when it ends. An encoder's texts are whole documents without rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.adapters.bank import BASE_ROW, Bank
-from bedplate.inference.kv_cache import DecodeAttention, Document, DocumentAttention, Prefix, SlotCache
-from bedplate.inference.requests import (
-    Classification,
-    Classify,
-    Embed,
-    Embedding,
-    FinishReason,
-    Generate,
-    Generation,
-    Pooling,
-    Score,
-    Scores,
-    Step,
-    Usage,
-)
-from bedplate.inference.sampler import RowState, sample
-from bedplate.inference.scheduler import Job, depth_of
-from bedplate.inference.stopping import TextStream
+from bedplate.core.errors import RequestError
+from bedplate.inference import answers
+from bedplate.inference.adapters import Loaded
+from bedplate.inference.forward import Batch, Forward, Forwarded, TorchForward
+from bedplate.inference.generation import Generating, Row, generation, timing_of, usage_of
+from bedplate.inference.job import Job, fail_all
+from bedplate.inference.kv_cache import KVCache, Span
+from bedplate.inference.radix import Key, Match, RadixTree, Segment, salted
+from bedplate.inference.requests import Classify, Embed, Generate, Result, Score, Scores
+from bedplate.inference.sampler import sample
+from bedplate.inference.scheduler import Admission
+from bedplate.inference.speculate import Drafter
+from bedplate.inference.stats import Counters
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
-from bedplate.models.inputs import Inputs
 
-# Rows of logits computed at once where a whole prompt's are wanted: bounds memory at 256 × V floats.
-HEAD_ROWS = 256
+# Shorter common beginnings are not worth waiting for.
+MIN_SHARED = 16
+# Rows beside those for generations: requests of one pass hold theirs for a step or two.
+ONE_PASS_ROWS = 48
+# A step of so many tokens still takes about as long as one of few.
+SPECULATED_TOKENS = 16
+# Rows are let in only where all may grow by so much, lest they be put out again at once.
+HEADROOM = 32
 
-Alternatives = tuple[tuple[int, float], ...]
+
+@dataclass(frozen=True)
+class Work:
+    """`count` next tokens of a job, and what is guessed to follow them."""
+
+    job: Job
+    count: int
+    draft: Sequence[int] = ()
 
 
 class Runner:
-    """Owns the cache and the running rows. Called by one thread at a time."""
+    """Owns the cache and the running jobs. `cache` is None for an encoder."""
 
-    def __init__(self, base: Base, bank: Bank | None) -> None:
-        self.base, self.bank = base, bank
-        self.slots: dict[str, int] = {}
+    def __init__(
+        self,
+        base: Base,
+        cache: KVCache | None,
+        forward: Forward,
+        torch_forward: TorchForward,
+        tree: RadixTree,
+        *,
+        max_rows: int,
+        max_adapters: int,
+        put_back: Callable[[Job], None],
+        speculates: bool,
+        counters: Counters,
+    ) -> None:
+        self.base, self.cache, self.tree = base, cache, tree
+        self.forward = forward
+        self.torch_forward = torch_forward
         self.active: list[Job] = []
-        self.causal = isinstance(base.model, Decoder)
-        self.cache = SlotCache(base.spec, base.dtype, base.device)
+        self._max_rows, self._max_adapters = max_rows, max_adapters
+        self._put_back = put_back
+        self._speculates = speculates
+        self._counters = counters
+        self._rows: dict[int, Job] = {}
+        # What free rows still hold: a job that begins alike need not copy it again.
+        self._held: dict[int, tuple[object, Key]] = {}
         eos = base.generation_defaults.get("eos_token_id")
         listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        self.eos = frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
+        ends = frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
+        self._generating = Generating(base.tokenizer, ends)
+
+    # Letting in
+
+    def admit(self, job: Job) -> Admission:
+        """Gives a job a row that begins with what is cached of it."""
+        if self.cache is None:
+            self._enter(job)
+            return Admission.IN
+        if self._is_full(job):
+            return Admission.FULL
+        adapters = {id(one.adapter) for one in self.active if one.adapter.key is not None}
+        if job.adapter.key is not None and id(job.adapter) not in adapters and len(adapters) >= self._max_adapters:
+            return Admission.CAPPED
+        virtual = job.adapter.virtual
+        public = self.tree.public_length(job.adapter, job.tokens[: job.prompt_end])
+        job.shared = min(max(virtual + job.request.shared_tokens, public), job.prompt_end)
+        job.key = salted(job.tokens, job.shared, job.request.tenant)
+        limit = (len(job.tokens) if job.generates else job.prompt_end) - 1 if job.shares else virtual
+        namespace, match = self._match(job, limit)
+        if job.shares and any(self._begins_alike(job, other, match.length) for other in self.active):
+            return Admission.LATER
+        self._seat(job, namespace, match)
+        if job.cached is None:
+            job.cached = max(match.length - virtual, 0)
+            if job.shares:
+                self._counters.prefix_queries += len(job.request.tokens)
+                self._counters.prefix_hits += job.cached
+        self._enter(job)
+        return Admission.IN
+
+    def _is_full(self, job: Job) -> bool:
+        assert self.cache is not None
+        if len(self._rows) >= self._max_rows + ONE_PASS_ROWS:
+            return True
+        if job.generates and sum(one.generates for one in self.active) >= self._max_rows:
+            return True
+        lengths = [len(one.tokens) + HEADROOM for one in (*self.active, job)]
+        return bool(self.active) and not self.cache.room(lengths)
+
+    def _seat(self, job: Job, namespace: object, match: Match) -> None:
+        """A row, with the match in it."""
+        assert self.cache is not None
+        key = job.key[: match.length]
+        row = self._free_row(namespace, key)
+        self._rows[row] = job
+        job.row, job.done, job.kept = row, match.length, 0
+        self._reserve({one: max(other.done, 1) for one, other in self._rows.items()} | {row: len(job.tokens) + 1})
+        at = 0
+        for segment, count in match.parts if self._held.get(job.row) != (namespace, key) else ():
+            self.cache.load(job.row, at, segment, count)
+            at += count
+        self._held.pop(job.row, None)
+
+    def _enter(self, job: Job) -> None:
+        if job.started is None:
+            job.started = time.monotonic()
+        self.active.append(job)
+
+    def _match(self, job: Job, limit: int) -> tuple[object, Match]:
+        """The namespace with the longest match: states of fewer layers are in one of their own."""
+        match = self.tree.match(job.adapter, job.key, limit)
+        if job.depth is None:
+            return job.adapter, match
+        shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
+        return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
+
+    @staticmethod
+    def _begins_alike(job: Job, other: Job, known: int) -> bool:
+        """Whether another is just computing, for all to use, what this job would compute again."""
+        if other.adapter is not job.adapter or other.depth != job.depth or other.done >= other.prompt_end:
+            return False
+        end = known + MIN_SHARED
+        return end < len(job.key) and other.key[:end] == job.key[:end]
+
+    def _free_row(self, namespace: object, key: Key) -> int:
+        """A row that holds this beginning already, or else the lowest free one."""
+        if key:
+            for row, (held_in, held) in self._held.items():
+                if held_in == namespace and held[: len(key)] == key:
+                    self._held[row] = (namespace, key)
+                    return row
+        row = next(row for row in range(len(self._rows) + 1) if row not in self._rows)
+        self._held.pop(row, None)
+        return row
+
+    # Running
+
+    def decoding(self) -> list[Work]:
+        """The next token of every running generation, with what is guessed after it."""
+        running = [job for job in self.active if job.decoding]
+        most = self._most_drafted(len(running))
+        work: list[Work] = []
+        for job in running:
+            draft: list[int] = []
+            if most > 0 and job.drafter is not None:
+                assert job.state is not None
+                left = job.limit - len(job.state.output) - 1
+                draft = job.drafter.draft(min(most, left))
+            work.append(Work(job, 1, draft))
+        return work
+
+    def _most_drafted(self, rows: int) -> int:
+        return SPECULATED_TOKENS // rows - 1 if self._speculates and rows else 0
 
     @torch.inference_mode()
-    def build_prefix(self, tokens: tuple[int, ...], adapter: str | None, known: Prefix | None) -> Prefix:
-        """Keys and values of `tokens`, going on from the part that is `known`."""
-        start = 0 if known is None else len(known)
-        document = Document(tokens[start:], start, known)
-        attention = DocumentAttention([document], self.cache, self.base.device)
-        attention.collect = True
-        self._forward([document], [adapter], attention, None)
-        keys, values = attention.keys, attention.values
-        if known is not None:
-            keys = [torch.cat(pair) for pair in zip(known.keys, keys, strict=True)]
-            values = [torch.cat(pair) for pair in zip(known.values, values, strict=True)]
-        return Prefix(tokens, tuple(keys), tuple(values))
+    def execute(self, work: Sequence[Work]) -> list[Job]:
+        """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
+        began = time.perf_counter()
+        computed: list[tuple[Job, int]] = []
+        for depth, part in _by_depth(work).items():
+            fitting = self._make_room(part)
+            if fitting:
+                self._attempt(fitting, depth, computed)
+        seconds, total = time.perf_counter() - began, sum(count for _, count in computed)
+        for job, count in computed:
+            job.compute += seconds * count / total
+        return [job for job in self.active if job.ended is not None or job.failed is not None]
 
-    @torch.inference_mode()
-    def prefill(self, jobs: Sequence[Job]) -> None:
-        """First forward pass of these jobs; all but generations are finished by it."""
-        documents: list[Document] = []
-        adapters: list[str | None] = []
-        first: list[int] = []
-        generations = sum(isinstance(job.request, Generate) for job in jobs)
-        longest = max(len(job.request.tokens) for job in jobs) + 1
-        if generations:
-            self.cache.reserve(len(self.active) + generations, longest)
-        row = len(self.active)
-        for job in jobs:
-            first.append(len(documents))
-            tokens = job.request.tokens
-            main = Document(tokens[job.cached :], job.cached, job.prefix)
-            if isinstance(job.request, Generate):
-                main.row, row = row, row + 1
-                if job.prefix is not None:
-                    self.cache.fill(main.row, job.prefix)
-            documents.append(main)
-            if isinstance(job.request, Score):
-                branches = [c[:-1] for c in job.request.continuations if len(c) > 1]
-                documents += [Document(c, len(tokens), job.prefix, first[-1]) for c in branches]
-            adapters += [job.request.adapter] * (len(documents) - len(adapters))
-        depth = depth_of(jobs[0].request)
-        hidden_ND = self._run(documents, adapters, depth)
-        self._answer(jobs, documents, first, hidden_ND)
+    def _attempt(self, work: list[Work], depth: int | None, computed: list[tuple[Job, int]]) -> None:
+        """Runs jobs together; when that fails, each alone, so that one bad request takes no neighbour along."""
+        try:
+            self._pass(work, depth, computed)
+        except Exception as error:
+            if len(work) == 1 or is_out_of_memory(error):
+                for one in work:
+                    one.job.failed = error
+                return
+            for one in work:
+                self._attempt([Work(one.job, one.count)], depth, computed)
 
-    def _run(self, documents: list[Document], adapters: list[str | None], depth: int | None) -> Tensor:
-        if not self.causal:
-            return self._forward(documents, adapters, None, depth)
-        return self._forward(documents, adapters, DocumentAttention(documents, self.cache, self.base.device), depth)
+    def _pass(self, work: list[Work], depth: int | None, computed: list[tuple[Job, int]]) -> None:
+        tokens: list[int] = []
+        spans: list[Span] = []
+        wanted: list[int] = []
+        first_wanted: list[int] = []
+        states = False
+        for one in work:
+            job, begin = one.job, one.job.done
+            end = begin + one.count
+            offset = len(tokens) - begin
+            tokens += job.tokens[begin:end]
+            first_wanted.append(len(wanted))
+            wanted += [offset + at for at in answers.wanted_positions(job, begin, end)]
+            if one.draft:
+                wanted += range(len(tokens), len(tokens) + len(one.draft))
+                tokens += one.draft
+            spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
+            states = states or _needs_states(job)
+        batch = Batch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states)
+        out = self.forward(batch)
+        computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
+        self._counters.computed_tokens += len(tokens)
+        self._take(work, spans, first_wanted, out)
 
-    def _forward(
-        self,
-        documents: list[Document],
-        adapters: list[str | None],
-        attention: DocumentAttention | None,
-        depth: int | None,
-    ) -> Tensor:
-        """Hidden states [N, D] of the flat batch."""
-        device = self.base.device
+    def _take(self, work: list[Work], spans: list[Span], first_wanted: list[int], out: Forwarded) -> None:
+        rows: list[Row] = []
         begin = 0
-        for d in documents:
-            d.begin = begin
-            begin += len(d)
-        tokens = torch.tensor([[t for d in documents for t in d.tokens]], device=device)
-        positions = torch.tensor([[d.start + i for d in documents for i in range(len(d))]], device=device)
-        segments = None
-        if attention is None:
-            segments = torch.tensor([[i + 1 for i, d in enumerate(documents) for _ in d.tokens]], device=device)
-        self._select([self._slot(a) for a in adapters], [len(d) for d in documents])
+        for one, span, at in zip(work, spans, first_wanted, strict=True):
+            job = one.job
+            states = None if out.hidden_ND is None else out.hidden_ND[begin : begin + one.count]
+            begin += span.length
+            try:
+                if self._progress(job, span.start, span.start + one.count, states, out.logits_WV, at):
+                    rows.append(Row(job, at, one.draft))
+            except Exception as error:
+                job.failed = error
+        self._advance(rows, out)
+
+    def _advance(self, rows: list[Row], out: Forwarded) -> None:
+        before = {id(row): len(row.job.tokens) for row in rows}
         try:
-            return self.base.model(Inputs(tokens, positions, segments), cache=attention, depth=depth).hidden[0]
-        finally:
-            self._select([], [])
-
-    def _slot(self, adapter: str | None) -> int:
-        return BASE_ROW if adapter is None else self.slots[adapter]
-
-    def _select(self, slots: list[int], lengths: list[int]) -> None:
-        if self.bank is None:
+            self._generating.advance(rows, out.logits_WV, out.greedy, sample)
+        except Exception as error:
+            # One row's settings must not end its neighbours: those that got nothing are tried alone.
+            for row in [row for row in rows if row.job.ended is None and len(row.job.tokens) == before[id(row)]]:
+                if len(rows) == 1:
+                    row.job.failed = error
+                else:
+                    self._advance([row], out)
             return
-        distinct = set(slots)
-        if distinct <= {BASE_ROW}:
-            self.bank.select(None)
-        elif len(distinct) == 1:
-            self.bank.select(slots[0])
-        else:
-            self.bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))
+        now = time.monotonic()
+        for row in rows:
+            self._count_said(row, len(row.job.tokens) - before[id(row)])
+            row.job.first = row.job.first or now
+            row.job.stream.notify()
 
-    def _answer(self, jobs: Sequence[Job], documents: list[Document], first: list[int], hidden_ND: Tensor) -> None:
-        last_logits = self._last_logits(jobs, documents, first, hidden_ND)
-        rows = {
-            j: i for i, j in enumerate(j for j, job in enumerate(jobs) if isinstance(job.request, Generate | Score))
-        }
-        starting: list[Job] = []
-        for j, (job, at) in enumerate(zip(jobs, first, strict=True)):
-            request, document = job.request, documents[at]
-            states = hidden_ND[document.begin : document.begin + len(document)]
-            usage = Usage(len(request.tokens), cached_tokens=job.cached)
-            if isinstance(request, Generate):
-                if request.sampling.prompt_logprobs is not None:
-                    count = request.sampling.prompt_logprobs
-                    job.prompt_logprobs, job.prompt_top_logprobs = self._prompt_logprobs(request.tokens, states, count)
-                starting.append(job)
-            elif isinstance(request, Score):
-                assert last_logits is not None
-                totals = self._score(request, documents[at + 1 :], hidden_ND, last_logits[rows[j]])
-                job.stream.finish(Scores(totals, tuple(len(c) for c in request.continuations), usage))
-            elif isinstance(request, Classify):
-                scores = request.head(pool(states, request.pooling)[None])[0]
-                job.stream.finish(Classification(tuple(scores.tolist()), usage))
-            else:
-                job.stream.finish(Embedding(self._embed(request, states), usage))
-        if starting:
-            assert last_logits is not None
-            self._begin(starting, last_logits[[rows[j] for j, job in enumerate(jobs) if job in starting]])
+    def _count_said(self, row: Row, said: int) -> None:
+        self._counters.generated_tokens += said
+        if row.draft:
+            assert row.job.drafter is not None
+            accepted = max(min(said - (row.job.ended is None), len(row.draft)), 0)
+            self._counters.speculated += len(row.draft)
+            self._counters.accepted += accepted
+            row.job.drafter.learn(len(row.draft), accepted)
 
-    def _last_logits(
-        self, jobs: Sequence[Job], documents: list[Document], first: list[int], hidden_ND: Tensor
-    ) -> Tensor | None:
-        """Logits [·, V] at the last prompt token of every generation and scoring, float32."""
-        ends = [
-            documents[at].begin + len(documents[at]) - 1
-            for job, at in zip(jobs, first, strict=True)
-            if isinstance(job.request, Generate | Score)
-        ]
-        return self.base.model.head(hidden_ND[ends]).float() if ends else None
+    def _progress(
+        self, job: Job, begin: int, end: int, states: Tensor | None, logits_WV: Tensor | None, at: int
+    ) -> bool:
+        """Takes in what the tokens begin … end of a job gave; whether it is now to choose a next token."""
+        request, whole = job.request, end == len(job.tokens)
+        job.done = end
+        self._counters.prompt_tokens += end - begin if job.state is None else 0
+        if isinstance(request, Generate):
+            if request.sampling.prompt_logprobs is not None and job.state is None:
+                assert states is not None
+                answers.prompt_logprobs(self.base, job, request.sampling.prompt_logprobs, begin, states)
+            return whole and self._begin(job, request)
+        if isinstance(request, Score):
+            wanted = answers.wanted_positions(job, begin, end)
+            if wanted:
+                assert logits_WV is not None
+                answers.score(job, request, wanted[0], logits_WV[at : at + len(wanted)])
+            if whole:
+                self._keep(job, job.prompt_end)
+                if not answers.next_branch(job, request):
+                    job.ended = "stop"
+            return False
+        assert states is not None
+        answers.pool(job, answers.pooling_of(self.base, request), begin, states)
+        if whole:
+            self._keep(job, len(job.tokens))
+            job.ended = "stop"
+        return False
 
-    def _score(self, request: Score, branches: list[Document], hidden_ND: Tensor, last_V: Tensor) -> tuple[float, ...]:
-        start_V = F.log_softmax(last_V, dim=-1)
-        totals: list[float] = []
-        used = 0
-        for continuation in request.continuations:
-            total = float(start_V[continuation[0]])
-            if len(continuation) > 1:
-                d = branches[used]
-                used += 1
-                logits = self.base.model.head(hidden_ND[d.begin : d.begin + len(d)]).float()
-                rest = torch.tensor(continuation[1:], device=logits.device)
-                total += float(F.log_softmax(logits, dim=-1).gather(1, rest[:, None]).double().sum())
-            totals.append(total)
-        return tuple(totals)
-
-    def _prompt_logprobs(
-        self, tokens: Sequence[int], states_TD: Tensor, count: int
-    ) -> tuple[tuple[float | None, ...], tuple[Alternatives, ...]]:
-        """Each token's log-probability after those before it, and the `count` likeliest in its place."""
-        found: list[float | None] = [None]
-        top: list[Alternatives] = [()]
-        for begin in range(0, len(tokens) - 1, HEAD_ROWS):
-            end = min(begin + HEAD_ROWS, len(tokens) - 1)
-            logits = self.base.model.head(states_TD[begin:end]).float()
-            target = torch.tensor(tokens[begin + 1 : end + 1], device=logits.device)
-            found += F.log_softmax(logits, dim=-1).gather(1, target[:, None])[:, 0].tolist()
-            top += [_top(logits_V, count) for logits_V in logits]
-        return tuple(found), tuple(top)
-
-    def _embed(self, request: Embed, states_TD: Tensor) -> tuple[float, ...]:
-        vector = pool(states_TD, request.pooling or self.base.spec.pooling)
-        return tuple((F.normalize(vector, dim=0) if request.normalise else vector).tolist())
-
-    def _begin(self, jobs: list[Job], logits_BV: Tensor) -> None:
-        for job in jobs:
-            assert isinstance(job.request, Generate)
-            job.length = len(job.request.tokens)
-            job.state = RowState(job.request.sampling, job.request.tokens)
-            job.text = TextStream(self.base.tokenizer, job.request.sampling.stop)
-            self.active.append(job)
-        running = [job for job in jobs if job.limit > 0]
-        if running:
-            kept = [i for i, job in enumerate(jobs) if job.limit > 0]
-            self._advance(running, logits_BV[kept])
-        for job in jobs:
+    def _begin(self, job: Job, request: Generate) -> bool:
+        """The tokens so far are computed: whether another is to be chosen."""
+        self._keep(job, len(job.tokens))
+        if job.state is None:
+            self._generating.begin(job, request)
+            if self._speculates and request.grammar is None:
+                job.drafter = Drafter(job.tokens)
             if job.limit == 0:
-                self._end(job, "length")
-        self._compact()
+                self._generating.end(job, "length")
+        return job.ended is None
+
+    # Room, and leaving
+
+    def _make_room(self, work: list[Work]) -> list[Work]:
+        """Room for the step's tokens; the youngest generations give up their rows where there is none."""
+        if self.cache is None:
+            return work
+        while True:
+            lengths = {job.row: job.done for job in self.active if job.row is not None}
+            for one in work:
+                if one.job.row is not None:
+                    lengths[one.job.row] = one.job.done + one.count + len(one.draft)
+            if len(lengths) <= 1 or self.cache.room(list(lengths.values())):
+                break
+            victim = max(self.active, key=lambda job: (job.generates, job.number))
+            self._preempt(victim)
+            work = [one for one in work if one.job is not victim]
+        self._reserve(lengths)
+        return work
+
+    def _reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        assert self.cache is not None
+        moved = self.cache.reserve(lengths)
+        if moved:
+            self._held.clear()
+            self._rows = {moved[row]: job for row, job in self._rows.items()}
+            for row, job in self._rows.items():
+                job.row = row
+        return moved
+
+    def _preempt(self, job: Job) -> None:
+        self._counters.preemptions += 1
+        if job.state is not None:
+            self._keep(job, job.done)
+        self._give_up_row(job)
+        self.active.remove(job)
+        job.restart()
+        self._put_back(job)
+
+    def _keep(self, job: Job, length: int) -> None:
+        """Saves a job's first tokens into the prefix cache."""
+        cache, row = self.cache, job.row
+        if cache is None or row is None or job.adapter.retired or job.kept >= length:
+            return
+        key = job.key[:length]
+        if length > len(key):
+            key = salted(job.tokens[:length], job.shared, job.request.tenant)
+        depth = job.depth
+        size = cache.token_bytes if depth is None else cache.token_bytes * depth // self.base.spec.layers
+
+        def save(begin: int, end: int) -> Segment:
+            return cache.save(row, begin, end, depth)
+
+        self.tree.insert(_namespace(job), key, save, size, cuts=(job.shared,))
+        job.kept = length
+
+    def leave(self, jobs: Sequence[Job]) -> None:
+        """Jobs that have ended give up their rows, and get their results."""
+        for job in jobs:
+            self.active.remove(job)
+            if job.failed is None and job.generates and job.state is not None:
+                self._keep(job, job.done)
+            self._give_up_row(job)
+            if job.failed is not None:
+                fail_all([job], job.failed)
+                continue
+            try:
+                job.stream.finish(self._result(job))
+            except Exception as error:
+                fail_all([job], error)
+
+    def _result(self, job: Job) -> Result:
+        request, usage, timing = job.request, usage_of(job), timing_of(job)
+        if isinstance(request, Generate):
+            return generation(job, request, usage, timing)
+        if isinstance(request, Score):
+            return Scores(tuple(job.totals), tuple(len(c) for c in request.continuations), usage, timing)
+        if isinstance(request, Classify):
+            return answers.classification(self.base, job, request, usage, timing)
+        return answers.embedding(self.base, job, request, usage, timing)
+
+    def _give_up_row(self, job: Job) -> None:
+        if self.cache is None or job.row is None:
+            return
+        del self._rows[job.row]
+        if job.failed is None and job.key:
+            self._held[job.row] = (_namespace(job), job.key[: min(job.done, len(job.key))])
+        self.cache.free(job.row)
+        job.row = None
+
+    def cancel(self, job: Job) -> None:
+        """Ends a running job whose caller has gone: a generation that has begun keeps what it has."""
+        if job.state is not None:
+            self._generating.end(job, "cancelled")
+        else:
+            job.failed = cancelled()
+
+    def abandon(self, error: BaseException) -> None:
+        """After an interrupt in the middle of a step nothing of what was running can go on."""
+        for job in self.active:
+            job.failed = job.failed or error
+        self.leave(list(self.active))
+        self._held.clear()
+
+    # Beginnings for everybody
 
     @torch.inference_mode()
-    def decode(self) -> None:
-        """One token more for every running row."""
-        device = self.base.device
-        lengths = [job.length for job in self.active]
-        self.cache.reserve(len(self.active), max(lengths) + 1)
-        tokens = torch.tensor([[_last(job)] for job in self.active], device=device)
-        positions = torch.tensor(lengths, device=device)[:, None]
-        attention = DecodeAttention(self.cache, lengths, device)
-        self._select([self._slot(job.request.adapter) for job in self.active], [1] * len(self.active))
-        try:
-            hidden = self.base.model(Inputs(tokens, positions), cache=attention).hidden[:, 0]
-        finally:
-            self._select([], [])
-        logits_BV = self.base.model.head(hidden).float()
-        for job in self.active:
-            job.length += 1
-        self._advance(list(self.active), logits_BV)
-        self._compact()
-
-    def _advance(self, jobs: list[Job], logits_BV: Tensor) -> None:
-        """Samples a token for each job and passes it on; ends the jobs that are finished by it."""
-        states = [job.state for job in jobs if job.state is not None]
-        chosen = sample(logits_BV, states)
-        picked = (logits_BV.gather(1, chosen[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)).tolist()
-        for i, (job, token, logprob) in enumerate(zip(jobs, chosen.tolist(), picked, strict=True)):
-            assert job.state is not None
-            assert job.text is not None
-            settings = job.state.sampling
-            if token in self.eos and not settings.ignore_eos:
-                self._end(job, "stop")
-                continue
-            job.state.output.append(token)
-            job.logprobs.append(logprob)
-            top = _top(logits_BV[i], settings.logprobs)
-            job.top_logprobs.append(top)
-            job.stream.push(Step(token, job.text.push(token), logprob, top))
-            if job.text.stopped:
-                self._end(job, "stop")
-            elif len(job.state.output) >= job.limit:
-                self._end(job, "length")
-
-    def _end(self, job: Job, reason: FinishReason) -> None:
-        """Finishes a running job's stream. Its row is freed by the next `_compact`."""
-        assert job.state is not None
-        assert job.text is not None
-        assert isinstance(job.request, Generate)
-        tail = job.text.finish()
-        if job.text.stopped:
-            reason = "stop"
-        job.stream.push(Step(None, tail, finish_reason=reason))
-        usage = Usage(len(job.request.tokens), len(job.state.output), job.cached)
-        result = Generation(
-            text=job.text.text,
-            token_ids=tuple(job.state.output),
-            logprobs=tuple(job.logprobs),
-            finish_reason=reason,
-            usage=usage,
-            top_logprobs=tuple(job.top_logprobs) if job.request.sampling.logprobs is not None else (),
-            prompt_logprobs=job.prompt_logprobs,
-            prompt_top_logprobs=job.prompt_top_logprobs,
-        )
-        job.stream.finish(result)
-
-    def drop_cancelled(self) -> None:
-        """Ends running rows whose caller has gone."""
-        for job in self.active:
-            if job.stream.cancelled and not job.stream.done:
-                self._end(job, "cancelled")
-        self._compact()
-
-    def _compact(self) -> None:
-        """Frees the rows of finished jobs: the last running row moves into each hole."""
-        row = 0
-        while row < len(self.active):
-            if not self.active[row].stream.done:
-                row += 1
-                continue
-            last = self.active.pop()
-            if row < len(self.active):
-                if not last.stream.done:
-                    self.cache.move(len(self.active), row, last.length)
-                self.active[row] = last
+    def compute_prefix(self, adapter: Loaded, tokens: Sequence[int], vectors_PD: Tensor | None = None) -> None:
+        """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids)."""
+        cache = self.cache
+        assert cache is not None
+        key = tuple(tokens)
+        match = self.tree.match(adapter, key, len(key))
+        row = self._free_row(None, ())
+        lengths = {one: len(job.tokens) for one, job in self._rows.items()}
+        row = self._reserve(lengths | {row: len(key)}).get(row, row)
+        at = 0
+        for segment, count in match.parts:
+            cache.load(row, at, segment, count)
+            at += count
+        if vectors_PD is not None:
+            self.torch_forward.embedded(vectors_PD, adapter, row)
+        elif at < len(key):
+            self.forward(Batch(key[at:], [Span(row, at, len(key) - at)], [adapter], ()))
+        self.tree.pin(adapter, key, lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+        cache.free(row)
 
 
-def pool(states_TD: Tensor, pooling: Pooling) -> Tensor:
-    """[T, D] → [D], float32."""
-    if pooling == "mean":
-        return states_TD.float().mean(0)
-    return states_TD[0 if pooling == "first" else -1].float()
+def _namespace(job: Job) -> object:
+    return job.adapter if job.depth is None else (job.adapter, job.depth)
 
 
-def _last(job: Job) -> int:
-    assert job.state is not None
-    return job.state.output[-1]
+def _needs_states(job: Job) -> bool:
+    request = job.request
+    if isinstance(request, Generate):
+        return request.sampling.prompt_logprobs is not None and job.state is None
+    return isinstance(request, Classify | Embed)
 
 
-def _top(logits_V: Tensor, count: int | None) -> Alternatives:
-    if not count:
-        return ()
-    values, ids = F.log_softmax(logits_V, dim=-1).topk(count)
-    return tuple(zip(ids.tolist(), values.tolist(), strict=True))
+def _by_depth(work: Sequence[Work]) -> dict[int | None, list[Work]]:
+    parts: dict[int | None, list[Work]] = defaultdict(list)
+    for one in work:
+        parts[one.job.depth].append(one)
+    return parts
+
+
+def cancelled() -> RequestError:
+    return RequestError("the request was cancelled before it started", code="cancelled")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

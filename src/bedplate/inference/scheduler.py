@@ -1,226 +1,203 @@
-"""Which waiting requests run together in the next step, and which token prefixes they share.
+"""Who computes how much in the next step: one token budget, shared fairly between queues.
 
-Requests keep their arrival order; a batch takes from the front those that can run in one forward pass, up to a budget
-of new tokens. Only one prefix decision is made per request, when it first comes to the front.
+Running generations come first, a token each. What is left of the budget goes to the prompts of the rest, in chunks,
+by deficit round robin (Shreedhar and Varghese 1995) over queues: a queue is one skin and tenant, its credit is counted
+in tokens. Within a queue requests start in the order they came, except that one whose beginning is just being computed
+for another lets those behind it pass. Knows no model and no cache: `admit` says whether a request can be let in.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import enum
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
-from bedplate.core.errors import BedplateError
-from bedplate.inference.kv_cache import Prefix
-from bedplate.inference.requests import Classify, Embed, Generate, Request, Result, Score, Step
-from bedplate.inference.sampler import RowState
-from bedplate.inference.stopping import TextStream
+from bedplate.inference.stream import Stream as Stream
 
-# Shorter common beginnings are not worth a forward pass of their own.
-MIN_SHARED = 16
+# How far into a queue a step looks for requests that need not wait for a neighbour's prefix.
+LOOKAHEAD = 32
+# How many requests may start ahead of one that the adapter cap keeps out, before the others wait for it.
+MOST_OVERTAKEN = 32
 
 
-class Stream:
-    """One request's answer as it comes: iterate it for steps (generation), or ask `result()` for the whole."""
+class Admission(enum.Enum):
+    """IN: it runs from now on. LATER: its beginning is being computed for another. FULL: no row or memory is free.
+    CAPPED: too many different adapters run."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
-        self._done = threading.Event()
-        self._result: Result | None = None
-        self._error: BaseException | None = None
-        self._listener: Callable[[], None] | None = None
-        self.cancelled = False
+    IN = "in"
+    LATER = "later"
+    FULL = "full"
+    CAPPED = "capped"
 
-    def __iter__(self) -> Iterator[Step]:
-        """Steps until the request ends; raises its error if it failed. To be iterated once."""
-        while (step := self._steps.get()) is not None:
-            yield step
-        if self._error is not None:
-            raise self._error
 
-    def result(self, timeout: float | None = None) -> Result:
-        """The finished result; waits at most `timeout` seconds (TimeoutError)."""
-        if not self._done.wait(timeout):
-            raise TimeoutError("the request has not finished yet")
-        if self._error is not None:
-            raise self._error
-        assert self._result is not None
-        return self._result
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` now, and in the engine's thread at each step and the end. It must be quick and not raise."""
-        self._listener = listener
-        listener()
-
-    def drain(self) -> tuple[list[Step], bool]:
-        """The steps that have come since, without waiting, and whether the request has ended. Not beside iteration."""
-        steps: list[Step] = []
-        while True:
-            try:
-                step = self._steps.get_nowait()
-            except queue.Empty:
-                return steps, False
-            if step is None:
-                return steps, True
-            steps.append(step)
-
-    def cancel(self) -> None:
-        """Ends the request at the engine's next step; a generation keeps what it has, reason "cancelled"."""
-        self.cancelled = True
+class Item(Protocol):
+    """What the scheduler sees of a request. remaining: tokens to compute (known once it is in)."""
 
     @property
-    def done(self) -> bool:
-        return self._done.is_set()
+    def remaining(self) -> int: ...
 
-    def push(self, step: Step) -> None:
-        self._steps.put(step)
-        self._notify()
 
-    def finish(self, result: Result) -> None:
-        self._result = result
-        self._end()
-
-    def fail(self, error: BaseException) -> None:
-        if not self._done.is_set():
-            self._error = error
-            self._end()
-
-    def _end(self) -> None:
-        self._done.set()
-        self._steps.put(None)
-        self._notify()
-
-    def _notify(self) -> None:
-        if self._listener is not None:
-            self._listener()
+I_ = TypeVar("I_", bound=Item)
+Admit = Callable[[I_], Admission]
+"""Lets a request in, or says why not."""
 
 
 @dataclass(eq=False)
-class Job:
-    """A request on its way through the engine; the fields below `prefix` belong to running generations."""
+class Queue(Generic[I_]):
+    """running: those let in whose prompts are not computed yet, in order. credit: tokens it may take now."""
 
-    request: Request
-    stream: Stream
-    limit: int = 0
-    planned: bool = False
-    prefix: Prefix | None = None
-    state: RowState | None = None
-    text: TextStream | None = None
-    length: int = 0
-    logprobs: list[float] = field(default_factory=list[float])
-    top_logprobs: list[tuple[tuple[int, float], ...]] = field(default_factory=list[tuple[tuple[int, float], ...]])
-    prompt_logprobs: tuple[float | None, ...] | None = None
-    prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
+    name: Hashable
+    waiting: deque[I_] = field(default_factory=deque)
+    running: list[I_] = field(default_factory=list)
+    credit: int = 0
+    overtaken: int = 0
+
+
+class Scheduler(Generic[I_]):
+    """max_step_tokens: budget of one step. quantum: credit of one visit to a queue. whole: requests cannot be cut
+    (encoders); then none may be longer than the budget."""
+
+    def __init__(self, max_step_tokens: int, quantum: int | None = None, whole: bool = False) -> None:
+        self.max_step_tokens = max_step_tokens
+        self.quantum = quantum or max(max_step_tokens // 2, 1)
+        self._whole = whole
+        self._queues: dict[Hashable, Queue[I_]] = {}
+        self._ring: deque[Queue[I_]] = deque()
+        self._waiting = 0
 
     @property
-    def cached(self) -> int:
-        return 0 if self.prefix is None else len(self.prefix)
+    def waiting(self) -> int:
+        """How many requests are not let in yet."""
+        return self._waiting
 
-    @property
-    def new_tokens(self) -> int:
-        """Tokens that the first forward pass of this request computes."""
-        own = len(self.request.tokens) - self.cached
-        if isinstance(self.request, Score):
-            own += sum(len(continuation) - 1 for continuation in self.request.continuations)
-        return own
+    def items(self) -> list[I_]:
+        """Those that are not let in yet."""
+        return [item for queue in self._ring for item in queue.waiting]
 
+    def add(self, name: Hashable, item: I_) -> None:
+        """A new request, at its queue's end."""
+        self._queue(name).waiting.append(item)
+        self._waiting += 1
 
-def depth_of(request: Request) -> int | None:
-    """How many blocks the request needs; None is all of them and the last norm."""
-    return request.depth if isinstance(request, Classify | Embed) else None
+    def put_back(self, name: Hashable, item: I_) -> None:
+        """A request that had to give up its row: it is its queue's next."""
+        queue = self._queue(name)
+        if item in queue.running:
+            queue.running.remove(item)
+        queue.waiting.appendleft(item)
+        self._waiting += 1
 
+    def remove(self, name: Hashable, items: Iterable[I_]) -> None:
+        """Requests of one queue that ended early."""
+        queue = self._queues.get(name)
+        if queue is None:
+            return
+        gone = set(map(id, items))
+        kept = [item for item in queue.waiting if id(item) not in gone]
+        self._waiting -= len(queue.waiting) - len(kept)
+        queue.waiting = deque(kept)
+        queue.running = [item for item in queue.running if id(item) not in gone]
+        self._retire(queue)
 
-def can_share(request: Request) -> bool:
-    """Whether a cached prefix can stand in for the request's first tokens: not where each token's state is wanted."""
-    if isinstance(request, Generate):
-        return request.sampling.prompt_logprobs is None
-    if isinstance(request, Classify | Embed):
-        return request.pooling == "last"
-    return True
+    def charge(self, name: Hashable, tokens: int) -> None:
+        """Tokens that a queue's running generations took: it has had them, at most a visit's worth counts."""
+        queue = self._queues.get(name)
+        if queue is not None:
+            queue.credit = max(queue.credit - tokens, -self.quantum)
 
+    def plan(self, taken: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
+        """(request, how many of its next tokens) for this step, of which `taken` tokens are spoken for already."""
+        budget = self.max_step_tokens - taken
+        shares: dict[int, tuple[I_, int]] = {}
+        idle = 0
+        while budget > 0 and idle < len(self._ring):
+            queue = self._ring[0]
+            # A queue that the budget's end interrupted goes on with what credit it has left.
+            if queue.credit <= 0:
+                queue.credit += self.quantum
+            before, credit = budget, queue.credit
+            budget = self._serve(queue, budget, admit, shares)
+            wants_more = self._whole and budget == before and self._starved(queue, budget)
+            if wants_more:
+                queue.credit += self.quantum
+            idle = 0 if budget < before or wants_more or credit <= 0 else idle + 1
+            if budget > 0 or queue.credit <= 0:
+                if not wants_more:
+                    queue.credit = min(queue.credit, 0)
+                self._ring.rotate(-1)
+            self._retire(queue)
+        return list(shares.values())
 
-class Scheduler:
-    """Chooses batches. `build` computes a prefix (tokens, adapter, what of it is there already) → Prefix."""
+    def _starved(self, queue: Queue[I_], budget: int) -> bool:
+        """Whether its next request would fit the budget, but not the queue's credit."""
+        return bool(queue.running) and queue.credit < queue.running[0].remaining <= budget
 
-    def __init__(
-        self,
-        max_batch_tokens: int,
-        build: Callable[[tuple[int, ...], str | None, Prefix | None], Prefix],
-        shares: bool,
-    ) -> None:
-        self._budget = max_batch_tokens
-        self._build = build
-        self._shares = shares
-        self.pinned: dict[str | None, list[Prefix]] = {}
-
-    def take(self, waiting: list[Job], free_rows: int) -> list[Job]:
-        """Removes from `waiting` and returns the jobs of the next prefill; empty when none can start now."""
-        batch: list[Job] = []
-        tokens = 0
-        for job in waiting:
-            if batch and depth_of(job.request) != depth_of(batch[0].request):
+    def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
+        """Gives the queue's requests tokens; returns what is left of the budget."""
+        for item in list(queue.running):
+            given = self._give(queue, item, budget, shares)
+            budget -= given
+            if item.remaining > shares.get(id(item), (item, 0))[1]:
+                return budget  # no credit or budget is left for those behind it
+        seen = skipped = 0
+        while budget > 0 and queue.credit > 0 and skipped < len(queue.waiting) and seen < LOOKAHEAD:
+            item = queue.waiting[skipped]
+            seen += 1
+            answer = self._admit(queue, item, admit)
+            if answer is Admission.LATER:
+                skipped += 1
                 continue
-            if isinstance(job.request, Generate) and free_rows == 0:
-                continue
-            if not job.planned:
-                self._plan(job, waiting)
-            if batch and tokens + job.new_tokens > self._budget:
+            if answer is not Admission.IN:
                 break
-            batch.append(job)
-            tokens += job.new_tokens
-            free_rows -= isinstance(job.request, Generate)
-        taken = {id(job) for job in batch}
-        waiting[:] = [job for job in waiting if id(job) not in taken]
-        return batch
+            del queue.waiting[skipped]
+            self._waiting -= 1
+            seen = skipped
+            queue.running.append(item)
+            budget -= self._give(queue, item, budget, shares)
+            if item.remaining > shares.get(id(item), (item, 0))[1]:
+                break
+        return budget
 
-    def _plan(self, job: Job, waiting: Sequence[Job]) -> None:
-        """Gives the job, and those waiting that begin alike, their prefix."""
-        job.planned = True
-        if not self._shares or not can_share(job.request):
-            return
-        job.prefix = self._pinned_for(job.request)
-        start = job.cached
-        tokens = job.request.tokens
-        key = (job.request.adapter, job.request.tenant)
-        alike = [
-            other
-            for other in waiting
-            if not other.planned
-            and (other.request.adapter, other.request.tenant) == key
-            and can_share(other.request)
-            and other.request.tokens[: start + MIN_SHARED] == tokens[: start + MIN_SHARED]
-        ]
-        if not alike:
-            return
-        # At least one token must be left to compute, or there is no state to predict from.
-        sequences = [tokens, *(other.request.tokens for other in alike)]
-        shared = tokens[: min(common_length(sequences), min(map(len, sequences)) - 1)]
-        if len(shared) - start >= MIN_SHARED:
-            job.prefix = self._build(shared, job.request.adapter, job.prefix)
-        for other in alike:
-            other.planned, other.prefix = True, job.prefix
+    def _admit(self, queue: Queue[I_], item: I_, admit: Admit[I_]) -> Admission:
+        held_up = next((q for q in self._ring if q.overtaken >= MOST_OVERTAKEN and q is not queue), None)
+        if held_up is not None:
+            return Admission.FULL
+        answer = admit(item)
+        if answer is Admission.CAPPED:
+            queue.overtaken = max(queue.overtaken, 1)
+        elif answer is Admission.IN:
+            queue.overtaken = 0
+            for other in self._ring:
+                other.overtaken += other.overtaken > 0
+        return answer
 
-    def _pinned_for(self, request: Request) -> Prefix | None:
-        fitting = [
-            prefix
-            for prefix in self.pinned.get(request.adapter, ())
-            if len(prefix) < len(request.tokens) and request.tokens[: len(prefix)] == prefix.tokens
-        ]
-        return max(fitting, key=len, default=None)
+    def _give(self, queue: Queue[I_], item: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
+        had = shares.get(id(item), (item, 0))[1]
+        wanted = item.remaining - had
+        given = min(wanted, budget, queue.credit)
+        if given <= 0 or (self._whole and given < wanted):
+            return 0
+        queue.credit -= given
+        shares[id(item)] = (item, had + given)
+        return given
 
+    def started(self, name: Hashable, item: I_) -> None:
+        """A request whose prompt is computed: from now on it decodes, or has ended."""
+        queue = self._queues.get(name)
+        if queue is not None and item in queue.running:
+            queue.running.remove(item)
+            self._retire(queue)
 
-def common_length(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many first tokens all sequences share: those that the smallest and the largest do."""
-    first, last = min(sequences), max(sequences)
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    def _queue(self, name: Hashable) -> Queue[I_]:
+        if name not in self._queues:
+            self._queues[name] = Queue(name)
+            self._ring.append(self._queues[name])
+        return self._queues[name]
 
-
-def fail_all(jobs: Sequence[Job], error: BaseException) -> None:
-    """Ends jobs with an error of their own kind."""
-    for job in jobs:
-        wrapped = error if isinstance(error, BedplateError) else RuntimeError(f"the engine failed on a step: {error!r}")
-        if wrapped is not error:
-            wrapped.__cause__ = error
-        job.stream.fail(wrapped)
+    def _retire(self, queue: Queue[I_]) -> None:
+        """A queue without requests keeps no credit."""
+        if not queue.waiting and not queue.running and queue.name in self._queues:
+            del self._queues[queue.name]
+            self._ring.remove(queue)

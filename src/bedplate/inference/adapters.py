@@ -1,0 +1,114 @@
+"""What can stand between the base and a request: LoRA weights in the bank, and soft prompts; loaded and unloaded
+while requests run.
+
+A key names one set of weights at a time. Unloading takes the key away at once; the weights and their cached prefixes
+go when the last request that uses them has ended, so that old requests end on old weights and a key that is loaded
+again starts with an empty cache of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bedplate.adapters.bank import BASE_ROW
+from bedplate.core.errors import RequestError, UsageError
+
+
+@dataclass(eq=False)
+class Loaded:
+    """One loaded adapter, or the base (key None). Its identity is the namespace of its cached prefixes.
+
+    slot: its number in the bank. virtual: tokens of its soft prompt. parent: whose slot it borrows. users: requests and
+    soft prompts that hold it.
+    """
+
+    key: str | None
+    slot: int = BASE_ROW
+    virtual: int = 0
+    parent: Loaded | None = None
+    users: int = 0
+    retired: bool = False
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def virtual_tokens(self) -> tuple[int, ...]:
+        """Stand-ins for the soft prompt's vectors: ids that no vocabulary has."""
+        return tuple(range(-self.virtual, 0))
+
+
+class Adapters:
+    """The loaded ones by key. `free` is called, in the computing thread, with one that nobody uses any more."""
+
+    def __init__(self, free: Callable[[Loaded], None]) -> None:
+        self.base = Loaded(None)
+        self._by_key: dict[str, Loaded] = {}
+        self._leaving: list[Loaded] = []
+        self._free = free
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
+    def get(self, key: str | None) -> Loaded:
+        """The adapter of this key; UsageError where there is none."""
+        found = self.base if key is None else self._by_key.get(key)
+        if found is None:
+            raise UsageError(f"no adapter {key!r} is loaded")
+        return found
+
+    def hold(self, key: str | None) -> Loaded:
+        """The adapter of this key, kept until `release`. RequestError where there is none."""
+        with self._lock:
+            found = self.base if key is None else self._by_key.get(key)
+            if found is None:
+                raise RequestError(f"no adapter {key!r} is loaded; load it first", param="model")
+            found.users += 1
+            return found
+
+    def release(self, loaded: Loaded) -> None:
+        with self._lock:
+            loaded.users -= 1
+
+    def check_new(self, key: str) -> None:
+        """UsageError where the key is taken."""
+        if key in self._by_key:
+            raise UsageError(f"an adapter {key!r} is loaded already; unload it first, or use another key")
+
+    def add(self, loaded: Loaded) -> None:
+        assert loaded.key is not None
+        with self._lock:
+            self.check_new(loaded.key)
+            self._by_key[loaded.key] = loaded
+
+    def retire(self, key: str) -> Loaded:
+        """Takes the key away. Call `sweep` in the computing thread to free what nobody uses."""
+        with self._lock:
+            found = self._by_key.pop(key, None)
+            if found is None:
+                raise UsageError(f"no adapter {key!r} is loaded")
+            found.retired = True
+            self._leaving.append(found)
+            return found
+
+    @property
+    def leaving(self) -> bool:
+        """Whether some wait for their last request to end."""
+        return bool(self._leaving)
+
+    def sweep(self) -> None:
+        """Frees the retired that nobody uses."""
+        while True:
+            with self._lock:
+                done = next((one for one in self._leaving if one.users == 0), None)
+                if done is None:
+                    return
+                self._leaving.remove(done)
+            self._free(done)
+            if done.parent is not None:
+                self.release(done.parent)
+            done.gone.set()

@@ -1,0 +1,61 @@
+"""The lock that says whose turn it is to compute: engines that share a machine take turns, in order of asking."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+
+class ComputeLock:
+    """A reentrant lock that is handed to whoever has waited longest.
+
+    `threading.RLock` lets the thread that releases it take it again at once, so that an engine under load would keep
+    others (a second engine, the loading of an adapter) waiting for as long as it has work.
+    """
+
+    def __init__(self) -> None:
+        self._inner = threading.Lock()
+        self._owner: int | None = None
+        self._depth = 0
+        self._waiting: deque[tuple[int, threading.Event]] = deque()
+
+    def __enter__(self) -> ComputeLock:
+        me = threading.get_ident()
+        with self._inner:
+            if self._owner == me:
+                self._depth += 1
+                return self
+            if self._owner is None:
+                self._owner, self._depth = me, 1
+                return self
+            turn = threading.Event()
+            self._waiting.append((me, turn))
+        try:
+            turn.wait()
+        except BaseException:
+            self._give_up(turn)
+            raise
+        return self
+
+    def _give_up(self, turn: threading.Event) -> None:
+        """An interrupt while waiting: leave the queue, or pass on the turn that came meanwhile."""
+        with self._inner:
+            left = [entry for entry in self._waiting if entry[1] is not turn]
+            came = len(left) == len(self._waiting)
+            self._waiting = deque(left)
+            if came:
+                self._hand_over()
+
+    def __exit__(self, *error: object) -> None:
+        with self._inner:
+            self._depth -= 1
+            if self._depth == 0:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._waiting:
+            self._owner, turn = self._waiting.popleft()
+            self._depth = 1
+            turn.set()
+        else:
+            self._owner, self._depth = None, 0

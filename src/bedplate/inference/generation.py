@@ -1,0 +1,139 @@
+"""From logits to the next tokens of running generations, their texts and their ends.
+
+Shapes: B rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bedplate.inference.answers import top
+from bedplate.inference.forward import Greedy
+from bedplate.inference.job import Job
+from bedplate.inference.requests import FinishReason, Generate, Generation, Step, Timing, Usage
+from bedplate.inference.sampler import RowState
+from bedplate.inference.stopping import TextStream
+from bedplate.text.tokenizer import Tokenizer
+
+Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A generation in a pass: the number of its first row among the wanted logits, and the tokens guessed after it."""
+
+    job: Job
+    at: int
+    draft: Sequence[int] = ()
+
+
+class Generating:
+    """Begins, advances and ends generations. eos: tokens that end a text."""
+
+    def __init__(self, tokenizer: Tokenizer | None, eos: frozenset[int]) -> None:
+        self._tokenizer, self.eos = tokenizer, eos
+
+    def begin(self, job: Job, request: Generate) -> None:
+        """The prompt is computed for the first time."""
+        job.state = RowState(request.sampling, request.tokens)
+        job.text = TextStream(self._tokenizer, request.sampling.stop)
+        job.plain = is_plain(request)
+
+    def advance(self, rows: Sequence[Row], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
+        """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
+        going, step = list(rows), 0
+        while going:
+            plain = [row for row in going if row.job.plain and greedy is not None]
+            drawn = [row for row in going if not (row.job.plain and greedy is not None)]
+            on: list[Row] = []
+            if greedy is not None:
+                for row in plain:
+                    token, logprob = greedy.tokens[row.at + step], greedy.logprobs[row.at + step]
+                    if self._take(row.job, token, logprob, None) and row.draft[step : step + 1] == [token]:
+                        on.append(row)
+            if drawn:
+                assert logits_WV is not None
+                logits_BV = logits_WV[[row.at + step for row in drawn]]
+                chosen = sample(logits_BV, [row.job.state for row in drawn if row.job.state is not None])
+                picked = (logits_BV.gather(1, chosen[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)).tolist()
+                for row, token, logprob, logits_V in zip(drawn, chosen.tolist(), picked, logits_BV, strict=True):
+                    if self._take(row.job, token, logprob, logits_V) and row.draft[step : step + 1] == [token]:
+                        on.append(row)
+            going, step = on, step + 1
+
+    def _take(self, job: Job, token: int, logprob: float, logits_V: Tensor | None) -> bool:
+        """Adds a token to a row, or ends it; whether it goes on."""
+        state, text = job.state, job.text
+        assert state is not None
+        assert text is not None
+        settings = state.sampling
+        # The token that was computed in this pass is in the cache now, whatever comes next.
+        job.done = len(job.tokens)
+        if (token in self.eos and not settings.ignore_eos) or token in settings.stop_token_ids:
+            self.end(job, "stop")
+            return False
+        state.output.append(token)
+        job.tokens.append(token)
+        job.logprobs.append(logprob)
+        alternatives = () if logits_V is None else top(logits_V, settings.logprobs)
+        job.top_logprobs.append(alternatives)
+        job.stream.push(Step(token, text.push(token), logprob, alternatives))
+        if job.drafter is not None:
+            job.drafter.push(token)
+        if text.stopped:
+            self.end(job, "stop")
+        elif len(state.output) >= job.limit:
+            self.end(job, "length")
+        return job.ended is None
+
+    def end(self, job: Job, reason: FinishReason) -> None:
+        """Releases what is left of the text. The result is delivered when the step is over."""
+        text = job.text
+        assert text is not None
+        tail = text.finish()
+        job.ended = "stop" if text.stopped else reason
+        job.stream.push(Step(None, tail, finish_reason=job.ended))
+
+
+def generation(job: Job, request: Generate, usage: Usage, timing: Timing) -> Generation:
+    """The result of an ended generation."""
+    assert job.state is not None
+    assert job.text is not None
+    assert job.ended is not None
+    settings = request.sampling
+    asked = settings.prompt_logprobs is not None
+    return Generation(
+        text=job.text.text,
+        token_ids=tuple(job.state.output),
+        logprobs=tuple(job.logprobs),
+        finish_reason=job.ended,
+        usage=usage,
+        top_logprobs=tuple(job.top_logprobs) if settings.logprobs is not None else (),
+        prompt_logprobs=tuple(job.prompt_logprobs) if asked else None,
+        prompt_top_logprobs=tuple(job.prompt_top_logprobs) if asked else (),
+        timing=timing,
+    )
+
+
+def usage_of(job: Job) -> Usage:
+    output = 0 if job.state is None else len(job.state.output)
+    return Usage(len(job.request.tokens), output, job.cached or 0)
+
+
+def timing_of(job: Job) -> Timing:
+    now = time.monotonic()
+    started = now if job.started is None else job.started
+    first = now if job.first is None else job.first
+    return Timing(started - job.queued, first - job.queued, now - job.queued, job.compute)
+
+
+def is_plain(request: Generate) -> bool:
+    """Whether the likeliest token is all that is asked for."""
+    s = request.sampling
+    greedy = s.temperature == 0 and not s.logprobs and s.min_tokens == 0
+    penalties = s.repetition_penalty != 1.0 or bool(s.presence_penalty or s.frequency_penalty or s.logit_bias)
+    return greedy and not penalties and request.grammar is None

@@ -1,0 +1,307 @@
+"""The prefix cache: what has been computed before, found again by its tokens (SGLang's RadixAttention,
+https://arxiv.org/abs/2312.07104).
+
+One tree per namespace. An edge holds a run of key elements and the segment of keys and values that belongs to them.
+Leaves that nobody pinned are evicted, least recently used first, to stay under `capacity` bytes. The tree knows nothing
+of tensors: a segment is whatever the cache underneath saves (a copy, or counted references to blocks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+Key = tuple[int, ...]
+_SALT_SHIFT = 64
+
+
+class Segment(Protocol):
+    """Keys and values of a run of tokens."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def split(self, at: int) -> tuple[Segment, Segment]:
+        """The first `at` tokens and the rest; this segment is not used afterwards."""
+        ...
+
+    def release(self) -> None:
+        """Called once, when the tree lets go of it."""
+        ...
+
+
+@lru_cache(maxsize=4096)
+def _salt(tenant: str) -> int:
+    digest = hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return (int.from_bytes(digest, "big") | 1) << _SALT_SHIFT
+
+
+def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
+    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone.
+
+    The tenant enters into one element, from which on paths of different tenants are apart.
+    """
+    if shared >= len(tokens):
+        return tuple(tokens)
+    return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
+
+
+@dataclass(eq=False)
+class Node:
+    """An edge and its end; children by their first block. `pins` counts the pinned keys that run through it, `ends`
+    those that end here."""
+
+    key: Key
+    segment: Segment | None
+    parent: Node | None
+    children: dict[Key, Node] = field(default_factory=dict[Key, "Node"])
+    pins: int = 0
+    ends: int = 0
+    used: int = 0
+    attached: bool = True
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is cached of a key: segments from its start, each with how many of its tokens count."""
+
+    parts: tuple[tuple[Segment, int], ...] = ()
+
+    @property
+    def length(self) -> int:
+        return sum(count for _, count in self.parts)
+
+
+class RadixTree:
+    """Segments by key. `block`: matches and edges are multiples of so many elements (paged caches share whole blocks).
+
+    Not thread-safe: it belongs to the thread that computes.
+    """
+
+    def __init__(self, capacity: int, block: int = 1) -> None:
+        self.capacity, self.block = capacity, block
+        self.used = 0
+        """Bytes held in all; `pinned` of them are not counted against the capacity."""
+        self.pinned = 0
+        self.evictions = 0
+        self._roots: dict[Hashable, Node] = {}
+        self._clock = 0
+        self._count = 0
+        self._leaves: list[tuple[int, int, Node]] = []
+
+    def match(self, namespace: Hashable, key: Key, limit: int) -> Match:
+        """The longest cached beginning of `key`, of at most `limit` elements."""
+        node = self._roots.get(namespace)
+        self._clock += 1
+        parts: list[tuple[Segment, int]] = []
+        at, end = 0, min(limit, len(key)) // self.block * self.block
+        while node is not None and at < end:
+            child = node.children.get(key[at : at + self.block])
+            if child is None:
+                break
+            same = _common(child.key, key, at, end) // self.block * self.block
+            assert child.segment is not None
+            parts.append((child.segment, same))
+            self._touch(child)
+            at += same
+            if same < len(child.key):
+                break
+            node = child
+        return Match(tuple(parts))
+
+    def public_length(self, namespace: Hashable, tokens: Sequence[int]) -> int:
+        """How many first tokens are a pinned key: what the operator made known to everybody."""
+        node, at, found = self._roots.get(namespace), 0, 0
+        while node is not None and at < len(tokens):
+            child = node.children.get(tuple(tokens[at : at + self.block]))
+            if child is None or child.pins == 0 or child.key != tuple(tokens[at : at + len(child.key)]):
+                break
+            at += len(child.key)
+            if child.ends:
+                found = at
+            node = child
+        return found
+
+    def insert(
+        self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment], size: int, cuts: Sequence[int] = ()
+    ) -> int:
+        """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each;
+        an edge ends at each of `cuts`. Returns how many elements were added: 0 too where they cannot be made to fit.
+        """
+        return self._insert(namespace, key, save, size, cuts, pin=False)[1]
+
+    def pin(self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment], size: int) -> None:
+        """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice."""
+        node, _ = self._insert(namespace, key, save, size, (), pin=True)
+        node.ends += 1
+        walk: Node | None = node
+        while walk is not None and walk.segment is not None:
+            if walk.pins == 0:
+                self.pinned += walk.segment.nbytes
+            walk.pins += 1
+            walk = walk.parent
+
+    def unpin(self, namespace: Hashable, key: Key) -> bool:
+        """Lets go of a pinned key, which stays cached until it is evicted; whether it was pinned."""
+        node = self._end_of(namespace, key[: len(key) // self.block * self.block])
+        if node is None or node.ends == 0:
+            return False
+        node.ends -= 1
+        walk: Node | None = node
+        while walk is not None and walk.segment is not None:
+            walk.pins -= 1
+            if walk.pins == 0:
+                self.pinned -= walk.segment.nbytes
+                self._offer(walk)
+            walk = walk.parent
+        self._evict(0, None)
+        return True
+
+    def is_pinned(self, namespace: Hashable, key: Key) -> bool:
+        node = self._end_of(namespace, key[: len(key) // self.block * self.block])
+        return node is not None and node.ends > 0
+
+    def drop(self, namespace: Hashable) -> None:
+        """Forgets a namespace, pinned keys included."""
+        root = self._roots.pop(namespace, None)
+        stack = [] if root is None else list(root.children.values())
+        while stack:
+            node = stack.pop()
+            stack += node.children.values()
+            self._release(node)
+
+    def clear(self) -> None:
+        """Forgets everything that is not pinned."""
+        self._evict(self.capacity, None)
+
+    def _insert(
+        self,
+        namespace: Hashable,
+        key: Key,
+        save: Callable[[int, int], Segment],
+        size: int,
+        cuts: Sequence[int],
+        pin: bool,
+    ) -> tuple[Node, int]:
+        self._clock += 1
+        node = self._roots.setdefault(namespace, Node((), None, None))
+        at, end = 0, len(key) // self.block * self.block
+        while at < end:
+            child = node.children.get(key[at : at + self.block])
+            if child is None:
+                break
+            same = _common(child.key, key, at, end) // self.block * self.block
+            self._touch(child)
+            if same < len(child.key):
+                child = self._split(child, same)
+            at += same
+            node = child
+        stops = sorted({stop // self.block * self.block for stop in cuts if at < stop < end} | {end})
+        added = 0
+        for stop in stops:
+            if stop <= at:
+                continue
+            if not pin and not self._evict((stop - at) * size, node):
+                break
+            node = self._attach(node, key[at:stop], save(at, stop))
+            added += stop - at
+            at = stop
+        return node, added
+
+    def _attach(self, parent: Node, key: Key, segment: Segment) -> Node:
+        node = Node(key, segment, parent, used=self._clock)
+        parent.children[key[: self.block]] = node
+        self.used += segment.nbytes
+        self._offer(node)
+        return node
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cuts an edge in two and returns its first part."""
+        assert node.segment is not None
+        assert node.parent is not None
+        before = node.segment.nbytes
+        first, rest = node.segment.split(at)
+        change = first.nbytes + rest.nbytes - before
+        self.used += change
+        self.pinned += change if node.pins else 0
+        lower = {node.key[at : at + self.block]: node}
+        upper = Node(node.key[:at], first, node.parent, lower, node.pins, 0, node.used)
+        node.parent.children[node.key[: self.block]] = upper
+        node.key, node.segment, node.parent = node.key[at:], rest, upper
+        return upper
+
+    def _end_of(self, namespace: Hashable, key: Key) -> Node | None:
+        node, at = self._roots.get(namespace), 0
+        while node is not None and at < len(key):
+            node = node.children.get(key[at : at + self.block])
+            if node is None or node.key != key[at : at + len(node.key)]:
+                return None
+            at += len(node.key)
+        return node
+
+    def _touch(self, node: Node) -> None:
+        node.used = self._clock
+        self._offer(node)
+
+    def _offer(self, node: Node) -> None:
+        """Puts a leaf among those that may be evicted; entries that have become untrue are dropped when met."""
+        if not node.children and node.pins == 0:
+            self._count += 1
+            heapq.heappush(self._leaves, (node.used, self._count, node))
+            if len(self._leaves) > 10_000:
+                self._leaves = [entry for entry in self._leaves if self._evictable(entry)]
+                heapq.heapify(self._leaves)
+
+    @staticmethod
+    def _evictable(entry: tuple[int, int, Node]) -> bool:
+        used, _, node = entry
+        return node.attached and not node.children and node.pins == 0 and node.used == used
+
+    def _evict(self, need: int, keep: Node | None) -> bool:
+        """Makes room for `need` bytes, sparing `keep`; whether there is room now."""
+        spared: list[tuple[int, int, Node]] = []
+        while self.used - self.pinned + need > self.capacity and self._leaves:
+            entry = heapq.heappop(self._leaves)
+            if not self._evictable(entry):
+                continue
+            node = entry[2]
+            if node is keep:
+                spared.append(entry)
+                continue
+            parent = node.parent
+            assert parent is not None
+            del parent.children[node.key[: self.block]]
+            self._release(node)
+            self.evictions += 1
+            if parent.segment is not None:
+                self._offer(parent)
+        for entry in spared:
+            heapq.heappush(self._leaves, entry)
+        return self.used - self.pinned + need <= self.capacity
+
+    def _release(self, node: Node) -> None:
+        assert node.segment is not None
+        self.used -= node.segment.nbytes
+        if node.pins:
+            self.pinned -= node.segment.nbytes
+        node.attached = False
+        node.segment.release()
+
+
+def _common(edge: Key, key: Key, at: int, end: int) -> int:
+    """How many elements of `edge` are key[at:end]'s too."""
+    n = min(len(edge), end - at)
+    if edge[:n] == key[at : at + n]:
+        return n
+    low, high = 0, n - 1  # the first `low` agree, the first `high + 1` do not
+    while low < high:
+        middle = (low + high + 1) // 2
+        if edge[:middle] == key[at : at + middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
