@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import classify, embeddings, health, openai, pages, rerank, tokens
+from bedplate.serving import batches, classify, embeddings, files, health, openai, pages, rerank, tokens
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
@@ -28,6 +28,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     classify.router,
     rerank.router,
     tokens.router,
+    files.router,
+    batches.router,
     health.router,
     pages.router,
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bedplate.core.config import Strict
+from bedplate.serving.responses_store import ResponsesConfig
 
 BODY_LIMIT = 2 * 1024 * 1024
 MAX_WAITING = 256
@@ -36,14 +37,31 @@ class SkinConfig(Strict):
 
 
 class LimitsConfig(Strict):
-    """What one server takes on. Bytes, counts and seconds."""
+    """What one server takes on. Bytes, counts and seconds.
+
+    adapters: skins with weights that one base holds at once, and prompt_skins: those without; more may be registered,
+    and come and go as they are asked for. prefix_bytes: what the skins' computed prompt beginnings may take.
+    """
 
     body_bytes: Annotated[int, Field(ge=1024)] = BODY_LIMIT
     max_rows: Annotated[int, Field(ge=1)] = 16
     max_waiting: Annotated[int, Field(ge=1)] = MAX_WAITING
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    adapters: Annotated[int, Field(ge=1)] = 32
+    prompt_skins: Annotated[int, Field(ge=1)] = 512
+    prefix_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     url_bytes: Annotated[int, Field(ge=256)] = 8 * 1024
     header_bytes: Annotated[int, Field(ge=1024, le=128 * 1024)] = 32 * 1024
+
+
+class BatchesConfig(Strict):
+    """What files and batches may take: bytes of one file and of all files of a tenant, rows of one batch, and calls
+    that batches have under way at once."""
+
+    file_bytes: Annotated[int, Field(ge=1)] = 100 * 1024 * 1024
+    tenant_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    rows: Annotated[int, Field(ge=1)] = 50_000
+    in_flight: Annotated[int, Field(ge=1)] = 4
 
 
 class PriceConfig(Strict):
@@ -76,19 +94,23 @@ class MetricsConfig(Strict):
 class ServerConfig(Strict):
     """The whole file. The first base is the main one: skins of no other base are looked for on it.
 
-    keys: the file of API keys; without one only this machine may ask, unless `open`. state: where batches, feedback and
+    skins_directory: every skin below it is registered, and read when it is first asked for; /admin/skins takes skins
+    from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where batches, feedback and
     what keys spent are kept (default: serve/ in BEDPLATE_HOME). stall_seconds: how long one step of an engine may take
     before /health says so. cors: the origins whose pages may ask, as in https://app.example.
     """
 
     bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
     skins: tuple[SkinConfig, ...] = ()
+    skins_directory: Path | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     grace_seconds: Annotated[float, Field(ge=0)] = 10.0
     allow_other_weights: bool = False
     limits: LimitsConfig = LimitsConfig()
+    batches: BatchesConfig = BatchesConfig()
     price: PriceConfig | None = None
+    responses: ResponsesConfig = ResponsesConfig()
     keys: Path | None = None
     open: bool = False
     state: Path | None = None

@@ -1,0 +1,508 @@
+"""Files and batches on a live server, through the openai client, and what each refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bedplate.core.errors import UsageError
+from bedplate.serving.batch_lines import MAX_ERRORS, check_lines
+from bedplate.serving.batch_store import BatchStore, DoneRow
+from bedplate.serving.config import BatchesConfig
+from bedplate.serving.files import clean_name
+from bedplate.serving.guard import Caller, Guard
+from bedplate.serving.loading import loaded_house, server_config
+
+from .conftest import Files, Server, running
+
+CHAT = "/v1/chat/completions"
+
+
+def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": asked | body})
+
+
+@contextmanager
+def serving(files: Files, state: Path, guard: Guard | None = None, **batches: int) -> Iterator[Server]:
+    config = server_config(files.base, state=state, batches=BatchesConfig(**batches))
+    with loaded_house(config, files.skins) as house:
+        if guard is not None:
+            house.guard = guard
+        with running(house) as url:
+            yield Server(url, house, {})
+
+
+@pytest.fixture(scope="module")
+def place(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(
+        files, tmp_path_factory.mktemp("state"), rows=300, file_bytes=200_000, tenant_bytes=1_000_000
+    ) as server:
+        yield server
+
+
+def upload(client: openai.OpenAI, *lines: str, name: str = "rows.jsonl") -> Any:
+    return client.files.create(file=(name, BytesIO("\n".join(lines).encode())), purpose="batch")
+
+
+def run(client: openai.OpenAI, *lines: str, endpoint: Any = CHAT, **fields: Any) -> Any:
+    file = upload(client, *lines)
+    batch = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **fields)
+    assert batch.status == "validating"
+    return ended(client, batch.id)
+
+
+def ended(client: openai.OpenAI, id_: str, seconds: float = 20.0) -> Any:
+    end = time.monotonic() + seconds
+    while True:
+        batch = client.batches.retrieve(id_)
+        if batch.status in ("completed", "failed", "cancelled", "expired"):
+            return batch
+        assert time.monotonic() < end, batch
+        time.sleep(0.02)
+
+
+def rows(client: openai.OpenAI, id_: str | None) -> list[dict[str, Any]]:
+    assert id_ is not None
+    return [json.loads(text) for text in client.files.content(id_).text.splitlines()]
+
+
+# --- files
+
+
+def test_a_file_comes_back_as_it_was_sent_and_is_gone_when_deleted(place):
+    client = place.client
+    content = line("a") + "\n" + line("ü 😀 \u2028")
+    file = client.files.create(file=("../../etc/pass\x00wd\\evil\n.jsonl", BytesIO(content.encode())), purpose="batch")
+    assert (file.filename, file.bytes, file.purpose) == ("evil.jsonl", len(content.encode()), "batch")
+    assert client.files.content(file.id).content == content.encode()
+    assert client.files.retrieve(file.id) == file
+    assert client.files.delete(file.id).deleted
+    for call in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError, match="there is no file"):
+            call(file.id)
+    assert not (place.house.state.path / "files" / file.id).exists()
+
+
+def test_files_are_listed_in_pages(place):
+    client = place.client
+    made = [upload(client, line("a"), name=f"page{i}.jsonl").id for i in range(5)]
+    listed = [file.id for file in client.files.list(limit=2)]  # the client fetches page after page
+    assert listed[:5] == made[::-1]
+    first = client.files.list(limit=2, order="asc", after=made[0])
+    assert ([file.id for file in first.data], first.has_more) == (made[1:3], True)
+    last = client.files.list(limit=2, order="asc", after=made[2])
+    assert ([file.id for file in last.data], last.has_more) == (made[3:5], False)
+    assert client.files.list(purpose="batch_output", after=made[0]).data == []
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=10001", "order=up", "colour=red", "after=file-none"])
+def test_a_list_says_what_is_wrong_with_its_query(place, query):
+    with httpx.Client(trust_env=False) as client:
+        answer = client.get(f"{place.url}/v1/files?{query}")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == query.split("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "param"),
+    [
+        ({"files": {"file": ("a", b"{}")}}, 400, "purpose"),
+        ({"data": {"purpose": "fine-tune"}, "files": {"file": ("a", b"{}")}}, 400, "purpose"),
+        ({"data": {"purpose": "batch"}, "files": {"other": ("a", b"{}")}}, 400, "file"),
+        ({"data": {"purpose": "batch", "colour": "red"}, "files": {"file": ("a", b"{}")}}, 400, "colour"),
+        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 300_000)}}, 413, "file"),
+        ({"data": {"purpose": "batch"}, "files": {"file": ("a", b"x" * 200_001)}}, 413, "file"),
+        ({"json": {"purpose": "batch"}}, 415, None),
+        ({"content": b"--x\r\nbroken", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, None),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data"}}, 400, None),
+        ({"data": {"purpose": "b" * 100_000}, "files": {"file": ("a", b"{}")}}, 400, None),
+    ],
+)
+def test_an_upload_says_what_is_wrong_with_it(place, form, status, param):
+    answer = place.post("/v1/files", **form)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert place.chat().status_code == 200
+
+
+def test_a_tenant_keeps_no_more_than_its_share(files, tmp_path):
+    with serving(files, tmp_path, tenant_bytes=1000) as server:
+        first = upload(server.client, "x" * 600)
+        with pytest.raises(openai.APIStatusError, match="more than 1,000 bytes") as refused:
+            upload(server.client, "x" * 600)
+        assert refused.value.status_code == 413
+        assert len(list((tmp_path / "files").iterdir())) == 1
+        server.client.files.delete(first.id)
+        upload(server.client, "x" * 600)
+
+
+@given(st.text())
+def test_a_clean_name_is_one_printable_part(name):
+    cleaned = clean_name(name)
+    assert cleaned.isprintable()
+    assert 1 <= len(cleaned) <= 255
+    assert not set("/\\") & set(cleaned)
+    assert cleaned.strip(".")
+
+
+class ByHeader(Guard):
+    """The bearer token is the tenant."""
+
+    def identify(self, headers):
+        return Caller("", headers["authorization"].removeprefix("Bearer "), admin=False, models=None)
+
+
+def test_other_tenants_learn_nothing(files, tmp_path):
+    with serving(files, tmp_path, ByHeader()) as server:
+        ours, theirs = (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key=name, max_retries=0) for name in ("ours", "theirs")
+        )
+        batch = run(ours, line("a"))
+        assert batch.status == "completed"
+        for id_ in (batch.input_file_id, batch.output_file_id):
+            assert ours.files.retrieve(id_).id == id_
+            for call in (theirs.files.retrieve, theirs.files.content, theirs.files.delete):
+                with pytest.raises(openai.NotFoundError):
+                    call(id_)
+        for call in (theirs.batches.retrieve, theirs.batches.cancel):
+            with pytest.raises(openai.NotFoundError):
+                call(batch.id)
+        with pytest.raises(openai.NotFoundError):
+            theirs.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window="24h")
+        with pytest.raises(openai.BadRequestError):
+            theirs.batches.list(after=batch.id)
+        assert theirs.files.list().data == theirs.batches.list().data == []
+
+
+# --- batches
+
+
+def test_a_batch_answers_every_row_as_the_server_does(place):
+    client = place.client
+    asked = [{"messages": [{"role": "user", "content": f"row {i}"}], "max_tokens": 6} for i in range(30)]
+    asked[7]["model"] = "prompted"
+    batch = run(client, *(line(f"r{i}", **body) for i, body in enumerate(asked)), metadata={"run": "7"})
+    assert (batch.status, batch.error_file_id, batch.metadata) == ("completed", None, {"run": "7"})
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (30, 30, 0)
+    assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at
+    found = rows(client, batch.output_file_id)
+    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(30)]
+    for row, body in zip(found, asked, strict=True):
+        direct = place.chat(temperature=0, **body).json()
+        assert row["response"]["status_code"] == 200
+        assert row["response"]["body"]["choices"] == direct["choices"]
+        assert row["response"]["body"]["usage"]["total_tokens"] == direct["usage"]["total_tokens"]
+    assert client.batches.list(limit=1).data[0].id == batch.id
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        ("/v1/completions", {"model": "tiny", "prompt": "this product", "max_tokens": 3, "temperature": 0}),
+        ("/v1/embeddings", {"model": "tiny", "input": "this product"}),
+        ("/v1/classify", {"model": "prompted", "input": "this product"}),
+    ],
+)
+def test_other_endpoints_too(place, endpoint, body):
+    text = json.dumps({"custom_id": "a", "method": "POST", "url": endpoint, "body": body})
+    batch = run(place.client, text, endpoint=endpoint)
+    direct = place.post(endpoint, json=body).json()
+    assert batch.status == "completed", batch
+    (row,) = rows(place.client, batch.output_file_id)
+    for key in ("choices", "data", "results", "usage"):
+        assert row["response"]["body"].get(key) == direct.get(key)
+
+
+def test_a_row_that_cannot_be_answered_is_in_the_error_file(place):
+    lines = [line("good"), line("unloaded", model="gone"), line("wrong", temperature=9)]
+    batch = run(place.client, *lines)
+    assert batch.status == "completed"
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 2)
+    assert [row["custom_id"] for row in rows(place.client, batch.output_file_id)] == ["good"]
+    unloaded, wrong = rows(place.client, batch.error_file_id)
+    assert (unloaded["response"]["status_code"], wrong["response"]["status_code"]) == (404, 400)
+    assert unloaded["response"]["body"]["error"]["code"] == "model_not_found"
+    assert wrong["response"]["body"]["error"]["param"] == "temperature"
+
+
+def test_every_line_is_checked_before_the_first_is_answered(place):
+    lines = [
+        line("a"),
+        "{broken",
+        line("a"),
+        line("b", url="/v1/completions"),
+        json.dumps({"custom_id": "c", "method": "POST", "url": CHAT}),
+        line("d", stream=True),
+        "",
+        line(""),
+        line("e").replace("POST", "GET"),
+        line("f").replace('"tiny"', "7"),
+        "[1]",
+        line("g")[:-1] + ', "colour": 1}',
+    ]
+    batch = run(place.client, *lines)
+    assert batch.status == "failed"
+    assert batch.output_file_id is batch.error_file_id is None
+    assert [(error.line, error.code) for error in batch.errors.data] == [
+        (2, "invalid_json"),
+        (3, "duplicate_custom_id"),
+        (4, "mismatched_endpoint"),
+        (5, "missing_required_parameter"),
+        (6, "invalid_request"),
+        (8, "invalid_request"),
+        (9, "invalid_request"),
+        (10, "missing_required_parameter"),
+        (11, "invalid_json"),
+        (12, "unknown_parameter"),
+    ]
+    assert batch.errors.data[1].message == "the custom_id 'a' is that of line 1 too"
+
+
+def test_errors_beyond_the_list_are_counted_and_rows_have_a_limit():
+    checked = check_lines([b"x\n"] * (MAX_ERRORS + 23), CHAT, 1000, 1000)
+    assert len(checked.errors) == MAX_ERRORS + 1
+    assert checked.errors[-1]["message"] == "23 more lines have errors"
+    many = [line(str(i)).encode() for i in range(5)]
+    assert [(e["line"], e["code"]) for e in check_lines(many, CHAT, 4, 1000).errors] == [(5, "too_many_rows")]
+    assert check_lines(many, CHAT, 5, 1000).errors == []
+    assert check_lines([b"\n", b" "], CHAT, 5, 1000).errors[0]["code"] == "empty_file"
+    assert {e["code"] for e in check_lines(many, CHAT, 5, 50).errors} == {"line_too_large"}
+    assert check_lines([b"\xef\xbb\xbf" + many[0]], CHAT, 5, 1000).errors == []
+
+
+@given(st.lists(st.binary(max_size=40)))
+def test_any_bytes_are_errors_or_rows(lines):
+    checked = check_lines(lines, CHAT, 100, 1000)
+    assert checked.rows == []
+    assert checked.errors
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"endpoint": "/v1/images"}, "endpoint"),
+        ({"completion_window": "1h"}, "completion_window"),
+        ({"input_file_id": 7}, "input_file_id"),
+        ({"metadata": {"a": 1}}, "metadata"),
+        ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_batch_says_what_is_wrong_with_its_request(place, change, param):
+    asked = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"} | change
+    answer = place.post("/v1/batches", json=asked)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_a_batch_of_no_file_is_not_found(place):
+    with pytest.raises(openai.NotFoundError, match="there is no file 'file-x'"):
+        place.client.batches.create(input_file_id="file-x", endpoint=CHAT, completion_window="24h")
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    from bedplate.inference.sampler import sample
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return sample(*arguments)
+
+    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+
+
+def wait_for(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_cancelled_batch_keeps_what_was_done_and_lists_the_rest(place, monkeypatch):
+    slow(monkeypatch, 0.01)
+    client = place.client
+    file = upload(client, *(line(f"r{i}", max_tokens=8) for i in range(60)))
+    batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+    wait_for(lambda: client.batches.retrieve(batch.id).request_counts.completed >= 3)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    batch = ended(client, batch.id)
+    assert batch.status == "cancelled"
+    done, left = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
+    assert 3 <= len(done) < 60
+    assert {row["custom_id"] for row in done} | {row["custom_id"] for row in left} == {f"r{i}" for i in range(60)}
+    assert len(done) + len(left) == 60
+    assert {row["error"]["code"] for row in left} == {"batch_cancelled"}
+    assert client.batches.cancel(batch.id).status == "cancelled"
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(run(client, line("a")).id)
+
+
+def test_a_batch_that_takes_too_long_expires(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("bedplate.serving.batches.WINDOW_SECONDS", 1)
+    slow(monkeypatch, 0.02)
+    with serving(files, tmp_path, in_flight=1) as server:
+        batch = run(server.client, *(line(f"r{i}", max_tokens=20) for i in range(50)))
+        assert batch.status == "expired"
+        left = rows(server.client, batch.error_file_id)
+        assert {row["error"]["code"] for row in left} == {"batch_expired"}
+        assert batch.request_counts.completed + len(left) == batch.request_counts.total == 50
+
+
+def test_clients_go_first(files, tmp_path, monkeypatch):
+    """A batch has at most so many rows under way, and begins none while clients wait or fill the rows."""
+    slow(monkeypatch, 0.005)
+    config = server_config(files.base, state=tmp_path, max_rows=3, batches=BatchesConfig(in_flight=2))
+    with loaded_house(config) as house, running(house) as url:
+        server = Server(url, house, {})
+        engine, seen = house.registry.engine, []
+        file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(40)))
+        id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+        wait_for(lambda: engine.running > 0)
+        for _ in range(50):
+            seen.append(engine.running + engine.waiting)
+            time.sleep(0.005)
+        assert max(seen) <= 2
+        clients = [
+            threading.Thread(target=server.chat, kwargs={"max_tokens": 200, "temperature": 1.9, "n": 3})
+            for _ in range(2)
+        ]
+        for one in clients:
+            one.start()
+        wait_for(lambda: engine.waiting > 0)
+        wait_for(lambda: server.client.batches.retrieve(id_).request_counts.completed > 0)
+        time.sleep(0.2)  # rows that were under way are done by now
+        before = server.client.batches.retrieve(id_).request_counts.completed
+        if any(one.is_alive() for one in clients) and engine.waiting > 0:
+            time.sleep(0.1)
+            assert server.client.batches.retrieve(id_).request_counts.completed - before <= 2
+        for one in clients:
+            one.join()
+        assert ended(server.client, id_).request_counts.completed == 40
+
+
+def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
+    """A full queue is waited for; a caller that may no longer ask has its rows refused one by one."""
+    from bedplate.core.errors import BusyError
+    from bedplate.serving import bridge
+
+    real, refusals = bridge.submit_all, [True] * 5
+
+    def full(engine: Any, requests: Any) -> Any:
+        if refusals:
+            refusals.pop()
+            raise BusyError("the server's queue is full; try again in a moment")
+        return real(engine, requests)
+
+    monkeypatch.setattr("bedplate.serving.calls.submit_all", full)
+    with serving(files, tmp_path) as server:
+        batch = run(server.client, *(line(f"r{i}") for i in range(10)))
+        assert (batch.status, batch.request_counts.completed, refusals) == ("completed", 10, [])
+
+        def admit(*_: Any, **__: Any) -> Any:
+            raise openai_error
+
+        from bedplate.serving.errors import StatusError
+
+        openai_error = StatusError(401, "the API key is no longer one of this server's", "invalid_api_key")
+        file = upload(server.client, line("a"))
+        real_admit = server.house.guard.admit
+        monkeypatch.setattr(
+            server.house.guard,
+            "admit",
+            lambda caller, counted=True: real_admit(caller, counted) if counted else admit(),
+        )
+        id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+        (row,) = rows(server.client, ended(server.client, id_).error_file_id)
+        assert row["response"]["status_code"] == 401
+
+
+# --- what is kept
+
+
+def test_a_server_that_stops_leaves_the_rest_to_the_next(files, tmp_path, monkeypatch):
+    slow(monkeypatch, 0.01)
+    with serving(files, tmp_path) as server:
+        file = upload(server.client, *(line(f"r{i}", max_tokens=8) for i in range(40)))
+        id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+        wait_for(lambda: server.client.batches.retrieve(id_).request_counts.completed >= 4)
+        server.house.stopping = True  # what SIGTERM sets
+        with httpx.Client(trust_env=False) as client:
+            assert client.get(f"{server.url}/v1/batches/{id_}").status_code == 503
+    with serving(files, tmp_path) as server:
+        batch = ended(server.client, id_)
+        assert (batch.status, batch.request_counts.completed) == ("completed", 40)
+        found = [row["custom_id"] for row in rows(server.client, batch.output_file_id)]
+        assert found == [f"r{i}" for i in range(40)]
+
+
+def test_a_state_directory_belongs_to_one_server(files, tmp_path):
+    with serving(files, tmp_path), loaded_house(server_config(files.base, state=tmp_path)) as house:
+        with pytest.raises(UsageError, match="another server holds"):
+            house.state.begin()
+    with loaded_house(server_config(files.base, state=tmp_path)) as house:
+        assert house.state.begin()
+        house.state.release()
+
+
+def test_servers_without_a_state_of_their_own_share_the_default_until_one_needs_it(files, isolated_home):
+    with loaded_house(files.base) as house, running(house) as url:
+        assert not house.state.path.exists() or not (house.state.path / "batches.sqlite").exists()
+        Server(url, house, {}).client.files.list()
+        with loaded_house(files.base) as second, running(second) as other:
+            server = Server(other, second, {})
+            assert server.chat().status_code == 200
+            with pytest.raises(openai.InternalServerError, match="another server holds"):
+                server.client.files.list()
+
+
+def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path):
+    store = BatchStore(tmp_path)
+    file = store.add_file("t", "rows", "batch", BytesIO(b"x"), 100)
+    batch = store.add_batch(Caller("k", "t", False, frozenset({"a"})), CHAT, file.id, 60, None)
+    assert batch.caller == Caller("k", "t", False, frozenset({"a"}))
+    assert store.start(batch, [(1, "a", "{}"), (2, "b", "{}")])
+    store.record([DoneRow(batch.seq, 1, True, "first")])
+    store.record([DoneRow(batch.seq, 1, True, "again"), DoneRow(batch.seq, 2, False, "bad")])
+    batch = store.batch(batch.id, "t")
+    assert (batch.completed, batch.failed, store.waiting(batch)) == (1, 1, [])
+    store.finish(batch, "completed", str)
+    batch = store.batch(batch.id, "t")
+    assert batch.output_file is not None
+    assert store.content(store.file(batch.output_file, "t")).read_text() == "first\n"
+    store.close()
+    orphan = tmp_path / "files" / "file-orphan"
+    orphan.write_text("half")
+    store = BatchStore(tmp_path)
+    assert not orphan.exists()
+    assert store.content(file).exists()
+    assert all((tmp_path / name).stat().st_mode & 0o077 == 0 for name in ("files", "batches.sqlite"))
+    store.close()
+
+
+def test_a_call_from_inside_ends_when_it_is_given_up(place):
+    from bedplate.serving.inside import call_inside
+
+    async def give_up() -> int:
+        gone = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, gone.set)
+        body = json.dumps(json.loads(line("a", max_tokens=500, temperature=1.9))["body"])
+        from bedplate.serving.app import create_app
+
+        reply = await call_inside(create_app(place.house), CHAT, body.encode(), Caller(), "test", gone)
+        return reply.status
+
+    assert asyncio.run(give_up()) in (0, 200)
+    assert place.idle()
