@@ -17,7 +17,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bedplate.serving.errors import ClientGone, StatusError, StoppingError, error_response, log_failure
+from bedplate.serving.errors import ClientGone, StatusError, StoppingError, error_object, error_response, log_failure
+from bedplate.serving.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
 
 if TYPE_CHECKING:
     from bedplate.serving.house import House
@@ -26,10 +27,6 @@ log = logging.getLogger("bedplate.access")
 
 # What proxies log for a request whose client went away.
 CLIENT_GONE = 499
-ACCESS_FACTS = "bedplate.access"
-"""Key of the scope under which a route may put facts for the log line."""
-REPLY_HEADERS = "bedplate.headers"
-"""Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
 REQUEST_ID = "x-request-id"
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -37,7 +34,6 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
 }
 
 
@@ -97,11 +93,13 @@ class AccessLog:
         except ClientGone:
             status = CLIENT_GONE
         except asyncio.CancelledError:
+            note_error(scope, StoppingError.code)
             if not status:
                 await error_response(StoppingError("the server is shutting down"))(scope, receive, counted)
             # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
         except Exception as error:
             log_failure(error)
+            note_error(scope, error_object(error)[1]["error"]["code"])
             if status:
                 raise
             await error_response(error)(scope, receive, counted)

@@ -21,7 +21,6 @@ from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
 from bedplate.inference.requests import Step
 from bedplate.inference.scheduler import Stream
-from bedplate.serving.access import ACCESS_FACTS, REPLY_HEADERS
 from bedplate.serving.bodies import read_json
 from bedplate.serving.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.errors import StoppingError
@@ -30,6 +29,7 @@ from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.guard import Admission, Caller
 from bedplate.serving.models import Answer, Served
 from bedplate.serving.registry import Lease
+from bedplate.serving.scope import ACCESS_FACTS, REPLY_HEADERS
 from bedplate.serving.strict_json import dump_json
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from bedplate.core.errors import (
     RequestError,
     TemplateError,
 )
+from bedplate.serving.scope import note_error
 from bedplate.serving.strict_json import dump_json
 
 log = logging.getLogger("bedplate.serving")
@@ -113,11 +114,13 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     log_failure(error)
+    note_error(request.scope, error_object(error)[1]["error"]["code"])
     return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    note_error(request.scope, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request"))
     if error.status_code == 404:
         return error_response(StatusError(404, "there is no such route; the API is under /v1", "not_found"))
     if error.status_code == 405:

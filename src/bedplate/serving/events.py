@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from bedplate.serving.bridge import until_disconnect
 from bedplate.serving.errors import ClientGone, ErrorShape, StoppingError, error_object, log_failure
+from bedplate.serving.scope import note_error
 from bedplate.serving.strict_json import dump_json
 
 # A client that takes nothing for so long is given up.
@@ -52,12 +54,14 @@ class EventStream(Response):
         self._error_name, self._error_shape = error_name, error_shape
         self._close: Callable[[], None] = lambda: None
         self._started = False
+        self._failed: Callable[[str], None] = lambda _: None
 
     def at_end(self, close: Callable[[], None]) -> None:
         """`close` is called when the reply is over, however it ended."""
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._failed = partial(note_error, scope)
         try:
             await until_disconnect(receive, self._pump(send))
         finally:
@@ -83,6 +87,7 @@ class EventStream(Response):
             if not self._started:
                 raise
             log_failure(error)
+            self._failed(error_object(error)[1]["error"]["code"])
             await self._send(send, dump_json(self._error_shape(error)[1]), self._error_name)
         await send(_END)
 
