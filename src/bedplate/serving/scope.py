@@ -1,0 +1,15 @@
+"""What the layers of the server leave in a request's scope for one another."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+ACCESS_FACTS = "bedplate.access"
+"""Key of the scope under which a route may put facts for the log line, the metrics and the traces."""
+REPLY_HEADERS = "bedplate.headers"
+"""Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
+
+
+def note_error(scope: Scope, code: str) -> None:
+    """Says that the request failed, also where its status was sent before it did."""
+    scope[ACCESS_FACTS]["error"] = code
