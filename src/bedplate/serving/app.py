@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import batches, classify, embeddings, files, health, openai, pages, rerank, tokens
+from bedplate.serving import admin, batches, classify, embeddings, files, health, openai, pages, rerank, responses, tokens
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
@@ -24,6 +24,7 @@ from bedplate.skins.skin import Skin
 
 ROUTERS: tuple[APIRouter, ...] = (
     openai.router,
+    responses.router,
     embeddings.router,
     classify.router,
     rerank.router,
@@ -32,6 +33,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     batches.router,
     health.router,
     pages.router,
+    admin.router,
 )
 
 

@@ -14,6 +14,7 @@ from bedplate.serving.calls import Observer
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.guard import Guard
 from bedplate.serving.registry import Registry
+from bedplate.serving.responses_store import ResponseStore
 from bedplate.serving.state import State
 from bedplate.text.tokenizer import Tokenizer
 
@@ -39,6 +40,7 @@ class House:
 
     def __post_init__(self) -> None:
         self.state = State(self.config)
+        self.responses = ResponseStore(self.config.responses)
         self.batches = Batches(self)
         self.services.append(self.batches)
 

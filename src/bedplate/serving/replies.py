@@ -11,6 +11,7 @@ from bedplate.inference.requests import Generation, Step
 from bedplate.serving.calls import Call
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.models import Answer, finite
+from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -106,12 +107,7 @@ class Reply(ABC):
         return found
 
     def _token(self, index: int) -> str:
-        """A token as text; one that is no whole text by its bytes, as the API writes it."""
-        content = self._tokenizer.token_bytes(index)
-        try:
-            return content.decode("utf-8")
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+        return token_text(self._tokenizer, index)
 
 
 def _extension(answer: Answer) -> Json:
@@ -136,7 +132,7 @@ class ChatReply(Reply):
 
     def choice(self, index: int, answer: Answer) -> Json:
         made = answer.generation
-        steps = [] if made is None else _steps(made)
+        steps = [] if made is None else steps_of(made)
         return {
             "index": index,
             "message": {"role": "assistant", "content": answer.text, "refusal": None},
@@ -174,8 +170,7 @@ class ChatReply(Reply):
         return {"content": entries, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> Json:
-        content = list(self._tokenizer.token_bytes(token))
-        return {"token": self._token(token), "logprob": finite(logprob), "bytes": content}
+        return token_entry(self._tokenizer, token, logprob)
 
 
 class CompletionReply(Reply):
@@ -201,7 +196,7 @@ class CompletionReply(Reply):
         if answer.generation is not None and self._asked.logprobs is not None:
             prompt = self._prompt_steps(index, answer.generation) if self._asked.echo else []
             logprobs = self._logprobs(prompt, 0, None)
-            made = self._logprobs(_steps(answer.generation), len(echoed), len(echoed) + len(answer.text))
+            made = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
             logprobs = {key: logprobs[key] + made[key] for key in made}
         reason = answer.finish_reason
         if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
@@ -262,7 +257,22 @@ class CompletionReply(Reply):
         return found
 
 
-def _steps(made: Generation) -> list[Step]:
+def token_text(tokenizer: Tokenizer, index: int) -> str:
+    """A token as text; one that is no whole text by its bytes, as the API writes it."""
+    content = tokenizer.token_bytes(index)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def token_entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
+    """A token with its log-probability, as chats list them."""
+    content = list(tokenizer.token_bytes(index))
+    return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
+
+
+def steps_of(made: Generation) -> list[Step]:
     """A finished generation's tokens as the steps they came in."""
     tops = made.top_logprobs or ((),) * len(made.token_ids)
     return [
