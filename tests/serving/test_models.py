@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.serving.loading import loaded_house
-from bedplate.serving.models import Stripped, _choices
+from bedplate.serving.models import Stripped, choices
 from bedplate.skins.files import read_skin
 
 
@@ -23,7 +23,7 @@ def test_stripping_pieces_is_stripping_the_whole(pieces):
 
 @given(st.integers(-(2**63), 2**63 - 1))
 def test_choices_have_seeds_of_their_own(seed):
-    requests = _choices(Generate((1,), Sampling(seed=seed)), 8)
+    requests = choices(Generate((1,), Sampling(seed=seed)), 8)
     seeds = [request.sampling.seed for request in requests]
     assert seeds[0] == seed
     assert len(set(seeds)) == 8

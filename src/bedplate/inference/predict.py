@@ -54,35 +54,35 @@ class Predictor:
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
-    key: what the engine calls its adapter (default: the skin's id). pin: compute the prompt's beginning now and keep
-    it; otherwise `prefix` tells whoever decides about that. Raises SkinError for a skin of another base, or judged with
-    other weights.
+    attach: load it now; otherwise everything has been checked, and `attach` loads it. Raises SkinError for a skin of
+    another base, or judged with other weights; RequestError, TemplateError for settings or a prompt that cannot be.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        skin: Skin,
-        *,
-        allow_other_weights: bool = False,
-        key: str | None = None,
-        pin: bool = True,
-    ) -> None:
+    def __init__(self, engine: Engine, skin: Skin, *, allow_other_weights: bool = False, attach: bool = True) -> None:
         self.warnings = verify_skin(skin, engine.base, allow_other_weights=allow_other_weights)
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
         if isinstance(skin.output, TextOutput):
-            self.sampling()  # settings that cannot be are refused before anything is loaded
+            self.sampling()
         self.prefix = () if skin.kind == "embed" else self._constant_prefix()
         self.adapter: str | None = None
+        if attach:
+            self.attach()
+
+    def attach(self, key: str | None = None, *, pin: bool = True) -> None:
+        """Loads the adapter under `key` (default: the skin's id). pin: computes the prompt's beginning, `prefix`, and
+        keeps it; otherwise somebody else decides about that."""
+        skin = self.skin
         if skin.lora is not None:
-            self.adapter = key or skin_id(skin)
-            engine.load_adapter(self.adapter, skin.lora.config, skin.lora.tensors)
+            key = key or skin_id(skin)
+            self.engine.load_adapter(key, skin.lora.config, skin.lora.tensors)
+            self.adapter = key
         elif skin.soft_prompt is not None:
-            self.adapter = key or skin_id(skin)
-            engine.load_soft_prompt(self.adapter, skin.soft_prompt.vectors)
+            key = key or skin_id(skin)
+            self.engine.load_soft_prompt(key, skin.soft_prompt.vectors)
+            self.adapter = key
         if pin:
-            engine.pin(self.prefix, self.adapter)
+            self.engine.pin(self.prefix, self.adapter)
 
     def _constant_prefix(self) -> tuple[int, ...]:
         skin = self.skin

@@ -95,9 +95,9 @@ class ServerConfig(Strict):
     """The whole file. The first base is the main one: skins of no other base are looked for on it.
 
     skins_directory: every skin below it is registered, and read when it is first asked for; /admin/skins takes skins
-    from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where batches, feedback and
-    what keys spent are kept (default: serve/ in BEDPLATE_HOME). stall_seconds: how long one step of an engine may take
-    before /health says so. cors: the origins whose pages may ask, as in https://app.example.
+    from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where
+    batches, feedback and what keys spent are kept (default: serve/ in BEDPLATE_HOME). stall_seconds: how long one step
+    of an engine may take before /health says so. cors: the origins whose pages may ask, as in https://app.example.
     """
 
     bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]

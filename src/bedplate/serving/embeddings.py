@@ -8,9 +8,8 @@ vector and gives it unit length again: worth little with a base that was not tra
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -19,7 +18,6 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
-from bedplate.inference.requests import Embedding
 from bedplate.serving.calls import Call, json_response, respond
 from bedplate.serving.fields import TOKEN_LIMIT, Fields, prompts_of, read_fields
 
@@ -47,7 +45,11 @@ async def embeddings(request: Request) -> Response:
         found = await in_turns(call, prepared, "input")
         call.account(asked, found, ())
         data = [
-            {"object": "embedding", "index": index, "embedding": _written(vector_of(result, asked.dimensions), asked)}
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _written(served.vector(result, asked.dimensions), asked),
+            }
             for index, result in enumerate(found)
         ]
         return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})
@@ -66,16 +68,6 @@ async def in_turns(
     return found
 
 
-def vector_of(result: engine_requests.Result, dimensions: int | None = None) -> list[float]:
-    """A result's vector of unit length, cut to `dimensions`."""
-    vector = list(cast(Embedding, result).vector)
-    if dimensions is None or dimensions == len(vector):
-        return vector
-    kept = vector[:dimensions]
-    length = math.sqrt(sum(number * number for number in kept)) or 1.0
-    return [number / length for number in kept]
-
-
 def prompt_usage(found: Sequence[engine_requests.Result]) -> dict[str, Any]:
     """Token counts of a reply that generates nothing."""
     tokens = sum(result.usage.prompt_tokens for result in found)
@@ -83,8 +75,8 @@ def prompt_usage(found: Sequence[engine_requests.Result]) -> dict[str, Any]:
     return {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
-def _written(vector: list[float], asked: EmbeddingRequest) -> list[float] | str:
+def _written(vector: Sequence[float], asked: EmbeddingRequest) -> list[float] | str:
     """As numbers, or as the base64 of little-endian float32."""
     if asked.encoding_format == "base64":
         return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
-    return vector
+    return list(vector)

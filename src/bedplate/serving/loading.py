@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
-from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
+from bedplate.models.precision import dtype_name
 from bedplate.serving.config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.serving.guard import guard_for
 from bedplate.serving.house import House
-from bedplate.serving.models import ServedBase, ServedSkin
+from bedplate.serving.models import Served, ServedBase, ServedEmbedder
 from bedplate.serving.registry import Registry
-from bedplate.skins.files import read_skin
+from bedplate.serving.residency import apart_now
+from bedplate.serving.shelf import Found, Shelf
+from bedplate.skins.card import Card, card_of, read_card
 from bedplate.skins.skin import Skin
 
 log = logging.getLogger("bedplate.serving")
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 
 def server_config(
     base: str | Path,
-    *,
+    *more: str | Path,
     name: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
+    weights: str = "auto",
+    kernel: str = "auto",
     max_rows: int | None = None,
     max_waiting: int | None = None,
     body_limit: int | None = None,
+    adapters: int | None = None,
     **settings: Any,
 ) -> ServerConfig:
-    """The configuration of one base with a few settings; `settings` are the other fields of ServerConfig."""
-    limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit}
+    """The configuration of one base (and `more`) with a few settings; `settings` are other fields of ServerConfig."""
+    limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
     given = {field: value for field, value in limits.items() if value is not None}
-    bases = (BaseConfig(source=str(base), name=name, dtype=dtype, device=device),)
-    return ServerConfig(bases=bases, limits=LimitsConfig(**given), **settings)
+    held = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    main = BaseConfig.model_validate({"source": str(base), "name": name, **held})
+    others = tuple(BaseConfig.model_validate({"source": str(one), "device": device}) for one in more)
+    return ServerConfig(bases=(main, *others), limits=LimitsConfig(**given), **settings)
 
 
 @contextlib.contextmanager
@@ -53,52 +57,85 @@ def loaded_house(
     """Bases and skins, loaded; the engines are closed at the end.
 
     base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
-    configuration. Raises SkinError for a skin of another base, UsageError for names that collide.
+    configuration, and are verified whole; those of the skins directory when they are first asked for. Raises SkinError
+    for a skin of no base here, UsageError for names that collide.
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
     given: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
     given += [(skin, None) for skin in skins]
-    read = [(skin if isinstance(skin, Skin) else read_skin(skin), name) for skin, name in given]
-    main = config.bases[0]
-    loaded = _apart(_load, main, [skin for skin, _ in read])
+    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
+    found = Found((), ()) if config.skins_directory is None else Shelf(config.skins_directory).scan()
+    cards = [card_of(source) if isinstance(source, Skin) else source for source, _ in sources]
+    loaded = [apart_now(lambda one=one: _load(one, len(config.bases), cards, found.cards)) for one in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        adapters = max(1, sum(skin.lora is not None for skin, _ in read))
+        engines = [stack.enter_context(engine) for engine in _engines(config, loaded)]
         limits = config.limits
-        engine = Engine(loaded, max_rows=limits.max_rows, max_waiting=limits.max_waiting, adapters=adapters)
-        stack.enter_context(engine)
-        registry = Registry([engine])
-        registry.add(ServedBase(engine, main.name or loaded.name))
-        for skin, name in read:
-            predictor = _apart(Predictor, engine, skin, allow_other_weights=config.allow_other_weights)
-            for warning in predictor.warnings:
+        registry = Registry(
+            engines,
+            adapters=limits.adapters,
+            prompt_skins=limits.prompt_skins,
+            prefix_bytes=limits.prefix_bytes,
+            allow_other_weights=config.allow_other_weights,
+        )
+        for engine, one in zip(engines, config.bases, strict=True):
+            registry.add(_served(engine, one.name or engine.base.name))
+        for source, name in sources:
+            served = registry.skin(source, name)
+            apart_now(served.check)
+            for warning in served.warnings:
                 log.warning("%s", warning)
-            registry.add(ServedSkin(predictor, name))
+            registry.add(served)
+        for problem in registry.take(found)["problems"]:
+            log.warning("not registered: %s", problem)
         yield House(config, registry, guard)
 
 
-def _load(config: BaseConfig, skins: Sequence[Skin]) -> Base:
-    base = load_base(config.source, dtype=config.dtype or _judged_with(skins), device=config.device)
-    if not isinstance(base.model, Decoder):
-        raise UsageError(f"{config.source} is an encoder: it cannot answer chats or complete texts")
+def _engines(config: ServerConfig, loaded: Sequence[Base]) -> Generator[Engine]:
+    """One for each base; they compute in turns."""
+    compute, limits = ComputeLock(), config.limits
+    for base in loaded:
+        yield Engine(
+            base,
+            max_rows=limits.max_rows,
+            max_waiting=limits.max_waiting,
+            adapters=limits.adapters,
+            compute=compute,
+        )
+
+
+def _served(engine: Engine, name: str) -> Served:
+    return ServedBase(engine, name) if isinstance(engine.base.model, Decoder) else ServedEmbedder(engine, name)
+
+
+def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequence[Card]) -> Base:
+    """A base, its weights held as its skins were judged where the file does not say how.
+
+    The skins that were given decide; where there are none, those of the skins directory, if they agree.
+    """
+    # The only base must be that of all skins; which of several it is, its weights tell.
+    known = config.dtype or (_judged(given) if bases == 1 else None)
+    base = load_base(config.source, dtype=known or "auto", device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
-    return base
+    if known is not None:
+        return base
+    wanted = _judged(_of(base, given)) or _judged(_of(base, scanned), strict=False)
+    if wanted is None or wanted == dtype_name(base.dtype):
+        return base
+    return load_base(config.source, dtype=wanted, device=config.device)
 
 
-def _apart(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Calls in a thread that ends with the call, and its OpenMP pool with it: while a second pool exists, libgomp lets
-    the workers of the engine's pool sleep between operations, and short calls take half as long again."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(call, *args, **kwargs).result()
+def _of(base: Base, cards: Sequence[Card]) -> list[Card]:
+    return [card for card in cards if card.base.has_weights_of(base.identity)]
 
 
-def _judged_with(skins: Sequence[Skin]) -> str:
-    judged = {skin.evaluated_with.weights for skin in skins if skin.evaluated_with is not None}
-    if len(judged) > 1:
+def _judged(cards: Sequence[Card], strict: bool = True) -> str | None:
+    judged = {card.evaluated_with.weights for card in cards if card.evaluated_with is not None}
+    if len(judged) > 1 and strict:
         raise UsageError(
             f"the skins were judged with different weights ({', '.join(sorted(judged))}): serve them apart, or choose "
             "one with dtype and allow other weights"
         )
-    return judged.pop() if judged else "auto"
+    return judged.pop() if len(judged) == 1 else None

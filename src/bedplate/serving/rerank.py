@@ -19,7 +19,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
 from bedplate.serving.calls import Call, json_response, respond
 from bedplate.serving.classify import label_probabilities
-from bedplate.serving.embeddings import in_turns, prompt_usage, vector_of
+from bedplate.serving.embeddings import in_turns, prompt_usage
 from bedplate.serving.fields import MAX_PROMPTS, Fields, read_fields
 from bedplate.serving.models import Answer, Served
 
@@ -63,7 +63,7 @@ async def rerank(request: Request) -> Response:
         found = await in_turns(call, prepared, "documents")
         answers = [served.answer(result) for result in found] if pairs else []
         call.account(asked, found, answers)
-        scores = _pair_scores(answers) if pairs else _cosines(found)
+        scores = _pair_scores(answers) if pairs else _cosines([served.vector(result) for result in found])
         order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
         results: list[dict[str, Any]] = []
         for index in order:
@@ -78,13 +78,13 @@ async def rerank(request: Request) -> Response:
 def _scores_pairs(served: Served) -> bool:
     """Whether the model is a skin that judges (query, document); RequestError for a skin that does something else."""
     described = served.describe()
-    if described["kind"] == "base":
+    if described["kind"] in {"base", "embed"}:
         return False
     if set(described["inputs"]) == {"query", "document"} and RELEVANT in described.get("labels", ()):
         return True
     raise RequestError(
-        f"{served.name!r} cannot rerank: ask a base, or a skin with the inputs query and document and a label "
-        f"{RELEVANT!r}",
+        f"{served.name!r} cannot rerank: ask a base, an embedding skin, or a skin with the inputs query and document "
+        f"and a label {RELEVANT!r}",
         param="model",
     )
 
@@ -99,7 +99,7 @@ def _pair_scores(answers: Sequence[Answer]) -> list[float]:
     return [label_probabilities(answer)[RELEVANT] for answer in answers]
 
 
-def _cosines(found: Sequence[engine_requests.Result]) -> list[float]:
-    """Of the first vector and each of the others; all have unit length."""
-    query, *documents = (np.asarray(vector_of(result)) for result in found)
+def _cosines(vectors: Sequence[Sequence[float]]) -> list[float]:
+    """Of the first vector and each of the others. A skin's may have any length."""
+    query, *documents = (np.asarray(vector) / (np.linalg.norm(vector) or 1.0) for vector in vectors)
     return [float(query @ document) for document in documents]

@@ -1,0 +1,247 @@
+"""Which of the registered skins are in memory: a bounded number, loaded when they are asked for, the one that was used
+longest ago making room, and none while a call holds it.
+
+Where more are wanted at once than fit, calls wait their turn: a skin that has been in memory for `TURN_SECONDS` is not
+given to new calls while others queue, and leaves when its last call ends. Files are read and adapters moved in a
+thread, so that the event loop and the engine go on. All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+log = logging.getLogger("bedplate.serving")
+
+TURN_SECONDS = 0.5
+"""How long a skin that is in use may keep others waiting for its place. Loading one takes some 0.05 s."""
+
+T = TypeVar("T")
+
+
+class Loadable(Protocol):
+    """What comes and goes. Both are called in a thread, and never at once."""
+
+    @property
+    def name(self) -> str: ...
+    def load(self) -> None: ...
+    def unload(self) -> None: ...
+
+
+class State(Enum):
+    AWAY = "registered"
+    QUEUED = "waiting"
+    LOADING = "loading"
+    READY = "resident"
+    LEAVING = "leaving"
+
+
+class Moved(Exception):
+    """The skin was replaced or removed before it could be loaded: look its name up again."""
+
+
+class Guest:
+    """One loadable in a pool: who uses it, and who waits for it."""
+
+    def __init__(self, pool: Pool, item: Loadable) -> None:
+        self.pool, self.item = pool, item
+        self.state = State.AWAY
+        self.holders = 0
+        self.waiters: list[asyncio.Future[None]] = []
+        self.since = 0.0
+        """When it became ready, in `time.monotonic()` seconds."""
+        self.yielding = False
+        self.retired = False
+
+    async def hold(self) -> None:
+        """Waits until it is in memory, where it stays until `release`. Raises Moved, or what loading it raised."""
+        if self.state is State.READY and not self.yielding:
+            self.holders += 1
+            self.pool.used(self)
+            return
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.waiters.append(ready)
+        self.pool.want(self)
+        try:
+            await ready
+        except BaseException:
+            if ready in self.waiters:
+                self.waiters.remove(ready)
+            elif ready.done() and not ready.cancelled() and ready.exception() is None:
+                self.release()  # it came in the very moment in which the call was given up
+            raise
+
+    def release(self) -> None:
+        """Ends one `hold`."""
+        self.holders -= 1
+        self.pool.left(self)
+
+    def retire(self) -> None:
+        """It is served under no name any more: it leaves when its last holder does. Whoever still waits gets Moved."""
+        self.retired = True
+        if self.state in {State.AWAY, State.QUEUED, State.LEAVING} or self.yielding:
+            self.fail(Moved())
+        self.pool.left(self)
+
+    def admit(self) -> None:
+        """All who wait hold it now."""
+        waiters, self.waiters = self.waiters, []
+        for ready in waiters:
+            if not ready.done():
+                self.holders += 1
+                ready.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """All who wait get `error`."""
+        waiters, self.waiters = self.waiters, []
+        for ready in waiters:
+            if not ready.done():
+                ready.set_exception(error)
+
+
+class Pool:
+    """At most `capacity` guests at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._ready: dict[Guest, None] = {}
+        """In the order of their last use."""
+        self._moving: set[Guest] = set()
+        self._queue: deque[Guest] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def resident(self) -> int:
+        """How many are in memory, those on their way included."""
+        return len(self._ready) + len(self._moving)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._queue)
+
+    def used(self, guest: Guest) -> None:
+        self._ready[guest] = self._ready.pop(guest)
+
+    def want(self, guest: Guest) -> None:
+        """Somebody waits for it."""
+        if guest.state is State.AWAY:
+            self._enqueue(guest)
+        self._advance()
+
+    def left(self, guest: Guest) -> None:
+        """A holder has gone, or it was retired."""
+        if guest.state is State.READY and not guest.holders and (guest.retired or guest.yielding):
+            self._start(guest, State.LEAVING, self._unload(guest))
+        self._advance()
+
+    def _enqueue(self, guest: Guest) -> None:
+        guest.state = State.QUEUED
+        self._queue.append(guest)
+
+    def _advance(self) -> None:
+        """Gives free places to those who wait, makes places, and asks for turns."""
+        self._forget_given_up()
+        while self._queue and self.resident < self.capacity:
+            guest = self._queue.popleft()
+            self._start(guest, State.LOADING, self._load(guest))
+        missing = len(self._queue) - sum(guest.state is State.LEAVING for guest in self._moving)
+        for guest in [guest for guest in self._ready if not guest.holders][: max(missing, 0)]:
+            self._start(guest, State.LEAVING, self._unload(guest))
+            missing -= 1
+        missing -= sum(guest.yielding for guest in self._ready)
+        if missing > 0:
+            self._ask_for_turns(missing)
+        elif not self._queue:
+            self._end_turns()
+
+    def _forget_given_up(self) -> None:
+        given_up = [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]
+        for guest in given_up:
+            self._queue.remove(guest)
+            guest.state = State.AWAY
+
+    def _ask_for_turns(self, missing: int) -> None:
+        now = time.monotonic()
+        for guest in sorted(self._ready, key=lambda guest: guest.since):
+            if guest.yielding:
+                continue
+            wait = guest.since + TURN_SECONDS - now
+            if missing <= 0 or wait > 0:
+                if missing > 0 and self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(wait + 0.001, self._timed)
+                return
+            guest.yielding = True
+            missing -= 1
+
+    def _timed(self) -> None:
+        self._timer = None
+        self._advance()
+
+    def _end_turns(self) -> None:
+        """Nobody waits for a place any more: those who were to go stay."""
+        for guest in self._ready:
+            if guest.yielding:
+                guest.yielding = False
+                guest.admit()
+
+    def _start(self, guest: Guest, state: State, work: Coroutine[Any, Any, None]) -> None:
+        self._ready.pop(guest, None)
+        self._moving.add(guest)
+        guest.state = state
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, guest: Guest) -> None:
+        try:
+            await apart(guest.item.load)
+        except BaseException as error:
+            self._moving.discard(guest)
+            guest.state = State.AWAY
+            guest.fail(Moved() if guest.retired else error)
+            if not isinstance(error, Exception):
+                raise
+            log.error("the skin %s cannot be loaded: %s", guest.item.name, error, exc_info=error)
+        else:
+            self._moving.discard(guest)
+            self._ready[guest] = None
+            guest.state, guest.since = State.READY, time.monotonic()
+            guest.admit()
+            self.left(guest)
+        self._advance()
+
+    async def _unload(self, guest: Guest) -> None:
+        try:
+            await apart(guest.item.unload)
+        except Exception as error:
+            log.error("unloading %s failed", guest.item.name, exc_info=error)
+        finally:
+            self._moving.discard(guest)
+            guest.state, guest.yielding = State.AWAY, False
+        if guest.waiters:
+            self._enqueue(guest)
+        self._advance()
+
+
+async def apart(call: Callable[[], T]) -> T:
+    """Calls in a thread that ends with the call, and its OpenMP pool with it: while a second pool exists, libgomp lets
+    the workers of the engine's pool sleep between operations, and short calls take half as long again."""
+    thread = ThreadPoolExecutor(1, "bedplate-load")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(thread, call)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def apart_now(call: Callable[[], T]) -> T:
+    """`apart`, where there is no event loop yet."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()

@@ -1,0 +1,59 @@
+"""The directory that a server takes skins from at run time: what lies in it, and nothing outside of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import SkinError, UsageError
+from bedplate.skins.card import Card, read_card, skin_directories
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a scan came upon: cards, and what could not be read, each with the reason."""
+
+    cards: Sequence[Card]
+    problems: Sequence[str]
+
+
+class Shelf:
+    """A directory of skins. UsageError where there is none."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise UsageError(f"skins_directory {root} is not a directory; make it, or leave it out")
+        self.root = root.resolve()
+
+    def locate(self, source: str) -> Path:
+        """The directory that `source` (a path below the root, or relative to it) names. SkinError where it leads out,
+        through a link, or to nothing."""
+        if "\0" in source or not source:
+            raise SkinError("source is not a path")
+        path = Path(source)
+        if ".." in path.parts:
+            raise SkinError("source must not contain '..'; give the skin's path below the skins directory")
+        try:
+            below = path.relative_to(self.root) if path.is_absolute() else path
+        except ValueError:
+            raise SkinError("source lies outside of the server's skins directory; put the skin there first") from None
+        place = self.root
+        for part in below.parts:
+            place /= part
+            if place.is_symlink():
+                raise SkinError(f"{part!r} in source is a symbolic link; put the skin itself into the skins directory")
+        if not place.is_dir():
+            raise SkinError(f"there is no directory {source[:200]!r} in the server's skins directory")
+        return place
+
+    def scan(self) -> Found:
+        """Every skin below the root, by `skin.json` alone."""
+        cards: list[Card] = []
+        problems: list[str] = []
+        for directory in skin_directories(self.root):
+            try:
+                cards.append(read_card(directory))
+            except (SkinError, OSError) as error:
+                problems.append(f"{directory}: {error}")
+        return Found(cards, problems)

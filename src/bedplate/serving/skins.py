@@ -1,0 +1,222 @@
+"""A skin as it is served: one version of one name, in memory only while it is needed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from bedplate.core.errors import RequestError, SkinError
+from bedplate.inference.engine import Engine
+from bedplate.inference.predict import Predictor
+from bedplate.inference.requests import Generate, Generation, Request, Result
+from bedplate.serving.fields import ChatRequest, CompletionRequest
+from bedplate.serving.models import Answer, Stripped, choices, cut, finite
+from bedplate.serving.prefixes import Prefixes
+from bedplate.serving.strict_json import parse_json
+from bedplate.skins.card import Card, card_of
+from bedplate.skins.files import read_identified
+from bedplate.skins.output import EmbeddingOutput
+from bedplate.skins.skin import Skin
+from bedplate.skins.verify import check_base, check_judged
+
+_serial = itertools.count(1)
+
+
+class ServedSkin:
+    """A skin. Its one input is the last user message or the prompt; several inputs are a JSON object in its place.
+
+    Earlier messages are no input of a skin: how many there were is reported. Sampling settings that a request gives
+    override the skin's own where it generates text, and mean nothing where it chooses a label.
+
+    It is one version of a name: what it was made from is known by its id and never changes. Registered it is its card
+    alone; `load` reads its files and gives its weights to the engine, `unload` takes them away again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Card | Skin,
+        prefixes: Prefixes,
+        *,
+        name: str | None = None,
+        allow_other_weights: bool = False,
+    ) -> None:
+        """source: a card, whose directory is read when it is loaded, or a skin in memory. name: the model name
+        (default: the skin's own). SkinError for a skin of another base than the engine's, or judged with other
+        weights."""
+        self.card = source if isinstance(source, Card) else card_of(source)
+        self.name = name or self.card.name
+        self.engine = engine
+        self._in_memory = source if isinstance(source, Skin) else None
+        self._prefixes = prefixes
+        self._allow_other_weights = allow_other_weights
+        card = self.card
+        check_base(card.name, card.base, card.format, engine.base)
+        self.warnings = check_judged(
+            card.name, card.evaluated_with, engine.weights, engine.kernel, allow_other_weights=allow_other_weights
+        )
+        # Never used twice, so that no cached state of one version is ever another's.
+        self._key = f"{card.id}.{next(_serial)}"
+        self._loaded: Predictor | None = None
+
+    # In memory or not; these block, and run in a thread
+
+    def check(self) -> None:
+        """Reads and verifies everything, and keeps nothing. SkinError, RequestError, TemplateError."""
+        self._read()
+
+    def _read(self) -> Predictor:
+        skin = self._in_memory
+        if skin is None:
+            assert self.card.directory is not None
+            found, skin = read_identified(self.card.directory)
+            if found != self.card.id:
+                raise SkinError(
+                    f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it "
+                    "again, with replace"
+                )
+        return Predictor(self.engine, skin, allow_other_weights=self._allow_other_weights, attach=False)
+
+    def load(self) -> None:
+        """Gives its weights to the engine, and keeps no copy of them."""
+        predictor = self._read()
+        predictor.attach(self._key, pin=False)
+        predictor.forget_weights()
+        self._loaded = predictor
+        self.warm()
+
+    def unload(self) -> None:
+        """Takes its weights away from the engine. Nothing of it may be running."""
+        predictor, self._loaded = self._loaded, None
+        if predictor is None:
+            return
+        self._prefixes.forget(self)
+        if predictor.adapter is not None:
+            # a call that was given up may still be in the engine's step
+            self.engine.unload_adapter(predictor.adapter, wait=True)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the beginning that its prompts share is kept. Asking counts as use."""
+        return self._prefixes.used(self)
+
+    def warm(self) -> None:
+        """Computes the beginning that its prompts share, and keeps it while there is room."""
+        predictor = self._predictor
+        self._prefixes.keep(self, self.engine, predictor.prefix, predictor.adapter)
+
+    @property
+    def _predictor(self) -> Predictor:
+        if self._loaded is None:
+            raise RuntimeError(f"the skin {self.name!r} is not in memory; hold a lease on it")
+        return self._loaded
+
+    # Asking
+
+    @property
+    def report(self) -> Path | None:
+        path = None if self.card.directory is None else self.card.directory / "report.html"
+        return path if path is not None and path.is_file() else None
+
+    def chat(self, asked: ChatRequest) -> list[Request]:
+        last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
+        if last is None:
+            raise RequestError("there is no user message; a skin's input is the last one", param="messages")
+        return self._requests([last.content], asked)
+
+    def complete(self, asked: CompletionRequest) -> list[Request]:
+        if asked.echo:
+            raise RequestError(f"{self.name!r} is a skin and does not echo its prompt", param="echo")
+        if asked.logprobs is not None:
+            raise RequestError(f"{self.name!r} is a skin; ask the base for logprobs", param="logprobs")
+        texts = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
+        if len(texts) < len(asked.prompt):
+            raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
+        return self._requests(texts, asked)
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+        if self.card.kind != "embed":
+            raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
+        texts = [text for text in inputs if isinstance(text, str)]
+        if len(texts) < len(inputs):
+            raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
+        return [self._predictor.request(self._input(text)) for text in texts]
+
+    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
+        normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
+        return cut(self._predictor.vector(result), dimensions, normalise=normalise)
+
+    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+        if not self.card.labels:
+            raise RequestError(
+                f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
+            )
+        return [self._predictor.request(self._input(one) if isinstance(one, str) else one) for one in inputs]
+
+    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+        if asked.prompt_logprobs is not None:
+            raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
+        if self.card.kind == "embed":
+            raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
+        if self.card.labels:
+            if asked.choices > 1:
+                raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")
+            if asked.alternatives is not None:
+                raise RequestError(
+                    f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
+                    param="logprobs",
+                )
+            return [self._predictor.request(self._input(text)) for text in texts]
+        changes = asked.sampling()
+        if "stop" in changes:  # the skin's own belong to its output
+            own = self._predictor.sampling().stop
+            changes["stop"] = tuple(dict.fromkeys((*own, *changes["stop"])))
+        sampling = self._predictor.sampling(**changes)
+        requests: list[Request] = []
+        for text in texts:
+            requests += choices(cast(Generate, self._predictor.request(self._input(text), sampling)), asked.choices)
+        return requests
+
+    def _input(self, text: str) -> str | Mapping[str, str]:
+        names = self.card.inputs
+        if len(names) == 1:
+            return text
+        try:
+            fields = parse_json(text)
+        except RequestError as error:
+            raise RequestError(
+                f"{self.name!r} takes the inputs {', '.join(names)}: write them as a JSON object ({error.message})",
+                param="input",
+            ) from None
+        if not isinstance(fields, dict):
+            raise RequestError(f"{self.name!r} takes a JSON object of {', '.join(names)}", param="input")
+        return fields
+
+    def answer(self, result: Result) -> Answer:
+        try:
+            prediction = self._predictor.read(result)
+        except RequestError as error:  # what the model gave cannot be read: no fault of the request
+            raise RuntimeError(error.message) from error
+        if isinstance(result, Generation):
+            return Answer(prediction.output, result.finish_reason, result.usage, result)
+        scores = {label: finite(score) for label, score in prediction.scores.items()}
+        return Answer(prediction.output, "stop", result.usage, None, {"label": prediction.output, "scores": scores})
+
+    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+        ignored = len(asked.messages) - 1 if isinstance(asked, ChatRequest) else 0
+        return {"ignored_messages": ignored} if ignored else {}
+
+    def pieces(self) -> Callable[[str], str]:
+        return Stripped().push
+
+    def describe(self) -> dict[str, Any]:
+        card, output = self.card, self.card.output
+        more: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
+        if isinstance(output, EmbeddingOutput):
+            more["dimensions"] = output.dimensions or self.engine.base.spec.hidden_size
+        if self.warnings:
+            more["warnings"] = self.warnings
+        report = {"report": self.report is not None}
+        return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **more, **report}
