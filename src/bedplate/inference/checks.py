@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
-from bedplate.inference.requests import Classify, Embed, Generate, Request, Score
+from bedplate.inference.requests import Classify, Embed, Generate, Request, Sampling, Score
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 
@@ -34,6 +34,7 @@ def check_request(base: Base, request: Request, virtual: int) -> int:
     length = len(request.tokens) + virtual
     wanted = max((len(c) for c in request.continuations), default=0) if isinstance(request, Score) else 0
     if isinstance(request, Generate):
+        _check_ids(request.sampling, vocabulary)
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         asked = request.sampling.max_tokens
         wanted = max(context - length, 1) if asked is None else asked
@@ -45,6 +46,14 @@ def check_request(base: Base, request: Request, virtual: int) -> int:
             param="max_tokens" if wanted else "prompt",
         )
     return wanted
+
+
+def _check_ids(sampling: Sampling, vocabulary: int) -> None:
+    ids = {"logit_bias": [token for token, _ in sampling.logit_bias], "stop_token_ids": sampling.stop_token_ids}
+    for param, tokens in ids.items():
+        bad = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if bad is not None:
+            raise RequestError(f"{param}: token id {bad} is outside the vocabulary of {vocabulary}", param=param)
 
 
 def check_vectors(base: Base, vectors: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import BusyError, DeadlineError, UsageError
 from bedplate.inference.adapters import Adapters, Loaded
 from bedplate.inference.checks import check_request, check_vectors
+from bedplate.inference.compiled import Kernel, NativeForward, Weights, choose_forward
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.forward import TorchForward
+from bedplate.inference.generation import Generating
 from bedplate.inference.job import Job, fail_all
 from bedplate.inference.kv_cache import SlotCache
 from bedplate.inference.radix import RadixTree
-from bedplate.inference.requests import Request, Result
+from bedplate.inference.requests import Generate, Grammar, Request, Result
 from bedplate.inference.runner import Runner, Work
 from bedplate.inference.scheduler import Scheduler
 from bedplate.inference.stats import Counters, Stats
@@ -42,7 +44,9 @@ class Engine:
     generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
     slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
-    compute: a lock to share with other engines of this machine. Close it, or use it as a context manager.
+    weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
+    base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
+    does not depend on it. compute: a lock to share with other engines of this machine. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class Engine:
         step_adapters: int = 8,
         cache_bytes: int = 1 << 30,
         slot_bytes: int = 4 << 30,
+        weights: Weights = "auto",
+        kernel: Kernel = "auto",
         speculate: bool | None = None,
         compute: Compute | None = None,
     ) -> None:
@@ -66,21 +72,24 @@ class Engine:
         self._counters = Counters()
         cache = SlotCache(base.spec, base.dtype, base.device, slot_bytes) if causal else None
         self._torch = TorchForward(base, self.bank, cache)
-        self._forward = self._torch
+        self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         # An encoder's documents are not cut, so the longest must fit a step.
         budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
         self._scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
         self._tree = RadixTree(cache_bytes)
+        generating = Generating(base)
+        self._grammars = generating.grammars
         self._runner = Runner(
             base,
             cache,
             self._forward,
             self._torch,
             self._tree,
+            generating,
             max_rows=max_rows,
             max_adapters=step_adapters,
             put_back=self._put_back,
-            speculates=bool(speculate),
+            speculates=self.kernel == "native" if speculate is None else speculate,
             counters=self._counters,
         )
         self._max_waiting = max_waiting
@@ -110,6 +119,11 @@ class Engine:
     def submit(self, request: Request) -> Stream:
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full."""
         return self._enqueue([request], wake=True)[0]
+
+    def compile(self, grammar: Grammar) -> None:
+        """Makes a grammar ready, so that submitting a request with it takes no time. RequestError for one that cannot
+        be used. Callable from any thread."""
+        self._runner.grammars.compile(grammar)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order. The first error is raised after all have ended.
@@ -147,6 +161,10 @@ class Engine:
             for request in requests:
                 held.append(self._adapters.hold(request.adapter))
                 limit = check_request(self.base, request, held[-1].virtual)
+                if isinstance(request, Generate) and request.grammar is not None:
+                    self._grammars.compile(request.grammar)
+                if isinstance(request, Generate) and request.grammar is not None:
+                    self.compile(request.grammar)
                 jobs.append(Job(request, Stream(request), held[-1], limit))
             with self._lock:
                 if self._closed:
@@ -264,6 +282,8 @@ class Engine:
             self._tree.drop((loaded, layers))
         if loaded.parent is None:
             assert self.bank is not None
+            if isinstance(self._forward, NativeForward):
+                self._forward.forget(loaded.slot)
             self.bank.remove(loaded.slot)
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
@@ -384,6 +404,8 @@ class Engine:
             self._closed = True
             self._lock.notify_all()
         self._thread.join()
+        if isinstance(self._forward, NativeForward):
+            self._forward.close()
         if self.bank is not None:
             self.bank.close()
 

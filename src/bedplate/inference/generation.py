@@ -11,13 +11,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bedplate.core.errors import RequestError
+from bedplate.core.errors import RequestError
 from bedplate.inference.answers import top
 from bedplate.inference.forward import Greedy
+from bedplate.inference.grammar import Grammars
+from bedplate.inference.grammar import Grammars
 from bedplate.inference.job import Job
 from bedplate.inference.requests import FinishReason, Generate, Generation, Step, Timing, Usage
 from bedplate.inference.sampler import RowState
 from bedplate.inference.stopping import TextStream
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.json_schema import INVALID
+from bedplate.models.checkpoints.base import Base
 
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
@@ -34,12 +39,13 @@ class Row:
 class Generating:
     """Begins, advances and ends generations. eos: tokens that end a text."""
 
-    def __init__(self, tokenizer: Tokenizer | None, eos: frozenset[int]) -> None:
-        self._tokenizer, self.eos = tokenizer, eos
+    def __init__(self, tokenizer: Tokenizer | None, eos: frozenset[int], grammars: Grammars) -> None:
+        self._tokenizer, self.eos, self._grammars = tokenizer, eos, grammars
 
     def begin(self, job: Job, request: Generate) -> None:
         """The prompt is computed for the first time."""
-        job.state = RowState(request.sampling, request.tokens)
+        matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
+        job.state = RowState(request.sampling, request.tokens, matcher=matcher, end_ids=self.eos)
         job.text = TextStream(self._tokenizer, request.sampling.stop)
         job.plain = is_plain(request)
 
@@ -70,21 +76,23 @@ class Generating:
         state, text = job.state, job.text
         assert state is not None
         assert text is not None
-        settings = state.sampling
         # The token that was computed in this pass is in the cache now, whatever comes next.
         job.done = len(job.tokens)
-        if (token in self.eos and not settings.ignore_eos) or token in settings.stop_token_ids:
+        if state.failure is not None:
+            job.failed = RequestError(state.failure, param="grammar", code=INVALID)
+            return False
+        if state.ends(token):
             self.end(job, "stop")
             return False
-        state.output.append(token)
+        state.take(token)
         job.tokens.append(token)
         job.logprobs.append(logprob)
-        alternatives = () if logits_V is None else top(logits_V, settings.logprobs)
+        alternatives = () if logits_V is None else top(logits_V, state.sampling.logprobs)
         job.top_logprobs.append(alternatives)
         job.stream.push(Step(token, text.push(token), logprob, alternatives))
         if job.drafter is not None:
             job.drafter.push(token)
-        if text.stopped:
+        if text.stopped or state.complete:
             self.end(job, "stop")
         elif len(state.output) >= job.limit:
             self.end(job, "length")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import RequestError, UsageError
 from bedplate.inference.requests import Grammar
-from bedplate.text.json_schema import INVALID, SOURCE_BYTES, parse_schema
+from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tools import call_grammar
 
@@ -35,8 +35,11 @@ RULES = 200
 """The library follows references between the rules of a grammar recursively, on the thread's own stack."""
 TRIAL_STEPS = 4
 TRIAL_SECONDS = 0.5
+ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
+"""Processor time that one row's masks may take: so much, and so much more for each token."""
 
-_DIRECTIVE = re.compile(r"^\s*%(\w+)", re.MULTILINE)
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\\n])+/')
+_DIRECTIVE = re.compile(r"%\s*(\w+)")
 _RULE = re.compile(r"^\s*[?!]?\w+\s*(\[[^\]\n]*\]|\{[^}\n]*\})?\s*(\.\s*-?\d+\s*)?:", re.MULTILINE)
 
 
@@ -95,22 +98,27 @@ class Grammars:
 
 
 class Matcher:
-    """Follows one row. `failure`: why the row cannot go on, where the grammar became too costly."""
+    """Follows one row. A grammar that is too costly to follow makes it fail; that row's neighbours do not wait."""
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
         self._inner = inner
+        self._left = ROW_SECONDS
 
     def fill(self, allowed_W: NDArray[np.int32]) -> None:
         """Sets the bits of the tokens that may come next, in a contiguous row of ⌈V/32⌉ words. All bits are set where
         the matcher has failed."""
-        if not self._inner.is_error():
+        if self.failure is None:
+            begin = time.thread_time()
             self._inner.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
-        if self._inner.is_error():
+            self._left += STEP_SECONDS - (time.thread_time() - begin)
+        if self.failure is not None:
             allowed_W.fill(-1)
 
     def advance(self, token: int) -> None:
         """Takes a token that the last mask allowed."""
+        begin = time.thread_time()
         self._inner.consume_token(token)
+        self._left -= time.thread_time() - begin
 
     @property
     def complete(self) -> bool:
@@ -124,6 +132,9 @@ class Matcher:
 
     @property
     def failure(self) -> str | None:
+        """Why the row cannot go on."""
+        if self._left < 0:
+            return "it takes too long"
         return _first_line(self._inner.get_error()) if self._inner.is_error() else None
 
     def forced(self) -> list[int]:
@@ -172,9 +183,9 @@ def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) 
     import llguidance
 
     limits = llguidance.LLParserLimits(
-        initial_lexer_fuel=500_000, step_lexer_fuel=100_000, max_lexer_states=50_000, verbose_errors=False
+        initial_lexer_fuel=500_000, step_lexer_fuel=50_000, max_lexer_states=50_000, verbose_errors=False
     )
-    begin = time.perf_counter()
+    begin = time.thread_time()
     matcher = llguidance.LLMatcher(vocabulary, source, log_level=0, limits=limits)
     allowed_W = np.zeros(mask_words(vocab_size), dtype=np.int32)
     for step in range(TRIAL_STEPS):
@@ -187,7 +198,7 @@ def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) 
         words = np.flatnonzero(allowed_W)
         word = int(allowed_W[words[-1]]) & 0xFFFFFFFF
         matcher.consume_token(int(words[-1]) * 32 + word.bit_length() - 1)
-    if time.perf_counter() - begin > TRIAL_SECONDS:
+    if time.thread_time() - begin > TRIAL_SECONDS:
         raise _error("the grammar takes too long to compile; make it smaller, or its counts and alternatives fewer")
     matcher.reset()
     return matcher
@@ -203,11 +214,15 @@ def _source(grammar: Grammar) -> str:
     options: Any = {"whitespace_flexible": False}
     match grammar.kind:
         case "json_schema":
-            parse_schema(grammar.source)
-            return llguidance.LLMatcher.grammar_from_json_schema(grammar.source, overrides=options)
+            schema = parse_schema(grammar.source)
+            if schema is False:
+                raise _error("no value satisfies the JSON schema false")
+            text = "{}" if schema is True else grammar.source
+            return llguidance.LLMatcher.grammar_from_json_schema(text, overrides=options)
         case "json_object":
             return llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=options)
         case "regex":
+            check_pattern(grammar.source, "the regular expression")
             return llguidance.LLMatcher.grammar_from_regex(grammar.source)
         case "choice":
             return llguidance.LLMatcher.grammar_from_lark(_choice_rules(grammar.source))
@@ -224,11 +239,14 @@ def _choice_rules(source: str) -> str:
         raise _error("the choices must be a list of at least one text, none of them empty")
     if len(texts) > CHOICES:
         raise _error(f"there are {len(texts):,} choices; at most {CHOICES:,} are accepted")
-    return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    # One terminal: the library follows alternatives inside it at no cost each, but the rules' one by one.
+    return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 
 def _check_rules(source: str) -> None:
-    directive = next((found for found in _DIRECTIVE.findall(source) if found not in {"import", "ignore"}), None)
+    directive = next(
+        (found for found in _DIRECTIVE.findall(_QUOTED.sub('""', source)) if found not in {"import", "ignore"}), None
+    )
     if directive is not None:
         raise _error(f"the grammar uses %{directive}; only %import and %ignore are supported")
     rules = len(_RULE.findall(source))
@@ -245,9 +263,10 @@ def _explained(error: str, first: bool) -> str:
 
 
 def _first_line(error: str) -> str:
-    """What the library says, without its drawings."""
+    """What the library says, without its drawings of where."""
     lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
-    return (lines[0] if lines else "the grammar failed")[:300]
+    reason = next((line for line in lines if line.startswith("error:")), None)
+    return (reason or (lines[0] if lines else "the grammar failed")).removeprefix("error: ")[:300]
 
 
 def _error(message: str) -> RequestError:

@@ -19,6 +19,7 @@ from bedplate.inference import answers
 from bedplate.inference.adapters import Loaded
 from bedplate.inference.forward import Batch, Forward, Forwarded, TorchForward
 from bedplate.inference.generation import Generating, Row, generation, timing_of, usage_of
+from bedplate.inference.grammar import Grammars
 from bedplate.inference.job import Job, fail_all
 from bedplate.inference.kv_cache import KVCache, Span
 from bedplate.inference.radix import Key, Match, RadixTree, Segment, salted
@@ -58,6 +59,7 @@ class Runner:
         forward: Forward,
         torch_forward: TorchForward,
         tree: RadixTree,
+        generating: Generating,
         *,
         max_rows: int,
         max_adapters: int,
@@ -79,7 +81,8 @@ class Runner:
         eos = base.generation_defaults.get("eos_token_id")
         listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
         ends = frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
-        self._generating = Generating(base.tokenizer, ends)
+        self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
+        self._generating = Generating(base.tokenizer, ends, self.grammars)
 
     # Letting in
 
@@ -227,7 +230,7 @@ class Runner:
                 wanted += range(len(tokens), len(tokens) + len(one.draft))
                 tokens += one.draft
             spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
-            states = states or _needs_states(job)
+            states = states or isinstance(job.request, Classify | Embed)
         batch = Batch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states)
         out = self.forward(batch)
         computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
@@ -241,9 +244,10 @@ class Runner:
             job = one.job
             states = None if out.hidden_ND is None else out.hidden_ND[begin : begin + one.count]
             begin += span.length
+            last = at + one.count - 1 if job.asks_prompt else at
             try:
                 if self._progress(job, span.start, span.start + one.count, states, out.logits_WV, at):
-                    rows.append(Row(job, at, one.draft))
+                    rows.append(Row(job, last, one.draft))
             except Exception as error:
                 job.failed = error
         self._advance(rows, out)
@@ -283,9 +287,10 @@ class Runner:
         job.done = end
         self._counters.prompt_tokens += end - begin if job.state is None else 0
         if isinstance(request, Generate):
-            if request.sampling.prompt_logprobs is not None and job.state is None:
-                assert states is not None
-                answers.prompt_logprobs(self.base, job, request.sampling.prompt_logprobs, begin, states)
+            if job.asks_prompt:
+                assert logits_WV is not None
+                count = request.sampling.prompt_logprobs or 0
+                answers.prompt_logprobs(job, count, begin, logits_WV[at : at + end - begin])
             return whole and self._begin(job, request)
         if isinstance(request, Score):
             wanted = answers.wanted_positions(job, begin, end)
@@ -444,13 +449,6 @@ class Runner:
 
 def _namespace(job: Job) -> object:
     return job.adapter if job.depth is None else (job.adapter, job.depth)
-
-
-def _needs_states(job: Job) -> bool:
-    request = job.request
-    if isinstance(request, Generate):
-        return request.sampling.prompt_logprobs is not None and job.state is None
-    return isinstance(request, Classify | Embed)
 
 
 def _by_depth(work: Sequence[Work]) -> dict[int | None, list[Work]]:

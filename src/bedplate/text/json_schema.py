@@ -7,6 +7,7 @@ validation vocabulary.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any, TypeGuard
@@ -21,6 +22,12 @@ ROUNDS = 20
 MULTIPLES = 1_000
 """Sum over all `multipleOf`: an automaton of so many states checks them."""
 
+PROPERTIES = 450
+"""Of one object: any of them may come next, and each is an item in the parser's row."""
+EXPANSION = 20_000
+"""Size of a regular expression with its counted repetitions written out."""
+
+_PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\((?:\?[^)(:=!<>]*[:>])?|.", re.DOTALL)
 _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 _ANNOTATIONS = frozenset(
     (
@@ -119,6 +126,12 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
             raise _error(f"{place} must be a list of at least one schema")
         if key in _MAPS and not isinstance(value, Mapping):
             raise _error(f"{place} must be an object of schemas, not {_kind(value)}")
+        if key in _TEXTS and not isinstance(value, str):
+            raise _error(f"{place} must be a string, not {_kind(value)}")
+        if key == "pattern" and isinstance(value, str):
+            check_pattern(value, place)
+        if key == "properties" and len(value) > PROPERTIES:
+            raise _error(f"{place} has {len(value):,} properties; at most {PROPERTIES} are accepted")
         if key == "items" and isinstance(value, list):
             raise _error(f"{place} is a list; give one schema, or use prefixItems")
         if key in _COUNTS and not (type(value) is int and value >= 0):
@@ -128,8 +141,6 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
                 raise _error(f"{place} must be a number, not {_kind(value)}")
             if key == "multipleOf" and value <= 0:
                 raise _error(f"{place} must be more than 0")
-        if key in _TEXTS and not isinstance(value, str):
-            raise _error(f"{place} must be a string, not {_kind(value)}")
         if key == "enum" and not (isinstance(value, list) and value):
             raise _error(f"{place} must be a list of at least one value")
         if key == "type":
@@ -158,6 +169,31 @@ def _target(root: Any, reference: str, where: str) -> Any:
         else:
             raise _error(f"{_at(where)}: $ref {reference[:100]!r} points at nothing")
     return found
+
+
+def check_pattern(pattern: str, place: str) -> None:
+    """Raises RequestError (code invalid_grammar) for a regular expression whose counted repetitions, written out, are
+    too long: `(a{1000}){1000}`. Whether it is well formed is seen when it is compiled."""
+    sizes, last = [0], 0  # of each open group, and of the latest atom
+    for match in _PATTERN.finditer(pattern):
+        text = match.group()
+        if match.group(1) is not None:
+            low, high = int(match.group(1)[:9]), int((match.group(2) or "0")[:9])
+            sizes[-1] += last * (max(low, high, 1) - 1)
+            last *= max(low, high, 1)
+        elif text.startswith("("):
+            sizes.append(0)
+        elif text == ")" and len(sizes) > 1:
+            last = sizes.pop()
+            sizes[-1] += last
+        elif text not in "|*+?^$":
+            last = 1
+            sizes[-1] += 1
+        if sizes[-1] > EXPANSION:
+            raise _error(
+                f"{place}: the regular expression {pattern[:60]!r} is longer than {EXPANSION:,} with its counted "
+                "repetitions written out; use smaller counts"
+            )
 
 
 class _Finite:
