@@ -112,6 +112,17 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < TOKEN_LIMIT
 
 
+def either(*kinds: type, said: str) -> BeforeValidator:
+    """For a field that may be of several kinds: one message, where a union's would speak of each of them."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(said)
+        return value
+
+    return BeforeValidator(check)
+
+
 class Message(Fields):
     """One turn of a conversation."""
 

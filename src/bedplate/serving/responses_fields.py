@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.fields import TOKEN_LIMIT, ChatRequest, Fields
+from bedplate.serving.fields import TOKEN_LIMIT, ChatRequest, Fields, either
 from bedplate.serving.turns import as_chat
 
 MAX_METADATA = 16
@@ -30,6 +30,9 @@ _NAMES = {
     "response_format": "text.format",
     "logprobs": "top_logprobs",
 }
+
+_INPUT = either(str, list, said="it must be a text or a list of items")
+_CHOICE = either(str, dict, said="it must be none, auto, required, or an object")
 
 ChatMessage = dict[str, Any]
 
@@ -66,7 +69,7 @@ class ResponsesRequest(Fields):
     """POST /v1/responses."""
 
     model: str
-    input: str | Annotated[list[Any], Field(min_length=1)]
+    input: Annotated[str | list[Any], _INPUT]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -74,7 +77,7 @@ class ResponsesRequest(Fields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions | None = None
     tools: list[Any] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, _CHOICE] = None
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
@@ -132,6 +135,8 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
     """Input items as messages: calls belong to the assistant's message before them, results are messages of tools."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
+    if not given:
+        raise _wrong("input", "it is empty; give at least one item", "input")
     messages: list[ChatMessage] = []
     for index, item in enumerate(given):
         where = f"input[{index}]"

@@ -1,0 +1,102 @@
+"""POST /v1/messages and /v1/messages/count_tokens, with errors in their API's own shape.
+
+Reference: Anthropic's Messages API and its streaming events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from bedplate.inference.stream import Stream
+from bedplate.serving.anthropic_fields import CountRequest, MessagesRequest
+from bedplate.serving.anthropic_reply import MessageEvents, MessageReply
+from bedplate.serving.calls import Call, json_response, respond
+from bedplate.serving.errors import ClientGone, error_object, error_response, log_failure
+from bedplate.serving.events import Event, EventStream
+from bedplate.serving.fields import ChatRequest, read_fields
+from bedplate.serving.scope import note_error
+from bedplate.serving.turns import parts_of_turn, take_turn
+
+router = APIRouter(prefix="/v1/messages")
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+@router.post("")
+async def create_message(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(MessagesRequest, await call.body())
+        chat = asked.chat()
+        served = await call.choose(asked.model)
+        prepared = await call.prepare(lambda: served.chat(chat), "messages")
+        streams = call.submit(prepared, "messages")
+        reply = MessageReply(call, asked)
+        if asked.stream:
+            events = _events(call, chat, reply, streams, len(prepared[0].tokens))
+            return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
+        return json_response(reply.whole(await take_turn(call, chat, streams)))
+
+    return await _respond(request, "messages", work)
+
+
+@router.post("/count_tokens")
+async def count_tokens(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(CountRequest, await call.body())
+        chat = asked.chat()
+        served = await call.choose(asked.model)
+        prepared = await call.prepare(lambda: served.chat(chat), "messages")
+        return json_response({"input_tokens": len(prepared[0].tokens)})
+
+    return await _respond(request, "count_tokens", work)
+
+
+def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body of a failure. The field that is wrong begins the message; there is no other place for it."""
+    status, content = error_object(error)
+    said = content["error"]
+    message = said["message"]
+    if said["param"] is not None and said["param"] not in message:
+        message = f"{said['param']}: {message}"
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": kind, "message": message}}
+
+
+async def _respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    try:
+        return await respond(request, endpoint, work)
+    except ClientGone:
+        raise
+    except Exception as error:
+        log_failure(error)
+        note_error(request.scope, error_object(error)[1]["error"]["code"])
+        return error_response(error, anthropic_error)
+
+
+async def _events(
+    call: Call, chat: ChatRequest, reply: MessageReply, streams: Sequence[Stream], prompt_tokens: int
+) -> AsyncGenerator[Event]:
+    events = MessageEvents(reply)
+    for event in events.opening(prompt_tokens):
+        yield event
+    async with aclosing(parts_of_turn(call, chat, streams)) as arriving:
+        async for part in arriving:
+            for event in events.part(part):
+                yield event
+            if part.answer is not None:
+                for event in events.ending(part.answer):
+                    yield event
