@@ -14,7 +14,20 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import admin, batches, classify, embeddings, files, health, openai, pages, rerank, responses, tokens
+from bedplate.serving import (
+    admin,
+    anthropic,
+    batches,
+    classify,
+    embeddings,
+    files,
+    health,
+    openai,
+    pages,
+    rerank,
+    responses,
+    tokens,
+)
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
@@ -25,6 +38,7 @@ from bedplate.skins.skin import Skin
 ROUTERS: tuple[APIRouter, ...] = (
     openai.router,
     responses.router,
+    anthropic.router,
     embeddings.router,
     classify.router,
     rerank.router,
