@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import uvicorn
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from bedplate.core.errors import UsageError
 from bedplate.serving import (
@@ -22,6 +22,7 @@ from bedplate.serving import (
     embeddings,
     files,
     health,
+    metrics,
     openai,
     pages,
     rerank,
@@ -31,8 +32,12 @@ from bedplate.serving import (
 from bedplate.serving.access import AccessLog
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.errors import add_error_handlers
+from bedplate.serving.guard import check_open
 from bedplate.serving.house import House
+from bedplate.serving.lifecycle import Server
 from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.metrics import Metrics
+from bedplate.serving.origins import EXPOSED, Origins
 from bedplate.skins.skin import Skin
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -46,6 +51,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     batches.router,
     health.router,
+    metrics.router,
     pages.router,
     admin.router,
 )
@@ -58,6 +64,19 @@ def create_app(house: House) -> FastAPI:
     app.state.house = house
     for router in ROUTERS:
         app.include_router(router)
+    found = Metrics(house)
+    app.state.metrics = found
+    house.observers.append(found)
+    house.watchers.append(found.watch)
+    if house.config.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(house.config.cors),
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
+    app.add_middleware(Origins, house=house)
     app.add_middleware(AccessLog, house=house)
     add_error_handlers(app)
     return app
@@ -79,41 +98,29 @@ def serve(
     *,
     on_ready: Callable[[str, House], None] | None = None,
     **settings: Any,
-) -> None:
+) -> bool:
     """Serves until SIGTERM (then returns) or SIGINT (then raises KeyboardInterrupt).
 
-    Loopback unless told otherwise; port 0 takes a free one. Requests that run when it is told to stop have
-    `grace_seconds` to end. on_ready is called with the URL and what is served once connections are taken. `settings`:
-    those of `server_config`, for one base (host, port, grace_seconds, name, dtype, device, max_rows, …).
+    Loopback unless told otherwise; port 0 takes a free one. While it loads, /ready answers 503. Requests that run when
+    it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where it was
+    stopped before all was loaded; then a thread still loads. on_ready is called with the URL and what is served once
+    connections are taken. `settings`: those of `server_config`, for one base (host, port, grace_seconds, name, dtype,
+    device, max_rows, …).
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
-    with _listening(config.host, config.port) as listener, loaded_house(config, skins) as house:
-        web = uvicorn.Config(
-            create_app(house),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=max(1, round(config.grace_seconds)),
-        )
-        with _returning_on_sigterm():
-            _Server(web, house, lambda: on_ready and on_ready(_url(listener), house)).run(sockets=[listener])
+    with _listening(config.host, config.port) as listener:
+        check_open(config)
 
+        def make(house: House) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
+            app = create_app(house)
+            return app, _services(app)
 
-class _Server(uvicorn.Server):
-    """Tells the house when it is going down, and its owner when it is up."""
+        def ready(house: House) -> None:
+            if on_ready is not None:
+                on_ready(_url(listener), house)
 
-    def __init__(self, config: uvicorn.Config, house: House, ready: Callable[[], object]) -> None:
-        super().__init__(config)
-        self._house, self._ready = house, ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._house.stopping = True
-        super().handle_exit(sig, frame)
+        server = Server(lambda: loaded_house(config, skins), make, ready, config.grace_seconds)
+        return server.serve_until_stopped(listener)
 
 
 @contextlib.contextmanager
@@ -137,17 +144,3 @@ def _listening(host: str, port: int) -> Generator[socket.socket]:
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-
-
-@contextlib.contextmanager
-def _returning_on_sigterm() -> Generator[None]:
-    """uvicorn raises the signals it took again when it is done; of SIGTERM nothing more is wanted then."""
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: None)
-    except ValueError:  # not the main thread: signals are not this server's to take
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

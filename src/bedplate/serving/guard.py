@@ -145,15 +145,20 @@ def _key_of(headers: Mapping[str, str]) -> str:
     return given.strip()
 
 
+def check_open(config: ServerConfig) -> None:
+    """UsageError for a server that would be open to other machines without saying so."""
+    if config.keys is None and not config.open and not is_loopback(config.host):
+        raise UsageError(
+            f"{config.host} can be reached from other machines, and there are no API keys; give a keys file "
+            "(`bedplate keys create`, then `keys:` in the server's file), or say --open"
+        )
+
+
 def guard_for(config: ServerConfig) -> Guard:
     """The guard of a server. UsageError for one that would be open to other machines without saying so."""
-    local = is_loopback(config.host)
+    check_open(config)
     if config.keys is None:
-        if not local and not config.open:
-            raise UsageError(
-                f"{config.host} can be reached from other machines, and there are no API keys; give a keys file "
-                "(`bedplate keys create`, then `keys:` in the server's file), or say --open"
-            )
+        local = is_loopback(config.host)
         if not local:
             log.warning("open to every machine that reaches %s: there are no API keys", config.host)
         # Whoever reaches an open server may use its models; changing it stays with this machine's users.

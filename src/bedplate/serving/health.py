@@ -1,4 +1,4 @@
-"""Whether the server lives and takes requests."""
+"""Whether the server lives (restart it if not) and whether it takes requests (send none if not)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,25 @@ router = APIRouter()
 
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 while requests are taken; 503 when an engine's thread has ended or the server is stopping."""
-    house: House = request.app.state.house
-    alive = all(engine.alive for engine in house.registry.engines)
-    status = "stopping" if house.stopping else "ok" if alive else "failed"
-    return json_response({"status": status}, 200 if status == "ok" else 503)
+    """200 while every engine works; 503 when one's thread has ended, or its step takes longer than `stall_seconds`."""
+    return _reply(request, ("failed", "stalled"))
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """200 while requests are taken: not while loading, stopping, or with an engine that does not work."""
+    return _reply(request, ("failed", "stalled", "stopping"))
+
+
+def _reply(request: Request, bad: tuple[str, ...]) -> Response:
+    status = _status(request.app.state.house)
+    return json_response({"status": status}, 503 if status in bad else 200)
+
+
+def _status(house: House) -> str:
+    engines = house.registry.engines
+    if not all(engine.alive for engine in engines):
+        return "failed"
+    if any(engine.stalled(house.config.stall_seconds) for engine in engines):
+        return "stalled"
+    return "stopping" if house.stopping else "ok"
