@@ -15,9 +15,6 @@ from bedplate.inference.job import Alternatives, Job
 from bedplate.inference.requests import Classification, Classify, Embed, Embedding, Pooling, Score, Timing, Usage
 from bedplate.models.checkpoints.base import Base
 
-# Rows of logits computed at once where a whole prompt's are wanted: bounds memory at 256 × V floats.
-HEAD_ROWS = 256
-
 
 def top(logits_V: Tensor, count: int | None) -> Alternatives:
     """The `count` likeliest tokens with their log-probabilities."""
@@ -59,18 +56,17 @@ def next_branch(job: Job, request: Score) -> bool:
     return False
 
 
-def prompt_logprobs(base: Base, job: Job, count: int, begin: int, states_TD: Tensor) -> None:
+def prompt_logprobs(job: Job, count: int, begin: int, logits_TV: Tensor) -> None:
     """Each prompt token's log-probability after those before it, and the `count` likeliest in its place, from the
-    states of the tokens from position `begin` on."""
+    logits of the tokens from position `begin` on."""
     tokens, first = job.request.tokens, begin - job.adapter.virtual
     if first == 0:
         job.prompt_logprobs, job.prompt_top_logprobs = [None], [()]
-    states_TD = states_TD[: len(tokens) - 1 - first]
-    for at in range(0, len(states_TD), HEAD_ROWS):
-        logits = base.model.head(states_TD[at : at + HEAD_ROWS]).float()
-        target = torch.tensor(tokens[first + at + 1 : first + at + 1 + len(logits)], device=logits.device)
-        job.prompt_logprobs += F.log_softmax(logits, dim=-1).gather(1, target[:, None])[:, 0].tolist()
-        job.prompt_top_logprobs += [top(logits_V, count) for logits_V in logits]
+    logits_TV = logits_TV[: len(tokens) - 1 - first]
+    if len(logits_TV):
+        target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], device=logits_TV.device)
+        job.prompt_logprobs += F.log_softmax(logits_TV, dim=-1).gather(1, target[:, None])[:, 0].tolist()
+        job.prompt_top_logprobs += [top(logits_V, count) for logits_V in logits_TV]
 
 
 def pool(job: Job, pooling: Pooling, begin: int, states_TD: Tensor) -> None:
@@ -109,6 +105,8 @@ def wanted_positions(job: Job, begin: int, end: int) -> Sequence[int]:
     if isinstance(job.request, Score):
         first, last = scored_range(job, job.request)
         return range(max(first, begin), min(last, end))
+    if job.asks_prompt:
+        return range(begin, end)
     if job.generates and end == len(job.tokens):
         return range(end - 1, end)
     return ()

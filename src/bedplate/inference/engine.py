@@ -46,7 +46,8 @@ class Engine:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
-    does not depend on it. compute: a lock to share with other engines of this machine. Close it, or use it as a context manager.
+    does not depend on it. compute: a lock to share with other engines of this machine. Close it, or use it as a context
+    manager.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Engine:
     def compile(self, grammar: Grammar) -> None:
         """Makes a grammar ready, so that submitting a request with it takes no time. RequestError for one that cannot
         be used. Callable from any thread."""
-        self._runner.grammars.compile(grammar)
+        self._grammars.compile(grammar)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order. The first error is raised after all have ended.
@@ -161,8 +162,6 @@ class Engine:
             for request in requests:
                 held.append(self._adapters.hold(request.adapter))
                 limit = check_request(self.base, request, held[-1].virtual)
-                if isinstance(request, Generate) and request.grammar is not None:
-                    self._grammars.compile(request.grammar)
                 if isinstance(request, Generate) and request.grammar is not None:
                     self.compile(request.grammar)
                 jobs.append(Job(request, Stream(request), held[-1], limit))

@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.core.errors import RequestError
 from bedplate.inference.answers import top
 from bedplate.inference.forward import Greedy
-from bedplate.inference.grammar import Grammars
 from bedplate.inference.grammar import Grammars
 from bedplate.inference.job import Job
 from bedplate.inference.requests import FinishReason, Generate, Generation, Step, Timing, Usage
 from bedplate.inference.sampler import RowState
 from bedplate.inference.stopping import TextStream
-from bedplate.text.json_schema import INVALID
 from bedplate.models.checkpoints.base import Base
+from bedplate.text.json_schema import INVALID
 
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
@@ -37,15 +35,19 @@ class Row:
 
 
 class Generating:
-    """Begins, advances and ends generations. eos: tokens that end a text."""
+    """Begins, advances and ends generations of one base."""
 
-    def __init__(self, tokenizer: Tokenizer | None, eos: frozenset[int], grammars: Grammars) -> None:
-        self._tokenizer, self.eos, self._grammars = tokenizer, eos, grammars
+    def __init__(self, base: Base) -> None:
+        self._tokenizer = base.tokenizer
+        eos = base.generation_defaults.get("eos_token_id")
+        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        self._ends = frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
+        self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, self._ends)
 
     def begin(self, job: Job, request: Generate) -> None:
         """The prompt is computed for the first time."""
-        matcher = None if request.grammar is None else self._grammars.matcher(request.grammar)
-        job.state = RowState(request.sampling, request.tokens, matcher=matcher, end_ids=self.eos)
+        matcher = None if request.grammar is None else self.grammars.matcher(request.grammar)
+        job.state = RowState(request.sampling, request.tokens, matcher=matcher, end_ids=self._ends)
         job.text = TextStream(self._tokenizer, request.sampling.stop)
         job.plain = is_plain(request)
 

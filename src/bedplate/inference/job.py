@@ -96,11 +96,17 @@ class Job:
         return isinstance(self.request, Generate)
 
     @property
+    def asks_prompt(self) -> bool:
+        """Whether the prompt's own log-probabilities are still to be found."""
+        request = self.request
+        return isinstance(request, Generate) and request.sampling.prompt_logprobs is not None and self.state is None
+
+    @property
     def shares(self) -> bool:
         """Whether cached tokens can stand in for the first ones: not where each token's state is wanted."""
         request = self.request
         if isinstance(request, Generate):
-            return request.sampling.prompt_logprobs is None or self.state is not None
+            return not self.asks_prompt
         if isinstance(request, Classify | Embed):
             return request.pooling == "last"
         return True

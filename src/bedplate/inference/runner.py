@@ -19,7 +19,6 @@ from bedplate.inference import answers
 from bedplate.inference.adapters import Loaded
 from bedplate.inference.forward import Batch, Forward, Forwarded, TorchForward
 from bedplate.inference.generation import Generating, Row, generation, timing_of, usage_of
-from bedplate.inference.grammar import Grammars
 from bedplate.inference.job import Job, fail_all
 from bedplate.inference.kv_cache import KVCache, Span
 from bedplate.inference.radix import Key, Match, RadixTree, Segment, salted
@@ -78,11 +77,7 @@ class Runner:
         self._rows: dict[int, Job] = {}
         # What free rows still hold: a job that begins alike need not copy it again.
         self._held: dict[int, tuple[object, Key]] = {}
-        eos = base.generation_defaults.get("eos_token_id")
-        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        ends = frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
-        self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
-        self._generating = Generating(base.tokenizer, ends, self.grammars)
+        self._generating = generating
 
     # Letting in
 

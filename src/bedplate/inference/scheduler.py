@@ -14,7 +14,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from bedplate.inference.stream import Stream as Stream
+from bedplate.inference.stream import Stream
+
+__all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream"]
 
 # How far into a queue a step looks for requests that need not wait for a neighbour's prefix.
 LOOKAHEAD = 32

@@ -1,0 +1,110 @@
+"""One forward pass as one compiled call, where the machine and the base allow it; and the choice of which way to run.
+
+Same signature as the torch way, and the same cache: a pass may take either.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.core.errors import UsageError
+from bedplate.inference.forward import Batch, Forward, Forwarded, Greedy, TorchForward
+from bedplate.inference.kv_cache import SlotCache
+from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.decoder import Decoder
+
+Weights = Literal["auto", "bfloat16", "int8", "int4"]
+Kernel = Literal["auto", "torch", "native"]
+
+
+class NativeForward:
+    """The native decoder over slots. Passes of more tokens than it is fastest for go the torch way."""
+
+    name = "native"
+
+    def __init__(self, decoder: NativeDecoder, bank: Bank, cache: SlotCache, torch_forward: TorchForward) -> None:
+        self._decoder, self._bank, self._cache, self._torch = decoder, bank, cache, torch_forward
+        self.weights: str = decoder.weights
+        self._adapters: dict[int, NativeAdapter] = {}
+
+    def __call__(self, batch: Batch) -> Forwarded:
+        count = len(batch.tokens)
+        if self._decoder.largest != "all" and count > self._decoder.largest:
+            return self._torch(batch)
+        rows: list[int] = []
+        positions: list[int] = []
+        adapters: list[NativeAdapter | None] | None = None
+        if any(adapter.slot != BASE_ROW for adapter in batch.adapters):
+            adapters = []
+        for span, adapter in zip(batch.spans, batch.adapters, strict=True):
+            rows += [span.row] * span.length
+            positions += range(span.start, span.start + span.length)
+            if adapters is not None:
+                adapters += [None if adapter.slot == BASE_ROW else self._adapter(adapter.slot)] * span.length
+        cache = self._cache
+        out = self._decoder.forward(
+            batch.tokens,
+            rows,
+            positions,
+            cache.keys,
+            cache.values,
+            batch.wanted,
+            adapters=adapters,
+            depth=batch.depth,
+            states=batch.states,
+        )
+        greedy = None
+        if out.logits_WV is not None:
+            best = out.logits_WV.gather(1, out.argmax_W[:, None])[:, 0] - out.logsumexp_W
+            greedy = Greedy(out.argmax_W.tolist(), best.tolist())
+        return Forwarded(out.logits_WV, out.hidden_ND, greedy)
+
+    def _adapter(self, slot: int) -> NativeAdapter:
+        """The bank's adapter as the kernel reads it, made when it first runs."""
+        if slot not in self._adapters:
+            named = dict(self._bank.parameters(slot))
+            config = self._bank.config(slot)
+            pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
+            for path in [name.removesuffix(".lora_A") for name in named if name.endswith(".lora_A")]:
+                a, b = named[f"{path}.lora_A"].detach(), named[f"{path}.lora_B"].detach()
+                pairs[path] = (a.contiguous(), b.t().contiguous().t(), config.scaling(path))
+            self._adapters[slot] = self._decoder.adapter(pairs)
+        return self._adapters[slot]
+
+    def forget(self, slot: int) -> None:
+        """The slot's adapter is leaving the bank."""
+        self._adapters.pop(slot, None)
+
+    def close(self) -> None:
+        self._decoder.close()
+
+
+def choose_forward(
+    base: Base,
+    bank: Bank | None,
+    cache: SlotCache | None,
+    torch_forward: TorchForward,
+    weights: Weights,
+    kernel: Kernel,
+) -> Forward:
+    """The way to run passes: native for a bfloat16 decoder on a CPU where it can be had, else torch.
+
+    Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
+    """
+    own = str(base.dtype).removeprefix("torch.")
+    quantised = weights in ("int8", "int4")
+    if weights == "bfloat16" and own != "bfloat16":
+        raise UsageError(f"{base.name} was loaded as {own}; load it as bfloat16 to run with bfloat16 weights")
+    reason = "the torch kernel was asked for"
+    if kernel != "torch":
+        reason = unsupported(base.model, base.dtype, base.device)
+        if reason is None and bank is not None and cache is not None and isinstance(base.model, Decoder):
+            chosen: WeightFormat = "bfloat16" if weights == "auto" else weights
+            return NativeForward(NativeDecoder(base.model, chosen), bank, cache, torch_forward)
+    if kernel == "native" or quantised:
+        raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {reason}")
+    return torch_forward
