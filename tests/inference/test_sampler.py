@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -105,3 +106,33 @@ def test_temperature_near_zero_is_greedy_and_one_candidate_is_certain() -> None:
     for settings_ in ({"temperature": 1e-4}, {"temperature": 1.5, "top_k": 1}, {"temperature": 1.5, "top_p": 1e-6}):
         for seed in range(20):
             assert sample(logits, [RowState(Sampling(seed=seed, **settings_), ())])[0] == logits.argmax()
+
+
+def test_bias_is_added_before_the_penalties() -> None:
+    logits = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
+    row = RowState(Sampling(logit_bias=((0, 3.0), (2, -2.0)), repetition_penalty=2.0), prompt=[0, 2])
+    found = penalise(logits, [row])
+    assert found.tolist() == [[(1 + 3) / 2, 2.0, (-1 - 2) * 2, 0.5]]
+    assert logits.tolist() == [[1.0, 2.0, -1.0, 0.5]]
+
+
+def test_ends_wait_for_min_tokens_as_in_transformers() -> None:
+    logits = torch.randn(2, 20, generator=torch.Generator().manual_seed(4))
+    ends, stops = [3, 7], (11,)
+    logits[:, [3, 7, 11]] += 10
+    theirs: Any = MinNewTokensLengthLogitsProcessor(0, 2, [*ends, *stops])
+    row = RowState(Sampling(min_tokens=2, stop_token_ids=stops), prompt=[1], end_ids=frozenset(ends))
+    free = RowState(Sampling(stop_token_ids=stops), prompt=[1], end_ids=frozenset(ends))
+    for _ in range(3):
+        seen = torch.tensor([row.output])
+        expected = theirs(seen, logits[:1].clone()).argmax(-1)
+        chosen = sample(logits, [row, free])
+        assert chosen.tolist() == [int(expected), int(logits[1].argmax())]
+        assert row.ends(int(chosen[0])) == (len(row.output) >= 2)
+        row.take(int(chosen[0]))
+
+
+def test_ignored_end_tokens_are_tokens_but_stop_tokens_stop() -> None:
+    row = RowState(Sampling(ignore_eos=True, stop_token_ids=(5,)), prompt=[1], end_ids=frozenset({2}))
+    assert not row.ends(2)
+    assert row.ends(5)

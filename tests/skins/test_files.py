@@ -22,6 +22,7 @@ from bedplate.core.files import sha256_file
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
+from bedplate.skins.output import JsonOutput
 from bedplate.skins.skin import BaseReference, Skin
 from bedplate.skins.verify import verify_skin
 
@@ -265,3 +266,16 @@ def test_bytes_do_not_depend_on_the_process(tmp_path, lora_skin):
             check=True,
         )
         assert run.stdout.strip() == skin_id(lora_skin)
+
+
+def test_a_json_skin_comes_back_with_its_schema(tmp_path, base, build_skin):
+    schema = {"type": "object", "properties": {"s": {"enum": ["a", "b"]}}, "required": ["s"]}
+    skin = dataclasses.replace(build_skin(base, "prompt"), output=JsonOutput(json_schema=schema), demonstrations=())
+    write_skin(skin, tmp_path / "json")
+    again = read_skin(tmp_path / "json")
+    assert again.output == skin.output
+    assert again.output.json_schema == schema
+    assert skin_id(again) == skin_id(skin)
+    edit(tmp_path / "json", {"output": {"kind": "json", "json_schema": {"not": {}}}})
+    with pytest.raises(SkinError, match="not"):
+        read_skin(tmp_path / "json")

@@ -7,7 +7,7 @@ import scipy.special
 from pydantic import ValidationError
 
 from bedplate.core.errors import RequestError
-from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.output import JsonOutput, LabelOutput, TextOutput
 
 
 def test_label_probabilities_are_a_softmax_of_biased_scores():
@@ -58,3 +58,25 @@ def test_text():
     assert TextOutput().parse("  hello\n") == "hello"
     with pytest.raises(ValidationError):
         TextOutput(stop=("",))
+
+
+SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum": ["ü", "y"]}}, "required": ["a"]}
+
+
+def test_json_is_read_as_one_text_per_value():
+    output = JsonOutput(json_schema=SCHEMA)
+    assert output.parse('{"b": 1,\n "a": "\\u00fc"}') == output.parse('{"a":"ü","b":1}') == '{"a":"ü","b":1}'
+    for wrong in ('{"a": "x"}', '{"a": "y"', "", '{"b": 1}', "[]"):
+        with pytest.raises(RequestError):
+            output.parse(wrong)
+
+
+def test_schemas_that_cannot_be_enforced_and_choices_that_cannot_be_told_apart():
+    with pytest.raises(ValidationError, match="uniqueItems"):
+        JsonOutput(json_schema={"type": "array", "uniqueItems": True})
+    with pytest.raises(ValidationError, match="nothing is fetched"):
+        JsonOutput(json_schema={"$ref": "https://127.0.0.1/x"})
+    with pytest.raises(ValidationError):
+        TextOutput(choices=("a", "a"))
+    with pytest.raises(ValidationError):
+        TextOutput(choices=(" a",))

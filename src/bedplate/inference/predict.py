@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from bedplate.inference.requests import (
     Embedding,
     Generate,
     Generation,
+    Grammar,
     Request,
     Result,
     Sampling,
@@ -25,7 +27,7 @@ from bedplate.inference.requests import (
 )
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.output import EmbeddingOutput, LabelOutput, TextOutput
+from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
 
@@ -62,8 +64,10 @@ class Predictor:
         self.warnings = verify_skin(skin, engine.base, allow_other_weights=allow_other_weights)
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
-        if isinstance(skin.output, TextOutput):
+        if isinstance(skin.output, TextOutput | JsonOutput):
             self.sampling()
+            if self.grammar is not None:
+                engine.compile(self.grammar)
         self.prefix = () if skin.kind == "embed" else self._constant_prefix()
         self.adapter: str | None = None
         if attach:
@@ -130,7 +134,7 @@ class Predictor:
             )
             return Score(tuple(found), continuations, **self._common)
         tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
-        return Generate(tuple(tokens), sampling or self.sampling(), **self._common)
+        return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **self._common)
 
     def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
         text = cast(str, self.skin.prompt.text(inputs))
@@ -152,19 +156,37 @@ class Predictor:
     def _context(self) -> int:
         return self.engine.base.spec.context_length
 
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the skin's generated text is held to."""
+        output = self.skin.output
+        if isinstance(output, JsonOutput):
+            return Grammar("json_schema", output.schema_text)
+        if isinstance(output, TextOutput) and output.choices:
+            # After a prompt like "Answer:" the natural token begins with a space, which `parse` takes away.
+            return Grammar("choice", json.dumps([space + choice for choice in output.choices for space in ("", " ")]))
+        return None
+
     def sampling(self, **changes: Any) -> Sampling:
         """The skin's own generation settings, with some changed."""
-        if not isinstance(self.skin.output, TextOutput):
+        output = self.skin.output
+        if not isinstance(output, TextOutput | JsonOutput):
             raise RequestError(f"skin {self.skin.name!r} answers with a label; it has no sampling settings")
-        settings: dict[str, Any] = {"max_tokens": self.skin.output.max_tokens, "stop": self.skin.output.stop}
+        settings: dict[str, Any] = {"max_tokens": output.max_tokens}
+        if isinstance(output, TextOutput):
+            settings["stop"] = output.stop
         return Sampling(**(settings | dict(self.skin.generation) | changes))
 
     def read(self, result: Result, seconds: float = 0.0) -> Prediction:
         """A result of this skin's request, parsed."""
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
-        if isinstance(output, TextOutput):
-            text = cast(Generation, result).text
+        if isinstance(output, TextOutput | JsonOutput):
+            made = cast(Generation, result)
+            text = made.text
+            if isinstance(output, JsonOutput) and made.finish_reason != "stop":
+                # Cut off: a beginning of the JSON, which is given as it is and equals no parsed output.
+                return Prediction(text, text, {}, *counts)
             return Prediction(output.parse(text), text, {}, *counts)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.errors import RequestError
+from bedplate.text.json_schema import check_schema
 
 
 class LabelOutput(Strict):
@@ -67,11 +69,19 @@ class LabelOutput(Strict):
 
 
 class TextOutput(Strict):
-    """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings."""
+    """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings; where there are `choices`, one of
+    them and nothing else."""
 
     kind: Literal["text"] = "text"
     max_tokens: Annotated[int, Field(ge=1)] = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    choices: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TextOutput:
+        if len(set(self.choices)) != len(self.choices) or any(choice != choice.strip() for choice in self.choices):
+            raise ValueError(f"choices must be different and without white space around them, got {self.choices}")
+        return self
 
     def parse(self, text: str) -> str:
         """The generated text without white space around it."""
@@ -103,4 +113,41 @@ class EmbeddingOutput(Strict):
         return tuple(number / length for number in kept)
 
 
-Output: TypeAlias = Annotated[LabelOutput | TextOutput | EmbeddingOutput, Field(discriminator="kind")]
+class JsonOutput(Strict):
+    """A JSON value that `json_schema` describes, of at most `max_tokens` tokens. What is generated is held to the
+    schema, so its keywords must be ones that can be enforced (`bedplate.text.json_schema`)."""
+
+    kind: Literal["json"] = "json"
+    json_schema: Mapping[str, Any]
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+
+    @model_validator(mode="after")
+    def _enforceable(self) -> JsonOutput:
+        try:
+            check_schema(self.json_schema)
+        except RequestError as error:
+            raise ValueError(error.message) from None
+        return self
+
+    @property
+    def schema_text(self) -> str:
+        return json.dumps(self.json_schema, ensure_ascii=False)
+
+    def parse(self, text: str) -> str:
+        """The value as JSON with sorted keys and without white space, so that equal values are equal texts.
+
+        Raises RequestError where the text is no JSON of the schema: it was cut off, or a stop string cut it.
+        """
+        from jsonschema import Draft202012Validator
+
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise RequestError(f"the output is not JSON, or not the whole of it: {text[:80]!r}…") from None
+        wrong = next(Draft202012Validator(self.json_schema).iter_errors(value), None)
+        if wrong is not None:
+            raise RequestError(f"the output does not fit the schema at {wrong.json_path}: {wrong.message[:200]}")
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+Output: TypeAlias = Annotated[LabelOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")]
