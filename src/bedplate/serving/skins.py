@@ -47,7 +47,7 @@ class ServedSkin:
         (default: the skin's own). SkinError for a skin of another base than the engine's, or judged with other
         weights."""
         self.card = source if isinstance(source, Card) else card_of(source)
-        self.name = name or self.card.name
+        self.name = self.card.name if name is None else name
         self.engine = engine
         self._in_memory = source if isinstance(source, Skin) else None
         self._prefixes = prefixes
