@@ -12,9 +12,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.serving.bodies import read_bytes
-from bedplate.serving.calls import CALLER, Call, respond
+from bedplate.serving.calls import Call, respond
 from bedplate.serving.errors import StatusError
-from bedplate.serving.house import House
 
 router = APIRouter()
 
@@ -41,9 +40,8 @@ PAGE_POLICY = (
 )
 # A report brings its own style and drawings; whatever else stood in it could not run, load or send.
 REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
-REPORT_FILE = "report.html"
 _FORM_BYTES = 4096
-_COMMON = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+_COMMON = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
 
 
 @cache
@@ -74,10 +72,10 @@ async def report(request: Request) -> Response:
 @router.post("/skins/{name:path}/report")
 async def report_with_key(request: Request) -> Response:
     """As GET, for a frame of the page: it cannot send headers, so the key is the form's field `key`."""
-    house: House = request.app.state.house
     form = parse_qs((await read_bytes(request, _FORM_BYTES)).decode("utf-8", "replace"))
-    request.scope[CALLER] = house.guard.identify({"authorization": f"Bearer {form.get('key', [''])[0]}"})
-    return await respond(request, "report", _report)
+    key = f"Bearer {form.get('key', [''])[0]}".encode()
+    scope = {**request.scope, "headers": [*request.scope["headers"], (b"authorization", key)]}
+    return await respond(Request(scope, request.receive), "report", _report)
 
 
 def _file(request: Request, name: str) -> Response:

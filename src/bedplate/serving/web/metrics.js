@@ -19,17 +19,15 @@ export function parse(text) {
 }
 
 const NAMES = {
-  running: ["bedplate_requests_running", "bedplate_running_requests", "bedplate_running"],
-  waiting: ["bedplate_requests_waiting", "bedplate_waiting_requests", "bedplate_waiting"],
-  prompt: ["bedplate_prompt_tokens_total"],
-  made: ["bedplate_completion_tokens_total", "bedplate_generated_tokens_total", "bedplate_generation_tokens_total"],
-  cached: ["bedplate_cached_tokens_total", "bedplate_prompt_tokens_cached_total", "bedplate_cached_prompt_tokens_total"],
-  firstSum: ["bedplate_time_to_first_token_seconds_sum"],
-  firstCount: ["bedplate_time_to_first_token_seconds_count"],
-  cost: ["bedplate_cost_usd_total", "bedplate_cost_dollars_total"],
+  running: "bedplate:num_requests_running",
+  waiting: "bedplate:num_requests_waiting",
+  made: "bedplate:generation_tokens_total",
+  sought: "bedplate:prefix_cache_queries_total",
+  cached: "bedplate:prefix_cache_hits_total",
+  firstSum: "bedplate:time_to_first_token_seconds_sum",
+  firstCount: "bedplate:time_to_first_token_seconds_count",
+  cost: "bedplate:request_cost_usd_total",
 };
-
-const pick = (found, name) => NAMES[name].map((one) => found.get(one)).find((value) => value !== undefined);
 
 let timer = null;
 let readings = [];
@@ -39,7 +37,7 @@ async function read() {
   try {
     const found = parse(await (await request("/metrics", { quiet: true })).text());
     note.textContent = "";
-    const now = Object.fromEntries(Object.keys(NAMES).map((name) => [name, pick(found, name)]));
+    const now = Object.fromEntries(Object.entries(NAMES).map(([key, name]) => [key, found.get(name)]));
     readings = [...readings, { at: performance.now(), ...now }].slice(-WINDOW);
     draw();
   } catch (error) {
@@ -68,7 +66,7 @@ function draw() {
     ["Waiting", shown(last.waiting, String)],
     ["Tokens/s", shown(span > 0 && made !== undefined ? made / span : undefined, (value) => value.toFixed(1))],
     ["Time to first token", shown(first, (value) => `${(1000 * value).toFixed(0)} ms`)],
-    ["Prompt tokens cached", shown(last.prompt ? last.cached / last.prompt : undefined, (value) => `${(100 * value).toFixed(1)} %`)],
+    ["Prompt tokens cached", shown(last.sought ? last.cached / last.sought : undefined, (value) => `${(100 * value).toFixed(1)} %`)],
     ["Cost so far", shown(last.cost, dollars)],
   ]));
 }
