@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
+    "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
     "serve": ("bedplate.cli.serve", "Serve a base and its skins behind an OpenAI-compatible API."),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +18,11 @@ if TYPE_CHECKING:
 
 def serve(
     base: Annotated[
-        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
-    ],
+        str | None, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A server's YAML file, instead of a base and the options but --skin and --json.")
+    ] = None,
     skin: Annotated[
         list[str] | None, typer.Option(help="A skin's directory, served under the skin's name. Repeatable.")
     ] = None,
@@ -36,18 +42,44 @@ def serve(
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
+    keys: Annotated[Path | None, typer.Option(help="The file of API keys (`bedplate keys`).")] = None,
+    open_to_all: Annotated[
+        bool, typer.Option("--open", help="Without keys, serve other machines than this one too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and the models as JSON.")] = False,
 ) -> None:
     """Serve a base and its skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM."""
-    import logging
-
     try:
         from bedplate.serving.app import serve as run
+        from bedplate.serving.loading import server_config
+        from bedplate.serving.logs import write_logs
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
+    from bedplate.core.config import load_config
+    from bedplate.serving.config import ServerConfig
 
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("bedplate").setLevel(logging.INFO)
+    if (base is None) == (config is None):
+        raise UsageError("give a base to serve, or a server's file with --config, and not both")
+    if config is not None:
+        settings = load_config(config, ServerConfig)
+    else:
+        assert base is not None
+        settings = server_config(
+            base,
+            host=host,
+            port=port,
+            grace_seconds=grace,
+            name=name,
+            dtype=dtype,
+            device=device,
+            max_rows=max_rows,
+            max_waiting=max_waiting,
+            body_limit=max_body_bytes,
+            allow_other_weights=allow_other_weights,
+            keys=keys,
+            open=open_to_all,
+        )
+    write_logs(settings.logs)
 
     def announce(url: str, house: House) -> None:
         models = list(house.registry.models)
@@ -56,18 +88,8 @@ def serve(
         else:
             print(f"serving {', '.join(models)} at {url}", flush=True)
 
-    run(
-        base,
-        skin or (),
-        host=host,
-        port=port,
-        grace_seconds=grace,
-        on_ready=announce,
-        name=name,
-        dtype=dtype,
-        device=device,
-        max_rows=max_rows,
-        max_waiting=max_waiting,
-        body_limit=max_body_bytes,
-        allow_other_weights=allow_other_weights,
-    )
+    if not run(settings, skin or (), on_ready=announce):
+        # A thread still loads weights, which takes as long as it takes, and has written nothing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.serving.errors import ClientGone, StatusError, StoppingError, error_object, error_response, log_failure
+from bedplate.serving.logs import FIELDS
 from bedplate.serving.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
 
 if TYPE_CHECKING:
@@ -161,20 +162,3 @@ def write_line(exchange: Exchange) -> None:
         exchange.id,
         extra={FIELDS: fields},
     )
-
-
-FIELDS = "bedplate_fields"
-"""Where a log record carries its fields."""
-
-
-class JsonLines(logging.Formatter):
-    """Every log record as one JSON object on a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = getattr(record, FIELDS, None) or {"message": record.getMessage()}
-        head = {"time": self.formatTime(record), "level": record.levelname.lower(), "logger": record.name}
-        tail = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
-        return json.dumps({**head, **fields, **tail}, ensure_ascii=True, default=str)
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z"

@@ -38,6 +38,7 @@ from bedplate.serving.lifecycle import Server
 from bedplate.serving.loading import loaded_house, server_config
 from bedplate.serving.metrics import Metrics
 from bedplate.serving.origins import EXPOSED, Origins
+from bedplate.serving.telemetry import Telemetry
 from bedplate.skins.skin import Skin
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -68,6 +69,10 @@ def create_app(house: House) -> FastAPI:
     app.state.metrics = found
     house.observers.append(found)
     house.watchers.append(found.watch)
+    if house.config.telemetry is not None:
+        telemetry = Telemetry(house.config.telemetry)
+        house.watchers.append(telemetry.watch)
+        house.services.append(telemetry)
     if house.config.cors:
         app.add_middleware(
             CORSMiddleware,

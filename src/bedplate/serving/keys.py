@@ -105,9 +105,9 @@ class KeysFile(Strict):
         return self
 
 
-def new_secret() -> tuple[str, str, str]:
-    """(id, key, hash) of a new random key."""
-    id_ = secrets.token_hex(6)
+def new_secret(id_: str | None = None) -> tuple[str, str, str]:
+    """(id, key, hash) of a new random key; `id_` keeps the id of one that is replaced."""
+    id_ = id_ or secrets.token_hex(6)
     key = f"bp_{id_}_{secrets.token_hex(32)}"
     return id_, key, digest(key)
 

@@ -1,0 +1,133 @@
+"""`bedplate keys`: the API keys of a server: make one, list them, revoke one, change one's secret."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from bedplate.serving.keys import Key, KeysFile
+
+
+def keys(
+    action: Annotated[
+        Literal["create", "list", "revoke", "rotate"], typer.Argument(help="What to do.", show_default=False)
+    ],
+    which: Annotated[
+        str | None,
+        typer.Argument(help="create: a name for the key; revoke and rotate: the key's id.", show_default=False),
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="The keys file. Default: keys.yaml in BEDPLATE_HOME.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="create: a model that the key may use. Repeatable. Default: all.")
+    ] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="create: calls in any minute.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="create: tokens in any minute.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="create: calls that run at once.")] = None,
+    usd_per_day: Annotated[float | None, typer.Option(help="create: dollars a day; needs the server's price.")] = None,
+    usd_per_month: Annotated[float | None, typer.Option(help="create: dollars a month.")] = None,
+    tokens_per_day: Annotated[int | None, typer.Option(min=1, help="create: tokens a day.")] = None,
+    tokens_per_month: Annotated[int | None, typer.Option(min=1, help="create: tokens a month.")] = None,
+    expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
+    try:
+        from bedplate.serving.keys import change_keys, new_secret, read_keys, replace_key
+    except ModuleNotFoundError as error:
+        raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
+    from bedplate.core.files import bedplate_home
+
+    path = file or bedplate_home() / "keys.yaml"
+    if action == "list":
+        if which is not None:
+            raise UsageError("`bedplate keys list` takes no name or id")
+        _list(read_keys(path), as_json)
+        return
+    if which is None:
+        raise UsageError(f"`bedplate keys {action}` needs {'a name' if action == 'create' else 'the id of a key'}")
+    if action == "create":
+        given: dict[str, Any] = {
+            "name": which,
+            "tenant": tenant,
+            "models": tuple(model) if model else "all",
+            "admin": admin,
+            "limits": {
+                "requests_per_minute": requests_per_minute,
+                "tokens_per_minute": tokens_per_minute,
+                "concurrent": concurrent,
+            },
+            "quota": {
+                "usd_per_day": usd_per_day,
+                "usd_per_month": usd_per_month,
+                "tokens_per_day": tokens_per_day,
+                "tokens_per_month": tokens_per_month,
+            },
+            "expires": expires,
+        }
+        id_, secret = _create(path, given)
+    elif action == "revoke":
+        change_keys(path, lambda found: replace_key(found, which, disabled=True))
+        print(json.dumps({"id": which, "disabled": True}) if as_json else f"{which} is revoked")
+        return
+    else:
+        id_, secret, hash_ = new_secret(which)
+        change_keys(path, lambda found: replace_key(found, which, hash=hash_))
+    if as_json:
+        print(json.dumps({"id": id_, "key": secret, "file": str(path)}))
+    else:
+        print(f"{secret}\n(the key {id_} in {path}; it is not shown again)")
+
+
+def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
+    """Adds a key; its id and the key itself."""
+    from datetime import UTC, datetime
+
+    import pydantic
+
+    from bedplate.serving.keys import Key, KeysFile, change_keys, new_secret
+
+    id_, secret, hash_ = new_secret()
+    now = datetime.now(UTC).replace(microsecond=0)
+    try:
+        key = Key.model_validate({**given, "id": id_, "hash": hash_, "created": now})
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    change_keys(path, lambda found: KeysFile(keys=(*found.keys, key)))
+    return id_, secret
+
+
+def _list(found: KeysFile, as_json: bool) -> None:
+    from datetime import UTC, datetime
+
+    now = datetime.now(UTC)
+    if as_json:
+        rows = [{**key.model_dump(mode="json", exclude={"hash"}), "state": key.state(now)} for key in found.keys]
+        print(json.dumps({"keys": rows}))
+        return
+    from rich.table import Table
+
+    from bedplate.core.progress import console
+
+    table = Table("id", "name", "state", "tenant", "models", "admin", "limits", "quota", "expires", box=None)
+    for key in found.keys:
+        table.add_row(key.id, key.name, key.state(now), *_rights(key))
+    console().print(table)
+
+
+def _rights(key: Key) -> tuple[str, ...]:
+    models = "all" if key.models == "all" else ", ".join(key.models)
+    limits = ", ".join(f"{name}={value}" for name, value in key.limits.model_dump(exclude_none=True).items())
+    quota = ", ".join(f"{name}={value:g}" for name, value in key.quota.model_dump(exclude_none=True).items())
+    expires = "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M}"
+    return key.tenant or "", models, "yes" if key.admin else "", limits, quota, expires
