@@ -21,6 +21,9 @@ from bedplate.serving.models import Answer
 router = APIRouter()
 
 
+_Inputs = str | dict[str, str] | list[str | dict[str, str]]
+
+
 def _inputs_of(value: Any) -> Any:
     """A tuple of inputs from one or a list of them: each a text, or an object of texts for a skin of several inputs."""
     inputs: list[Any] = value if isinstance(value, list) else [value]
@@ -37,7 +40,7 @@ class ClassifyRequest(Fields):
     """POST /v1/classify. `input`: a text, an object of a skin's inputs, or a list of either."""
 
     model: str
-    input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of)]
+    input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
 
 
 @router.post("/v1/classify")

@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
 from bedplate.serving.calls import Call, json_response, respond
-from bedplate.serving.fields import TOKEN_LIMIT, Fields, prompts_of, read_fields
+from bedplate.serving.fields import PROMPTS, TOKEN_LIMIT, Fields, read_fields
 
 router = APIRouter(prefix="/v1")
 
@@ -28,7 +28,7 @@ class EmbeddingRequest(Fields):
     """POST /v1/embeddings. `input`: a text, a list of texts, token ids, or a list of lists of token ids."""
 
     model: str
-    input: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(prompts_of)]
+    input: Annotated[tuple[str | tuple[int, ...], ...], PROMPTS]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
 

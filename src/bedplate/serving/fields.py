@@ -108,6 +108,12 @@ def prompts_of(prompt: Any) -> Any:
     return tuple(one if isinstance(one, str) else tuple(one) for one in prompts)
 
 
+# What may be sent where validators make one shape of several.
+PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+STOPS = BeforeValidator(stops_of, json_schema_input_type=str | list[str])
+CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])
+
+
 def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < TOKEN_LIMIT
 
@@ -127,7 +133,7 @@ class Message(Fields):
     """One turn of a conversation."""
 
     role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_role_of)]
-    content: Annotated[str, BeforeValidator(_text_of)]
+    content: Annotated[str, CONTENT]
     name: str | None = None
     # Clients send replies back as they got them: with the fields that said nothing.
     refusal: None = None
@@ -163,7 +169,7 @@ class _Asked(Fields, ABC):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)] | None = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(stops_of)] | None = None
+    stop: Annotated[tuple[str, ...], STOPS] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     _sampling: ClassVar[tuple[str, ...]] = (
@@ -251,7 +257,7 @@ class ChatRequest(_Asked):
 class CompletionRequest(_Asked):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(prompts_of)]
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], PROMPTS]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 

@@ -41,12 +41,15 @@ def _documents_of(value: Any) -> Any:
     return tuple(texts)
 
 
+_DOCUMENTS = BeforeValidator(_documents_of, json_schema_input_type=list[str | dict[str, str]])
+
+
 class RerankRequest(Fields):
     """POST /v1/rerank. top_n: how many of the best to return (default: all)."""
 
     model: str
     query: str
-    documents: Annotated[tuple[str, ...], BeforeValidator(_documents_of), Field(min_length=1, max_length=MAX_PROMPTS)]
+    documents: Annotated[tuple[str, ...], _DOCUMENTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
 
