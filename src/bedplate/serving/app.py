@@ -24,6 +24,7 @@ from bedplate.serving import (
     health,
     metrics,
     openai,
+    openapi,
     pages,
     rerank,
     responses,
@@ -53,6 +54,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     batches.router,
     health.router,
     metrics.router,
+    openapi.router,
     pages.router,
     admin.router,
 )
@@ -60,9 +62,9 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 def create_app(house: House) -> FastAPI:
     """The ASGI application over a loaded house."""
-    # Its own schema and pages would describe routes that read their bodies themselves.
+    # FastAPI's own schema would not know the bodies, which routes read themselves: `serving.openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
-    app.state.house = house
+    app.state.house, app.state.routers = house, ROUTERS
     for router in ROUTERS:
         app.include_router(router)
     found = Metrics(house)
