@@ -81,6 +81,7 @@ class Runner:
 
     # Letting in
 
+    @torch.inference_mode()
     def admit(self, job: Job) -> Admission:
         """Gives a job a row that begins with what is cached of it."""
         if self.cache is None:
