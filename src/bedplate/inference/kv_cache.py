@@ -135,6 +135,7 @@ class SlotCache:
     def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment:
         return SlotSegment(self.data[:, :depth, row, :, begin:end].clone())
 
+    @torch.inference_mode()
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         assert isinstance(segment, SlotSegment)
         layers = segment.data.shape[1]
