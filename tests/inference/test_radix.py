@@ -1,0 +1,207 @@
+"""The prefix tree against a plain set of prefixes; every byte accounted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.inference.radix import Key, Node, RadixTree, salted
+
+SIZE = 10
+
+
+class Live:
+    """Segments that are alive: made, and neither split nor released."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+@dataclass(eq=False)
+class Piece:
+    """A segment that remembers which elements it stands for."""
+
+    key: Key
+    live: Live
+    alive: bool = True
+
+    def __post_init__(self) -> None:
+        self.live.bytes += self.nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return SIZE * len(self.key)
+
+    def split(self, at: int) -> tuple[Piece, Piece]:
+        self.release()
+        return Piece(self.key[:at], self.live), Piece(self.key[at:], self.live)
+
+    def release(self) -> None:
+        assert self.alive
+        self.alive = False
+        self.live.bytes -= self.nbytes
+
+
+def found(tree: RadixTree, namespace: str, key: Key, limit: int | None = None) -> Key:
+    """The cached beginning, checked to be the key's own."""
+    match = tree.match(namespace, key, len(key) if limit is None else limit)
+    elements: Key = ()
+    for segment, count in match.parts:
+        assert isinstance(segment, Piece)
+        assert segment.alive
+        elements += segment.key[:count]
+    assert len(elements) == match.length
+    assert elements == key[: match.length]
+    return elements
+
+
+def put(tree: RadixTree, namespace: str, key: Key, live: Live, cuts: tuple[int, ...] = ()) -> int:
+    return tree.insert(namespace, key, lambda a, b: Piece(key[a:b], live), SIZE, cuts)
+
+
+def pinned(tree: RadixTree, namespace: str, key: Key, live: Live) -> None:
+    tree.pin(namespace, key, lambda a, b: Piece(key[a:b], live), SIZE)
+
+
+keys = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
+spaces = st.sampled_from(["base", "skin"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(spaces, keys, st.lists(st.integers(0, 12), max_size=2)), max_size=20), keys, st.data())
+def test_without_a_bound_it_equals_the_set_of_all_beginnings(
+    inserted: list[tuple[str, Key, list[int]]], asked: Key, data: st.DataObject
+) -> None:
+    tree, live = RadixTree(10**9), Live()
+    beginnings: set[tuple[str, Key]] = set()
+    for namespace, key, cuts in inserted:
+        new = sum((namespace, key[: n + 1]) not in beginnings for n in range(len(key)))
+        assert put(tree, namespace, key, live, tuple(cuts)) == new
+        beginnings |= {(namespace, key[: n + 1]) for n in range(len(key))}
+        assert tree.used == live.bytes == SIZE * len(beginnings)
+    limit = data.draw(st.integers(0, 12))
+    for namespace in ("base", "skin"):
+        expected = max((n for n in range(len(asked) + 1) if (namespace, asked[:n]) in beginnings), default=0)
+        assert len(found(tree, namespace, asked)) == expected
+        assert len(found(tree, namespace, asked, limit)) == min(expected, limit)
+    tree.drop("skin")
+    assert found(tree, "skin", asked) == ()
+    assert tree.used == live.bytes == SIZE * sum(namespace == "base" for namespace, _ in beginnings)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 30),
+    st.sampled_from([1, 2, 4]),
+    st.lists(st.tuples(st.sampled_from(["put", "put", "put", "match", "pin", "unpin", "drop"]), spaces, keys)),
+)
+def test_under_a_bound_it_stays_below_it_and_keeps_what_is_pinned(
+    room: int, block: int, acts: list[tuple[str, str, Key]]
+) -> None:
+    tree, live = RadixTree(room * SIZE, block), Live()
+    pins: dict[tuple[str, Key], int] = {}
+    for act, namespace, key in acts:
+        whole = key[: len(key) // block * block]
+        if act == "put":
+            put(tree, namespace, key, live)
+        elif act == "pin" and whole:
+            pinned(tree, namespace, whole, live)
+            pins[namespace, whole] = pins.get((namespace, whole), 0) + 1
+        elif act == "unpin":
+            assert tree.unpin(namespace, whole) == (pins.get((namespace, whole), 0) > 0)
+            if pins.get((namespace, whole)):
+                pins[namespace, whole] -= 1
+        elif act == "drop":
+            tree.drop(namespace)
+            pins = {pin: count for pin, count in pins.items() if pin[0] != namespace}
+        else:
+            found(tree, namespace, key)
+        ends = range(block, 13, block)
+        held = {(ns, one[:n]) for (ns, one), count in pins.items() if count for n in ends if n <= len(one)}
+        assert tree.used == live.bytes
+        assert tree.pinned == total_pinned(tree)
+        assert tree.pinned == SIZE * block * len(held)
+        assert tree.used - tree.pinned <= tree.capacity
+        for ns, beginning in held:
+            assert found(tree, ns, beginning) == beginning
+            assert tree.public_length(ns, beginning) <= len(beginning)
+    tree.clear()
+    assert tree.used == tree.pinned
+
+
+def total_pinned(tree: RadixTree) -> int:
+    stack, total = list(tree._roots.values()), 0
+    while stack:
+        node: Node = stack.pop()
+        stack += node.children.values()
+        total += node.segment.nbytes if node.segment is not None and node.pins else 0
+    return total
+
+
+def test_the_least_recently_used_leaf_goes_first() -> None:
+    tree, live = RadixTree(6 * SIZE), Live()
+    put(tree, "base", (1, 1, 1), live)
+    put(tree, "base", (2, 2, 2), live)
+    found(tree, "base", (1, 1, 1))
+    put(tree, "base", (3, 3), live)
+    assert found(tree, "base", (2, 2, 2)) == ()
+    assert found(tree, "base", (1, 1, 1)) == (1, 1, 1)
+    assert tree.evictions == 1
+
+
+def test_a_parent_goes_only_after_its_children() -> None:
+    tree, live = RadixTree(5 * SIZE), Live()
+    put(tree, "base", (1, 1, 5), live)
+    put(tree, "base", (1, 1, 6), live)
+    put(tree, "base", (2,), live)
+    assert tree.used == 5 * SIZE
+    put(tree, "base", (3, 3), live)
+    assert found(tree, "base", (1, 1, 9)) == (1, 1)
+    assert found(tree, "base", (1, 1, 5)) == (1, 1)
+
+
+def test_what_does_not_fit_is_not_kept() -> None:
+    tree, live = RadixTree(3 * SIZE), Live()
+    assert put(tree, "base", (1, 2, 3, 4), live) == 0
+    assert put(tree, "base", (1, 2, 3, 4), live, (2,)) == 2
+    assert (tree.used, live.bytes) == (2 * SIZE, 2 * SIZE)
+
+
+@given(keys, st.integers(0, 14), st.integers(0, 14))
+def test_salted_keys_meet_exactly_in_what_is_shared(tokens: Key, one: int, two: int) -> None:
+    a, b, same = salted(tokens, one, "a"), salted(tokens, two, "b"), salted(tokens, one, "a")
+    assert a == same
+    assert len(a) == len(tokens)
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(tokens))
+    assert common == min(one, two, len(tokens))
+
+
+def test_public_length_knows_pinned_keys_only() -> None:
+    tree, live = RadixTree(10**6), Live()
+    put(tree, "base", (1, 2, 3, 4, 5), live)
+    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 0
+    pinned(tree, "base", (1, 2, 3), live)
+    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 3
+    assert tree.public_length("base", (1, 2)) == 0
+    assert tree.unpin("base", (1, 2, 3))
+    assert tree.public_length("base", (1, 2, 3, 4, 5)) == 0
+    assert not tree.unpin("base", (1, 2, 3))
+
+
+def test_blocks_share_whole_blocks_only() -> None:
+    tree, live = RadixTree(10**6, block=4), Live()
+    assert put(tree, "base", (1, 2, 3, 4, 5, 6), live) == 4
+    assert put(tree, "base", (1, 2, 3, 9, 5, 6, 7, 8), live) == 8
+    assert found(tree, "base", (1, 2, 3, 4, 5)) == (1, 2, 3, 4)
+    assert found(tree, "base", (1, 2, 3)) == ()
+
+
+def test_a_key_cannot_be_unpinned_by_a_longer_one() -> None:
+    tree, live = RadixTree(10**6), Live()
+    pinned(tree, "base", (1, 2), live)
+    assert not tree.unpin("base", (1, 2, 3))
+    with pytest.raises(AssertionError):
+        Piece((1,), live, alive=False).release()

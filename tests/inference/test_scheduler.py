@@ -1,0 +1,190 @@
+"""Budget, fairness and order of the scheduler, with requests that are nothing but sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.inference.scheduler import MOST_OVERTAKEN, Admission, Scheduler
+
+
+@dataclass(eq=False)
+class Fake:
+    queue: str
+    number: int
+    size: int
+    adapter: str | None = None
+    done: int = 0
+
+    @property
+    def remaining(self) -> int:
+        return self.size - self.done
+
+
+class House:
+    """Lets in so many at once, of so many adapters, and computes what it is told."""
+
+    def __init__(self, scheduler: Scheduler[Fake], rows: int, adapters: int = 99) -> None:
+        self.scheduler, self.rows, self.adapters = scheduler, rows, adapters
+        self.inside: list[Fake] = []
+        self.order: list[Fake] = []
+        self.tokens: Counter[str] = Counter()
+        self.full = False
+
+    def admit(self, item: Fake) -> Admission:
+        if len(self.inside) >= self.rows:
+            self.full = True
+            return Admission.FULL
+        used = {one.adapter for one in self.inside}
+        if item.adapter is not None and item.adapter not in used and len(used - {None}) >= self.adapters:
+            return Admission.CAPPED
+        self.inside.append(item)
+        self.order.append(item)
+        return Admission.IN
+
+    def step(self, taken: int = 0) -> int:
+        self.full = False
+        plan = self.scheduler.plan(taken, self.admit)
+        assert len({id(item) for item, _ in plan}) == len(plan)
+        for item, count in plan:
+            assert 0 < count <= item.remaining
+            assert item in self.inside
+            item.done += count
+            self.tokens[item.queue] += count
+            if item.remaining == 0:
+                self.inside.remove(item)
+                self.scheduler.started(item.queue, item)
+        return sum(count for _, count in plan)
+
+
+requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests, st.integers(1, 50), st.integers(1, 30), st.integers(1, 5), st.integers(0, 60))
+def test_the_budget_holds_everybody_is_served_and_queues_keep_their_order(
+    asked: list[tuple[str, int]], budget: int, quantum: int, rows: int, taken: int
+) -> None:
+    scheduler: Scheduler[Fake] = Scheduler(budget, quantum)
+    house = House(scheduler, rows)
+    items = [Fake(queue, i, size) for i, (queue, size) in enumerate(asked)]
+    for item in items:
+        scheduler.add(item.queue, item)
+    assert house.step(taken) <= max(budget - taken, 0)
+    steps = 0
+    while any(item.remaining for item in items):
+        used = house.step()
+        assert 0 < used <= budget
+        # Work is never left lying: the budget is used up, or nobody else can be let in.
+        assert used == budget or house.full or not any(item.remaining for item in items)
+        steps += 1
+        assert steps <= sum(item.size for item in items) + 1
+    for queue in "abc":
+        numbers = [item.number for item in house.order if item.queue == queue]
+        assert numbers == sorted(numbers)
+    assert scheduler.waiting == 0
+    assert not scheduler._queues
+    assert not scheduler._ring
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 64), min_size=2, max_size=2), st.integers(2, 5))
+def test_queues_with_work_get_equal_shares_whatever_their_requests_sizes(sizes: list[int], queues: int) -> None:
+    scheduler: Scheduler[Fake] = Scheduler(100, 32)
+    house = House(scheduler, 10**6)
+    names = [f"q{i}" for i in range(queues)]
+    for i, name in enumerate(names):
+        for number in range(8000 // sizes[i % 2]):
+            scheduler.add(name, Fake(name, number, sizes[i % 2]))
+    for _ in range(5 * queues):
+        assert house.step() == 100
+    shares = [house.tokens[name] for name in names]
+    assert max(shares) - min(shares) <= 3 * 64
+
+
+def test_one_long_prompt_does_not_keep_a_short_one_waiting() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(100, 50)
+    house = House(scheduler, 10)
+    scheduler.add("long", Fake("long", 0, 10_000))
+    house.step()
+    short = Fake("short", 0, 40)
+    scheduler.add("short", short)
+    house.step()
+    assert short.remaining == 0
+
+
+def test_a_flood_leaves_the_next_free_row_to_others() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(10, 5)
+    house = House(scheduler, 2)
+    for number in range(200):
+        scheduler.add("flood", Fake("flood", number, 10))
+    house.step()
+    late = Fake("late", 0, 10)
+    scheduler.add("late", late)
+    for _ in range(8):
+        house.step()
+    assert late.remaining == 0
+
+
+def test_an_adapter_that_the_cap_keeps_out_is_let_in_in_the_end() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(10, 5)
+    house = House(scheduler, 3, adapters=1)
+    for number in range(500):
+        scheduler.add("many", Fake("many", number, 10, adapter="x"))
+    house.step()
+    other = Fake("other", 0, 10, adapter="y")
+    scheduler.add("other", other)
+    for _ in range(MOST_OVERTAKEN + 10):
+        house.step()
+    assert other.remaining == 0
+
+
+def test_those_who_wait_for_a_prefix_let_others_pass() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(100)
+    first, waits, passes = (Fake("q", number, 10) for number in range(3))
+    for item in (first, waits, passes):
+        scheduler.add("q", item)
+    ready = False
+
+    def admit(item: Fake) -> Admission:
+        return Admission.LATER if item is waits and not ready else Admission.IN
+
+    assert [item for item, _ in scheduler.plan(0, admit)] == [first, passes]
+    ready = True
+    first.done = passes.done = 10
+    scheduler.started("q", first)
+    scheduler.started("q", passes)
+    assert [item for item, _ in scheduler.plan(0, admit)] == [waits]
+
+
+def test_put_back_is_next_and_removal_forgets() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(100)
+    house = House(scheduler, 1)
+    items = [Fake("q", number, 10) for number in range(3)]
+    for item in items:
+        scheduler.add("q", item)
+    house.step()
+    house.inside.clear()
+    again = Fake("q", 9, 5)
+    scheduler.put_back("q", again)
+    scheduler.remove("q", [items[1]])
+    assert scheduler.items() == [again, items[2]]
+    assert scheduler.waiting == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1, max_size=30), st.integers(1, 60))
+def test_whole_requests_are_never_cut(asked: list[tuple[str, int]], quantum: int) -> None:
+    scheduler: Scheduler[Fake] = Scheduler(50, quantum, whole=True)
+    house = House(scheduler, 10**6)
+    items = [Fake(queue, i, size) for i, (queue, size) in enumerate(asked)]
+    for item in items:
+        scheduler.add(item.queue, item)
+    for _ in range(len(items)):
+        before = {id(item): item.remaining for item in items}
+        assert house.step() <= 50
+        assert all(item.remaining in (0, before[id(item)]) for item in items)
+    assert not any(item.remaining for item in items)
