@@ -1,0 +1,383 @@
+"""API keys: their file, their recognition, their limits and quotas, without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.serving.config import BaseConfig, PriceConfig, ServerConfig
+from bedplate.serving.errors import LimitError, QuotaError, StatusError
+from bedplate.serving.guard import Caller, Guard, guard_for, is_loopback
+from bedplate.serving.keys import Key, KeyLimits, KeyQuota, KeysFile, KeyStore, change_keys, new_secret, read_keys
+from bedplate.serving.limits import KeyWindows
+from bedplate.serving.quotas import SpendLedger, Spent
+
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+def make_key(**fields: Any) -> tuple[Key, str]:
+    id_, secret, hash_ = new_secret()
+    return Key.model_validate({"id": id_, "name": "test", "hash": hash_, "created": NOW, **fields}), secret
+
+
+def write(path: Path, *keys: Key) -> Path:
+    change_keys(path, lambda _: KeysFile(keys=keys))
+    return path
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"}
+
+
+def test_keys_are_random_and_kept_as_hashes(tmp_path):
+    key, secret = make_key()
+    path = write(tmp_path / "keys.yaml", key)
+    assert len(secret.split("_")[2]) == 64
+    assert len({new_secret()[1] for _ in range(100)}) == 100
+    assert secret not in path.read_text()
+    assert secret.split("_")[2] not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert read_keys(path) == KeysFile(keys=(key,))
+
+
+def test_a_file_that_others_may_read_is_refused(tmp_path):
+    path = write(tmp_path / "keys.yaml", make_key()[0])
+    for mode in (0o640, 0o604, 0o620, 0o644):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            read_keys(path)
+    path.chmod(0o400)
+    assert len(read_keys(path).keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"admn": True}, "did you mean 'admin'"),
+        ({"hash": "x"}, "hash"),
+        ({"limits": {"concurrent": 0}}, "concurrent"),
+        ({"quota": {"usd_per_day": -1}}, "usd_per_day"),
+        ({"models": "some"}, "models"),
+        ({"admin": 3}, "admin"),
+    ],
+)
+def test_wrong_files_name_what_is_wrong(tmp_path, change, message):
+    row = json.loads(make_key()[0].model_dump_json(exclude_none=True)) | change
+    path = tmp_path / "keys.yaml"
+    path.write_text(yaml.safe_dump({"keys": [row]}))
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=message):
+        read_keys(path)
+
+
+def test_two_keys_with_one_id_are_refused():
+    key, _ = make_key()
+    with pytest.raises(ValueError, match="two keys"):
+        KeysFile(keys=(key, key))
+
+
+def test_only_the_whole_key_is_recognised(tmp_path):
+    key, secret = make_key()
+    other, _ = make_key()
+    store = KeyStore(write(tmp_path / "keys.yaml", key, other))
+    assert store.recognise(secret) == key
+    _, id_, tail = secret.split("_")
+    wrong = [
+        *("", "bp_", secret[:-1], secret + "0", secret.upper(), f" {secret}", f"{secret}\n", tail, id_, key.hash),
+        f"bp_{id_}_{'0' * 64}",
+        f"bp_{other.id}_{tail}",
+        f"bp_{'0' * 12}_{tail}",
+        f"bp_{id_}_{key.hash}",
+        "é" * 80,
+    ]
+    assert [one for one in wrong if store.recognise(one)] == []
+
+
+@given(st.text(max_size=100) | st.from_regex(r"bp_[0-9a-f]{12}_[0-9a-f]{64}", fullmatch=True))
+def test_no_text_breaks_recognition(text):
+    with tempfile.TemporaryDirectory() as directory:
+        assert KeyStore(write(Path(directory) / "keys.yaml", make_key()[0])).recognise(text) is None
+
+
+def test_the_file_is_read_again_when_it_changes(tmp_path, caplog):
+    key, secret = make_key()
+    path = write(tmp_path / "keys.yaml", key)
+    store = KeyStore(path)
+    later, later_secret = make_key()
+    write(path, key, later)
+    assert store.recognise(later_secret) == later
+    path.write_text("keys: [")  # a mistake neither opens the server nor shuts everybody out
+    assert store.recognise(secret) == key
+    assert "stay as they were" in caplog.text
+    path.unlink()
+    assert store.recognise(secret) == key
+    write(path, later)
+    assert store.recognise(secret) is None
+    assert store.recognise(later_secret) == later
+
+
+def guard(tmp_path: Path, *keys: Key) -> Guard:
+    return Guard(KeyStore(write(tmp_path / "keys.yaml", *keys)))
+
+
+def test_who_is_let_in_and_as_whom(tmp_path):
+    plain, plain_secret = make_key(models=["tiny"], tenant="shop")
+    admin, admin_secret = make_key(admin=True)
+    disabled, disabled_secret = make_key(disabled=True)
+    expired, expired_secret = make_key(expires=NOW - timedelta(days=400))
+    house = guard(tmp_path, plain, admin, disabled, expired)
+    caller = house.identify(bearer(plain_secret))
+    assert caller == Caller(plain.id, "shop", False, frozenset({"tiny"}))
+    assert (caller.may_use("tiny"), caller.may_use("other")) == (True, False)
+    assert house.identify({"x-api-key": admin_secret}) == Caller(admin.id, f"key:{admin.id}", True, None)
+    assert house.identify({"authorization": f"bearer {plain_secret}"}) == caller
+    house.identify(bearer(admin_secret)).need_admin()
+    with pytest.raises(StatusError, match="admin") as refused:
+        caller.need_admin()
+    assert refused.value.status == 403
+    for headers, message in (
+        ({}, "is needed"),
+        (bearer("bp_0"), "not one of"),
+        ({"authorization": plain_secret}, "must be `Bearer`"),
+        ({"authorization": f"Basic {plain_secret}"}, "must be `Bearer`"),
+        (bearer(disabled_secret), "disabled"),
+        (bearer(expired_secret), "expired"),
+    ):
+        with pytest.raises(StatusError, match=message) as refused:
+            house.identify(headers)
+        assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
+        assert refused.value.headers == {"www-authenticate": "Bearer"}
+
+
+def test_tenants_of_keys_and_names_of_tenants_do_not_meet(tmp_path):
+    key, secret = make_key()
+    other, other_secret = make_key(tenant=key.id)
+    house = guard(tmp_path, key, other)
+    assert house.identify(bearer(secret)).tenant != house.identify(bearer(other_secret)).tenant
+
+
+def test_a_revoked_key_ends_what_runs_in_its_name(tmp_path):
+    key, secret = make_key()
+    house = guard(tmp_path, key)
+    caller = house.identify(bearer(secret))
+    house.admit(caller, counted=False).end()
+    write(tmp_path / "keys.yaml", key.model_copy(update={"disabled": True}))
+    with pytest.raises(StatusError, match="no longer"):
+        house.admit(caller, counted=False)
+
+
+class Clock:
+    """The clock of the limits library and of the ledger."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float = 1_700_000_000.0) -> None:
+        self.now = start
+        monkeypatch.setattr("time.time", lambda: self.now)
+
+    def __call__(self) -> datetime:
+        return datetime.fromtimestamp(self.now, UTC)
+
+
+def test_requests_in_any_minute(monkeypatch):
+    clock = Clock(monkeypatch)
+    windows = KeyWindows()
+    key, _ = make_key(limits={"requests_per_minute": 3})
+    for second in (0, 20, 20):
+        clock.now += second
+        windows.begin(key)
+    with pytest.raises(LimitError) as refused:
+        windows.begin(key)
+    assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
+    assert refused.value.headers["retry-after"] == "20"
+    assert windows.headers(key)["x-ratelimit-remaining-requests"] == "0"
+    clock.now += 20.5  # the first one leaves the window; it is no fixed one
+    windows.begin(key)
+    with pytest.raises(LimitError):
+        windows.begin(key)
+    other, _ = make_key(limits={"requests_per_minute": 3})
+    windows.begin(other)
+    assert windows.headers(other)["x-ratelimit-remaining-requests"] == "2"
+
+
+def test_tokens_in_any_minute_and_the_debt_of_a_long_answer(monkeypatch):
+    clock = Clock(monkeypatch, 1_700_000_040.0)  # the beginning of a minute
+    windows = KeyWindows()
+    key, _ = make_key(limits={"tokens_per_minute": 100})
+    windows.need_tokens(key, 60)
+    windows.use_tokens(key, 60)
+    with pytest.raises(LimitError):
+        windows.need_tokens(key, 50)
+    windows.need_tokens(key, 40)
+    windows.use_tokens(key, 240)
+    assert windows.headers(key)["x-ratelimit-remaining-tokens"] == "0"
+    with pytest.raises(LimitError):
+        windows.need_tokens(key, 1)
+    clock.now += 75  # three quarters of that minute are still in view: 225 of 300
+    with pytest.raises(LimitError):
+        windows.need_tokens(key, 1)
+    clock.now += 35  # one sixth: 50
+    windows.need_tokens(key, 49)
+    with pytest.raises(LimitError):
+        windows.need_tokens(key, 60)
+    with pytest.raises(LimitError, match="shorter"):
+        windows.need_tokens(key, 101)
+
+
+def test_calls_at_once():
+    windows = KeyWindows()
+    key, _ = make_key(limits={"concurrent": 2, "requests_per_minute": 3})
+    windows.begin(key)
+    windows.begin(key)
+    with pytest.raises(LimitError, match="2 calls"):
+        windows.begin(key)
+    windows.end(key.id)
+    windows.begin(key)  # the refused one was not counted as a request
+    windows.end(key.id)
+    windows.end(key.id)
+    assert windows.running(key.id) == 0
+
+
+def test_what_was_spent_survives_a_restart_and_ends_with_its_period(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, NOW.timestamp())
+    path = tmp_path / "state" / "spending.sqlite"
+    key, _ = make_key(quota={"tokens_per_day": 100, "usd_per_month": 1.0})
+    ledger = SpendLedger(path, clock)
+    ledger.add(key.id, 60, 0.25)
+    ledger.need(key)
+    ledger.add(key.id, 60, 0.25)
+    with pytest.raises(QuotaError, match="100 tokens a day") as refused:
+        ledger.need(key)
+    assert (refused.value.status, refused.value.code) == (429, "insufficient_quota")
+    assert refused.value.headers["retry-after"] == str(12 * 3600)
+    ledger.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+    again = SpendLedger(path, clock)
+    assert again.spent(key.id) == (Spent(120, 0.5), Spent(120, 0.5))
+    with pytest.raises(QuotaError):
+        again.need(key)
+    clock.now += 12 * 3600
+    again.need(key)
+    again.add(key.id, 1, 0.5)
+    with pytest.raises(QuotaError, match="1 USD a month") as refused:
+        again.need(key)
+    assert refused.value.headers["retry-after"] == str(6 * 24 * 3600)  # 25 November to 1 December
+    clock.now += 6 * 24 * 3600
+    again.need(key)
+    again.close()
+
+
+def test_two_ledgers_on_one_file_add_up(tmp_path):
+    path = tmp_path / "spending.sqlite"
+    ledgers = [SpendLedger(path) for _ in range(2)]
+    for _ in range(50):
+        for ledger in ledgers:
+            ledger.add("a", 1, 0.5)
+    for ledger in ledgers:
+        ledger.close()
+    last = SpendLedger(path)
+    assert last.spent("a")[1] == Spent(100, 50.0)
+    last.close()
+
+
+def test_calls_the_server_makes_have_a_quota_but_no_rate(tmp_path):
+    key, secret = make_key(limits={"requests_per_minute": 1, "tokens_per_minute": 10}, quota={"tokens_per_day": 20})
+    ledger = SpendLedger(tmp_path / "spending.sqlite")
+    house = Guard(KeyStore(write(tmp_path / "keys.yaml", key)), ledger)
+    caller = house.identify(bearer(secret))
+    for _ in range(2):
+        admission = house.admit(caller, counted=False)
+        admission.ask_tokens(1000)
+        admission.settle(10, 0.0)
+        assert admission.headers() == {}
+        admission.end()
+    with pytest.raises(QuotaError):
+        house.admit(caller, counted=False)
+    house.close()
+
+
+def config(**settings: Any) -> ServerConfig:
+    return ServerConfig(bases=(BaseConfig(source="tiny"),), **settings)
+
+
+def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
+    assert guard_for(config()).identify({}) == Caller(admin=True)
+    with pytest.raises(UsageError, match="--open"):
+        guard_for(config(host="0.0.0.0"))
+    assert guard_for(config(host="0.0.0.0", open=True)).identify({}) == Caller(admin=False)
+    assert "no API keys" in caplog.text
+    path = write(tmp_path / "keys.yaml", make_key()[0])
+    guarded = guard_for(config(host="0.0.0.0", keys=path, state=tmp_path))
+    with pytest.raises(StatusError):
+        guarded.identify({})
+    guarded.close()
+    assert [
+        is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "example")
+    ] == [
+        *([True] * 4),
+        *([False] * 3),
+    ]
+
+
+def test_quotas_in_dollars_need_a_price(tmp_path):
+    path = write(tmp_path / "keys.yaml", make_key(quota={"usd_per_day": 1})[0])
+    with pytest.raises(ConfigError, match="price"):
+        guard_for(config(keys=path, state=tmp_path))
+    guard_for(config(keys=path, state=tmp_path, price=PriceConfig(usd_per_hour=1, as_of="2026-11-24"))).close()
+
+
+def test_limits_and_quotas_are_open_by_default():
+    key, _ = make_key()
+    assert key.limits == KeyLimits()
+    assert key.quota.unlimited
+    assert not KeyQuota(tokens_per_day=1).unlimited
+
+
+def keys_command(*arguments: str, code: int = 0) -> dict[str, Any]:
+    line = [sys.executable, "-m", "bedplate.cli.main", "keys", *arguments, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, env=os.environ, check=False)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home):
+    path = tmp_path / "keys.yaml"
+    on = ("--file", str(path))
+    made = keys_command(
+        *("create", "shop", *on, "--model", "tiny", "--tenant", "shop", "--requests-per-minute", "5"),
+        *("--tokens-per-day", "1000", "--expires", "2099-01-01"),
+    )
+    store = KeyStore(path)
+    key = store.recognise(made["key"])
+    assert key is not None
+    assert (key.name, key.tenant, key.models, key.admin) == ("shop", "shop", ("tiny",), False)
+    assert (key.limits.requests_per_minute, key.quota.tokens_per_day) == (5, 1000)
+    assert key.expires == datetime(2099, 1, 1, tzinfo=UTC)
+    listed = keys_command("list", *on)["keys"]
+    assert [(one["id"], one["state"]) for one in listed] == [(made["id"], "active")]
+    assert "hash" not in listed[0]
+    rotated = keys_command("rotate", made["id"], *on)
+    assert rotated["id"] == made["id"]
+    assert store.recognise(made["key"]) is None
+    assert store.recognise(rotated["key"]) is not None
+    keys_command("revoke", made["id"], *on)
+    assert [one["state"] for one in keys_command("list", *on)["keys"]] == ["disabled"]
+    assert "no key with the id" in keys_command("revoke", "000000000000", *on, code=2)["error"]["message"]
+    assert "expires" in keys_command("create", "x", *on, "--expires", "soon", code=2)["error"]["message"]
+    keys_command("create", "by default")
+    assert stat.S_IMODE((isolated_home / "keys.yaml").stat().st_mode) == 0o600
