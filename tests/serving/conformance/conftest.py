@@ -1,0 +1,56 @@
+"""A second server: a decoder and an encoder side by side, and a skin that judges pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tokenizers
+from tests.references import reference_bert
+from tests.serving.conftest import Files, Server, running
+
+from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.config import BaseConfig, ServerConfig
+from bedplate.serving.loading import loaded_house
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+
+WORDS = ("the", "answer", "is", "yes", "no", "product", "great", "broke", "##s", "a", "day", "after", "it")
+
+
+def write_tiny_encoder(directory: Path) -> Path:
+    """A random BERT of transformers, with a WordPiece tokenizer that sets [CLS] and [SEP]."""
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    reference_bert(0, vocab_size=len(vocabulary)).save_pretrained(directory)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+
+
+@pytest.fixture(scope="session")
+def wide(files: Files, encoder_dir: Path) -> Iterator[Server]:
+    """Models tiny, bert, and the skin judge, which finds documents relevant or not."""
+    judge = Skin(
+        name="judge",
+        kind="prompt",
+        bases={"main": BaseReference.of("tiny", "llama", load_base(files.base).identity)},
+        evaluated_with=EvaluatedWith(weights="float32"),
+        inputs={"query": InputField(), "document": InputField()},
+        output=LabelOutput(labels=("irrelevant", "relevant"), continuations=(" no", " yes")),
+        prompt=Prompt("{{ query }}: {{ document }} ="),
+    )
+    bases = (BaseConfig(source=str(files.base)), BaseConfig(source=str(encoder_dir), name="bert", dtype="float32"))
+    with loaded_house(ServerConfig(bases=bases), [judge]) as house, running(house) as url:
+        yield Server(url, house, {})
