@@ -18,7 +18,8 @@
     │   ├── ContextLengthExceeded   prompt plus output do not fit the context
     │   └── UnknownModelError       no such model or skin is being served
     ├── DeadlineError               a request that did not end in its time
-    └── BusyError                   the queue is full; try again later
+    ├── BusyError                   the queue is full; try again later
+    └── EndpointError               a remote model: not reached, refused, failed, or broke off
 
 `exit_code` is what the command line exits with, `status` the HTTP status, `code` the machine-readable name.
 """
@@ -165,3 +166,13 @@ class BusyError(BedplateError):
 
     status = 429
     code = "queue_full"
+
+
+class EndpointError(BedplateError):
+    """A server of remote models was not reached, refused the key, failed, or broke off. `status`: its own, or 502."""
+
+    code = "endpoint_error"
+
+    def __init__(self, message: str, *, status: int = 502) -> None:
+        super().__init__(message)
+        self.status = status
