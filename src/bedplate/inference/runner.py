@@ -372,9 +372,10 @@ class Runner:
         job.kept = length
 
     def leave(self, jobs: Sequence[Job]) -> None:
-        """Jobs that have ended give up their rows, and get their results."""
+        """Jobs that have ended, running or waiting, give up their rows and get their results."""
         for job in jobs:
-            self.active.remove(job)
+            if job in self.active:
+                self.active.remove(job)
             if job.failed is None and job.generates and job.state is not None:
                 self._keep(job, job.done)
             self._give_up_row(job)
