@@ -326,12 +326,8 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
     with pytest.raises(StatusError):
         guarded.identify({})
     guarded.close()
-    assert [
-        is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "::", "example")
-    ] == [
-        *([True] * 4),
-        *([False] * 3),
-    ]
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example")))
 
 
 def test_quotas_in_dollars_need_a_price(tmp_path):

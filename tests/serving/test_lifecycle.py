@@ -42,12 +42,12 @@ def slow_steps(monkeypatch):
     monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
 
 
-def send(server: Server, body: dict) -> socket.socket:
-    """An open connection that has asked."""
+def send(server: Server, body: dict, headers: str = "") -> socket.socket:
+    """An open connection that has asked. headers: further lines of the head."""
     parts = urlsplit(server.url)
     connection = socket.create_connection((parts.hostname, parts.port))
     content = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(content)}\r\n{headers}\r\n"
     connection.sendall(head.encode() + content)
     return connection
 
