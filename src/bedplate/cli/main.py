@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
+    "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
     "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bedplate.core.config import Strict
+from bedplate.serving.consent import FeedbackConfig
 from bedplate.serving.responses_store import ResponsesConfig
 
 BODY_LIMIT = 2 * 1024 * 1024
@@ -109,6 +110,7 @@ class ServerConfig(Strict):
     allow_other_weights: bool = False
     limits: LimitsConfig = LimitsConfig()
     batches: BatchesConfig = BatchesConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
     price: PriceConfig | None = None
     responses: ResponsesConfig = ResponsesConfig()
     keys: Path | None = None

@@ -12,6 +12,7 @@ from bedplate.serving.access import Watcher
 from bedplate.serving.batches import Batches
 from bedplate.serving.calls import Observer
 from bedplate.serving.config import ServerConfig
+from bedplate.serving.feedback import Feedback
 from bedplate.serving.guard import Guard
 from bedplate.serving.registry import Registry
 from bedplate.serving.responses_store import ResponseStore
@@ -42,7 +43,9 @@ class House:
         self.state = State(self.config)
         self.responses = ResponseStore(self.config.responses)
         self.batches = Batches(self)
-        self.services.append(self.batches)
+        self.feedback = Feedback(self, self.config.feedback)
+        self.observers.append(self.feedback)
+        self.services += [self.feedback, self.batches]
 
     @property
     def tokenizer(self) -> Tokenizer:

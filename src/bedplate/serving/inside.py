@@ -12,6 +12,10 @@ from bedplate.serving.calls import CALLER, ORIGIN
 from bedplate.serving.guard import Caller
 
 
+class Unseen:
+    """The origin of calls whose answers no client gets; nothing is kept of them."""
+
+
 @dataclass(frozen=True)
 class InsideReply:
     """What the application answered; status 0 where the call was given up before it did."""

@@ -23,6 +23,7 @@ from bedplate.serving.batches import BatchRequest
 from bedplate.serving.calls import json_response
 from bedplate.serving.classify import ClassifyRequest
 from bedplate.serving.embeddings import EmbeddingRequest
+from bedplate.serving.feedback import FeedbackRequest
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.rerank import RerankRequest
 from bedplate.serving.responses_fields import ResponsesRequest
@@ -45,6 +46,7 @@ BODIES: dict[tuple[str, str], type[BaseModel]] = {
     ("POST", "/tokenize"): TokenizeRequest,
     ("POST", "/detokenize"): DetokenizeRequest,
     ("POST", "/v1/batches"): BatchRequest,
+    ("POST", "/v1/feedback"): FeedbackRequest,
     ("POST", "/admin/skins"): SkinRequest,
 }
 """The body that a route reads."""
@@ -75,6 +77,7 @@ _STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"
 _KINDS: dict[tuple[str, str], str] = {
     ("GET", "/metrics"): "text/plain",
     ("GET", "/v1/files/{id}/content"): "application/jsonl",
+    ("GET", "/admin/feedback/{model:path}/export"): "application/jsonl",
 }
 # Pages for people, and this document.
 _NOT_LISTED = frozenset({"/", "/web/{name}", "/skins/{name}/report", "/openapi.json"})

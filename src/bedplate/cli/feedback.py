@@ -1,0 +1,110 @@
+"""`bedplate feedback`: what a server kept of replies and what users said, to list, export as task data, or purge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import atomic_write, bedplate_home
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.serving.feedback_store import FeedbackStore
+
+
+def feedback(
+    action: Annotated[Literal["list", "export", "purge"], typer.Argument(help="What to do.", show_default=False)],
+    skin: Annotated[
+        str | None,
+        typer.Argument(help="export, purge: the model name that the skin was served under.", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="export: the .jsonl file to write.")] = None,
+    task: Annotated[
+        Path | None, typer.Option(help="export: the task file whose columns the rows get. Default: the input names.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="export: the target's column, where no task names it.")] = "target",
+    id: Annotated[list[str] | None, typer.Option(help="purge: a reply's id. Repeatable.")] = None,
+    tenant: Annotated[list[str] | None, typer.Option(help="purge: everything of a tenant. Repeatable.")] = None,
+    everything: Annotated[bool, typer.Option("--everything", help="purge: all that was kept of the skin.")] = False,
+    state: Annotated[
+        Path | None, typer.Option(help="The server's state directory. Default: serving/ in BEDPLATE_HOME.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
+    from bedplate.serving.feedback_store import DIRECTORY, FeedbackStore
+
+    store = FeedbackStore((state or bedplate_home() / "serving").expanduser() / DIRECTORY)
+    if action == "list":
+        _list(store, as_json)
+    elif action == "export":
+        if skin is None or out is None:
+            raise UsageError("`bedplate feedback export` takes a skin and --out FILE.jsonl")
+        _export(store, skin, out, task, target, as_json)
+    else:
+        _purge(store, skin, id or [], tenant or [], everything, as_json)
+
+
+def _list(store: FeedbackStore, as_json: bool) -> None:
+    found = store.summary()
+    if as_json:
+        print(json.dumps({"models": found}))
+        return
+    from rich.table import Table
+
+    table = Table("model", "replies", "with texts", "feedback", "corrections", box=None)
+    for row in found:
+        table.add_row(*map(str, row.values()))
+    console().print(table)
+
+
+def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:
+    if out.suffix != ".jsonl":
+        raise UsageError(f"{out}: task data is written as .jsonl; give such a name")
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another name or remove it")
+    if skin not in store.models():
+        known = ", ".join(store.models()) or "none"
+        raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {known}")
+    columns: dict[str, str] | None = None
+    group: str | None = None
+    if task is not None:
+        from bedplate.evaluation.task import load_task
+
+        read = load_task(task)
+        columns = {name: spec.column for name, spec in read.inputs.items()}
+        target, group = read.data.target, read.data.group_by
+    exported = store.export(skin, columns, target, group)
+    if not exported.rows:
+        why = "; ".join(f"{count} {reason}" for reason, count in exported.skipped.items() if count)
+        raise UsageError(f"no reply of {skin!r} can be an example ({why or 'none was kept'})")
+    atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
+    skipped = {reason: count for reason, count in exported.skipped.items() if count}
+    if as_json:
+        print(json.dumps({"out": str(out), "rows": len(exported.rows), "skipped": skipped}))
+        return
+    print(f"{len(exported.rows)} rows written to {out}")
+    for reason, count in skipped.items():
+        print(f"left out: {count} ({reason})")
+
+
+def _purge(
+    store: FeedbackStore, skin: str | None, ids: list[str], tenants: list[str], everything: bool, as_json: bool
+) -> None:
+    from bedplate.serving.feedback_store import plain_id
+
+    if not ids and not tenants and not everything:
+        raise UsageError("say what to purge: --id of a reply, --tenant, or --everything of a skin")
+    if everything and skin is None:
+        raise UsageError("--everything needs the name of the skin")
+    plain = {given: plain_id(given) for given in ids}
+    wrong = next((given for given, found in plain.items() if found is None), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong!r} is no reply's id; it ends in 32 hexadecimal digits")
+    known = {found for found in plain.values() if found is not None}
+    gone = store.purge(known, set(tenants), () if skin is None else (skin,), everything=everything)
+    print(json.dumps({"lines": gone}) if as_json else f"{gone} lines are gone")

@@ -1,0 +1,223 @@
+"""Requests, replies and what users said of them: JSON lines by model and day, only ever appended to, except that what
+somebody wants forgotten is written out of them.
+
+A line is a `reply` (an answered call, with as much of it as consent allows) or `feedback` (what was said of one). A
+torn last line is cut off by the next append, and ignored until then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import append_jsonl, file_lock, read_jsonl
+
+Row = dict[str, Any]
+DIRECTORY = "feedback"
+GOOD = "good"
+_ID = re.compile(r"(?:[a-z]+[-_])?([0-9a-f]{32})(?:_\d+)?")
+
+
+def plain_id(given: str) -> str | None:
+    """The id in what a reply calls itself (chatcmpl-…, resp_…, msg_…_0); None where there is none."""
+    match = _ID.fullmatch(given)
+    return None if match is None else match[1]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose reply it is, and which model's."""
+
+    tenant: str
+    model: str
+
+
+@dataclass
+class Exported:
+    """Rows of a task's data, and why other replies of the model are none."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    skipped: Counter[str] = field(default_factory=Counter[str])
+
+
+class FeedbackStore:
+    """The lines below one directory. Several processes may use it: every change is made under one lock."""
+
+    def __init__(self, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._root, self._now = root, now
+
+    # --- writing
+
+    def append(self, rows: Iterable[tuple[str, Row]]) -> None:
+        """Rows by model, on the disk when this returns. `time` is added."""
+        now = self._now()
+        by_model: dict[str, list[Row]] = {}
+        for model, row in rows:
+            by_model.setdefault(model, []).append({**row, "time": now.isoformat(timespec="seconds")})
+        with self._locked():
+            for model, own in by_model.items():
+                directory = self._root / _directory_name(model)
+                directory.mkdir(mode=0o700, exist_ok=True)
+                path = directory / f"{now.date().isoformat()}.jsonl"
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+                append_jsonl(path, own)
+
+    def purge(
+        self,
+        ids: Collection[str] = (),
+        tenants: Collection[str] = (),
+        models: Collection[str] = (),
+        *,
+        everything: bool = False,
+    ) -> int:
+        """Writes every line of these replies, or of these tenants, or every line, out of the files: those of the models
+        that are named, or of all. Returns how many are gone. What the disk itself remembers is not this function's."""
+        gone = 0
+        with self._locked():
+            for path in self._paths(models):
+                rows = read_jsonl(path, allow_torn_tail=True)
+                kept = [row for row in rows if not everything and row["id"] not in ids and row["tenant"] not in tenants]
+                if len(kept) < len(rows):
+                    gone += len(rows) - len(kept)
+                    _rewrite(path, kept)
+            if gone:
+                marker = self._root / ".purged"
+                marker.write_text(secrets.token_hex(8))
+        return gone
+
+    def sweep(self, days: Callable[[str], int | None]) -> int:
+        """Deletes whole days that are older than a model's `days`; None keeps them. Returns how many files are gone."""
+        today, gone = self._now().date(), 0
+        with self._locked():
+            for path in self._paths(()):
+                most = days(_model_name(path.parent.name))
+                if most is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=most):
+                    path.unlink()
+                    gone += 1
+        return gone
+
+    def _locked(self) -> AbstractContextManager[None]:
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return file_lock(self._root / ".lock")
+
+    # --- reading
+
+    @property
+    def generation(self) -> str:
+        """Changes when somebody has purged, perhaps from another process."""
+        marker = self._root / ".purged"
+        return marker.read_text() if marker.exists() else ""
+
+    def models(self) -> list[str]:
+        """Names of models of which something is kept."""
+        return sorted({_model_name(path.parent.name) for path in self._paths(())})
+
+    def rows(self, models: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
+        """Every line with its model, day after day."""
+        for path in self._paths(models):
+            for row in read_jsonl(path, allow_torn_tail=True):
+                yield _model_name(path.parent.name), row
+
+    def summary(self) -> list[Row]:
+        """Per model: how many replies, with texts or without, and how many were judged."""
+        found: dict[str, Counter[str]] = {}
+        for model, row in self.rows():
+            counts = found.setdefault(model, Counter())
+            counts["replies" if row["kind"] == "reply" else "feedback"] += 1
+            counts["with_texts"] += row["kind"] == "reply" and ("inputs" in row or "replies" in row)
+            counts["corrections"] += row.get("correction") is not None
+        keys = ("replies", "with_texts", "feedback", "corrections")
+        return [{"model": model, **{key: counts[key] for key in keys}} for model, counts in found.items()]
+
+    def export(
+        self, model: str, columns: Mapping[str, str] | None = None, target: str = "target", group: str | None = None
+    ) -> Exported:
+        """Corrected replies with the correction as `target`, and replies called good with themselves.
+
+        columns: input name → column (default: the same). group: a column for a digest of the tenant, since one tenant's
+        rows are not independent. The last feedback on a reply counts. UsageError for columns that collide.
+        """
+        replies: dict[str, Row] = {}
+        said: dict[tuple[str, int], Row] = {}
+        for _, row in self.rows((model,)):
+            if row["kind"] == "reply":
+                replies[row["id"]] = row
+            else:
+                key = (row["id"], row["index"])
+                said[key] = {**said.get(key, {}), **{name: value for name, value in row.items() if value is not None}}
+        exported = Exported()
+        exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in said})
+        for (id_, index), feedback in said.items():
+            found, why = _example(replies.get(id_), index, feedback)
+            if found is None:
+                exported.skipped[why] += 1
+                continue
+            inputs, answer = found
+            named = {name: name for name in inputs} if columns is None else columns
+            if named.keys() != inputs.keys():
+                message = f"the inputs of {model} are {', '.join(inputs)}, those of the task {', '.join(named)}"
+                raise UsageError(f"{message}; export with the task of this skin")
+            taken = ["id", *(named[name] for name in inputs), target, *([group] if group else [])]
+            if len(set(taken)) < len(taken):
+                raise UsageError(f"two columns have one name ({', '.join(taken)}); choose another target")
+            row = {"id": f"{id_}-{index}", **{named[name]: text for name, text in inputs.items()}, target: answer}
+            if group:
+                row[group] = hashlib.sha256(feedback["tenant"].encode()).hexdigest()[:12]
+            exported.rows.append(row)
+        return exported
+
+    def _paths(self, models: Collection[str]) -> Sequence[Path]:
+        names = {_directory_name(model) for model in models}
+        found = self._root.glob("*/*.jsonl")
+        return sorted(path for path in found if not names or path.parent.name in names)
+
+
+def _example(reply: Row | None, index: int, feedback: Row) -> tuple[tuple[dict[str, str], str] | None, str]:
+    """Inputs and target, or why there are none."""
+    if reply is None:
+        return None, "the reply is no longer kept"
+    inputs = reply.get("inputs")
+    if not inputs or index >= len(inputs) or inputs[index] is None:
+        return None, "the request was not kept, or has no inputs of a skin"
+    if feedback.get("correction") is not None:
+        return (inputs[index], feedback["correction"]), ""
+    if feedback.get("rating") != GOOD:
+        return None, "neither corrected nor called good"
+    replies = reply.get("replies")
+    if not replies:
+        return None, "called good, but the reply was not kept"
+    return (inputs[index], replies[index]), ""
+
+
+def _rewrite(path: Path, rows: Sequence[Row]) -> None:
+    """The file with these rows only, in its place at once; without rows there is no file."""
+    if not rows:
+        path.unlink()
+        return
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with open(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _directory_name(model: str) -> str:
+    """One path part that cannot lead anywhere else."""
+    return quote(model, safe="").replace(".", "%2E")
+
+
+def _model_name(directory: str) -> str:
+    return unquote(directory)

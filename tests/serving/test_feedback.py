@@ -1,0 +1,393 @@
+"""What is kept of calls and said of replies: only with consent, cleaned, exported as task data, forgotten for good."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bedplate.cli.main import main
+from bedplate.core.errors import UsageError
+from bedplate.core.files import read_jsonl
+from bedplate.evaluation.task import load_examples, load_task
+from bedplate.serving.consent import FeedbackConfig, KeepRule
+from bedplate.serving.feedback import sampled
+from bedplate.serving.feedback_store import FeedbackStore, plain_id
+from bedplate.serving.guard import Caller, Guard
+from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.redaction import NAMED, Expression, RedactionTimeout, Redactor
+
+from .conftest import Files, Server, running
+
+
+class ByHeader(Guard):
+    """The bearer token is the tenant."""
+
+    def identify(self, headers):
+        return Caller("", headers.get("authorization", "").removeprefix("Bearer "), admin=True)
+
+
+@contextmanager
+def serving(files: Files, state: Path, **keep: dict[str, Any]) -> Iterator[Server]:
+    rules = {("*" if name == "every" else name): KeepRule(**rule) for name, rule in keep.items()}
+    config = server_config(files.base, state=state, feedback=FeedbackConfig(keep=rules))
+    with loaded_house(config, files.skins) as house:
+        house.guard = ByHeader()
+        with running(house) as url:
+            yield Server(url, house, {})
+
+
+def ask(server: Server, text: str, model: str = "prompted", tenant: str = "us", **fields: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
+    answer = server.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {tenant}"})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def give(server: Server, id_: str, tenant: str = "us", **said: Any) -> httpx.Response:
+    return server.post("/v1/feedback", json={"id": id_, **said}, headers={"authorization": f"Bearer {tenant}"})
+
+
+def kept(state: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(state.glob("feedback/*/*.jsonl")) for row in read_jsonl(path)]
+
+
+def settled(server: Server, count: int) -> None:
+    """Waits until so many replies are written."""
+    end = time.monotonic() + 5
+    while server.house.feedback.counts["kept"] < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+BOTH = {"requests": True, "replies": True}
+
+
+def test_nothing_is_kept_without_consent(files, tmp_path):
+    with serving(files, tmp_path) as server:
+        reply = ask(server, "this product is great")
+        refused = give(server, reply["id"], rating="good")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "feedback_not_kept")
+    assert not list(tmp_path.glob("feedback/**/*"))
+    with serving(files, tmp_path, writer=BOTH) as server:
+        reply = ask(server, "this product is great")
+        assert give(server, reply["id"], rating="good").status_code == 404
+    assert kept(tmp_path) == []
+
+
+def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
+    rules = {
+        "prompted": BOTH,
+        "tuned": {"requests": True},
+        "probed": {"replies": True},
+        "pair": {},
+        "every": {**BOTH, "redact": ["email"]},
+    }
+    with serving(files, tmp_path, **rules) as server:
+        label = ask(server, "great")["choices"][0]["message"]["content"]
+        ask(server, "good", "tuned")
+        ask(server, "good", "probed")
+        ask(server, json.dumps({"question": "a", "answer": "b"}), "pair")
+        text = ask(server, "mail me@x.org", "tiny", max_tokens=3)["choices"][0]["message"]["content"]
+        server.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
+        settled(server, 5)
+        stats = server.house.feedback.counts
+        assert (stats["kept"], stats["dropped"]) == (5, 0)
+    rows = {path.parent.name: read_jsonl(path)[0] for path in tmp_path.glob("feedback/*/*.jsonl")}
+    assert (rows["prompted"]["inputs"], rows["prompted"]["replies"]) == ([{"review": "great"}], [label])
+    assert (rows["tuned"]["inputs"], "replies" in rows["tuned"]) == ([{"review": "good"}], False)
+    assert ("inputs" in rows["probed"], len(rows["probed"]["replies"])) == (False, 1)
+    assert rows["pair"].keys() == {"kind", "id", "tenant", "endpoint", "time"}
+    assert rows["tiny"]["request"]["messages"][0]["content"] == "mail [EMAIL]"
+    assert rows["tiny"]["replies"] == [text]
+    assert {row["tenant"] for row in rows.values()} == {"us"}
+    files_kept = [path for path in (tmp_path / "feedback").rglob("*") if path.is_file()]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files_kept if path.suffix == ".jsonl")
+    assert (tmp_path / "feedback").stat().st_mode & 0o077 == 0
+
+
+def test_feedback_is_for_ones_own_replies(files, tmp_path):
+    with serving(files, tmp_path, every=BOTH) as server:
+        reply = ask(server, "great")
+        assert give(server, reply["id"], tenant="them", rating="good").status_code == 404
+        assert give(server, "chatcmpl-" + "0" * 32, rating="good").status_code == 404
+        assert give(server, "../../etc", rating="good").status_code == 404
+        answer = give(server, reply["id"], rating="bad", correction="negative", comment="call 030 123-4567")
+        assert answer.json() == {"id": reply["id"], "object": "feedback", "model": "prompted", "index": 0}
+        for said, param in (
+            ({}, "rating"),
+            ({"rating": "great"}, "rating"),
+            ({"correction": "neutral"}, "correction"),
+            ({"comment": ""}, "comment"),
+            ({"correction": "x" * 32_001}, "correction"),
+            ({"rating": "good", "index": -1}, "index"),
+            ({"rating": "good", "colour": "red"}, "colour"),
+        ):
+            refused = give(server, reply["id"], **said)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    with serving(files, tmp_path, every=BOTH) as server:  # another server knows whose it is
+        assert give(server, reply["id"], tenant="them", rating="good").status_code == 404
+        assert give(server, reply["id"], rating="good").status_code == 200
+        assert [row["kind"] for row in kept(tmp_path)] == ["reply", "feedback", "feedback"]
+
+
+def test_corrected_and_accepted_replies_are_rows_of_the_next_task(files, tmp_path, capsys):
+    texts = [f"row {i}: this product works" for i in range(24)]
+    expected: dict[str, str] = {}
+    with serving(files, tmp_path, prompted=BOTH) as server:
+        for i, text in enumerate(texts):
+            reply = ask(server, text, tenant=f"t{i % 3}")
+            label = reply["choices"][0]["message"]["content"]
+            wrong = "negative" if label == "positive" else "positive"
+            said: dict[str, Any] = [{"rating": "good"}, {"rating": "bad", "correction": wrong}, {"rating": "bad"}, {}][
+                i % 4
+            ]
+            if said:
+                assert give(server, reply["id"], tenant=f"t{i % 3}", **said).status_code == 200
+            if i % 4 < 2:
+                expected[text] = label if i % 4 == 0 else wrong
+        admin = httpx.get(f"{server.url}/admin/feedback/prompted/export", trust_env=False)
+        listed = httpx.get(f"{server.url}/admin/feedback", trust_env=False).json()
+    assert {row["review"]: row["target"] for row in map(json.loads, admin.text.splitlines())} == expected
+    assert listed["data"] == [{"model": "prompted", "replies": 24, "with_texts": 24, "feedback": 18, "corrections": 6}]
+    task_file = tmp_path / "task.yaml"
+    task_file.write_text(
+        "task: again\ninputs: {review: {column: text}}\noutput: {kind: label, labels: [negative, positive]}\n"
+        "data: {source: again.jsonl, target: label, split: {train: 0.5, valid: 0.25, test: 0.25}}\nmetric: accuracy\n"
+    )
+    out = tmp_path / "again.jsonl"
+    arguments = ["feedback", "export", "prompted", "--state", str(tmp_path), "--out", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--task", str(task_file), "--json"])
+    assert ended.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["rows"], said["skipped"]) == (12, {"no feedback": 6, "neither corrected nor called good": 6})
+    data = load_examples(load_task(task_file))
+    loaded = (*data.train, *data.valid, *data.test.open("compared with what was said"))
+    assert {example.inputs["review"]: example.target for example in loaded} == expected
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_what_is_purged_is_in_no_file(files, tmp_path, capsys):
+    with serving(files, tmp_path, every=BOTH) as server:
+        replies = {name: ask(server, f"secret of {name}", tenant=name) for name in ("us", "them", "others")}
+        for name, reply in replies.items():
+            assert give(server, reply["id"], tenant=name, comment=f"comment of {name}").status_code == 200
+        path = f"{server.url}/v1/feedback/{replies['us']['id']}"
+        with httpx.Client(trust_env=False) as client:
+            assert client.delete(path, headers={"authorization": "Bearer them"}).status_code == 404
+            gone = client.delete(path, headers={"authorization": "Bearer us"})
+            assert (gone.status_code, gone.json()["lines"]) == (200, 2)
+            assert client.delete(path, headers={"authorization": "Bearer us"}).status_code == 404
+        with pytest.raises(SystemExit) as ended:  # from another process, while the server runs
+            main(["feedback", "purge", "--tenant", "them", "--state", str(tmp_path)])
+        assert ended.value.code == 0
+        assert give(server, replies["them"]["id"], tenant="them", rating="good").status_code == 404
+        assert give(server, replies["others"]["id"], tenant="others", rating="good").status_code == 200
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for name in ("us", "them"):
+        assert f"of {name}".encode() not in everything
+        assert replies[name]["id"][-32:].encode() not in everything
+    assert b"secret of others" in everything
+    for arguments in (["purge"], ["purge", "--id", "nonsense"], ["purge", "--everything"], ["export", "prompted"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["feedback", *arguments, "--state", str(tmp_path)])
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit):
+        main(["feedback", "purge", "prompted", "--everything", "--state", str(tmp_path)])
+    assert kept(tmp_path) == []
+
+
+# --- the store
+
+
+def row(id_: str, kind: str = "reply", tenant: str = "t", **fields: Any) -> dict[str, Any]:
+    return {"kind": kind, "id": id_, "tenant": tenant, **fields}
+
+
+def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
+    now = [datetime(2026, 1, 1, 23, 59, tzinfo=UTC)]
+    store = FeedbackStore(tmp_path, lambda: now[0])
+    for model in ("a", "b", "../x/..", "."):
+        store.append([(model, row("0"))])
+    now[0] += timedelta(minutes=2)
+    store.append([("a", row("1"))])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == [
+        "%2E%2E%2Fx%2F%2E%2E/2026-01-01.jsonl",
+        "%2E/2026-01-01.jsonl",
+        "a/2026-01-01.jsonl",
+        "a/2026-01-02.jsonl",
+        "b/2026-01-01.jsonl",
+    ]
+    assert store.models() == [".", "../x/..", "a", "b"]
+    now[0] = datetime(2026, 1, 11, tzinfo=UTC)
+    assert store.sweep({"a": 10, "b": 9}.get) == 1
+    assert store.models() == [".", "../x/..", "a"]
+    now[0] += timedelta(days=1)
+    assert store.sweep({"a": 10}.get) == 1
+    assert [found["id"] for model, found in store.rows() if model == "a"] == ["1"]
+
+
+def test_a_torn_line_hurts_nothing(tmp_path):
+    store = FeedbackStore(tmp_path)
+    store.append([("m", row("1", inputs=[{"x": "ü"}], replies=["a"]))])
+    (path,) = tmp_path.glob("m/*.jsonl")
+    whole = path.read_bytes()
+    with path.open("ab") as file:
+        file.write('{"kind": "reply", "id": "2", "inputs": [{"x": "ü'.encode()[:-1])
+    assert [found["id"] for _, found in store.rows()] == ["1"]
+    store.append([("m", row("3"))])
+    assert [found["id"] for _, found in store.rows()] == ["1", "3"]
+    assert path.read_bytes().startswith(whole)
+    assert store.purge(ids={"3"}) == 1
+    assert path.read_bytes() == whole
+
+
+def test_appending_and_purging_at_once_loses_nothing(tmp_path):
+    """Two stores on one directory, as a server and a command line are."""
+    ours, theirs = FeedbackStore(tmp_path), FeedbackStore(tmp_path)
+    thread = threading.Thread(target=lambda: [ours.append([("m", row(f"k{i}"))]) for i in range(60)])
+    thread.start()
+    for i in range(30):
+        theirs.append([("m", row(f"p{i}"))])
+        assert theirs.purge(ids={f"p{i}"}) == 1
+    thread.join()
+    assert [found["id"] for _, found in ours.rows()] == [f"k{i}" for i in range(60)]
+
+
+def test_only_whole_examples_are_exported(tmp_path):
+    store = FeedbackStore(tmp_path)
+    inputs = [{"x": "one"}, {"x": "two"}]
+    store.append(
+        [
+            ("m", row("both", inputs=inputs, replies=["a", "b"])),
+            ("m", row("asked", inputs=inputs[:1])),
+            ("m", row("bare")),
+            ("m", row("silent", inputs=inputs[:1], replies=["a"])),
+            ("m", row("both", "feedback", rating="good", correction=None, index=1)),
+            ("m", row("both", "feedback", rating="good", correction=None, index=0)),
+            ("m", row("both", "feedback", rating="bad", correction="c", index=0)),
+            ("m", row("asked", "feedback", rating="good", correction=None, index=0)),
+            ("m", row("bare", "feedback", rating=None, correction="c", index=0)),
+            ("m", row("lost", "feedback", rating="good", correction=None, index=0)),
+            ("m", row("both", "feedback", rating="good", correction=None, index=2)),
+        ]
+    )
+    exported = store.export("m", {"x": "text"}, "label", "tenant")
+    digest = "e3b98a4da31a"  # sha256 of "t"
+    assert exported.rows == [
+        {"id": "both-1", "text": "two", "label": "b", "tenant": digest},
+        {"id": "both-0", "text": "one", "label": "c", "tenant": digest},
+    ]
+    assert {why: count for why, count in exported.skipped.items() if count} == {
+        "no feedback": 1,
+        "called good, but the reply was not kept": 1,
+        "the request was not kept, or has no inputs of a skin": 2,
+        "the reply is no longer kept": 1,
+    }
+    with pytest.raises(UsageError, match="one name"):
+        store.export("m", None, "x")
+    with pytest.raises(UsageError, match="those of the task y"):
+        store.export("m", {"y": "text"})
+
+
+@pytest.mark.parametrize(
+    ("given_id", "plain"),
+    [
+        ("chatcmpl-" + "a1" * 16, "a1" * 16),
+        ("msg_" + "a1" * 16 + "_0", "a1" * 16),
+        ("a1" * 16, "a1" * 16),
+        ("a1" * 15, None),
+        ("x/" + "a1" * 16, None),
+    ],
+)
+def test_ids_are_known_by_what_they_end_in(given_id, plain):
+    assert plain_id(given_id) == plain
+
+
+def test_the_share_that_is_sampled_is_that_of_the_ids():
+    ids = [f"{i:02x}" + "0" * 30 for i in range(256)]
+    for share, count in ((1.0, 256), (0.5, 128), (0.25, 64), (1 / 256, 1)):
+        assert sum(sampled(id_, share) for id_ in ids) == count
+
+
+# --- redaction
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cleaned"),
+    [
+        ("email", "to a.b+c@mail.example.co.uk, please", "to [EMAIL], please"),
+        ("email", "ü@ü.de @home a@b", "[EMAIL] @home a@b"),
+        ("card", "4111 1111 1111 1111 and 5500-0000-0000-0004", "[CARD] and [CARD]"),
+        ("card", "4111 1111 1111 1112", "4111 1111 1111 1112"),  # its check digit is wrong
+        ("iban", "DE89 3704 0044 0532 0130 00 IS MINE", "[IBAN] IS MINE"),
+        ("iban", "gb82west12345698765432 GB82WEST12345698765433", "[IBAN] GB82WEST12345698765433"),
+        ("ip", "192.168.1.254, ::1, fe80::1ff:fe23:4567:890a", "[IP], [IP], [IP]"),
+        ("ip", "999.1.1.1 at 10:20:30, version 1.2.3", "999.1.1.1 at 10:20:30, version 1.2.3"),
+        ("phone", "+44 20 7946 0958, (030) 123-4567, 0301234567", "[PHONE], [PHONE], [PHONE]"),
+        ("phone", "on 2024-01-02 order 12345678 for 1,299.00", "on 2024-01-02 order 12345678 for 1,299.00"),
+    ],
+)
+def test_named_patterns(name, text, cleaned):
+    assert Redactor((name,)).clean(text) == cleaned
+
+
+def test_own_expressions_come_after_named_ones():
+    rules = (Expression(name="order", pattern=r"ORD-\d+"), "email")
+    assert Redactor(rules).clean("ORD-17 of a@b.org") == "[ORDER] of [EMAIL]"
+
+
+def test_an_expression_that_runs_away_is_stopped():
+    redactor = Redactor((Expression(name="evil", pattern=r"(?:a+b?)+c"),))
+    start = time.monotonic()
+    with pytest.raises(RedactionTimeout):
+        redactor.clean("a" * 5000)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ({"name": "x", "pattern": "(a"}, "not a regular expression"),
+        ({"name": "x", "pattern": "a*"}, "matches the empty text"),
+        ({"name": "x", "pattern": "a" * 501}, "at most 500"),
+        ({"name": "X y", "pattern": "a"}, "should match pattern"),
+        ("passport", "no pattern is called 'passport'"),
+    ],
+)
+def test_rules_that_cannot_work_are_refused(rule, why):
+    with pytest.raises(ValidationError, match=why):
+        KeepRule(redact=(rule,))
+
+
+@given(st.text(max_size=300))
+def test_what_is_clean_stays_clean(text):
+    redactor = Redactor(tuple(NAMED))
+    once = redactor.clean(text)
+    assert redactor.clean(once) == once
+
+
+def test_texts_that_cannot_be_cleaned_in_time_are_not_kept(files, tmp_path):
+    rule = {**BOTH, "redact": [{"name": "evil", "pattern": r"(?:a|aa)+b"}]}
+    with serving(files, tmp_path, every=rule) as server:
+        reply = ask(server, "a" * 100 + "xb")
+        settled(server, 1)
+        assert server.house.feedback.counts["redaction_timeouts"] == 1
+        assert give(server, reply["id"], comment="a" * 200 + "xb").status_code == 400
+        assert give(server, reply["id"], rating="good").status_code == 200
+    assert "inputs" not in kept(tmp_path)[0]
