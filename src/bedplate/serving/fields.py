@@ -10,9 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
+from bedplate.inference.requests import Grammar
+from bedplate.serving.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
+from bedplate.serving.strict_fields import Fields, either
+from bedplate.serving.tools import NamedChoice, ToolCall, ToolField, calls_grammar, check_results, choice_of, usable
+from bedplate.text.tools import MAX_TOOLS, Tool
 
 MAX_CHOICES = 8
 MAX_STOPS = 16
@@ -22,39 +27,29 @@ TOKEN_LIMIT = 2**31
 SEED_LOW, SEED_HIGH = -(2**63), 2**63 - 1
 
 # Fields that change nothing about the answer.
-_HOUSEKEEPING = frozenset(
-    ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls")
-)
+_HOUSEKEEPING = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"))
 # Fields of the API that are not served, and the values of them that ask for nothing.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
-    "function_call": ("none", "auto"),
+    "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "verbosity": (),
     "web_search_options": (),
 }
-_ROLES = ("system", "user", "assistant")
+_INSTEAD = {"functions": "use tools", "function_call": "use tool_choice"}
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+MAX_BIASES = 1024
 
 M = TypeVar("M", bound=BaseModel)
-
-
-class Fields(BaseModel):
-    """What every request model is: exact types, no unknown fields, no NaN."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _text_of(content: Any) -> Any:
@@ -118,34 +113,67 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < TOKEN_LIMIT
 
 
-def either(*kinds: type, said: str) -> BeforeValidator:
-    """For a field that may be of several kinds: one message, where a union's would speak of each of them."""
+def _biases_of(biases: Any) -> Any:
+    """{token id as text: bias} as pairs."""
+    if biases is None:
+        return None
+    if not isinstance(biases, dict) or len(biases) > MAX_BIASES:
+        raise ValueError(f"it must be an object of at most {MAX_BIASES:,} biases by token id")
+    for key, bias in biases.items():
+        if not (isinstance(key, str) and key.isascii() and key.isdecimal() and int(key[:11]) < TOKEN_LIMIT):
+            raise ValueError(f"{str(key)[:40]!r} is no token id")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError(f"the bias of token {key} must be a number between -100 and 100")
+    return tuple((int(key), float(bias)) for key, bias in biases.items())
 
-    def check(value: Any) -> Any:
-        if value is not None and not isinstance(value, kinds):
-            raise ValueError(said)
-        return value
 
-    return BeforeValidator(check)
+def _ids_of(ids: Any) -> Any:
+    if ids is not None and not (isinstance(ids, list) and len(ids) <= MAX_BIASES and all(map(_is_id, ids))):
+        raise ValueError(f"it must be a list of at most {MAX_BIASES:,} token ids")
+    return ids if ids is None else tuple(ids)
+
+
+BIASES = BeforeValidator(_biases_of, json_schema_input_type=dict[str, float])
+IDS = BeforeValidator(_ids_of, json_schema_input_type=list[int])
+_CHOICE = either(str, dict, said="it must be a word or an object")
 
 
 class Message(Fields):
     """One turn of a conversation."""
 
-    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_role_of)]
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
     content: Annotated[str, CONTENT]
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
+    tool_call_id: str | None = None
     # Clients send replies back as they got them: with the fields that said nothing.
     refusal: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_content(cls, message: Any) -> Any:
+        if isinstance(message, dict) and message.get("tool_calls") and message.get("content") is None:
+            return {**message, "content": ""}
+        return message
+
+    @model_validator(mode="after")
+    def _fields_of_the_role(self) -> Self:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of role tool has a tool_call_id, and no other has")
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """As chat templates see it."""
-        name = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": self.content, **name}
+        more: dict[str, Any] = {"name": self.name, "tool_call_id": self.tool_call_id}
+        if self.tool_calls is not None:
+            more["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": self.content, **{key: value for key, value in more.items() if value is not None}}
 
 
 class StreamOptions(Fields):
@@ -171,8 +199,22 @@ class _Asked(Fields, ABC):
     seed: Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)] | None = None
     stop: Annotated[tuple[str, ...], STOPS] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logit_bias: Annotated[tuple[tuple[int, float], ...], BIASES] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
+    stop_token_ids: Annotated[tuple[int, ...], IDS] | None = None
+    ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    guided_json: Annotated[dict[str, Any] | str | None, SCHEMA] = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     _sampling: ClassVar[tuple[str, ...]] = (
+        "logit_bias",
+        "min_tokens",
+        "stop_token_ids",
+        "ignore_eos",
         "temperature",
         "top_p",
         "top_k",
@@ -190,7 +232,26 @@ class _Asked(Fields, ABC):
             raise ValueError("stream_options: only for requests with stream set to true")
         if self.prompt_logprobs is not None and self.stream:
             raise ValueError("prompt_logprobs: not for streams; ask for the whole reply")
+        if len(self._forms()) > 1:
+            first, second = list(self._forms())[:2]
+            raise ValueError(f"{second}: the answer's form is given by {first} already; give one of them")
         return self
+
+    def _forms(self) -> dict[str, Grammar]:
+        asked = {
+            "response_format": None if self.response_format is None else self.response_format.grammar,
+            "guided_json": guided(self.guided_json, None, None, None),
+            "guided_regex": guided(None, self.guided_regex, None, None),
+            "guided_choice": guided(None, None, self.guided_choice, None),
+            "guided_grammar": guided(None, None, None, self.guided_grammar),
+            "structured_outputs": None if self.structured_outputs is None else self.structured_outputs.asked,
+        }
+        return {field: grammar for field, grammar in asked.items() if grammar is not None}
+
+    @property
+    def grammar(self) -> tuple[str, Grammar] | None:
+        """What the answer is held to, and the field that says so."""
+        return next(iter(self._forms().items()), None)
 
     @property
     def choices(self) -> int:
@@ -229,6 +290,13 @@ class ChatRequest(_Asked):
     messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    tools: Annotated[list[ToolField], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Annotated[
+        str | NamedChoice | None,
+        _CHOICE,
+        BeforeValidator(choice_of, json_schema_input_type=str | dict[str, Any] | None),
+    ] = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -239,7 +307,23 @@ class ChatRequest(_Asked):
         both = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both) > 1:
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
+        check_results(self.messages)
+        if self.usable_tools and self._forms():
+            field = next(iter(self._forms()))
+            raise ValueError(f"{field}: not together with tools that may be called; set tool_choice to none")
         return self
+
+    @property
+    def usable_tools(self) -> tuple[Tool, ...]:
+        """The tools that may be called in this turn."""
+        return usable(self.tools or (), self.tool_choice)
+
+    @property
+    def grammar(self) -> tuple[str, Grammar] | None:
+        if not self.usable_tools:
+            return super().grammar
+        parallel = self.parallel_tool_calls is not False
+        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel)
 
     @property
     def token_limit(self) -> int | None:
@@ -281,8 +365,9 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
         if name in _NOT_SERVED and name not in model.model_fields:
             if value is not None and not any(_same(value, neutral) for neutral in _NOT_SERVED[name]):
                 allowed = " or ".join(map(repr, _NOT_SERVED[name])) or "null"
+                instead = _INSTEAD.get(name, "leave it out")
                 raise RequestError(
-                    f"{name} is not supported here (only {allowed}, which asks for nothing); leave it out",
+                    f"{name} is not supported here (only {allowed}, which asks for nothing); {instead}",
                     param=name,
                     code="unsupported_parameter",
                 )

@@ -12,6 +12,8 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine import Engine
 from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Request, Result, Sampling, Usage
 from bedplate.serving.fields import SEED_LOW, ChatRequest, CompletionRequest
+from bedplate.serving.formats import compiled
+from bedplate.serving.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
 COMPLETION_MAX_TOKENS = 16
@@ -80,9 +82,11 @@ class ServedBase:
     def chat(self, asked: ChatRequest) -> list[Request]:
         if self._tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
-        tokens = self._tokenizer.encode_chat([message.plain() for message in asked.messages])
+        messages = [message.plain() for message in asked.messages]
+        tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
-        return choices(Generate(tuple(tokens), Sampling(**settings)), asked.choices)
+        grammar = compiled(self.engine, asked.grammar)
+        return choices(Generate(tuple(tokens), Sampling(**settings), grammar), asked.choices)
 
     def complete(self, asked: CompletionRequest) -> list[Request]:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
@@ -90,13 +94,13 @@ class ServedBase:
             settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
             # Harnesses ask for one token and cut its entry off: it must be there even where it is the end token.
             settings["ignore_eos"] = asked.max_tokens == 1
-        sampling = Sampling(**settings)
+        sampling, grammar = Sampling(**settings), compiled(self.engine, asked.grammar)
         requests: list[Request] = []
         for prompt in asked.prompt:
             tokens = prompt
             if isinstance(prompt, str):
                 tokens = (*self._tokenizer.prompt_start, *self._tokenizer.encode(prompt))
-            requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling), asked.choices)
+            requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
         return requests
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:

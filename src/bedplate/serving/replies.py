@@ -11,6 +11,7 @@ from bedplate.inference.requests import Generation, Step
 from bedplate.serving.calls import Call
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.models import Answer, finite
+from bedplate.serving.tools import Spoken
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -125,6 +126,7 @@ class ChatReply(Reply):
         super().__init__(call, asked.model)
         self._asked = asked
         self._prompt = prompt
+        self._spoken = [Spoken(bool(asked.usable_tools)) for _ in range(asked.choices)]
 
     @property
     def asked(self) -> ChatRequest:
@@ -133,11 +135,12 @@ class ChatReply(Reply):
     def choice(self, index: int, answer: Answer) -> Json:
         made = answer.generation
         steps = [] if made is None else steps_of(made)
+        spoken = self._spoken[index]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "message": spoken.message(answer.text),
             "logprobs": self._logprobs(steps),
-            "finish_reason": answer.finish_reason,
+            "finish_reason": spoken.finish_reason(answer.finish_reason),
             **_extension(answer),
         }
 
@@ -151,10 +154,13 @@ class ChatReply(Reply):
         return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
 
     def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
-        return self._delta(index, {"content": text}, self._logprobs(steps))
+        spoken = self._spoken[index]
+        return self._delta(index, spoken.delta(spoken.push(text)), self._logprobs(steps))
 
     def ending(self, index: int, answer: Answer) -> Json:
-        return {**self._delta(index, {}), "finish_reason": answer.finish_reason, **_extension(answer)}
+        spoken = self._spoken[index]
+        rest, reason = spoken.delta(spoken.finish()), spoken.finish_reason(answer.finish_reason)
+        return {**self._delta(index, rest), "finish_reason": reason, **_extension(answer)}
 
     def _delta(self, index: int, delta: Json, logprobs: Json | None = None) -> Json:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,11 @@ from bedplate.inference.engine import Engine
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Generate, Generation, Request, Result
 from bedplate.serving.fields import ChatRequest, CompletionRequest
+from bedplate.serving.formats import compiled
 from bedplate.serving.models import Answer, Stripped, choices, cut, finite
 from bedplate.serving.prefixes import Prefixes
 from bedplate.serving.strict_json import parse_json
+from bedplate.serving.tools import refuse_tools
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput
@@ -160,6 +163,12 @@ class ServedSkin:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
         if self.card.kind == "embed":
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
+        if isinstance(asked, ChatRequest):
+            refuse_tools(self.name, asked.usable_tools)
+        own = self._predictor.grammar
+        if asked.grammar is not None and (self.card.labels or own is not None):
+            field = asked.grammar[0]
+            raise RequestError(f"{self.name!r} is a skin whose answers have a form already; leave it out", param=field)
         if self.card.labels:
             if asked.choices > 1:
                 raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")
@@ -170,13 +179,18 @@ class ServedSkin:
                 )
             return [self._predictor.request(self._input(text)) for text in texts]
         changes = asked.sampling()
+        cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
+        if cutting is not None:
+            raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
+        grammar = compiled(self.engine, asked.grammar)
         if "stop" in changes:  # the skin's own belong to its output
-            own = self._predictor.sampling().stop
-            changes["stop"] = tuple(dict.fromkeys((*own, *changes["stop"])))
+            stops = self._predictor.sampling().stop
+            changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
         sampling = self._predictor.sampling(**changes)
         requests: list[Request] = []
         for text in texts:
-            requests += choices(cast(Generate, self._predictor.request(self._input(text), sampling)), asked.choices)
+            request = cast(Generate, self._predictor.request(self._input(text), sampling))
+            requests += choices(replace(request, grammar=grammar or own), asked.choices)
         return requests
 
     def _input(self, text: str) -> str | Mapping[str, str]:
@@ -200,7 +214,8 @@ class ServedSkin:
         except RequestError as error:  # what the model gave cannot be read: no fault of the request
             raise RuntimeError(error.message) from error
         if isinstance(result, Generation):
-            return Answer(prediction.output, result.finish_reason, result.usage, result)
+            # As it was streamed: `output` may be another writing of it.
+            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result)
         scores = {label: finite(score) for label, score in prediction.scores.items()}
         return Answer(prediction.output, "stop", result.usage, None, {"label": prediction.output, "scores": scores})
 

@@ -16,6 +16,7 @@ from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.serving.calls import Call, json_response, respond
 from bedplate.serving.fields import TOKEN_LIMIT, ChatRequest, Fields, read_fields
 from bedplate.serving.models import Served
+from bedplate.serving.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
 router = APIRouter()
@@ -128,5 +129,6 @@ def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest) -> lis
         if served.describe()["kind"] != "base":
             message = f"{served.name!r} is a skin: its prompt always ends where the answer begins"
             raise RequestError(message, param="add_generation_prompt")
-        return tokenizer.encode_chat([message.plain() for message in chat.messages], add_generation_prompt=False)
+        messages = [message.plain() for message in chat.messages]
+        return conversation_tokens(tokenizer, messages, chat.usable_tools, answer=False)
     return list(served.chat(chat)[0].tokens)
