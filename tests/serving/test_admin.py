@@ -21,6 +21,8 @@ from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.guard import Caller
 from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.residency import State
+from bedplate.serving.skins import ServedSkin
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
@@ -388,3 +390,27 @@ def test_read_skins_keep_the_id_of_their_card(files):
 
     for directory in files.skins:
         assert read_card(directory) == dataclasses.replace(card_of(read_skin(directory)), directory=directory)
+
+
+def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, monkeypatch):
+    """Others are served meanwhile; who has gone is forgotten; the skin is there when it has been loaded."""
+    open_ = threading.Event()
+    load = ServedSkin.load
+    monkeypatch.setattr(ServedSkin, "load", lambda self: (self.name != "slow" or open_.wait(20)) and load(self))
+    for seed, name in enumerate(("slow", "quick")):
+        room.write(variant(room.tuned, seed, name))
+    room.request("POST", "/scan")
+    guest = room.server.house.registry.guest("slow")
+    body = {"model": "slow", "messages": [{"role": "user", "content": TEXT}]}
+    reply = room.server.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.3"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
+    with pytest.raises(httpx.ReadTimeout), httpx.Client(trust_env=False, timeout=0.3) as client:
+        client.post(f"{room.server.url}/v1/chat/completions", json=body)
+    end = time.monotonic() + 5
+    while guest.waiters and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not guest.waiters
+    assert room.ask("quick").status_code == 200
+    assert guest.state is State.LOADING
+    open_.set()
+    assert room.ask("slow").status_code == 200

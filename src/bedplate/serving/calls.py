@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference import requests as engine_requests
 from bedplate.inference.requests import Step
 from bedplate.inference.scheduler import Stream
@@ -115,9 +115,21 @@ class Call:
         """The model of this name, which stays what it is until the call ends."""
         if self._lease is not None:
             raise RuntimeError("a call has one model")
+        await self._within_its_time(self._take(name), name)
+        self.request.scope[ACCESS_FACTS]["model"] = self.lease.served.name
+        return self.lease.served
+
+    async def _take(self, name: str) -> None:
+        # Set here: whoever gives up waiting for this must not lose a lease that has just come.
         self._lease = await self.house.registry.lease(name, self.caller)
-        self.request.scope[ACCESS_FACTS]["model"] = self._lease.served.name
-        return self._lease.served
+
+    async def _within_its_time(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Until the deadline, or until the client goes away."""
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                await until_disconnect(self.request.receive, work)
+        except TimeoutError:
+            raise DeadlineError(f"{name!r} could not be loaded before the deadline; allow more time") from None
 
     @property
     def lease(self) -> Lease:
