@@ -17,6 +17,7 @@ from bedplate.core.errors import BedplateError, UsageError
 # verb: (module, one line of help). The module has a typer command function of the verb's name. One row per verb.
 VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
+    "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),

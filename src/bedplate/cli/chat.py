@@ -1,0 +1,79 @@
+"""`bedplate chat`: a conversation with a base, a skin, or a model of a running server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bedplate.inference.chat.partners import Partner
+
+KEY = "BEDPLATE_API_KEY"
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SKIN|BASE]",
+            help="A skin's directory, or a base: catalogue name, directory, .gguf file or hf:owner/name. With --url a "
+            "served model's name (by default the first).",
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"Talk to a running server; its key is read from {KEY}.", show_default=False),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Default: 0.7 for a base here; else the skin's or server's own.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Default: 1024 for a base here; else the skin's or server's own.", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.", show_default=False)] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default what a skin was judged with, else auto.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    allow_other_weights: Annotated[
+        bool, typer.Option("--allow-other-weights", help="Other weights than a skin was judged with only warn.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may send nothing.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each line that is read.")] = False,
+) -> int:
+    """Chat with a base, a skin, or a running server. Piped lines are turns; on a terminal /help lists the commands."""
+    from bedplate.inference.chat.conversation import Conversation
+    from bedplate.inference.chat.partners import RemoteModel, open_local
+    from bedplate.inference.chat.terminal import pipe, talk
+
+    settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "base": base}
+    loading["allow_other_weights"] = allow_other_weights
+    with contextlib.ExitStack() as stack:
+        if url is not None:
+            from bedplate.inference.endpoint import Endpoint
+
+            endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
+            open_partner: Callable[[str | None], Partner] = partial(RemoteModel, endpoint)
+        else:
+            open_partner = partial(open_local, **loading)
+        conversation = Conversation(open_partner(model), open_partner, system=system, settings=settings)
+        stack.callback(conversation.close)
+        if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            return pipe(conversation, sys.stdin, as_json=as_json)
+        talk(conversation)
+    return 0

@@ -1,0 +1,284 @@
+"""Whom one talks with: a base or a skin on this machine, or a model of a running server, behind one interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bedplate.core.errors import RequestError, UnknownModelError, UsageError
+
+if TYPE_CHECKING:
+    from bedplate.inference.endpoint import ChatStream, Endpoint
+    from bedplate.inference.local import LocalModel
+    from bedplate.inference.predict import LoadedSkin
+    from bedplate.inference.requests import Sampling
+    from bedplate.inference.stream import Stream
+
+Messages = Sequence[Mapping[str, str]]
+Settings = Mapping[str, Any]
+
+BASE_TEMPERATURE = 0.7
+BASE_MAX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer. finish_reason "cancelled": it was stopped. scores: log-probabilities of a skin's labels. Counts and
+    cost are None where they are not known; seconds from the question to the first text and to the end."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_seconds: float | None = None
+    seconds: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    cost_usd: float | None = None
+    context_full: bool = False
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """After the first token; None for fewer than two."""
+        if self.first_seconds is None or self.completion_tokens is None or self.completion_tokens < 2:
+            return None
+        span = self.seconds - self.first_seconds
+        return (self.completion_tokens - 1) / span if span > 0 else None
+
+
+class Reply(Protocol):
+    """An answer on its way: iterate it once for its texts. `stop` ends it early, `turn` says what came."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def stop(self) -> None: ...
+    def turn(self) -> Turn: ...
+
+
+class Partner(Protocol):
+    """inputs: a skin's, which reads one message alone; empty for a model that reads the whole conversation."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+    @property
+    def context_length(self) -> int | None: ...
+    @property
+    def warnings(self) -> Sequence[str]: ...
+    def check(self, settings: Settings) -> None:
+        """RequestError for settings that it could never take."""
+        ...
+
+    def ask(self, messages: Messages, settings: Settings) -> Reply:
+        """RequestError, ContextLengthExceeded, and what a server may fail with."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalReply:
+    """A request of the engine on this machine. read: from the finished request to the turn."""
+
+    def __init__(self, stream: Stream, read: Callable[[Stream], Turn]) -> None:
+        self._stream, self._read = stream, read
+
+    def __iter__(self) -> Iterator[str]:
+        for step in self._stream:
+            if step.text:
+                yield step.text
+        self._stream.result()
+
+    def stop(self) -> None:
+        self._stream.cancel()
+
+    def turn(self) -> Turn:
+        return self._read(self._stream)
+
+
+class LocalBase:
+    """A base on this machine. Without other settings: temperature 0.7, at most 1,024 tokens or the context's end."""
+
+    inputs: tuple[str, ...] = ()
+    warnings: Sequence[str] = ()
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+        self.name = model.base.name
+        self.context_length: int | None = model.base.spec.context_length
+        if model.tokenizer.chat is None:
+            model.close()
+            raise UsageError(f"{self.name} has no chat template; use `bedplate generate`")
+
+    def check(self, settings: Settings) -> None:
+        _sampling(settings)
+
+    def ask(self, messages: Messages, settings: Settings) -> Reply:
+        from bedplate.inference.requests import Generate
+
+        tokens = self._model.tokenizer.encode_chat(messages)
+        room = self._model.base.spec.context_length - len(tokens)
+        most = BASE_MAX_TOKENS if room >= BASE_MAX_TOKENS else None
+        sampling = _sampling({"temperature": BASE_TEMPERATURE, "max_tokens": most, **settings})
+        return LocalReply(self._model.engine.submit(Generate(tokens=tuple(tokens), sampling=sampling)), self._turn)
+
+    def _turn(self, stream: Stream) -> Turn:
+        return _generated(stream, self._model.base.spec.context_length)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+class LocalSkin:
+    """A skin on its base on this machine."""
+
+    def __init__(self, skin: LoadedSkin) -> None:
+        self._skin = skin
+        self.name = skin.skin.name
+        self.inputs = tuple(skin.skin.inputs)
+        self.context_length: int | None = skin.engine.base.spec.context_length
+        self.warnings: Sequence[str] = skin.warnings
+        if skin.skin.output.kind == "embedding":
+            skin.close()
+            raise UsageError(f"{self.name} gives vectors; there is nothing to chat about")
+
+    def check(self, settings: Settings) -> None:
+        if settings:
+            self._skin.sampling(**_typed(settings))
+
+    def ask(self, messages: Messages, settings: Settings) -> Reply:
+        content = messages[-1]["content"]
+        row = content if len(self.inputs) == 1 else _fields(content, self.inputs)
+        sampling = self._skin.sampling(**_typed(settings)) if settings else None
+        return LocalReply(self._skin.engine.submit(self._skin.request(row, sampling)), self._turn)
+
+    def _turn(self, stream: Stream) -> Turn:
+        from bedplate.inference.requests import Generation
+
+        result = stream.result()
+        if isinstance(result, Generation):
+            return _generated(stream, self._skin.engine.base.spec.context_length)
+        found, timing = self._skin.read(result), result.timing
+        return Turn(
+            found.output,
+            "stop",
+            found.prompt_tokens,
+            found.cached_tokens,
+            0,
+            timing.total,
+            timing.total,
+            found.scores,
+        )
+
+    def close(self) -> None:
+        self._skin.close()
+
+
+class RemoteReply:
+    """An answer of a server."""
+
+    def __init__(self, stream: ChatStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stream)
+
+    def stop(self) -> None:
+        self._stream.close()
+
+    def turn(self) -> Turn:
+        found = self._stream.answer()
+        scores: Any = found.extension.get("scores")
+        return Turn(
+            found.text,
+            found.finish_reason,
+            found.prompt_tokens,
+            found.cached_tokens,
+            found.completion_tokens,
+            found.first_seconds,
+            found.seconds,
+            scores if isinstance(scores, dict) else {},
+            found.cost_usd,
+        )
+
+
+class RemoteModel:
+    """A model of a running server, which knows its own settings. name: None takes the server's first."""
+
+    warnings: Sequence[str] = ()
+
+    def __init__(self, endpoint: Endpoint, name: str | None) -> None:
+        self._endpoint = endpoint
+        models = {entry["id"]: entry for entry in endpoint.models()}
+        if not models:
+            raise UsageError(f"{endpoint.url} serves no models")
+        self.name = next(iter(models)) if name is None else name
+        if self.name not in models:
+            raise UnknownModelError(f"{endpoint.url} has no model {name!r}; its models are: {', '.join(models)}")
+        facts: Any = models[self.name].get("bedplate")
+        facts = facts if isinstance(facts, dict) else {}
+        self.inputs: tuple[str, ...] = tuple(map(str, facts.get("inputs") or ()))
+        self.context_length: int | None = facts.get("context_length")
+
+    def check(self, settings: Settings) -> None:
+        pass  # the server says what it takes
+
+    def ask(self, messages: Messages, settings: Settings) -> Reply:
+        return RemoteReply(self._endpoint.chat(self.name, messages, **settings))
+
+    def close(self) -> None:
+        pass  # the endpoint is its opener's
+
+
+def open_local(source: str | None, **settings: Any) -> Partner:
+    """A base or a skin's directory. settings: those of `bedplate.load`."""
+    if source is None:
+        raise UsageError("name a skin or a base, or give --url of a running server")
+    from bedplate.inference.local import LocalModel
+    from bedplate.inference.predict import load
+
+    loaded = load(source, **settings)
+    return LocalBase(loaded) if isinstance(loaded, LocalModel) else LocalSkin(loaded)
+
+
+def _sampling(settings: Settings) -> Sampling:
+    from bedplate.inference.requests import Sampling
+
+    return Sampling(**_typed(settings))
+
+
+def _typed(settings: Settings) -> dict[str, Any]:
+    """As the engine has them: its stop strings are a tuple, the API's a list."""
+    typed = dict(settings)
+    if "stop" in typed:
+        typed["stop"] = tuple(typed["stop"])
+    return typed
+
+
+def _generated(stream: Stream, context: int) -> Turn:
+    from bedplate.inference.requests import Generation
+
+    result = stream.result()
+    assert isinstance(result, Generation)
+    usage, timing = result.usage, result.timing
+    return Turn(
+        result.text,
+        result.finish_reason,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        timing.first,
+        timing.total,
+        context_full=result.finish_reason == "length" and usage.prompt_tokens + usage.completion_tokens >= context,
+    )
+
+
+def _fields(content: str, inputs: Sequence[str]) -> Mapping[str, str]:
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise RequestError(f"this skin takes the inputs {', '.join(inputs)}: give them as one JSON object")
+    return fields

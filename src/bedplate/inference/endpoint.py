@@ -1,0 +1,289 @@
+"""Client of remote models: an OpenAI-compatible server asked over HTTP, its answers read as they come.
+
+Reference: the API's published schema, "create chat completion"; server-sent events as the HTML standard has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import ipaddress
+import json
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+
+import httpx
+
+from bedplate.core.errors import (
+    BusyError,
+    ContextLengthExceeded,
+    DeadlineError,
+    EndpointError,
+    RequestError,
+    UnknownModelError,
+    UsageError,
+)
+
+RETRIED = frozenset((429, 503))
+FIRST_WAIT_SECONDS = 0.5
+MAX_WAIT_SECONDS = 30.0
+_CONNECT_SECONDS = 10.0
+_EVENT_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class RemoteAnswer:
+    """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
+
+    extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
+    """
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    first_seconds: float | None = None
+    seconds: float = 0.0
+    extension: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Endpoint:
+    """One server. Requests that it is too busy for (429, 503) are sent again, as late as its Retry-After says.
+
+    url: "http://host:port" or with "/v1". timeout: seconds without a byte after which an answer is given up. retries:
+    how often a busy server is asked again. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        timeout: float = 600.0,
+        retries: int = 4,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.url = _base_url(url)
+        self._retries, self._sleep = retries, sleep
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        limits = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+        # A proxy of the environment is not asked about this machine.
+        self._client = httpx.Client(headers=headers, timeout=limits, trust_env=not _is_local(self.url))
+
+    def models(self) -> list[dict[str, Any]]:
+        """The entries of /v1/models."""
+        content = self._send("GET", "/models").json()
+        try:
+            return [{**entry, "id": str(entry["id"])} for entry in content["data"]]
+        except (KeyError, TypeError, ValueError):
+            raise EndpointError(f"{self.url}/models does not answer with a list of models") from None
+
+    def chat(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> ChatStream:
+        """Asks for an answer. `settings`: fields of the API (temperature, max_tokens, seed, stop, …).
+
+        Raises RequestError (ContextLengthExceeded, UnknownModelError) for what the server refuses, BusyError where it
+        stays busy, DeadlineError, EndpointError.
+        """
+        body = {"model": model, "messages": [dict(message) for message in messages], **settings}
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        start = time.perf_counter()
+        return ChatStream(self._send("POST", "/chat/completions", body), self.url, start)
+
+    def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """The good response; of a POST only the head has been read."""
+        for attempt in range(self._retries + 1):
+            with _failures(self.url):
+                request = self._client.build_request(method, self.url + path, json=body)
+                response = self._client.send(request, stream=True)
+                if response.is_success:
+                    if body is None:
+                        response.read()
+                    return response
+                with contextlib.closing(response):
+                    response.read()
+            wait = _retry_after(response.headers.get("retry-after"))
+            wait = FIRST_WAIT_SECONDS * 2**attempt if wait is None else wait
+            if response.status_code not in RETRIED or attempt == self._retries or wait > MAX_WAIT_SECONDS:
+                raise self._error(response, wait)
+            self._sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _error(self, response: httpx.Response, wait: float) -> Exception:
+        status = response.status_code
+        message, param, code = _error_fields(response)
+        if status in {401, 403}:
+            return EndpointError(f"{self.url} refuses the API key: {message}", status=status)
+        if status in RETRIED:
+            later = f" (it asks to wait {wait:g} s)" if "retry-after" in response.headers else ""
+            return BusyError(f"{self.url} is busy: {message}{later}")
+        if status == 404 and code == "model_not_found":
+            return UnknownModelError(message, param=param)
+        if code == "context_length_exceeded":
+            return ContextLengthExceeded(message, param=param)
+        if status >= 500 or code is None:
+            return EndpointError(f"{self.url} answered {status}: {message}", status=status)
+        return RequestError(message, param=param, code=code)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class ChatStream:
+    """One answer: iterate it once for its texts, then ask `answer()`. Closed early, the server stops too."""
+
+    def __init__(self, response: httpx.Response, url: str, start: float) -> None:
+        self._response, self._url, self._start = response, url, start
+        self.text = ""
+        self._finish: str | None = None
+        self._first: float | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._extension: dict[str, Any] = {}
+        self._seconds = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        """Texts as they come. EndpointError where the answer breaks off or is none."""
+        try:
+            with _failures(self._url, self):
+                for data in event_data(self._response.iter_bytes()):
+                    if data == "[DONE]":
+                        break
+                    piece = self._take(data)
+                    if piece:
+                        yield piece
+        finally:
+            self.close()
+        if self._finish is None:
+            raise EndpointError(f"{self._url} ended the answer after {len(self.text):,} characters without saying why")
+
+    def _take(self, data: str) -> str:
+        try:
+            chunk = json.loads(data)
+            if "error" in chunk:
+                raise _stream_error(chunk["error"], self._url)
+            self._usage = chunk.get("usage") or self._usage
+            self._extension |= chunk.get("bedplate") or {}
+            piece = ""
+            for choice in chunk["choices"][:1]:
+                self._extension |= choice.get("bedplate") or {}
+                self._finish = choice.get("finish_reason") or self._finish
+                piece = str((choice.get("delta") or {}).get("content") or "")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EndpointError(f"{self._url} sent a chunk that is none of the API: {data[:80]!r}") from error
+        if piece and self._first is None:
+            self._first = time.perf_counter() - self._start
+        self.text += piece
+        return piece
+
+    def answer(self) -> RemoteAnswer:
+        """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
+        extension = dict(self._extension)
+        details = self._usage.get("prompt_tokens_details") or {}
+        return RemoteAnswer(
+            self.text,
+            self._finish or "cancelled",
+            self._usage.get("prompt_tokens"),
+            details.get("cached_tokens"),
+            self._usage.get("completion_tokens"),
+            extension.pop("cost_usd", None),
+            self._first,
+            self._seconds,
+            extension,
+        )
+
+    def close(self) -> None:
+        """Ends the answer; a second time does nothing."""
+        self._seconds = self._seconds or time.perf_counter() - self._start
+        self._response.close()
+
+
+def event_data(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The data of server-sent events. Only line feeds (and carriage returns before them) end lines: the text of an
+    event may hold other characters that Python's `splitlines` would break at."""
+    held, lines = b"", list[str]()
+    for chunk in chunks:
+        *whole, held = (held + chunk).split(b"\n")
+        if len(held) > _EVENT_BYTES:
+            raise EndpointError(f"the server sent an event of more than {_EVENT_BYTES:,} bytes")
+        for ended in whole:
+            line = ended.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                lines.append(line[5:].removeprefix(b" ").decode("utf-8", "replace"))
+            elif not line and lines:
+                yield "\n".join(lines)
+                lines = []
+
+
+@contextlib.contextmanager
+def _failures(url: str, stream: ChatStream | None = None) -> Generator[None]:
+    """httpx' failures as ours."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        if isinstance(error, httpx.ConnectTimeout):
+            raise EndpointError(f"{url} cannot be reached in time; is the server running?") from error
+        raise DeadlineError(f"{url} sent nothing for too long; give a longer timeout") from error
+    except httpx.ConnectError as error:
+        raise EndpointError(f"{url} cannot be reached ({error}); is the server running?") from error
+    except httpx.HTTPError as error:
+        got = "" if stream is None else f" after {len(stream.text):,} characters"
+        raise EndpointError(f"{url} broke off its answer{got} ({error})") from error
+
+
+def _base_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid, parts = False, urlsplit("")
+    if not valid or parts.query or parts.fragment:
+        raise UsageError(f"{url!r} is no server's address; give one such as http://127.0.0.1:8000")
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
+
+
+def _is_local(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from a number of them or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    with contextlib.suppress(ValueError):
+        seconds = float(value)
+        return seconds if seconds >= 0 else None
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    return None
+
+
+def _error_fields(response: httpx.Response) -> tuple[str, str | None, str | None]:
+    """Message, param and code of an error; code None where it is not in the API's form."""
+    try:
+        error = response.json()["error"]
+        message = str(error["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"{response.reason_phrase or 'an error'}, without saying more", None, None
+    code = error.get("code") or error.get("type") or "invalid_request"
+    return message, cast("str | None", error.get("param")), str(code)
+
+
+def _stream_error(error: Any, url: str) -> EndpointError:
+    message = error.get("message") if isinstance(error, dict) else error
+    return EndpointError(f"{url} failed on the answer: {message}", status=500)
