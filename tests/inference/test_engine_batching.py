@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from tests.tiny import write_tiny_base
+from tests.references import reference_bert
 
 from bedplate.adapters.head import Head
 from bedplate.core.errors import BusyError, DeadlineError, RequestError
@@ -364,8 +364,19 @@ def test_engines_under_one_lock_take_turns(base: Base) -> None:
         assert all(sum(inside[: i + 1]) in (0, 1) for i in range(len(inside)))
 
 
-def test_an_encoders_documents_stay_whole(tmp_path: Path) -> None:
-    directory = write_tiny_base(tmp_path / "plain")
-    with Engine(load_base(directory), max_step_tokens=1) as engine:
-        result = engine.run([Embed(_prompt(1, 50), "mean")])[0]
-        assert len(cast(Embedding, result).vector) == 48
+def test_an_encoders_documents_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = reference_bert(0).eval()
+    reference.save_pretrained(tmp_path)
+    size, context = reference.config.vocab_size, reference.config.max_position_embeddings
+    rng = random.Random(1)
+    texts = [tuple(rng.randrange(size) for _ in range(rng.randint(1, context))) for _ in range(20)]
+    with Engine(load_base(tmp_path), max_step_tokens=1) as engine:
+        batches = _spied(engine, monkeypatch)
+        results = engine.run([Embed(text, "mean", skin=f"s{i % 3}") for i, text in enumerate(texts)])
+        assert 1 < len(batches) < 20
+        assert max(len(batch.tokens) for batch in batches) <= context
+        for text, result in zip(texts, results, strict=True):
+            with torch.no_grad():
+                states = reference(torch.tensor([text])).last_hidden_state[0]
+            expected = torch.nn.functional.normalize(states.mean(0), dim=0)
+            np.testing.assert_allclose(cast(Embedding, result).vector, expected.numpy(), atol=1e-5)

@@ -47,7 +47,9 @@ class Drafter:
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._last.get(tuple(self._tokens[-n:]))
             if at is not None:
-                return self._tokens[at : at + min(most, self._size)]
+                period = len(self._tokens) - at
+                # What came last may be followed by what is being guessed: a loop goes on as a loop.
+                return [self._tokens[at + i % period] for i in range(min(most, self._size))]
         return []
 
     def learn(self, drafted: int, accepted: int) -> None:
