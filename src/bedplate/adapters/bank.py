@@ -221,16 +221,19 @@ class Bank:
         check_tensors(config, modules, values)
         with torch.inference_mode(False):
             for path, module in modules.items():
-                a, b = (self._parameter(values[f"{path}.lora_{x}"], module, train) for x in "AB")
+                a = self._parameter(values[f"{path}.lora_A"], module, train)
+                b = self._parameter(values[f"{path}.lora_B"], module, train, by_columns=not train)
                 self._sites[path].adapters[free] = LowRank(a, b, config.scaling(path), config.dropout)
         self._slots[free] = Slot(config, paths)
         return free
 
     @staticmethod
-    def _parameter(value: Tensor, module: Linear, train: bool) -> nn.Parameter:
+    def _parameter(value: Tensor, module: Linear, train: bool, by_columns: bool = False) -> nn.Parameter:
+        """A copy; `by_columns` lays out the transpose contiguously, which is how the native decoder reads a frozen B."""
         dtype = module.weight.dtype if module.weight.is_floating_point() and not train else torch.float32
+        value = value.t() if by_columns else value
         copied = torch.empty(value.shape, device=module.weight.device, dtype=dtype).copy_(value)
-        return nn.Parameter(copied, requires_grad=train)
+        return nn.Parameter(copied.t() if by_columns else copied, requires_grad=train)
 
     def remove(self, slot: int) -> None:
         """Free a slot. Raises UsageError while it is selected or merged."""
@@ -289,7 +292,7 @@ class Bank:
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """A copy of the slot's tensors on the CPU, float32: what `add` and `write_peft` take."""
-        return {name: p.detach().to("cpu", torch.float32, copy=True) for name, p in self.parameters(slot)}
+        return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in self.parameters(slot)}
 
     @torch.no_grad()
     def merge(self, slot: int) -> None:

@@ -6,6 +6,7 @@
 constexpr int KEYS = 128;
 constexpr int QUERIES = 4;   // query rows computed together
 constexpr int MAX_HEAD = 256;
+constexpr int NEXT = 3;      // groups of 16 keys between what is read and what is prefetched
 
 // One block's keys turned so that lanes are keys (pair of features by pair), and values so that a word holds two keys.
 struct Block {
@@ -25,6 +26,9 @@ inline void load_block(const uint16_t* k, const uint16_t* v, int count, int D, B
     for (int g = 0; g < groups; ++g) {
         int n = count - g * 16 < 16 ? count - g * 16 : 16;
         const uint16_t* from = k + int64_t(g) * 16 * D;
+        const int64_t ahead = int64_t(g + NEXT) * 16 * D;  // the next block follows this one
+        prefetch_bytes(k + ahead, 32 * D);
+        prefetch_bytes(v + ahead, 32 * D);
         alignas(64) uint16_t spare[16 * MAX_HEAD];
         if (n < 16) {
             std::memcpy(spare, from, size_t(n) * D * 2);

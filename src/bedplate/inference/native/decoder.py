@@ -8,6 +8,7 @@ else is in the call and however its sequence is cut into calls.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
 from bedplate.inference.quantize import quantise_int4, quantise_int8
@@ -116,6 +118,7 @@ class NativeDecoder:
         self.threads = threads or torch.get_num_threads()
         self.largest: int | Literal["all"] = "all"
         self._library, self._model = found, model
+        self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
         spec = model.spec
         shape = Shape(
             spec.layers,
@@ -210,7 +213,7 @@ class NativeDecoder:
         index[0], index[1], index[2] = tokens, rows, positions
         self._check(index, keys, wanted, depth)
         N, W = count, 0 if depth is not None else len(wanted)
-        logits = torch.empty(W, spec.vocab_size) if W else None
+        logits = self._logits(W) if W else None
         best, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W)
         hidden = torch.empty(N, spec.hidden_size) if states or depth is not None else None
         chosen = np.array(wanted, dtype=np.int64)
@@ -243,6 +246,19 @@ class NativeDecoder:
             self._done(self._library.forward(self._handle, call))
         return Forwarded(logits, best, logsumexp, hidden)
 
+    def _logits(self, W: int) -> Tensor:
+        """[W, V], in memory that no tensor uses any more where there is such: new pages cost a tenth of a step."""
+        size = W * self.spec.vocab_size
+        free = [buffer for buffer, user in self._buffers if user() is None]
+        buffer = next((b for b in free if b.size >= size), None)
+        self._buffers = [(b, user) for b, user in self._buffers if user() is not None]
+        if buffer is None:
+            buffer = np.empty(size, dtype=np.float32)
+        view = buffer[:size]
+        # The tensor keeps `view` for as long as it or anything that shares its memory lives.
+        self._buffers.append((buffer, weakref.ref(view)))
+        return torch.frombuffer(view, dtype=torch.float32).view(W, -1)
+
     def _check(self, index: np.ndarray, keys: Sequence[Tensor], wanted: Sequence[int], depth: int | None) -> None:
         """What would otherwise read or write outside the memory it was given."""
         if not index.shape[1]:
@@ -273,6 +289,17 @@ class NativeDecoder:
                     raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
                 table[layer * _PLACES + place] = LowRank(a.data_ptr(), b.data_ptr(), a.shape[0], scaling)
         return NativeAdapter(dict(pairs), table)
+
+    def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
+        """A bank's frozen adapter, sharing its tensors. Raises UsageError for one that is being trained."""
+        named, config = dict(bank.parameters(slot)), bank.config(slot)
+        paths = [name.removesuffix(".lora_A") for name in named if name.endswith(".lora_A")]
+        return self.adapter(
+            {
+                path: (named[f"{path}.lora_A"].detach(), named[f"{path}.lora_B"].detach(), config.scaling(path))
+                for path in paths
+            }
+        )
 
     def close(self) -> None:
         """Frees the packed weights; the decoder cannot be used after it."""

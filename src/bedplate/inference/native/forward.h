@@ -59,17 +59,22 @@ public:
             prepare_norm(layer.attention_norm, thread, pool);
             low_rank(l, Q, 3, narrow_[size_t(me)], thread, pool);
             project(l, thread, narrow_[size_t(me)]);
+            warm(layer.linear[O], thread);
             pool.barrier();
             mix(l, thread, pool);
             low_rank(l, O, 1, mixed_inputs_[size_t(me)], thread, pool);
             add_product(l, O, thread, mixed_inputs_[size_t(me)]);
+            warm(layer.linear[GATE], thread);
+            warm(layer.linear[UP], thread);
             pool.barrier();
             prepare_norm(layer.feedforward_norm, thread, pool);
             low_rank(l, GATE, 2, narrow_[size_t(me)], thread, pool);
             gate(l, thread, narrow_[size_t(me)]);
+            warm(layer.linear[DOWN], thread);
             pool.barrier();
             low_rank(l, DOWN, 1, wide_, thread, pool);
             add_product(l, DOWN, thread, wide_);
+            if (l + 1 < depth) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
             pool.barrier();
         }
         finish(thread, pool);
@@ -129,6 +134,11 @@ private:
         const int per_group = s_.heads / s_.kv_heads;
         part_values_ = memory.array<float>(int64_t(parts_.size()) * per_group * s_.head_dim);
         part_sums_.resize(parts_.size() * size_t(per_group));
+    }
+
+    // Asks for the beginning of a thread's share of the next product, so that it arrives during the barrier.
+    void warm(const Linear& w, int thread) const {
+        prefetch_bytes(w.panel(int(share(w.panels, thread, threads_))), AHEAD);
     }
 
     // --- small steps per token
@@ -259,7 +269,7 @@ private:
                 const int64_t column = place == Q ? 0 : m_.q_size() + (place == V ? m_.kv_size() : 0);
                 for (int64_t t = chunk; t < std::min(N_, chunk + CHUNK); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + CHUNK - t}));
-                    tile_product(layer.linear[place], head * panels, panels, x, t, M, tile, D);
+                    tile_product(layer.linear[place], head * panels, panels, x, t, M, t == chunk, tile, D);
                     add_update(l, place, column, ld, t, M, head * D, D, tile, D);
                     for (int m = 0; m < M; ++m) keep_head(l, place, head, t + m, tile + m * D);
                 }
@@ -291,8 +301,10 @@ private:
             pool.barrier();
             join_parts(mixed_[size_t(thread)]);
         } else {
-            for (int i; (i = taken_[size_t(l)].fetch_add(1, std::memory_order_relaxed)) < int(units_.size());)
+            for (int i; (i = taken_[size_t(l)].fetch_add(1, std::memory_order_relaxed)) < int(units_.size());) {
+                if (i + threads_ < int(units_.size())) prefetch_unit(l, units_[size_t(i + threads_)]);
                 attend_unit(l, units_[size_t(i)], thread);
+            }
             pool.barrier();
         }
         const size_t me = size_t(alone_ ? thread : 0);
@@ -305,6 +317,13 @@ private:
         const int64_t at = row * c_.row_stride + group * c_.group_stride + int64_t(block) * KEYS * s_.head_dim;
         load_block(static_cast<const uint16_t*>(c_.keys[l]) + at, static_cast<const uint16_t*>(c_.values[l]) + at, count,
                    s_.head_dim, *blocks_[size_t(thread)]);
+    }
+
+    // The beginning of what a unit reads: its own loads run ahead of themselves from there.
+    void prefetch_unit(int l, const Unit& unit) {
+        const int64_t at = unit.row * c_.row_stride + unit.group * c_.group_stride;
+        prefetch_bytes(static_cast<const uint16_t*>(c_.keys[l]) + at, 32 * NEXT * s_.head_dim);
+        prefetch_bytes(static_cast<const uint16_t*>(c_.values[l]) + at, 32 * NEXT * s_.head_dim);
     }
 
     void attend_part(int l, size_t i, int thread) {
@@ -390,7 +409,7 @@ private:
             for (int p = from; p < end; p += 4)
                 for (int64_t t = chunk; t < std::min(N_, chunk + CHUNK); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + CHUNK - t})), count = std::min(4, end - p);
-                    tile_product(w, p, count, x, t, M, tile, 64);
+                    tile_product(w, p, count, x, t, M, t == chunk, tile, 64);
                     add_update(l, place, 0, w.out, t, M, p * LANES, count * LANES, tile, 64);
                     for (int m = 0; m < M; ++m)
                         for (int i = 0; i < count * LANES; i += LANES) {
@@ -410,8 +429,8 @@ private:
             for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
                 for (int64_t t = chunk; t < std::min(N_, chunk + CHUNK); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + CHUNK - t}));
-                    tile_product(g, int(2 * i), 2, x, t, M, a, BLOCK);
-                    tile_product(u, int(2 * i), 2, x, t, M, b, BLOCK);
+                    tile_product(g, int(2 * i), 2, x, t, M, t == chunk, a, BLOCK);
+                    tile_product(u, int(2 * i), 2, x, t, M, t == chunk, b, BLOCK);
                     add_update(l, GATE, 0, ld, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
                     add_update(l, UP, s_.feedforward, ld, t, M, int(i) * BLOCK, BLOCK, b, BLOCK);
                     for (int m = 0; m < M; ++m) {
@@ -472,7 +491,7 @@ private:
         for (int p = 0; p < panels; p += 4)
             for (int64_t i = 0; i < W_; i += TILE) {
                 const int M = int(std::min<int64_t>(TILE, W_ - i)), count = std::min(4, panels - p);
-                tile_product(m_.head, first + p, count, last_, i, M, tile, 64);
+                tile_product(m_.head, first + p, count, last_, i, M, i == 0, tile, 64);
                 const int n = std::min(count * LANES, size - p * LANES);
                 for (int m = 0; m < M; ++m)
                     std::memcpy(c_.logits + (i + m) * s_.vocabulary + (first + p) * LANES, tile + m * 64, size_t(n) * 4);

@@ -2,7 +2,7 @@
 //
 // Formats (weights W [out, in], blocks of 32 along `in`):
 //   bf16: word k of a panel holds features' inputs 2k, 2k+1.                          64 bytes per 2 inputs
-//   int8: per block 8 words of four bytes q + 128, then all blocks' float16 scales.   544 bytes per block
+//   int8: per two blocks 16 words of four bytes q + 128, then their float16 scales.    1,088 bytes per two blocks
 //   int4: per block 4 words (low nibbles: inputs 0…15, high: 16…31), 16 scales and 16 minima in float16. 320 bytes
 // Activations are bfloat16, or int8 with one scale per token and block. The order of additions over `in` is fixed and
 // the same for every number of tokens, so a token's result does not depend on what else is in the batch.
@@ -35,7 +35,7 @@ struct Inputs {
 
 inline int64_t panel_size(int format, int in) {
     int64_t blocks = in / BLOCK;
-    int64_t bytes = format == BF16 ? blocks * 1024 : format == INT8 ? blocks * 544 : blocks * 320;
+    int64_t bytes = format == BF16 ? blocks * 1024 : format == INT8 ? (blocks + 1) / 2 * 1088 : blocks * 320;
     return (bytes + 63) / 64 * 64;
 }
 
@@ -53,9 +53,12 @@ inline void pack(Linear& w, const void* quants, const uint16_t* scales, const ui
                 for (int k = 0; k < w.in / 2; ++k) std::memcpy(panel + k * 64 + lane * 4, from + k * 4, 4);
             } else if (w.format == INT8) {
                 const int8_t* from = static_cast<const int8_t*>(quants) + row * w.in;
-                for (int i = 0; i < w.in; ++i) panel[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(from[i] + 128);
-                for (int b = 0; b < blocks; ++b)
-                    std::memcpy(panel + blocks * 512 + b * 32 + lane * 2, scales + row * blocks + b, 2);
+                for (int b = 0; b < blocks; ++b) {
+                    uint8_t* to = panel + b / 2 * 1088 + b % 2 * 512;
+                    for (int i = 0; i < BLOCK; ++i)
+                        to[i / 4 * 64 + lane * 4 + i % 4] = static_cast<uint8_t>(from[b * BLOCK + i] + 128);
+                    std::memcpy(panel + b / 2 * 1088 + 1024 + b % 2 * 32 + lane * 2, scales + row * blocks + b, 2);
+                }
             } else {
                 for (int b = 0; b < blocks; ++b) {
                     const uint8_t* from = static_cast<const uint8_t*>(quants) + (row * blocks + b) * 16;
@@ -81,75 +84,100 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
     to.scale[at] = scale, to.scaled_sum[at] = scale * static_cast<float>(total), to.offset[at] = -128 * total;
 }
 
-constexpr int AHEAD = 2048;  // bytes between what is read and what is prefetched
+#ifndef AHEADB
+#define AHEADB 4096
+#endif
+constexpr int AHEAD = AHEADB;  // bytes between what is read and what is prefetched
 
-template <int M> void int4_panel(const uint8_t* w, const Inputs& x, int64_t token, float* out, int64_t ld) {
+// `cold`: the weights come from memory, so they are asked for before they are needed.
+template <int M, int P>
+void int4_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const int blocks = x.blocks();
     const int8_t* q = x.q + token * x.K;
     const float *scale = x.scale + token * blocks, *total = x.scaled_sum + token * blocks;
-    F acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = zero();
+    F acc[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int b = 0; b < blocks; ++b, w += 320) {
-        I lo[4], hi[4];
-        for (int i = 0; i < 4; ++i) {
-            I both = iload(w + 64 * i);
-            lo[i] = low_nibbles(both), hi[i] = high_nibbles(both);
+        I lo[P][4], hi[P][4];
+        F d[P], least[P];
+        for (int p = 0; p < P; ++p) {
+            const uint8_t* at = w + p * panel_bytes;
+            for (int i = 0; i < 4; ++i) {
+                I both = iload(at + 64 * i);
+                lo[p][i] = low_nibbles(both), hi[p][i] = high_nibbles(both);
+            }
+            if (cold)
+                for (int i = 0; i < 5; ++i) prefetch(at + AHEAD + 64 * i);
+            d[p] = load_half(at + 256), least[p] = load_half(at + 288);
         }
-        if (M == 1) for (int i = 0; i < 5; ++i) prefetch(w + AHEAD + 64 * i);
-        F d = load_half(w + 256), least = load_half(w + 288);
         for (int m = 0; m < M; ++m) {
             const int8_t* a = q + m * x.K + b * BLOCK;
-            I s = izero(), t = izero();
+            I s[P], t[P];
+            for (int p = 0; p < P; ++p) s[p] = t[p] = izero();
             for (int i = 0; i < 4; ++i) {
-                s = dot_bytes(s, lo[i], bcast(a + 4 * i));
-                t = dot_bytes(t, hi[i], bcast(a + 16 + 4 * i));
+                I first = bcast(a + 4 * i), second = bcast(a + 16 + 4 * i);
+                for (int p = 0; p < P; ++p)
+                    s[p] = dot_bytes(s[p], lo[p][i], first), t[p] = dot_bytes(t[p], hi[p][i], second);
             }
-            acc[m] = fma(to_float(iadd(s, t)), mul(d, set1(scale[m * blocks + b])), acc[m]);
-            acc[m] = fma(least, set1(total[m * blocks + b]), acc[m]);
+            F by = set1(scale[m * blocks + b]), sums = set1(total[m * blocks + b]);
+            for (int p = 0; p < P; ++p) {
+                acc[m][p] = fma(to_float(iadd(s[p], t[p])), mul(d[p], by), acc[m][p]);
+                acc[m][p] = fma(least[p], sums, acc[m][p]);
+            }
         }
     }
-    for (int m = 0; m < M; ++m) store(out + m * ld, acc[m]);
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 
-template <int M> void int8_panel(const uint8_t* w, const Inputs& x, int64_t token, float* out, int64_t ld) {
+template <int M, int P>
+void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const int blocks = x.blocks();
-    const uint8_t* scales = w + blocks * 512;
     const int8_t* q = x.q + token * x.K;
     const float* scale = x.scale + token * blocks;
     const int32_t* offset = x.offset + token * blocks;
-    F acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = zero();
-    for (int b = 0; b < blocks; ++b, w += 512) {
-        I u[8];
-        for (int i = 0; i < 8; ++i) u[i] = iload(w + 64 * i);
-        if (M == 1) for (int i = 0; i < 8; ++i) prefetch(w + 2 * AHEAD + 64 * i);
-        F d = load_half(scales + 32 * b);
+    F acc[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[m][p] = zero();
+    for (int b = 0; b < blocks; w += b % 2 ? 576 : 512, ++b) {
+        I u[P][8];
+        F d[P];
+        for (int p = 0; p < P; ++p) {
+            for (int i = 0; i < 8; ++i) u[p][i] = iload(w + p * panel_bytes + 64 * i);
+            if (cold)
+                for (int i = 0; i < 9; ++i) prefetch(w + p * panel_bytes + AHEAD + 64 * i);
+            d[p] = load_half(w + p * panel_bytes + (b % 2 ? 544 : 1024));
+        }
         for (int m = 0; m < M; ++m) {
             const int8_t* a = q + m * x.K + b * BLOCK;
-            I s = iset1(offset[m * blocks + b]), t = izero();
+            I s[P], t[P];
+            for (int p = 0; p < P; ++p) s[p] = iset1(offset[m * blocks + b]), t[p] = izero();
             for (int i = 0; i < 4; ++i) {
-                s = dot_bytes(s, u[i], bcast(a + 4 * i));
-                t = dot_bytes(t, u[i + 4], bcast(a + 16 + 4 * i));
+                I first = bcast(a + 4 * i), second = bcast(a + 16 + 4 * i);
+                for (int p = 0; p < P; ++p)
+                    s[p] = dot_bytes(s[p], u[p][i], first), t[p] = dot_bytes(t[p], u[p][i + 4], second);
             }
-            acc[m] = fma(to_float(iadd(s, t)), mul(d, set1(scale[m * blocks + b])), acc[m]);
+            F by = set1(scale[m * blocks + b]);
+            for (int p = 0; p < P; ++p) acc[m][p] = fma(to_float(iadd(s[p], t[p])), mul(d[p], by), acc[m][p]);
         }
     }
-    for (int m = 0; m < M; ++m) store(out + m * ld, acc[m]);
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>
-void bf16_panels(const Linear& w, int panel, const Inputs& x, int64_t token, float* out, int64_t ld) {
-    const uint8_t* base = w.panel(panel);
+void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const uint16_t* h = x.half + token * x.K;
     F acc[M][P];
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
-    for (int k = 0; k < x.K / 2; ++k, base += 64) {
+    for (int k = 0; k < x.K / 2; ++k, w += 64) {
         I u[P];
         for (int p = 0; p < P; ++p) {
-            u[p] = iload(base + p * w.panel_bytes);
-            if (M == 1) prefetch(base + p * w.panel_bytes + AHEAD);
+            u[p] = iload(w + p * panel_bytes);
+            if (cold) prefetch(w + p * panel_bytes + AHEAD);
         }
         for (int m = 0; m < M; ++m) {
             I a = bcast(h + m * x.K + 2 * k);
@@ -160,31 +188,36 @@ void bf16_panels(const Linear& w, int panel, const Inputs& x, int64_t token, flo
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 
+template <int M, int P>
+INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+    const uint8_t* at = w.panel(panel);
+    if (w.format == INT4) int4_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
+    else if (w.format == INT8) int8_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
+    else bf16_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
+}
+
+// bfloat16 takes several panels at once, so that enough sums are under way to hide each addition's latency.
 template <int M>
-void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, float* out, int64_t ld) {
-    constexpr int P = M > 4 ? 2 : 4;
+void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     int p = 0;
-    if (w.format == BF16)
-        for (; p + P <= count; p += P) bf16_panels<M, P>(w, panel + p, x, token, out + p * LANES, ld);
-    for (; p < count; ++p, out += 0) {
-        float* to = out + p * LANES;
-        if (w.format == INT4) int4_panel<M>(w.panel(panel + p), x, token, to, ld);
-        else if (w.format == INT8) int8_panel<M>(w.panel(panel + p), x, token, to, ld);
-        else bf16_panels<M, 1>(w, panel + p, x, token, to, ld);
+    if (w.format == BF16) {
+        constexpr int P = M > 4 ? 2 : 4;
+        for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, cold, out + p * LANES, ld);
     }
+    for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, cold, out + p * LANES, ld);
 }
 
 // Features [16 panel, 16 (panel + count)) of tokens [token, token + M) (M ≤ TILE) into out [M, ld], bias added.
-inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, float* out,
-                         int64_t ld) {
+inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, bool cold,
+                         float* out, int64_t ld) {
     int done = 0;
     while (done < M) {
         int left = M - done, now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         float* to = out + done * ld;
-        if (now == 8) product<8>(w, panel, count, x, token + done, to, ld);
-        else if (now == 4) product<4>(w, panel, count, x, token + done, to, ld);
-        else if (now == 2) product<2>(w, panel, count, x, token + done, to, ld);
-        else product<1>(w, panel, count, x, token + done, to, ld);
+        if (now == 8) product<8>(w, panel, count, x, token + done, cold && !done, to, ld);
+        else if (now == 4) product<4>(w, panel, count, x, token + done, cold && !done, to, ld);
+        else if (now == 2) product<2>(w, panel, count, x, token + done, cold && !done, to, ld);
+        else product<1>(w, panel, count, x, token + done, cold && !done, to, ld);
         done += now;
     }
     if (w.bias)

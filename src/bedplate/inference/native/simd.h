@@ -98,7 +98,6 @@ INLINE I interleave(const uint16_t* a, const uint16_t* b) {
     return _mm512_or_si512(x, _mm512_slli_epi32(y, 16));
 }
 INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 #else
 
@@ -196,7 +195,6 @@ INLINE I interleave(const uint16_t* a, const uint16_t* b) {
     return (I)x;
 }
 INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
-INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 #endif
 
@@ -215,3 +213,6 @@ INLINE F exp(F x) {
     return power_of_two(p, n);
 }
 INLINE float exp1(float x) { alignas(64) float out[16]; store(out, exp(set1(x))); return out[0]; }
+INLINE void prefetch_bytes(const void* from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(static_cast<const char*>(from) + i);
+}

@@ -29,8 +29,8 @@ BLOCK = 32
 class RawBlocks:
     """A matrix [out, in] in blocks of 32 values along `in`, not dequantised. All tensors are contiguous.
 
-    8 bits: quants int8 [out, in], value = scale · q. 4 bits: quants uint8 [out, in/32, 16] (low nibbles: a block's first
-    16 values, high: the others), value = scale · q + minimum. scales and minima: float16 [out, in/32].
+    8 bits: quants int8 [out, in], value = scale · q. 4 bits: quants uint8 [out, in/32, 16] (low nibbles: a block's
+    first 16 values, high: the others), value = scale · q + minimum. scales and minima: float16 [out, in/32].
     """
 
     bits: Literal[4, 8]
@@ -170,7 +170,7 @@ def permute_rope(tensor: Tensor, heads: int, transform: Transform, inverse: bool
 
 
 def read_blocks(path: Path, weights: WeightMap, heads: int, kv_heads: int) -> dict[str, RawBlocks]:
-    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks that can be taken as they are.
+    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks.
 
     Rows of q and k projections come in our order. Raises CheckpointError for a file that cannot be read.
     """

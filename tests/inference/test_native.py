@@ -1,0 +1,387 @@
+"""The native decoder against the torch model in float32, and against itself however its work is batched."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.core.errors import UsageError
+from bedplate.inference.native import compiler
+from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
+from bedplate.inference.native.library import Library, load
+from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
+from bedplate.models.build import build
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.linear import Linear
+from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
+
+FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "int8", "int4")
+PLAIN = ("BEDPLATE_PLAIN",)
+
+pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
+
+
+def spec_of(**changes: Any) -> TransformerSpec:
+    spec = TransformerSpec(
+        kind="decoder",
+        vocab_size=331,
+        hidden_size=96,
+        layers=2,
+        heads=6,
+        kv_heads=2,
+        head_dim=32,
+        feedforward_size=160,
+        context_length=512,
+        rope=Rope(10_000.0),
+    )
+    return spec.with_(**changes)
+
+
+SPECS = {
+    "grouped": spec_of(),
+    "bias": spec_of(attention_bias=True, feedforward_bias=True, heads=2, kv_heads=1),
+    "untied": spec_of(tied_head=False, head_dim=64, heads=3, kv_heads=3, vocab_size=1100),
+    "narrow heads": spec_of(head_dim=16, heads=10, kv_heads=2, rope=Rope(10_000.0, LinearScaling(4.0))),
+    "llama3": spec_of(head_dim=48, heads=2, kv_heads=2, rope=Rope(5e5, Llama3Scaling(8.0, 1.0, 4.0, 64))),
+    "wide heads": spec_of(head_dim=128, heads=5, kv_heads=1, rope=None),
+}
+
+
+def make(spec: TransformerSpec, seed: int = 0) -> Decoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build(spec)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or name.endswith("bias"):
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+    assert isinstance(model, Decoder)
+    return model.to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
+    """The same model in float32, its weights rounded to what the format stores."""
+    other = build(model.spec)
+    assert isinstance(other, Decoder)
+    other.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    if weights != "bfloat16":
+        quantise = quantise_int8 if weights == "int8" else quantise_int4
+        for linear in block_linears(other).values():
+            linear.weight.data = dequantise(quantise(linear.weight.data))
+        if other.lm_head is not None:
+            other.lm_head.weight.data = dequantise(quantise_int8(other.lm_head.weight.data))
+        else:  # the head is quantised, the embedding beside it is not
+            head = Linear(model.spec.hidden_size, model.spec.vocab_size, dtype=torch.float32)
+            head.weight.data = dequantise(quantise_int8(other.embedding.weight.data))
+            other.lm_head = head
+    return other.eval().requires_grad_(False)
+
+
+class Cache:
+    def __init__(self, spec: TransformerSpec, rows: int = 4, capacity: int = 384) -> None:
+        shape = (rows, spec.kv_heads, capacity, spec.head_dim)
+        # What earlier owners of a row left behind must not matter.
+        self.keys = [torch.full(shape, 7.0, dtype=torch.bfloat16) for _ in range(spec.layers)]
+        self.values = [torch.full(shape, torch.nan, dtype=torch.bfloat16) for _ in range(spec.layers)]
+
+    def run(self, native: NativeDecoder, batch: Sequence[tuple[int, int, Sequence[int]]], **more: Any) -> Forwarded:
+        """batch: (row, first position, tokens) …; every token's logits are wanted."""
+        tokens = [t for _, _, part in batch for t in part]
+        rows = [row for row, _, part in batch for _ in part]
+        positions = [first + i for _, first, part in batch for i in range(len(part))]
+        return native.forward(tokens, rows, positions, self.keys, self.values, range(len(tokens)), **more)
+
+
+def some_tokens(count: int, spec: TransformerSpec, seed: int = 1) -> list[int]:
+    return torch.randint(0, spec.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def logits(out: Forwarded) -> Tensor:
+    assert out.logits_WV is not None
+    return out.logits_WV
+
+
+def wanted_logits(model: Decoder, tokens: Sequence[int]) -> Tensor:
+    return model.head(model(Inputs(torch.tensor([list(tokens)]))).hidden[0])
+
+
+def relative(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+# Only activations are rounded differently from the reference: to 8 bits of mantissa, or to int8 by blocks.
+TOLERANCE = {"bfloat16": 0.012, "int8": 0.03, "int4": 0.03}
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("name", SPECS)
+def test_equals_the_torch_model(name: str, weights: WeightFormat) -> None:
+    spec = SPECS[name]
+    model = make(spec)
+    native = NativeDecoder(model, weights, threads=2)
+    tokens = some_tokens(150, spec)
+    reference = wanted_logits(in_float32(model, weights), tokens)
+    out = Cache(spec).run(native, [(1, 0, tokens)])
+    assert relative(logits(out), reference) < TOLERANCE[weights]
+    assert torch.equal(out.argmax_W, logits(out).argmax(-1))
+    torch.testing.assert_close(out.logsumexp_W, logits(out).logsumexp(-1), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_token_does_not_depend_on_its_batch(name: str, weights: WeightFormat) -> None:
+    spec = SPECS[name]
+    model = make(spec)
+    tokens, others = some_tokens(290, spec), some_tokens(40, spec, 2)
+    whole = logits(Cache(spec).run(NativeDecoder(model, weights, threads=2), [(0, 0, tokens)]))
+    native = NativeDecoder(model, weights, threads=3)
+    cache = Cache(spec)
+    parts: list[Tensor] = []
+    done = 0
+    for size in (1, 2, 130, 3, 16, 1, 1, 64, 5, 31, 36):  # each chunk beside other rows
+        batch = [(3, done // 9, others[:size]), (1, done, tokens[done : done + size]), (0, done, others[:1])]
+        out = logits(cache.run(native, batch if size > 1 else batch[1:2]))
+        parts.append(out[size if size <= 40 else 40 :][:size] if size > 1 else out)
+        done += size
+    assert done == len(tokens)
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_prefix_that_another_call_computed(model_and_native: tuple[Decoder, NativeDecoder]) -> None:
+    model, native = model_and_native
+    tokens = some_tokens(200, model.spec)
+    cache = Cache(model.spec)
+    whole = logits(cache.run(native, [(0, 0, tokens)]))
+    for tensor in (*cache.keys, *cache.values):
+        tensor[2, :, :150] = tensor[0, :, :150]
+    assert torch.equal(logits(cache.run(native, [(2, 150, tokens[150:])])), whole[150:])
+
+
+@pytest.fixture(scope="module")
+def model_and_native() -> Iterator[tuple[Decoder, NativeDecoder]]:
+    model = make(SPECS["grouped"])
+    yield model, NativeDecoder(model, "bfloat16", threads=2)
+
+
+def test_states_and_depth(model_and_native: tuple[Decoder, NativeDecoder]) -> None:
+    model, native = model_and_native
+    tokens, reference = some_tokens(20, model.spec), in_float32(model, "bfloat16")
+    inputs, cache = Inputs(torch.tensor([tokens])), Cache(model.spec)
+    out = native.forward(tokens, [0] * 20, range(20), cache.keys, cache.values, [19], states=True)
+    assert out.hidden_ND is not None
+    assert relative(out.hidden_ND, reference(inputs).hidden[0]) < 0.012
+    assert logits(out).shape == (1, model.spec.vocab_size)
+    for depth in (0, 1, 2):
+        shallow = cache.run(native, [(1, 0, tokens)], depth=depth)
+        assert shallow.logits_WV is None
+        assert shallow.hidden_ND is not None
+        assert relative(shallow.hidden_ND, reference(inputs, depth=depth).hidden[0]) < 0.012
+
+
+def test_logits_outlive_the_next_call(model_and_native: tuple[Decoder, NativeDecoder]) -> None:
+    model, native = model_and_native
+    cache = Cache(model.spec)
+    first = logits(cache.run(native, [(0, 0, [1, 2, 3])]))
+    kept = first.clone()
+    row = first[1]
+    address = first.data_ptr()
+    assert logits(cache.run(native, [(1, 0, [4, 5, 6])])).data_ptr() != address
+    assert torch.equal(first, kept)
+    del first
+    assert logits(cache.run(native, [(1, 0, [7, 8, 9])])).data_ptr() != address
+    assert torch.equal(row, kept[1])
+    del row
+    assert logits(cache.run(native, [(1, 0, [7, 8, 9])])).data_ptr() == address
+
+
+# Adapters
+
+
+def random_adapter(model: Decoder, bank: Bank, seed: int, **config: Any) -> int:
+    settings = LoraConfig(**config)
+    generator = torch.Generator().manual_seed(seed)
+    slot = bank.add(settings, seed=seed, trainable=True)
+    tensors = bank.state(slot)
+    bank.remove(slot)
+    return bank.add(settings, {n: torch.randn(t.shape, generator=generator) * 0.1 for n, t in tensors.items()})
+
+
+@pytest.fixture(scope="module")
+def adapted() -> Iterator[tuple[Decoder, Bank, list[int]]]:
+    model = make(SPECS["grouped"])
+    bank = Bank(model, slots=3)
+    slots = [
+        random_adapter(model, bank, 1, r=16),
+        random_adapter(model, bank, 2, r=5, alpha=3.0, rslora=True, targets=("q", "down", "gate")),
+        random_adapter(model, bank, 3, r=8, targets=("layers.1.attention.v", "layers.0.attention.o")),
+    ]
+    yield model, bank, slots
+
+
+def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
+    other = in_float32(model, "bfloat16")
+    linears, named, config = block_linears(other), dict(bank.parameters(slot)), bank.config(slot)
+    for path, linear in linears.items():
+        if f"{path}.lora_A" in named:
+            a, b = named[f"{path}.lora_A"].float(), named[f"{path}.lora_B"].float()
+            linear.weight.data += config.scaling(path) * b @ a
+    return other
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_adapters_by_row(adapted: tuple[Decoder, Bank, list[int]], weights: WeightFormat) -> None:
+    model, bank, slots = adapted
+    native = NativeDecoder(model, weights, threads=2)
+    tokens = [some_tokens(n, model.spec, n) for n in (70, 9, 3, 20)]
+    chosen = [native.adapter_of(bank, slot) for slot in slots] + [None]
+    by_token = [chosen[i] for i in range(4) for _ in tokens[i]]
+    cache = Cache(model.spec)
+    out = logits(cache.run(native, [(i, 0, tokens[i]) for i in range(4)], adapters=by_token))
+    begin = 0
+    plain = logits(Cache(model.spec).run(native, [(0, 0, tokens[3])]))
+    for i, part in enumerate(tokens):
+        mine = out[begin : begin + len(part)]
+        begin += len(part)
+        alone = Cache(model.spec).run(native, [(2, 0, part)], adapters=[chosen[i]] * len(part))
+        assert torch.equal(mine, logits(alone))
+        if i < 3 and weights == "bfloat16":
+            assert relative(mine, wanted_logits(merged(model, bank, slots[i]), part)) < 0.012
+    assert torch.equal(out[-20:], plain)  # a row without an adapter is the base, bit for bit
+    # One row at a time, token by token: the path of a decode.
+    cache = Cache(model.spec)
+    steps = [cache.run(native, [(0, i, [t])], adapters=[chosen[0]]) for i, t in enumerate(tokens[0])]
+    assert torch.equal(torch.cat([logits(step) for step in steps]), out[:70])
+
+
+def test_an_adapter_shares_the_banks_memory(adapted: tuple[Decoder, Bank, list[int]]) -> None:
+    model, bank, slots = adapted
+    native = NativeDecoder(model, "bfloat16", threads=1)
+    adapter: NativeAdapter = native.adapter_of(bank, slots[0])
+    for name, parameter in bank.parameters(slots[0]):
+        path, _, side = name.rpartition(".")
+        assert adapter.pairs[path][side == "lora_B"].data_ptr() == parameter.data_ptr()
+    training = bank.add(LoraConfig(), trainable=True) if len(bank.slots) < 3 else None
+    assert training is None
+    with pytest.raises(UsageError, match="bfloat16 adapters"):
+        native.adapter({"layers.0.attention.q": (torch.zeros(2, 96), torch.zeros(192, 2), 1.0)})
+    with pytest.raises(UsageError, match="contiguous"):
+        b = torch.zeros(192, 2, dtype=torch.bfloat16)
+        native.adapter({"layers.0.attention.q": (torch.zeros(2, 96, dtype=torch.bfloat16), b, 1.0)})
+
+
+# Refusals
+
+
+def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> None:
+    model, native = model_and_native
+    cache = Cache(model.spec)
+    with pytest.raises(UsageError, match="token number"):
+        cache.run(native, [(0, 0, [331])])
+    with pytest.raises(UsageError, match="row number"):
+        cache.run(native, [(4, 0, [1])])
+    with pytest.raises(UsageError, match="position number"):
+        cache.run(native, [(0, 384, [1])])
+    with pytest.raises(UsageError, match="wanted"):
+        native.forward([1], [0], [0], cache.keys, cache.values, [1])
+    with pytest.raises(UsageError, match="depth"):
+        cache.run(native, [(0, 0, [1])], depth=3)
+    cpu = torch.device("cpu")
+    assert unsupported(model, torch.bfloat16, cpu) is None
+    assert "bfloat16 bases" in (unsupported(model, torch.float32, cpu) or "")
+    assert "CPUs" in (unsupported(model, torch.bfloat16, torch.device("cuda")) or "")
+    for changes, words in (
+        ({"hidden_size": 48}, "hidden_size is 48"),
+        ({"head_dim": 8}, "heads · head_dim is 48"),
+        ({"activation": "gelu"}, "SwiGLU"),
+        ({"norm": "layer"}, "RMS"),
+    ):
+        other = build(spec_of(**changes), torch.bfloat16)
+        assert words in (unsupported(other, torch.bfloat16, cpu) or "")
+        with pytest.raises(UsageError, match="cannot run natively"):
+            NativeDecoder(other, "int8")  # type: ignore[arg-type]
+
+
+# Building
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_plain_cpp_agrees(weights: WeightFormat) -> None:
+    library = load(PLAIN)
+    assert isinstance(library, Library)
+    assert library.instructions() == b"plain"
+    for name in ("grouped", "narrow heads"):
+        spec = SPECS[name]
+        model = make(spec)
+        native = NativeDecoder(model, weights, threads=2, library=library)
+        tokens = some_tokens(140, spec)
+        cache = Cache(spec)
+        whole = logits(cache.run(native, [(0, 0, tokens)]))
+        assert relative(whole, wanted_logits(in_float32(model, weights), tokens)) < TOLERANCE[weights]
+        steps = [cache.run(native, [(1, i, [t])]) for i, t in enumerate(tokens[:30])]
+        assert torch.equal(torch.cat([logits(step) for step in steps]), whole[:30])
+
+
+def _build(home: str, queue: Any) -> None:
+    import os
+
+    os.environ["BEDPLATE_HOME"] = home
+    built = compiler.build()
+    queue.put(built if isinstance(built, str) else (str(built.path), built.path.stat().st_mtime_ns))
+
+
+def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_build, args=(str(tmp_path), queue)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    first, second = (queue.get(timeout=240) for _ in processes)
+    for process in processes:
+        process.join()
+    assert first == second
+    assert [path.suffix for path in (tmp_path / "native").iterdir() if path.suffix != ".lock"] == [".so"]
+
+
+def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert compiler.build() == "$CXX names 'no-such-compiler', which is not there"
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no C++ compiler" in str(compiler.build())
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no space" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("PATH", "/bin:/usr/bin")
+    assert str(compiler.build()).endswith("failed on the kernel: error: no space")
+    assert not list((tmp_path / "native").glob("*.so"))
+
+
+def _decode_in_child(queue: Any, native: NativeDecoder, spec: TransformerSpec) -> None:
+    queue.put(Cache(spec).run(native, [(0, 0, [1, 2, 3, 4, 5])]).argmax_W.tolist())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_runs_in_a_forked_process(model_and_native: tuple[Decoder, NativeDecoder]) -> None:
+    model, native = model_and_native
+    expected = Cache(model.spec).run(native, [(0, 0, [1, 2, 3, 4, 5])]).argmax_W.tolist()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_decode_in_child, args=(queue, native, model.spec))
+    process.start()
+    try:
+        assert queue.get(timeout=30) == expected
+    finally:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
