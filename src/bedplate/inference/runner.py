@@ -287,6 +287,8 @@ class Runner:
                 assert logits_WV is not None
                 count = request.sampling.prompt_logprobs or 0
                 answers.prompt_logprobs(job, count, begin, logits_WV[at : at + end - begin])
+            if whole and end - begin > 1:
+                self._keep(job, end)
             return whole and self._begin(job, request)
         if isinstance(request, Score):
             wanted = answers.wanted_positions(job, begin, end)
@@ -307,7 +309,6 @@ class Runner:
 
     def _begin(self, job: Job, request: Generate) -> bool:
         """The tokens so far are computed: whether another is to be chosen."""
-        self._keep(job, len(job.tokens))
         if job.state is None:
             self._generating.begin(job, request)
             if self._speculates and request.grammar is None:
