@@ -19,9 +19,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from bedplate.core.errors import BedplateError
 from bedplate.serving.calls import json_response
-from bedplate.serving.errors import error_response
+from bedplate.serving.errors import StoppingError, error_response
 from bedplate.serving.house import House
 
 log = logging.getLogger("bedplate.serving")
@@ -32,10 +31,9 @@ HEAD_SECONDS = 20.0
 _HEAD_BYTES = 256 * 1024
 
 
-class LoadingError(BedplateError):
-    """The server is loading its models."""
+class LoadingError(StoppingError):
+    """The server is loading its models; like one that stops, it takes no call now."""
 
-    status = 503
     code = "loading"
 
 

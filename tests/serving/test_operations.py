@@ -1,0 +1,475 @@
+"""Loading, health, draining, logs, traces, and the container file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import yaml
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from bedplate.cli.main import VERBS
+from bedplate.core.errors import UnknownItemError
+from bedplate.inference.sampler import sample
+from bedplate.serving import lifecycle
+from bedplate.serving.app import create_app, serve
+from bedplate.serving.config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
+from bedplate.serving.house import House
+from bedplate.serving.lifecycle import HEAD_SECONDS
+from bedplate.serving.lifecycle import Server as Lifecycle
+from bedplate.serving.loading import loaded_house
+from bedplate.serving.logs import JsonLines
+from bedplate.serving.telemetry import Telemetry
+
+from .conftest import Files, Server, running
+from .test_lifecycle import ENDLESS, everything, send, slow_steps, wait_until
+
+__all__ = ["slow_steps"]
+
+ROOT = Path(__file__).parents[2]
+
+
+def config(files: Files, **settings: Any) -> ServerConfig:
+    return ServerConfig(bases=(BaseConfig(source=str(files.base)),), port=0, **settings)
+
+
+def status(url: str, path: str) -> tuple[int, str]:
+    with httpx.Client(trust_env=False, timeout=5) as client:
+        response = client.get(url + path)
+    return response.status_code, response.json()["status"]
+
+
+# Health
+
+
+def test_a_hung_step_turns_health_to_503_and_a_recovered_one_back(files, tmp_path, monkeypatch):
+    hang, leave = threading.Event(), threading.Event()
+
+    def hangs(logits, rows):
+        hang.set()
+        leave.wait(30)
+        return sample(logits, rows)
+
+    with loaded_house(config(files, stall_seconds=0.3, state=tmp_path)) as house, running(house) as url:
+        assert status(url, "/health") == status(url, "/ready") == (200, "ok")
+        with monkeypatch.context() as patch:
+            patch.setattr("bedplate.inference.runner.sample", hangs)
+            with send(Server(url, house, {}), ENDLESS):
+                assert hang.wait(10)
+                assert status(url, "/health") == (200, "ok")  # a step may take a while
+                wait_until(lambda: status(url, "/health") == (503, "stalled"), 2.0)
+                assert status(url, "/ready") == (503, "stalled")
+                leave.set()
+                wait_until(lambda: status(url, "/health") == (200, "ok"), 5.0)
+        assert Server(url, house, {}).idle(5.0)
+        assert Server(url, house, {}).chat().status_code == 200
+
+
+def test_ready_says_stopping_while_health_stays(files, tmp_path):
+    with loaded_house(config(files, state=tmp_path)) as house, running(house) as url:
+        house.stopping = True
+        assert status(url, "/health") == (200, "stopping")
+        assert status(url, "/ready") == (503, "stopping")
+
+
+# Loading and stopping
+
+
+@contextlib.contextmanager
+def command(files: Files, *arguments: str, environment: dict[str, str] | None = None):
+    """`bedplate serve` in a process of its own, on a port that is known before it has loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-m", "bedplate.cli.main", "serve", str(files.base), "--port", str(port), *arguments]
+    process = subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}
+    )
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def answers(url: str, path: str) -> tuple[int, str] | None:
+    try:
+        return status(url, path)
+    except httpx.TransportError:
+        return None
+
+
+SLOW_LOADING = """
+import sys, time
+import bedplate.serving.loading as loading
+load = loading._load
+def slowly(*arguments, **settings):
+    time.sleep(float(sys.argv[1]))
+    return load(*arguments, **settings)
+loading._load = slowly
+from bedplate.cli.main import main
+main(sys.argv[2:])
+"""
+
+
+@contextlib.contextmanager
+def slowly_loading(files: Files, seconds: float):
+    """The same, with a base that takes a while to load."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    line = [sys.executable, "-c", SLOW_LOADING, str(seconds), "serve", str(files.base), "--port", str(port)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_while_it_loads_a_server_lives_and_is_not_ready(files):
+    with slowly_loading(files, 3.0) as (process, url):
+        wait_until(lambda: answers(url, "/health") is not None, 30.0)
+        assert answers(url, "/health") == (200, "loading")
+        assert answers(url, "/ready") == (503, "loading")
+        response = Server(url, None, {}).chat()  # type: ignore[arg-type]
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "loading"
+        assert int(response.headers["retry-after"]) >= 1
+        wait_until(lambda: answers(url, "/ready") == (200, "ok"), 30.0)
+        assert Server(url, None, {}).chat().status_code == 200  # type: ignore[arg-type]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_sigterm_while_loading_ends_it_at_once(files):
+    with slowly_loading(files, 60.0) as (process, url):
+        wait_until(lambda: answers(url, "/health") is not None, 30.0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 0
+        out, errors = process.communicate()
+        assert b"serving" not in out
+        assert b"Traceback" not in errors, errors.decode()
+
+
+def test_what_cannot_be_loaded_is_said():
+    with pytest.raises(UnknownItemError, match="no such base"):
+        serve("no such base", port=0)
+
+
+class Running:
+    """A server of this process in a thread, stopped as a signal would."""
+
+    def __init__(self, settings: ServerConfig) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.houses: list[House] = []
+
+        def make(house: House):
+            return create_app(house), contextlib.nullcontext()
+
+        self.server = Lifecycle(lambda: loaded_house(settings), make, self.houses.append, settings.grace_seconds)
+        self.result: list[bool] = []
+        self.thread = threading.Thread(
+            target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))
+        )
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        wait_until(lambda: bool(self.houses), 20.0)
+        return self
+
+    def stop(self) -> None:
+        self.server.handle_exit(signal.SIGTERM, None)
+
+    def __exit__(self, *error: object) -> None:
+        self.server.force_exit = self.server.should_exit = True
+        self.thread.join()
+        self.listener.close()
+
+
+@pytest.fixture
+def no_signals(monkeypatch):
+    """The thread of a test takes no signals, and raises none again."""
+    monkeypatch.setattr("signal.raise_signal", lambda _: None)
+
+
+def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_path, slow_steps, no_signals):
+    with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
+        server = Server(run.url, run.houses[0], {})
+        with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
+            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+            run.stop()
+            assert status(run.url, "/ready") == (503, "stopping")
+            assert status(run.url, "/health") == (200, "stopping")
+            response = server.chat()
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+            assert b"[DONE]" in everything(connection)
+        run.thread.join(5)
+        assert run.result == [True]
+
+
+def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signals):
+    with Running(config(files, grace_seconds=0.5, state=tmp_path)) as run:
+        with send(Server(run.url, run.houses[0], {}), {**ENDLESS, "stream": True}) as connection:
+            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+            began = time.monotonic()
+            run.stop()
+            received = everything(connection)
+            assert 0.4 < time.monotonic() - began < 4
+        assert b"shutting_down" in received
+        run.thread.join(5)
+        assert run.result == [True]
+
+
+def test_a_second_signal_ends_it_at_once(files, tmp_path, slow_steps, no_signals):
+    with Running(config(files, grace_seconds=60, state=tmp_path)) as run:
+        with send(Server(run.url, run.houses[0], {}), {**ENDLESS, "stream": True}) as connection:
+            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+            began = time.monotonic()
+            run.stop()
+            time.sleep(0.2)
+            run.stop()
+            received = everything(connection)
+            run.thread.join(5)
+            assert time.monotonic() - began < 4
+        assert b"shutting_down" in received
+        assert run.result == [True]
+
+
+def test_a_server_with_nothing_to_do_ends_at_once(files):
+    with command(files, "--grace", "60") as (process, url):
+        wait_until(lambda: answers(url, "/ready") == (200, "ok"), 30.0)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - began < 5
+
+
+def test_heads_that_never_end_are_cut_off(files, tmp_path, monkeypatch, no_signals):
+    assert HEAD_SECONDS <= 60
+    monkeypatch.setattr(lifecycle, "HEAD_SECONDS", 0.5)
+    with Running(config(files, state=tmp_path)) as run:
+        parts = urlsplit(run.url)
+        for first in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"):
+            with socket.create_connection((parts.hostname, parts.port)) as connection:
+                connection.sendall(first)
+                began = time.monotonic()
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(40):
+                        connection.sendall(b"x" if first else b"")
+                        connection.settimeout(0.1)
+                        with contextlib.suppress(TimeoutError):
+                            if connection.recv(1) == b"":
+                                break
+                assert 0.3 < time.monotonic() - began < 3
+        # A call that takes longer than a head may is not cut off, nor the next one on its connection.
+        with httpx.Client(trust_env=False, timeout=20) as client:
+            for _ in range(2):
+                body = {**ENDLESS, "max_tokens": 100}
+                assert client.post(f"{run.url}/v1/chat/completions", json=body).status_code == 200
+                time.sleep(0.1)
+
+
+# Logs
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_logs_as_json_lines(files, tmp_path, prompts, caplog):
+    caplog.set_level(logging.INFO, "bedplate.access")
+    settings = config(files, state=tmp_path, logs=LogsConfig(format="json", prompts=prompts))
+    with loaded_house(settings) as house, running(house) as url:
+        server = Server(url, house, {})
+        server.chat(messages=[{"role": "user", "content": "zanzibar"}], stream=True)
+        server.chat(temperature=9)
+        wait_until(lambda: len([r for r in caplog.records if r.name == "bedplate.access"]) == 2)
+    formatter = JsonLines()
+    lines = [formatter.format(record) for record in caplog.records if record.name == "bedplate.access"]
+    first, second = map(json.loads, lines)
+    assert first["logger"] == "bedplate.access"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["time"])
+    assert (first["status"], first["route"], first["endpoint"]) == (200, "/v1/chat/completions", "chat")
+    assert first["model"] == "tiny"
+    assert first["prompt"] > first["completion"] > 0
+    assert first["ttft_ms"] >= first["queued_ms"] >= 0
+    assert len(first["request_id"]) == 32
+    assert (second["status"], second["error"]) == (400, "invalid_value")
+    assert ("zanzibar" in lines[0]) is prompts
+    assert all("\n" not in line for line in lines)
+
+
+def test_a_json_log_holds_tracebacks_in_their_line():
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        record = logging.LogRecord("bedplate", logging.ERROR, "", 1, "it %s", ("failed",), sys.exc_info())
+    said = json.loads(JsonLines().format(record))
+    assert said["message"] == "it failed"
+    assert "ValueError: wrong" in said["exception"]
+
+
+def test_the_log_names_the_key_by_its_id_only(files, tmp_path, caplog):
+    from .test_guard import make_key
+    from .test_guard_http import ask, guarded
+
+    caplog.set_level(logging.INFO)
+    key, secret = make_key(tenant="shop")
+    with guarded(files, tmp_path, key) as server:
+        ask(server, secret)
+        wait_until(lambda: "tenant=shop" in caplog.text)
+    assert f"key={key.id}" in caplog.text
+    assert secret.split("_")[2] not in caplog.text
+
+
+# Traces
+
+
+def test_one_span_for_each_call(files, tmp_path):
+    exporter = InMemorySpanExporter()
+    telemetry = Telemetry(TelemetryConfig(endpoint="http://127.0.0.1:9/v1/traces", service_name="shop"), exporter)
+    with loaded_house(config(files, state=tmp_path)) as house:
+        house.watchers.append(telemetry.watch)
+        house.services.append(telemetry)
+        with running(house) as url:
+            server = Server(url, house, {})
+            usage = server.chat().json()["usage"]
+            parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 512}
+            server.post("/v1/completions", json=body, headers={"traceparent": parent, "x-request-id": "mine"})
+            with httpx.Client(trust_env=False) as client:
+                client.get(f"{url}/v1/models")
+            assert telemetry._provider.force_flush()
+            good, bad = exporter.get_finished_spans()
+    assert (good.name, bad.name) == ("chat tiny", "text_completion tiny")
+    assert good.resource.attributes["service.name"] == "shop"
+    attributes = dict(good.attributes or {})
+    assert attributes["gen_ai.operation.name"] == "chat"
+    assert attributes["gen_ai.request.model"] == "tiny"
+    assert attributes["gen_ai.usage.input_tokens"] == usage["prompt_tokens"]
+    assert attributes["gen_ai.usage.output_tokens"] == usage["completion_tokens"]
+    assert attributes["gen_ai.response.finish_reasons"] == ("length",)
+    assert attributes["http.response.status_code"] == 200
+    assert good.status.is_ok
+    assert good.end_time - good.start_time > 0
+    assert not bad.status.is_ok
+    assert (bad.attributes or {})["error.type"] == "context_length_exceeded"
+    assert (bad.attributes or {})["bedplate.request_id"] == "mine"
+    assert bad.parent is not None
+    assert f"{bad.parent.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+
+
+def test_telemetry_without_its_library_is_an_error_only_when_it_is_configured():
+    code = (
+        "import sys; sys.modules['opentelemetry.sdk.trace'] = None; sys.modules['opentelemetry.sdk.resources'] = None\n"
+        "from bedplate.serving.telemetry import Telemetry\n"
+        "from bedplate.serving.config import TelemetryConfig\n"
+        "import bedplate.serving.app\n"
+        "try: Telemetry(TelemetryConfig(endpoint='http://127.0.0.1:9'))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "UsageError" in done.stdout
+    assert "bedplate[telemetry]" in done.stdout
+
+
+# The container
+
+
+INSTRUCTIONS = {
+    *("FROM", "ENV", "RUN", "WORKDIR", "COPY", "ARG", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK"),
+    *("ENTRYPOINT", "CMD"),
+}
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def test_the_container_file_is_whole():
+    stages: dict[str, str] = {}
+    for name, rest in instructions():
+        assert name in INSTRUCTIONS
+        words = shlex.split(rest)
+        if name == "FROM":
+            image, _, stage = words
+            assert image == "python:3.12-slim" or image in stages
+            stages[stage] = image
+        if name == "COPY" and not words[0].startswith("--"):
+            for source in words[:-1]:
+                assert (ROOT / source).exists(), source
+        if name == "COPY" and words[0].startswith("--from="):
+            assert words[0].removeprefix("--from=") in stages
+    assert {"cpu", "gpu"} <= stages.keys()
+    found = dict(instructions())
+    assert found["USER"] not in {"root", "0"}
+    assert json.loads(found["VOLUME"]) == ["/data"]
+    assert "BEDPLATE_HOME=/data" in " ".join(rest for name, rest in instructions() if name == "ENV")
+    assert "/health" in found["HEALTHCHECK"]
+    assert found["STOPSIGNAL"] == "SIGTERM"
+    extras = re.findall(r"\[([\w,]+)\]'", " ".join(rest for name, rest in instructions() if name == "RUN"))
+    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    assert extras
+    assert all(extra in known for group in extras for extra in group.split(","))
+
+
+def test_the_container_starts_what_the_command_line_knows():
+    found = dict(instructions())
+    assert json.loads(found["ENTRYPOINT"]) == ["bedplate"]
+    verb, *arguments = json.loads(found["CMD"])
+    assert verb in VERBS
+    done = subprocess.run(
+        [sys.executable, "-m", "bedplate.cli.main", verb, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    for option in (word for word in arguments if word.startswith("--")):
+        assert re.search(rf"{option}\b", done.stdout)
+
+
+def test_nothing_but_the_package_goes_into_the_container():
+    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert (ROOT / ".dockerignore").read_text().startswith("*\n")
+    copied = {
+        word.removeprefix("./")
+        for name, rest in instructions()
+        if name == "COPY" and "--from" not in rest
+        for word in shlex.split(rest)[:-1]
+    }
+    assert copied == set(kept)
+
+
+def test_the_documented_server_file_is_valid():
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    shown = re.search(r"^```text\n(# server\.yaml\n.*?)^```", text, re.M | re.S)
+    assert shown is not None
+    assert ServerConfig.model_validate(yaml.safe_load(shown[1])).keys is not None
+
+
+def test_every_metric_in_the_documentation_is_written(files, tmp_path):
+    documented = set(re.findall(r"`bedplate:(\w+)`", (ROOT / "docs" / "operations.md").read_text("utf-8")))
+    with (
+        loaded_house(config(files, state=tmp_path)) as house,
+        running(house) as url,
+        httpx.Client(trust_env=False) as client,
+    ):
+        text = client.get(f"{url}/metrics").text
+    written = set(re.findall(r"^# TYPE bedplate:(\w+)", text, re.M))
+    assert len(documented) >= 20
+    assert documented <= written
