@@ -29,6 +29,7 @@ from bedplate.serving import (
     pages,
     rerank,
     responses,
+    routing,
     tokens,
 )
 from bedplate.serving.access import AccessLog
@@ -54,6 +55,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     batches.router,
     feedback.router,
+    routing.router,
     health.router,
     metrics.router,
     openapi.router,
@@ -71,6 +73,7 @@ def create_app(house: House) -> FastAPI:
         app.include_router(router)
     found = Metrics(house)
     app.state.metrics = found
+    found.registry.register(house.router)
     house.observers.append(found)
     house.watchers.append(found.watch)
     if house.config.telemetry is not None:

@@ -29,6 +29,7 @@ from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.guard import Admission, Caller
 from bedplate.serving.models import Answer, Served
 from bedplate.serving.registry import Lease
+from bedplate.serving.routes import Routed
 from bedplate.serving.scope import ACCESS_FACTS, REPLY_HEADERS
 from bedplate.serving.strict_json import dump_json
 
@@ -45,7 +46,8 @@ ORIGIN = "bedplate.origin"
 @dataclass(frozen=True)
 class Finished:
     """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
-    origin: what a call that the server made to itself was made for, None for a client's."""
+    origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
+    version, where its name was a route's."""
 
     id: str
     endpoint: str
@@ -57,6 +59,7 @@ class Finished:
     seconds: float
     cost_usd: float | None
     origin: object = None
+    routed: Routed | None = None
 
 
 class Observer(Protocol):
@@ -84,6 +87,9 @@ class Call:
         self.id = uuid.uuid4().hex
         self.start = time.perf_counter()
         self.cost_usd: float | None = None
+        self.sent: dict[str, Any] = {}
+        """The body, once it has been read."""
+        self.routed: Routed | None = None
         self.admission: Admission | None = None
         self._accounted = False
         self._lease: Lease | None = None
@@ -107,6 +113,7 @@ class Call:
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
         content = await read_json(self.request, self.house.config.limits.body_bytes)
+        self.sent = content
         if self.house.config.logs.prompts:
             self.request.scope[ACCESS_FACTS]["asked"] = content
         return content
@@ -121,7 +128,7 @@ class Call:
 
     async def _take(self, name: str) -> None:
         # Set here: whoever gives up waiting for this must not lose a lease that has just come.
-        self._lease = await self.house.registry.lease(name, self.caller)
+        self._lease = await self.house.router.lease(name, self)
 
     async def _within_its_time(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Until the deadline, or until the client goes away."""
@@ -130,6 +137,11 @@ class Call:
                 await until_disconnect(self.request.receive, work)
         except TimeoutError:
             raise DeadlineError(f"{name!r} could not be loaded before the deadline; allow more time") from None
+
+    @property
+    def origin(self) -> object:
+        """What a call that the server makes to itself is made for; None for a client's."""
+        return self.request.scope.get(ORIGIN)
 
     @property
     def lease(self) -> Lease:
@@ -219,7 +231,8 @@ class Call:
             answers=answers,
             seconds=seconds,
             cost_usd=self.cost_usd,
-            origin=self.request.scope.get(ORIGIN),
+            origin=self.origin,
+            routed=self.routed,
         )
         for observer in self.house.observers:
             observer.finished(finished)

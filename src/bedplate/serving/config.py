@@ -10,6 +10,7 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.serving.consent import FeedbackConfig
 from bedplate.serving.responses_store import ResponsesConfig
+from bedplate.serving.routes import RouteConfig
 
 BODY_LIMIT = 2 * 1024 * 1024
 MAX_WAITING = 256
@@ -111,6 +112,7 @@ class ServerConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     batches: BatchesConfig = BatchesConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    routes: dict[str, RouteConfig] = Field(default_factory=dict[str, RouteConfig])
     price: PriceConfig | None = None
     responses: ResponsesConfig = ResponsesConfig()
     keys: Path | None = None

@@ -16,6 +16,7 @@ from bedplate.serving.feedback import Feedback
 from bedplate.serving.guard import Guard
 from bedplate.serving.registry import Registry
 from bedplate.serving.responses_store import ResponseStore
+from bedplate.serving.routing import Router
 from bedplate.serving.state import State
 from bedplate.text.tokenizer import Tokenizer
 
@@ -44,8 +45,9 @@ class House:
         self.responses = ResponseStore(self.config.responses)
         self.batches = Batches(self)
         self.feedback = Feedback(self, self.config.feedback)
-        self.observers.append(self.feedback)
-        self.services += [self.feedback, self.batches]
+        self.router = Router(self, self.config.routes)
+        self.observers += [self.feedback, self.router]
+        self.services += [self.feedback, self.router, self.batches]
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -25,7 +25,7 @@ async def list_models(request: Request) -> Response:
     async def work(call: Call) -> Response:
         registry = call.house.registry
         data = [registry.describe(served) for served in registry.visible(call.caller)]
-        return json_response({"object": "list", "data": data})
+        return json_response({"object": "list", "data": [*data, *call.house.router.listed(call.caller)]})
 
     return await respond(request, "models", work)
 
@@ -33,8 +33,9 @@ async def list_models(request: Request) -> Response:
 @router.get("/models/{name:path}")
 async def get_model(request: Request) -> Response:
     async def work(call: Call) -> Response:
-        registry = call.house.registry
-        return json_response(registry.describe(registry.find(request.path_params["name"], call.caller)))
+        registry, name = call.house.registry, request.path_params["name"]
+        route = next((one for one in call.house.router.listed(call.caller) if one["id"] == name), None)
+        return json_response(route or registry.describe(registry.find(name, call.caller)))
 
     return await respond(request, "models", work)
 

@@ -1,0 +1,65 @@
+"""A public name that stands for several versions of a skin, by weight: which version a call gets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from bedplate.core.config import Strict
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class RouteConfig(Strict):
+    """One name of the `routes` section.
+
+    versions: model name → weight; weights are shares of their sum, and 0 parks a version. sticky: what keeps a caller
+    on one version: its tenant, the `user` (or `safety_identifier`) that its request names, or nothing ("request": every
+    call is drawn anew, and so is one that names no user). shadow: a model that gets a copy of `shadow_share` of the
+    calls; its answers are compared and thrown away.
+    """
+
+    versions: Annotated[dict[str, Weight], Field(min_length=1)]
+    sticky: Literal["request", "user", "tenant"] = "request"
+    shadow: str | None = None
+    shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @field_validator("versions")
+    @classmethod
+    def _some_weight(cls, versions: dict[str, float]) -> dict[str, float]:
+        if sum(versions.values()) <= 0:
+            raise ValueError("every weight is 0; give at least one version a weight above 0")
+        return versions
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A call that came by a route: the request as it was sent, and the version that answers it."""
+
+    route: str
+    version: str
+    path: str
+    body: Mapping[str, Any]
+
+
+def unit_of(*keys: str) -> float:
+    """A number from 0 (inclusive) to 1 (exclusive) that is the same for the same keys: sha256, its first 53 bits."""
+    digest = hashlib.sha256("\0".join(keys).encode("utf-8", "surrogatepass")).digest()
+    return (int.from_bytes(digest[:8]) >> 11) / 2**53
+
+
+def pick(versions: dict[str, float], unit: float) -> str:
+    """The version in whose share of 0 to 1 the number lies; shares lie in the order of the file.
+
+    So a weight that grows by a tenth moves a tenth of the keys, and nobody else's.
+    """
+    whole, upto = sum(versions.values()), 0.0
+    for name, weight in versions.items():
+        upto += weight
+        if unit * whole < upto:
+            return name
+    return [name for name, weight in versions.items() if weight > 0][-1]  # the sum's last bit was rounded away

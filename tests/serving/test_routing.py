@@ -1,0 +1,354 @@
+"""Routes: exact shares, sticky callers, what callers may learn, shadows that never come first, and the comparison."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import read_jsonl
+from bedplate.serving.comparison import Answered, Pair, compare
+from bedplate.serving.consent import FeedbackConfig, KeepRule
+from bedplate.serving.guard import Caller, Guard
+from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.routes import RouteConfig, pick, unit_of
+
+from .conftest import Files, Server, running
+
+WEIGHTS = {"prompted": 0.9, "tuned": 0.1}
+
+
+class ByHeader(Guard):
+    """The bearer token is the tenant; the one called `limited` may use the route only."""
+
+    def identify(self, headers):
+        tenant = headers.get("authorization", "").removeprefix("Bearer ")
+        return Caller("", tenant, True, frozenset({"sentiment"}) if tenant == "limited" else None)
+
+
+@contextmanager
+def serving(files: Files, state: Path, keep: bool = False, **routes: dict[str, Any]) -> Iterator[Server]:
+    config = server_config(
+        files.base,
+        state=state,
+        routes={name: RouteConfig(**route) for name, route in routes.items()},
+        feedback=FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)} if keep else {}),
+    )
+    with loaded_house(config, files.skins) as house:
+        house.guard = ByHeader()
+        with running(house) as url:
+            yield Server(url, house, {})
+
+
+def ask(
+    server: Server, model: str = "sentiment", text: str = "great", tenant: str = "us", **fields: Any
+) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+    return server.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {tenant}"})
+
+
+def report(server: Server, name: str = "sentiment") -> dict[str, Any]:
+    with httpx.Client(trust_env=False) as client:
+        answer = client.get(f"{server.url}/admin/routes/{name}")
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def expected(key: tuple[str, ...], weights: dict[str, float]) -> str:
+    """The documented rule, written again: sha256 of the keys, its first 53 bits as a fraction, shares in order."""
+    whole = hashlib.sha256("\0".join(key).encode()).hexdigest()
+    unit = math.floor(int(whole, 16) / 2 ** (256 - 53)) / 2**53
+    names = list(weights)
+    return names[0] if unit < weights[names[0]] / sum(weights.values()) else names[1]
+
+
+# --- which version
+
+
+def test_shares_are_those_of_the_weights():
+    """Evenly spaced numbers get versions in exact shares; hashed keys in the counts that the rule gives."""
+    even = Counter(pick({"a": 0.7, "b": 0.2, "c": 0.1}, (i + 0.5) / 1000) for i in range(1000))
+    assert even == {"a": 700, "b": 200, "c": 100}
+    assert Counter(pick({"a": 3, "b": 1}, i / 8) for i in range(8)) == {"a": 6, "b": 2}
+    keys = [("sentiment", "user", "t", f"u{i}") for i in range(2000)]
+    found = Counter(pick(WEIGHTS, unit_of(*key)) for key in keys)
+    assert found == Counter(expected(key, WEIGHTS) for key in keys)
+    assert found["tuned"] == 220  # these keys; 200 ± 13 (one standard deviation) is what any would give
+
+
+def test_more_weight_moves_only_as_many_keys():
+    units = [unit_of("route", str(i)) for i in range(2000)]
+    before = [pick({"old": 0.9, "new": 0.1}, unit) for unit in units]
+    after = [pick({"old": 0.8, "new": 0.2}, unit) for unit in units]
+    moved = Counter((a, b) for a, b in zip(before, after, strict=True) if a != b)
+    assert set(moved) == {("old", "new")}
+    assert moved[("old", "new")] == sum(0.8 <= unit < 0.9 for unit in units)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.floats(0, 1e6), min_size=1), st.floats(0, 1, exclude_max=True))
+def test_a_version_without_weight_is_never_picked(weights, unit):
+    if sum(weights.values()) > 0:
+        assert weights[pick(weights, unit)] > 0
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_units_are_units(keys):
+    assert 0 <= unit_of(*keys) < 1
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        {"versions": {}},
+        {"versions": {"a": 0}},
+        {"versions": {"a": -1}},
+        {"versions": {"a": float("inf")}},
+        {"versions": {"a": 1}, "sticky": "ip"},
+        {"versions": {"a": 1}, "shadow_share": 0},
+        {"versions": {"a": 1}, "colour": 1},
+    ],
+)
+def test_routes_that_cannot_work_are_refused(route):
+    with pytest.raises(ValidationError):
+        RouteConfig(**route)
+
+
+def test_a_routes_name_is_a_models_name(files):
+    config = server_config(files.base, routes={"a:b": RouteConfig(versions={"tiny": 1})})
+    with pytest.raises(UsageError, match="cannot be a model name"), loaded_house(config):
+        pass
+
+
+# --- on a live server
+
+
+def test_callers_stay_with_their_version_and_are_told_which(files, tmp_path):
+    routes = {
+        "by-user": {"versions": WEIGHTS, "sticky": "user"},
+        "by-tenant": {"versions": {"prompted": 1, "tuned": 1}, "sticky": "tenant"},
+        "by-call": {"versions": {"prompted": 1, "tuned": 0}},
+    }
+    with serving(files, tmp_path, **routes) as server:
+        for user in [f"u{i}" for i in range(25)] * 2:
+            answer = ask(server, "by-user", user=user)
+            assert answer.headers["x-bedplate-version"] == expected(("by-user", "user", "us", user), WEIGHTS)
+            assert answer.json()["model"] == "by-user"
+        for tenant in "abcdefgh" * 2:
+            version = ask(server, "by-tenant", tenant=tenant, user="anyone").headers["x-bedplate-version"]
+            assert version == expected(("by-tenant", "tenant", tenant), {"prompted": 1, "tuned": 1})
+        assert {ask(server, "by-call").headers["x-bedplate-version"] for _ in range(10)} == {"prompted"}
+        assert "x-bedplate-version" not in ask(server, "prompted").headers
+        streamed = ask(server, "by-call", stream=True)
+        assert streamed.headers["x-bedplate-version"] == "prompted"
+        counts = {one["model"]: one["calls"] for one in report(server, "by-user")["versions"]}
+        users = Counter(expected(("by-user", "user", "us", f"u{i}"), WEIGHTS) for i in range(25))
+        assert counts == {version: 2 * users[version] for version in WEIGHTS}
+        assert report(server, "by-call")["versions"][0]["calls"] == 11
+        with httpx.Client(trust_env=False) as client:
+            metrics = client.get(f"{server.url}/metrics").text
+        assert 'bedplate:route_calls_total{route="by-call",version="prompted"} 11.0' in metrics
+
+
+def test_a_version_answers_as_itself(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": {"tuned": 1}}) as server:
+        for text in ("great", "it broke after a day"):
+            routed, direct = ask(server, text=text).json(), ask(server, "tuned", text).json()
+            assert routed["choices"][0]["message"] == direct["choices"][0]["message"]
+
+
+def test_a_route_is_a_right_of_its_own(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": {"tuned": 1}}, other={"versions": {"tuned": 1}}) as server:
+        assert ask(server, tenant="limited").status_code == 200
+        for name in ("tuned", "other"):
+            assert ask(server, name, tenant="limited").status_code == 404
+        with httpx.Client(trust_env=False, headers={"authorization": "Bearer limited"}) as client:
+            assert [one["id"] for one in client.get(f"{server.url}/v1/models").json()["data"]] == ["sentiment"]
+            assert client.get(f"{server.url}/v1/models/sentiment").json()["bedplate"] == {"kind": "route"}
+            assert client.get(f"{server.url}/v1/models/other").status_code == 404
+
+
+def test_a_version_that_is_not_served_is_no_fault_of_the_caller(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": {"gone": 1}}) as server:
+        answer = ask(server)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "version_unavailable")
+        assert "gone" not in answer.text
+        with httpx.Client(trust_env=False) as client:
+            assert client.get(f"{server.url}/admin/routes/none").status_code == 404
+            listed = client.get(f"{server.url}/admin/routes").json()["data"]
+        assert listed == [{"name": "sentiment", "object": "route"}]
+
+
+# --- shadows
+
+
+def outcomes(server: Server, count: int, name: str = "sentiment") -> dict[str, Any]:
+    """The route's report once so many copies have come to something."""
+    end = time.monotonic() + 15
+    while True:
+        shadow = report(server, name)["shadow"]
+        if shadow["compared"] + sum(shadow["not_compared"].values()) >= count:
+            return shadow
+        assert time.monotonic() < end, shadow
+        time.sleep(0.02)
+
+
+def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
+    texts = [f"row {i} {word}" for i in range(6) for word in ("great", "terrible", "works")]
+    route = {"versions": {"prompted": 1}, "shadow": "tuned"}
+    with serving(files, tmp_path, keep=True, sentiment=route) as server:
+        ours = {text: ask(server, "prompted", text).json()["choices"][0]["message"]["content"] for text in texts}
+        theirs = {text: ask(server, "tuned", text).json()["choices"][0]["message"]["content"] for text in texts}
+        agreed = sum(ours[text] == theirs[text] for text in texts)
+        right: list[tuple[bool, bool]] = []
+        for i, text in enumerate(texts):
+            answer = ask(server, text=text, stream=i % 5 == 4)
+            assert answer.status_code == 200
+            if i % 5 == 4:
+                continue
+            assert answer.json()["choices"][0]["message"]["content"] == ours[text]
+            if i % 3 == 0:
+                said = {"rating": "good"} if i % 2 else {"correction": "positive"}
+                given = {"id": answer.json()["id"], **said}
+                assert (
+                    server.post("/v1/feedback", json=given, headers={"authorization": "Bearer us"}).status_code == 200
+                )
+                target = ours[text] if i % 2 else "positive"
+                right.append((ours[text] == target, theirs[text] == target))
+            outcomes(server, i)  # so that no copy is dropped
+        shadow = outcomes(server, len(texts))
+        assert shadow["not_compared"] == {}
+        assert (shadow["compared"], shadow["agreement"]["rate"]) == (len(texts), pytest.approx(agreed / len(texts)))
+        assert shadow["correctness"]["n"] == len(right)
+        assert shadow["correctness"]["version"]["rate"] == pytest.approx(sum(a for a, _ in right) / len(right))
+        assert shadow["correctness"]["shadow"]["rate"] == pytest.approx(sum(b for _, b in right) / len(right))
+        assert shadow["seconds"]["n"] == len(texts)
+        assert shadow["compute_seconds"]["version"] > 0
+        kept = [row for path in (tmp_path / "feedback").glob("*/*.jsonl") for row in read_jsonl(path)]
+        replies = Counter(row["endpoint"] for row in kept if row["kind"] == "reply")
+        assert replies == {"chat": 3 * len(texts)}  # of the copies nothing is kept
+        with httpx.Client(trust_env=False) as client:
+            assert f'outcome="agreed",route="sentiment"}} {agreed}.0' in client.get(f"{server.url}/metrics").text
+
+
+def test_the_share_of_the_shadow_is_exact(files, tmp_path):
+    route = {"versions": {"prompted": 1}, "shadow": "tuned", "shadow_share": 0.5}
+    with serving(files, tmp_path, sentiment=route) as server:
+        wanted = 0
+        for _ in range(12):
+            id_ = ask(server).json()["id"].rpartition("-")[2]
+            wanted += unit_of("shadow", id_) < 0.5
+            outcomes(server, wanted)
+        assert outcomes(server, wanted)["compared"] == wanted
+
+
+def test_a_shadow_that_is_not_served_fails_alone(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "gone"}) as server:
+        assert ask(server).status_code == 200
+        assert outcomes(server, 1)["not_compared"] == {"failed": 1}
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    from bedplate.inference.sampler import sample
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return sample(*arguments)
+
+    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+
+
+def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
+    from bedplate.serving import shadow
+
+    monkeypatch.setattr(shadow, "MOST_WAITING", 2)
+    monkeypatch.setattr(shadow, "WAIT_SECONDS", 0.3)
+    idle = [True]
+    monkeypatch.setattr(shadow, "idle_capacity", lambda house: idle[0])
+    with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "tuned"}) as server:
+        idle[0] = False
+        for _ in range(6):  # one is being sent, two wait
+            assert ask(server).status_code == 200
+        assert report(server)["shadow"]["not_compared"]["queue_full"] >= 3
+        found = outcomes(server, 6)
+        assert found["compared"] == 0
+        assert found["not_compared"]["busy"] + found["not_compared"]["queue_full"] == 6
+        idle[0] = True
+        assert ask(server).status_code == 200
+        assert outcomes(server, 7)["compared"] == 1
+
+
+def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
+    slow(monkeypatch, 0.02)
+    routes = {"sentiment": {"versions": {"tiny": 1}, "shadow": "tiny"}}
+    config = server_config(
+        files.base, state=tmp_path, max_rows=1, routes={name: RouteConfig(**route) for name, route in routes.items()}
+    )
+    with loaded_house(config) as house, running(house) as url:
+        server = Server(url, house, {})
+        fields = {"max_tokens": 60, "temperature": 1.9, "top_k": 200}
+        first = ask(server, **fields)
+        assert first.status_code == 200
+        end = time.monotonic() + 5
+        while house.registry.engine.running == 0:  # the copy
+            assert time.monotonic() < end
+            time.sleep(0.002)
+        clients = [threading.Thread(target=ask, args=(server, "tiny"), kwargs={"max_tokens": 2}) for _ in range(3)]
+        for one in clients:
+            one.start()
+        assert outcomes(server, 1)["not_compared"] == {"preempted": 1}
+        for one in clients:
+            one.join()
+
+
+# --- the comparison
+
+
+def pair(i: int, ours: str, shadow: str, tenant: str = "t", seconds: float = 0.0) -> Pair:
+    return Pair(str(i), tenant, "v", Answered((ours,), 1.0, 0.5), Answered((shadow,), 1.0 + seconds, 0.5))
+
+
+def test_a_comparison_against_independent_numbers():
+    """McNemar's exact p-value and the t interval from scipy's own tests."""
+    from scipy.stats import binomtest, ttest_1samp
+
+    pairs = [pair(i, "a" if i < 30 else "b", "a" if i < 22 or i >= 38 else "b", seconds=i / 100) for i in range(40)]
+    targets: dict[str, str | None] = {str(i): "a" for i in range(40)}
+    found = compare(pairs, targets)
+    assert found["agreement"]["rate"] == pytest.approx(30 / 40)
+    correct = found["correctness"]
+    assert (correct["version"]["rate"], correct["shadow"]["rate"]) == (30 / 40, 24 / 40)
+    assert (correct["test"], correct["unit"], correct["n"]) == ("mcnemar_exact", "call", 40)
+    assert correct["p_value"] == pytest.approx(binomtest(2, 10).pvalue)
+    interval = ttest_1samp([i / 100 for i in range(40)], 0).confidence_interval(0.95)
+    assert found["seconds"]["interval"] == pytest.approx([interval.low, interval.high])
+    assert found["seconds"]["p_value"] < 0.001
+    assert found["compute_seconds"]["difference"] == 0
+    assert found["compute_seconds"]["p_value"] == 1
+
+
+def test_tenants_count_as_one_where_there_are_enough():
+    many = [pair(i, "a", "b" if i % 50 < 25 else "a", tenant=f"t{i % 50}") for i in range(200)]
+    correct = compare(many, {str(i): None for i in range(200)})["correctness"]
+    assert (correct["unit"], correct["test"]) == ("tenant", "clustered_sign_flip")
+    assert (correct["version"]["rate"], correct["shadow"]["rate"]) == (1.0, 0.5)
+    assert compare(many[:60], {})["correctness"] is None
+    assert compare([], {}) == {
+        "compared": 0,
+        "agreement": None,
+        "seconds": None,
+        "compute_seconds": None,
+        "correctness": None,
+    }
