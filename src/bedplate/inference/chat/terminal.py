@@ -189,9 +189,9 @@ def _read(conversation: Conversation, screen: Screen) -> str:
     first = _read_text(screen, f"{inputs[0]}> ")
     if first.startswith("/") and not first.startswith("//"):
         return first
-    values = {inputs[0]: first.removeprefix("/") if first.startswith("//") else first}
-    values |= {name: _read_text(screen, f"{name}> ") for name in inputs[1:]}
-    return json.dumps(values, ensure_ascii=False)
+    values = [first, *(_read_text(screen, f"{name}> ") for name in inputs[1:])]
+    plain = [value[1:] if value.startswith("//") else value for value in values]
+    return json.dumps(dict(zip(inputs, plain, strict=True)), ensure_ascii=False)
 
 
 def _read_text(screen: Screen, mark: str) -> str:
@@ -201,7 +201,8 @@ def _read_text(screen: Screen, mark: str) -> str:
     if line.strip() == _BLOCK:
         while (line := input(more)).strip() != _BLOCK:
             lines.append(line)
-        return "\n".join(lines)
+        text = "\n".join(lines)
+        return f"/{text}" if text.startswith("/") else text  # a text, never a command
     while line.endswith("\\"):
         lines.append(line[:-1])
         line = input(more)

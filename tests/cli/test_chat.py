@@ -1,0 +1,284 @@
+"""`bedplate chat` as it is used: typed at on a terminal, piped through, stopped and left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.inference.fake_server import ODD, Fake, fake_server
+
+COMMAND = [sys.executable, "-m", "bedplate.cli.main", "chat"]
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[Fake]:
+    with fake_server() as server:
+        yield server
+
+
+class Terminal:
+    """A chat on a terminal of its own."""
+
+    def __init__(self, arguments: list[str], **environment: str) -> None:
+        self._main, other = pty.openpty()
+        plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        self._child = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            env={**plain, "TERM": "xterm", **environment},
+            start_new_session=True,
+            preexec_fn=_own_terminal,  # noqa: PLW1509 (it only makes system calls)
+        )
+        os.close(other)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._main, text.encode())
+
+    def until(self, text: str, seconds: float = 20.0) -> str:
+        """What is shown until `text` is; later calls see what comes after."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} is not in {self.seen!r}"
+            if select.select([self._main], [], [], 0.1)[0]:
+                self.seen += self._read()
+        shown, _, self.seen = self.seen.partition(text)
+        return shown + text
+
+    def _read(self) -> str:
+        try:
+            return os.read(self._main, 65536).decode("utf-8", "replace")
+        except OSError as error:  # its other end is closed
+            raise AssertionError(f"the chat has ended: {self.seen!r}") from error
+
+    def interrupt(self) -> None:
+        """Ctrl-C while a line is typed: a signal that comes before the line editor waits is seen with the next key."""
+        time.sleep(0.5)
+        self.type(CTRL_C)
+
+    def leave(self) -> None:
+        """Ctrl-D at the prompt."""
+        self.until("> ")
+        time.sleep(0.3)
+        self.type(CTRL_D)
+        self.ends()
+
+    def ends(self, code: int = 0) -> str:
+        with contextlib.suppress(AssertionError):
+            while True:
+                self.seen += self._read()
+        assert self._child.wait(timeout=10) == code, self.seen
+        return self.seen
+
+    def close(self) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+            self._child.wait()
+        os.close(self._main)
+
+
+def _own_terminal() -> None:
+    """The terminal's Ctrl-C goes to the child."""
+    import fcntl
+    import signal
+    import termios
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@contextlib.contextmanager
+def terminal(*arguments: str, **environment: str) -> Iterator[Terminal]:
+    chat = Terminal(list(arguments), **environment)
+    try:
+        yield chat
+    finally:
+        chat.close()
+
+
+def piped(fake: Fake, lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments, "--url", fake.url], input=lines, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_chat_on_a_terminal(fake: Fake, tmp_path: Path) -> None:
+    with terminal("ok", "--url", fake.url) as chat:
+        assert "ok. /help lists" in chat.until("leaves.")
+        chat.until("> ")
+        chat.type("hi\r")
+        shown = chat.until("tokens in, 5 cached")
+        assert "Hello" in shown
+        assert "\x1b[2m[7" in shown  # dimly
+        chat.until("> ")
+        chat.type("/tokens\r")
+        chat.until("1 turns: 7 prompt tokens")
+        chat.until("> ")
+        chat.type("/nope\r")
+        chat.until("error: there is no command /nope")
+        chat.until("> ")
+        chat.type(f"/save {tmp_path}/a.json\r")
+        chat.until("saved to")
+        chat.until("> ")
+        chat.type("/quit\r")
+        chat.ends()
+    saved = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert [message["content"] for message in saved["messages"]] == ["hi", "Hello"]
+
+
+def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
+    with terminal("slow", "--url", fake.url) as chat:
+        chat.until("> ")
+        chat.type("go\r")
+        chat.until("word3 ")
+        chat.type(CTRL_C)
+        shown = chat.until("(Ctrl-C again, or Ctrl-D, leaves)")
+        assert "stopped" in shown
+        assert "Traceback" not in shown
+        assert fake.gone.wait(5)
+        chat.until("> ")
+        chat.type("/undo\r")  # it is still there, and what was said is kept
+        chat.until("taken back: go")
+        chat.until("> ")
+        chat.type("typed but not sent")
+        chat.until("typed but not sent")
+        chat.interrupt()
+        chat.until("(Ctrl-C again, or Ctrl-D, leaves)")
+        chat.until("> ")
+        chat.type("and again")
+        chat.until("and again")
+        chat.interrupt()
+        assert "Traceback" not in chat.ends()
+
+
+def test_ctrl_d_leaves(fake: Fake) -> None:
+    with terminal("ok", "--url", fake.url) as chat:
+        chat.leave()
+
+
+def test_texts_of_several_lines(fake: Fake) -> None:
+    with terminal("echo", "--url", fake.url) as chat:
+        chat.until("> ")
+        chat.type("one\\\r")
+        chat.until(". ")
+        chat.type("two\r")
+        chat.until('"one\\ntwo"')
+        chat.until("> ")
+        chat.type('"""\r')
+        chat.until(". ")
+        chat.type("/three\r")
+        chat.until(". ")
+        chat.type('four\\\r"""\r')
+        chat.until('"/three\\nfour\\\\"')
+        chat.leave()
+
+
+def test_inputs_are_asked_for_by_name(fake: Fake) -> None:
+    with terminal("pair", "--url", fake.url) as chat:
+        chat.until("question> ")
+        chat.type('is "it"?\r')
+        chat.until("answer> ")
+        chat.type("yes\r")
+        chat.until('{"question": "is \\"it\\"?", "answer": "yes"}')
+        chat.leave()
+
+
+def test_no_color_and_a_model_that_steers_terminals(fake: Fake) -> None:
+    with terminal("odd", "--url", fake.url, NO_COLOR="1") as chat:
+        chat.until("> ")
+        chat.type("hi\r")
+        shown = chat.until("cached")
+        assert "\x1b[2m" not in shown
+        assert "\x1b[31m" not in shown
+        assert "␛[31mred␋" in shown
+        chat.leave()
+
+
+def test_the_full_context_is_said(fake: Fake) -> None:
+    with terminal("full", "--url", fake.url) as chat:
+        chat.until("> ")
+        chat.type("much\r")
+        chat.until("error: the context is full: 9 tokens do not fit 8; /reset begins anew")
+        chat.until("> ")
+        chat.type("/reset\r")
+        chat.until("a new conversation")
+        chat.type("/model long\r")
+        chat.type("hi\r")
+        chat.until("cut off at max_tokens")
+        chat.leave()
+
+
+def test_lines_that_are_typed_are_remembered(fake: Fake, isolated_home: Path) -> None:
+    pytest.importorskip("readline")
+    with terminal("ok", "--url", fake.url) as chat:
+        chat.until("> ")
+        chat.type("first of all\r")
+        chat.until("cached")
+        chat.leave()
+    assert (isolated_home / "chat_history").read_text("utf-8") == "first of all\n"
+    assert (isolated_home / "chat_history").stat().st_mode & 0o777 == 0o600
+    with terminal("ok", "--url", fake.url) as chat:
+        chat.until("> ")
+        chat.type("\x1b[A\r")  # up
+        chat.until("Hello")
+        chat.leave()
+    assert fake.asked[-1]["messages"][-1]["content"] == "first of all"
+
+
+def test_piped_lines_are_turns(fake: Fake) -> None:
+    done = piped(fake, "hi\n\n//slash\n/set temperature=0.5\nlast", "ok")
+    assert (done.returncode, done.stdout) == (0, "Hello\n" * 3)
+    assert "set: temperature=0.5" in done.stderr
+    contents = [message["content"] for message in fake.asked[-1]["messages"]]
+    assert contents == ["hi", "Hello", "/slash", "Hello", "last"]
+    assert fake.asked[-1]["temperature"] == 0.5
+    assert piped(fake, "hi\n", "odd").stdout == f"{ODD}\n"  # as it is
+    assert "\x1b" not in done.stderr
+
+
+def test_piped_json(fake: Fake) -> None:
+    done = piped(fake, "hi\n/model label\ngood\n/model broken\nbad\n/model none\n/quit\nnever\n", "ok", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1
+    assert rows[0]["text"] == "Hello"
+    assert (rows[0]["prompt_tokens"], rows[0]["cached_tokens"], rows[0]["completion_tokens"]) == (7, 5, 3)
+    assert rows[0]["cost_usd"] == 0.5
+    assert rows[1]["label"] == "positive"
+    assert rows[1]["scores"]["negative"] == pytest.approx(-2.302585)
+    assert "broke off" in rows[2]["error"]["message"]
+    assert rows[3]["error"]["code"] == "model_not_found"
+    assert len(rows) == 4
+
+
+def test_piped_labels_say_their_scores_beside_the_answer(fake: Fake) -> None:
+    done = piped(fake, "good\n", "label")
+    assert done.stdout == "positive\n"
+    assert [line.split()[:2] for line in done.stderr.splitlines()] == [["positive", "90.0%"], ["negative", "10.0%"]]
+
+
+def test_bad_calls_are_one_line(fake: Fake) -> None:
+    for arguments, part in (
+        ([], "name a skin or a base, or give --url"),
+        (["--url", "nowhere"], "no server's address"),
+        (["--url", "http://127.0.0.1:9"], "is the server running"),
+        (["nope", "--url", fake.url], "its models are: ok"),
+        (["label", "--url", fake.url, "--system", "be kind"], "takes no system message"),
+        (["no-such-base"], "no-such-base"),
+    ):
+        done = subprocess.run([*COMMAND, *arguments], input="", capture_output=True, text=True, check=False)
+        assert done.returncode in {1, 2}
+        assert done.stdout == ""
+        assert part in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
