@@ -12,7 +12,7 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward import Batch, Forward, Forwarded, Greedy, TorchForward
-from bedplate.inference.kv_cache import SlotCache
+from bedplate.inference.kv_cache import KVCache, SlotCache
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
@@ -86,7 +86,7 @@ class NativeForward:
 def choose_forward(
     base: Base,
     bank: Bank | None,
-    cache: SlotCache | None,
+    cache: KVCache | None,
     torch_forward: TorchForward,
     weights: Weights,
     kernel: Kernel,
@@ -102,7 +102,9 @@ def choose_forward(
     reason = "the torch kernel was asked for"
     if kernel != "torch":
         reason = unsupported(base.model, base.dtype, base.device)
-        if reason is None and bank is not None and cache is not None and isinstance(base.model, Decoder):
+        if reason is None and not isinstance(cache, SlotCache):
+            reason = "the native path keeps keys and values in slots, and this engine in blocks"
+        if reason is None and bank is not None and isinstance(cache, SlotCache) and isinstance(base.model, Decoder):
             chosen: WeightFormat = "bfloat16" if weights == "auto" else weights
             return NativeForward(NativeDecoder(base.model, chosen), bank, cache, torch_forward)
     if kernel == "native" or quantised:

@@ -23,7 +23,8 @@ from bedplate.inference.compute import ComputeLock
 from bedplate.inference.forward import TorchForward
 from bedplate.inference.generation import Generating
 from bedplate.inference.job import Job, fail_all
-from bedplate.inference.kv_cache import SlotCache
+from bedplate.inference.kv_cache import KVCache, SlotCache
+from bedplate.inference.paged import BLOCK, PagedCache
 from bedplate.inference.radix import RadixTree
 from bedplate.inference.requests import Generate, Grammar, Request, Result
 from bedplate.inference.runner import Runner, Work
@@ -46,8 +47,8 @@ class Engine:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
-    does not depend on it. compute: a lock to share with other engines of this machine. Close it, or use it as a context
-    manager.
+    does not depend on it. paged: keep keys and values in shared blocks; by default on GPUs. compute: a lock to share
+    with other engines of this machine. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Engine:
         weights: Weights = "auto",
         kernel: Kernel = "auto",
         speculate: bool | None = None,
+        paged: bool | None = None,
         compute: Compute | None = None,
     ) -> None:
         self.base = base
@@ -71,13 +73,14 @@ class Engine:
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
         self._adapters = Adapters(self._free)
         self._counters = Counters()
-        cache = SlotCache(base.spec, base.dtype, base.device, slot_bytes) if causal else None
+        self._tree, cache = _caches(
+            base, cache_bytes, slot_bytes, base.device.type != "cpu" if paged is None else paged
+        )
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         # An encoder's documents are not cut, so the longest must fit a step.
         budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
         self._scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
-        self._tree = RadixTree(cache_bytes)
         generating = Generating(base)
         self._grammars = generating.grammars
         self._runner = Runner(
@@ -246,6 +249,8 @@ class Engine:
         with self._compute:
             self._adapters.check_new(key)
             vectors = check_vectors(self.base, vectors)
+            if len(vectors) % self._tree.block:
+                raise UsageError(f"on this device a soft prompt must have a multiple of {self._tree.block} vectors")
             parent = self._adapters.get(adapter)
             if parent.virtual:
                 raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
@@ -413,6 +418,19 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple[RadixTree, KVCache | None]:
+    """The prefix cache, and the running sequences' own; none of the latter for an encoder."""
+    if not isinstance(base.model, Decoder):
+        return RadixTree(cache_bytes), None
+    if not paged:
+        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes)
+    tree = RadixTree(cache_bytes, BLOCK)
+    pool = cache_bytes + slot_bytes
+    return tree, PagedCache(
+        base.spec, base.dtype, base.device, pool, reclaim=tree.give_back, pinned=lambda: tree.pinned
+    )
 
 
 def _queue(job: Job) -> tuple[str, str]:

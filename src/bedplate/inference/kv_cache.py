@@ -37,8 +37,14 @@ class KVCache(Protocol):
 
     block: int
     """Saved segments are multiples of so many tokens."""
+    copies: bool
+    """Whether loading copies a segment into reserved room, or hands it over to a row that has none of its own yet."""
     token_bytes: int
     """Bytes of one token's keys and values over all layers."""
+
+    def saved_bytes(self, depth: int | None) -> int:
+        """Bytes of one token of a segment saved with this depth."""
+        ...
 
     def room(self, lengths: Sequence[int]) -> bool:
         """Whether rows of these lengths fit together."""
@@ -88,6 +94,7 @@ class SlotCache:
     """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest."""
 
     block = 1
+    copies = True
 
     def __init__(
         self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40
@@ -100,6 +107,10 @@ class SlotCache:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.context_length), ())
+
+    def saved_bytes(self, depth: int | None) -> int:
+        layers = self._spec.layers
+        return self.token_bytes if depth is None else self.token_bytes // layers * depth
 
     def room(self, lengths: Sequence[int]) -> bool:
         """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""

@@ -174,6 +174,12 @@ class RadixTree:
             stack += node.children.values()
             self._release(node)
 
+    def give_back(self, size: int) -> bool:
+        """Evicts leaves of at least `size` bytes, as far as there are any; whether there was one."""
+        before = self.evictions
+        self._evict(self.capacity - max(self.used - self.pinned - size, 0), None)
+        return self.evictions > before
+
     def clear(self) -> None:
         """Forgets everything that is not pinned."""
         self._evict(self.capacity, None)

@@ -100,7 +100,11 @@ class Runner:
         namespace, match = self._match(job, limit)
         if job.shares and any(self._begins_alike(job, other, match.length) for other in self.active):
             return Admission.LATER
-        self._seat(job, namespace, match)
+        try:
+            self._seat(job, namespace, match)
+        except Exception as error:  # no memory for it: it fails in this step, and takes no other along
+            job.failed = error
+            self._give_up_row(job)
         if job.cached is None:
             job.cached = max(match.length - virtual, 0)
             if job.shares:
@@ -125,12 +129,21 @@ class Runner:
         row = self._free_row(namespace, key)
         self._rows[row] = job
         job.row, job.done, job.kept = row, match.length, 0
-        self._reserve({one: max(other.done, 1) for one, other in self._rows.items()} | {row: len(job.tokens) + 1})
-        at = 0
-        for segment, count in match.parts if self._held.get(job.row) != (namespace, key) else ():
-            self.cache.load(job.row, at, segment, count)
-            at += count
+        lengths = {one: max(other.done, 1) for one, other in self._rows.items()} | {row: len(job.tokens) + 1}
+        if self.cache.copies:
+            self._reserve(lengths)
+        if self._held.get(job.row) != (namespace, key):
+            self._load(job.row, match)
+        if not self.cache.copies:
+            self._reserve(lengths)
         self._held.pop(job.row, None)
+
+    def _load(self, row: int, match: Match) -> None:
+        assert self.cache is not None
+        at = 0
+        for segment, count in match.parts:
+            self.cache.load(row, at, segment, count)
+            at += count
 
     def _enter(self, job: Job) -> None:
         if job.started is None:
@@ -188,7 +201,7 @@ class Runner:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[Job, int]] = []
-        for depth, part in _by_depth(work).items():
+        for depth, part in _by_depth([one for one in work if one.job.failed is None]).items():
             fitting = self._make_room(part)
             if fitting:
                 self._attempt(fitting, depth, computed)
@@ -364,12 +377,11 @@ class Runner:
         if length > len(key):
             key = salted(job.tokens[:length], job.shared, job.request.tenant)
         depth = job.depth
-        size = cache.token_bytes if depth is None else cache.token_bytes * depth // self.base.spec.layers
 
         def save(begin: int, end: int) -> Segment:
             return cache.save(row, begin, end, depth)
 
-        self.tree.insert(_namespace(job), key, save, size, cuts=(job.shared,))
+        self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), cuts=(job.shared,))
         job.kept = length
 
     def leave(self, jobs: Sequence[Job]) -> None:
@@ -402,7 +414,7 @@ class Runner:
         if self.cache is None or job.row is None:
             return
         del self._rows[job.row]
-        if job.failed is None and job.key:
+        if self.cache.copies and job.failed is None and job.key:
             self._held[job.row] = (_namespace(job), job.key[: min(job.done, len(job.key))])
         self.cache.free(job.row)
         job.row = None
@@ -431,12 +443,13 @@ class Runner:
         key = tuple(tokens)
         match = self.tree.match(adapter, key, len(key))
         row = self._free_row(None, ())
-        lengths = {one: len(job.tokens) for one, job in self._rows.items()}
-        row = self._reserve(lengths | {row: len(key)}).get(row, row)
-        at = 0
-        for segment, count in match.parts:
-            cache.load(row, at, segment, count)
-            at += count
+        lengths = {one: len(job.tokens) for one, job in self._rows.items()} | {row: len(key)}
+        if cache.copies:
+            row = self._reserve(lengths).get(row, row)
+        self._load(row, match)
+        if not cache.copies:
+            self._reserve(lengths)
+        at = match.length
         if vectors_PD is not None:
             self.torch_forward.embedded(vectors_PD, adapter, row)
         elif at < len(key):

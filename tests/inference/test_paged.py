@@ -1,0 +1,176 @@
+"""Blocks against slots: the same answers in float32, and every block accounted for."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny import tiny_spec
+
+from bedplate.adapters.head import Head
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine import Engine
+from bedplate.inference.kv_cache import SlotCache, Span
+from bedplate.inference.paged import BLOCK, PagedCache
+from bedplate.inference.requests import (
+    Classification,
+    Classify,
+    Embed,
+    Embedding,
+    Generate,
+    Generation,
+    Request,
+    Result,
+    Sampling,
+    Score,
+    Scores,
+)
+from bedplate.models.checkpoints.base import Base, load_base
+
+TOKEN = 2 * 3 * 2 * 8 * 4
+CPU = torch.device("cpu")
+
+
+def _prompt(seed: int, length: int) -> tuple[int, ...]:
+    rng = random.Random(seed)
+    return tuple(rng.randrange(3, 300) for _ in range(length))
+
+
+def _mixture(count: int) -> list[Request]:
+    head = Head(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)), torch.zeros(3), ("a", "b", "c"))
+    shared = _prompt(99, 40)
+    found: list[Request] = []
+    for i in range(count):
+        tokens = shared[: 7 * (i % 7)] + _prompt(i, 1 + 9 * (i % 5))
+        kinds: list[Request] = [
+            Generate(tokens, Sampling(max_tokens=20, ignore_eos=True)),
+            Score(tokens, ((5,), (6, 7, 8), (9, 10))),
+            Classify(tokens, head, 2),
+            Embed(tokens),
+            Generate(tokens, Sampling(max_tokens=20, temperature=0.9, seed=i, ignore_eos=True), tenant="t"),
+        ]
+        found.append(kinds[i % len(kinds)])
+    return found
+
+
+def _numbers(result: Result) -> list[float]:
+    if isinstance(result, Generation):
+        return [*result.token_ids, *result.logprobs]
+    if isinstance(result, Scores):
+        return list(result.totals)
+    return list(result.scores if isinstance(result, Classification) else cast(Embedding, result).vector)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_dir: Path) -> Base:
+    return load_base(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def slots(base: Base) -> list[list[float]]:
+    with Engine(base, cache_bytes=0) as engine:
+        return [_numbers(result) for result in engine.run(_mixture(40))]
+
+
+def _held_by_tree(engine: Engine) -> int:
+    return engine.stats().cache_bytes // (BLOCK * TOKEN)
+
+
+@pytest.mark.parametrize(("budget", "memory"), [(512, 1 << 24), (11, 1 << 24), (64, 12 * BLOCK * TOKEN)])
+def test_every_kind_equals_slots_and_blocks_come_back(
+    base: Base, slots: list[list[float]], budget: int, memory: int
+) -> None:
+    with Engine(base, paged=True, max_step_tokens=budget, slot_bytes=memory, cache_bytes=6 * BLOCK * TOKEN) as engine:
+        cache = engine._runner.cache
+        assert isinstance(cache, PagedCache)
+        for _ in range(2):
+            for ours, theirs in zip(engine.run(_mixture(40)), slots, strict=True):
+                np.testing.assert_allclose(_numbers(ours), theirs, atol=1e-3)
+            assert cache.free_blocks + _held_by_tree(engine) == cache.blocks
+        assert engine.stats().prefix_hits > 0
+        engine._tree.clear()
+        assert cache.free_blocks == cache.blocks
+
+
+def test_full_blocks_of_a_beginning_are_shared_not_copied(base: Base) -> None:
+    with Engine(base, paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
+        cache = engine._runner.cache
+        assert isinstance(cache, PagedCache)
+        prompt = _prompt(1, 5 * BLOCK + 3)
+        engine.pin(prompt)
+        used = cache.blocks - cache.free_blocks
+        assert used == 5
+        with engine.exclusive():
+            streams = [
+                engine.submit(Generate((*prompt, i), Sampling(max_tokens=3, ignore_eos=True), tenant=str(i)))
+                for i in range(4)
+            ]
+            engine._step()
+            # Each row holds the five shared blocks and one of its own.
+            assert cache.blocks - cache.free_blocks == used + 4
+        for stream in streams:
+            assert stream.result(timeout=10).usage.cached_tokens == 5 * BLOCK
+        engine.unpin(prompt)
+
+
+def test_a_soft_prompt_takes_whole_blocks(base: Base) -> None:
+    vectors = torch.randn(BLOCK, 48, generator=torch.Generator().manual_seed(2)) * 0.5
+    request = Generate(_prompt(3, 20), Sampling(max_tokens=8, ignore_eos=True), adapter="soft")
+    said: list[tuple[int, ...]] = []
+    for paged in (False, True):
+        with Engine(base, paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
+            engine.load_soft_prompt("soft", vectors)
+            said.append(cast(Generation, engine.run([request])[0]).token_ids)
+            if paged:
+                with pytest.raises(UsageError, match="multiple of 16"):
+                    engine.load_soft_prompt("odd", vectors[:7])
+    assert said[0] == said[1]
+
+
+def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> None:
+    requests = [Generate(_prompt(i, 10), Sampling(max_tokens=90, temperature=1.0, seed=i)) for i in range(6)]
+    with Engine(base, paged=True, slot_bytes=14 * BLOCK * TOKEN, cache_bytes=0) as engine:
+        together = [_numbers(result) for result in engine.run(requests)]
+        assert engine.stats().preemptions > 0
+    with Engine(base) as engine:
+        for request, ours in zip(requests, together, strict=True):
+            np.testing.assert_allclose(ours, _numbers(engine.run([request])[0]), atol=1e-3)
+
+
+def test_a_request_larger_than_the_pool_fails_alone(base: Base) -> None:
+    with Engine(base, paged=True, slot_bytes=4 * BLOCK * TOKEN, cache_bytes=0) as engine:
+        with pytest.raises(RuntimeError, match="blocks of the cache"):
+            engine.run([Generate(_prompt(1, 200), Sampling(max_tokens=3))])
+        assert engine.run([Generate(_prompt(1, 20), Sampling(max_tokens=3, ignore_eos=True))])
+        assert (engine.running, engine.waiting) == (0, 0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_attention_over_blocks_equals_attention_over_slots(data: st.DataObject) -> None:
+    spec = tiny_spec()
+    block = data.draw(st.sampled_from([1, 4, 16]))
+    slots = SlotCache(spec, torch.float32, CPU)
+    paged = PagedCache(spec, torch.float32, CPU, 1 << 20, block=block)
+    done: dict[int, int] = {}
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    for _ in range(data.draw(st.integers(1, 4))):
+        rows = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True))
+        spans = [Span(row, done.get(row, 0), data.draw(st.sampled_from([1, 1, 2, 9, 30]))) for row in rows]
+        done |= {span.row: span.end for span in spans}
+        slots.reserve(done)
+        paged.reserve(done)
+        N = sum(span.length for span in spans)
+        q, k, v = (torch.randn(1, N, n, 8, generator=generator) for n in (6, 2, 2))
+        for layer in (0, 2):
+            ours, theirs = paged.attend(spans)(layer, q, k, v), slots.attend(spans)(layer, q, k, v)
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for row in done:
+        paged.free(row)
+    assert paged.free_blocks == paged.blocks
