@@ -20,7 +20,7 @@ from bedplate.serving.errors import ClientGone, error_object, error_response, lo
 from bedplate.serving.events import Event, EventStream
 from bedplate.serving.fields import ChatRequest, read_fields
 from bedplate.serving.scope import note_error
-from bedplate.serving.turns import parts_of_turn, take_turn
+from bedplate.serving.turns import Turn, parts_of, take_turn
 
 router = APIRouter(prefix="/v1/messages")
 
@@ -90,13 +90,13 @@ async def _respond(request: Request, endpoint: str, work: Callable[[Call], Await
 async def _events(
     call: Call, chat: ChatRequest, reply: MessageReply, streams: Sequence[Stream], prompt_tokens: int
 ) -> AsyncGenerator[Event]:
-    events = MessageEvents(reply)
+    turn = Turn.of(chat)
+    events = MessageEvents(reply, turn)
     for event in events.opening(prompt_tokens):
         yield event
-    async with aclosing(parts_of_turn(call, chat, streams)) as arriving:
+    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
         async for part in arriving:
             for event in events.part(part):
                 yield event
-            if part.answer is not None:
-                for event in events.ending(part.answer):
-                    yield event
+    for event in events.ending():
+        yield event

@@ -54,6 +54,7 @@ class _Asked(Fields):
     messages: Annotated[list[Any], Field(min_length=1)]
     system: Annotated[str | list[Any] | None, _SYSTEM] = None
     tools: list[Any] | None = None
+    cache_control: dict[str, Any] | None = None  # a prompt's beginning is always cached
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
@@ -162,7 +163,7 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
             )
     text = "".join(texts)
     if role == "assistant":
-        return [{"role": role, "content": text or None, "tool_calls": calls} if calls else _plain(role, text)]
+        return [{**_plain(role, text), "tool_calls": calls} if calls else _plain(role, text)]
     return [*results, _plain(role, text)] if texts or not results else results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ from bedplate.serving.anthropic_fields import MessagesRequest
 from bedplate.serving.calls import Call
 from bedplate.serving.events import Event
 from bedplate.serving.models import Answer
-from bedplate.serving.turns import Part, extension_of
+from bedplate.serving.turns import Block, Part, Turn, extension_of
 
 Json = dict[str, Any]
 
@@ -22,14 +23,13 @@ class MessageReply:
         self._call, self._asked = call, asked
         self._tokenizer = call.lease.engine.base.need_tokenizer()
 
-    def whole(self, answer: Answer) -> Json:
-        text: list[Json] = [{"type": "text", "text": answer.text}] if answer.text else []
+    def whole(self, turn: Turn) -> Json:
         return {
             **self.base(),
-            "content": text,
-            **self.stop(answer),
-            "usage": usage_of(answer.usage),
-            **self.extension(answer),
+            "content": [_block(block) for block in turn.blocks if block.kind == "call" or block.text],
+            **self.stop(turn),
+            "usage": usage_of(turn.ended.usage),
+            **self.extension(turn),
         }
 
     def base(self) -> Json:
@@ -44,15 +44,16 @@ class MessageReply:
             "stop_sequence": None,
         }
 
-    def stop(self, answer: Answer) -> Json:
+    def stop(self, turn: Turn) -> Json:
         """Why the message ends; a stop sequence by name."""
-        if answer.finish_reason == "length":
-            return {"stop_reason": "max_tokens", "stop_sequence": None}
-        sequence = self._stop_sequence(answer)
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+        if turn.finish_reason in reasons:
+            return {"stop_reason": reasons[turn.finish_reason], "stop_sequence": None}
+        sequence = self._stop_sequence(turn.ended)
         return {"stop_reason": "end_turn" if sequence is None else "stop_sequence", "stop_sequence": sequence}
 
-    def extension(self, answer: Answer) -> Json:
-        return extension_of(self._call, answer)
+    def extension(self, turn: Turn) -> Json:
+        return extension_of(self._call, turn.ended)
 
     def _stop_sequence(self, answer: Answer) -> str | None:
         """The text was cut before it: it is what the tokens go on with."""
@@ -61,6 +62,16 @@ class MessageReply:
             return None
         rest = self._tokenizer.decode(made.token_ids)[len(made.text) :]
         return next((sequence for sequence in asked if rest.startswith(sequence)), None)
+
+
+def _block(block: Block) -> Json:
+    if block.kind == "text":
+        return {"type": "text", "text": block.text}
+    try:
+        arguments = json.loads(block.text)
+    except ValueError:  # cut off by max_tokens: what was written of them is no object yet
+        arguments = {}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments}
 
 
 def usage_of(usage: Usage) -> Json:
@@ -76,10 +87,10 @@ def usage_of(usage: Usage) -> Json:
 class MessageEvents:
     """The events of one streamed message: each block begins, grows and stops before the next."""
 
-    def __init__(self, reply: MessageReply) -> None:
-        self._reply = reply
-        self._blocks = 0
-        self._open = False
+    def __init__(self, reply: MessageReply, turn: Turn) -> None:
+        self._reply, self._turn = reply, turn
+        self._open: Block | None = None
+        self._index = -1
 
     def opening(self, prompt_tokens: int) -> Iterator[Event]:
         """How much of the prompt is cached is not known yet: the last usage says."""
@@ -89,30 +100,30 @@ class MessageEvents:
 
     def part(self, part: Part) -> Iterator[Event]:
         """What newly arrived."""
-        for piece in part.pieces:
-            if not self._open:
-                yield from self._begin({"type": "text", "text": ""})
-            yield self._delta({"type": "text_delta", "text": piece.text})
+        for growth in part.growths:
+            block = growth.block
+            if block is not self._open and (growth.text or block.kind == "call"):
+                yield from self._stop()
+                self._open = block
+                self._index += 1
+                begun = {**_block(block), "text": ""} if block.kind == "text" else {**_block(block), "input": {}}
+                yield _event("content_block_start", index=self._index, content_block=begun)
+            if growth.text:
+                text = {"type": "text_delta", "text": growth.text}
+                arguments = {"type": "input_json_delta", "partial_json": growth.text}
+                delta = text if block.kind == "text" else arguments
+                yield _event("content_block_delta", index=self._index, delta=delta)
 
-    def ending(self, answer: Answer) -> Iterator[Event]:
+    def ending(self) -> Iterator[Event]:
         yield from self._stop()
-        delta = self._reply.stop(answer)
-        yield _event("message_delta", delta=delta, usage=usage_of(answer.usage), **self._reply.extension(answer))
+        usage, more = usage_of(self._turn.ended.usage), self._reply.extension(self._turn)
+        yield _event("message_delta", delta=self._reply.stop(self._turn), usage=usage, **more)
         yield _event("message_stop")
 
-    def _begin(self, block: Json) -> Iterator[Event]:
-        yield from self._stop()
-        self._open = True
-        yield _event("content_block_start", index=self._blocks, content_block=block)
-
-    def _delta(self, delta: Json) -> Event:
-        return _event("content_block_delta", index=self._blocks, delta=delta)
-
     def _stop(self) -> Iterator[Event]:
-        if self._open:
-            yield _event("content_block_stop", index=self._blocks)
-            self._open = False
-            self._blocks += 1
+        if self._open is not None:
+            yield _event("content_block_stop", index=self._index)
+            self._open = None
 
 
 def _event(kind: str, **fields: Any) -> Event:

@@ -173,7 +173,11 @@ class Message(Fields):
         if self.tool_calls is not None:
             more["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content, **{key: value for key, value in more.items() if value is not None}}
+        return {
+            "role": role,
+            "content": self.content,
+            **{key: value for key, value in more.items() if value is not None},
+        }
 
 
 class StreamOptions(Fields):
@@ -360,7 +364,7 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
     """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
     kept: dict[str, Any] = {}
     for name, value in body.items():
-        if name in _HOUSEKEEPING:
+        if name in _HOUSEKEEPING and name not in model.model_fields:
             continue
         if name in _NOT_SERVED and name not in model.model_fields:
             if value is not None and not any(_same(value, neutral) for neutral in _NOT_SERVED[name]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -20,7 +21,7 @@ from bedplate.serving.events import Event, EventStream
 from bedplate.serving.fields import ChatRequest, read_fields
 from bedplate.serving.responses_fields import ChatMessage, ResponsesRequest
 from bedplate.serving.responses_reply import ResponseEvents, ResponseReply
-from bedplate.serving.turns import parts_of_turn, take_turn
+from bedplate.serving.turns import Turn, parts_of, take_turn
 
 router = APIRouter(prefix="/v1/responses")
 
@@ -37,11 +38,8 @@ async def create_response(request: Request) -> Response:
         reply = ResponseReply(call, asked, keeps)
         if asked.stream:
             return EventStream(_events(call, chat, messages, reply, streams), done=False, error_name="error")
-        answer = await take_turn(call, chat, streams)
-        whole = reply.whole(answer)
-        if keeps:
-            call.house.responses.put(call.caller.tenant, whole, [*messages, reply.message(answer)])
-        return json_response(whole)
+        turn = await take_turn(call, chat, streams)
+        return json_response(_kept(call, reply, messages, turn))
 
     return await respond(request, "responses", work)
 
@@ -101,16 +99,22 @@ def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
 async def _events(
     call: Call, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, streams: Sequence[Stream]
 ) -> AsyncGenerator[Event]:
-    events = ResponseEvents(reply)
+    turn = Turn.of(chat)
+    events = ResponseEvents(reply, turn)
     for event in events.opening():
         yield event
-    async with aclosing(parts_of_turn(call, chat, streams)) as arriving:
+    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
         async for part in arriving:
             for event in events.part(part):
                 yield event
-            if part.answer is not None:
-                if reply.keeps:
-                    kept = [*messages, reply.message(part.answer)]
-                    call.house.responses.put(call.caller.tenant, reply.whole(part.answer), kept)
-                for event in events.ending(part.answer):
-                    yield event
+    _kept(call, reply, messages, turn)
+    for event in events.ending():
+        yield event
+
+
+def _kept(call: Call, reply: ResponseReply, messages: Sequence[ChatMessage], turn: Turn) -> dict[str, Any]:
+    """The whole reply, which is kept where it is to be."""
+    whole = reply.whole(turn)
+    if reply.keeps:
+        call.house.responses.put(call.caller.tenant, whole, [*messages, turn.message()])
+    return whole

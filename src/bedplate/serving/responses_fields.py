@@ -31,7 +31,6 @@ _NAMES = {
     "logprobs": "top_logprobs",
 }
 
-_INPUT = either(str, list, said="it must be a text or a list of items")
 _CHOICE = either(str, dict, said="it must be none, auto, required, or an object")
 
 ChatMessage = dict[str, Any]
@@ -46,6 +45,12 @@ class TextOptions(Fields):
 
 class ResponseStreamOptions(Fields):
     include_obfuscation: Literal[False] | None = None
+
+
+def _input_of(value: Any) -> Any:
+    if not isinstance(value, str | list) or value == []:
+        raise ValueError("it must be a text or a list of items, at least one")
+    return value
 
 
 def _metadata_of(value: Any) -> Any:
@@ -69,7 +74,7 @@ class ResponsesRequest(Fields):
     """POST /v1/responses."""
 
     model: str
-    input: Annotated[str | list[Any], _INPUT]
+    input: Annotated[str | list[Any], BeforeValidator(_input_of)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -92,6 +97,8 @@ class ResponsesRequest(Fields):
     def _consistent(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only for requests with stream set to true")
+        if self.includes_logprobs and self.tools:
+            raise ValueError(f"include: {_LOGPROBS} is not for requests with tools")
         return self
 
     @property
@@ -135,8 +142,6 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
     """Input items as messages: calls belong to the assistant's message before them, results are messages of tools."""
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    if not given:
-        raise _wrong("input", "it is empty; give at least one item", "input")
     messages: list[ChatMessage] = []
     for index, item in enumerate(given):
         where = f"input[{index}]"
@@ -150,7 +155,7 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
             function = {"name": name, "arguments": arguments}
             call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
             if not messages or messages[-1]["role"] != "assistant":
-                messages.append({"role": "assistant", "content": None})
+                messages.append({"role": "assistant", "content": ""})
             messages[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
             content = _content_of(item.get("output"), f"{where}.output")

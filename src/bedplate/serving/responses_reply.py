@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 from bedplate.inference.requests import Step
 from bedplate.serving.calls import Call
 from bedplate.serving.events import Event
-from bedplate.serving.models import Answer
 from bedplate.serving.replies import steps_of, token_entry
-from bedplate.serving.responses_fields import ChatMessage, ResponsesRequest
-from bedplate.serving.turns import Part, extension_of
+from bedplate.serving.responses_fields import ResponsesRequest
+from bedplate.serving.turns import Block, Part, Turn, extension_of
 
 Json = dict[str, Any]
 
@@ -26,15 +26,11 @@ class ResponseReply:
         self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._created = int(time.time())
 
-    def message(self, answer: Answer) -> ChatMessage:
-        """The turn as a message of the conversation."""
-        return {"role": "assistant", "content": answer.text}
-
-    def whole(self, answer: Answer) -> Json:
-        cut = answer.finish_reason == "length"
+    def whole(self, turn: Turn) -> Json:
+        answer, cut = turn.ended, turn.finish_reason == "length"
         return {
             **self.base("incomplete" if cut else "completed"),
-            "output": self.output(answer),
+            "output": [self.item(block, self.status(turn, block), self._whole_logprobs(turn)) for block in turn.blocks],
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "usage": {
                 "input_tokens": answer.usage.prompt_tokens,
@@ -77,16 +73,26 @@ class ResponseReply:
             "usage": None,
         }
 
-    def output(self, answer: Answer) -> list[Json]:
-        cut = answer.finish_reason == "length"
-        logprobs = [] if answer.generation is None else self.logprobs(steps_of(answer.generation))
-        return [self.text_item(0, "incomplete" if cut else "completed", answer.text, logprobs)]
+    def status(self, turn: Turn, block: Block) -> str:
+        """Of a block that has ended: the last one of a turn that was cut off is not whole."""
+        cut = turn.answer is not None and turn.finish_reason == "length" and block is turn.blocks[-1]
+        return "incomplete" if cut else "completed"
 
-    def text_item(self, index: int, status: str, text: str | None, logprobs: Sequence[Json] = ()) -> Json:
-        """text: None before it has begun."""
-        content = [] if text is None else [text_part(text, logprobs)]
-        head = {"id": f"msg_{self._call.id}_{index}", "type": "message", "status": status, "role": "assistant"}
-        return {**head, "content": content}
+    def item(self, block: Block, status: str, logprobs: Sequence[Json] = ()) -> Json:
+        """A block as an output item."""
+        name = self.item_id(block)
+        if block.kind == "call":
+            head = {"id": name, "type": "function_call", "status": status}
+            return {**head, "call_id": block.id, "name": block.name, "arguments": block.text}
+        content = [text_part(block.text, logprobs)]
+        return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def item_id(self, block: Block) -> str:
+        return f"{'fc' if block.kind == 'call' else 'msg'}_{self._call.id}_{block.index}"
+
+    def _whole_logprobs(self, turn: Turn) -> list[Json]:
+        made = turn.ended.generation
+        return [] if made is None else self.logprobs(steps_of(made))
 
     def logprobs(self, steps: Sequence[Step]) -> list[Json]:
         if not self._asked.includes_logprobs:
@@ -106,10 +112,10 @@ def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
 class ResponseEvents:
     """The events of one streamed reply, numbered: each item is added, built up and done, one after the other."""
 
-    def __init__(self, reply: ResponseReply) -> None:
-        self._reply = reply
+    def __init__(self, reply: ResponseReply, turn: Turn) -> None:
+        self._reply, self._turn = reply, turn
         self._numbers = count()
-        self._text: list[str] | None = None
+        self._open: Block | None = None
         self._logprobs: list[Json] = []
 
     def opening(self) -> Iterator[Event]:
@@ -120,41 +126,51 @@ class ResponseEvents:
     def part(self, part: Part) -> Iterator[Event]:
         """What newly arrived."""
         logprobs = self._reply.logprobs(part.steps)
-        for piece in part.pieces:
-            yield from self._open_text()
-            assert self._text is not None
-            self._text.append(piece.text)
-            self._logprobs += logprobs
-            place = self._place(0)
-            yield self._event("response.output_text.delta", **place, delta=piece.text, logprobs=logprobs)
-            logprobs = []
+        for growth in part.growths:
+            block = growth.block
+            if growth.begins:
+                yield from self._close()
+                yield from self._begin(block)
+            if block.kind == "call" and growth.text:
+                place = self._place(block)
+                yield self._event("response.function_call_arguments.delta", **place, delta=growth.text)
+            elif block.kind == "text" and (growth.text or logprobs):
+                place, self._logprobs = self._place(block, 0), [*self._logprobs, *logprobs]
+                yield self._event("response.output_text.delta", **place, delta=growth.text, logprobs=logprobs)
+                logprobs = []
 
-    def ending(self, answer: Answer) -> Iterator[Event]:
+    def ending(self) -> Iterator[Event]:
         """What is still open is closed, and the whole is sent."""
-        whole = self._reply.whole(answer)
-        yield from self._open_text()
-        yield from self._close_text(whole["output"][0]["status"])
+        yield from self._close()
+        whole = self._reply.whole(self._turn)
         yield self._event(f"response.{whole['status']}", response=whole)
 
-    def _open_text(self) -> Iterator[Event]:
-        if self._text is not None:
+    def _begin(self, block: Block) -> Iterator[Event]:
+        self._open, self._logprobs = block, []
+        empty = self._reply.item(replace(block, text=""), "in_progress")
+        if block.kind == "call":
+            yield self._event("response.output_item.added", output_index=block.index, item=empty)
             return
-        self._text = []
-        item = self._reply.text_item(0, "in_progress", None)
-        yield self._event("response.output_item.added", output_index=0, item=item)
-        yield self._event("response.content_part.added", **self._place(0), part=text_part(""))
+        yield self._event("response.output_item.added", output_index=block.index, item={**empty, "content": []})
+        yield self._event("response.content_part.added", **self._place(block, 0), part=text_part(""))
 
-    def _close_text(self, status: str) -> Iterator[Event]:
-        text = "".join(self._text or ())
-        place = self._place(0)
-        yield self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
-        yield self._event("response.content_part.done", **place, part=text_part(text, self._logprobs))
-        item = self._reply.text_item(0, status, text, self._logprobs)
-        yield self._event("response.output_item.done", output_index=0, item=item)
+    def _close(self) -> Iterator[Event]:
+        block, self._open = self._open, None
+        if block is None:
+            return
+        if block.kind == "call":
+            done = {"name": block.name, "arguments": block.text}
+            yield self._event("response.function_call_arguments.done", **self._place(block), **done)
+        else:
+            place, text = self._place(block, 0), block.text
+            yield self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
+            yield self._event("response.content_part.done", **place, part=text_part(text, self._logprobs))
+        item = self._reply.item(block, self._reply.status(self._turn, block), self._logprobs)
+        yield self._event("response.output_item.done", output_index=block.index, item=item)
 
-    def _place(self, index: int) -> Json:
-        item = self._reply.text_item(index, "in_progress", None)["id"]
-        return {"item_id": item, "output_index": index, "content_index": 0}
+    def _place(self, block: Block, content: int | None = None) -> Json:
+        place: Json = {"item_id": self._reply.item_id(block), "output_index": block.index}
+        return place if content is None else {**place, "content_index": content}
 
     def _event(self, kind: str, **fields: Any) -> Event:
         return Event({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)

@@ -1,4 +1,4 @@
-"""One assistant's turn, for the APIs whose replies are one turn in parts: text, and calls of tools.
+"""One assistant's turn, for the APIs whose replies are one turn in blocks: texts, and calls of tools.
 
 Their requests become a `ChatRequest`, so that whatever chats (bases, skins, tools, formats) works behind them as well.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from bedplate.core.errors import RequestError
 from bedplate.inference import requests as engine_requests
@@ -17,16 +17,94 @@ from bedplate.inference.stream import Stream
 from bedplate.serving.calls import Call
 from bedplate.serving.fields import ChatRequest, read_fields
 from bedplate.serving.models import Answer
+from bedplate.serving.tools import Spoken
 from bedplate.text.tools import Piece
+
+
+@dataclass
+class Block:
+    """One part of a turn. text: what it says, or a call's arguments as JSON. id, name: of a call."""
+
+    kind: Literal["text", "call"]
+    index: int
+    id: str = ""
+    name: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is new of a block; the first growth of each block begins it."""
+
+    block: Block
+    text: str
+    begins: bool = False
+
+
+@dataclass
+class Turn:
+    """A turn as it comes. `answer` is there once it has ended."""
+
+    spoken: Spoken
+    blocks: list[Block] = field(default_factory=list[Block])
+    answer: Answer | None = None
+
+    @classmethod
+    def of(cls, asked: ChatRequest) -> Turn:
+        return cls(Spoken(bool(asked.usable_tools)))
+
+    def push(self, text: str) -> list[Growth]:
+        return [self._grow(piece) for piece in self.spoken.push(text)]
+
+    def end(self, answer: Answer) -> list[Growth]:
+        """What was held back. A turn that says nothing is an empty text."""
+        self.answer = answer
+        held = self.spoken.finish()
+        if not held and not self.blocks:
+            held = [Piece("content", "")]
+        return [self._grow(piece) for piece in held]
+
+    @property
+    def ended(self) -> Answer:
+        assert self.answer is not None
+        return self.answer
+
+    @property
+    def finish_reason(self) -> str:
+        return self.spoken.finish_reason(self.ended.finish_reason)
+
+    def message(self) -> dict[str, Any]:
+        """As a chat's message."""
+        text = "".join(block.text for block in self.blocks if block.kind == "text")
+        calls = [
+            {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}
+            for block in self.blocks
+            if block.kind == "call"
+        ]
+        head = {"role": "assistant", "content": text}
+        return {**head, "tool_calls": calls} if calls else head
+
+    def _grow(self, piece: Piece) -> Growth:
+        last = self.blocks[-1] if self.blocks else None
+        kind = "text" if piece.kind == "content" else "call"
+        if piece.kind == "name" or last is None or last.kind != kind:
+            block = Block(kind, len(self.blocks))
+            self.blocks.append(block)
+            if piece.kind == "name":
+                block.id, block.name = self.spoken.id(piece.call), piece.text
+                return Growth(block, "", begins=True)
+            block.text = piece.text
+            return Growth(block, piece.text, begins=True)
+        last.text += piece.text
+        return Growth(last, piece.text)
 
 
 @dataclass(frozen=True)
 class Part:
-    """What arrived of a turn: pieces of text or calls, the steps behind them, and the answer with the last."""
+    """What newly arrived of a turn, and the steps behind it."""
 
-    pieces: Sequence[Piece]
+    growths: Sequence[Growth]
     steps: Sequence[Step]
-    answer: Answer | None
 
 
 def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
@@ -40,21 +118,23 @@ def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
         raise
 
 
-async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Answer:
+async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Turn:
     """The whole turn, told to whoever counts."""
-    found = await call.results(streams)
-    return _accounted(call, asked, found)
+    answer = _accounted(call, asked, await call.results(streams))
+    turn = Turn.of(asked)
+    turn.push(answer.text)
+    turn.end(answer)
+    return turn
 
 
-async def parts_of_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> AsyncGenerator[Part]:
-    """The turn as it comes. Its last part has the answer, which by then was told to whoever counts."""
+async def parts_of(turn: Turn, call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> AsyncGenerator[Part]:
+    """The turn as it comes, told to whoever counts when it has ended."""
     async with aclosing(call.arrivals(streams)) as arriving:
         async for one in arriving:
-            pieces = [Piece("content", one.text)] if one.text else []
-            if one.answer is None:
-                yield Part(pieces, one.steps, None)
-            else:
-                yield Part(pieces, one.steps, _accounted(call, asked, [stream.result(0) for stream in streams]))
+            growths = turn.push(one.text)
+            if one.answer is not None:
+                growths += turn.end(_accounted(call, asked, [stream.result(0) for stream in streams]))
+            yield Part(growths, one.steps)
 
 
 def _accounted(call: Call, asked: ChatRequest, found: Sequence[engine_requests.Result]) -> Answer:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 import tokenizers
 from tests.references import reference_bert
-from tests.serving.conftest import Files, Server, running
+from tests.serving.conftest import Server, running
+from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.config import BaseConfig, ServerConfig
@@ -39,18 +41,46 @@ def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "bert")
 
 
+# Closed at the end: what waits for the collector may leave an open socket to a later test.
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with server.client as client:
+        yield client
+
+
+@pytest.fixture
+def wide_client(wide: Server) -> Iterator[openai.OpenAI]:
+    with wide.client as client:
+        yield client
+
+
+WEATHER = {
+    "type": "object",
+    "properties": {"day": {"enum": ["mon", "tue"]}, "hot": {"type": "boolean"}},
+    "required": ["day", "hot"],
+    "additionalProperties": False,
+}
+"""Parameters of the tool that the tests offer."""
+
+
 @pytest.fixture(scope="session")
-def wide(files: Files, encoder_dir: Path) -> Iterator[Server]:
+def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base with room for the schemas of tools."""
+    return write_tiny_base(tmp_path_factory.mktemp("wide") / "tiny", context_length=4096)
+
+
+@pytest.fixture(scope="session")
+def wide(wide_dir: Path, encoder_dir: Path) -> Iterator[Server]:
     """Models tiny, bert, and the skin judge, which finds documents relevant or not."""
     judge = Skin(
         name="judge",
         kind="prompt",
-        bases={"main": BaseReference.of("tiny", "llama", load_base(files.base).identity)},
+        bases={"main": BaseReference.of("tiny", "llama", load_base(wide_dir).identity)},
         evaluated_with=EvaluatedWith(weights="float32"),
         inputs={"query": InputField(), "document": InputField()},
         output=LabelOutput(labels=("irrelevant", "relevant"), continuations=(" no", " yes")),
         prompt=Prompt("{{ query }}: {{ document }} ="),
     )
-    bases = (BaseConfig(source=str(files.base)), BaseConfig(source=str(encoder_dir), name="bert", dtype="float32"))
+    bases = (BaseConfig(source=str(wide_dir)), BaseConfig(source=str(encoder_dir), name="bert", dtype="float32"))
     with loaded_house(ServerConfig(bases=bases), [judge]) as house, running(house) as url:
         yield Server(url, house, {})

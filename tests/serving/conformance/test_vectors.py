@@ -146,7 +146,7 @@ REFUSED = [
     ("/v1/embeddings", {"model": "tiny", "input": [[-1]]}, "input"),
     ("/v1/embeddings", {"model": "tiny", "input": [[2**40]]}, "input"),
     ("/v1/embeddings", {"model": "tiny", "input": [[100_000]]}, "input"),
-    ("/v1/embeddings", {"model": "tiny", "input": "a " * 2000}, "input"),
+    ("/v1/embeddings", {"model": "tiny", "input": "a " * 9000}, "input"),
     ("/v1/embeddings", {"model": "tiny", "input": "a", "encoding_format": "hex"}, "encoding_format"),
     ("/v1/embeddings", {"model": "tiny", "input": "a", "dimensions": 0}, "dimensions"),
     ("/v1/embeddings", {"model": "judge", "input": "a"}, "model"),
