@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.compiled import Kernel
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
 from bedplate.models.checkpoints.base import Base, load_base
@@ -25,6 +26,9 @@ from bedplate.skins.card import Card, card_of, read_card
 from bedplate.skins.skin import Skin
 
 log = logging.getLogger("bedplate.serving")
+
+KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
+"""As `evaluated_with` names them, and as an engine takes them."""
 
 
 def server_config(
@@ -70,7 +74,7 @@ def loaded_house(
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        engines = [stack.enter_context(engine) for engine in _engines(config, loaded)]
+        engines = [stack.enter_context(engine) for engine in _engines(config, loaded, [*cards, *found.cards])]
         limits = config.limits
         registry = Registry(
             engines,
@@ -92,12 +96,17 @@ def loaded_house(
         yield House(config, registry, guard)
 
 
-def _engines(config: ServerConfig, loaded: Sequence[Base]) -> Generator[Engine]:
-    """One for each base; they compute in turns."""
+def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
+    """One for each base; they compute in turns. Where the file leaves the kernel open, it is the one that the base's
+    skins were judged with, if they agree: another is never chosen behind their back."""
     compute, limits = ComputeLock(), config.limits
-    for base in loaded:
+    for base, one in zip(loaded, config.bases, strict=True):
+        judged = {card.evaluated_with.kernel for card in _of(base, cards) if card.evaluated_with is not None}
+        agreed = judged.pop() if len(judged) == 1 and one.kernel == "auto" else None
         yield Engine(
             base,
+            weights=one.weights,
+            kernel=KERNELS.get(agreed or "", one.kernel),
             max_rows=limits.max_rows,
             max_waiting=limits.max_waiting,
             adapters=limits.adapters,
