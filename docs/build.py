@@ -12,7 +12,17 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-PAGES = ("index", "python-api", "cli", "task-file", "report-json", "skin-format", "serving", "operations")
+PAGES = (
+    "index",
+    "python-api",
+    "cli",
+    "task-file",
+    "report-json",
+    "skin-format",
+    "serving",
+    "operations",
+    "batches-and-feedback",
+)
 STYLE = (
     "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#1b1f24}"
     "pre{background:#f4f5f7;padding:.8rem;overflow-x:auto}code{font-size:.92em}"
