@@ -22,7 +22,7 @@ def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SKIN|BASE]",
+            metavar="SKIN|BASE",
             help="A skin's directory, or a base: catalogue name, directory, .gguf file or hf:owner/name. With --url a "
             "served model's name (by default the first).",
             show_default=False,
