@@ -229,7 +229,7 @@ class Bank:
 
     @staticmethod
     def _parameter(value: Tensor, module: Linear, train: bool, by_columns: bool = False) -> nn.Parameter:
-        """A copy; `by_columns` lays out the transpose contiguously, which is how the native decoder reads a frozen B."""
+        """A copy; `by_columns` makes its transpose contiguous, which is how the native decoder reads a frozen B."""
         dtype = module.weight.dtype if module.weight.is_floating_point() and not train else torch.float32
         value = value.t() if by_columns else value
         copied = torch.empty(value.shape, device=module.weight.device, dtype=dtype).copy_(value)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from bedplate.inference.native.compiler import build
 
-PLACES = ("attention.q", "attention.k", "attention.v", "attention.o", "feedforward.gate", "feedforward.up")
-PLACES = (*PLACES, "feedforward.down")
+PLACES = (
+    *(f"attention.{name}" for name in ("q", "k", "v", "o")),
+    *(f"feedforward.{name}" for name in ("gate", "up", "down")),
+)
 """The linears of one block, in the kernel's order."""
 
 

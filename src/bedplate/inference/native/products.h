@@ -84,10 +84,7 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
     to.scale[at] = scale, to.scaled_sum[at] = scale * static_cast<float>(total), to.offset[at] = -128 * total;
 }
 
-#ifndef AHEADB
-#define AHEADB 4096
-#endif
-constexpr int AHEAD = AHEADB;  // bytes between what is read and what is prefetched
+constexpr int AHEAD = 4096;  // bytes between what is read and what is prefetched
 
 // `cold`: the weights come from memory, so they are asked for before they are needed.
 template <int M, int P>
