@@ -74,7 +74,7 @@ def build(site: Path) -> None:
             f"<nav>{links}</nav>{body}</html>\n",
             encoding="utf-8",
         )
-    for picture in DOCS.glob("*.svg"):
+    for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.png")):
         shutil.copy(picture, site / picture.name)
 
 

@@ -25,6 +25,7 @@ from bedplate.core.files import bedplate_home
 
 REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
 _LOUD = "REAL CHECKPOINT MISSING"
+_NO_BROWSER = "NO CHROMIUM"
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for reason in sorted({reason[reason.index(_LOUD) :] for reason in reasons}):
             terminalreporter.line(reason)
+    unseen = [one for one in terminalreporter.stats.get("skipped", []) if _NO_BROWSER in str(one.longrepr)]
+    if unseen:
+        terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(unseen)} tests of the web page were skipped: install the package chromium.")
