@@ -15,6 +15,7 @@ from bedplate.inference.forward import Batch, Forward, Forwarded, Greedy, TorchF
 from bedplate.inference.kv_cache import KVCache, SlotCache
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.checkpoints.gguf import RawBlocks, read_blocks
 from bedplate.models.decoder import Decoder
 
 Weights = Literal["auto", "bfloat16", "int8", "int4"]
@@ -60,7 +61,7 @@ class NativeForward:
         greedy = None
         if out.logits_WV is not None:
             best = out.logits_WV.gather(1, out.argmax_W[:, None])[:, 0] - out.logsumexp_W
-            greedy = Greedy(out.argmax_W.tolist(), best.tolist())
+            greedy = Greedy(out.argmax_W.tolist(), best.tolist(), out.logsumexp_W.tolist())
         return Forwarded(out.logits_WV, out.hidden_ND, greedy)
 
     def _adapter(self, slot: int) -> NativeAdapter:
@@ -81,6 +82,13 @@ class NativeForward:
 
     def close(self) -> None:
         self._decoder.close()
+
+
+def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
+    """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
+    if base.family.key[0] != "gguf":
+        return {}
+    return read_blocks(base.path, base.family.weights, base.spec.heads, base.spec.kv_heads)
 
 
 def choose_forward(
@@ -106,7 +114,8 @@ def choose_forward(
             reason = "the native path keeps keys and values in slots, and this engine in blocks"
         if reason is None and bank is not None and isinstance(cache, SlotCache) and isinstance(base.model, Decoder):
             chosen: WeightFormat = "bfloat16" if weights == "auto" else weights
-            return NativeForward(NativeDecoder(base.model, chosen), bank, cache, torch_forward)
+            blocks = _stored_blocks(base) if quantised else {}
+            return NativeForward(NativeDecoder(base.model, chosen, blocks=blocks), bank, cache, torch_forward)
     if kernel == "native" or quantised:
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {reason}")
     return torch_forward

@@ -59,7 +59,7 @@ class Engine:
         max_rows: int = 16,
         max_waiting: int = 4096,
         adapters: int = 16,
-        step_adapters: int = 8,
+        step_adapters: int = 16,
         cache_bytes: int = 1 << 30,
         slot_bytes: int = 4 << 30,
         weights: Weights = "auto",

@@ -38,10 +38,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Greedy:
-    """What greedy rows need of their logits: each wanted token's likeliest successor and its log-probability."""
+    """What rows need of their logits: each wanted token's likeliest successor, its log-probability, and the log of the
+    sum that makes logits into log-probabilities."""
 
     tokens: list[int]
     logprobs: list[float]
+    logsumexp: list[float]
 
 
 @dataclass(frozen=True)

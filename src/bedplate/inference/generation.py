@@ -5,10 +5,12 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
@@ -23,6 +25,18 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.text.json_schema import INVALID
 
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    """Torch on one thread: woken for a moment, its second one would go on spinning on a core that the native kernel's
+    own threads need (a step under a grammar then takes half as long again)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)
@@ -65,12 +79,18 @@ class Generating:
                         on.append(row)
             if drawn:
                 assert logits_WV is not None
-                logits_BV = logits_WV[[row.at + step for row in drawn]]
-                chosen = sample(logits_BV, [row.job.state for row in drawn if row.job.state is not None])
-                picked = (logits_BV.gather(1, chosen[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)).tolist()
-                for row, token, logprob, logits_V in zip(drawn, chosen.tolist(), picked, logits_BV, strict=True):
-                    if self._take(row.job, token, logprob, logits_V) and row.draft[step : step + 1] == [token]:
-                        on.append(row)
+                at = [row.at + step for row in drawn]
+                with contextlib.nullcontext() if greedy is None else _one_thread():
+                    logits_BV = logits_WV[at]
+                    chosen = sample(logits_BV, [row.job.state for row in drawn if row.job.state is not None])
+                    sums = logits_BV.logsumexp(dim=-1).tolist() if greedy is None else [greedy.logsumexp[i] for i in at]
+                    picked = logits_BV.gather(1, chosen[:, None])[:, 0].tolist()
+                    for row, token, logit, total, logits_V in zip(
+                        drawn, chosen.tolist(), picked, sums, logits_BV, strict=True
+                    ):
+                        goes = self._take(row.job, token, logit - total, logits_V)
+                        if goes and row.draft[step : step + 1] == [token]:
+                            on.append(row)
             going, step = on, step + 1
 
     def _take(self, job: Job, token: int, logprob: float, logits_V: Tensor | None) -> bool:
