@@ -93,7 +93,7 @@ def main() -> None:
 
     with (
         exported() as directory,
-        Engine(base, weights=arguments.weights, max_rows=SEQUENCES, adapters=REGISTERED) as engine,
+        Engine(base, weights=arguments.weights, max_rows=SEQUENCES, adapters=REGISTERED, speculate=False) as engine,
     ):
         for i, adapter in enumerate(tensors):
             engine.load_adapter(f"skin{i}", LORA, adapter)

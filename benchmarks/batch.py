@@ -38,7 +38,10 @@ def main() -> None:
     path = locate(BASE)
     base = load_base(path)
     prompts = [prompt_tokens(PROMPT, base.spec.vocab_size, seed) for seed in range(SEQUENCES)]
-    with exported() as directory, Engine(base, weights=arguments.weights, max_rows=SEQUENCES) as engine:
+    with (
+        exported() as directory,
+        Engine(base, weights=arguments.weights, max_rows=SEQUENCES, speculate=False) as engine,
+    ):
         llama = LlamaCppBatch(path, SEQUENCES, PROMPT + OUTPUT)
         static, paged = Transformers(directory), Transformers(directory, "sdpa_paged")
 

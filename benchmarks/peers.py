@@ -196,8 +196,8 @@ class Contest:
 
 @contextmanager
 def contest(prompt: int, weights: str) -> Generator[Contest]:
-    """SmolLM2-135M as ours (with weights of this form), llama.cpp's and transformers', and `prompt` tokens to begin
-    with."""
+    """SmolLM2-135M as ours (with weights of this form, no guessing), llama.cpp's and transformers', and `prompt` tokens
+    to begin with."""
     versions = {
         "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
         "transformers": need("transformers", "transformers"),
@@ -205,6 +205,6 @@ def contest(prompt: int, weights: str) -> Generator[Contest]:
     torch.set_num_threads(THREADS)
     path = locate(BASE)
     base = load_base(path)
-    with exported() as directory, Engine(base, weights=weights) as engine:
+    with exported() as directory, Engine(base, weights=weights, speculate=False) as engine:
         tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
         yield Contest(engine, tokens, LlamaCpp(path), Transformers(directory), versions)

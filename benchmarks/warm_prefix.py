@@ -30,7 +30,7 @@ def main() -> None:
     base = load_base(locate(BASE))
     seeds = count(1)
     skin = prompt_tokens(PROMPT, base.spec.vocab_size)
-    with Engine(base, weights=arguments.weights) as engine:
+    with Engine(base, weights=arguments.weights, speculate=False) as engine:
 
         def first_token(prompt: list[int]) -> float:
             tokens = (*prompt, *prompt_tokens(QUESTION, base.spec.vocab_size, next(seeds)))

@@ -186,10 +186,13 @@ class Runner:
         work: list[Work] = []
         for job in running:
             draft: list[int] = []
-            if most > 0 and job.drafter is not None:
-                assert job.state is not None
-                left = job.limit - len(job.state.output) - 1
-                draft = job.drafter.draft(min(most, left))
+            if most > 0 and job.state is not None:
+                left = min(most, job.limit - len(job.state.output) - 1)
+                if job.drafter is not None:
+                    draft = job.drafter.draft(left)
+                elif job.state.matcher is not None:
+                    # Where a grammar leaves no choice, the next tokens need not be waited for.
+                    draft = job.state.matcher.forced()[:left]
             work.append(Work(job, 1, draft))
         return work
 
@@ -282,11 +285,11 @@ class Runner:
     def _count_said(self, row: Row, said: int) -> None:
         self._counters.generated_tokens += said
         if row.draft:
-            assert row.job.drafter is not None
             accepted = max(min(said - (row.job.ended is None), len(row.draft)), 0)
             self._counters.speculated += len(row.draft)
             self._counters.accepted += accepted
-            row.job.drafter.learn(len(row.draft), accepted)
+            if row.job.drafter is not None:
+                row.job.drafter.learn(len(row.draft), accepted)
 
     def _progress(
         self, job: Job, begin: int, end: int, states: Tensor | None, logits_WV: Tensor | None, at: int

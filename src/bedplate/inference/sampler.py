@@ -79,14 +79,26 @@ class RowState:
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Next token ids int64 [B]. The logits stay as they are."""
     allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
-    logits_BV = _hold(penalise(logits_BV.float(), rows), allowed)
-    chosen = logits_BV.argmax(dim=-1)
+    logits_BV = penalise(logits_BV.float(), rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
+    if not drawing and logits_BV.is_cpu:
+        return torch.tensor([_likeliest(row_V, allowed.get(i)) for i, row_V in enumerate(logits_BV.numpy())])
+    logits_BV = _hold(logits_BV, allowed)
+    chosen = logits_BV.argmax(dim=-1)
     if not drawing:
         return chosen
     index = torch.tensor(drawing, device=logits_BV.device)
     chosen[index] = _draw(logits_BV[index], [rows[i] for i in drawing])
     return chosen
+
+
+def _likeliest(logits_V: NDArray[np.float32], allowed_V: NDArray[np.bool_] | None) -> int:
+    """The first of the largest logits among those allowed. A grammar mostly allows few, which are then all that is
+    looked at."""
+    if allowed_V is None:
+        return int(logits_V.argmax())
+    ids = allowed_V.nonzero()[0]
+    return int(ids[logits_V[ids].argmax()])
 
 
 def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.bool_]]:
