@@ -89,7 +89,7 @@ def serve(
             print(f"serving {', '.join(models)} at {url}", flush=True)
 
     if not run(settings, skin or (), on_ready=announce):
-        # A thread still loads weights, which takes as long as it takes, and has written nothing.
+        # A thread still loads weights or hangs in a step: it takes as long as it takes, and has nothing to write.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

@@ -114,10 +114,10 @@ def serve(
     """Serves until SIGTERM (then returns) or SIGINT (then raises KeyboardInterrupt).
 
     Loopback unless told otherwise; port 0 takes a free one. While it loads, /ready answers 503. Requests that run when
-    it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where it was
-    stopped before all was loaded; then a thread still loads. on_ready is called with the URL and what is served once
-    connections are taken. `settings`: those of `server_config`, for one base (host, port, grace_seconds, name, dtype,
-    device, max_rows, …).
+    it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where a thread is
+    left that cannot be ended: it still loads, or hangs in a step. on_ready is called with the URL and what is served
+    once connections are taken. `settings`: those of `server_config`, for one base (host, port, grace_seconds, name,
+    dtype, device, max_rows, …).
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
     with _listening(config.host, config.port) as listener:

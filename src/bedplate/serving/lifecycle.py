@@ -27,6 +27,8 @@ log = logging.getLogger("bedplate.serving")
 
 HEAD_SECONDS = 20.0
 """How long a client may take to send a request's head."""
+CLOSE_SECONDS = 5.0
+"""How long engines may take to end at the end. A step that hangs would keep the process for ever."""
 # Larger heads are refused by the parser, without the error object; smaller ones by the access layer, with it.
 _HEAD_BYTES = 256 * 1024
 
@@ -116,8 +118,8 @@ class Server(uvicorn.Server):
         self._stop_at: float | None = None
 
     def serve_until_stopped(self, listener: socket.socket) -> bool:
-        """Runs in this thread. False where it was stopped before all was loaded: then a thread still loads, and what it
-        has loaded is dropped once it is there. Raises what loading raised."""
+        """Runs in this thread. False where a thread is left: it was stopped before all was loaded, and what is loaded
+        is dropped once it is there; or an engine's step hangs. Raises what loading raised."""
         try:
             with _returning_on_sigterm():
                 self.run(sockets=[listener])
@@ -209,13 +211,25 @@ class _Loader:
         return await found
 
     def close(self) -> bool:
-        """Leaves the context; False where it was not entered yet."""
+        """Leaves the context; False where it was not entered yet, or cannot be left because a step hangs."""
         with self._lock:
             self._dropped = True
             context = self._context
-        if context is not None:
-            context.__exit__(None, None, None)
-        return context is not None
+        if context is None:
+            return False
+        left = threading.Event()
+
+        def leave() -> None:
+            try:
+                context.__exit__(None, None, None)
+            finally:
+                left.set()
+
+        threading.Thread(target=leave, name="bedplate-closing", daemon=True).start()
+        if not left.wait(CLOSE_SECONDS):
+            log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
+            return False
+        return True
 
 
 @contextlib.contextmanager
