@@ -1,0 +1,104 @@
+"""`bedplate serve` in a process of its own, with keys, small limits and a skins directory: what the fault tests ask."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from bedplate.serving.keys import Key, KeysFile, change_keys, new_secret
+
+
+@dataclass
+class Process:
+    """A running server and the secrets of its keys: `one` and `two` are tenants, `slow` may ask twice a minute, `few`
+    may use the skin `prompted` only, `admin` everything."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    secrets: Mapping[str, str]
+    shelf: Path
+
+    def head(self, key: str | None = "one") -> dict[str, str]:
+        return {} if key is None else {"authorization": f"Bearer {self.secrets.get(key, key)}"}
+
+    def request(self, method: str, path: str, key: str | None = "one", **more: Any) -> httpx.Response:
+        headers = {**self.head(key), **more.pop("headers", {})}
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            return client.request(method, self.url + path, headers=headers, **more)
+
+    def chat(self, key: str | None = "one", **fields: Any) -> httpx.Response:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | fields
+        return self.request("POST", "/v1/chat/completions", key, json=body)
+
+    def gauge(self, name: str) -> float:
+        text = self.request("GET", "/metrics", "admin").text
+        return float(re.search(rf"^bedplate:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+    def idle(self, seconds: float = 10.0) -> bool:
+        """Whether it comes to rest: nothing runs, nothing waits."""
+        end = time.monotonic() + seconds
+        while self.gauge("num_requests_running") or self.gauge("num_requests_waiting"):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def rss(self) -> int:
+        """Resident memory, bytes."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def serving(base: Path, skins: list[Path], directory: Path, **settings: Any) -> Generator[Process]:
+    """Killed at the end. `settings`: fields of the server's file."""
+    secrets: dict[str, str] = {}
+    keys: list[Key] = []
+    few = {"models": ("prompted",)}
+    slow = {"limits": {"requests_per_minute": 2}}
+    fields: dict[str, Any] = {
+        "one": {"tenant": "one"},
+        "two": {"tenant": "two"},
+        "slow": slow,
+        "few": few,
+        "admin": {"admin": True},
+    }
+    for name, more in fields.items():
+        id_, secrets[name], hash_ = new_secret()
+        keys.append(Key.model_validate({"id": id_, "name": name, "hash": hash_, "created": "2026-01-01", **more}))
+    (shelf := directory / "shelf").mkdir()
+    change_keys(directory / "keys.yaml", lambda _: KeysFile(keys=tuple(keys)))
+    file = {
+        "bases": [{"source": str(base), "dtype": "float32"}],
+        "skins": [{"source": str(path)} for path in skins],
+        "skins_directory": str(shelf),
+        "keys": str(directory / "keys.yaml"),
+        "state": str(directory / "state"),
+        "port": 0,
+        **settings,
+    }
+    (directory / "server.yaml").write_text(yaml.safe_dump(file))
+    line = [sys.executable, "-m", "bedplate.cli.main", "serve", "--config", str(directory / "server.yaml"), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BEDPLATE_HOME": str(directory / "home")}
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, env=environment)
+    try:
+        assert process.stdout is not None
+        announced = process.stdout.readline()
+        assert announced, (directory / "log").read_text()
+        yield Process(process, json.loads(announced)["url"].removesuffix("/v1"), secrets, shelf)
+    finally:
+        process.kill()
+        process.communicate()
