@@ -36,7 +36,7 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "data: {source: rows.csv, target: y, group_by: g, split: {train: 0.5, valid: 0.25, test: 0.25}}\n",
         "utf-8",
     )
-    monkeypatch.setattr(harness, "_predictor", lambda _: ByLastDigit())
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
     return path
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.local import LocalModel
+from bedplate.inference.native.library import load as load_library
 from bedplate.inference.predict import LoadedSkin
+from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput, TextOutput
 from bedplate.skins.prompt import Prompt
@@ -115,3 +121,80 @@ def test_inputs_that_do_not_fit_are_refused(model: LocalModel, tiny_dir: Path) -
         with pytest.raises(ContextLengthExceeded, match="512"):
             predictor("word " * 600)
         assert predictor(ROWS[0]) in LABELS.labels
+
+
+@pytest.fixture(scope="module")
+def native_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in bfloat16 whose sizes the native kernel takes."""
+    sizes = {"hidden_size": 96, "head_dim": 16, "feedforward_size": 160}
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "native", dtype=torch.bfloat16, **sizes)
+
+
+@pytest.fixture
+def judged(native_dir: Path, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Writes a skin judged with these weights and this kernel."""
+
+    def write(weights: str, kernel: str) -> Path:
+        with LocalModel(load_base(native_dir), kernel="torch") as model:
+            skin = _skin(model, native_dir, "label")
+        skin = dataclasses.replace(skin, evaluated_with=EvaluatedWith(weights=weights, kernel=kernel))
+        return write_skin(skin, tmp_path / f"{weights}-{kernel}")
+
+    return write
+
+
+NATIVE = pytest.mark.skipif(isinstance(load_library(), str), reason=f"no native kernel here: {load_library()}")
+
+
+@NATIVE
+@pytest.mark.parametrize(
+    ("weights", "kernel"), [("bfloat16", "native"), ("bfloat16", "torch"), ("int8", "native"), ("int4", "native")]
+)
+def test_a_skin_opens_as_it_was_judged(judged: Callable[[str, str], Path], weights: str, kernel: str) -> None:
+    with bedplate.load(judged(weights, kernel)) as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        assert (loaded.engine.weights, loaded.engine.kernel) == (weights, kernel)
+        assert loaded.warnings == []
+        assert loaded(ROWS[0]) in LABELS.labels
+
+
+@NATIVE
+def test_another_kernel_or_other_weights_are_never_silent(judged: Callable[[str, str], Path]) -> None:
+    directory = judged("bfloat16", "native")
+    for asked, what in (
+        ({"kernel": "torch"}, "torch"),
+        ({"weights": "int8"}, "int8"),
+        ({"dtype": "float32"}, "float32"),
+    ):
+        with pytest.raises(SkinError, match=what):
+            bedplate.load(directory, **asked)
+        with bedplate.load(directory, **asked, allow_other_weights=True) as loaded:
+            assert isinstance(loaded, LoadedSkin)
+            assert what in loaded.warnings[0]
+    with pytest.raises(SkinError, match="judged with the torch kernel and would run with native"):
+        bedplate.load(judged("bfloat16", "torch"), kernel="native")
+
+
+def test_a_judged_kernel_that_cannot_be_had_here_names_the_flag(
+    judged: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = judged("int4", "native")
+    monkeypatch.setattr("bedplate.inference.native.decoder.load", lambda: "there is no C compiler")
+    with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
+        bedplate.load(directory)
+    with bedplate.load(directory, allow_other_weights=True) as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        assert (loaded.engine.weights, loaded.engine.kernel) == ("bfloat16", "torch")
+        assert "int4" in loaded.warnings[0]
+        assert "native" in loaded.warnings[1]
+
+
+def test_a_skin_from_before_kernels_were_recorded_runs_on_torch(judged: Callable[[str, str], Path]) -> None:
+    directory = judged("bfloat16", "torch")
+    fields = json.loads((directory / "skin.json").read_text("utf-8"))
+    del fields["evaluated_with"]["kernel"]
+    (directory / "skin.json").write_text(json.dumps(fields), "utf-8")
+    with bedplate.load(directory) as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        assert loaded.engine.kernel == "torch"
+        assert loaded.warnings == []

@@ -167,7 +167,7 @@ class Context:
                 seed=self.seed if seed is None else seed,
                 code_version=__version__,
             ),
-            evaluated_with=EvaluatedWith(weights=dtype_name(base.dtype)),
+            evaluated_with=EvaluatedWith(weights=self.model.engine.weights, kernel=self.model.engine.kernel),
         )
 
     def predictor(self, skin: Skin) -> Predictor:
@@ -183,6 +183,8 @@ class Context:
             "splits": {k: v for k, v in self.hashes.items() if k in ("train", "valid")},
             "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],
             "dtype": dtype_name(base.dtype),
+            "weights": self.model.engine.weights,
+            "kernel": self.model.engine.kernel,
             "seed": self.seed,
             "budget_seconds": self.clock.seconds,
             "max_prompt_tokens": self.spec.budget.max_prompt_tokens,

@@ -120,6 +120,8 @@ def build_report(
             "version": __version__,
             "weights_id": context.model.base.identity.weights_id,
             "dtype": dtype_name(context.model.base.dtype),
+            "weights": context.model.engine.weights,
+            "kernel": context.model.engine.kernel,
         },
         "machine": {
             **context.spec.machine.model_dump(mode="json"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,16 +22,35 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
+    weights: Annotated[
+        Literal["auto", "bfloat16", "int8", "int4"] | None,
+        typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
+    ] = None,
+    kernel: Annotated[
+        Literal["auto", "torch", "native"] | None,
+        typer.Option(help="What computes. By default what the skin was judged with.", show_default=False),
+    ] = None,
+    allow_other_weights: Annotated[
+        bool,
+        typer.Option(
+            "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong."""
     from bedplate.core.files import atomic_write
     from bedplate.evaluation import harness
     from bedplate.evaluation.task import load_examples, load_task
+    from bedplate.inference.predict import Predictor
 
     task = load_task(task_file, overrides or ())
     data = load_examples(task)
-    result = harness.evaluate(skin, task, split=split, data=data)
+    loaded = harness.load_predictor(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    if isinstance(loaded, Predictor):
+        for warning in loaded.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    result = harness.evaluate(loaded, task, split=split, data=data)
     report = _report(result, data)
     if out is not None:
         atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

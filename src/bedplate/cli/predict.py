@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -36,9 +36,20 @@ def predict(
     dtype: Annotated[
         str | None, typer.Option(help="By default what the skin was judged with.", show_default=False)
     ] = None,
+    weights: Annotated[
+        Literal["auto", "bfloat16", "int8", "int4"] | None,
+        typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
+    ] = None,
+    kernel: Annotated[
+        Literal["auto", "torch", "native"] | None,
+        typer.Option(help="What computes. By default what the skin was judged with.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Other weights than the skin was judged with only warn.")
+        bool,
+        typer.Option(
+            "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> int:
@@ -49,7 +60,15 @@ def predict(
     from bedplate.inference.predict import LoadedSkin, load
 
     start = time.perf_counter()
-    loaded = load(skin, dtype=dtype, device=device, base=base, allow_other_weights=allow_other_weights)
+    loaded = load(
+        skin,
+        dtype=dtype,
+        device=device,
+        base=base,
+        weights=weights,
+        kernel=kernel,
+        allow_other_weights=allow_other_weights,
+    )
     assert isinstance(loaded, LoadedSkin)
     try:
         for warning in loaded.warnings:

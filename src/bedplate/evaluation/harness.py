@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, Codes
 from bedplate.evaluation.task import Task, load_task
+
+if TYPE_CHECKING:
+    from bedplate.inference.compiled import Kernel, Weights
 
 
 class PredictionLike(Protocol):
@@ -301,7 +304,7 @@ def evaluate(
         task = load_task(task)
     if data is None:
         data = load_examples(task)
-    predictor = _predictor(model)
+    predictor = load_predictor(model) if isinstance(model, str | Path) else _checked(model, type(model).__name__)
     reason = f"evaluate {task.task}"
     if split == "test":
         question = sha256_json({"evaluate": _identity(predictor), "task": task.hash, "rows": data.test.split_hash})
@@ -319,15 +322,19 @@ def _identity(predictor: Predicts) -> str:
     return skin_id(predictor.skin) if isinstance(predictor, Predictor) else uuid.uuid4().hex
 
 
-def _predictor(model: Predicts | Path | str) -> Predicts:
-    given: object = model
-    if isinstance(model, str | Path):
-        from bedplate.inference.predict import load
+def load_predictor(
+    skin: Path | str, *, weights: Weights | None = None, kernel: Kernel | None = None, allow_other_weights: bool = False
+) -> Predicts:
+    """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`). UsageError for a
+    base."""
+    from bedplate.inference.predict import load
 
-        given = load(model)
-    if not isinstance(given, Predicts):
+    return _checked(load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights), str(skin))
+
+
+def _checked(model: object, name: str) -> Predicts:
+    if not isinstance(model, Predicts):
         raise UsageError(
-            f"{model if isinstance(model, str | Path) else type(given).__name__} cannot be evaluated: it has no "
-            "`predict`; give a skin (a base alone has no prompt and no labels)"
+            f"{name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"
         )
-    return given
+    return model

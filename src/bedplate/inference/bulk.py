@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from bedplate.core.errors import BedplateError, DataError, RequestError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.inference.predict import Prediction, Predictor
+from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
 
@@ -79,7 +80,8 @@ def predict_rows(predictor: Predictor, rows: Iterable[Row], batch: int) -> Itera
         raise UsageError(f"the batch is {batch} rows; it must be at least 1")
     source = iter(rows)
     while group := list(islice(source, batch)):
-        answers = _answers(predictor, group)
+        # What earlier batches left in the cache would change last bits, and a resumed run has not seen them.
+        answers = _answers(predictor, group, tenant=f"lines from {group[0].line}")
         yield [_head(predictor, row) | answer for row, answer in zip(group, answers, strict=True)]
 
 
@@ -97,8 +99,10 @@ def predict_file(
     run = {
         "input_sha256": digest,
         "skin": skin_id(predictor.skin),
-        "weights": predictor.engine.base.identity.weights_id,
-        "dtype": str(predictor.engine.base.dtype).removeprefix("torch."),
+        "base": predictor.engine.base.identity.weights_id,
+        "dtype": dtype_name(predictor.engine.base.dtype),
+        "weights": predictor.engine.weights,
+        "kernel": predictor.engine.kernel,
         "batch": batch,
     }
     with _partial(out, run) as file:
@@ -131,7 +135,7 @@ def write_stream(
 # --- rows
 
 
-def _answers(predictor: Predictor, group: list[Row]) -> list[dict[str, Any]]:
+def _answers(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
     inputs: dict[int, Mapping[str, str]] = {}
     for i, row in enumerate(group):
@@ -142,13 +146,13 @@ def _answers(predictor: Predictor, group: list[Row]) -> list[dict[str, Any]]:
         except BedplateError as error:
             answers[i] = _failure(error)
     try:
-        predictions = predictor.predict(list(inputs.values())) if inputs else []
+        predictions = predictor.predict(list(inputs.values()), tenant=tenant) if inputs else []
         answers |= {i: _success(prediction) for i, prediction in zip(inputs, predictions, strict=True)}
     except BedplateError:
         # One row's error must not take its neighbours along: each is tried alone.
         for i, found in inputs.items():
             try:
-                answers[i] = _success(predictor.predict([found])[0])
+                answers[i] = _success(predictor.predict([found], tenant=tenant)[0])
             except BedplateError as error:
                 answers[i] = _failure(error)
     return [answers[i] for i in range(len(group))]
@@ -263,8 +267,8 @@ def _partial(out: Path, run: dict[str, Any]) -> Generator[BinaryIO]:
             atomic_write(header, json.dumps(run) + "\n")
         elif not _belongs(header, run):
             raise UsageError(
-                f"{rows} is the unfinished output of another run (the input, the skin, the base, its dtype or the "
-                "batch differ); finish that run, or remove the file to start again"
+                f"{rows} is the unfinished output of another run (the input, the skin, the base, its dtype, its "
+                "weights, the kernel or the batch differ); finish that run, or remove the file to start again"
             )
         yield file
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
+from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Engine
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
@@ -21,11 +22,11 @@ from bedplate.text.tokenizer import Tokenizer
 
 
 class LocalModel:
-    """A base with its engine. Close it, or use it as a context manager."""
+    """A base with its engine, opened with these weights and kernel. Close it, or use it as a context manager."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, *, weights: Weights = "auto", kernel: Kernel = "auto") -> None:
         self.base = base
-        self.engine = Engine(base)
+        self.engine = Engine(base, weights=weights, kernel=kernel)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -117,7 +118,8 @@ class LocalModel:
             return base.model.head(hidden).float().cpu()
 
     def predictor(self, skin: Skin, *, allow_other_weights: bool = False) -> Predictor:
-        """The skin on this base. SkinError where it belongs to another."""
+        """The skin on this base. SkinError where it belongs to another, or was judged with other weights or another
+        kernel."""
         return Predictor(self.engine, skin, allow_other_weights=allow_other_weights)
 
     def _ids(self, prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> tuple[int, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Engine
+from bedplate.inference.judged import check_here, held_as
 from bedplate.inference.requests import (
     Classification,
     Classify,
@@ -57,11 +59,14 @@ class Predictor:
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
     attach: load it now; otherwise everything has been checked, and `attach` loads it. Raises SkinError for a skin of
-    another base, or judged with other weights; RequestError, TemplateError for settings or a prompt that cannot be.
+    another base, or judged with other weights or another kernel; RequestError, TemplateError for settings or a prompt
+    that cannot be.
     """
 
     def __init__(self, engine: Engine, skin: Skin, *, allow_other_weights: bool = False, attach: bool = True) -> None:
-        self.warnings = verify_skin(skin, engine.base, allow_other_weights=allow_other_weights)
+        self.warnings = verify_skin(
+            skin, engine.base, weights=engine.weights, kernel=engine.kernel, allow_other_weights=allow_other_weights
+        )
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
         if isinstance(skin.output, TextOutput | JsonOutput):
@@ -102,16 +107,18 @@ class Predictor:
         """The parsed output for one input."""
         return self.predict([inputs])[0].output
 
-    def predict(self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False) -> list[Prediction]:
+    def predict(
+        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
+    ) -> list[Prediction]:
         """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
-        latencies are measured on."""
+        latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
         if one_by_one:
-            return [self._timed([row])[0] for row in rows]
-        return self._timed(rows)
+            return [self._timed([row], tenant)[0] for row in rows]
+        return self._timed(rows, tenant)
 
-    def _timed(self, rows: Sequence[str | Mapping[str, str]]) -> list[Prediction]:
+    def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
-        results = self.engine.run([self.request(row) for row in rows])
+        results = self.engine.run([replace(self.request(row), tenant=tenant) for row in rows])
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
         return [self.read(result, seconds) for result in results]
 
@@ -255,21 +262,28 @@ def load(
     dtype: str | None = None,
     device: str = "auto",
     base: str | Path | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
     allow_other_weights: bool = False,
 ) -> LocalModel | LoadedSkin:
     """Loads a base (catalogue name, directory, .gguf file, hf:owner/name), or a skin's directory with its base.
 
-    dtype: "float32", "bfloat16", …, or "auto"; by default "auto" for a base, and for a skin what it was judged with.
-    base: where a skin's base is, when not where it was made. Raises HubError, CheckpointError, SkinError.
+    dtype: "float32", "bfloat16", …, or "auto". weights: what products read ("auto", "bfloat16", "int8", "int4"), and
+    kernel: what computes them ("auto", "torch", "native"), as Engine takes them. By default all three are "auto" for a
+    base, and for a skin what it was judged with. base: where a skin's base is, when not where it was made. Raises
+    HubError, CheckpointError, SkinError; UsageError where this machine or base cannot do what was asked.
     """
     from bedplate.inference.local import LocalModel
 
     directory = Path(source)
     if not (directory / SKIN_FILE).is_file():
-        return LocalModel(load_base(source, dtype=dtype or "auto", device=device))
+        held = held_as(None, dtype=dtype, weights=weights, kernel=kernel)
+        return LocalModel(load_base(source, dtype=held.dtype, device=device), weights=held.weights, kernel=held.kernel)
     skin = read_skin(directory)
-    judged = skin.evaluated_with.weights if skin.evaluated_with is not None else "auto"
-    model = LocalModel(load_base(base or skin.base.name, dtype=dtype or judged, device=device))
+    held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
+    loaded = load_base(base or skin.base.name, dtype=held.dtype, device=device)
+    held = check_here(skin, loaded, held, kernel, allow_other_weights)
+    model = LocalModel(loaded, weights=held.weights, kernel=held.kernel)
     try:
         return LoadedSkin(model, skin, allow_other_weights=allow_other_weights)
     except BaseException:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.compiled import Kernel
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
+from bedplate.inference.judged import KERNELS, QUANTISED, dtype_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.precision import dtype_name
@@ -26,9 +26,6 @@ from bedplate.skins.card import Card, card_of, read_card
 from bedplate.skins.skin import Skin
 
 log = logging.getLogger("bedplate.serving")
-
-KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
-"""As `evaluated_with` names them, and as an engine takes them."""
 
 
 def server_config(
@@ -97,16 +94,18 @@ def loaded_house(
 
 
 def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
-    """One for each base; they compute in turns. Where the file leaves the kernel open, it is the one that the base's
-    skins were judged with, if they agree: another is never chosen behind their back."""
+    """One for each base; they compute in turns. Where the file leaves weights or kernel open, they are what the base's
+    skins were judged with, if they agree: others are never chosen behind their back."""
     compute, limits = ComputeLock(), config.limits
     for base, one in zip(loaded, config.bases, strict=True):
-        judged = {card.evaluated_with.kernel for card in _of(base, cards) if card.evaluated_with is not None}
-        agreed = judged.pop() if len(judged) == 1 and one.kernel == "auto" else None
+        judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
+        weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
+        agreed = weights.pop() if len(weights) == 1 and one.weights == "auto" and one.dtype is None else ""
+        kernel = kernels.pop() if len(kernels) == 1 and one.kernel == "auto" else ""
         yield Engine(
             base,
-            weights=one.weights,
-            kernel=KERNELS.get(agreed or "", one.kernel),
+            weights=QUANTISED.get(agreed, one.weights),
+            kernel=KERNELS.get(kernel, one.kernel),
             max_rows=limits.max_rows,
             max_waiting=limits.max_waiting,
             adapters=limits.adapters,
@@ -125,15 +124,15 @@ def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequen
     """
     # The only base must be that of all skins; which of several it is, its weights tell.
     known = config.dtype or (_judged(given) if bases == 1 else None)
-    base = load_base(config.source, dtype=known or "auto", device=config.device)
+    base = load_base(config.source, dtype="auto" if known is None else dtype_of(known), device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
     if known is not None:
         return base
     wanted = _judged(_of(base, given)) or _judged(_of(base, scanned), strict=False)
-    if wanted is None or wanted == dtype_name(base.dtype):
+    if wanted is None or dtype_of(wanted) in ("auto", dtype_name(base.dtype)):
         return base
-    return load_base(config.source, dtype=wanted, device=config.device)
+    return load_base(config.source, dtype=dtype_of(wanted), device=config.device)
 
 
 def _of(base: Base, cards: Sequence[Card]) -> list[Card]:

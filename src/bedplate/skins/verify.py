@@ -85,7 +85,7 @@ def check_judged(
     if differences and not allow_other_weights:
         raise SkinError(
             f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
-            f"(dtype={judged.weights}), or allow other weights explicitly"
+            f"(weights {judged.weights}, kernel {judged.kernel}), or allow other weights explicitly"
         )
     return differences
 
