@@ -300,7 +300,7 @@ def test_tenants_share_no_cached_tokens(live):
 
 
 def test_sigterm_drains_and_ends(files, tmp_path):
-    with serving(files.base, [], tmp_path, grace_seconds=20) as own, open_stream(own, n=8) as connection:
+    with serving(files.base, [], tmp_path, grace_seconds=20) as own, open_stream(own) as connection:
         received = connection.recv(1000)
         own.process.send_signal(signal.SIGTERM)
         seen = []
