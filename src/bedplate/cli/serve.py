@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,10 +15,18 @@ from bedplate.core.errors import UsageError
 if TYPE_CHECKING:
     from bedplate.serving.house import House
 
+BESIDE_CONFIG = frozenset(("config", "skin", "as_json"))
+"""Options that also go with a server's file."""
+
 
 def serve(
+    context: typer.Context,
     base: Annotated[
         str | None, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
+    ] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option("--base", help="One more base beside it, under its own name, held by default. Repeatable."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A server's YAML file, instead of a base and the options but --skin and --json.")
@@ -34,6 +42,14 @@ def serve(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16 or auto. Default: what the skins were judged with.")
     ] = None,
+    weights: Annotated[
+        Literal["auto", "bfloat16", "int8", "int4"],
+        typer.Option(help="The form in which products read the weights. auto: as the skins were judged, else its own."),
+    ] = "auto",
+    kernel: Annotated[
+        Literal["auto", "torch", "native"],
+        typer.Option(help="What computes: torch, or the compiled decoder for CPUs. auto: the skins', else the faster."),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     max_rows: Annotated[int, typer.Option(min=1, help="Generations that run at once.")] = 16,
     max_waiting: Annotated[int, typer.Option(min=1, help="Queued requests; more are answered 429.")] = 256,
@@ -61,16 +77,20 @@ def serve(
     if (base is None) == (config is None):
         raise UsageError("give a base to serve, or a server's file with --config, and not both")
     if config is not None:
+        _only_with_base(context)
         settings = load_config(config, ServerConfig)
     else:
         assert base is not None
         settings = server_config(
             base,
+            *(more or ()),
             host=host,
             port=port,
             grace_seconds=grace,
             name=name,
             dtype=dtype,
+            weights=weights,
+            kernel=kernel,
             device=device,
             max_rows=max_rows,
             max_waiting=max_waiting,
@@ -93,3 +113,11 @@ def serve(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _only_with_base(context: typer.Context) -> None:
+    """UsageError for options that a server's file would have to give: they are not dropped unread."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE" and parameter.name not in BESIDE_CONFIG:
+            raise UsageError(f"{parameter.opts[0]} does not go with --config; write it into the file")

@@ -1,0 +1,99 @@
+"""`bedplate serve`: what the options become, on real bases."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from tests.tiny import write_tiny_base
+
+from bedplate.cli.main import main
+from bedplate.inference.native.library import load
+from bedplate.serving import app
+from bedplate.serving.config import ServerConfig
+from bedplate.serving.loading import loaded_house
+
+WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *map(str, arguments)])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("bases")
+    return [write_tiny_base(root / name, dtype=torch.bfloat16, **WIDE) for name in ("one", "two", "three")]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
+    """What the command would serve."""
+    found: list[ServerConfig] = []
+
+    def serve(settings: ServerConfig, skins: object, **_: Any) -> bool:
+        found.append(settings)
+        return True
+
+    monkeypatch.setattr(app, "serve", serve)
+    return found
+
+
+def test_weights_and_kernel_reach_the_engine(bases, asked, capsys):
+    if isinstance(load(), str):
+        pytest.skip(f"no native kernel on this machine: {load()}")
+    for weights in ("bfloat16", "int8", "int4"):
+        assert run(capsys, bases[0], "--weights", weights, "--kernel", "native")[0] == 0
+        with loaded_house(asked.pop()) as house:
+            assert (house.registry.engine.weights, house.registry.engine.kernel) == (weights, "native")
+    assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
+    with loaded_house(asked.pop()) as house:
+        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")
+
+
+def test_several_bases_answer_under_their_names(bases):
+    line = [sys.executable, "-m", "bedplate.cli.main", "serve", *map(str, bases[:1]), "--port", "0", "--json"]
+    line += ["--base", str(bases[1]), "--base", str(bases[2]), "--kernel", "torch"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = json.loads(process.stdout.readline())
+            assert said["models"] == ["one", "two", "three"]
+            for name in said["models"]:
+                body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+                reply = httpx.post(f"{said['url']}/chat/completions", json=body, trust_env=False, timeout=30)
+                assert (reply.status_code, reply.json()["model"]) == (200, name)
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("BASE", "--weights", "int3"), "int3"),
+        (("BASE", "--kernel", "fast"), "fast"),
+        (("--config", "FILE", "--weights", "int4"), "--weights does not go with --config"),
+        (("--config", "FILE", "--base", "BASE"), "--base does not go with --config"),
+        (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights does not go with --config"),
+        (("--base", "BASE"), "give a base to serve"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(bases, asked, tmp_path, capsys, arguments, message):
+    file = tmp_path / "server.yaml"
+    file.write_text(f"bases:\n  - source: {bases[0]}\n")
+    names = {"BASE": str(bases[0]), "FILE": str(file)}
+    code, error = run(capsys, *(names.get(argument, argument) for argument in arguments))
+    assert code == 2
+    assert message in error
+    assert not asked
+    assert run(capsys, "--config", file, "--json")[0] == 0
+    assert asked[0].bases[0].source == str(bases[0])
