@@ -35,7 +35,7 @@ class FakeServer:
                 server.requests[f"{self.command} {path}"] += 1
                 server.answer(self, path)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
