@@ -262,7 +262,6 @@ def test_bodies_over_the_limit(server):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
         ("GET", "/docs", 404),
         ("POST", "/v1/images/generations", 404),
         ("GET", "/v1/chat/completions", 405),

@@ -35,17 +35,19 @@ def test_label_skins_answer_as_predictors_do(server, client, name, text):
     reply = client.chat.completions.create(model=name, messages=say(text), temperature=0)
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == (expected.output, "stop")
-    assert choice.bedplate == {"label": expected.output, "scores": expected.scores}
+    # A prefix that is cached changes last bits.
+    same = {"label": expected.output, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
+    assert choice.bedplate == same
     assert reply.usage.prompt_tokens == expected.prompt_tokens
     assert reply.usage.prompt_tokens_details.cached_tokens == expected.cached_tokens
     assert reply.usage.total_tokens == expected.prompt_tokens
     completion = client.completions.create(model=name, prompt=text).choices[0]
     assert completion.text == expected.output
-    assert completion.bedplate == choice.bedplate
+    assert completion.bedplate == same
     chunks = list(client.chat.completions.create(model=name, messages=say(text), stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected.output
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert chunks[-1].choices[0].bedplate == choice.bedplate
+    assert chunks[-1].choices[0].bedplate == same
 
 
 @pytest.mark.parametrize("text", INPUTS)
