@@ -22,6 +22,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import load_examples, load_task
 from bedplate.inference.predict import LoadedSkin, Prediction, load
 from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
 
 
@@ -134,6 +135,25 @@ def test_what_was_made_is_in_the_catalogue(run: tuple[Report, Path, Path], monke
         lineage = catalog.lineage("toy-sentiment-lora")
     assert "base" in {entry.what for entry in lineage.ancestors}
     assert "report" in {entry.what for entry in lineage.descendants}
+
+
+def test_skins_carry_the_report_and_say_what_they_were_judged_with(run: tuple[Report, Path, Path]):
+    report, directory, _ = run
+    page = (directory / "out" / "report.html").read_bytes()
+    exported = {row["rung"]: row["skin"] for row in report.rungs if row["skin"] is not None}
+    assert {"zero_shot", "few_shot", "probe", "lora"} <= exported.keys()
+    for rung, place in exported.items():
+        skin_directory = directory / "out" / place
+        assert (skin_directory / "report.html").read_bytes() == page
+        carried = json.loads((skin_directory / "report.json").read_text())
+        whole = json.loads((directory / "out" / "report.json").read_text())
+        assert carried == {key: value for key, value in whole.items() if key != "rows"}
+        identity, skin = read_identified(skin_directory)
+        assert identity == json.loads((directory / "out" / "rungs" / rung / "result.json").read_text())["skin_id"]
+        judged = skin.evaluated_with
+        assert judged is not None
+        settings = report.data["settings"]
+        assert (judged.weights, judged.kernel) == (settings["weights"], settings["kernel"])
 
 
 def test_the_page_stands_alone_and_shows_user_text_as_text(run: tuple[Report, Path, Path]):

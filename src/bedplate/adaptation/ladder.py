@@ -60,8 +60,9 @@ def adapt(
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
-    out: the run's directory: rungs, skins, report.json, report.html. budget: wall-clock seconds for the whole ladder
-    (by default the task's `train_minutes`). The same call again goes on where an interrupted one stopped.
+    out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
+    wall-clock seconds for the whole ladder (by default the task's `train_minutes`). The same call again goes on where
+    an interrupted one stopped.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
@@ -156,7 +157,7 @@ class _Ladder:
         report = build_report(
             self.context, self.data, self.outcomes, nomination, tested, opening, alpha, confirmations, decision
         )
-        write_report(report, self.out)
+        write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
         self._record(report, results)
         return report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from bedplate.evaluation.harness import Comparison, Evaluation, compare
 from bedplate.evaluation.slices import calibration, slices
 from bedplate.models.precision import dtype_name
 from bedplate.report.html import adaptation_page
+from bedplate.skins.files import read_skin, write_skin
 
 if TYPE_CHECKING:
     from bedplate.adaptation.context import Context
@@ -150,10 +151,20 @@ def _comparison(a: str, b: str, found: Comparison, corrected: float) -> dict[str
     return {"a": a, "b": b, **estimates, **values, "p_holm": corrected}
 
 
-def write_report(report: Report, out: Path) -> None:
-    """report.json and report.html."""
-    atomic_write(out / "report.html", adaptation_page(report.data))
-    atomic_write(out / "report.json", json.dumps(report.data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
+    """report.json and report.html, in the run's directory and (report.json without its rows, which can be many) in each
+    of its `skins`, whose ids do not change by it."""
+    page = adaptation_page(report.data)
+    atomic_write(out / "report.html", page)
+    atomic_write(out / "report.json", _text(report.data))
+    summary = {key: value for key, value in report.data.items() if key != "rows"}
+    carried = {"report.html": page.encode(), "report.json": _text(summary).encode()}
+    for skin in skins:
+        write_skin(read_skin(out / skin), out / skin, carried, replace=True)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _rows(outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], rate: float) -> list[dict[str, Any]]:
