@@ -305,3 +305,14 @@ def test_a_base_alone_cannot_be_evaluated(tmp_path: Path) -> None:
     given = given.model_copy(update={"data": given.data.model_copy(update={"source": str(file)})})
     with pytest.raises(UsageError, match="object cannot be evaluated: it has no `predict`; give a skin"):
         evaluate(object(), given)  # pyright: ignore[reportArgumentType]
+
+
+def test_json_is_compared_as_values() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
+    asked = task().model_dump() | {"output": {"kind": "json", "json_schema": schema}, "metric": "json_match"}
+    made = examples(['{"a":"X","b":1}'] * 5)
+    given = ['{"b": 1, "a": "X"}', '{"a":"x","b":1}', '{"a":"X","b"', '{"a":1}', None]
+    result = evaluate_predictions(Task.model_validate(asked), made, given)
+    assert [row.score for row in result.rows] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert [row.prediction for row in result.rows] == ['{"a":"X","b":1}', '{"a":"x","b":1}', None, None, None]
+    assert result.unparsed == 3

@@ -12,7 +12,12 @@ from bedplate.evaluation.harness import compare, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import OUTPUT_KINDS, Example, Task
 
-LABELS = ("red", "green", "blue")
+LABELS = ("1", "2", "3")  # which are texts, labels and JSON
+OUTPUTS = {
+    "label": {"kind": "label", "labels": LABELS},
+    "text": {"kind": "text"},
+    "json": {"kind": "json", "json_schema": {"type": "integer"}},
+}
 
 
 def task(metric: str, kind: str) -> Task:
@@ -20,7 +25,7 @@ def task(metric: str, kind: str) -> Task:
         {
             "task": "t",
             "inputs": {"x": {"column": "x"}},
-            "output": {"kind": kind, "labels": LABELS} if kind == "label" else {"kind": kind},
+            "output": OUTPUTS[kind],
             "data": {"source": "x.csv", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}},
             "metric": metric,
         }

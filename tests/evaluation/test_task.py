@@ -28,6 +28,16 @@ BASE = {
     "metric": "accuracy",
 }
 
+JSON = {
+    "kind": "json",
+    "json_schema": {
+        "type": "object",
+        "properties": {"stars": {"type": "integer"}, "good": {"type": "boolean"}},
+        "required": ["stars", "good"],
+        "additionalProperties": False,
+    },
+}
+
 
 def rows(n: int = 50, **extra) -> list[dict]:
     return [{"text": f"text {i}", "y": ("no", "yes")[i % 2], **extra} for i in range(n)]
@@ -83,7 +93,13 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
     [
         ({"metrc": "accuracy"}, "'metrc'.*did you mean 'metric'"),
         ({"data__taget": "y"}, "'taget'.*did you mean 'target'"),
-        ({"output__kind": "json"}, "output kind 'json' is not supported yet; supported: label, text"),
+        ({"output__kind": "image"}, "output kind 'image' is not supported yet; supported: label, text, json"),
+        ({"output": {"kind": "json"}, "metric": "json_match"}, "needs `json_schema`"),
+        ({"output": JSON, "metric": "accuracy"}, "'accuracy' does not fit an output of kind json; json_match would"),
+        ({"output": JSON | {"labels": ["a", "b"]}, "metric": "json_match"}, "kind label, not json"),
+        ({"output": JSON | {"stop": ["x"]}, "metric": "json_match"}, "`stop` belongs to"),
+        ({"output": {"kind": "json", "json_schema": {"if": {}}}, "metric": "json_match"}, "'if'"),
+        ({"output__json_schema": {"type": "object"}}, "`json_schema` belongs to outputs of kind json"),
         ({"output__kind": "lable"}, "no output kind 'lable'"),
         ({"inputs__review": {"column": "text", "kind": "image"}}, "input kind 'image' is not supported yet"),
         ({"inputs": {}}, "inputs"),
@@ -94,7 +110,7 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
         ({"output__labels": None}, "needs `labels`"),
         ({"output__max_tokens": 3}, "belong to outputs of kind text"),
         ({"output": {"kind": "text", "labels": ["a", "b"]}, "metric": "exact_match"}, "`labels` belongs to"),
-        ({"metric": "f1"}, "no metric 'f1'; there are accuracy, macro_f1, exact_match"),
+        ({"metric": "f1"}, "no metric 'f1'; there are accuracy, macro_f1, json_match, exact_match"),
         ({"output": {"kind": "text"}}, "'accuracy' does not fit an output of kind text; exact_match would"),
         ({"data__split": {"train": 0.6, "valid": 0.2, "test": 0.3}}, "must sum to 1, not 1.1"),
         ({"data__split": {"train": 0.8, "valid": 0.2}}, r"data.split.test: .*required"),
@@ -266,3 +282,21 @@ def test_the_demo_data_splits_by_review() -> None:
         assert sum(e.target == "positive" for e in part) / len(part) == pytest.approx(0.586, abs=0.005)
     assert loaded.test.groups >= 55
     assert loaded.licences == ("MIT",)
+
+
+def test_targets_of_json_are_values_or_texts_in_one_form(tmp_path: Path) -> None:
+    value = {"stars": 4, "good": True}
+    data = rows()
+    for i, row in enumerate(data):
+        row["y"] = value if i % 2 else '{ "good": true,\n"stars": 4 }'
+    examples = load_examples(load_task(write(tmp_path, data, output=JSON, metric="json_match")))
+    assert {e.target for e in examples.train} == {'{"good":true,"stars":4}'}
+    data[3]["y"] = {"stars": "four", "good": True}
+    with pytest.raises(DataError, match=r"line 4: the target \(y\): the output does not fit the schema at \$.stars"):
+        load_examples(load_task(write(tmp_path, data, output=JSON, metric="json_match")))
+
+
+def test_a_schema_is_part_of_the_hash(tmp_path: Path) -> None:
+    other = JSON | {"json_schema": {"type": "object"}}
+    hashes = {load_task(write(tmp_path, output=output, metric="json_match")).hash for output in (JSON, other)}
+    assert len(hashes) == 2

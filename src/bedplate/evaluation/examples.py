@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 
@@ -197,6 +198,14 @@ def _text(row: Row, column: str, where: str) -> str:
 
 def _target(task: Task, row: Row, where: str) -> str:
     value: Any = row.get(task.data.target)
+    if task.output.kind == "json":
+        if task.data.target not in row:
+            raise DataError(f"{where}: the target ({task.data.target}) is missing")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        try:
+            return task.output.canonical(text)
+        except RequestError as error:
+            raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error
     if not task.labels:
         text = _text(row, task.data.target, where)
         if not text.strip():

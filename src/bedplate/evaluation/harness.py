@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from bedplate.core import statistics
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import RequestError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
@@ -202,6 +202,11 @@ def _row(task: Task, example: Example, given: PredictionLike | str | None) -> Ro
     prediction = None if output is None else str(output)
     if task.labels and prediction not in task.labels:
         prediction = None
+    if prediction is not None:
+        try:
+            prediction = task.output.canonical(prediction)
+        except RequestError:  # cut off, or not of the schema
+            prediction = None
     score = METRICS[task.metric].row(example.target, prediction)
     length = sum(len(text) for text in example.inputs.values())
     return RowResult(

@@ -28,6 +28,7 @@ class Metric:
 
 
 def _same(target: str, prediction: str | None) -> float:
+    """Equal as they are: labels, and JSON in its canonical form."""
     return float(target == prediction)
 
 
@@ -49,5 +50,6 @@ def macro_f1(targets: Codes, predictions: Codes, labels: int) -> float:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _same),
     "macro_f1": Metric("macro_f1", ("label",), _same, macro_f1),
+    "json_match": Metric("json_match", ("json",), _same),
     "exact_match": Metric("exact_match", ("text", "label"), _same_normalised),
 }

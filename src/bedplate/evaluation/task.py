@@ -16,6 +16,7 @@ from bedplate.core.config import Strict, load_config
 from bedplate.core.files import sha256_json
 from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
 from bedplate.evaluation.metrics import METRICS
+from bedplate.skins.output import JsonOutput
 
 __all__ = [
     "DataSpec",
@@ -31,8 +32,8 @@ __all__ = [
 ]
 
 INPUT_KINDS = ("text",)
-OUTPUT_KINDS = ("label", "text")
-_LATER = {"input": ("image", "audio"), "output": ("labels", "json", "embedding", "image")}
+OUTPUT_KINDS = ("label", "text", "json")
+_LATER = {"input": ("image", "audio"), "output": ("labels", "embedding", "image")}
 
 
 def _known_kind(kind: str, supported: Sequence[str], what: str) -> str:
@@ -56,12 +57,14 @@ class InputSpec(Strict):
 
 
 class OutputSpec(Strict):
-    """What a prediction is: one of `labels`, or text of at most `max_tokens` tokens that ends at any of `stop`."""
+    """What a prediction is: one of `labels`, text of at most `max_tokens` tokens that ends at any of `stop`, or a JSON
+    value that `json_schema` describes (`skins.output.JsonOutput`)."""
 
     kind: str
     labels: tuple[str, ...] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[str, ...] | None = None
+    json_schema: dict[str, Any] | None = None
 
     @field_validator("kind")
     @classmethod
@@ -86,8 +89,21 @@ class OutputSpec(Strict):
             if self.max_tokens is not None or self.stop is not None:
                 raise ValueError("`max_tokens` and `stop` belong to outputs of kind text, not label")
         elif self.labels is not None:
-            raise ValueError("`labels` belongs to outputs of kind label, not text")
+            raise ValueError(f"`labels` belongs to outputs of kind label, not {self.kind}")
+        if self.kind != "json" and self.json_schema is not None:
+            raise ValueError(f"`json_schema` belongs to outputs of kind json, not {self.kind}")
+        if self.kind == "json":
+            if self.json_schema is None:
+                raise ValueError("an output of kind json needs `json_schema`, the schema of its values")
+            if self.stop is not None:
+                raise ValueError("`stop` belongs to outputs of kind text, not json")
+            JsonOutput(json_schema=self.json_schema)  # refuses keywords that cannot be enforced
         return self
+
+    def canonical(self, text: str) -> str:
+        """The text as predictions and targets are compared: JSON with sorted keys and without white space, anything
+        else as it is. RequestError for JSON that does not fit the schema."""
+        return text if self.json_schema is None else JsonOutput(json_schema=self.json_schema).parse(text)
 
 
 Part = Annotated[float, Field(gt=0, lt=1)] | str
@@ -190,13 +206,16 @@ class Task(Strict):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the output, empty for text."""
+        """The labels of the output, empty for text and JSON."""
         return self.output.labels or ()
 
     @property
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
-        return sha256_json(self.model_dump(mode="json"))
+        values = self.model_dump(mode="json")
+        if self.output.json_schema is None:  # files from before there was such a field keep their hash
+            del values["output"]["json_schema"]
+        return sha256_json(values)
 
 
 def load_task(path: Path | str, overrides: Sequence[str] = ()) -> Task:
