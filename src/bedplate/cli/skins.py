@@ -1,4 +1,5 @@
-"""`bedplate skins`: the skins there are, what one consists of and came from, whether it is whole and fits a base."""
+"""`bedplate skins`: the skins there are, what one consists of and came from, whether it is whole and fits a base; and
+skins written out for other programs."""
 
 from __future__ import annotations
 
@@ -17,23 +18,40 @@ if TYPE_CHECKING:
 
 
 def skins(
-    action: Annotated[Literal["list", "show", "verify"], typer.Argument(help="What to do.", show_default=False)],
+    action: Annotated[
+        Literal["list", "show", "verify", "export", "merge"], typer.Argument(help="What to do.", show_default=False)
+    ],
     target: Annotated[
         list[str] | None,
         typer.Argument(
-            help="list: directories to look through and record; show: a directory, name or id; verify: a directory.",
+            help="list: directories to look through and record; show: a directory, name or id; others: a directory.",
             show_default=False,
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="verify: also check the skin against this base.")] = None,
-    dtype: Annotated[str, typer.Option(help="verify --base: how the base's weights would be held.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="export, merge: the directory to write; it must not exist yet.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="verify: check the skin against this base too. export, merge: where the skin's base is now."),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="verify --base: how the base's weights would be held. merge: how weights are stored."),
+    ] = "auto",
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="verify: other weights than it was judged with only warn.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the catalogue's skins, show one with its lineage, or verify one's files and its base."""
+    """List the catalogue's skins, show one with its lineage, verify one's files and its base, or write one out.
+
+    export writes prompt.json (template, messages, output) and, for LoRA weights and soft prompts, the files that peft
+    loads. merge adds LoRA weights to the base's and writes a Hugging Face directory that transformers loads; it says
+    how far that is from base and adapter."""
     given = target or []
+    if (out is not None) != (action in ("export", "merge")):
+        raise UsageError("`bedplate skins export` and `merge` need --out DIRECTORY, and the other actions take none")
     if action == "list":
         _list(given, as_json)
         return
@@ -41,6 +59,10 @@ def skins(
         raise UsageError(f"`bedplate skins {action}` takes exactly one skin, got {len(given)}")
     if action == "show":
         _show(given[0], as_json)
+    elif action == "export" and out is not None:
+        _export(given[0], out, base, as_json)
+    elif action == "merge" and out is not None:
+        _merge(given[0], out, base, None if dtype == "auto" else dtype, as_json)
     else:
         _verify(given[0], base, dtype, allow_other_weights, as_json)
 
@@ -107,6 +129,39 @@ def _verify(target: str, base: str | None, dtype: str, allow_other_weights: bool
     print(f"{skin.name}: every file is as it was written{'' if base is None else f', and it fits {base}'}")
     for warning in warnings:
         print(f"warning: {warning}")
+
+
+def _export(target: str, out: Path, base: str | None, as_json: bool) -> None:
+    from bedplate.skins.export import export_skin
+    from bedplate.skins.files import read_skin
+
+    skin = read_skin(target)
+    files = export_skin(skin, out, base=base)
+    if as_json:
+        print(json.dumps({"name": skin.name, "kind": skin.kind, "out": str(out), "files": files}))
+        return
+    print(f"{out}: {', '.join(files)}")
+
+
+def _merge(target: str, out: Path, base: str | None, dtype: str | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from bedplate.skins.files import read_skin
+    from bedplate.skins.merge import merge_skin
+
+    merged = merge_skin(read_skin(target), out, base=base, dtype=dtype)
+    if as_json:
+        print(json.dumps(asdict(merged) | {"out": str(out)}))
+        return
+    print(f"{out}: the base with the skin's weights, stored as {merged.stored}")
+    if merged.dequantised is not None:
+        print(f"source     quantised ({merged.dequantised}): merged into the dequantised weights, not quantised again")
+    print(f"weights_id {merged.weights_id}")
+    drift = merged.drift
+    print(
+        f"drift      against base and adapter in float32, {drift.tokens} tokens: logits differ by at most "
+        f"{drift.logit:.2g}, mean KL {drift.kl:.2g} nats, the likeliest token is the same at {drift.same_top:.1%}"
+    )
 
 
 def _fields(skin: Skin) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""A skin's parts for other programs: its weights in PEFT's layout, and what is asked of the base as one JSON file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
+from bedplate.adapters.soft_prompt import prompt_peft_files
+from bedplate.core.errors import UsageError
+from bedplate.core.files import atomic_directory
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import skin_files
+from bedplate.skins.skin import Skin
+from bedplate.skins.verify import verify_skin
+
+PROMPT_JSON = "prompt.json"
+
+
+def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> list[str]:
+    """Writes the new directory `out`, and returns the names of its files.
+
+    Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads. base: where the skin's
+    base is, when not where it was made; only a soft prompt needs it, because peft wants to know its heads and layers.
+    UsageError for a probe, which is a head of Bedplate's own, and where `out` holds something.
+    """
+    if skin.probe is not None:
+        raise UsageError(
+            f"skin {skin.name!r} is a probe: a head on the base's states, for which there is no form that other "
+            "programs read; its head.safetensors holds the weights and bias"
+        )
+    files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
+    if skin.lora is not None:
+        own = skin_files(skin)
+        files |= {name: own[name] for name in (CONFIG_FILE, TENSORS_FILE)}
+    if skin.soft_prompt is not None:
+        loaded = load_base(base or skin.base.name, device="cpu")
+        verify_skin(skin, loaded, allow_other_weights=True)
+        files |= prompt_peft_files(skin.soft_prompt, loaded.spec, base_name=skin.base.name)
+    with atomic_directory(out) as draft:
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+    return sorted(files)
+
+
+def prompt_fields(skin: Skin) -> dict[str, Any]:
+    """What is asked of the base, as JSON. `template` is jinja over the inputs; a chat has also its `messages`, the last
+    of which is the template that the caller fills in."""
+    prompt = skin.prompt
+    fields: dict[str, Any] = {
+        "name": skin.name,
+        "kind": skin.kind,
+        "base": skin.base.name,
+        "inputs": list(skin.inputs),
+        "format": prompt.format,
+        "system": prompt.system,
+        "template": prompt.template,
+        "demonstrations": [{"inputs": dict(one.inputs), "answer": one.answer} for one in skin.demonstrations],
+        "output": skin.output.model_dump(mode="json"),
+        "generation": dict(skin.generation),
+    }
+    if prompt.format == "chat":
+        before = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
+        for one in skin.demonstrations:
+            # The last message of a demonstration's own conversation is its input as the template writes it.
+            asked = prompt.text(one.inputs)[-1]
+            before += [asked, {"role": "assistant", "content": one.answer}]
+        fields["messages"] = [*before, {"role": "user", "content": prompt.template}]
+    return fields

@@ -1,0 +1,123 @@
+"""A LoRA skin merged into its base (W + scaling · B A), as a base of its own that any program loads.
+
+https://arxiv.org/abs/2106.09685, section 4.1. How far the written base is from base and adapter is measured, not
+assumed: weights that are stored in fewer bits than float32 are rounded after the sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.peft import hf_module_name
+from bedplate.core.errors import UsageError
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.export import export_base
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.precision import DTYPES
+from bedplate.skins.files import family_of, skin_id
+from bedplate.skins.skin import Skin
+from bedplate.skins.verify import verify_skin
+
+TEXTS = (
+    "The delivery came two days late, but the product itself is great.",
+    "It broke after a day. I asked for my money back, and nobody answered!",
+    "Could you tell me how to change the address of order 4711?",
+)
+"""What every input of the skin is set to, in turn, where the drift is measured."""
+_EXACT = frozenset(("f32", "f16", "bf16"))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The written base against base with adapter, next-token distributions at every position, computed in float32.
+
+    logit: the largest difference of two logits. kl: mean Kullback-Leibler divergence, nats. same_top: share of
+    positions where the likeliest token is the same.
+    """
+
+    tokens: int
+    logit: float
+    kl: float
+    same_top: float
+
+
+@dataclass(frozen=True)
+class Merged:
+    """stored: the type of the written weights. dequantised: the block types that the source held, None for exact
+    sources. weights_id: of the written base."""
+
+    out: Path
+    stored: str
+    dequantised: str | None
+    weights_id: str
+    drift: Drift
+
+
+@torch.no_grad()
+def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: str | None = None) -> Merged:
+    """Writes the new Hugging Face directory `out`: the base with the skin's LoRA weights added to its own.
+
+    base: where the skin's base is, when not where it was made. dtype: how weights are stored; by default as in the
+    source, float32 for a GGUF, whose quantised blocks are merged as the values that they stand for. UsageError for a
+    skin without LoRA weights, SkinError for another base, and where `out` exists.
+    """
+    if skin.lora is None:
+        raise UsageError(f"skin {skin.name!r} is of kind {skin.kind!r}; only LoRA weights can be merged into a base")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    if out.exists():
+        raise UsageError(f"{out} exists already; choose another directory or remove it")
+    source = load_base(base or skin.base.name, dtype="float32", device="cpu")
+    verify_skin(skin, source, allow_other_weights=True)
+    assert isinstance(source.model, Decoder)  # verified: LoRA skins are of decoders
+    weights = family_of(skin.base.family).weights
+    bank = Bank(source.model, hf_name=lambda path: hf_module_name(weights, path))
+    slot = bank.add(skin.lora.config, skin.lora.tensors)
+    prompts = _prompts(skin, source)
+    bank.select(slot)
+    expected = _distributions(source.model, prompts)
+    bank.merge(slot)
+    stored = dtype or (source.stored_dtype if source.stored_dtype in DTYPES else "float32")
+    # It is no longer what its file holds; the base it comes from stays its parent.
+    identity = replace(source.identity, equivalent_of=None)
+    lineage = source.lineage | {"merged_skin": {"name": skin.name, "id": skin_id(skin)}}
+    export_base(replace(source, identity=identity, lineage=lineage), out, dtype=stored)
+    bank.close()
+    written = load_base(out.absolute(), dtype="float32", device="cpu")
+    assert isinstance(written.model, Decoder)
+    drift = _drift(expected, _distributions(written.model, prompts))
+    blocks = sorted(set(source.stored_dtype.split("+")) - _EXACT) if source.path.is_file() else []
+    return Merged(out, stored, "+".join(blocks) or None, written.identity.weights_id, drift)
+
+
+def _prompts(skin: Skin, base: Base) -> list[list[int]]:
+    """The skin's own prompt around each of TEXTS; the end of it where the context is shorter."""
+    tokenizer = base.need_tokenizer()
+    found = [skin.prompt.tokens(tokenizer, dict.fromkeys(skin.inputs, text), skin.demonstrations) for text in TEXTS]
+    return [tokens[-base.spec.context_length :] for tokens in found]
+
+
+def _distributions(model: Decoder, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
+    """Logits and log-probabilities [T, V] of each prompt."""
+    found: list[tuple[Tensor, Tensor]] = []
+    for tokens in prompts:
+        logits = model.head(model(Inputs(torch.tensor([tokens]))).hidden[0])
+        found.append((logits, logits.log_softmax(-1)))
+    return found
+
+
+def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> Drift:
+    tokens, same = 0, 0
+    logit = kl = 0.0
+    for (logits, wanted), (theirs, got) in zip(expected, found, strict=True):
+        tokens += len(wanted)
+        same += int((wanted.argmax(-1) == got.argmax(-1)).sum())
+        logit = max(logit, float((logits - theirs).abs().max()))
+        kl += float((wanted.exp() * (wanted - got)).sum())
+    return Drift(tokens, logit, max(kl, 0.0) / tokens, same / tokens)
