@@ -51,6 +51,7 @@ candidates = st.lists(
 
 
 @given(candidates, st.floats(0.05, 0.95), st.integers(10, 5000))
+@settings(deadline=None)
 def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(found, target, n):
     budget = BudgetSpec(p95_ms=500, usd_per_1k_calls=0.5, max_prompt_tokens=600)
     nomination = gate.nominate(found, budget, target=target, confidence=0.95, test_n=n)
