@@ -60,7 +60,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         evaluated_with=EvaluatedWith(weights="float32"),
     )
     path = write_skin(skin, root / "reviews")
-    with loaded_house(directory, [path]) as house, running(house) as url:
+    with loaded_house(directory, [path], state=root / "state") as house, running(house) as url:
         yield {"BASE": str(directory), "SKIN": str(path), "MODEL": "reviews", "URL": f"{url}/v1"}
 
 
