@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
-
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward import Batch, Forward, Forwarded, Greedy, TorchForward
@@ -67,13 +65,8 @@ class NativeForward:
     def _adapter(self, slot: int) -> NativeAdapter:
         """The bank's adapter as the kernel reads it, made when it first runs."""
         if slot not in self._adapters:
-            named = dict(self._bank.parameters(slot))
-            config = self._bank.config(slot)
-            pairs: dict[str, tuple[Tensor, Tensor, float]] = {}
-            for path in [name.removesuffix(".lora_A") for name in named if name.endswith(".lora_A")]:
-                a, b = named[f"{path}.lora_A"].detach(), named[f"{path}.lora_B"].detach()
-                pairs[path] = (a.contiguous(), b.t().contiguous().t(), config.scaling(path))
-            self._adapters[slot] = self._decoder.adapter(pairs)
+            # Shares the bank's tensors, which are stored the way the kernel reads them.
+            self._adapters[slot] = self._decoder.adapter_of(self._bank, slot)
         return self._adapters[slot]
 
     def forget(self, slot: int) -> None:
