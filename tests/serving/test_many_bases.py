@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
@@ -27,3 +30,39 @@ def test_two_decoders_with_a_skin_each(files, tmp_path):
         assert listed == {"tiny": "tiny", "second": "second", "tuned": "tiny", "prompted": "second"}
         for name in listed:
             assert server.chat(model=name).status_code == 200
+
+
+@pytest.mark.parametrize("main", ["decoder", "encoder"])
+def test_an_encoder_beside_a_decoder(files, tmp_path, main):
+    encoder = write_tiny_encoder(tmp_path / "bert")
+    bases = (files.base, encoder) if main == "decoder" else (encoder, files.base)
+    with loaded_house(server_config(*bases), [files.skins[1]]) as house, running(house) as url:
+        server = Server(url, house, {})
+        with server.client as client:
+            kinds = {model.id: model.to_dict()["bedplate"].get("architecture") for model in client.models.list()}
+            assert kinds == {"tiny": None, "bert": "encoder", "tuned": None}
+            for name, size in (("tiny", 48), ("bert", house.registry.models["bert"].engine.base.spec.hidden_size)):
+                found = client.embeddings.create(model=name, input=["the answer is yes", "it broke after a day"])
+                vectors = [one.embedding for one in found.data]
+                assert [len(vector) for vector in vectors] == [size, size]
+                assert all(math.isclose(math.hypot(*vector), 1.0, abs_tol=1e-4) for vector in vectors)
+                assert vectors[0] != vectors[1]
+        for name in ("tiny", "tuned"):
+            assert server.chat(model=name).status_code == 200
+        for path, body in (
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "stream": True}),
+            ("/v1/completions", {"prompt": "hi"}),
+            ("/v1/classify", {"input": "hi"}),
+            ("/v1/responses", {"input": "hi"}),
+        ):
+            reply = server.post(path, json={"model": "bert", **body})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["param"], error["type"]) == (400, "model", "invalid_request_error"), path
+            assert "/v1/embeddings" in error["message"], path
+        messages = [{"role": "user", "content": "hi"}]
+        reply = server.post("/v1/messages", json={"model": "bert", "max_tokens": 2, "messages": messages})
+        assert reply.status_code == 400
+        assert "/v1/embeddings" in reply.json()["error"]["message"]
+        assert server.chat(model="tiny").status_code == 200
+        assert server.idle()
