@@ -47,13 +47,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     return found
 
 
-def test_weights_and_kernel_reach_the_engine(bases, asked, capsys):
+def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")
     for weights in ("bfloat16", "int8", "int4"):
         assert run(capsys, bases[0], "--weights", weights, "--kernel", "native")[0] == 0
         with loaded_house(asked.pop()) as house:
             assert (house.registry.engine.weights, house.registry.engine.kernel) == (weights, "native")
+    # Quantised weights are made from bfloat16, whatever the base is stored in.
+    wide = write_tiny_base(tmp_path / "wide", dtype=torch.float32, **WIDE)
+    assert run(capsys, wide, "--weights", "int4")[0] == 0
+    with loaded_house(asked.pop()) as house:
+        assert (house.registry.engine.weights, house.registry.engine.base.dtype) == ("int4", torch.bfloat16)
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")

@@ -123,7 +123,8 @@ def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequen
     The skins that were given decide; where there are none, those of the skins directory, if they agree.
     """
     # The only base must be that of all skins; which of several it is, its weights tell.
-    known = config.dtype or (_judged(given) if bases == 1 else None)
+    asked = config.dtype or (None if config.weights == "auto" else dtype_of(config.weights))
+    known = asked or (_judged(given) if bases == 1 else None)
     base = load_base(config.source, dtype="auto" if known is None else dtype_of(known), device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
