@@ -287,10 +287,12 @@ def test_a_key_is_asked_for_once_and_kept_by_the_tab(page: Page, seen: Seen) -> 
     expect(dialog.get_by_role("alert")).to_have_text("no such key: give another")
     for key in ("wrong", "right"):
         dialog.get_by_label("Key of this server").fill(key)
-        page.keyboard.press("Enter")
+        # It closes before the request is sent, and opens again after the answer to a wrong key.
+        with page.expect_response(lambda response: "/v1/" in response.url):
+            page.keyboard.press("Enter")
         if key == "wrong":
-            expect(dialog).to_be_hidden()
             expect(dialog).to_be_visible()
+            expect(dialog.get_by_label("Key of this server")).to_have_value("")
     expect(dialog).to_be_hidden()
     expect(page.get_by_role("radio")).to_have_count(1 + len(SKINS))
     assert page.evaluate("sessionStorage.getItem('bedplate.key')") == "right"
