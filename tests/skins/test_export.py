@@ -149,7 +149,7 @@ def test_a_merged_base_in_transformers_is_base_and_adapter(tiny, tmp_path, capsy
     assert float((expected - found).abs().max()) < most
     assert not torch.allclose(logits(theirs(tiny)), expected, atol=1.0)
     assert 0 < said["drift"]["logit"] < most
-    assert said["drift"]["kl"] < most**2
+    assert 0 < said["drift"]["kl"] < most**2
     assert (said["drift"]["same_top"] == 1.0) or dtype == "bfloat16"
     merged = load_base(tmp_path / "out")
     assert merged.identity.weights_id == said["weights_id"] != skin.base.weights_id
