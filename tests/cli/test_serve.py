@@ -14,10 +14,15 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
+from bedplate.core.errors import SkinError
 from bedplate.inference.native.library import load
+from bedplate.models.checkpoints.base import load_base
 from bedplate.serving import app
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.loading import loaded_house
+from bedplate.skins.output import TextOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
 WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
 
@@ -62,6 +67,29 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys):
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")
+
+
+def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, asked, capsys):
+    if isinstance(load(), str):
+        pytest.skip(f"no native kernel on this machine: {load()}")
+    skin = Skin(
+        name="writer",
+        kind="prompt",
+        bases={"main": BaseReference.of("one", "llama", load_base(bases[0]).identity)},
+        inputs={"text": InputField()},
+        output=TextOutput(),
+        prompt=Prompt("{{ text }}"),
+        evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
+    )
+    assert run(capsys, bases[0])[0] == 0
+    with loaded_house(asked.pop(), [skin]) as house:
+        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")
+    assert run(capsys, bases[0], "--weights", "int4")[0] == 0
+    with pytest.raises(SkinError, match="judged with bfloat16"), loaded_house(asked.pop(), [skin]):
+        pass
+    assert run(capsys, bases[0], "--weights", "int4", "--allow-other-weights")[0] == 0
+    with loaded_house(asked.pop(), [skin]) as house:
+        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("int4", "native")
 
 
 def test_several_bases_answer_under_their_names(bases):

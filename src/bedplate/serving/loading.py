@@ -101,7 +101,9 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
         judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
         weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
         agreed = weights.pop() if len(weights) == 1 and one.weights == "auto" and one.dtype is None else ""
-        kernel = kernels.pop() if len(kernels) == 1 and one.kernel == "auto" else ""
+        # Quantised weights run on one kernel only, which the engine finds.
+        follows = one.kernel == "auto" and one.weights not in QUANTISED
+        kernel = kernels.pop() if len(kernels) == 1 and follows else ""
         yield Engine(
             base,
             weights=QUANTISED.get(agreed, one.weights),
