@@ -44,7 +44,7 @@ def main() -> None:
         Engine(base, weights=arguments.weights, max_rows=SEQUENCES, speculate=False) as engine,
     ):
         llama = LlamaCppBatch(path, SEQUENCES, PROMPT + OUTPUT)
-        static, paged = Transformers(directory), Transformers(directory, "sdpa_paged")
+        static, paged = Transformers(directory), Transformers(directory, "paged|sdpa")
 
         seeds = count(SEQUENCES)
 

@@ -114,9 +114,8 @@ class Transformers:
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        warnings.filterwarnings(
-            "ignore", "`past_key_values`", FutureWarning
-        )  # its new name is unknown to older versions
+        # New names that older versions do not know.
+        warnings.filterwarnings("ignore", "`past_key_values`|The `paged", FutureWarning)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.bfloat16, attn_implementation=attention
         ).eval()
