@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.grammar import CACHED, Grammars, mask_words, unpack
+from bedplate.inference.grammar import CACHED, Grammars, Matcher, mask_words, unpack
 from bedplate.inference.requests import Grammar, Sampling
 from bedplate.inference.sampler import RowState, sample
 from bedplate.text.tokenizer import Tokenizer
@@ -236,15 +236,27 @@ def test_only_constrained_rows_are_touched(grammars: Grammars, tokenizer: Tokeni
     assert chosen.tolist() == [int(logits[0].argmax()), tokenizer.encode("z")[0], int(logits[2].argmax())]
 
 
-def test_forced_tokens_drafts_and_rollback(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    matcher = grammars.matcher(Grammar("regex", "the answer is (yes|no)"))
-    beginning = tokenizer.encode("the answer is")
-    assert matcher.forced()[: len(beginning) - 1] == beginning[: len(beginning) - 1]
-    assert matcher.allowed_prefix([*beginning, END]) == len(beginning)
-    for token in beginning:
+def allows(matcher: Matcher, token: int, vocab_size: int) -> bool:
+    """Whether the matcher's next mask has the token."""
+    words = np.zeros((1, mask_words(vocab_size)), dtype=np.int32)
+    matcher.fill(words[0])
+    return bool(unpack(words, vocab_size)[0, token])
+
+
+def follow(matcher: Matcher, tokens: Sequence[int], vocab_size: int) -> int:
+    """How many of the tokens are allowed in turn; the matcher takes them."""
+    for count, token in enumerate(tokens):
+        if not allows(matcher, token, vocab_size):
+            return count
         matcher.advance(token)
-    matcher.rollback(len(beginning) - 1)
-    assert matcher.allowed_prefix(beginning[1:]) == len(beginning) - 1
+    return len(tokens)
+
+
+def test_forced_tokens_are_those_that_the_masks_leave(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    grammar = Grammar("regex", "the answer is (yes|no)")
+    beginning = tokenizer.encode("the answer is")
+    assert grammars.matcher(grammar).forced()[: len(beginning) - 1] == beginning[: len(beginning) - 1]
+    assert follow(grammars.matcher(grammar), [*beginning, END], tokenizer.vocab_size) == len(beginning)
 
 
 # --- refusals
@@ -373,20 +385,18 @@ def test_required_calls_are_valid(grammars: Grammars, tokenizer: Tokenizer, para
 def test_free_text_may_become_a_call_and_that_call_is_valid(grammars: Grammars, tokenizer: Tokenizer) -> None:
     matcher = grammars.matcher(Grammar("tool_calls", call_grammar_source(TOOLS, required=False, parallel=True)))
     said = tokenizer.encode('Let me look. <tool_call>\n{"name": "weather", "arguments": {"city": "')
-    assert matcher.allowed_prefix(said) == len(said)
-    for token in said:
-        matcher.advance(token)
-    assert not matcher.accepting
-    assert matcher.allowed_prefix(tokenizer.encode('Paris"')) == 0
-    assert matcher.allowed_prefix(tokenizer.encode('Oslo"')) == len(tokenizer.encode('Oslo"'))
+    assert follow(matcher, said, tokenizer.vocab_size) == len(said)
+    assert not allows(matcher, END, tokenizer.vocab_size)
+    assert follow(matcher, tokenizer.encode('Paris"'), tokenizer.vocab_size) == 0
+    assert follow(matcher, tokenizer.encode('Oslo"'), tokenizer.vocab_size) == len(tokenizer.encode('Oslo"'))
 
 
 def test_plain_text_is_allowed_and_may_end_at_any_time(grammars: Grammars, tokenizer: Tokenizer) -> None:
     matcher = grammars.matcher(Grammar("tool_calls", call_grammar_source(TOOLS, required=False, parallel=True)))
     for token in tokenizer.encode("It is 3 < 4, <tool> and <tool_cal"):
-        assert matcher.accepting
+        assert allows(matcher, END, tokenizer.vocab_size)
         matcher.advance(token)
-    assert matcher.accepting
+    assert allows(matcher, END, tokenizer.vocab_size)
 
 
 def test_parameters_that_cannot_be_enforced_name_their_tool(grammars: Grammars) -> None:

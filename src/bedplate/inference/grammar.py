@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,11 +126,6 @@ class Matcher:
         return self._inner.is_stopped() and not self._inner.is_error()
 
     @property
-    def accepting(self) -> bool:
-        """The text matches as it is."""
-        return self._inner.is_accepting()
-
-    @property
     def failure(self) -> str | None:
         """Why the row cannot go on."""
         if self._left < 0:
@@ -140,14 +135,6 @@ class Matcher:
     def forced(self) -> list[int]:
         """The tokens that must come next, so that no model needs to be asked for them."""
         return self._inner.compute_ff_tokens()
-
-    def allowed_prefix(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens may follow in turn. The state stays as it is."""
-        return self._inner.validate_tokens(list(tokens))
-
-    def rollback(self, count: int) -> None:
-        """Takes the last `count` tokens back."""
-        self._inner.rollback(count)
 
 
 def mask_words(vocab_size: int) -> int:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 from bedplate.core.errors import RequestError
 from bedplate.inference.requests import Grammar
 from bedplate.serving.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
-from bedplate.serving.strict_fields import Fields, either
+from bedplate.serving.strict_fields import Fields, either, first_mistake
 from bedplate.serving.tools import NamedChoice, ToolCall, ToolField, calls_grammar, check_results, choice_of, usable
 from bedplate.text.tools import MAX_TOOLS, Tool
 
@@ -380,26 +380,8 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(kept)
     except ValidationError as error:
-        raise _first(error, model) from None
+        raise first_mistake(error, model) from None
 
 
 def _same(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and value == neutral
-
-
-def _first(error: ValidationError, model: type[BaseModel]) -> RequestError:
-    """One message for the first thing that is wrong."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ""
-    for part in found["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        what = f"unknown field {where!r}"
-        known = ", ".join(sorted(model.model_fields))
-        return RequestError(f"{what}; the fields are {known}", param=where, code="unknown_parameter")
-    if found["type"] == "missing":
-        return RequestError(f"{where} is missing", param=where, code="missing_required_parameter")
-    if not where:  # checks over several fields begin with the one to change
-        return RequestError(message, param=message.split(":", 1)[0], code="invalid_value")
-    return RequestError(f"{where}: {message}", param=where, code="invalid_value")

@@ -1,10 +1,12 @@
-"""What request models are made of."""
+"""What request models are made of, and the one message about what is wrong in a request."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from bedplate.core.errors import RequestError
 
 
 class Fields(BaseModel):
@@ -22,3 +24,21 @@ def either(*kinds: type, said: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def first_mistake(error: ValidationError, model: type[BaseModel]) -> RequestError:
+    """One message for the first thing that is wrong."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ""
+    for part in found["loc"]:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
+    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        what = f"unknown field {where!r}"
+        known = ", ".join(sorted(model.model_fields))
+        return RequestError(f"{what}; the fields are {known}", param=where, code="unknown_parameter")
+    if found["type"] == "missing":
+        return RequestError(f"{where} is missing", param=where, code="missing_required_parameter")
+    if not where:  # checks over several fields begin with the one to change
+        return RequestError(message, param=message.split(":", 1)[0], code="invalid_value")
+    return RequestError(f"{where}: {message}", param=where, code="invalid_value")
