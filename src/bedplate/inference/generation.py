@@ -14,11 +14,22 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.answers import top
+from bedplate.inference import answers
 from bedplate.inference.forward import Greedy
 from bedplate.inference.grammar import Grammars
 from bedplate.inference.job import Job
-from bedplate.inference.requests import FinishReason, Generate, Generation, Step, Timing, Usage
+from bedplate.inference.requests import (
+    Classify,
+    FinishReason,
+    Generate,
+    Generation,
+    Result,
+    Score,
+    Scores,
+    Step,
+    Timing,
+    Usage,
+)
 from bedplate.inference.sampler import RowState
 from bedplate.inference.stopping import TextStream
 from bedplate.models.checkpoints.base import Base
@@ -109,7 +120,7 @@ class Generating:
         state.take(token)
         job.tokens.append(token)
         job.logprobs.append(logprob)
-        alternatives = () if logits_V is None else top(logits_V, state.sampling.logprobs)
+        alternatives = () if logits_V is None else answers.top(logits_V, state.sampling.logprobs)
         job.top_logprobs.append(alternatives)
         job.stream.push(Step(token, text.push(token), logprob, alternatives))
         if job.drafter is not None:
@@ -129,8 +140,19 @@ class Generating:
         job.stream.push(Step(None, tail, finish_reason=job.ended))
 
 
-def generation(job: Job, request: Generate, usage: Usage, timing: Timing) -> Generation:
-    """The result of an ended generation."""
+def result_of(base: Base, job: Job) -> Result:
+    """What an ended job has come to, whatever was asked."""
+    request, usage, timing = job.request, _usage(job), _timing(job)
+    if isinstance(request, Generate):
+        return _generation(job, request, usage, timing)
+    if isinstance(request, Score):
+        return Scores(tuple(job.totals), tuple(len(c) for c in request.continuations), usage, timing)
+    if isinstance(request, Classify):
+        return answers.classification(base, job, request, usage, timing)
+    return answers.embedding(base, job, request, usage, timing)
+
+
+def _generation(job: Job, request: Generate, usage: Usage, timing: Timing) -> Generation:
     assert job.state is not None
     assert job.text is not None
     assert job.ended is not None
@@ -149,12 +171,12 @@ def generation(job: Job, request: Generate, usage: Usage, timing: Timing) -> Gen
     )
 
 
-def usage_of(job: Job) -> Usage:
+def _usage(job: Job) -> Usage:
     output = 0 if job.state is None else len(job.state.output)
     return Usage(len(job.request.tokens), output, job.cached or 0)
 
 
-def timing_of(job: Job) -> Timing:
+def _timing(job: Job) -> Timing:
     now = time.monotonic()
     started = now if job.started is None else job.started
     first = now if job.first is None else job.first

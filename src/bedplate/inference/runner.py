@@ -18,13 +18,14 @@ from bedplate.core.errors import RequestError
 from bedplate.inference import answers
 from bedplate.inference.adapters import Loaded
 from bedplate.inference.forward import Batch, Forward, Forwarded, TorchForward
-from bedplate.inference.generation import Generating, Row, generation, timing_of, usage_of
+from bedplate.inference.generation import Generating, Row, result_of
 from bedplate.inference.job import Job, fail_all
 from bedplate.inference.kv_cache import KVCache, Span
-from bedplate.inference.radix import Key, Match, RadixTree, Segment, salted
-from bedplate.inference.requests import Classify, Embed, Generate, Result, Score, Scores
+from bedplate.inference.radix import Match, RadixTree, Segment, salted
+from bedplate.inference.requests import Classify, Embed, Generate, Score
 from bedplate.inference.sampler import sample
 from bedplate.inference.scheduler import Admission
+from bedplate.inference.seats import Seats
 from bedplate.inference.speculate import Drafter
 from bedplate.inference.stats import Counters
 from bedplate.models.checkpoints.base import Base
@@ -74,9 +75,7 @@ class Runner:
         self._put_back = put_back
         self._speculates = speculates
         self._counters = counters
-        self._rows: dict[int, Job] = {}
-        # What free rows still hold: a job that begins alike need not copy it again.
-        self._held: dict[int, tuple[object, Key]] = {}
+        self._seats = None if cache is None else Seats(cache)
         self._generating = generating
 
     # Letting in
@@ -84,10 +83,10 @@ class Runner:
     @torch.inference_mode()
     def admit(self, job: Job) -> Admission:
         """Gives a job a row that begins with what is cached of it."""
-        if self.cache is None:
+        if self._seats is None:
             self._enter(job)
             return Admission.IN
-        if self._is_full(job):
+        if self._is_full(job, self._seats):
             return Admission.FULL
         adapters = {id(one.adapter) for one in self.active if one.adapter.key is not None}
         if job.adapter.key is not None and id(job.adapter) not in adapters and len(adapters) >= self._max_adapters:
@@ -101,10 +100,10 @@ class Runner:
         if job.shares and any(self._begins_alike(job, other, match.length) for other in self.active):
             return Admission.LATER
         try:
-            self._seat(job, namespace, match)
+            self._seats.seat(job, namespace, match)
         except Exception as error:  # no memory for it: it fails in this step, and takes no other along
             job.failed = error
-            self._give_up_row(job)
+            self._seats.give_up(job, namespace)
         if job.cached is None:
             job.cached = max(match.length - virtual, 0)
             if job.shares:
@@ -113,37 +112,13 @@ class Runner:
         self._enter(job)
         return Admission.IN
 
-    def _is_full(self, job: Job) -> bool:
-        assert self.cache is not None
-        if len(self._rows) >= self._max_rows + ONE_PASS_ROWS:
+    def _is_full(self, job: Job, seats: Seats) -> bool:
+        if len(seats) >= self._max_rows + ONE_PASS_ROWS:
             return True
         if job.generates and sum(one.generates for one in self.active) >= self._max_rows:
             return True
         lengths = [len(one.tokens) + HEADROOM for one in (*self.active, job)]
-        return bool(self.active) and not self.cache.room(lengths)
-
-    def _seat(self, job: Job, namespace: object, match: Match) -> None:
-        """A row, with the match in it."""
-        assert self.cache is not None
-        key = job.key[: match.length]
-        row = self._free_row(namespace, key)
-        self._rows[row] = job
-        job.row, job.done, job.kept = row, match.length, 0
-        lengths = {one: max(other.done, 1) for one, other in self._rows.items()} | {row: len(job.tokens) + 1}
-        if self.cache.copies:
-            self._reserve(lengths)
-        if self._held.get(job.row) != (namespace, key):
-            self._load(job.row, match)
-        if not self.cache.copies:
-            self._reserve(lengths)
-        self._held.pop(job.row, None)
-
-    def _load(self, row: int, match: Match) -> None:
-        assert self.cache is not None
-        at = 0
-        for segment, count in match.parts:
-            self.cache.load(row, at, segment, count)
-            at += count
+        return bool(self.active) and not seats.cache.room(lengths)
 
     def _enter(self, job: Job) -> None:
         if job.started is None:
@@ -165,17 +140,6 @@ class Runner:
             return False
         end = known + MIN_SHARED
         return end < len(job.key) and other.key[:end] == job.key[:end]
-
-    def _free_row(self, namespace: object, key: Key) -> int:
-        """A row that holds this beginning already, or else the lowest free one."""
-        if key:
-            for row, (held_in, held) in self._held.items():
-                if held_in == namespace and held[: len(key)] == key:
-                    self._held[row] = (namespace, key)
-                    return row
-        row = next(row for row in range(len(self._rows) + 1) if row not in self._rows)
-        self._held.pop(row, None)
-        return row
 
     # Running
 
@@ -337,36 +301,27 @@ class Runner:
 
     def _make_room(self, work: list[Work]) -> list[Work]:
         """Room for the step's tokens; the youngest generations give up their rows where there is none."""
-        if self.cache is None:
+        seats = self._seats
+        if seats is None:
             return work
         while True:
             lengths = {job.row: job.done for job in self.active if job.row is not None}
             for one in work:
                 if one.job.row is not None:
                     lengths[one.job.row] = one.job.done + one.count + len(one.draft)
-            if len(lengths) <= 1 or self.cache.room(list(lengths.values())):
+            if len(lengths) <= 1 or seats.cache.room(list(lengths.values())):
                 break
             victim = max(self.active, key=lambda job: (job.generates, job.number))
             self._preempt(victim)
             work = [one for one in work if one.job is not victim]
-        self._reserve(lengths)
+        seats.reserve(lengths)
         return work
-
-    def _reserve(self, lengths: dict[int, int]) -> dict[int, int]:
-        assert self.cache is not None
-        moved = self.cache.reserve(lengths)
-        if moved:
-            self._held.clear()
-            self._rows = {moved[row]: job for row, job in self._rows.items()}
-            for row, job in self._rows.items():
-                job.row = row
-        return moved
 
     def _preempt(self, job: Job) -> None:
         self._counters.preemptions += 1
         if job.state is not None:
             self._keep(job, job.done)
-        self._give_up_row(job)
+        self._leave_row(job)
         self.active.remove(job)
         job.restart()
         self._put_back(job)
@@ -394,33 +349,18 @@ class Runner:
                 self.active.remove(job)
             if job.failed is None and job.generates and job.state is not None:
                 self._keep(job, job.done)
-            self._give_up_row(job)
+            self._leave_row(job)
             if job.failed is not None:
                 fail_all([job], job.failed)
                 continue
             try:
-                job.stream.finish(self._result(job))
+                job.stream.finish(result_of(self.base, job))
             except Exception as error:
                 fail_all([job], error)
 
-    def _result(self, job: Job) -> Result:
-        request, usage, timing = job.request, usage_of(job), timing_of(job)
-        if isinstance(request, Generate):
-            return generation(job, request, usage, timing)
-        if isinstance(request, Score):
-            return Scores(tuple(job.totals), tuple(len(c) for c in request.continuations), usage, timing)
-        if isinstance(request, Classify):
-            return answers.classification(self.base, job, request, usage, timing)
-        return answers.embedding(self.base, job, request, usage, timing)
-
-    def _give_up_row(self, job: Job) -> None:
-        if self.cache is None or job.row is None:
-            return
-        del self._rows[job.row]
-        if self.cache.copies and job.failed is None and job.key:
-            self._held[job.row] = (_namespace(job), job.key[: min(job.done, len(job.key))])
-        self.cache.free(job.row)
-        job.row = None
+    def _leave_row(self, job: Job) -> None:
+        if self._seats is not None:
+            self._seats.give_up(job, _namespace(job))
 
     def cancel(self, job: Job) -> None:
         """Ends a running job whose caller has gone: a generation that has begun keeps what it has."""
@@ -434,24 +374,18 @@ class Runner:
         for job in self.active:
             job.failed = job.failed or error
         self.leave(list(self.active))
-        self._held.clear()
+        if self._seats is not None:
+            self._seats.forget()
 
     # Beginnings for everybody
 
     @torch.inference_mode()
     def compute_prefix(self, adapter: Loaded, tokens: Sequence[int], vectors_PD: Tensor | None = None) -> None:
         """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids)."""
-        cache = self.cache
-        assert cache is not None
-        key = tuple(tokens)
+        assert self._seats is not None
+        cache, key = self._seats.cache, tuple(tokens)
         match = self.tree.match(adapter, key, len(key))
-        row = self._free_row(None, ())
-        lengths = {one: len(job.tokens) for one, job in self._rows.items()} | {row: len(key)}
-        if cache.copies:
-            row = self._reserve(lengths).get(row, row)
-        self._load(row, match)
-        if not cache.copies:
-            self._reserve(lengths)
+        row = self._seats.borrow(match, len(key))
         at = match.length
         if vectors_PD is not None:
             self.torch_forward.embedded(vectors_PD, adapter, row)
