@@ -15,14 +15,17 @@ from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference import calibrate
+from bedplate.inference import calibrate, compiled
 from bedplate.inference.calibrate import COUNTS, Calibration, calibrated
+from bedplate.inference.engine import Engine
 from bedplate.inference.native.library import load
 from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, read_blocks, write_gguf
 from bedplate.models.families import FAMILIES
 
+COUNTED = ("torch", "bfloat16", "int8", "int4")
 native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 
 
@@ -110,8 +113,38 @@ def test_what_a_calibration_says() -> None:
             "int4": {1: 50.0, 16: 200.0, 256: 1500.0},
         }
     )
-    assert [found.largest(w) for w in ("bfloat16", "int8", "int4")] == [1, 16, "all"]
-    assert (found.fastest(), found.fastest(256)) == ("int4", "bfloat16")
+    assert [found.never_slower(w) for w in ("bfloat16", "int8", "int4")] == [False, False, True]
+    assert (found.fastest(COUNTED), found.fastest(COUNTED, 256)) == ("int4", "bfloat16")
+    assert found.fastest(COUNTED[:2]) == "bfloat16"
+
+
+@native_only
+@pytest.mark.parametrize(("kind", "way"), [("q4_1", "int4"), ("q8_0", "int8"), ("f16", "bfloat16")])
+def test_the_fastest_way_keeps_the_checkpoints_own_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
+) -> None:
+    """The fewer the bits, the faster is what this machine is said to be; only what the file holds may be chosen."""
+    speeds = {name: dict.fromkeys(COUNTS, speed) for name, speed in zip(COUNTED, (1.0, 2.0, 3.0, 4.0), strict=True)}
+    monkeypatch.setattr(calibrate, "calibrated", lambda base: Calibration(speeds))
+    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+    export_gguf(load_base(write_tiny_base(tmp_path / "base", **sizes)), tmp_path / "x.gguf", kind)
+    assert calibrate.fastest_as_stored(load_base(tmp_path / "x.gguf", dtype="bfloat16")) == way
+    assert calibrate.fastest_as_stored(load_base(tmp_path / "x.gguf", dtype="float32")) == "torch"
+
+
+@native_only
+@pytest.mark.parametrize(("native", "kernel"), [(0.5, "torch"), (2.0, "native")])
+def test_an_engine_runs_natively_where_that_is_no_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: float, kernel: str
+) -> None:
+    speeds = {name: {1: 9.0, 16: 9.0, 256: 9.0 * (1 if name == "torch" else native)} for name in COUNTED}
+    monkeypatch.setattr(compiled, "calibrated", lambda base: Calibration(speeds))
+    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+    base = load_base(write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **sizes))
+    with Engine(base) as engine:
+        assert (engine.kernel, engine.weights) == (kernel, "bfloat16")
+    with Engine(base, kernel="native") as engine:
+        assert engine.kernel == "native"
 
 
 @native_only

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -28,6 +28,7 @@ from bedplate.models.inputs import Inputs
 Way = Literal["torch", "bfloat16", "int8", "int4"]
 COUNTS = (1, 16, 256)
 _BLOCKS, _SECONDS, _VOCABULARY = 2, 1.0, 64
+_STORED: dict[str, WeightFormat] = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,18 @@ class Calibration:
 
     speeds: Mapping[Way, Mapping[int, float]]
 
-    def fastest(self, tokens: int = 1) -> Way:
-        """The fastest way for passes of so many tokens (one of COUNTS)."""
-        return max(self.speeds, key=lambda way: self.speeds[way][tokens])
+    def fastest(self, ways: Sequence[Way], tokens: int = 1) -> Way:
+        """The fastest of some ways for passes of so many tokens (one of COUNTS)."""
+        return max(ways, key=lambda way: self.speeds[way][tokens])
 
-    def largest(self, weights: WeightFormat) -> int | Literal["all"]:
-        """Native passes of up to so many tokens were no slower than torch's; 0 where none was."""
-        found = 0
-        for count in COUNTS:
-            if self.speeds[weights][count] < self.speeds["torch"][count]:
-                return found
-            found = count
-        return "all"
+    def never_slower(self, weights: WeightFormat) -> bool:
+        """Whether native passes of any size were no slower than torch's."""
+        return all(self.speeds[weights][count] >= self.speeds["torch"][count] for count in COUNTS)
 
 
 def calibrated(base: Base, threads: int | None = None) -> Calibration:
-    """The measurement for this machine, base and number of threads (default: torch's): read, or made now.
+    """The measurement for this machine, a base's shape and the number of threads (default: torch's): read, or made
+    now.
 
     Raises UsageError where the native decoder cannot run the base.
     """
@@ -64,7 +61,7 @@ def calibrated(base: Base, threads: int | None = None) -> Calibration:
         "threads": count,
         "library": library.digest,
         "torch": str(torch.__version__),
-        "weights": base.identity.weights_id,
+        "spec": asdict(base.spec),
     }
     path = bedplate_home() / "machine" / f"calibration-{sha256_json(key)[:16]}.json"
     try:
@@ -74,6 +71,19 @@ def calibrated(base: Base, threads: int | None = None) -> Calibration:
     found = _measure(base.model, count)
     atomic_write(path, json.dumps({**key, "speeds": found.speeds}, indent=2) + "\n")
     return found
+
+
+def fastest_as_stored(base: Base) -> Way:
+    """The fastest way to decode on weights that are the checkpoint's own: bfloat16, or the integers of a GGUF whose
+    blocks are all taken as they are. Torch where the native decoder cannot run the base."""
+    if unsupported(base.model, base.dtype, base.device) is not None:
+        return "torch"
+    blocks = set(base.stored_dtype.split("+")) - {"f32", "f16", "bf16"} if base.family.key[0] == "gguf" else set()
+    ways: list[Way] = ["torch", "bfloat16"]
+    if blocks and blocks <= set(_STORED):
+        # Blocks of 8 bits stay what they are beside those of 4.
+        ways.append("int4" if "int4" in {_STORED[kind] for kind in blocks} else "int8")
+    return calibrated(base).fastest(ways)
 
 
 def _parse(record: Mapping[str, Any]) -> Calibration:

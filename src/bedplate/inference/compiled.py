@@ -9,6 +9,7 @@ from typing import Literal
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.core.errors import UsageError
+from bedplate.inference.calibrate import calibrated
 from bedplate.inference.forward import Batch, Forward, Forwarded, Greedy, TorchForward
 from bedplate.inference.kv_cache import KVCache, SlotCache
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported
@@ -21,19 +22,16 @@ Kernel = Literal["auto", "torch", "native"]
 
 
 class NativeForward:
-    """The native decoder over slots. Passes of more tokens than it is fastest for go the torch way."""
+    """The native decoder over slots."""
 
     name = "native"
 
-    def __init__(self, decoder: NativeDecoder, bank: Bank, cache: SlotCache, torch_forward: TorchForward) -> None:
-        self._decoder, self._bank, self._cache, self._torch = decoder, bank, cache, torch_forward
+    def __init__(self, decoder: NativeDecoder, bank: Bank, cache: SlotCache) -> None:
+        self._decoder, self._bank, self._cache = decoder, bank, cache
         self.weights: str = decoder.weights
         self._adapters: dict[int, NativeAdapter] = {}
 
     def __call__(self, batch: Batch) -> Forwarded:
-        count = len(batch.tokens)
-        if self._decoder.largest != "all" and count > self._decoder.largest:
-            return self._torch(batch)
         rows: list[int] = []
         positions: list[int] = []
         adapters: list[NativeAdapter | None] | None = None
@@ -92,7 +90,9 @@ def choose_forward(
     weights: Weights,
     kernel: Kernel,
 ) -> Forward:
-    """The way to run passes: native for a bfloat16 decoder on a CPU where it can be had, else torch.
+    """The way to run passes: native for a bfloat16 decoder on a CPU where it can be had and, unless it is asked for,
+    was measured to be no slower than torch for passes of any size; else torch. Never one for some passes and the other
+    for the rest: a row's result would depend on its company.
 
     Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
     """
@@ -105,10 +105,12 @@ def choose_forward(
         reason = unsupported(base.model, base.dtype, base.device)
         if reason is None and not isinstance(cache, SlotCache):
             reason = "the native path keeps keys and values in slots, and this engine in blocks"
+        if reason is None and kernel == weights == "auto" and not calibrated(base).never_slower("bfloat16"):
+            reason = "torch was measured to be faster here"
         if reason is None and bank is not None and isinstance(cache, SlotCache) and isinstance(base.model, Decoder):
             chosen: WeightFormat = "bfloat16" if weights == "auto" else weights
             blocks = _stored_blocks(base) if quantised else {}
-            return NativeForward(NativeDecoder(base.model, chosen, blocks=blocks), bank, cache, torch_forward)
+            return NativeForward(NativeDecoder(base.model, chosen, blocks=blocks), bank, cache)
     if kernel == "native" or quantised:
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {reason}")
     return torch_forward

@@ -20,7 +20,8 @@ class BaseConfig(Strict):
     """One resident base.
 
     name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
-    form in which its products read its weights, `kernel` what computes them; "auto" measures which are faster here.
+    form in which its products read its weights, `kernel` what computes them; "auto" is what the skins were judged with,
+    and without skins what was measured to be fastest here on the checkpoint's own weights.
     """
 
     source: str

@@ -6,9 +6,11 @@ import contextlib
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.calibrate import fastest_as_stored
+from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
 from bedplate.inference.judged import KERNELS, QUANTISED, dtype_of
@@ -95,7 +97,8 @@ def loaded_house(
 
 def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
     """One for each base; they compute in turns. Where the file leaves weights or kernel open, they are what the base's
-    skins were judged with, if they agree: others are never chosen behind their back."""
+    skins were judged with, if they agree: others are never chosen behind their back. A server that has no skins and
+    will find none takes what is fastest here on the checkpoint's own weights."""
     compute, limits = ComputeLock(), config.limits
     for base, one in zip(loaded, config.bases, strict=True):
         judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
@@ -104,15 +107,34 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
         # Quantised weights run on one kernel only, which the engine finds.
         follows = one.kernel == "auto" and one.weights not in QUANTISED
         kernel = kernels.pop() if len(kernels) == 1 and follows else ""
-        yield Engine(
-            base,
-            weights=QUANTISED.get(agreed, one.weights),
-            kernel=KERNELS.get(kernel, one.kernel),
-            max_rows=limits.max_rows,
-            max_waiting=limits.max_waiting,
-            adapters=limits.adapters,
-            compute=compute,
+        open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
+        if open_ == Opened("auto", "auto") and one.dtype is None and not cards and config.skins_directory is None:
+            open_ = apart_now(lambda base=base: _fastest(base))
+        engine = apart_now(
+            lambda base=base, open_=open_: Engine(
+                base,
+                weights=open_.weights,
+                kernel=open_.kernel,
+                max_rows=limits.max_rows,
+                max_waiting=limits.max_waiting,
+                adapters=limits.adapters,
+                compute=compute,
+            )
         )
+        log.info("%s: %s weights, %s kernel", base.name, engine.weights, engine.kernel)
+        yield engine
+
+
+class Opened(NamedTuple):
+    """How an engine is opened."""
+
+    weights: Weights
+    kernel: Kernel
+
+
+def _fastest(base: Base) -> Opened:
+    way = fastest_as_stored(base)
+    return Opened("auto", "torch") if way == "torch" else Opened(way, "native")
 
 
 def _served(engine: Engine, name: str) -> Served:

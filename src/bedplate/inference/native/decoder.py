@@ -116,7 +116,6 @@ class NativeDecoder:
         self.weights: WeightFormat = weights
         self.spec = model.spec
         self.threads = threads or torch.get_num_threads()
-        self.largest: int | Literal["all"] = "all"
         self._library, self._model = found, model
         self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
         spec = model.spec
