@@ -18,8 +18,8 @@ import torch
 
 from bedplate.inference.engine import Engine
 from bedplate.models.checkpoints.base import load_base, locate
-from comparison import Row, interleaved, need, report
-from peers import BASE, THREADS, LlamaCppBatch, Transformers, exported, generations, prompt_tokens
+from comparison import Row, interleaved, report
+from peers import BASE, THREADS, LlamaCppBatch, Transformers, exported, generations, prompt_tokens, versions_of_peers
 from servers import load, running
 
 SEQUENCES, PROMPT, OUTPUT = 16, 128, 128
@@ -31,10 +31,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-http", action="store_true")
     arguments = parser.parse_args()
-    versions = {
-        "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
-        "transformers": need("transformers", "transformers"),
-    }
+    versions = versions_of_peers()
     torch.set_num_threads(THREADS)
     path = locate(BASE)
     base = load_base(path)

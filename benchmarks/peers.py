@@ -193,14 +193,19 @@ class Contest:
         ]
 
 
+def versions_of_peers() -> dict[str, str]:
+    """By distribution; ends the benchmark where one is missing."""
+    return {
+        "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
+        "transformers": need("transformers", "transformers"),
+    }
+
+
 @contextmanager
 def contest(prompt: int, weights: str) -> Generator[Contest]:
     """SmolLM2-135M as ours (with weights of this form, no guessing), llama.cpp's and transformers', and `prompt` tokens
     to begin with."""
-    versions = {
-        "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
-        "transformers": need("transformers", "transformers"),
-    }
+    versions = versions_of_peers()
     torch.set_num_threads(THREADS)
     path = locate(BASE)
     base = load_base(path)

@@ -12,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from tests.inference.mixtures import mixture, random_prompt
 from tests.references import reference_bert
 
-from bedplate.adapters.head import Head
 from bedplate.core.errors import BusyError, DeadlineError, RequestError
 from bedplate.inference import runner as runner_module
 from bedplate.inference.compute import ComputeLock
@@ -22,44 +22,16 @@ from bedplate.inference.engine import Engine
 from bedplate.inference.forward import Batch
 from bedplate.inference.requests import (
     Classification,
-    Classify,
     Embed,
     Embedding,
     Generate,
     Generation,
-    Request,
     Result,
     Sampling,
     Score,
     Scores,
 )
 from bedplate.models.checkpoints.base import Base, load_base
-
-
-def _prompt(seed: int, length: int) -> tuple[int, ...]:
-    rng = random.Random(seed)
-    return tuple(rng.randrange(3, 300) for _ in range(length))
-
-
-def _mixture(count: int) -> list[Request]:
-    head = Head(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)), torch.zeros(3), ("a", "b", "c"))
-    shared = _prompt(99, 30)
-    found: list[Request] = []
-    for i in range(count):
-        tokens = (shared if i % 3 == 0 else ()) + _prompt(i, 5 + 11 * (i % 6))
-        sampled = Sampling(max_tokens=9, temperature=0.8, top_p=0.9, seed=i, ignore_eos=True)
-        kinds: list[Request] = [
-            Generate(tokens, Sampling(max_tokens=7 + i % 5, ignore_eos=True)),
-            Generate(tokens, sampled, skin="b"),
-            Score(tokens, ((5,), (6, 7, 8), (9, 10))),
-            Classify(tokens, head, 2),
-            Classify(tokens, head, 1, "mean"),
-            Embed(tokens),
-            Embed(tokens, "first", depth=1),
-            Generate(tokens, Sampling(max_tokens=3, prompt_logprobs=2, logprobs=2, ignore_eos=True), tenant="t"),
-        ]
-        found.append(kinds[i % len(kinds)])
-    return found
 
 
 def _close(ours: Result, theirs: Result) -> None:
@@ -90,7 +62,7 @@ def base(tiny_dir: Path) -> Base:
 def alone(base: Base) -> list[Result]:
     """Each request computed in one piece, by an engine that has cached nothing."""
     results: list[Result] = []
-    for request in _mixture(40):
+    for request in mixture(40):
         with Engine(base) as engine:
             results += engine.run([request])
     return results
@@ -99,10 +71,10 @@ def alone(base: Base) -> list[Result]:
 @pytest.mark.parametrize("budget", [1, 7, 64, 4096])
 def test_every_kind_in_chunks_beside_others_equals_alone(base: Base, alone: list[Result], budget: int) -> None:
     with Engine(base, max_step_tokens=budget, max_rows=5) as engine:
-        for ours, theirs in zip(engine.run(_mixture(40)), alone, strict=True):
+        for ours, theirs in zip(engine.run(mixture(40)), alone, strict=True):
             _close(ours, theirs)
         # A second time much is cached; the answers stay.
-        for ours, theirs in zip(engine.run(_mixture(40)), alone, strict=True):
+        for ours, theirs in zip(engine.run(mixture(40)), alone, strict=True):
             _close(ours, theirs)
         assert engine.stats().prefix_hits > 0
         assert (engine.running, engine.waiting) == (0, 0)
@@ -112,9 +84,9 @@ def test_scarce_slots_put_generations_out_and_back_unnoticed(base: Base, alone: 
     # Room for about three of the longest rows.
     token_bytes = 2 * 3 * 2 * 8 * 4
     with Engine(base, max_step_tokens=64, slot_bytes=3 * 90 * token_bytes, cache_bytes=0) as engine:
-        for ours, theirs in zip(engine.run(_mixture(40)), alone, strict=True):
+        for ours, theirs in zip(engine.run(mixture(40)), alone, strict=True):
             _close(ours, theirs)
-        long = [Generate(_prompt(i, 10), Sampling(max_tokens=60, temperature=1.0, seed=i)) for i in range(6)]
+        long = [Generate(random_prompt(i, 10), Sampling(max_tokens=60, temperature=1.0, seed=i)) for i in range(6)]
         together = engine.run(long)
         assert engine.stats().preemptions > 0
         for request, result in zip(long, together, strict=True):
@@ -122,7 +94,7 @@ def test_scarce_slots_put_generations_out_and_back_unnoticed(base: Base, alone: 
 
 
 def test_chunked_greedy_equals_transformers(base: Base, reference: Any) -> None:
-    prompts = [_prompt(i, 20 + 40 * i) for i in range(6)]
+    prompts = [random_prompt(i, 20 + 40 * i) for i in range(6)]
     with Engine(base, max_step_tokens=13) as engine:
         results = engine.run([Generate(p, Sampling(max_tokens=12, ignore_eos=True)) for p in prompts])
     for prompt, result in zip(prompts, results, strict=True):
@@ -149,7 +121,7 @@ def test_no_step_is_over_budget_and_running_rows_are_in_every_step(base: Base, m
         batches = _spied(engine, monkeypatch)
         with engine.exclusive():
             running = engine.submit(Generate((5, 6), Sampling(max_tokens=60, ignore_eos=True)))
-            late = engine.submit(Generate(_prompt(1, 400), Sampling(max_tokens=1)))
+            late = engine.submit(Generate(random_prompt(1, 400), Sampling(max_tokens=1)))
         late.result(timeout=30)
         running.result(timeout=30)
     assert max(len(batch.tokens) for batch in batches) == 20
@@ -279,7 +251,7 @@ def test_a_hung_step_is_seen_from_outside(base: Base, monkeypatch: pytest.Monkey
 
 
 def test_tenants_share_the_skins_part_and_nothing_else(base: Base) -> None:
-    skin, text = _prompt(1, 40), _prompt(2, 30)
+    skin, text = random_prompt(1, 40), random_prompt(2, 30)
     with Engine(base) as engine:
 
         def cached(tenant: str, tokens: tuple[int, ...], shared: int) -> int:
@@ -289,7 +261,7 @@ def test_tenants_share_the_skins_part_and_nothing_else(base: Base) -> None:
         assert cached("a", skin + text, 40) == 0
         assert cached("b", skin + text, 40) == 40
         assert cached("b", skin + text, 40) == 69
-        assert cached("a", skin + text + _prompt(3, 5), 40) >= 69
+        assert cached("a", skin + text + random_prompt(3, 5), 40) >= 69
         # Without a skin's prompt everything is the tenant's.
         assert cached("a", skin + text, 0) == 0
         assert cached("c", skin + text, 0) == 0
@@ -303,21 +275,23 @@ def test_the_cache_is_bounded_and_counts_right(base: Base) -> None:
     token_bytes = 2 * 3 * 2 * 8 * 4
     with Engine(base, cache_bytes=200 * token_bytes) as engine:
         for i in range(12):
-            engine.run([Generate(_prompt(i, 50), Sampling(max_tokens=2))])
+            engine.run([Generate(random_prompt(i, 50), Sampling(max_tokens=2))])
             assert 0 < engine.stats().cache_bytes <= 200 * token_bytes
         assert engine.stats().evictions > 0
         before = engine.stats()
         assert (before.prompt_tokens, before.prefix_queries) == (12 * 50 - before.prefix_hits, 12 * 50)
-        engine.pin(_prompt(50, 300))
+        engine.pin(random_prompt(50, 300))
         assert engine.stats().cache_pinned_bytes == 300 * token_bytes
-        again = engine.run([Generate((*_prompt(50, 300), 5), Sampling(max_tokens=1))])[0]
+        again = engine.run([Generate((*random_prompt(50, 300), 5), Sampling(max_tokens=1))])[0]
         assert again.usage.cached_tokens == 300
 
 
 def test_timing_adds_up(base: Base) -> None:
     with Engine(base, max_rows=2) as engine:
         began = time.perf_counter()
-        results = engine.run([Generate(_prompt(i, 30), Sampling(max_tokens=10, ignore_eos=True)) for i in range(6)])
+        results = engine.run(
+            [Generate(random_prompt(i, 30), Sampling(max_tokens=10, ignore_eos=True)) for i in range(6)]
+        )
         seconds = time.perf_counter() - began
         assert all(0 <= r.timing.queued <= r.timing.first <= r.timing.total <= seconds for r in results)
         assert max(r.timing.queued for r in results) > 0
@@ -343,7 +317,7 @@ def test_engines_under_one_lock_take_turns(base: Base) -> None:
         busy = one.submit(Generate((5,), Sampling(max_tokens=400, ignore_eos=True)))
         next(iter(busy))
         for i in range(5):
-            assert two.submit(Embed(_prompt(i, 20))).result(timeout=10)
+            assert two.submit(Embed(random_prompt(i, 20))).result(timeout=10)
         steps = list(busy.drain()[0])
         busy.cancel()
         # A turn each: five embeddings do not wait for a whole generation.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import cast
 
@@ -11,52 +10,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.inference.mixtures import mixture, random_prompt
 from tests.tiny import tiny_spec
 
-from bedplate.adapters.head import Head
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine import Engine
 from bedplate.inference.kv_cache import SlotCache, Span
 from bedplate.inference.paged import BLOCK, PagedCache
 from bedplate.inference.requests import (
     Classification,
-    Classify,
-    Embed,
     Embedding,
     Generate,
     Generation,
-    Request,
     Result,
     Sampling,
-    Score,
     Scores,
 )
 from bedplate.models.checkpoints.base import Base, load_base
 
 TOKEN = 2 * 3 * 2 * 8 * 4
 CPU = torch.device("cpu")
-
-
-def _prompt(seed: int, length: int) -> tuple[int, ...]:
-    rng = random.Random(seed)
-    return tuple(rng.randrange(3, 300) for _ in range(length))
-
-
-def _mixture(count: int) -> list[Request]:
-    head = Head(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)), torch.zeros(3), ("a", "b", "c"))
-    shared = _prompt(99, 40)
-    found: list[Request] = []
-    for i in range(count):
-        tokens = shared[: 7 * (i % 7)] + _prompt(i, 1 + 9 * (i % 5))
-        kinds: list[Request] = [
-            Generate(tokens, Sampling(max_tokens=20, ignore_eos=True)),
-            Score(tokens, ((5,), (6, 7, 8), (9, 10))),
-            Classify(tokens, head, 2),
-            Embed(tokens),
-            Generate(tokens, Sampling(max_tokens=20, temperature=0.9, seed=i, ignore_eos=True), tenant="t"),
-        ]
-        found.append(kinds[i % len(kinds)])
-    return found
 
 
 def _numbers(result: Result) -> list[float]:
@@ -75,7 +48,7 @@ def base(tiny_dir: Path) -> Base:
 @pytest.fixture(scope="module")
 def slots(base: Base) -> list[list[float]]:
     with Engine(base, cache_bytes=0) as engine:
-        return [_numbers(result) for result in engine.run(_mixture(40))]
+        return [_numbers(result) for result in engine.run(mixture(40))]
 
 
 def _held_by_tree(engine: Engine) -> int:
@@ -90,7 +63,7 @@ def test_every_kind_equals_slots_and_blocks_come_back(
         cache = engine._runner.cache
         assert isinstance(cache, PagedCache)
         for _ in range(2):
-            for ours, theirs in zip(engine.run(_mixture(40)), slots, strict=True):
+            for ours, theirs in zip(engine.run(mixture(40)), slots, strict=True):
                 np.testing.assert_allclose(_numbers(ours), theirs, atol=1e-3)
             assert cache.free_blocks + _held_by_tree(engine) == cache.blocks
         assert engine.stats().prefix_hits > 0
@@ -102,7 +75,7 @@ def test_full_blocks_of_a_beginning_are_shared_not_copied(base: Base) -> None:
     with Engine(base, paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
         cache = engine._runner.cache
         assert isinstance(cache, PagedCache)
-        prompt = _prompt(1, 5 * BLOCK + 3)
+        prompt = random_prompt(1, 5 * BLOCK + 3)
         engine.pin(prompt)
         used = cache.blocks - cache.free_blocks
         assert used == 5
@@ -121,7 +94,7 @@ def test_full_blocks_of_a_beginning_are_shared_not_copied(base: Base) -> None:
 
 def test_a_soft_prompt_takes_whole_blocks(base: Base) -> None:
     vectors = torch.randn(BLOCK, 48, generator=torch.Generator().manual_seed(2)) * 0.5
-    request = Generate(_prompt(3, 20), Sampling(max_tokens=8, ignore_eos=True), adapter="soft")
+    request = Generate(random_prompt(3, 20), Sampling(max_tokens=8, ignore_eos=True), adapter="soft")
     said: list[tuple[int, ...]] = []
     for paged in (False, True):
         with Engine(base, paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
@@ -134,7 +107,7 @@ def test_a_soft_prompt_takes_whole_blocks(base: Base) -> None:
 
 
 def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> None:
-    requests = [Generate(_prompt(i, 10), Sampling(max_tokens=90, temperature=1.0, seed=i)) for i in range(6)]
+    requests = [Generate(random_prompt(i, 10), Sampling(max_tokens=90, temperature=1.0, seed=i)) for i in range(6)]
     with Engine(base, paged=True, slot_bytes=14 * BLOCK * TOKEN, cache_bytes=0) as engine:
         together = [_numbers(result) for result in engine.run(requests)]
         assert engine.stats().preemptions > 0
@@ -146,8 +119,8 @@ def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> Non
 def test_a_request_larger_than_the_pool_fails_alone(base: Base) -> None:
     with Engine(base, paged=True, slot_bytes=4 * BLOCK * TOKEN, cache_bytes=0) as engine:
         with pytest.raises(RuntimeError, match="blocks of the cache"):
-            engine.run([Generate(_prompt(1, 200), Sampling(max_tokens=3))])
-        assert engine.run([Generate(_prompt(1, 20), Sampling(max_tokens=3, ignore_eos=True))])
+            engine.run([Generate(random_prompt(1, 200), Sampling(max_tokens=3))])
+        assert engine.run([Generate(random_prompt(1, 20), Sampling(max_tokens=3, ignore_eos=True))])
         assert (engine.running, engine.waiting) == (0, 0)
 
 

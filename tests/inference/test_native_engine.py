@@ -1,0 +1,128 @@
+"""The engine on the native kernel: company, chunks and caches change no bit, adapters and stored blocks reach it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tests.inference.mixtures import random_prompt
+from tests.tiny import write_tiny_base
+
+from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.inference import compiled
+from bedplate.inference.compiled import NativeForward, Weights
+from bedplate.inference.engine import Engine
+from bedplate.inference.native.library import load
+from bedplate.inference.requests import Generate, Generation, Sampling, Score, Scores
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.export import export_gguf
+
+SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+FORMATS: tuple[Weights, ...] = ("bfloat16", "int8", "int4")
+LORA = LoraConfig(r=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if isinstance(load(), str):
+        pytest.skip(f"NATIVE KERNEL NOT TESTED: {load()}")
+    return write_tiny_base(tmp_path_factory.mktemp("native") / "tiny", dtype=torch.bfloat16, **SIZES)
+
+
+@pytest.fixture(scope="module")
+def base(directory: Path) -> Base:
+    return load_base(directory)
+
+
+def adapter(base: Base, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, torch.Tensor] = {}
+    for path, linear in block_linears(base.model).items():
+        found[f"{path}.lora_A"] = torch.randn(4, linear.in_features, generator=generator) * 0.2
+        found[f"{path}.lora_B"] = torch.randn(linear.out_features, 4, generator=generator) * 0.2
+    return found
+
+
+def requests() -> list[Generate | Score]:
+    keys = (None, "a", "b", None, "c")
+    made: list[Generate | Score] = []
+    for i in range(20):
+        tokens, key = random_prompt(i // 3, 4 + 9 * (i % 6)), keys[i % 5]
+        drawn = Sampling(max_tokens=9, temperature=0.9, seed=i, ignore_eos=True)
+        made.append(Generate(tokens, Sampling(max_tokens=12, ignore_eos=True), adapter=key))
+        made.append(Generate(tokens, drawn, adapter=key, tenant="t"))
+        made.append(Score(tokens, ((5,), (6, 7, 8)), adapter=key))
+    return made
+
+
+def numbers(result: Any) -> tuple[Any, ...]:
+    if isinstance(result, Scores):
+        return result.totals
+    made = cast(Generation, result)
+    return (*made.token_ids, *made.logprobs)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+def test_every_answer_is_bit_for_bit_that_of_the_request_alone(base: Base, weights: Weights) -> None:
+    with Engine(base, weights=weights, kernel="native", adapters=3, cache_bytes=0) as engine:
+        assert (engine.kernel, engine.weights) == ("native", weights)
+        for seed, key in enumerate("abc"):
+            engine.load_adapter(key, LORA, adapter(base, seed))
+        alone = [numbers(engine.run([request])[0]) for request in requests()]
+    assert len(set(alone)) > 40
+    for settings in ({"max_step_tokens": 7, "cache_bytes": 0}, {"max_rows": 3}, {"speculate": False}):
+        with Engine(base, weights=weights, kernel="native", adapters=3, **settings) as engine:
+            for seed, key in enumerate("abc"):
+                engine.load_adapter(key, LORA, adapter(base, seed))
+            assert [numbers(result) for result in engine.run(requests())] == alone
+            # And once more, with what the first run left in the prefix cache.
+            assert [numbers(result) for result in engine.run(requests())] == alone
+
+
+def test_bfloat16_is_transformers_model_of_the_same_weights(base: Base, directory: Path) -> None:
+    reference: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with Engine(base, kernel="native") as engine:
+        for seed in range(3):
+            tokens = random_prompt(seed, 60)
+            [made] = engine.run([Generate(tokens, Sampling(max_tokens=1, prompt_logprobs=0))])
+            with torch.inference_mode():
+                expected = reference(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+            theirs = expected.gather(1, torch.tensor(tokens)[1:, None])[:, 0].numpy()
+            ours = np.array(cast(Generation, made).prompt_logprobs[1:], dtype=np.float64)
+            assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
+
+
+def test_an_adapter_unloaded_and_loaded_anew_is_the_new_one(base: Base) -> None:
+    request = Generate(random_prompt(1, 30), Sampling(max_tokens=12, ignore_eos=True), adapter="a")
+    with Engine(base, kernel="native", adapters=1) as engine:
+        said: list[tuple[Any, ...]] = []
+        for seed in (0, 1, 0):
+            engine.load_adapter("a", LORA, adapter(base, seed))
+            said.append(numbers(engine.run([request])[0]))
+            engine.unload_adapter("a")
+    assert said[0] == said[2] != said[1]
+
+
+@pytest.mark.parametrize(("kind", "weights", "bits"), [("q4_1", "int4", 4), ("q8_0", "int8", 8)])
+def test_a_ggufs_own_blocks_are_what_the_kernel_reads(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, weights: Weights, bits: int
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    export_gguf(base, path, kind)
+    given: dict[str, Any] = {}
+
+    class Spied(compiled.NativeDecoder):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            given.update(settings["blocks"])
+            super().__init__(*arguments, **settings)
+
+    monkeypatch.setattr(compiled, "NativeDecoder", Spied)
+    with Engine(load_base(path, dtype="bfloat16"), weights=weights) as engine:
+        assert isinstance(engine._forward, NativeForward)
+        assert {f"{name}.weight" for name in block_linears(base.model)} <= given.keys()
+        assert {blocks.bits for name, blocks in given.items() if name.startswith("layers.")} == {bits}
+        assert engine.run([Generate(random_prompt(1, 20), Sampling(max_tokens=4, ignore_eos=True))])
