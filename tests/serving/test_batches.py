@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
+from bedplate.serving import batch_store, batch_worker
 from bedplate.serving.batch_lines import MAX_ERRORS, check_lines
 from bedplate.serving.batch_store import BatchStore, DoneRow
 from bedplate.serving.config import BatchesConfig
@@ -157,6 +160,55 @@ def test_a_tenant_keeps_no_more_than_its_share(files, tmp_path):
         assert len(list((tmp_path / "files").iterdir())) == 1
         server.client.files.delete(first.id)
         upload(server.client, "x" * 600)
+
+
+def test_a_full_disk_is_said_and_nothing_half_written_stays(files, tmp_path, monkeypatch):
+    with serving(files, tmp_path) as server:
+        contents = {path.name for path in tmp_path.rglob("file-*")}
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "/secret/place")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_store.os, "fsync", full)
+            with pytest.raises(openai.APIStatusError) as caught:
+                upload(server.client, line("a"))
+        assert caught.value.status_code == 507
+        assert caught.value.body["code"] == "insufficient_storage"
+        assert "secret" not in caught.value.message
+        assert {path.name for path in tmp_path.rglob("file-*")} == contents
+        assert upload(server.client, line("a")).status == "processed"
+
+
+def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tmp_path, monkeypatch):
+    """Outputs that cannot be kept are not piled up: no further rows are begun for them."""
+    called: list[bytes] = []
+    room = threading.Event()
+
+    async def counted(app: Any, endpoint: str, body: bytes, *rest: Any) -> Any:
+        called.append(body)
+        return await batch_worker_call(app, endpoint, body, *rest)
+
+    def record(store: BatchStore, done: Any) -> None:
+        if not room.is_set():
+            raise sqlite3.OperationalError("database or disk is full")
+        store_record(store, done)
+
+    batch_worker_call, store_record = batch_worker.call_inside, BatchStore.record
+    monkeypatch.setattr(batch_worker, "call_inside", counted)
+    monkeypatch.setattr(BatchStore, "record", record)
+    monkeypatch.setattr(batch_worker, "_UNKEPT", 5)
+    with serving(files, tmp_path) as server:
+        file = upload(server.client, *(line(f"r{i}", max_tokens=1) for i in range(120)))
+        batch = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        time.sleep(2.5)
+        assert 0 < len(called) < 30
+        assert server.client.batches.retrieve(batch.id).request_counts.completed == 0
+        room.set()
+        found = ended(server.client, batch.id)
+        assert (found.status, found.request_counts.completed) == ("completed", 120)
+        assert [row["custom_id"] for row in rows(server.client, found.output_file_id)] == [f"r{i}" for i in range(120)]
+        assert len(called) == 120
 
 
 @given(st.text())

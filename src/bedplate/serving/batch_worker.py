@@ -29,6 +29,7 @@ log = logging.getLogger("bedplate.serving")
 _PULSE_SECONDS = 0.25
 _POLL_SECONDS = 0.005
 _RETRY_SECONDS = (0.05, 5.0)
+_UNKEPT = 64
 _TROUBLE_SECONDS = 1.0
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.
 _AGAIN = frozenset((0, 429, 503))
@@ -61,7 +62,8 @@ class BatchWorker:
     def __init__(self, house: House, store: BatchStore, app: ASGIApp) -> None:
         self._house, self._store, self._app = house, store, app
         self._active: dict[int, _Active] = {}
-        self._done: asyncio.Queue[DoneRow] = asyncio.Queue()
+        # Bounded, so that rows are not computed on and on while their outputs cannot be kept.
+        self._done: asyncio.Queue[DoneRow] = asyncio.Queue(_UNKEPT)
         self._wake = asyncio.Event()
         self._gone = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()

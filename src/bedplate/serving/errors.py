@@ -6,8 +6,10 @@ stack trace or file path leaves the server.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,11 +82,21 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, (*_ABOUT_THE_REQUEST, StoppingError)):
         status, message, code = error.status, error.message, error.code
         param = error.param if isinstance(error, RequestError) else None
+    elif is_full(error):
+        status, code, param = 507, "insufficient_storage", None
+        message = "the server's disk is full, so this could not be kept; nothing of it was: try again later"
     else:
         status, code, param = 500, "internal_error", None
         message = "the server failed on this request; its log says why"
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the share of it that this server may take, has no room left."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
 
 
 ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
@@ -102,7 +114,7 @@ def error_response(error: BaseException, shape: ErrorShape = error_object) -> Re
 
 def log_failure(error: BaseException) -> None:
     """Writes what the reply does not say to the log."""
-    if error_object(error)[0] == 500:
+    if error_object(error)[0] in {500, 507}:
         log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
 
 
