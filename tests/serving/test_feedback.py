@@ -39,7 +39,7 @@ class ByHeader(Guard):
 
 
 @contextmanager
-def serving(files: Files, state: Path, **keep: dict[str, Any]) -> Iterator[Server]:
+def serving(files: Files, state: Path | None, **keep: dict[str, Any]) -> Iterator[Server]:
     rules = {("*" if name == "every" else name): KeepRule(**rule) for name, rule in keep.items()}
     config = server_config(files.base, state=state, feedback=FeedbackConfig(keep=rules))
     with loaded_house(config, files.skins) as house:
@@ -115,6 +115,20 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
     files_kept = [path for path in (tmp_path / "feedback").rglob("*") if path.is_file()]
     assert all(path.stat().st_mode & 0o077 == 0 for path in files_kept if path.suffix == ".jsonl")
     assert (tmp_path / "feedback").stat().st_mode & 0o077 == 0
+
+
+def test_the_command_looks_where_the_server_keeps_it(files, tmp_path, monkeypatch, capsys):
+    """Without a state directory of their own, both mean the same."""
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
+    with serving(files, None, prompted=BOTH) as server:
+        ask(server, "great")
+        settled(server, 1)
+    with pytest.raises(SystemExit) as ended:
+        main(["feedback", "list", "--json"])
+    assert ended.value.code == 0
+    assert [(row["model"], row["replies"]) for row in json.loads(capsys.readouterr().out)["models"]] == [
+        ("prompted", 1)
+    ]
 
 
 def test_feedback_is_for_ones_own_replies(files, tmp_path):

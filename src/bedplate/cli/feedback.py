@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.core.errors import UsageError
-from bedplate.core.files import atomic_write, bedplate_home
+from bedplate.core.files import atomic_write
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -31,14 +31,15 @@ def feedback(
     tenant: Annotated[list[str] | None, typer.Option(help="purge: everything of a tenant. Repeatable.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="purge: all that was kept of the skin.")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="The server's state directory. Default: serving/ in BEDPLATE_HOME.")
+        Path | None, typer.Option(help="The server's state directory. Default: serve/ in BEDPLATE_HOME.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
+    from bedplate.serving.config import state_directory
     from bedplate.serving.feedback_store import DIRECTORY, FeedbackStore
 
-    store = FeedbackStore((state or bedplate_home() / "serving").expanduser() / DIRECTORY)
+    store = FeedbackStore(state_directory(state) / DIRECTORY)
     if action == "list":
         _list(store, as_json)
     elif action == "export":

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bedplate.core.config import Strict
+from bedplate.core.files import bedplate_home
 from bedplate.serving.consent import FeedbackConfig
 from bedplate.serving.responses_store import ResponsesConfig
 from bedplate.serving.routes import RouteConfig
@@ -124,3 +125,8 @@ class ServerConfig(Strict):
     logs: LogsConfig = LogsConfig()
     metrics: MetricsConfig = MetricsConfig()
     telemetry: TelemetryConfig | None = None
+
+
+def state_directory(given: Path | None) -> Path:
+    """Where a server keeps what must outlive it: the directory of its file, or the default one of this machine's."""
+    return (given or bedplate_home() / "serve").expanduser().absolute()

@@ -7,11 +7,9 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.core.files import bedplate_home
-from bedplate.serving.config import ServerConfig
+from bedplate.serving.config import ServerConfig, state_directory
 from bedplate.serving.errors import StatusError
 from bedplate.serving.keys import Key, KeysFile, KeyStore
 from bedplate.serving.limits import KeyWindows
@@ -172,12 +170,7 @@ def guard_for(config: ServerConfig) -> Guard:
             )
 
     store = KeyStore(config.keys, check)
-    return Guard(store, SpendLedger(state_directory(config) / "spending.sqlite"))
-
-
-def state_directory(config: ServerConfig) -> Path:
-    """Where a server keeps what must outlive it."""
-    return config.state or bedplate_home() / "serve"
+    return Guard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
 
 
 def is_loopback(host: str) -> bool:

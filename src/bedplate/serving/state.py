@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.config import ServerConfig
+from bedplate.serving.config import ServerConfig, state_directory
 from bedplate.serving.errors import StatusError
-from bedplate.serving.guard import state_directory
 
 log = logging.getLogger("bedplate.serving")
 
@@ -22,7 +21,7 @@ class State:
     this machine, and then only what needs it fails."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self.path = state_directory(config).expanduser().absolute()
+        self.path = state_directory(config.state)
         self._named = config.state is not None
         self._lock: BinaryIO | None = None
 
