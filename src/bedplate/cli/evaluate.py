@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bedplate.cli.options import AllowOtherWeights, JudgedKernel, JudgedWeights
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -22,20 +23,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, valid or test.")] = "valid",
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
-    weights: Annotated[
-        Literal["auto", "bfloat16", "int8", "int4"] | None,
-        typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
-    ] = None,
-    kernel: Annotated[
-        Literal["auto", "torch", "native"] | None,
-        typer.Option(help="What computes. By default what the skin was judged with.", show_default=False),
-    ] = None,
-    allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
-        ),
-    ] = False,
+    weights: JudgedWeights = None,
+    kernel: JudgedKernel = None,
+    allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong."""

@@ -6,10 +6,11 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import AllowOtherWeights, JudgedKernel, JudgedWeights
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
 
@@ -36,21 +37,10 @@ def predict(
     dtype: Annotated[
         str | None, typer.Option(help="By default what the skin was judged with.", show_default=False)
     ] = None,
-    weights: Annotated[
-        Literal["auto", "bfloat16", "int8", "int4"] | None,
-        typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
-    ] = None,
-    kernel: Annotated[
-        Literal["auto", "torch", "native"] | None,
-        typer.Option(help="What computes. By default what the skin was judged with.", show_default=False),
-    ] = None,
+    weights: JudgedWeights = None,
+    kernel: JudgedKernel = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
-        ),
-    ] = False,
+    allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> int:
     """Predict every row of a file. Killed or interrupted, the same command goes on where it was.

@@ -44,7 +44,7 @@ def serve(
     ] = None,
     weights: Annotated[
         Literal["auto", "bfloat16", "int8", "int4"],
-        typer.Option(help="The form in which products read the weights. auto: as the skins were judged, else its own."),
+        typer.Option(help="What products read. auto: as the skins were judged; without skins, the fastest as stored."),
     ] = "auto",
     kernel: Annotated[
         Literal["auto", "torch", "native"],
