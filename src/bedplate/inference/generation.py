@@ -92,7 +92,8 @@ class Generating:
                 assert logits_WV is not None
                 at = [row.at + step for row in drawn]
                 with contextlib.nullcontext() if greedy is None else _one_thread():
-                    logits_BV = logits_WV[at]
+                    # Mostly all rows are drawn, and need not be copied.
+                    logits_BV = logits_WV if at == list(range(len(logits_WV))) else logits_WV[at]
                     chosen = sample(logits_BV, [row.job.state for row in drawn if row.job.state is not None])
                     sums = logits_BV.logsumexp(dim=-1).tolist() if greedy is None else [greedy.logsumexp[i] for i in at]
                     picked = logits_BV.gather(1, chosen[:, None])[:, 0].tolist()
