@@ -14,12 +14,12 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
-from bedplate.core.errors import SkinError
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.native.library import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving import app
 from bedplate.serving.config import ServerConfig
-from bedplate.serving.loading import loaded_house
+from bedplate.serving.loading import loaded_house, server_config
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
@@ -52,7 +52,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     return found
 
 
-def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys):
+def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, monkeypatch):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")
     for weights in ("bfloat16", "int8", "int4"):
@@ -64,6 +64,16 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys):
     assert run(capsys, wide, "--weights", "int4")[0] == 0
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.base.dtype) == ("int4", torch.bfloat16)
+    # What is fastest is measured; what it chooses is taken only where it is asked for.
+    monkeypatch.setattr("bedplate.serving.loading.fastest_as_stored", lambda base: "int8")
+    for given, weights in ((("--weights", "fastest"), "int8"), ((), "bfloat16")):
+        assert run(capsys, bases[0], *given)[0] == 0
+        with loaded_house(asked.pop()) as house:
+            assert house.registry.engine.weights == weights
+    code, error = run(capsys, bases[0], "--weights", "fastest", "--kernel", "torch")
+    assert (code, error.splitlines()[-1].startswith("error: weights: fastest measures")) == (2, True)
+    with pytest.raises(UsageError, match=r"port: .*65535"):
+        server_config(bases[0], port=70_000)
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")

@@ -43,8 +43,8 @@ def serve(
         str | None, typer.Option(help="float32, bfloat16, float16 or auto. Default: what the skins were judged with.")
     ] = None,
     weights: Annotated[
-        Literal["auto", "bfloat16", "int8", "int4"],
-        typer.Option(help="What products read. auto: as the skins were judged; without skins, the fastest as stored."),
+        Literal["auto", "fastest", "bfloat16", "int8", "int4"],
+        typer.Option(help="What products read. auto: as skins were judged. fastest: measured, as stored."),
     ] = "auto",
     kernel: Annotated[
         Literal["auto", "torch", "native"],

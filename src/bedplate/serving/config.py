@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.files import bedplate_home
@@ -22,15 +22,22 @@ class BaseConfig(Strict):
 
     name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
     form in which its products read its weights, `kernel` what computes them; "auto" is what the skins were judged with,
-    and without skins what was measured to be fastest here on the checkpoint's own weights.
+    and without skins the base's own dtype. "fastest" weights: what was measured to decode fastest on this machine, of
+    the base's dtype and of what the checkpoint itself stores (a GGUF's 4-bit blocks, say).
     """
 
     source: str
     name: str | None = None
     dtype: str | None = None
     device: str = "auto"
-    weights: Literal["auto", "bfloat16", "int8", "int4"] = "auto"
+    weights: Literal["auto", "fastest", "bfloat16", "int8", "int4"] = "auto"
     kernel: Literal["auto", "torch", "native"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> BaseConfig:
+        if self.weights == "fastest" and self.kernel != "auto":
+            raise ValueError("weights: fastest measures the kernels as well; leave kernel out, or name the weights")
+        return self
 
 
 class SkinConfig(Strict):

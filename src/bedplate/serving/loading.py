@@ -8,6 +8,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import ValidationError
+
 from bedplate.core.errors import UsageError
 from bedplate.inference.calibrate import fastest_as_stored
 from bedplate.inference.compiled import Kernel, Weights
@@ -44,13 +46,21 @@ def server_config(
     adapters: int | None = None,
     **settings: Any,
 ) -> ServerConfig:
-    """The configuration of one base (and `more`) with a few settings; `settings` are other fields of ServerConfig."""
+    """The configuration of one base (and `more`) with a few settings; `settings` are other fields of ServerConfig.
+
+    UsageError for a value that cannot be.
+    """
     limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
     given = {field: value for field, value in limits.items() if value is not None}
     held = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
-    main = BaseConfig.model_validate({"source": str(base), "name": name, **held})
-    others = tuple(BaseConfig.model_validate({"source": str(one), "device": device}) for one in more)
-    return ServerConfig(bases=(main, *others), limits=LimitsConfig(**given), **settings)
+    try:
+        main = BaseConfig.model_validate({"source": str(base), "name": name, **held})
+        others = tuple(BaseConfig.model_validate({"source": str(one), "device": device}) for one in more)
+        return ServerConfig(bases=(main, *others), limits=LimitsConfig(**given), **settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
 
 
 @contextlib.contextmanager
@@ -97,19 +107,19 @@ def loaded_house(
 
 def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
     """One for each base; they compute in turns. Where the file leaves weights or kernel open, they are what the base's
-    skins were judged with, if they agree: others are never chosen behind their back. A server that has no skins and
-    will find none takes what is fastest here on the checkpoint's own weights."""
+    skins were judged with, if they agree: others are never chosen behind their back."""
     compute, limits = ComputeLock(), config.limits
     for base, one in zip(loaded, config.bases, strict=True):
         judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
         weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
         agreed = weights.pop() if len(weights) == 1 and one.weights == "auto" and one.dtype is None else ""
         # Quantised weights run on one kernel only, which the engine finds.
-        follows = one.kernel == "auto" and one.weights not in QUANTISED
+        follows = one.kernel == "auto" and one.weights not in (*QUANTISED, "fastest")
         kernel = kernels.pop() if len(kernels) == 1 and follows else ""
-        open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
-        if open_ == Opened("auto", "auto") and one.dtype is None and not cards and config.skins_directory is None:
+        if one.weights == "fastest":
             open_ = apart_now(lambda base=base: _fastest(base))
+        else:
+            open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
         engine = apart_now(
             lambda base=base, open_=open_: Engine(
                 base,
