@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BESIDE_CONFIG = frozenset(("config", "skin", "as_json"))
 """Options that also go with a server's file."""
 
+SHOWN = 20
+
 
 def serve(
     context: typer.Context,
@@ -106,7 +108,8 @@ def serve(
         if as_json:
             print(json.dumps({"url": url, "models": models}), flush=True)
         else:
-            print(f"serving {', '.join(models)} at {url}", flush=True)
+            more = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
+            print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
 
     if not run(settings, skin or (), on_ready=announce):
         # A thread still loads weights or hangs in a step: it takes as long as it takes, and has nothing to write.
