@@ -2,17 +2,78 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 
+from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.layers.feedforward import ACTIVATIONS
+from bedplate.models.specs import Spec
+from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, TransformerSpec
 
 Model = Decoder | Encoder
 
+# What the modules read, beside the sizes. Every other field must say what they do without being told: its default.
+_READ = frozenset(
+    (
+        *("kind", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size"),
+        *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
+        *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling"),
+    )
+)
 
-def build(spec: TransformerSpec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
-    """A module with random weights (from torch's global generator), or without storage on device "meta"."""
-    if spec.kind == "decoder":
-        return Decoder(spec, device, dtype)
-    return Encoder(spec, device, dtype)
+
+def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
+    """A module with random weights (from torch's global generator), or without storage on device "meta".
+
+    Raises UnsupportedModelError, naming the field, for what a spec can say and no module can do.
+    """
+    if not isinstance(spec, TransformerSpec):
+        raise UnsupportedModelError(f"a model of {type(spec).__name__} cannot be built yet, only counted and priced")
+    field = unbuildable(spec)
+    if field is not None:
+        shown: Any = getattr(spec, field)
+        raise UnsupportedModelError(
+            f"a {spec.kind} with {field} = {shown!r} cannot be built yet, only counted and priced"
+        )
+    return Decoder(spec, device, dtype) if spec.kind == "decoder" else Encoder(spec, device, dtype)
+
+
+def unbuildable(spec: TransformerSpec) -> str | None:
+    """The first field that asks for what neither Decoder nor Encoder does, or None if the spec can be built."""
+    rope = spec.rope
+    known = rope is None or (
+        rope.fraction == 1 and (rope.scaling is None or isinstance(rope.scaling, LinearScaling | Llama3Scaling))
+    )
+    wrong = {
+        "kind": spec.kind == "tower",
+        "norm_placement": spec.norm_placement not in {"pre", "post"},
+        "activation": spec.activation not in ACTIVATIONS,
+        "rope": not known or (spec.kind == "encoder" and rope is not None),
+        # The encoder adds the first row of its table of types; a decoder has none.
+        "token_types": (spec.token_types < 1) if spec.kind == "encoder" else spec.token_types > 0,
+        "pooler": spec.pooler and spec.kind == "decoder",
+    }
+    found = next((name for name, is_wrong in wrong.items() if is_wrong), None)
+    if found is not None:
+        return found
+    later = (field for field in fields(spec) if field.name not in _READ)
+    return next((field.name for field in later if _changes(spec, field.name, field.default)), None)
+
+
+def _changes(spec: TransformerSpec, name: str, default: Any) -> bool:
+    """Whether a field that the modules do not read says something else than what they do."""
+    value = getattr(spec, name)
+    same: dict[str, Any] = {
+        "position_rows": spec.context_length if spec.kind == "encoder" else 0,
+        "embedding_norm": spec.kind == "encoder",
+        "final_norm": spec.kind == "decoder",
+        "key_bias": spec.attention_bias,
+        "output_bias": spec.attention_bias,
+    }
+    if name == "windows":  # a list of layers that all see everything is no window
+        return any(window is not None for window in value)
+    return value != default and (name not in same or value != same[name])

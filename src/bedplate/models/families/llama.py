@@ -121,7 +121,7 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     parameters: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if isinstance(rope.scaling, LinearScaling):
         parameters |= {"rope_type": "linear", "factor": rope.scaling.factor}
-    elif rope.scaling is not None:
+    elif isinstance(rope.scaling, Llama3Scaling):
         parameters |= {
             "rope_type": "llama3",
             "factor": rope.scaling.factor,

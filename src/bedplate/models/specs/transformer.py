@@ -6,45 +6,66 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.parts import (
+    Experts,
+    LatentAttention,
+    LinearScaling,
+    Llama3Scaling,
+    RelativeBias,
+    Rope,
+    Scales,
+    YarnScaling,
+    at_least,
+)
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+__all__ = [
+    "Activation",
+    "Experts",
+    "LatentAttention",
+    "LinearScaling",
+    "Llama3Scaling",
+    "NormPlacement",
+    "RelativeBias",
+    "Rope",
+    "Scales",
+    "TransformerSpec",
+    "YarnScaling",
+]
 
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama-3's frequency-dependent RoPE scaling (https://arxiv.org/abs/2407.21783, and its reference code)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
-
-
-@dataclass(frozen=True)
-class LinearScaling:
-    """Position interpolation: positions divided by `factor` (https://arxiv.org/abs/2306.15595)."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions in half-split form (https://arxiv.org/abs/2104.09864)."""
-
-    theta: float = 10_000.0
-    scaling: Llama3Scaling | LinearScaling | None = None
+# "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
+NormPlacement = Literal["pre", "post", "sandwich", "branch"]
 
 
 @dataclass(frozen=True)
 class TransformerSpec:
     """One stack of transformer blocks.
 
-    Sizes are counts of features, heads or tokens. `rope` is None where positions are a learned table (encoder).
-    `pooling` is how hidden states become one vector where nothing else is asked for.
-    `norm_placement`: "pre" normalises each block's input, "post" its residual sum.
+    Sizes are counts of features, heads or tokens. A "tower" is an encoder over features that a stem makes (of an image,
+    of sound): it has no vocabulary (`vocab_size` 0). `feedforward_size` is that of the dense layers, where some have
+    experts. `pooling` is how hidden states become one vector where nothing else is asked for.
+    `norm_placement`: "pre" normalises each block's input, "post" its residual sum, "branch" what attention and
+    feed-forward give before it is added (OLMo-2), "sandwich" both input and what they give (Gemma-2).
+
+    What the later fields say:
+    position_rows: of the learned table; None: `context_length` rows in an encoder without rope, otherwise no table.
+    windows: how many tokens a layer's queries see, repeated over the layers; None: all. In a decoder the last ones with
+        the query itself, in an encoder half of them on each side of it. () is (None,).
+    local_rope: of the layers with a window, where it is another one (Gemma-3).
+    key_bias, output_bias: where those projections differ from `attention_bias` (Whisper has no key bias, Qwen2 no
+        output bias); None: they do not.
+    qk_norm: queries and keys are normalised, over each head's features or over the whole projection.
+    norm_weight, norm_bias: whether the norms have them (an RMS norm never has a bias).
+    embedding_norm, final_norm: None: an encoder has the first, a decoder the second.
+    first_norm: False: the first block's attention takes its input as it is (ModernBERT).
+    parallel: attention and feed-forward both read the block's input (GPT-NeoX).
+    attention_sinks: one learned score a head that no value belongs to (gpt-oss).
+    cross_size: features of the encoder's states that every layer also attends to; None: no cross-attention.
+    value_tables: layers that add a looked-up value [vocab_size, kv_heads · head_dim] to a token's own (nanochat).
+    prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
-    kind: Literal["decoder", "encoder"]
+    kind: Literal["decoder", "encoder", "tower"]
     vocab_size: int
     hidden_size: int
     layers: int
@@ -55,7 +76,7 @@ class TransformerSpec:
     context_length: int
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
-    norm_placement: Literal["pre", "post"] = "pre"
+    norm_placement: NormPlacement = "pre"
     rope: Rope | None = None
     activation: Activation = "silu"
     gated: bool = True
@@ -65,18 +86,105 @@ class TransformerSpec:
     token_types: int = 0
     pooler: bool = False
     pooling: Literal["mean", "first", "last"] = "mean"
+    position_rows: int | None = None
+    relative_bias: RelativeBias | None = None
+    windows: tuple[int | None, ...] = ()
+    local_rope: Rope | None = None
+    latent: LatentAttention | None = None
+    experts: Experts | None = None
+    key_bias: bool | None = None
+    output_bias: bool | None = None
+    qk_norm: Literal["head", "projection"] | None = None
+    norm_weight: bool = True
+    norm_bias: bool = True
+    embedding_norm: bool | None = None
+    final_norm: bool | None = None
+    first_norm: bool = True
+    parallel: bool = False
+    attention_sinks: bool = False
+    cross_size: int | None = None
+    scales: Scales | None = None
+    value_tables: int = 0
+    prediction_modules: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
-        for name in (*sizes, "context_length"):
-            if getattr(self, name) < 1:
-                raise UnsupportedModelError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
+        at_least(self, 1, "context_length")
+        if self.kind != "tower":
+            at_least(self, 1, "vocab_size")
+        elif self.vocab_size or self.token_types or self.value_tables:
+            raise UnsupportedModelError("a tower takes features, not tokens: vocab_size and its tables must be 0")
+        at_least(self, 0, "token_types", "value_tables", "prediction_modules")
         if self.heads % self.kv_heads:
             raise UnsupportedModelError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads: heads must be a multiple"
             )
-        if self.rope is not None and self.head_dim % 2:
-            raise UnsupportedModelError(f"rotary positions need an even head size, not {self.head_dim}")
+        if self.rope is not None and self.rotary_dim % 2:
+            raise UnsupportedModelError(f"rotary positions need an even head size, not {self.rotary_dim}")
+        if self.value_tables > self.layers:
+            raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        for window in self.windows:
+            if window is not None and window < 1:
+                raise UnsupportedModelError(f"a window of {window} tokens: it must be at least 1, or None for all")
+        if self.position_rows is not None:
+            at_least(self, 0, "position_rows")
+        if self.cross_size is not None:
+            at_least(self, 1, "cross_size")
+            if self.kind != "decoder":
+                raise UnsupportedModelError(f"cross_size is for decoders, not for an {self.kind}")
+        if self.prediction_modules and self.kind != "decoder":
+            raise UnsupportedModelError(f"prediction_modules are for decoders, not for an {self.kind}")
+        if self.latent is not None:
+            if (self.kv_heads, self.head_dim) != (self.heads, self.latent.key_dim):
+                raise UnsupportedModelError(
+                    f"latent attention has as many key-value heads as heads ({self.heads}) and a head_dim of nope_dim "
+                    f"+ rope_dim ({self.latent.key_dim}), not {self.kv_heads} and {self.head_dim}"
+                )
+            if self.qk_norm is not None or self.attention_sinks or self.cross_size is not None:
+                raise UnsupportedModelError("latent attention has no qk_norm, attention_sinks or cross_size")
+
+    @property
+    def rotary_dim(self) -> int:
+        """Features of a head that turn with the position; 0 without rotary positions."""
+        if self.rope is None:
+            return 0
+        return int((self.head_dim if self.latent is None else self.latent.rope_dim) * self.rope.fraction)
+
+    @property
+    def positions(self) -> int:
+        """Rows of the learned position table."""
+        if self.position_rows is not None:
+            return self.position_rows
+        return self.context_length if self.kind == "encoder" and self.rope is None else 0
+
+    @property
+    def norms_embedding(self) -> bool:
+        """Whether embeddings are normalised before the first block."""
+        return self.kind == "encoder" if self.embedding_norm is None else self.embedding_norm
+
+    @property
+    def norms_output(self) -> bool:
+        """Whether the last block's states are normalised."""
+        return self.kind == "decoder" if self.final_norm is None else self.final_norm
+
+    @property
+    def has_key_bias(self) -> bool:
+        return self.attention_bias if self.key_bias is None else self.key_bias
+
+    @property
+    def has_output_bias(self) -> bool:
+        return self.attention_bias if self.output_bias is None else self.output_bias
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens this layer's queries see; None: all."""
+        return self.windows[layer % len(self.windows)] if self.windows else None
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer has experts in place of the feed-forward."""
+        return self.experts is not None and self.experts.in_layer(layer)
 
     def with_(self, **changes: Any) -> TransformerSpec:
         """A copy with some fields changed."""

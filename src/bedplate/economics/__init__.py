@@ -1,0 +1,1 @@
+"""What training and serving cost, and what follows from it; free of torch."""

@@ -1,0 +1,98 @@
+"""How many (query, key) pairs a layer's attention forms, and what each costs.
+
+Pairs are exact: a causal query sees itself and what came before it, bounded by its layer's window. Kernels that compute
+the full square and mask it do more; `causal=False` counts that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from bedplate.models.specs.transformer import TransformerSpec
+
+
+def causal_pairs(new: int, cached: int, window: int | None) -> int:
+    """Pairs of `new` tokens after `cached` ones, each seeing itself and those before, at most `window` in all."""
+    last = cached + new
+    return _triangle(last, window) - _triangle(cached, window)
+
+
+def _triangle(tokens: int, window: int | None) -> int:
+    if window is None or tokens <= window:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window
+
+
+def square_pairs(new: int, cached: int, window: int | None) -> int:
+    """Pairs where every query is given all keys, or a full window of them, and a mask does the rest."""
+    keys = cached + new
+    return new * (keys if window is None else min(keys, window))
+
+
+def two_sided_pairs(tokens: int, window: int | None) -> int:
+    """Pairs of an encoder: all, or those at most half a window apart."""
+    half = tokens if window is None else min(window // 2, tokens - 1)
+    if window is None or half >= tokens - 1:
+        return tokens * tokens
+    return tokens * (2 * half + 1) - half * (half + 1)
+
+
+@lru_cache(maxsize=256)
+def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int], ...]:
+    """The layers' windows, each with the number of layers that have it; prediction modules see all."""
+    found: dict[int | None, int] = {}
+    for layer in range(spec.layers):
+        window = spec.window(layer)
+        found[window] = found.get(window, 0) + 1
+    if spec.prediction_modules:
+        found[None] = found.get(None, 0) + spec.prediction_modules
+    return tuple(found.items())
+
+
+def pair_flops(spec: TransformerSpec) -> int:
+    """Operations of one pair in one layer: the score and the weighted value of every head, 2 a feature."""
+    if spec.latent is not None:
+        return 2 * spec.heads * (spec.latent.key_dim + spec.latent.value_dim)
+    return 4 * spec.heads * spec.head_dim
+
+
+def absorbed_pair_flops(spec: TransformerSpec) -> int:
+    """The same of latent attention that reads the cached latents themselves: its up-projection is absorbed into queries
+    and outputs (https://arxiv.org/abs/2405.04434, section 2.1.2)."""
+    assert spec.latent is not None
+    return 2 * spec.heads * (2 * spec.latent.kv_rank + spec.latent.rope_dim)
+
+
+def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bool | None = None) -> float:
+    """Operations of self-attention over all layers, for `new` tokens after `cached` ones of one sequence.
+
+    causal: None: exact for the spec's kind; False: the full square of a decoder. An encoder has no cache.
+    """
+    return sum(layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec))
+
+
+def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, causal: bool | None) -> float:
+    if spec.kind != "decoder":
+        return pair_flops(spec) * two_sided_pairs(new, window)
+    pairs = square_pairs(new, cached, window) if causal is False else causal_pairs(new, cached, window)
+    plain = pair_flops(spec) * pairs
+    if spec.latent is None or not cached:
+        return plain
+    # Keys and values of the cached latents must be made anew, or attention reads the latents: the cheaper of the two.
+    part = spec.latent
+    again = 2 * part.kv_rank * spec.heads * (part.nope_dim + part.value_dim) * cached
+    return min(plain + again, absorbed_pair_flops(spec) * pairs)
+
+
+def cached_features(spec: TransformerSpec) -> Iterator[tuple[int | None, int]]:
+    """(window, values that each token leaves in the cache) of each group of layers with one window."""
+    if spec.latent is not None:
+        size = spec.latent.kv_rank + spec.latent.rope_dim
+    else:
+        size = 2 * spec.kv_heads * spec.head_dim
+    layers = dict(windows(spec))
+    if spec.prediction_modules:
+        layers[None] -= spec.prediction_modules
+    for window, count in layers.items():
+        yield window, size * count

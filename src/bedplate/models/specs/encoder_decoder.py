@@ -1,0 +1,41 @@
+"""An encoder–decoder as data: T5 (text to text), Whisper (sound to text)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.audio import AudioSpec
+from bedplate.models.specs.transformer import TransformerSpec
+
+
+@dataclass(frozen=True)
+class EncoderDecoderSpec:
+    """`decoder` attends to `encoder`'s states in every layer (its `cross_size` is their size).
+
+    shared_embedding: both read one token table (T5). Whether the head is tied to it is the decoder's `tied_head`.
+    """
+
+    encoder: TransformerSpec | AudioSpec
+    decoder: TransformerSpec
+    shared_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.decoder.kind != "decoder" or self.stack.kind == "decoder":
+            raise UnsupportedModelError(
+                f"an encoder–decoder is of an encoder and a decoder, not of {self.stack.kind!r} and "
+                f"{self.decoder.kind!r}"
+            )
+        if self.decoder.cross_size != self.stack.hidden_size:
+            raise UnsupportedModelError(
+                f"the decoder's cross_size is {self.decoder.cross_size}, but the encoder's states have "
+                f"{self.stack.hidden_size} features"
+            )
+        sides = (self.stack.vocab_size, self.stack.hidden_size), (self.decoder.vocab_size, self.decoder.hidden_size)
+        if self.shared_embedding and sides[0] != sides[1]:
+            raise UnsupportedModelError("shared_embedding needs the same vocab_size and hidden_size on both sides")
+
+    @property
+    def stack(self) -> TransformerSpec:
+        """The encoder's blocks."""
+        return self.encoder.tower if isinstance(self.encoder, AudioSpec) else self.encoder

@@ -1,0 +1,153 @@
+"""Parts of a transformer as data: what a layer may have besides its sizes. Each is optional in a TransformerSpec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bedplate.core.errors import UnsupportedModelError
+
+
+def at_least(part: object, smallest: int, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first of the fields that is under `smallest`."""
+    for name in names:
+        value = getattr(part, name)
+        if value < smallest:
+            raise UnsupportedModelError(f"{name} is {value}: it must be at least {smallest}")
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama-3's frequency-dependent RoPE scaling (https://arxiv.org/abs/2407.21783, and its reference code)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_context: int
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation: positions divided by `factor` (https://arxiv.org/abs/2306.15595)."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (https://arxiv.org/abs/2309.00071). `scale` and `scale_all` are DeepSeek's mscale and mscale_all_dim."""
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    scale: float | None = None
+    scale_all: float | None = None
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions in half-split form (https://arxiv.org/abs/2104.09864).
+
+    fraction: of a head's features, from the first on, that turn (GPT-NeoX, Phi); the others stay as they are.
+    """
+
+    theta: float = 10_000.0
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise UnsupportedModelError(f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """T5's learned bias of each head by the distance of query and key, in buckets (https://arxiv.org/abs/1910.10683).
+
+    One table [buckets, heads] of a stack, used by all of its layers.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        at_least(self, 2, "buckets")
+        at_least(self, 1, "max_distance")
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434).
+
+    Keys and values are made from one latent of `kv_rank` features a token; beside it one rotated key of `rope_dim`
+    features is shared by all heads. Those two are what is cached. `nope_dim`: features of a head's query and key that
+    do not turn; `value_dim`: of its value. `q_rank`: of the latent that queries are made from, or None.
+    """
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    q_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "kv_rank", "nope_dim", "rope_dim", "value_dim")
+        if self.q_rank is not None:
+            at_least(self, 1, "q_rank")
+
+    @property
+    def key_dim(self) -> int:
+        """Features of one head's query and key."""
+        return self.nope_dim + self.rope_dim
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of the feed-forward (https://arxiv.org/abs/2101.03961, DeepSeekMoE 2401.06066).
+
+    `per_token` of `count` experts of `feedforward_size` see a token, and always the shared one of `shared_size`
+    features (several shared experts side by side are one of their widths' sum; 0: none). The first `first_dense` layers
+    have the spec's own feed-forward instead; of the others, the last of each `every` layers has experts.
+    router_bias: the router is an affine map. selection_bias: one number an expert that the load balancer sets and that
+    changes only the choice: a buffer, not counted as a parameter. bias: of the experts' products. shared_gate: one
+    learned row that scales the shared expert (Qwen2-MoE).
+    """
+
+    count: int
+    per_token: int
+    feedforward_size: int
+    shared_size: int = 0
+    first_dense: int = 0
+    every: int = 1
+    router_bias: bool = False
+    selection_bias: bool = False
+    bias: bool = False
+    shared_gate: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "count", "per_token", "feedforward_size", "every")
+        at_least(self, 0, "shared_size", "first_dense")
+        if self.per_token > self.count:
+            raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
+        if self.shared_gate and not self.shared_size:
+            raise UnsupportedModelError("shared_gate needs a shared expert: shared_size is 0")
+
+    def in_layer(self, layer: int) -> bool:
+        """Whether this layer has experts."""
+        return layer >= self.first_dense and (layer - self.first_dense + 1) % self.every == 0
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors and caps that change values but no count.
+
+    embedding: on the token embeddings (Gemma: √hidden). attention: of the scores, where it is not 1/√head_dim.
+    attention_cap and logit_cap: x → cap·tanh(x/cap) of scores and logits (Gemma-2). head: on the states before the head
+    (T5 v1.0: 1/√hidden).
+    """
+
+    embedding: float = 1.0
+    attention: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    head: float = 1.0
