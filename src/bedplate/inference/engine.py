@@ -29,7 +29,7 @@ from bedplate.inference.radix import RadixTree
 from bedplate.inference.requests import Generate, Grammar, Request, Result
 from bedplate.inference.runner import Runner, Work
 from bedplate.inference.scheduler import Scheduler
-from bedplate.inference.stats import Counters, Stats
+from bedplate.inference.stats import Counters, OnStep, Stats, StepRecord
 from bedplate.inference.stream import Stream
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
@@ -48,7 +48,8 @@ class Engine:
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
     does not depend on it. paged: keep keys and values in shared blocks; by default on GPUs. compute: a lock to share
-    with other engines of this machine. Close it, or use it as a context manager.
+    with other engines of this machine. on_step: told of every step, in the thread that ran it. Close it, or use it as a
+    context manager.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         speculate: bool | None = None,
         paged: bool | None = None,
         compute: Compute | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         self.base = base
         causal = isinstance(base.model, Decoder)
@@ -97,6 +99,7 @@ class Engine:
             counters=self._counters,
         )
         self._max_waiting = max_waiting
+        self._on_step = on_step
         self._arrivals: deque[Job] = deque()
         self._cancelled: deque[Job] = deque()
         self._deadlines: list[tuple[float, int, Job]] = []
@@ -347,11 +350,15 @@ class Engine:
             for work in decodes:
                 self._scheduler.charge(_queue(work.job), 1)
             chunks = self._scheduler.plan(taken, self._runner.admit)
-            ended = self._runner.execute([*decodes, *(Work(job, count) for job, count in chunks)])
+            work = [*decodes, *(Work(job, count) for job, count in chunks)]
+            before = [one.job.done for one in work]
+            ended = self._runner.execute(work)
             for job, _ in chunks:
                 if job.decoding:
                     self._scheduler.started(_queue(job), job)
             self._end(ended)
+            if self._on_step is not None:
+                self._on_step(_record(work, before, len(decodes), len(ended), time.monotonic() - began))
         except Exception as error:
             # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
             for job in self._runner.active:
@@ -431,6 +438,15 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple
     return tree, PagedCache(
         base.spec, base.dtype, base.device, pool, reclaim=tree.give_back, pinned=lambda: tree.pinned
     )
+
+
+def _record(work: Sequence[Work], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
+    spans = tuple(
+        (begin, one.count + len(one.draft), one.job.state is not None) for one, begin in zip(work, before, strict=True)
+    )
+    adapters = {id(one.job.adapter) for one in work if one.job.adapter.key is not None}
+    copied = sum(begin for one, begin in zip(work, before, strict=True) if begin == one.job.cached)
+    return StepRecord(spans, decodes, len(adapters), copied, ended, seconds)
 
 
 def _queue(job: Job) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -49,3 +50,23 @@ class Stats:
     adapters: int
     steps: int
     step_seconds: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of an engine, for those who measure it.
+
+    spans: for each sequence (tokens it had before, tokens computed for it, whether its next token was chosen).
+    decodes: how many of them, from the front, were running generations. adapters: different ones that took part.
+    copied: cached tokens that requests which began in it were given. ended: requests that it brought to their end.
+    """
+
+    spans: tuple[tuple[int, int, bool], ...]
+    decodes: int
+    adapters: int
+    copied: int
+    ended: int
+    seconds: float
+
+
+OnStep = Callable[[StepRecord], None]

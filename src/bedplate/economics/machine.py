@@ -1,0 +1,240 @@
+"""What was measured of one machine: its memory, its products, and its engines' steps, as a file (`machine.json`).
+
+The file is written by `bedplate plan calibrate` and read by whoever predicts this machine's latency or price. A step of
+an engine is a sum of parts, each with its own measured cost:
+
+    seconds = blocks(tokens of the step) + head(rows whose next token is chosen)
+              + key_seconds · keys that sequences read + pair_seconds · query-key pairs of prompts
+              + copy_seconds · cached tokens that beginning prompts were given
+              + start_seconds · prompts that were finished + end_seconds · generations that ended
+              + adapter_seconds · different adapters + adapter_token_seconds · tokens under adapters
+
+`blocks` and `head` are curves through measured points, straight between them (a step of few tokens waits for the
+weights, one of many for the products, and the way from one to the other differs by kernel); beyond the last point the
+time grows with the count. A model of another size on the same kernel is predicted by the ratios of its weights and of
+its keys' features; that is extrapolation, and said to be.
+"""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field, model_validator
+
+from bedplate.core.config import Strict
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.files import atomic_write, bedplate_home, read_text
+
+VERSION = 1
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Curve(Strict):
+    """Seconds at some counts, which rise; nothing takes nothing. Three rows can take longer than four: a kernel has its
+    own favourite sizes."""
+
+    counts: Annotated[tuple[Count, ...], Field(min_length=1)]
+    seconds: tuple[Seconds, ...]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Curve:
+        if len(self.counts) != len(self.seconds):
+            raise ValueError(f"there are {len(self.counts)} counts, but {len(self.seconds)} times")
+        if any(a >= b for a, b in zip(self.counts, self.counts[1:], strict=False)):
+            raise ValueError("the counts must rise")
+        return self
+
+    def at(self, count: float) -> float:
+        """Seconds for so many."""
+        if count <= 0:
+            return 0.0
+        counts, seconds = self.counts, self.seconds
+        if count <= counts[0]:
+            return seconds[0]
+        if count > counts[-1]:
+            return seconds[-1] * count / counts[-1]
+        i = bisect.bisect_left(counts, count)
+        share = (count - counts[i - 1]) / (counts[i] - counts[i - 1])
+        return seconds[i - 1] + share * (seconds[i] - seconds[i - 1])
+
+
+class Shape(Strict):
+    """What of a model decides a step's time. Weights are counts; features are per token and over all layers.
+
+    blocks: weights in the layers' products. head: weights of the output head. key_features: of keys and values that a
+    token leaves in the cache. query_features: of all query heads.
+    """
+
+    blocks: Count
+    head: Count
+    key_features: Count
+    query_features: Count
+
+
+class Spread(Strict):
+    """One measured kind of step (the fields of `Load`) beside what the fit says of it: how good the fit is."""
+
+    load: dict[str, float]
+    seconds: Seconds
+    fitted: Seconds
+
+
+class EngineSpeed(Strict):
+    """One engine on this machine: a base, what its products read, what computed."""
+
+    base: str
+    shape: Shape
+    weights: str
+    kernel: str
+    threads: Count
+    measured_at: datetime.date
+    blocks: Curve
+    head: Curve
+    key_seconds: Seconds
+    pair_seconds: Seconds
+    copy_seconds: Seconds = 0.0
+    start_seconds: Seconds = 0.0
+    end_seconds: Seconds = 0.0
+    adapter_seconds: Seconds = 0.0
+    adapter_token_seconds: Seconds = 0.0
+    adapter_weights: Annotated[int, Field(ge=0)] = 0
+    """Weights of the adapter that adapter_seconds were measured with."""
+    http_seconds: Seconds = 0.0
+    """Of one call over HTTP beside what the engine takes, on an idle server."""
+    measured: tuple[Spread, ...] = ()
+
+
+class TuningSpeed(Strict):
+    """LoRA training steps of one base: seconds = fixed + tokens · token_seconds + pairs · pair_seconds
+    + targets · target_seconds."""
+
+    base: str
+    shape: Shape
+    dtype: str
+    rank: Count
+    threads: Count
+    measured_at: datetime.date
+    fixed_seconds: Seconds
+    token_seconds: Seconds
+    pair_seconds: Seconds
+    target_seconds: Seconds
+
+    def seconds(self, tokens: float, pairs: float, targets: float) -> float:
+        """One optimizer step over so many tokens, query-key pairs and tokens to learn."""
+        return (
+            self.fixed_seconds + tokens * self.token_seconds + pairs * self.pair_seconds + targets * self.target_seconds
+        )
+
+
+class Machine(Strict):
+    """A measured machine. flops_per_second: of large matrix products, by dtype."""
+
+    version: Literal[1] = VERSION
+    cpu: str
+    threads: Count
+    memory_bytes: Count
+    measured_at: datetime.date
+    software: dict[str, str] = Field(default_factory=dict)
+    bandwidth_bytes_per_second: Rate
+    flops_per_second: dict[str, Rate]
+    engines: tuple[EngineSpeed, ...] = ()
+    tuning: tuple[TuningSpeed, ...] = ()
+
+    def engine(self, base: str, weights: str | None = None) -> EngineSpeed:
+        """The measured engine of a base (the last measured where `weights` is None). UsageError if there is none."""
+        found = [one for one in self.engines if one.base == base and weights in {None, one.weights}]
+        if not found:
+            known = ", ".join(f"{one.base} ({one.weights})" for one in self.engines) or "none"
+            raise UsageError(
+                f"{base}{f' in {weights}' if weights else ''} was not measured on this machine (measured: {known}); "
+                f"run: bedplate plan calibrate {base}" + (f" --weights {weights}" if weights else "")
+            )
+        return found[-1]
+
+    def with_engine(self, speed: EngineSpeed) -> Machine:
+        """A copy with one engine added, or measured anew."""
+        same = (speed.base, speed.weights, speed.kernel, speed.threads)
+        kept = [one for one in self.engines if (one.base, one.weights, one.kernel, one.threads) != same]
+        return self.model_copy(update={"engines": (*kept, speed)})
+
+    def with_tuning(self, speed: TuningSpeed) -> Machine:
+        """A copy with one tuning speed added, or measured anew."""
+        same = (speed.base, speed.dtype, speed.rank, speed.threads)
+        kept = [one for one in self.tuning if (one.base, one.dtype, one.rank, one.threads) != same]
+        return self.model_copy(update={"tuning": (*kept, speed)})
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step of an engine has to do.
+
+    tokens: through the layers. rows: whose next token is chosen. keys: that sequences read, each once for all of its
+    tokens in the step. pairs: of queries and keys, in prompts. adapters: different ones. copied: cached tokens given to
+    prompts that begin. started: prompts that it finishes. ended: generations that it ends.
+    """
+
+    tokens: int
+    rows: int
+    keys: float = 0.0
+    pairs: float = 0.0
+    copied: int = 0
+    started: int = 0
+    ended: int = 0
+    adapters: int = 0
+    adapted_tokens: int = 0
+
+
+def step_seconds(speed: EngineSpeed, load: Load, shape: Shape | None = None) -> float:
+    """How long one step takes; with `shape`, of another model on the same kernel."""
+    own = speed.shape
+    other = shape or own
+    blocks, head = other.blocks / own.blocks, other.head / own.head
+    keys = other.key_features / own.key_features
+    queries = other.query_features / own.query_features
+    return (
+        speed.blocks.at(load.tokens) * blocks
+        + speed.head.at(load.rows) * head
+        # A key is read once for all query heads that share it; a prompt computes each head's products.
+        + (speed.key_seconds * load.keys + speed.copy_seconds * load.copied) * keys
+        + speed.pair_seconds * load.pairs * queries
+        + speed.start_seconds * load.started
+        + speed.end_seconds * load.ended
+        + speed.adapter_seconds * load.adapters * blocks
+        + speed.adapter_token_seconds * load.adapted_tokens * blocks
+    )
+
+
+def machine_file() -> Path:
+    """Where this machine's measurements lie."""
+    return bedplate_home() / "machine" / "machine.json"
+
+
+def read_machine(path: Path | None = None) -> Machine:
+    """The measured machine. UsageError where nothing was measured yet, ConfigError for a damaged file."""
+    where = machine_file() if path is None else path
+    if not where.exists():
+        raise UsageError(f"{where}: this machine was not measured yet; run: bedplate plan calibrate")
+    try:
+        return Machine.model_validate_json(read_text(where))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise ConfigError(
+            f"{where}: {place}: {first['msg']}; measure again: bedplate plan calibrate --out {where}"
+        ) from error
+
+
+def write_machine(machine: Machine, path: Path | None = None) -> Path:
+    """Keeps it; returns where."""
+    where = machine_file() if path is None else path
+    atomic_write(where, json.dumps(machine.model_dump(mode="json"), indent=2) + "\n")
+    return where
