@@ -135,6 +135,9 @@ def _attention(spec: TransformerSpec) -> Iterator[Weight]:
         whole = spec.qk_norm == "projection"
         yield _norm(spec, "attention.q_norm", q if whole else spec.head_dim)
         yield _norm(spec, "attention.k_norm", kv if whole else spec.head_dim)
+    if spec.relative_projection:
+        yield Weight("attention.relative", hidden * q)
+        yield Weight("attention.relative.bias", 2 * q, "vector")
     if spec.attention_sinks:
         yield Weight("attention.sinks", spec.heads, "vector")
     if spec.cross_size is not None:

@@ -17,8 +17,8 @@ class VisionSpec:
     frames: images that one patch spans (2 in Qwen2-VL, where a still image is shown twice). class_token: a learned
     token before the patches. patch_bias: the patches' projection has a bias. pooling: how the tokens become one vector:
     "map" is SigLIP's attention pooling with a learned query and its feed-forward (https://arxiv.org/abs/2303.15343),
-    "linear" a projection of the class token with tanh (BERT's pooler). projection_size: of CLIP's bias-free map to the space
-    shared with text; 0: none. classes: of a classification head; 0: none. Positions are the tower's.
+    "linear" a projection of the class token with tanh (BERT's pooler). projection_size: of CLIP's bias-free map to
+    the space shared with text; 0: none. classes: of a classification head; 0: none. Positions are the tower's.
     """
 
     tower: TransformerSpec

@@ -1,0 +1,292 @@
+"""Dense decoders, as their publishers configure them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bedplate.models.specs.presets.preset import Preset
+from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, Scales, TransformerSpec, YarnScaling
+
+
+def decoder(
+    sizes: tuple[int, int, int, int, int], vocab_size: int, context_length: int, **fields: Any
+) -> TransformerSpec:
+    """A decoder of these (hidden size, layers, heads, key-value heads, feed-forward size); head_dim from the first."""
+    hidden, layers, heads, kv_heads, feedforward = sizes
+    return TransformerSpec(
+        kind="decoder",
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=fields.pop("head_dim", hidden // heads),
+        feedforward_size=feedforward,
+        context_length=context_length,
+        **fields,
+    )
+
+
+def gpt(hidden: int, layers: int, heads: int, context_length: int, **fields: Any) -> TransformerSpec:
+    """GPT-2 and GPT-3: learned positions, layer norms, biases everywhere, no gate."""
+    return decoder(
+        (hidden, layers, heads, heads, 4 * hidden),
+        50257,
+        context_length,
+        norm="layer",
+        position_rows=context_length,
+        activation="gelu_tanh",
+        gated=False,
+        attention_bias=True,
+        feedforward_bias=True,
+        **fields,
+    )
+
+
+def llama3(sizes: tuple[int, int, int, int, int], factor: float, tied: bool) -> TransformerSpec:
+    """Llama 3.1 and 3.2."""
+    rope = Rope(500_000.0, Llama3Scaling(factor, 1.0, 4.0, 8192))
+    return decoder(sizes, 128_256, 131_072, rope=rope, tied_head=tied)
+
+
+def smollm2(sizes: tuple[int, int, int, int, int], theta: float) -> TransformerSpec:
+    return decoder(sizes, 49_152, 8192, rope=Rope(theta))
+
+
+def qwen2(sizes: tuple[int, int, int, int, int], vocab_size: int, context: int, tied: bool) -> TransformerSpec:
+    """Qwen2 and 2.5: biases of queries, keys and values."""
+    return decoder(
+        sizes,
+        vocab_size,
+        context,
+        rope=Rope(1_000_000.0),
+        norm_eps=1e-6,
+        attention_bias=True,
+        output_bias=False,
+        tied_head=tied,
+    )
+
+
+def qwen3(sizes: tuple[int, int, int, int, int], tied: bool, **fields: Any) -> TransformerSpec:
+    """Qwen3: normalised queries and keys, heads of 128 features."""
+    return decoder(
+        sizes,
+        151_936,
+        40_960,
+        head_dim=128,
+        rope=Rope(1_000_000.0),
+        norm_eps=1e-6,
+        qk_norm="head",
+        tied_head=tied,
+        **fields,
+    )
+
+
+def gemma2(sizes: tuple[int, int, int, int, int], head_dim: int, query_scalar: float) -> TransformerSpec:
+    """Gemma 2: a window in every other layer, norms on both sides, capped scores and logits."""
+    return decoder(
+        sizes,
+        256_000,
+        8192,
+        head_dim=head_dim,
+        rope=Rope(10_000.0),
+        norm_eps=1e-6,
+        norm_placement="sandwich",
+        activation="gelu_tanh",
+        windows=(4096, None),
+        scales=Scales(sizes[0] ** 0.5, query_scalar**-0.5, attention_cap=50.0, logit_cap=30.0),
+    )
+
+
+def gemma3(
+    sizes: tuple[int, int, int, int, int], head_dim: int, window: int, vocab_size: int, context: int, **fields: Any
+) -> TransformerSpec:
+    """Gemma 3: five layers with a window to one without."""
+    scale = fields.pop("query_scalar", head_dim) ** -0.5
+    return decoder(
+        sizes,
+        vocab_size,
+        context,
+        head_dim=head_dim,
+        rope=Rope(1_000_000.0, LinearScaling(8.0) if context > 32_768 else None),
+        local_rope=Rope(10_000.0),
+        norm_eps=1e-6,
+        norm_placement="sandwich",
+        qk_norm="head",
+        activation="gelu_tanh",
+        windows=(window,) * 5 + (None,),
+        scales=Scales(sizes[0] ** 0.5, scale),
+        **fields,
+    )
+
+
+def olmo(sizes: tuple[int, int, int, int, int], vocab_size: int, context: int, **fields: Any) -> TransformerSpec:
+    """OLMo 2 and 3: norms on what attention and feed-forward give, and on whole queries and keys."""
+    return decoder(
+        sizes,
+        vocab_size,
+        context,
+        norm_eps=1e-6,
+        norm_placement="branch",
+        qk_norm="projection",
+        tied_head=False,
+        **{"rope": Rope(500_000.0), **fields},
+    )
+
+
+_OLMO3 = {
+    "rope": Rope(500_000.0, YarnScaling(8.0, 8192)),
+    "local_rope": Rope(500_000.0),
+    "windows": (4096, 4096, 4096, None),
+}
+
+DENSE: dict[str, Preset] = {
+    "gpt2": Preset(gpt(768, 12, 12, 1024), "https://github.com/openai/gpt-2 (model card)", "0.124"),
+    "gpt2-medium": Preset(gpt(1024, 24, 16, 1024), "https://github.com/openai/gpt-2 (model card)", "0.355"),
+    "gpt2-large": Preset(gpt(1280, 36, 20, 1024), "https://github.com/openai/gpt-2 (model card)", "0.774"),
+    "gpt2-xl": Preset(gpt(1600, 48, 25, 1024), "https://github.com/openai/gpt-2 (model card)", "1.558"),
+    # Alternate layers attend to bands whose width is not published: all are counted as full.
+    "gpt3-175b": Preset(gpt(12_288, 96, 96, 2048), "https://arxiv.org/abs/2005.14165, table 2.1", "175"),
+    "chinchilla-70b": Preset(
+        decoder(
+            (8192, 80, 64, 64, 32_768),
+            32_000,
+            2048,
+            activation="gelu",
+            gated=False,
+            relative_projection=True,
+        ),
+        "https://arxiv.org/abs/2203.15556, table 4; parts as in Gopher, 2112.11446",
+        "70",
+    ),
+    "tinyllama-1.1b": Preset(
+        decoder((2048, 22, 32, 4, 5632), 32_000, 2048, rope=Rope(), tied_head=False),
+        "https://arxiv.org/abs/2401.02385",
+        "1.1",
+    ),
+    "llama-2-7b": Preset(
+        decoder((4096, 32, 32, 32, 11_008), 32_000, 4096, rope=Rope(), tied_head=False),
+        "https://arxiv.org/abs/2307.09288",
+        "6.7",
+    ),
+    "llama-2-13b": Preset(
+        decoder((5120, 40, 40, 40, 13_824), 32_000, 4096, rope=Rope(), tied_head=False),
+        "https://arxiv.org/abs/2307.09288",
+        "13.0",
+    ),
+    "llama-2-70b": Preset(
+        decoder((8192, 80, 64, 8, 28_672), 32_000, 4096, rope=Rope(), tied_head=False),
+        "https://arxiv.org/abs/2307.09288",
+        "69",
+    ),
+    "llama-3.1-8b": Preset(llama3((4096, 32, 32, 8, 14_336), 8.0, False), "https://arxiv.org/abs/2407.21783", "8.03"),
+    "llama-3.1-70b": Preset(llama3((8192, 80, 64, 8, 28_672), 8.0, False), "https://arxiv.org/abs/2407.21783", "70.6"),
+    "llama-3.1-405b": Preset(
+        llama3((16_384, 126, 128, 8, 53_248), 8.0, False), "https://arxiv.org/abs/2407.21783", "405"
+    ),
+    "llama-3.2-1b": Preset(
+        llama3((2048, 16, 32, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-1B", "1.23"
+    ),
+    "llama-3.2-3b": Preset(
+        llama3((3072, 28, 24, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-3B", "3.21"
+    ),
+    "smollm2-135m": Preset(smollm2((576, 30, 9, 3, 1536), 100_000.0), "https://arxiv.org/abs/2502.02737", "0.135"),
+    "smollm2-360m": Preset(smollm2((960, 32, 15, 5, 2560), 100_000.0), "https://arxiv.org/abs/2502.02737", "0.36"),
+    "smollm2-1.7b": Preset(smollm2((2048, 24, 32, 32, 8192), 130_000.0), "https://arxiv.org/abs/2502.02737", "1.7"),
+    "mistral-7b": Preset(
+        decoder((4096, 32, 32, 8, 14_336), 32_000, 32_768, rope=Rope(), tied_head=False, windows=(4096,)),
+        "https://arxiv.org/abs/2310.06825",
+        "7.2",
+    ),
+    "mistral-nemo-12b": Preset(
+        decoder((5120, 40, 32, 8, 14_336), 131_072, 131_072, head_dim=128, rope=Rope(1_000_000.0), tied_head=False),
+        "https://huggingface.co/mistralai/Mistral-Nemo-Base-2407",
+        "12.2",
+    ),
+    "qwen2.5-0.5b": Preset(
+        qwen2((896, 24, 14, 2, 4864), 151_936, 32_768, True), "https://arxiv.org/abs/2412.15115", "0.49"
+    ),
+    "qwen2.5-1.5b": Preset(
+        qwen2((1536, 28, 12, 2, 8960), 151_936, 32_768, True), "https://arxiv.org/abs/2412.15115", "1.54"
+    ),
+    "qwen2.5-7b": Preset(
+        qwen2((3584, 28, 28, 4, 18_944), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "7.61"
+    ),
+    "qwen2.5-14b": Preset(
+        qwen2((5120, 48, 40, 8, 13_824), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "14.7"
+    ),
+    "qwen2.5-32b": Preset(
+        qwen2((5120, 64, 40, 8, 27_648), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "32.5"
+    ),
+    "qwen2.5-72b": Preset(
+        qwen2((8192, 80, 64, 8, 29_568), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "72.7"
+    ),
+    "qwen3-0.6b": Preset(qwen3((1024, 28, 16, 8, 3072), True), "https://arxiv.org/abs/2505.09388", "0.6"),
+    "qwen3-1.7b": Preset(qwen3((2048, 28, 16, 8, 6144), True), "https://arxiv.org/abs/2505.09388", "1.7"),
+    "qwen3-4b": Preset(qwen3((2560, 36, 32, 8, 9728), True), "https://arxiv.org/abs/2505.09388", "4.0"),
+    "qwen3-8b": Preset(qwen3((4096, 36, 32, 8, 12_288), False), "https://arxiv.org/abs/2505.09388", "8.2"),
+    "qwen3-14b": Preset(qwen3((5120, 40, 40, 8, 17_408), False), "https://arxiv.org/abs/2505.09388", "14.8"),
+    "qwen3-32b": Preset(qwen3((5120, 64, 64, 8, 25_600), False), "https://arxiv.org/abs/2505.09388", "32.8"),
+    # Embedding plus other parameters, as the reports' tables have them.
+    "gemma-2-2b": Preset(gemma2((2304, 26, 8, 4, 9216), 256, 256), "https://arxiv.org/abs/2408.00118", "2.614"),
+    "gemma-2-9b": Preset(gemma2((3584, 42, 16, 8, 14_336), 256, 256), "https://arxiv.org/abs/2408.00118", "9.242"),
+    "gemma-2-27b": Preset(gemma2((4608, 46, 32, 16, 36_864), 128, 144), "https://arxiv.org/abs/2408.00118", "27.227"),
+    "gemma-3-1b": Preset(
+        gemma3((1152, 26, 4, 1, 6912), 256, 512, 262_144, 32_768), "https://arxiv.org/abs/2503.19786", "1.000"
+    ),
+    "olmo-2-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "7.3"),
+    "olmo-2-13b": Preset(olmo((5120, 40, 40, 40, 13_824), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "13.7"),
+    "olmo-2-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "32.2"),
+    "olmo-3-7b": Preset(
+        olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), "https://arxiv.org/abs/2512.13961", "7.3"
+    ),
+    "olmo-3-32b": Preset(
+        olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), "https://arxiv.org/abs/2512.13961", "32.2"
+    ),
+    "phi-3-mini": Preset(
+        decoder((3072, 32, 32, 32, 8192), 32_064, 4096, rope=Rope(), tied_head=False, windows=(2047,)),
+        "https://arxiv.org/abs/2404.14219",
+        "3.8",
+    ),
+    "phi-4": Preset(
+        decoder((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0), tied_head=False),
+        "https://arxiv.org/abs/2412.08905",
+        "14.7",
+    ),
+    "pythia-6.9b": Preset(
+        decoder(
+            (4096, 32, 32, 32, 16_384),
+            50_432,
+            2048,
+            rope=Rope(fraction=0.25),
+            norm="layer",
+            activation="gelu",
+            gated=False,
+            parallel=True,
+            attention_bias=True,
+            feedforward_bias=True,
+            tied_head=False,
+        ),
+        "https://arxiv.org/abs/2304.01373, table 1",
+        "6.857",
+    ),
+    # Its gates of value tables and factors of the residual stream, some 5,000 values, are left out.
+    "nanochat-d24": Preset(
+        decoder(
+            (1536, 24, 12, 12, 6144),
+            32_768,
+            2048,
+            rope=Rope(),
+            norm_weight=False,
+            qk_norm="head",
+            embedding_norm=True,
+            activation="relu2",
+            gated=False,
+            tied_head=False,
+            windows=(1024, 1024, 1024, None),
+            value_tables=12,
+            scales=Scales(logit_cap=15.0),
+        ),
+        "https://github.com/karpathy/nanochat (dev/LEADERBOARD.md, run 1)",
+    ),
+}

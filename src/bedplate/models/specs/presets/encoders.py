@@ -1,0 +1,127 @@
+"""Encoders, and encoder–decoders of text and of sound, as their publishers configure them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
+from bedplate.models.specs.presets.preset import Preset
+from bedplate.models.specs.transformer import RelativeBias, Rope, Scales, TransformerSpec
+
+
+def bert(hidden: int, layers: int, heads: int) -> TransformerSpec:
+    """BERT without its pretraining heads."""
+    return TransformerSpec(
+        kind="encoder",
+        vocab_size=30_522,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        feedforward_size=4 * hidden,
+        context_length=512,
+        norm="layer",
+        norm_eps=1e-12,
+        norm_placement="post",
+        activation="gelu",
+        gated=False,
+        attention_bias=True,
+        feedforward_bias=True,
+        token_types=2,
+        pooler=True,
+    )
+
+
+def modernbert(hidden: int, layers: int, heads: int, feedforward: int) -> TransformerSpec:
+    """ModernBERT: every third layer, from the first on, sees all; the others 64 tokens on each side."""
+    return TransformerSpec(
+        kind="encoder",
+        vocab_size=50_368,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        feedforward_size=feedforward,
+        context_length=8192,
+        norm="layer",
+        norm_bias=False,
+        final_norm=True,
+        first_norm=False,
+        rope=Rope(160_000.0),
+        local_rope=Rope(10_000.0),
+        windows=(None, 128, 128),
+        activation="gelu",
+    )
+
+
+def t5(
+    hidden: int, layers: int, heads: int, feedforward: int, *, gated: bool = False, tied: bool = True
+) -> EncoderDecoderSpec:
+    """T5 (v1.0: ReLU, tied head, scaled states before it), and v1.1 and Flan (gated GELU, a head of its own)."""
+    fields: dict[str, Any] = {
+        "vocab_size": 32_128,
+        "hidden_size": hidden,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": 64,
+        "feedforward_size": feedforward,
+        "context_length": 512,
+        "norm_eps": 1e-6,
+        "position_rows": 0,
+        "relative_bias": RelativeBias(32, 128),
+        "activation": "gelu_tanh" if gated else "relu",
+        "gated": gated,
+        "tied_head": tied,
+        "embedding_norm": False,
+        "final_norm": True,
+        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied else 1.0),
+    }
+    return EncoderDecoderSpec(
+        encoder=TransformerSpec(kind="encoder", **fields),
+        decoder=TransformerSpec(kind="decoder", cross_size=hidden, **fields),
+        shared_embedding=True,
+    )
+
+
+def whisper(hidden: int, layers: int, heads: int, mel_bins: int, vocab_size: int) -> EncoderDecoderSpec:
+    """Whisper: keys have no bias."""
+    fields: dict[str, Any] = {
+        "hidden_size": hidden,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": hidden // heads,
+        "feedforward_size": 4 * hidden,
+        "norm": "layer",
+        "activation": "gelu",
+        "gated": False,
+        "attention_bias": True,
+        "key_bias": False,
+        "feedforward_bias": True,
+        "final_norm": True,
+    }
+    tower = TransformerSpec(kind="tower", vocab_size=0, context_length=1500, position_rows=1500, **fields)
+    decoder = TransformerSpec(
+        kind="decoder", vocab_size=vocab_size, context_length=448, position_rows=448, cross_size=hidden, **fields
+    )
+    return EncoderDecoderSpec(encoder=AudioSpec(tower=tower, mel_bins=mel_bins), decoder=decoder)
+
+
+ENCODERS: dict[str, Preset] = {
+    "bert-base": Preset(bert(768, 12, 12), "https://arxiv.org/abs/1810.04805", "0.11"),
+    "bert-large": Preset(bert(1024, 24, 16), "https://arxiv.org/abs/1810.04805", "0.34"),
+    "minilm-l6": Preset(bert(384, 6, 12), "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2", "0.0227"),
+    "modernbert-base": Preset(modernbert(768, 22, 12, 1152), "https://arxiv.org/abs/2412.13663", "0.149"),
+    "modernbert-large": Preset(modernbert(1024, 28, 16, 2624), "https://arxiv.org/abs/2412.13663", "0.395"),
+    "t5-base": Preset(t5(768, 12, 12, 3072), "https://arxiv.org/abs/1910.10683", "0.22"),
+    # The paper prints 770 million, with a head beside the table; the files that are published tie the two.
+    "t5-large": Preset(t5(1024, 24, 16, 4096), "https://arxiv.org/abs/1910.10683"),
+    "flan-t5-xl": Preset(
+        t5(2048, 24, 32, 5120, gated=True, tied=False), "https://huggingface.co/google/flan-t5-xl", "2.85"
+    ),
+    "whisper-small": Preset(whisper(768, 12, 12, 80, 51_865), "https://arxiv.org/abs/2212.04356", "0.24"),
+    "whisper-large-v3": Preset(whisper(1280, 32, 20, 128, 51_866), "https://arxiv.org/abs/2212.04356", "1.54"),
+}
