@@ -1,0 +1,220 @@
+"""The cheapest layout that fits, found by trying them all; and where none fits, by how much, and what would."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.activations import Recompute
+from bedplate.economics.device import Device
+from bedplate.economics.hardware import DEVICES
+from bedplate.economics.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
+from bedplate.economics.mfu import Precision, peak_number
+from bedplate.economics.shape import Shape, shape_of
+from bedplate.economics.states import OPTIMIZERS, Optimizer
+from bedplate.models.specs import Spec
+
+MARGIN = 0.1
+"""Of a device's memory, left for the runtime, the collectives' buffers and fragmentation."""
+
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+_MICRO_BATCHES = (1, 2, 4, 8, 16)
+_LONG = 16_384
+"""Tokens of a sequence from which on context parallelism is tried."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what. sequences: of one optimizer step."""
+
+    spec: Spec
+    device: Device
+    devices: int
+    sequence_tokens: int
+    sequences: int
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
+    method: Literal["full", "lora"] = "full"
+    adapter_parameters: int = 0
+    margin: float = MARGIN
+
+    @property
+    def value_bytes(self) -> float:
+        return 4.0 if self.precision in {"fp32", "tf32"} else 2.0
+
+    @property
+    def usable_bytes(self) -> float:
+        return self.device.memory_bytes * (1 - self.margin)
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.spec, self.sequence_tokens, self.value_bytes)
+
+    @property
+    def states(self) -> States:
+        moments = OPTIMIZERS[self.optimizer].others
+        master = 4.0 if self.value_bytes == 2.0 else 0.0
+        if self.method == "lora":
+            each = self.value_bytes + 4.0 + master + moments
+            return States(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
+        return States(self.value_bytes, 4.0, master, moments)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A layout with what it holds and takes."""
+
+    layout: Layout
+    bytes: DeviceBytes
+    step: StepTime
+
+
+class DoesNotFit(UsageError):
+    """No layout fits. missing_bytes: over what one device can hold, in the layout that comes nearest. would_fit:
+    changes that were tried and fit."""
+
+    code = "does_not_fit"
+
+    def __init__(self, message: str, nearest: Fitted, missing_bytes: float, would_fit: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+        self.missing_bytes = missing_bytes
+        self.would_fit = would_fit
+
+
+def find_layout(job: Job, name: str = "the model") -> Fitted:
+    """The layout of the shortest step that fits. Raises DoesNotFit, or UsageError where devices would stay idle."""
+    best, nearest = _search(job)
+    if best is not None:
+        return best
+    if nearest is None:
+        raise UsageError(_unusable(job, name))
+    missing = nearest.bytes.total - job.usable_bytes
+    would = tuple(_would_fit(job))
+    raise DoesNotFit(_does_not_fit(job, name, nearest, missing, would), nearest, missing, would)
+
+
+def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
+    """(the quickest that fits, the smallest of all)."""
+    shape, states, peak = job.shape, job.states, job.device.peak(peak_number(job.precision))
+    batch = job.sequences * job.sequence_tokens
+    best: Fitted | None = None
+    nearest: Fitted | None = None
+    least = math.inf
+    for layout in layouts(job, shape):
+        held = device_bytes(shape, layout, states, job.sequence_tokens)
+        fits = held.total <= job.usable_bytes
+        if not fits and (best is not None or held.total >= least):
+            continue
+        found = Fitted(layout, held, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
+        if held.total < least:
+            nearest, least = found, held.total
+        if fits and (best is None or _order(found) < _order(best)):
+            best = found
+    return best, nearest
+
+
+def _order(one: Fitted) -> tuple[float, float]:
+    return one.step.total, one.bytes.total
+
+
+def layouts(job: Job, shape: Shape) -> Iterator[Layout]:
+    """All layouts that use every device and whose degrees divide what they divide."""
+    tensors = [
+        n for n in _powers(min(job.devices, job.device.devices_per_node)) if not (shape.heads % n or shape.hidden % n)
+    ]
+    if job.device.link_bytes_per_second == 0:
+        tensors = [1]
+    stages = [n for n in _powers(min(job.devices, shape.layers)) if n == 1 or shape.divisible]
+    contexts = _powers(job.sequence_tokens // 4096) if job.sequence_tokens >= _LONG else [1]
+    for tensor, pipeline, context in itertools.product(tensors, stages, contexts):
+        data, left = divmod(job.devices, tensor * pipeline * context)
+        if left or data < 1 or data > job.sequences:
+            continue
+        replicas = data * context
+        experts = [
+            n for n in _powers(min(replicas, shape.expert_count)) if not (shape.expert_count % n or replicas % n)
+        ]
+        zero = (1, 2, 3) if replicas > 1 else (0,)
+        interleaves = [v for v in (1, 2, 4) if v == 1 or (pipeline > 1 and shape.layers >= pipeline * v)]
+        # No more than a replica's share of the batch; and short last micro-batches are idle devices.
+        sizes = [n for n in _MICRO_BATCHES if n <= math.ceil(job.sequences / data)]
+        for expert, stage, size, interleave, recompute in itertools.product(
+            experts, zero, sizes, interleaves, _RECOMPUTE
+        ):
+            count = math.ceil(job.sequences / (data * size))
+            yield Layout(data, tensor, pipeline, context, expert, stage, recompute, size, count, interleave)
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**n for n in range(max(1, limit).bit_length())]
+
+
+# --- when nothing fits
+
+
+def _would_fit(job: Job) -> Iterator[str]:
+    """Changes of one thing that make a layout fit, the smallest first."""
+    if job.optimizer == "adamw" and job.method == "full" and _fits(replace(job, optimizer="adamw_8bit")):
+        yield "AdamW with 8-bit moments on the same devices"
+    for factor in (2**n for n in range(1, 15)):
+        more = replace(job, devices=job.devices * factor)
+        if _fits(more):
+            yield f"{more.devices:,} × {job.device.name}"
+            break
+    bigger = sorted(
+        (one for one in DEVICES.values() if one.kind != "cpu" and one.memory_bytes > job.device.memory_bytes),
+        key=lambda one: one.memory_bytes,
+    )
+    for one in bigger:
+        if peak_number(job.precision) in one.peak_flops_per_second and _fits(replace(job, device=one)):
+            yield f"{job.devices:,} × {one.name}"
+            break
+    if job.method == "full" and _fits(replace(job, method="lora")):
+        yield "LoRA instead of all weights on the same devices"
+
+
+def _fits(job: Job) -> bool:
+    more = replace(job, sequences=max(job.sequences, job.devices))
+    shape, states = more.shape, more.states
+    return any(
+        device_bytes(shape, one, states, more.sequence_tokens).total <= more.usable_bytes
+        for one in layouts(more, shape)
+    )
+
+
+def _does_not_fit(job: Job, name: str, nearest: Fitted, missing: float, would: tuple[str, ...]) -> str:
+    remedy = (
+        "; it would fit with " + ", or ".join(would) if would else "; no number of such devices that was tried fits"
+    )
+    return (
+        f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
+        f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
+        f"{job.usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave{remedy}"
+    )
+
+
+def _unusable(job: Job, name: str) -> str:
+    return (
+        f"{job.devices:,} devices cannot be used for {name} with {job.sequences:,} sequences of "
+        f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of {job.device.devices_per_node}), "
+        "or a larger global batch"
+    )
+
+
+def describe(layout: Layout) -> str:
+    """A layout in one line: `data 128 (ZeRO 1) × tensor 8 × pipeline 16, micro-batch 1, recompute selective`."""
+    parts = [f"data {layout.data:,}" + (f" (ZeRO {layout.zero_stage})" if layout.zero_stage else "")]
+    parts += [
+        f"{name} {degree}"
+        for name, degree in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
+        if degree > 1
+    ]
+    extra = [f"experts over {layout.expert}"] if layout.expert > 1 else []
+    extra += [f"{layout.interleave} parts a stage"] if layout.interleave > 1 else []
+    extra += [f"micro-batch {layout.micro_batch}", f"recompute {layout.recompute}"]
+    return " × ".join(parts) + ", " + ", ".join(extra)
