@@ -28,6 +28,14 @@ EXPOSED_TENSOR = 0.5
 """Of tensor- and expert-parallel communication, which stands between a layer's own products, that is waited for."""
 EXPOSED_CONTEXT = 0.2
 """Of the keys and values that pass around a context ring while attention is computed."""
+EXPOSED_HIDDEN = 0.05
+"""Of communication that could be hidden: it takes memory bandwidth and some cores."""
+START_SECONDS = 1e-4
+"""Of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
+HOP_SECONDS = 1e-5
+"""From one node to the next in a ring, for each block that is gathered or reduced."""
+SCORE_PASSES = 4
+"""Times that a materialised matrix of attention weights crosses the memory bus (scores, softmax, both directions)."""
 
 
 @dataclass(frozen=True)
@@ -158,19 +166,20 @@ def _activations(shape: Shape, layout: Layout, sequence_tokens: int) -> tuple[fl
 
 def step_time(shape: Shape, layout: Layout, device: Device, peak: float, batch_tokens: float, tokens: int) -> StepTime:
     """Seconds of a step over `batch_tokens` tokens in sequences of `tokens`, with `peak` operations per second."""
-    factor = {
-        "none": 1.0,
-        # Attention's own forward pass is a third of its training operations.
-        "selective": 1 + shape.attention_share / 3,
-        "full": 4 / 3,
-    }[layout.recompute]
+    # Attention's own forward pass is a third of its training operations.
+    factor = {"none": 1.0, "selective": 1 + shape.attention_share / 3, "full": 4 / 3}[layout.recompute]
     sequences = layout.micro_batch * layout.micro_batches * layout.data  # the last micro-batch may be short, but waits
     done = max(batch_tokens, sequences * tokens)
     compute = factor * shape.flops_per_token * done / (layout.devices * peak * PRODUCT_SHARE)
+    compute += START_SECONDS * 2 * factor * layout.micro_batches * shape.layers / layout.pipeline
+    if layout.recompute == "none":
+        scores = shape.activation_bytes["none"] - shape.activation_bytes["selective"]
+        compute += SCORE_PASSES * max(0.0, scores) * done / layout.devices / device.memory_bytes_per_second
     bubble = compute * (layout.pipeline - 1) / (layout.micro_batches * layout.interleave)
     waits = _between_products(shape, layout, device, tokens)
     beside = _beside(shape, layout, device, tokens)
-    return StepTime(compute, bubble, waits + max(0.0, beside - HIDDEN_SHARE * (compute + bubble)))
+    felt = max(EXPOSED_HIDDEN * beside, beside - HIDDEN_SHARE * (compute + bubble))
+    return StepTime(compute, bubble, waits + felt)
 
 
 def _between_products(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) -> float:
@@ -201,11 +210,13 @@ def _beside(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) 
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
     # Stage 3 gathers weights twice and reduces gradients once in each micro-batch; 2 reduces in each and gathers at the
     # end; 1 does both once. Weights travel in 16 bits, gradients in 32.
-    turns = {0: 0.0, 1: 2.0 + 4.0, 2: 2.0 + 4.0 * layout.micro_batches, 3: 8.0 * layout.micro_batches}
-    each = turns[layout.zero_stage]
-    seconds = _collective(each * dense, replicas, layout, device) + _collective(
-        each * experts, expert_replicas, layout, device
-    )
+    many = layout.micro_batches
+    each, turns = {0: (0.0, 0), 1: (6.0, 2), 2: (2.0 + 4.0 * many, 1 + many), 3: (8.0 * many, 3 * many)}[
+        layout.zero_stage
+    ]
+    blocks = shape.layers / layout.pipeline * turns
+    seconds = _collective(each * dense, blocks, replicas, layout, device)
+    seconds += _collective(each * experts, 0, expert_replicas, layout, device)
     if layout.pipeline > 1:
         tokens = layout.micro_batch * sequence_tokens / layout.context
         sent = 2 * tokens * shape.hidden * 2.0 / layout.tensor * layout.micro_batches * layout.interleave
@@ -213,12 +224,12 @@ def _beside(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) 
     return seconds
 
 
-def _collective(sent: float, group: int, layout: Layout, device: Device) -> float:
-    """Seconds to gather or reduce `sent` bytes in all over a group of replicas, nodes first joining their links."""
+def _collective(sent: float, turns: float, group: int, layout: Layout, device: Device) -> float:
+    """Seconds to gather or reduce `sent` bytes in so many turns over a group of replicas; a node's links are joined."""
     if group <= 1 or sent == 0:
         return 0.0
     of_one_node = max(1, min(group, device.devices_per_node // layout.tensor))
     nodes = group / of_one_node
     inside = sent * (of_one_node - 1) / of_one_node / (device.link_bytes_per_second or device.network_bytes_per_second)
     between = sent * (nodes - 1) / nodes / (of_one_node * device.network_bytes_per_second)
-    return max(inside, between)
+    return max(inside, between + turns * (nodes - 1) * HOP_SECONDS)
