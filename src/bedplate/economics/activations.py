@@ -1,9 +1,11 @@
 """Bytes that a forward pass keeps for the backward pass (Korthikanti et al., https://arxiv.org/abs/2205.05198).
 
 Their sum for one GPT layer, s·b·h·(34 + 5·a·s/h) bytes, counts dropout masks and full multi-head attention. Here each
-product's input is counted for what the spec is: grouped queries, gates, latents, experts; without dropout. Per token
-and layer: the input of both norms, the input of each product, queries, keys, values and what attention gives (kept by
-fused attention), and of a gated feed-forward the gate, its activation, the up product and their product.
+product's input is counted for what the spec is: grouped queries, gates, latents, experts, cross-attention; without
+dropout, which leaves s·b·h·(32 + 2·a·s/h) of theirs. Per token and layer: the input of each norm, the input of each
+product, queries, keys, values and what attention gives (fused attention keeps these), and of a gated feed-forward the
+gate, its activation, the up product and their product. Norms are taken to keep their input alone (fused ones do), and
+their statistics, a few bytes a token, are left out.
 
 recompute: "none" keeps every head's matrix of attention weights; "selective" makes it again in the backward pass, as
 fused attention does by itself; "full" keeps a block's input only.
@@ -14,8 +16,15 @@ from __future__ import annotations
 from typing import Literal
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.flops import text_stack
-from bedplate.models.specs import EncoderDecoderSpec, Spec, TransformerSpec
+from bedplate.models.specs import (
+    AudioSpec,
+    DiffusionSpec,
+    EncoderDecoderSpec,
+    MultimodalSpec,
+    Spec,
+    TransformerSpec,
+    VisionSpec,
+)
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -31,28 +40,25 @@ def activation_bytes(
 ) -> float:
     """Bytes kept for `tokens` tokens in sequences of `sequence_tokens` (they bound a row of attention weights).
 
+    Of an encoder–decoder, for so many tokens of the source and as many of the target. Of a tower, its blocks; of a
+    multimodal model, its language model; of a diffusion transformer with text, tokens are of both streams.
     head: with the last norm, the head's input and the logits (float32, as the loss needs them). Under "full" one block
     at a time is computed again: what that one keeps is in it.
     """
     if tokens < 1 or sequence_tokens < 1:
         raise UsageError(f"{tokens} tokens in sequences of {sequence_tokens}: both must be at least 1")
-    if isinstance(spec, EncoderDecoderSpec):
-        raise UsageError("activation_bytes is for one stack; ask for encoder and decoder apart")
-    stack = text_stack(spec, "activation_bytes")
-    layers = [
-        layer_activation_bytes(stack, n, sequence_tokens, bytes_per_value, recompute) for n in range(stack.layers)
-    ]
-    kept = sum(layers)
-    if recompute == "full":
-        kept += max(
-            layer_activation_bytes(stack, n, sequence_tokens, bytes_per_value, "selective") for n in range(stack.layers)
-        )
-    return tokens * (kept + (head_activation_bytes(stack, bytes_per_value) if head else 0.0))
+    if isinstance(spec, DiffusionSpec):
+        each = _diffusion_bytes(spec, sequence_tokens, bytes_per_value, recompute)
+        again = _diffusion_bytes(spec, sequence_tokens, bytes_per_value, "selective") if recompute == "full" else 0.0
+        end = 3 * spec.hidden_size * bytes_per_value if head else 0.0
+        return tokens * (spec.layers * each + again + end)
+    return tokens * sum(_stack_bytes(one, sequence_tokens, bytes_per_value, recompute, head) for one in _stacks(spec))
 
 
 def head_activation_bytes(spec: TransformerSpec, bytes_per_value: float = 2.0) -> float:
     """Bytes a token after the last block: the last norm's input, the head's, and float32 logits."""
-    return 2 * spec.hidden_size * bytes_per_value + (4.0 * spec.vocab_size if spec.kind == "decoder" else 0.0)
+    kept = spec.hidden_size * (spec.norms_output + (spec.kind == "decoder")) * bytes_per_value
+    return kept + (4.0 * spec.vocab_size if spec.kind == "decoder" else 0.0)
 
 
 def layer_activation_bytes(
@@ -65,13 +71,37 @@ def layer_activation_bytes(
     if recompute == "none":
         window = spec.window(layer)
         values += spec.heads * (sequence_tokens if window is None else min(sequence_tokens, window))
+        values += spec.heads * sequence_tokens if spec.cross_size is not None else 0
+        return values * bytes_per_value
     # The row of each head's softmax sums, in float32, from which fused attention makes the weights again.
-    return values * bytes_per_value + (4.0 * spec.heads if recompute == "selective" else 0.0)
+    return values * bytes_per_value + 4.0 * spec.heads * (1 if spec.cross_size is None else 2)
+
+
+def _stacks(spec: Spec) -> tuple[TransformerSpec, ...]:
+    if isinstance(spec, TransformerSpec):
+        return (spec,)
+    if isinstance(spec, EncoderDecoderSpec):
+        return spec.stack, spec.decoder
+    if isinstance(spec, MultimodalSpec):
+        return (spec.language,)
+    assert isinstance(spec, VisionSpec | AudioSpec)
+    return (spec.tower,)
+
+
+def _stack_bytes(
+    spec: TransformerSpec, sequence_tokens: int, bytes_per_value: float, recompute: Recompute, head: bool
+) -> float:
+    """Bytes a token of one stack."""
+    blocks = range(spec.layers)
+    kept = sum(layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, recompute) for n in blocks)
+    if recompute == "full":
+        kept += max(layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, "selective") for n in blocks)
+    return kept + (head_activation_bytes(spec, bytes_per_value) if head else 0.0)
 
 
 def _norm_values(spec: TransformerSpec) -> int:
-    norms = 4 if spec.norm_placement == "sandwich" else 2
-    return norms * spec.hidden_size
+    norms = 2 if spec.cross_size is None else 3
+    return norms * (2 if spec.norm_placement == "sandwich" else 1) * spec.hidden_size
 
 
 def _attention_values(spec: TransformerSpec) -> int:
@@ -83,7 +113,8 @@ def _attention_values(spec: TransformerSpec) -> int:
         return hidden + latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     normed = 0 if spec.qk_norm is None else q + kv  # before their norms
-    return hidden + 2 * q + 2 * kv + normed
+    cross = 0 if spec.cross_size is None else hidden + 2 * q + 2 * kv
+    return hidden + 2 * q + 2 * kv + normed + cross
 
 
 def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
@@ -94,3 +125,15 @@ def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     chosen = part.per_token * (2 * hidden + per_feature * part.feedforward_size)
     return hidden + part.count + chosen + per_feature * part.shared_size
+
+
+def _diffusion_bytes(spec: DiffusionSpec, sequence_tokens: int, bytes_per_value: float, recompute: Recompute) -> float:
+    """Bytes a token of a block with adaLN: a norm's input and its output (which is scaled), the scaled one (a product's
+    input), and what each branch gives (which is gated), twice; q, k, v and attention's own; and the feed-forward's."""
+    hidden = spec.hidden_size
+    if recompute == "full":
+        return hidden * bytes_per_value
+    values = 8 * hidden + 4 * hidden + 2 * spec.feedforward_size
+    if recompute == "none":
+        return (values + spec.heads * sequence_tokens) * bytes_per_value
+    return values * bytes_per_value + 4.0 * spec.heads

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from bedplate.economics.activations import Recompute, activation_bytes
+from bedplate.economics.activations import (
+    Recompute,
+    activation_bytes,
+    head_activation_bytes,
+    layer_activation_bytes,
+)
 from bedplate.economics.attention import causal_pairs, square_pairs, two_sided_pairs
 from bedplate.economics.flops import (
     audio_flops,
@@ -51,11 +56,13 @@ __all__ = [
     "encoder_decoder_flops",
     "experts_touched",
     "gradient_bytes",
+    "head_activation_bytes",
     "image_flops",
     "image_tokens",
     "kv_bytes",
     "kv_bytes_per_token",
     "latent_bytes",
+    "layer_activation_bytes",
     "optimizer_bytes",
     "parameters",
     "prefill_flops",

@@ -100,7 +100,7 @@ def image_flops(spec: VisionSpec | MultimodalSpec) -> float:
     if vision.pooling == "map":  # one query over all tokens
         found += 4 * vision.tower.hidden_size * vision.tokens
     if isinstance(spec, MultimodalSpec):
-        found += _products(projector_weights(spec), {"token": spec.image_tokens * spec.projector.pool**2})
+        found += _products(projector_weights(spec), {"token": spec.image_tokens})
     return found
 
 

@@ -17,7 +17,7 @@ class Projector:
 
     hidden_size: None: one linear map; otherwise two with an activation between (LLaVA-1.5, 2310.03744). norm: of the
     tower's states before. merge: tokens a side that are put side by side and become one (Qwen2-VL); pool: tokens a side
-    that are averaged (Gemma-3). keeps_class_token: whether the class token goes on.
+    that are averaged first (Gemma-3). keeps_class_token: whether the class token goes on.
     """
 
     hidden_size: int | None = None

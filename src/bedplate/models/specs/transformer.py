@@ -49,8 +49,8 @@ class TransformerSpec:
 
     What the later fields say:
     position_rows: of the learned table; None: `context_length` rows in an encoder without rope, otherwise no table.
-    relative_projection: keys of relative positions are made by one more product in every layer, and queries have two more
-        biases (Transformer-XL, https://arxiv.org/abs/1901.02860; Gopher, Chinchilla).
+    relative_projection: keys of relative positions are made by one more product in every layer, and queries have two
+        more biases (Transformer-XL, https://arxiv.org/abs/1901.02860; Gopher, Chinchilla).
     windows: how many tokens a layer's queries see, repeated over the layers; None: all. In a decoder the last ones with
         the query itself, in an encoder half of them on each side of it. () is (None,).
     local_rope: of the layers with a window, where it is another one (Gemma-3).

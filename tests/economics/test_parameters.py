@@ -1,0 +1,162 @@
+"""Parameter counts against transformers' and diffusers' own models, and against what publishers print."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from bedplate.economics.architecture import parameters, weights
+from bedplate.models.build import build
+from bedplate.models.specs import DiffusionSpec, TransformerSpec
+from bedplate.models.specs.presets import PRESETS
+from bedplate.models.specs.transformer import Experts
+from tests.economics import oracles, tiny
+from tests.tiny import tiny_spec
+
+# Totals of the published files, from the index of their safetensors (or of the paper's table, where it has every digit).
+EXACT = {
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "tinyllama-1.1b": 1_100_048_384,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "smollm2-135m": 134_515_008,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-8b": 8_190_735_360,
+    "gemma-2-9b": 9_241_705_984,
+    "gemma-3-1b": 999_885_952,
+    "phi-3-mini": 3_821_079_552,
+    "pythia-6.9b": 6_857_302_016,
+    "bert-base": 109_482_240,
+    "vit-b-16": 86_567_656,
+    "qwen2-vl-7b": 8_291_375_616,
+    # One number an expert and layer of the file is the load balancer's, no parameter: 58 · 256.
+    "deepseek-v3": 671_026_419_200 - 58 * 256,
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_specs_have_as_many_parameters_as_the_reference_model(family: str, seed: int) -> None:
+    make, spec = tiny.random_specs(seed)[family]
+    assert parameters(spec).total == oracles.count(oracles.model_of(make, spec))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_as_many_parameters_as_the_reference_model(name: str) -> None:
+    make = oracles.oracle(name)
+    if make is None:
+        assert name in {"chinchilla-70b", "nanochat-d24", "dit-xl-2", "sd3-medium"}
+        return
+    spec = PRESETS[name].spec
+    assert parameters(spec).total == oracles.count(oracles.model_of(make, spec))
+
+
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.total is not None])
+def test_presets_have_the_printed_number_of_parameters(name: str) -> None:
+    preset = PRESETS[name]
+    found = parameters(preset.spec)
+    assert preset.total is not None
+    _as_printed(preset.total, found.total)
+    if preset.active is not None:
+        # Mistral and Qwen count the embedding as active, DeepSeek and OpenAI do not.
+        off = [abs(float(preset.active) - each / 1e9) for each in (found.active, found.active - found.embedding)]
+        assert min(off) < _unit(preset.active)
+
+
+def _as_printed(printed: str, ours: int) -> None:
+    """Within one unit of the last digit that is printed, or 1%: some round, some cut off."""
+    assert abs(float(printed) * 1e9 - ours) <= max(_unit(printed) * 1e9, 0.01 * ours)
+
+
+def _unit(printed: str) -> float:
+    return float(Decimal(1).scaleb(int(Decimal(printed).as_tuple().exponent)))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_presets_equal_the_published_files(name: str) -> None:
+    assert parameters(PRESETS[name].spec).total == EXACT[name]
+
+
+def test_there_are_presets_of_every_kind_of_model() -> None:
+    assert len(PRESETS) >= 45
+    kinds = {type(preset.spec).__name__ for preset in PRESETS.values()}
+    assert kinds == {"TransformerSpec", "EncoderDecoderSpec", "VisionSpec", "MultimodalSpec", "DiffusionSpec"}
+    assert all(name == name.lower() and preset.source.startswith("http") for name, preset in PRESETS.items())
+
+
+def test_what_we_build_has_as_many_parameters_as_we_count() -> None:
+    specs = [tiny_spec(), tiny_spec(tied_head=False, attention_bias=True, feedforward_bias=True)]
+    specs += [tiny_spec(norm="layer", norm_placement="post", gated=False, rope=None)]
+    encoder = tiny_spec(kind="encoder", rope=None, norm="layer", norm_placement="post", token_types=2, gated=False)
+    specs += [encoder, encoder.with_(pooler=True, kv_heads=6)]
+    for spec in specs:
+        assert oracles.count(build(spec, device="meta")) == parameters(spec).total
+
+
+def test_diffusion_transformers_equal_the_papers_and_diffusers() -> None:
+    assert parameters(PRESETS["dit-xl-2"].spec).total == pytest.approx(675e6, rel=1e-3)  # 2212.09748, table 1
+    diffusers = pytest.importorskip("diffusers")
+    spec = PRESETS["sd3-medium"].spec
+    assert isinstance(spec, DiffusionSpec)
+    assert spec.text is not None
+    model = oracles.on_meta(
+        lambda: diffusers.SD3Transformer2DModel(
+            sample_size=spec.latent_size,
+            patch_size=spec.patch_size,
+            in_channels=spec.latent_channels,
+            num_layers=spec.layers,
+            attention_head_dim=spec.head_dim,
+            num_attention_heads=spec.heads,
+            joint_attention_dim=spec.text.size,
+            caption_projection_dim=spec.hidden_size,
+            pooled_projection_dim=spec.text.pooled_size,
+            out_channels=spec.out_channels,
+        )
+    )
+    assert parameters(spec).total == oracles.count(model)
+
+
+def test_shares_of_the_parameters() -> None:
+    dense = parameters(PRESETS["llama-3.1-8b"].spec)
+    table = 128_256 * 4096
+    assert (dense.active, dense.embedding, dense.head) == (dense.total, table, table)
+    norms = (2 * 32 + 1) * 4096
+    assert dense.products == dense.total - table - norms  # everything but the look-up and the norms
+    tied = parameters(PRESETS["smollm2-135m"].spec)
+    assert tied.head == tied.embedding
+    assert tied.products == tied.total - (2 * 30 + 1) * 576  # the tied table is used as the head
+
+
+def test_experts_that_a_token_does_not_pass_are_not_active() -> None:
+    spec = PRESETS["mixtral-8x7b"].spec
+    assert isinstance(spec, TransformerSpec)
+    found = parameters(spec)
+    idle = 6 * 32 * 3 * 4096 * 14_336
+    assert found.active == found.total - idle
+    all_chosen = parameters(spec.with_(experts=Experts(8, 8, 14_336)))
+    assert all_chosen.active == all_chosen.total == found.total
+
+
+def test_a_prediction_module_is_a_block_a_join_and_three_norms() -> None:
+    spec = PRESETS["deepseek-v3"].spec
+    assert isinstance(spec, TransformerSpec)
+    with_module = parameters(spec.with_(prediction_modules=1))
+    block = sum(one.stored for one in weights(spec) if one.layer == 60)
+    assert with_module.total - parameters(spec).total == block + 2 * 7168**2 + 3 * 7168
+    # The published file has the module's own copies of table and head: 685 billion in all.
+    assert with_module.total + 2 * 129_280 * 7168 == pytest.approx(684.5e9, rel=1e-3)
+
+
+def test_value_tables_are_looked_up() -> None:
+    spec = tiny_spec(value_tables=2)
+    plain = parameters(spec.with_(value_tables=0))
+    found = parameters(spec)
+    tables = 2 * spec.vocab_size * spec.kv_heads * spec.head_dim
+    assert found.total - plain.total == found.embedding - plain.embedding == tables
+    assert found.products == plain.products
