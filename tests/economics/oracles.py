@@ -9,7 +9,15 @@ import torch
 import transformers as hf
 from torch import nn
 
-from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, MultimodalSpec, Spec, TransformerSpec, VisionSpec
+from bedplate.models.specs import (
+    AudioSpec,
+    DiffusionSpec,
+    EncoderDecoderSpec,
+    MultimodalSpec,
+    Spec,
+    TransformerSpec,
+    VisionSpec,
+)
 
 # Names of activations in transformers.
 _ACT = {"gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "gelu": "gelu", "relu": "relu", "silu": "silu"}
@@ -213,6 +221,7 @@ def whisper(spec: EncoderDecoderSpec) -> nn.Module:
         bos_token_id=0,
         eos_token_id=0,
         decoder_start_token_id=0,
+        attn_implementation="eager",
     )
     return hf.WhisperForConditionalGeneration(config)
 
@@ -268,6 +277,7 @@ def qwen2_vl(spec: MultimodalSpec) -> nn.Module:
             "spatial_merge_size": spec.projector.merge,
             "hidden_size": spec.language.hidden_size,
         },
+        attn_implementation="eager",
         tie_word_embeddings=spec.language.tied_head,
     )
     return hf.Qwen2VLForConditionalGeneration(config)
@@ -284,6 +294,25 @@ def gemma3_vision(spec: MultimodalSpec) -> nn.Module:
 
 def nanochat(spec: TransformerSpec) -> nn.Module:
     return hf.NanoChatForCausalLM(hf.NanoChatConfig(**_sizes(spec)))
+
+
+def sd3(spec: DiffusionSpec) -> nn.Module:
+    """Of diffusers, which need not be installed."""
+    import diffusers
+
+    assert spec.text is not None
+    return diffusers.SD3Transformer2DModel(
+        sample_size=spec.latent_size,
+        patch_size=spec.patch_size,
+        in_channels=spec.latent_channels,
+        num_layers=spec.layers,
+        attention_head_dim=spec.head_dim,
+        num_attention_heads=spec.heads,
+        joint_attention_dim=spec.text.size,
+        caption_projection_dim=spec.hidden_size,
+        pooled_projection_dim=spec.text.pooled_size,
+        out_channels=spec.out_channels,
+    )
 
 
 Oracle = Callable[[Any], nn.Module]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from tests.economics import oracles
+from tests.economics.oracles import Oracle
+
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, MultimodalSpec, Projector, Spec, VisionSpec
 from bedplate.models.specs.transformer import (
     Experts,
@@ -13,8 +16,6 @@ from bedplate.models.specs.transformer import (
     Rope,
     TransformerSpec,
 )
-from tests.economics import oracles
-from tests.economics.oracles import Oracle
 
 
 def _sizes(r: random.Random) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def _latent(r: random.Random, q_rank: int | None) -> dict[str, Any]:
     experts = _experts(r, first_dense=1)
     shared = experts.feedforward_size * (2 if q_rank is None else 1)
     return _sizes(r) | {
+        "hidden_size": heads * r.randrange(6, 14),
         "heads": heads,
         "kv_heads": heads,
         "head_dim": latent.key_dim,

@@ -1,0 +1,346 @@
+"""Operations against torch's own counter on reference models and ours, against published numbers, and by hand.
+
+The counter sees matrix products, convolutions and attention's two products over the full square of queries and keys,
+and nothing else. The products by which transformers makes its rotary angles are its own way to write them: left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.economics import oracles, tiny
+from tests.tiny import tiny_spec
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from bedplate.core.errors import UsageError
+from bedplate.economics import architecture as economics
+from bedplate.economics.architecture import decode_flops, parameters, prefill_flops, training_flops_per_token
+from bedplate.models.build import build
+from bedplate.models.inputs import Inputs
+from bedplate.models.specs import (
+    AudioSpec,
+    DiffusionSpec,
+    EncoderDecoderSpec,
+    MultimodalSpec,
+    Spec,
+    TransformerSpec,
+    VisionSpec,
+)
+from bedplate.models.specs.presets import PRESETS
+from bedplate.models.specs.transformer import LatentAttention
+
+TOKENS = 9  # within half of the tiny windows: the counter cannot see a window
+
+
+def counted(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    modules = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    angles = sum(flops for name, flops in modules.items() if name.endswith(("rotary_emb", "rotary_pos_emb")))
+    return counter.get_total_flops() - angles
+
+
+def forward(spec: Spec, tokens: int) -> float:
+    """Our count of what a reference model does: the full square, and the head on every token."""
+    if isinstance(spec, EncoderDecoderSpec):
+        return economics.encoder_decoder_flops(spec, tokens, tokens, causal=False)
+    if isinstance(spec, VisionSpec):
+        return economics.image_flops(spec)
+    assert isinstance(spec, TransformerSpec)
+    if spec.kind == "encoder":
+        return prefill_flops(spec, tokens)
+    return tokens * training_flops_per_token(spec, tokens, causal=False) / 3
+
+
+def inputs(spec: Spec, tokens: int, device: str) -> dict[str, Any]:
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+    if isinstance(spec, VisionSpec):
+        return {"pixel_values": torch.zeros(1, 3, spec.image_size, spec.image_size, device=device)}
+    if isinstance(spec, EncoderDecoderSpec):
+        if isinstance(spec.encoder, AudioSpec):
+            frames = torch.zeros(1, spec.encoder.mel_bins, spec.encoder.frames, device=device)
+            return {"input_features": frames, "decoder_input_ids": ids}
+        return {"input_ids": ids, "decoder_input_ids": ids}
+    return {"input_ids": ids}
+
+
+# --- against torch's counter ---
+
+ALONE = tuple(name for name in tiny.FAMILIES if name not in {"llava", "qwen2-vl"})
+
+
+@pytest.mark.parametrize("family", ALONE)
+@pytest.mark.parametrize("seed", [4, 5])
+def test_forward_and_training_equal_the_counter_on_random_reference_models(family: str, seed: int) -> None:
+    make, spec = tiny.random_specs(seed)[family]
+    model = make(spec)
+    given_ = inputs(spec, TOKENS, "cpu")
+    expected = forward(spec, TOKENS)
+    with torch.no_grad():
+        assert counted(lambda: model(**given_)) == expected
+    # Backwards, each product is done twice more; only the gradient of pixels and spectrograms is not asked for.
+    assert counted(lambda: _backward(model(**given_))) == 3 * expected - _stem_flops(spec)
+
+
+def _backward(out: Any) -> None:
+    found = [value for value in out.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+    torch.stack([value.float().sum() for value in found]).sum().backward()
+
+
+def _stem_flops(spec: Spec) -> float:
+    """Operations of the first product on what needs no gradient."""
+    if isinstance(spec, VisionSpec):
+        pixels = spec.patch_size**2 * spec.channels
+        return 2 * pixels * spec.tower.hidden_size * spec.patches
+    if isinstance(spec, EncoderDecoderSpec) and isinstance(spec.encoder, AudioSpec):
+        stem = spec.encoder
+        return 2 * stem.kernel * stem.mel_bins * spec.stack.hidden_size * stem.frames
+    return 0.0
+
+
+DENSE = tuple(
+    name
+    for name, preset in PRESETS.items()
+    if isinstance(preset.spec, TransformerSpec) and preset.spec.experts is None and oracles.oracle(name) is not None
+)
+FEW = ("gpt2", "llama-3.1-8b", "qwen3-8b", "gemma-2-9b", "olmo-3-7b", "pythia-6.9b", "bert-base", "modernbert-base")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in DENSE])
+def test_presets_equal_the_counter_at_full_size(name: str) -> None:
+    make, spec = oracles.oracle(name), PRESETS[name].spec
+    assert make is not None
+    model = oracles.model_of(make, spec)
+    with torch.no_grad():
+        assert counted(lambda: model(**inputs(spec, 64, "meta"))) == forward(spec, 64)
+
+
+@pytest.mark.parametrize(
+    "name", ["t5-base", "flan-t5-xl", "whisper-large-v3", "vit-b-16", "clip-vit-l-14", "siglip-so400m"]
+)
+def test_other_presets_equal_the_counter_at_full_size(name: str) -> None:
+    make, spec = oracles.oracle(name), PRESETS[name].spec
+    assert make is not None
+    model = oracles.model_of(make, spec)
+    with torch.no_grad():
+        assert counted(lambda: model(**inputs(spec, 20, "meta"))) == forward(spec, 20)
+
+
+@pytest.mark.parametrize("name", ["llava-1.5-7b", "gemma-3-4b"])
+def test_images_of_multimodal_presets_equal_the_counter(name: str) -> None:
+    make, spec = oracles.oracle(name), PRESETS[name].spec
+    assert make is not None
+    assert isinstance(spec, MultimodalSpec)
+    model: Any = oracles.model_of(make, spec)
+    pixels = torch.zeros(1, 3, spec.vision.image_size, spec.vision.image_size, device="meta")
+    with torch.no_grad():
+        assert counted(lambda: model.get_image_features(pixel_values=pixels)) == economics.image_flops(spec)
+
+
+def test_images_of_a_merging_model_equal_the_counter() -> None:
+    make, spec = tiny.random_specs(6)["qwen2-vl"]
+    assert isinstance(spec, MultimodalSpec)
+    model: Any = make(spec)
+    side = spec.vision.image_size // spec.vision.patch_size
+    pixels = torch.zeros(side * side, 3 * spec.vision.frames * spec.vision.patch_size**2)
+    grid = torch.tensor([[1, side, side]])
+    with torch.no_grad():
+        run = counted(lambda: model.get_image_features(pixel_values=pixels, image_grid_thw=grid))
+    assert run == economics.image_flops(spec)
+    assert economics.image_tokens(spec) == (side // 2) ** 2
+
+
+def test_sd3_equals_the_counter_on_diffusers() -> None:
+    pytest.importorskip("diffusers")
+    spec = PRESETS["sd3-medium"].spec
+    assert isinstance(spec, DiffusionSpec)
+    model = oracles.model_of(oracles.sd3, spec)
+    latents, text = torch.zeros(1, 16, 128, 128, device="meta"), torch.zeros(1, 154, 4096, device="meta")
+    pooled, step = torch.zeros(1, 2048, device="meta"), torch.zeros(1, device="meta")
+    with torch.no_grad():
+        assert counted(lambda: model(latents, text, pooled, step)) == economics.denoise_flops(spec)
+
+
+OURS = {
+    "decoder": tiny_spec(),
+    "plain decoder": tiny_spec(tied_head=False, attention_bias=True, gated=False),
+    "encoder": tiny_spec(kind="encoder", rope=None, norm="layer", norm_placement="post", token_types=2, pooler=True),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_models_equal_the_counter(name: str) -> None:
+    spec = OURS[name]
+    model = build(spec)
+    tokens = torch.zeros(2, 32, dtype=torch.long)
+
+    def run() -> torch.Tensor:
+        hidden = model(Inputs(tokens)).hidden
+        return model.head(hidden[:, 0] if spec.kind == "encoder" else hidden.reshape(-1, spec.hidden_size))
+
+    expected = 2 * forward(spec, 32)
+    with sdpa_kernel(SDPBackend.MATH):  # attention written out in products that the counter knows
+        assert counted(lambda: run().sum().backward()) == 3 * expected
+        with torch.no_grad():
+            assert counted(run) == expected
+
+
+# --- against published numbers ---
+
+
+def test_published_operations() -> None:
+    """GPT-3: 3.14e23 (2005.14165, table D.1, which leaves out attention's own products); DiT and ViT count
+    multiply-adds (2212.09748, table 4; torchvision's model list); nanochat d24's log is of 16,704 steps of 2^19 tokens
+    and counts the full square."""
+    gpt3 = PRESETS["gpt3-175b"].spec
+    assert 6 * parameters(gpt3).products * 300e9 == pytest.approx(3.14e23, rel=0.005)
+    dit = PRESETS["dit-xl-2"].spec
+    assert isinstance(dit, DiffusionSpec)
+    assert economics.denoise_flops(dit) / 2 == pytest.approx(118.64e9, rel=0.001)
+    vit = PRESETS["vit-b-16"].spec
+    assert isinstance(vit, VisionSpec)
+    assert economics.image_flops(vit) / 2 == pytest.approx(17.56e9, rel=0.001)
+    nanochat = training_flops_per_token(PRESETS["nanochat-d24"].spec, 2048, causal=False)
+    assert nanochat * 16_704 * 2**19 == pytest.approx(4.330784e19, rel=1e-4)
+    assert training_flops_per_token(PRESETS["deepseek-v3"].spec, 4096) == pytest.approx(250e9, rel=0.01)
+
+
+def test_llama_by_the_usual_formula() -> None:
+    spec = PRESETS["llama-3.1-8b"].spec
+    products, attention = parameters(spec).products, 32 * 32 * 128
+    assert training_flops_per_token(spec, 8192, causal=False) == 6 * products + 12 * attention * 8192
+    assert training_flops_per_token(spec, 8192) == 6 * products + 6 * attention * 8193
+    head = 2 * parameters(spec).head
+    whole = 2 * products * 1000 + 2 * attention * 1000 * 1001 - head * 999
+    assert prefill_flops(spec, 1000) == whole
+    assert prefill_flops(spec, 1000, head_rows=1000) == whole + 999 * head
+    assert decode_flops(spec, 1000) == 2 * products + 4 * attention * 1001
+
+
+# --- by hand ---
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)))
+def test_pairs_by_counting_them(new: int, cached: int, window: int | None) -> None:
+    width = cached + new if window is None else window
+    seen = sum(1 for q in range(cached, cached + new) for k in range(cached + new) if k <= q and q - k < width)
+    assert economics.causal_pairs(new, cached, window) == seen
+    assert economics.square_pairs(new, cached, window) == new * min(cached + new, width)
+    both = sum(1 for q in range(new) for k in range(new) if window is None or abs(q - k) <= window // 2)
+    assert economics.two_sided_pairs(new, window) == both
+
+
+def test_windows_bound_their_layers_only() -> None:
+    plain, mixed = tiny_spec(layers=6), tiny_spec(layers=6, windows=(16, 16, None))
+    pair = 4 * plain.heads * plain.head_dim
+    saved = decode_flops(plain, 99) - decode_flops(mixed, 99)
+    assert saved == 4 * pair * (100 - 16)
+    assert decode_flops(mixed, 10) == decode_flops(plain, 10)
+    local = tiny_spec(kind="encoder", rope=None, token_types=1, windows=(8,), layers=1)
+    full = local.with_(windows=())
+    pairs = 20 * 20 - (20 * 9 - 4 * 5)
+    assert prefill_flops(full, 20) - prefill_flops(local, 20) == pair * pairs
+
+
+def test_latent_attention_decodes_on_its_latents() -> None:
+    """Per layer and pair: naive 2·H·(192 + 128), absorbed 2·H·(512 + 64 + 512); naive makes keys and values anew."""
+    spec = PRESETS["deepseek-v3"].spec
+    assert isinstance(spec, TransformerSpec)
+    assert spec.latent is not None
+    step = decode_flops(spec, 9999) - 2 * parameters(spec).products
+    assert step == 61 * 2 * 128 * (512 + 64 + 512) * 10_000
+    prompt = prefill_flops(spec, 4096) - 2 * (4096 * (parameters(spec).products - parameters(spec).head))
+    assert prompt - 2 * parameters(spec).head == 61 * 2 * 128 * (192 + 128) * 4096 * 4097 / 2
+    # Behind a short cached prefix a long prompt is cheaper with keys and values made anew.
+    anew = 2 * 512 * 128 * (128 + 128) * 100
+    pairs = 4096 * 100 + 4096 * 4097 / 2
+    behind = prefill_flops(spec, 4096, 100) - prefill_flops(spec, 4096)
+    assert behind == 61 * (2 * 128 * 320 * (pairs - 4096 * 4097 / 2) + anew)
+
+
+def test_a_prediction_module_adds_its_block_and_a_second_head() -> None:
+    spec = tiny_spec()
+    more = training_flops_per_token(spec.with_(prediction_modules=1), 64) - training_flops_per_token(spec, 64)
+    deeper = training_flops_per_token(spec.with_(layers=4), 64) - training_flops_per_token(spec, 64)
+    assert more == deeper + 6 * (2 * 48 * 48 + 48 * spec.vocab_size)
+
+
+SPECS = {
+    "dense": tiny_spec(),
+    "window": tiny_spec(windows=(16, None)),
+    "latent": tiny_spec(
+        heads=6, kv_heads=6, head_dim=12, latent=LatentAttention(kv_rank=16, nope_dim=8, rope_dim=4, value_dim=10)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+@given(st.integers(1, 300), st.integers(0, 300), st.integers(1, 300))
+@settings(deadline=None)
+def test_more_is_dearer_and_parts_add_up(name: str, prompt: int, cached: int, more: int) -> None:
+    spec = SPECS[name]
+    assert prefill_flops(spec, prompt + more, cached) > prefill_flops(spec, prompt, cached)
+    assert prefill_flops(spec, prompt, cached + more) >= prefill_flops(spec, prompt, cached)
+    assert prefill_flops(spec, 1, cached) == decode_flops(spec, cached)
+    assert training_flops_per_token(spec, prompt + more) >= training_flops_per_token(spec, prompt)
+    assert training_flops_per_token(spec, prompt, causal=False) >= training_flops_per_token(spec, prompt)
+    if spec.latent is None:
+        whole = prefill_flops(spec, prompt + more, head_rows=0)
+        parts = prefill_flops(spec, prompt, head_rows=0) + prefill_flops(spec, more, prompt, head_rows=0)
+        assert whole == parts
+
+
+def test_encoder_decoders_by_source_and_target() -> None:
+    spec = PRESETS["t5-base"].spec
+    assert isinstance(spec, EncoderDecoderSpec)
+    # The encoder's pass, and the cross-attention's keys and values of each source token, are made once.
+    prompt = prefill_flops(spec, 50)
+    alone = prefill_flops(spec.encoder, 50) if isinstance(spec.encoder, TransformerSpec) else 0.0
+    assert prompt - alone == 2 * 12 * 2 * 768 * 768 * 50
+    assert decode_flops(spec, 9, source_tokens=60) - decode_flops(spec, 9, source_tokens=50) == 12 * 4 * 768 * 10
+    whisper = PRESETS["whisper-small"].spec
+    assert decode_flops(whisper, 9) == decode_flops(whisper, 9, source_tokens=3)  # always its window
+    assert prefill_flops(whisper, 1) == prefill_flops(whisper, 99)
+    per_token = training_flops_per_token(spec, 100)
+    assert per_token * 200 == 3 * economics.encoder_decoder_flops(spec, 100, 100)
+
+
+def test_sound_images_and_steps() -> None:
+    whisper = PRESETS["whisper-large-v3"].spec
+    assert isinstance(whisper, EncoderDecoderSpec)
+    assert [economics.audio_tokens(whisper, s) for s in (0.5, 30, 30.1, 90)] == [1500, 1500, 3000, 4500]
+    sd3 = PRESETS["sd3-medium"].spec
+    assert isinstance(sd3, DiffusionSpec)
+    assert sd3.image_size == 1024
+    once = economics.sampling_flops(sd3, 1, guidance=False)
+    assert economics.sampling_flops(sd3, 28, 3) == 28 * 3 * 2 * once
+    llava, gemma = PRESETS["llava-1.5-7b"].spec, PRESETS["gemma-3-4b"].spec
+    assert isinstance(llava, MultimodalSpec)
+    assert isinstance(gemma, MultimodalSpec)
+    assert (economics.image_tokens(llava), economics.image_tokens(gemma)) == (576, 256)
+    for name in ("dit-xl-2", "vit-b-16", "llava-1.5-7b"):
+        assert training_flops_per_token(PRESETS[name].spec, 128) > 0
+
+
+def test_what_cannot_be_asked_is_said() -> None:
+    dense, vit = tiny_spec(), PRESETS["vit-b-16"].spec
+    with pytest.raises(UsageError, match="prompt_tokens is 0: it must be at least 1"):
+        prefill_flops(dense, 0)
+    with pytest.raises(UsageError, match="context_tokens is -1"):
+        decode_flops(dense, -1)
+    with pytest.raises(UsageError, match="not for a vision tower; use image_flops"):
+        prefill_flops(vit, 10)
+    with pytest.raises(UsageError, match="an encoder generates no tokens"):
+        decode_flops(PRESETS["bert-base"].spec, 10)
+    t5 = PRESETS["t5-base"].spec
+    assert isinstance(t5, EncoderDecoderSpec)
+    with pytest.raises(UsageError, match="reads text, not sound"):
+        economics.audio_flops(t5)
+    with pytest.raises(UsageError, match="steps is 0"):
+        economics.sampling_flops(PRESETS["dit-xl-2"].spec, 0)  # pyright: ignore[reportArgumentType]
