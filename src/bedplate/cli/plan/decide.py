@@ -1,0 +1,164 @@
+"""`bedplate plan decide`: prompt, tune, retrieve, buy or build: the answer, why, and what would change it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import read_text
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bedplate.economics.decisions import Decision, Outcome
+
+_FLIPS = 10
+_CASE = re.compile(r"^case\s*:", re.MULTILINE)
+_PRICES = re.compile(r"^prices\s*:", re.MULTILINE)
+
+
+def decide(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CASE.yaml... [KEY=VALUE]...",
+            help="Decision files; values over them. A price file among them is taken for --prices.",
+            show_default=False,
+        ),
+    ],
+    prices: Annotated[
+        Path | None, typer.Option(help="The price file. Default: the one that each case names.", show_default=False)
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: one object, or {cases: [...]} of several files.")
+    ] = False,
+) -> None:
+    """Prompt, tune, retrieve, buy or build: which option costs least and clears the bars, why, and what would flip it.
+
+    A decision file states one task's traffic and text, the options, their quality (by hand, or a ladder's report.json)
+    and the constraints; a price file states what things cost you, dated. Any number may be {value, low, high}:
+    intervals hold 90% of 200 draws from these ranges. Break-evens are volumes, or never. examples/decide has four.
+
+    \b
+    Example: bedplate plan decide case.yaml traffic.calls_per_day=50000 \\
+               prices.hosted.hosted-small.usd_per_million_output=0.9
+    """
+    from bedplate.economics.decisions import decide as decided
+    from bedplate.economics.decisions import load_case
+    from bedplate.economics.decisions.words import as_values
+
+    files, overrides, prices = _sorted_out(arguments, prices)
+    decisions = [decided(*load_case(path, prices, overrides)) for path in files]
+    if as_json:
+        values = [as_values(one) for one in decisions]
+        print(json.dumps(values[0] if len(values) == 1 else {"cases": values}, allow_nan=False))
+        return
+    screen = console()
+    for place, one in enumerate(decisions):
+        if place:
+            screen.print()
+        _show(one, screen, everything)
+
+
+def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Path], list[str], Path | None]:
+    """Decision files, overrides, and the price file: one among the arguments counts where it is the only one."""
+    overrides = [one for one in arguments if "=" in one and not Path(one).exists()]
+    files = [Path(one) for one in arguments if one not in overrides]
+    found = [path for path in files if path.is_file() and _is_price_file(path)]
+    if prices is None and len(found) > 1:
+        raise UsageError(f"there are two price files: {found[0]} and {found[1]}; give one")
+    files = [path for path in files if path not in found]
+    if not files:
+        raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
+    return files, overrides, prices or (found[0] if found else None)
+
+
+def _is_price_file(path: Path) -> bool:
+    """By its top keys, so that `decide DIRECTORY/*.yaml` works where the prices lie beside the cases."""
+    text = read_text(path)
+    return bool(_PRICES.search(text)) and not _CASE.search(text)
+
+
+def _show(decision: Decision, screen: Console, everything: bool) -> None:
+    from rich.markup import escape
+
+    from bedplate.economics.decisions import words
+
+    screen.print(f"[bold]{escape(decision.case.case)}[/bold]", highlight=False)
+    screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n", highlight=False)
+    screen.print(_table(decision))
+    _list(screen, "why", words.reasons(decision))
+    _list(screen, "break-even volumes", [words.break_even(one) for one in decision.break_evens])
+    flipping = [words.flips(each) for each in decision.sensitivities if each.flips]
+    steady = [words.flips(each) for each in decision.sensitivities if not each.flips]
+    shown = flipping if everything else flipping[:_FLIPS]
+    _list(screen, "what would change the answer, each alone, nearest first", shown or ["nothing that was varied"])
+    if everything:
+        _list(screen, "what would not", steady)
+        for one in decision.outcomes:
+            _list(screen, f"the bill of {one.name}", _bill(one))
+    elif len(flipping) > _FLIPS or steady:
+        more = f"{len(flipping) - len(shown)} more flip it further off, " if len(flipping) > _FLIPS else ""
+        screen.print(f"  {more}{len(steady)} do not as far as looked (--all shows them)", highlight=False)
+    _list(screen, "taken for granted", [f"{one.name}: {note}" for one in decision.outcomes for note in one.notes])
+    _list(screen, "prices", decision.warnings)
+
+
+def _list(screen: Console, title: str, lines: Sequence[str]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if lines:
+        screen.print(f"\n{title}", highlight=False)
+    for line in lines:
+        screen.print(Padding(Text(f"- {line}"), (0, 0, 0, 2), expand=False), highlight=False)
+
+
+def _table(decision: Decision) -> object:
+    from rich.table import Table
+
+    from bedplate.economics.money import short_usd, usd
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("option", no_wrap=True)
+    table.add_column("weights, method")
+    for name in ("total", "90% interval", "a call", "right answer", "quality (low)", "p95 ms", "best in"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in sorted(decision.outcomes, key=lambda each: (not each.feasible, each.net_usd)):
+        low, high = one.total_interval
+        table.add_row(
+            one.name,
+            one.method_in_short,
+            short_usd(one.total_usd),
+            "" if low == high else f"{short_usd(low)} to {short_usd(high)}",
+            usd(one.cost_per_call),
+            "" if one.cost_per_right_answer is None else usd(one.cost_per_right_answer),
+            _quality(one),
+            "" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
+            f"{one.best_in:.0%}" if one.feasible else "out",
+        )
+    return table
+
+
+def _quality(one: Outcome) -> str:
+    if one.quality is None or one.quality_interval is None:
+        return ""
+    low = one.quality_interval[0]
+    return f"{one.quality:.3f}" + (f" ({low:.3f})" if low < one.quality else "")
+
+
+def _bill(one: Outcome) -> list[str]:
+    from bedplate.economics.money import usd
+
+    lines = [f"{usd(amount)} {what} ({when})" for when, what, amount in sorted(one.lines, key=lambda line: -line[2])]
+    return [*lines, f"{one.prompt_tokens:,.0f} prompt tokens and {one.output_tokens:,.0f} output tokens a call"]

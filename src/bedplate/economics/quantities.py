@@ -1,0 +1,141 @@
+"""Numbers in files that may carry a range: `40`, or `{value: 40, low: 30, high: 60}`.
+
+The range is what the writer holds plausible. Draws take it as a triangle with its mode at `value`; a plain number is
+taken as exact. Each kind knows its own bounds, so that a zero price or a share of 1.2 is refused where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, cast
+
+from pydantic import model_validator
+
+from bedplate.core.config import Strict
+
+_TIMES = 10.0
+
+
+class Quantity(Strict):
+    """Base of the kinds below; not for use in a file itself."""
+
+    value: float
+    low: float
+    high: float
+
+    wanted: ClassVar[str] = "a number"
+    above: ClassVar[float | None] = None
+    at_least: ClassVar[float | None] = None
+    at_most: ClassVar[float | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, given: Any) -> Any:
+        if isinstance(given, Quantity):
+            return {"value": given.value, "low": given.low, "high": given.high}
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            return {"value": given, "low": given, "high": given}
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{cls.wanted} is wanted, or {{value, low, high}}, not {given!r}")
+        values = dict(cast("Mapping[Any, Any]", given))
+        if "value" in values:  # one that is missing is pydantic's to report
+            values.setdefault("low", values["value"])
+            values.setdefault("high", values["value"])
+        else:
+            values.setdefault("low", 0.0)
+            values.setdefault("high", 0.0)
+        return values
+
+    @model_validator(mode="after")
+    def _in_bounds(self) -> Self:
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            if not self._allows(number):
+                shown = "" if name == "value" else f" of {name}"
+                raise ValueError(f"{self.wanted} is wanted{shown} (got {number:g})")
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"low {self.low:g}, value {self.value:g}, high {self.high:g}: they must not fall")
+        return self
+
+    @classmethod
+    def _allows(cls, number: float) -> bool:
+        return (
+            (cls.above is None or number > cls.above)
+            and (cls.at_least is None or number >= cls.at_least)
+            and (cls.at_most is None or number <= cls.at_most)
+        )
+
+    @classmethod
+    def exactly(cls, value: float) -> Self:
+        """A quantity without a range."""
+        return cls(value=value, low=value, high=value)
+
+    @property
+    def exact(self) -> bool:
+        """Whether no range was given."""
+        return self.low == self.high
+
+    def search(self) -> tuple[float, float]:
+        """Where a flipping point is looked for: a tenth to ten times, kept within bounds, the stated range included."""
+        low, high = min(self.low, self.value / _TIMES), max(self.high, self.value * _TIMES)
+        if self.at_least is not None:
+            low = max(low, self.at_least)
+        if self.at_most is not None:
+            high = min(high, self.at_most)
+        return low, high
+
+
+class Amount(Quantity):
+    """More than zero: prices, volumes, tokens, times."""
+
+    wanted = "a number above 0"
+    above = 0.0
+
+
+class NonNegative(Quantity):
+    """Zero or more: what may be left out."""
+
+    wanted = "0 or a number above 0"
+    at_least = 0.0
+
+    def search(self) -> tuple[float, float]:
+        return 0.0, max(self.high, self.value * _TIMES)
+
+
+class Factor(Quantity):
+    """One or more: peaks over means, runs for each final run, machines at least."""
+
+    wanted = "1 or a number above 1"
+    at_least = 1.0
+
+
+class Share(Quantity):
+    """From 0 to 1."""
+
+    wanted = "a share from 0 to 1"
+    at_least = 0.0
+    at_most = 1.0
+
+    def search(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+class PositiveShare(Quantity):
+    """More than 0, up to 1: what something is divided by."""
+
+    wanted = "a share above 0, up to 1"
+    above = 0.0
+    at_most = 1.0
+
+    def search(self) -> tuple[float, float]:
+        return min(self.low, self.value / _TIMES), 1.0
+
+
+class Growth(Quantity):
+    """A change per year as a share: 0.5 is half as much again, -0.2 a fifth less."""
+
+    wanted = "a growth above -1"
+    above = -1.0
+
+    def search(self) -> tuple[float, float]:
+        return min(self.low, max(self.value - 0.5, -0.9)), max(self.high, self.value + 2.0)
