@@ -13,7 +13,8 @@ from bedplate.economics.decisions.sensitivity import (
     NOTHING_PAYS,
     Flip,
     Sensitivity,
-)from bedplate.economics.money import figures, number, usd
+)
+from bedplate.economics.money import figures, number, usd
 
 _SMALL_LINE = 0.05
 
