@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -61,7 +61,7 @@ def calibrated(base: Base, threads: int | None = None) -> Calibration:
         "threads": count,
         "library": library.digest,
         "torch": str(torch.__version__),
-        "spec": asdict(base.spec),
+        "spec": base.spec.key(),
     }
     path = bedplate_home() / "machine" / f"calibration-{sha256_json(key)[:16]}.json"
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
@@ -188,6 +188,18 @@ class TransformerSpec:
     def has_experts(self, layer: int) -> bool:
         """Whether this layer has experts in place of the feed-forward."""
         return self.experts is not None and self.experts.in_layer(layer)
+
+    def key(self) -> dict[str, Any]:
+        """The fields as plain data, for hashes that must not change when a spec learns to say more: fields that came
+        after `pooling`, and the fraction of `rope`, are left out where they say nothing new."""
+        found = asdict(self)
+        first = [field.name for field in fields(self)].index("position_rows")
+        for field in fields(self)[first:]:
+            if getattr(self, field.name) == field.default:
+                del found[field.name]
+        if found["rope"] is not None and found["rope"]["fraction"] == 1:
+            del found["rope"]["fraction"]
+        return found
 
     def with_(self, **changes: Any) -> TransformerSpec:
         """A copy with some fields changed."""
