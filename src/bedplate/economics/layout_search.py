@@ -13,7 +13,7 @@ from bedplate.economics.activations import Recompute
 from bedplate.economics.device import Device
 from bedplate.economics.hardware import DEVICES
 from bedplate.economics.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
-from bedplate.economics.mfu import Precision, peak_number
+from bedplate.economics.mfu import Precision, peak_of
 from bedplate.economics.shape import Shape, shape_of
 from bedplate.economics.states import OPTIMIZERS, Optimizer
 from bedplate.models.specs import Spec
@@ -98,9 +98,14 @@ def find_layout(job: Job, name: str = "the model") -> Fitted:
     raise DoesNotFit(_does_not_fit(job, name, nearest, missing, would), nearest, missing, would)
 
 
+def usable(job: Job) -> bool:
+    """Whether any layout gives every device something to do."""
+    return any(True for _ in layouts(job, job.shape))
+
+
 def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
     """(the quickest that fits, the smallest of all)."""
-    shape, states, peak = job.shape, job.states, job.device.peak(peak_number(job.precision))
+    shape, states, peak = job.shape, job.states, peak_of(job.device, job.precision)
     batch = job.sequences * job.sequence_tokens
     best: Fitted | None = None
     nearest: Fitted | None = None
@@ -171,7 +176,7 @@ def _would_fit(job: Job) -> Iterator[str]:
         key=lambda one: one.memory_bytes,
     )
     for one in bigger:
-        if peak_number(job.precision) in one.peak_flops_per_second and _fits(replace(job, device=one)):
+        if job.precision in one.peak_flops_per_second and _fits(replace(job, device=one)):
             yield f"{job.devices:,} × {one.name}"
             break
     if job.method == "full" and _fits(replace(job, method="lora")):

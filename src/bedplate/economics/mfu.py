@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UsageError
+from bedplate.economics.device import Device
 
 BETA = 0.2
 LOW, HIGH = 0.8, 1.25
@@ -71,7 +72,7 @@ CURVES: dict[str, Curve] = {
     "pcie": Curve(0.40, 0.15, f"{_ASSUMED}; one card as the H100's, no fast links between them"),
     "mi250x": Curve(0.40, 0.28, "Frontier (https://arxiv.org/abs/2312.12705): 0.32 to 0.38 on 512 to 1,536"),
     "mi300x": Curve(0.35, 0.22, "a quarter under the H100's, assumed from SemiAnalysis 2024-12"),
-    "tpu": Curve(0.60, 0.42, "MaxText's tiering page (v5p 512 chips 0.65, 256 chips 0.53); PaLM (6,144 v4, 0.46)"),
+    "tpu": Curve(0.65, 0.42, "MaxText's tiering page (v5p 512 chips 0.65, 256 chips 0.53); PaLM (6,144 v4, 0.46)"),
     "cpu": Curve(0.35, 0.20, f"{_ASSUMED}; measure with `bedplate plan calibrate`"),
 }
 
@@ -90,6 +91,12 @@ FP8_SOURCE = "torchtitan's 128-GPU rows; OLMo-core and LLM Foundry agree (1.10 t
 def peak_number(precision: Precision) -> str:
     """The number format whose peak the share is of: fp8 runs are stated on the bf16 peak, with a factor."""
     return "bf16" if precision == "fp8" else precision
+
+
+def peak_of(device: Device, precision: Precision) -> float:
+    """The dense operations per second that a share of the peak is of. UsageError where the device lacks `precision`."""
+    device.peak(precision)
+    return device.peak(peak_number(precision))
 
 
 def mfu(curve: str, devices: int, precision: Precision = "bf16", execution: Execution = "tuned") -> Mfu:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from bedplate.economics.architecture import resolve, training_flops_per_token
 from bedplate.economics.hardware import find_device
-from bedplate.economics.mfu import Execution, Mfu, Precision, mfu, peak_number
+from bedplate.economics.mfu import Execution, Precision, mfu, peak_of
 from bedplate.economics.training import DEFAULT_OVERHEAD, Range, device_hours
 
 FLOPS_TOLERANCE = 0.10
@@ -269,7 +269,7 @@ def _predict(run: Run) -> Prediction:
     if run.device is None or run.devices is None or run.gpu_hours is None:
         return Prediction(run, flops, error, None, None, None, None)
     device = find_device(run.device)
-    peak = device.peak(peak_number(run.precision))
+    peak = peak_of(device, run.precision)
     reached = mfu(device.mfu, run.devices, run.precision)
     hours = device_hours(flops, peak, reached, DEFAULT_OVERHEAD)
     return Prediction(
@@ -285,8 +285,8 @@ def _predict(run: Run) -> Prediction:
 
 def _predict_throughput(run: Throughput) -> ThroughputPrediction:
     device = find_device(run.device)
-    reached: Mfu = mfu(device.mfu, run.devices, run.precision, run.execution)
-    peak = device.peak(peak_number(run.precision))
+    reached = mfu(device.mfu, run.devices, run.precision, run.execution)
+    peak = peak_of(device, run.precision)
     flops = training_flops_per_token(resolve(run.model)[1], run.sequence_tokens)
     rate = peak * reached.central / flops
     return ThroughputPrediction(run, rate, rate / run.tokens_per_second - 1)

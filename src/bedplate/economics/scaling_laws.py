@@ -38,7 +38,8 @@ FITS: dict[str, Fit] = {
     "hoffmann": Fit("hoffmann", 0.34, 0.28, 406.4, 410.7, 1.69, "Hoffmann et al. 2203.15556, approach 3"),
 }
 DEFAULT_FIT = "epoch"
-"""Hoffmann's printed constants disagree with their own other two approaches; the refit does not (2404.10102)."""
+"""Hoffmann's constants disagree with their own other two approaches, the refit's do not (2404.10102). And theirs are
+printed rounded: at Gopher's budget they give 32 B parameters, unrounded (0.3392, 0.2849) the 40 B of their paper."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +60,31 @@ class Optimum:
         return self.training_flops + self.inference_flops
 
 
-def find_fit(name: str) -> Fit:
-    """A fit by name. UsageError names those there are."""
+def find_fit(name: str | Fit) -> Fit:
+    """A fit by name; one's own stays as it is. UsageError names those there are."""
+    if isinstance(name, Fit):
+        return name
     if name not in FITS:
         raise UsageError(f"there is no fit {name!r}; there are {', '.join(FITS)}")
     return FITS[name]
 
 
-def predicted_loss(parameters: float, tokens: float, fit: str = DEFAULT_FIT) -> float:
+def predicted_loss(parameters: float, tokens: float, fit: str | Fit = DEFAULT_FIT) -> float:
     """Nats a token."""
     positive(parameters=parameters, tokens=tokens)
     found = find_fit(fit)
     return found.floor + found.a * parameters**-found.alpha + found.b * tokens**-found.beta
 
 
-def compute_optimal(flops: float, fit: str = DEFAULT_FIT) -> Optimum:
+def compute_optimal(flops: float, fit: str | Fit = DEFAULT_FIT) -> Optimum:
     """The least predicted loss for so many training operations."""
     positive(flops=flops)
     found = find_fit(fit)
     both = found.alpha + found.beta
     scale = (found.alpha * found.a / (found.beta * found.b)) ** (1 / both)
     parameters = scale * (flops / 6) ** (found.beta / both)
+    if parameters < 1 or flops < 6 * parameters:
+        raise UsageError(f"{flops:.3g} operations train no model at all: they are under one parameter or one token")
     return _optimum(parameters, flops / (6 * parameters), 0.0, found)
 
 
@@ -92,7 +97,7 @@ def flops_for_budget(
     return usd / usd_per_hour * 3600 * peak_flops_per_second * mfu / overhead
 
 
-def tokens_for_loss(parameters: float, loss: float, fit: str = DEFAULT_FIT) -> float | None:
+def tokens_for_loss(parameters: float, loss: float, fit: str | Fit = DEFAULT_FIT) -> float | None:
     """Tokens that bring a model of this size to `loss`; None where no number of tokens does."""
     positive(parameters=parameters, loss=loss)
     found = find_fit(fit)
@@ -101,7 +106,7 @@ def tokens_for_loss(parameters: float, loss: float, fit: str = DEFAULT_FIT) -> f
 
 
 def inference_aware(
-    loss: float, inference_tokens: float, fit: str = DEFAULT_FIT, *, inference_cost: float = 1.0
+    loss: float, inference_tokens: float, fit: str | Fit = DEFAULT_FIT, *, inference_cost: float = 1.0
 ) -> Optimum:
     """The size and tokens that reach `loss` with the least training and use together.
 
@@ -152,7 +157,7 @@ def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Fit
     return Optimum(
         parameters=parameters,
         tokens=tokens,
-        loss=predicted_loss(parameters, tokens, fit.name),
+        loss=predicted_loss(parameters, tokens, fit),
         training_flops=6 * parameters * tokens,
         inference_flops=2 * parameters * inference_tokens,
         fit=fit,

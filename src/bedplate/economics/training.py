@@ -11,7 +11,7 @@ of the time was effective training). What exploration before the final run costs
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bedplate.core.errors import UsageError
@@ -19,8 +19,8 @@ from bedplate.economics.architecture import OPTIMIZERS, Optimizer, Spec, paramet
 from bedplate.economics.bounds import at_least, positive, share, whole
 from bedplate.economics.device import Device
 from bedplate.economics.layout import DeviceBytes, Layout
-from bedplate.economics.layout_search import MARGIN, Fitted, Job, describe, find_layout
-from bedplate.economics.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_number
+from bedplate.economics.layout_search import MARGIN, Fitted, Job, describe, find_layout, usable
+from bedplate.economics.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_of
 from bedplate.economics.scaling_laws import compute_optimal
 from bedplate.economics.shape import stacks_of
 from bedplate.models.specs import TransformerSpec
@@ -36,7 +36,10 @@ FORMULAS: dict[str, tuple[str, str]] = {
         "tokens × (6 × weights in products + 6 · layers · heads · head size · sequence)",
         "Kaplan et al. 2001.08361; attention of decoders counted causally, windows bounded, recomputation not counted",
     ),
-    "mfu": ("floor + (first − floor) · (8 / devices)^0.2, × 0.8 to 1.25", "one curve a kind of device (economics.mfu)"),
+    "mfu": (
+        "(floor + (first − floor) · (8 / devices)^0.2) × execution × 1.28 in fp8; range × 0.8 to 1.25",
+        "one curve for each kind of device, from measured throughputs; factors from torchtitan 2410.06511",
+    ),
     "gpu_hours": (
         "flops × overhead / (dense peak × mfu) / 3600",
         "PaLM 2204.02311, appendix B; dense peaks of data sheets",
@@ -47,6 +50,7 @@ FORMULAS: dict[str, tuple[str, str]] = {
         "gpu_hours × watts / 1000 × pue",
         "board power at its limit, as Llama's model cards count; rent includes it",
     ),
+    "energy_usd": ("kwh × usd_per_kwh", "arithmetic"),
     "bytes_per_device": (
         "weights + gradients + optimizer + activations + logits + buffers, sharded by the layout",
         "ZeRO 1910.02054; activations 2205.05198",
@@ -101,6 +105,7 @@ class TrainingPlan:
     flops: float
     peak_flops_per_second: float
     mfu: Mfu
+    mfu_source: str
     overhead: float
     gpu_hours: Range
     days: Range
@@ -140,6 +145,7 @@ class TrainingPlan:
             "flops_per_token": self.flops_per_token,
             "flops": self.flops,
             "peak_flops_per_second": self.peak_flops_per_second,
+            "mfu_source": self.mfu_source,
             "overhead": self.overhead,
             "tokens_per_second_per_device": self.tokens_per_second_per_device,
             "bytes_per_device": self.bytes.total,
@@ -188,6 +194,8 @@ def plan_training(
     name, spec = resolve(model) if isinstance(model, str) else ("the model", model)
     positive(tokens=tokens)
     whole(devices=devices)
+    at_least(0, usd_per_kwh=usd_per_kwh, margin=margin)
+    share(memory_left_by_margin=1 - margin)
     _check_choice(execution, EXECUTION, "execution")
     _check_choice(optimizer, OPTIMIZERS, "optimizer")
     sequence = _sequence_tokens(spec, sequence_tokens)
@@ -195,22 +203,22 @@ def plan_training(
     flops = flops_per_token * tokens
     batch = _global_batch(global_batch_tokens, flops, sequence)
     reached = mfu_of(device, devices, precision, execution, mfu_share)
-    peak = device.peak(peak_number(precision))
+    peak = peak_of(device, precision)
     hours = device_hours(flops, peak, reached, overhead)
     price = price_of(device, usd_per_hour)
-    share(margin_left=1 - margin)
     job = Job(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
+    if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
+        job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
     count = parameters(spec)
     kwh = energy_kwh(hours, device, pue)
-    at_least(0, usd_per_kwh=usd_per_kwh)
     return TrainingPlan(
         model=name,
         parameters=count.total,
         active_parameters=count.active,
         tokens=tokens,
         sequence_tokens=sequence,
-        global_batch_tokens=batch,
+        global_batch_tokens=job.sequences * sequence,
         device=device,
         devices=devices,
         precision=precision,
@@ -220,6 +228,7 @@ def plan_training(
         flops=flops,
         peak_flops_per_second=peak,
         mfu=reached,
+        mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
         overhead=overhead,
         gpu_hours=hours,
         days=hours.times(1 / devices / 24),
@@ -233,6 +242,13 @@ def plan_training(
         communication_share=fitted.step.communication / fitted.step.total,
         suggestions=tuple(_suggestions(job, fitted, count.total, tokens, flops)),
     )
+
+
+def tokens_for_flops(model: str | Spec, flops: float, sequence_tokens: int | None = None) -> float:
+    """Tokens that so many training operations are enough for. UsageError for numbers that cannot be."""
+    positive(flops=flops)
+    spec = resolve(model)[1] if isinstance(model, str) else model
+    return flops / training_flops_per_token(spec, _sequence_tokens(spec, sequence_tokens))
 
 
 def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, given: float | None) -> Mfu:
@@ -279,6 +295,8 @@ def _sequence_tokens(spec: Spec, given: int | None) -> int:
     if given is None:
         return min(DEFAULT_SEQUENCE_TOKENS, context)
     whole(sequence_tokens=given)
+    if given > context:
+        raise UsageError(f"sequences of {given:,} tokens are longer than the model's context of {context:,}")
     return given
 
 

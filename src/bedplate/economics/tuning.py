@@ -21,7 +21,7 @@ from bedplate.economics.bounds import positive, share, whole
 from bedplate.economics.device import Device
 from bedplate.economics.layout import DeviceBytes, Layout
 from bedplate.economics.layout_search import Job, describe, find_layout
-from bedplate.economics.mfu import Execution, Mfu, Precision, peak_number
+from bedplate.economics.mfu import Execution, Mfu, Precision, peak_of
 from bedplate.economics.shape import shape_of, stacks_of
 from bedplate.economics.training import Price, Range, device_hours, mfu_of, price_of
 
@@ -137,7 +137,7 @@ def plan_tuning(
     reached = None
     if tokens_per_second is None:
         reached = mfu_of(device, devices, precision, execution, mfu_share)
-        hours = device_hours(each * tokens, device.peak(peak_number(precision)), reached, overhead)
+        hours = device_hours(each * tokens, peak_of(device, precision), reached, overhead)
     else:
         positive(tokens_per_second=tokens_per_second, overhead=overhead)
         measured = tokens / tokens_per_second / 3600 * devices * overhead

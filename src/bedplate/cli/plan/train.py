@@ -1,0 +1,253 @@
+"""`bedplate plan train`: a model, tokens and a cluster → a layout that fits, time, energy and dollars."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.economics.budget import BudgetPlan
+    from bedplate.economics.mfu import Mfu
+    from bedplate.economics.scaling_laws import Optimum
+    from bedplate.economics.training import Range, TrainingPlan
+
+_SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def train(
+    model: Annotated[
+        str | None, typer.Option(help="A preset's name, or the path of a config.json or a base.", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="Tokens to train on: 15.6T, 300B or 1e12.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
+    devices: Annotated[int, typer.Option(help="How many of them.")] = 8,
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a sequence. Default: 8192, or the model's context.", show_default=False),
+    ] = None,
+    global_batch_tokens: Annotated[
+        str | None, typer.Option(help="Tokens of an optimizer step. Default: DeepSeek LLM's fit.", show_default=False)
+    ] = None,
+    precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
+    execution: Annotated[
+        Literal["tuned", "compile", "eager"], typer.Option(help="How well-made the training code is.")
+    ] = "tuned",
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Whose states are kept.")
+    ] = "adamw",
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Of one device. Default: a dated example.", show_default=False)
+    ] = None,
+    usd_per_kwh: Annotated[float, typer.Option(help="Of energy, which rent includes.")] = 0.10,
+    pue: Annotated[float, typer.Option(help="What the data centre takes over its devices.")] = 1.2,
+    overhead: Annotated[float, typer.Option(help="All of a run over its clean steps: restarts, evaluation.")] = 1.1,
+    mfu: Annotated[
+        float | None, typer.Option(help="A measured share of the dense peak, instead of the curve.", show_default=False)
+    ] = None,
+    budget_usd: Annotated[
+        str | None, typer.Option(help="A sum instead of --tokens: what it trains, and which size.", show_default=False)
+    ] = None,
+    inference_tokens: Annotated[
+        str | None, typer.Option(help="With --budget-usd: tokens of the model's use, in all.", show_default=False)
+    ] = None,
+    hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What training a model takes: layout, memory, hours, energy and dollars, each figure with its formula's source.
+
+    With --budget-usd: what a sum trains, the size and tokens of least loss, and those of least cost over its use.
+    """
+    from bedplate.economics.hardware import find_device
+
+    if hardware is None:
+        row = find_device(device)
+    else:
+        from bedplate.economics.hardware_file import find_device_in
+
+        row = find_device_in(hardware, device)
+    common: dict[str, Any] = {
+        "precision": precision,
+        "execution": execution,
+        "mfu_share": mfu,
+        "overhead": overhead,
+        "usd_per_hour": usd_per_hour,
+    }
+    budget: BudgetPlan | None = None
+    if budget_usd is not None:
+        from bedplate.economics.budget import plan_budget
+
+        if tokens is not None:
+            raise UsageError("--tokens and --budget-usd are two ways to say how much is trained; give one")
+        use = None if inference_tokens is None else parse_count("--inference-tokens", inference_tokens)
+        budget = plan_budget(parse_count("--budget-usd", budget_usd), row, devices, inference_tokens=use, **common)
+        if model is None:
+            _print(budget.as_json()) if as_json else _show_budget(budget)
+            return
+    elif inference_tokens is not None:
+        raise UsageError("--inference-tokens is for --budget-usd: it weighs a model's use against its training")
+    if model is None:
+        raise UsageError("say what is trained: --model NAME and --tokens N, or --budget-usd USD")
+
+    from bedplate.economics.training import plan_training, tokens_for_flops
+
+    if budget is not None:
+        count = tokens_for_flops(model, budget.flops.central, sequence_length)
+    elif tokens is not None:
+        count = parse_count("--tokens", tokens)
+    else:
+        raise UsageError("say how much is trained: --tokens N (such as 15.6T or 300B), or --budget-usd USD")
+    plan = plan_training(
+        model,
+        count,
+        row,
+        devices,
+        sequence_tokens=sequence_length,
+        global_batch_tokens=(
+            None if global_batch_tokens is None else parse_count("--global-batch-tokens", global_batch_tokens)
+        ),
+        optimizer=optimizer,
+        usd_per_kwh=usd_per_kwh,
+        pue=pue,
+        **common,
+    )
+    if as_json:
+        found = plan.as_json()
+        _print(found if budget is None else {**found, "budget": budget.as_json()})
+        return
+    _show_plan(plan)
+    if budget is not None:
+        _show_budget(budget)
+
+
+def parse_count(name: str, text: str) -> float:
+    """A number such as 1e12, 15.6T, 300B, 50_000. UsageError for anything else, and for what is not above 0."""
+    found = re.fullmatch(r"\s*([-+]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([kKmMbBgGtT]?)\s*", text)
+    if found is None:
+        raise UsageError(f"{name} {text!r} is no number; write for example 1e12, 15.6T, 300B or 2M")
+    value = float(found[1].replace(",", "").replace("_", "")) * _SUFFIXES[found[2].lower()]
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")
+    return value
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    print(json.dumps(found, ensure_ascii=False))
+
+
+# --- for people
+
+
+def _show_plan(plan: TrainingPlan) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bedplate.economics.layout_search import describe
+    from bedplate.economics.training import FORMULAS
+
+    out = console()
+    out.print(
+        f"[bold]{escape(plan.model)}[/] on {_number(plan.tokens)} tokens, {plan.devices:,} × {plan.device.title}, "
+        f"{plan.precision}, {plan.execution}, overhead {plan.overhead:g}",
+        highlight=False,
+    )
+    table = Table("figure", "value", "range", "formula and source", box=None)
+    for name, value, between in _figures(plan):
+        formula, source = FORMULAS.get(name, ("", ""))
+        table.add_row(name, value, between, f"{formula} [dim]({source})[/]" if formula else "")
+    out.print(table, highlight=False)
+    out.print(f"layout: {describe(plan.layout)}", highlight=False)
+    out.print(
+        f"of an estimated step, bubble {plan.bubble_share:.0%}, communication that is waited for "
+        f"{plan.communication_share:.0%}",
+        highlight=False,
+    )
+    held = Table("a device holds", "GB", box=None)
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "total"):
+        held.add_row(name, f"{getattr(plan.bytes, name) / 1e9:,.2f}")
+    held.add_row("[dim]of[/]", f"{plan.device.memory_bytes / 1e9:,.0f}")
+    out.print(held, highlight=False)
+    _show_lines(_notes(plan))
+
+
+def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
+    """(name, value, range) of each line."""
+    yield "parameters", _number(plan.parameters), ""
+    if plan.active_parameters != plan.parameters:
+        yield "active", _number(plan.active_parameters), ""
+    yield "flops", f"{plan.flops:.3e}", ""
+    yield "global_batch_tokens", _number(plan.global_batch_tokens), ""
+    yield "mfu", f"{plan.mfu.central:.1%}", _between(plan.mfu, ".1%")
+    yield "gpu_hours", _number(plan.gpu_hours.central), _between(plan.gpu_hours)
+    yield "days", _number(plan.days.central), _between(plan.days)
+    if plan.usd is not None:
+        yield "usd", _number(plan.usd.central), _between(plan.usd)
+    yield "kwh", _number(plan.kwh.central), _between(plan.kwh)
+    yield "energy_usd", _number(plan.energy_usd.central), _between(plan.energy_usd)
+    yield "bytes_per_device", f"{plan.bytes_per_device / 1e9:,.1f} GB", ""
+
+
+def _notes(plan: TrainingPlan) -> Iterable[str]:
+    if plan.price is None:
+        yield f"no price of {plan.device.name} is known; give --usd-per-hour"
+    else:
+        yield f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"
+    yield f"device: {plan.device.source}, {plan.device.as_of}"
+    yield f"MFU: {plan.mfu_source}"
+    yield from plan.suggestions
+
+
+def _show_budget(plan: BudgetPlan) -> None:
+    from rich.table import Table
+
+    from bedplate.economics.budget import FORMULAS
+
+    out = console()
+    out.print(
+        f"[bold]${plan.usd:,.0f}[/] on {plan.devices:,} × {plan.device.title}: {plan.flops.central:.3e} operations "
+        f"({plan.flops.low:.2e} to {plan.flops.high:.2e})",
+        highlight=False,
+    )
+    table = Table("least", "parameters", "tokens", "loss, nats a token", "operations, training + use", box=None)
+    table.add_row("loss of this training", *_optimum(plan.optimal))
+    for demand, one in plan.in_use.items():
+        table.add_row(f"cost at that loss, {_number(demand)} tokens of use", *_optimum(one))
+    out.print(table, highlight=False)
+    lines = [f"{name}: {formula} ({source})" for name, (formula, source) in FORMULAS.items()]
+    _show_lines([*lines, f"price: ${plan.price.usd_per_hour.central:.2f} an hour ({plan.price.source})"])
+    _show_lines(dict.fromkeys(plan.optimal.warnings))
+
+
+def _optimum(one: Optimum) -> tuple[str, str, str, str]:
+    both = (
+        f"{one.training_flops:.2e} + {one.inference_flops:.2e}" if one.inference_flops else f"{one.training_flops:.2e}"
+    )
+    return _number(one.parameters), _number(one.tokens), f"{one.loss:.3f}", both
+
+
+def _show_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        console().print(f"- {line}", highlight=False, markup=False)
+
+
+def _between(found: Range | Mfu, form: str = "") -> str:
+    if found.low == found.high:
+        return ""
+    return " to ".join(format(v, form) if form else _number(v) for v in (found.low, found.high))
+
+
+def _number(value: float) -> str:
+    """Three digits, with the suffix of their size."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {suffix}" if value < 1000 * size else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

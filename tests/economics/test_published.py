@@ -1,0 +1,147 @@
+"""Published runs against what is predicted of them: the thresholds that the cost model promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from bedplate.economics.hardware import find_device
+from bedplate.economics.published import (
+    FLOPS_TOLERANCE,
+    HOURS_TOLERANCE,
+    RUNS,
+    THROUGHPUT_TOLERANCE,
+    Prediction,
+    ThroughputPrediction,
+    markdown_runs,
+    markdown_throughputs,
+    predicted_against_published,
+    predicted_throughputs,
+)
+from bedplate.economics.training import DEFAULT_OVERHEAD, plan_training
+
+PREDICTED = predicted_against_published()
+
+# The fixture, by hand: (tokens, device-hours or None, operations or None)
+TABLE = {
+    "GPT-2 124M (llm.c)": (9.9e9, 12.6, None),
+    "GPT-2 1558M (llm.c)": (33.6e9, 192, None),
+    "nanochat d24": (None, 24.3, 4.33e19),
+    "TinyLlama 1.1B": (3e12, 34_560, 2.184e22),
+    "Llama-2 7B": (2e12, 184_320, None),
+    "Llama-2 13B": (2e12, 368_640, None),
+    "Llama-2 70B": (2e12, 1_720_320, None),
+    "Llama-3.1 8B": (15e12, 1.46e6, None),
+    "Llama-3.1 70B": (15e12, 7.0e6, None),
+    "Llama-3.1 405B": (15.6e12, 30.84e6, 3.8e25),
+    "DeepSeek-V3": (14.8e12, 2.664e6, None),
+    "OLMo-3 7B": (6.1e12, 234e3, None),
+    "OLMo-3 32B": (5.8e12, 1.05e6, None),
+    "GPT-3": (300e9, None, 3.14e23),
+    "Chinchilla": (1.4e12, None, 5.9e23),
+}
+CLEAN_HOURS = set(TABLE) - {"Llama-3.1 8B", "Llama-3.1 70B", "GPT-3", "Chinchilla"}
+
+
+def test_the_table_is_the_published_one() -> None:
+    assert {run.name: (run.tokens, run.gpu_hours, run.flops) for run in RUNS} == {
+        name: (tokens, hours, None if flops is None else pytest.approx(flops, rel=1e-3))
+        for name, (tokens, hours, flops) in TABLE.items()
+    }
+    assert {run.name for run in RUNS if "hours" in run.clean} == CLEAN_HOURS
+    assert {run.name for run in RUNS if "flops" in run.clean} == {
+        "TinyLlama 1.1B",
+        "Llama-3.1 405B",
+        "GPT-3",
+        "Chinchilla",
+    }
+
+
+@pytest.mark.parametrize("one", PREDICTED, ids=lambda one: one.run.name)
+def test_clean_rows_are_within_their_tolerances(one: Prediction) -> None:
+    assert FLOPS_TOLERANCE == 0.10
+    assert HOURS_TOLERANCE == 0.25
+    if "flops" in one.run.clean:
+        assert one.flops_error is not None
+        assert abs(one.flops_error) <= FLOPS_TOLERANCE
+    if "hours" in one.run.clean:
+        assert one.hours_error is not None
+        assert one.gpu_hours is not None
+        assert one.run.gpu_hours is not None
+        assert one.hours_error == pytest.approx(one.gpu_hours.central / one.run.gpu_hours - 1)
+        assert abs(one.hours_error) <= HOURS_TOLERANCE
+        # and without the overhead, so that it is not what makes them fit
+        assert abs(one.gpu_hours.central / DEFAULT_OVERHEAD / one.run.gpu_hours - 1) <= HOURS_TOLERANCE
+        assert one.gpu_hours.low <= one.run.gpu_hours <= one.gpu_hours.high
+
+
+def test_other_rows_state_the_overhead_they_imply() -> None:
+    others = {one.run.name: one.implied_overhead for one in PREDICTED if one.run.gpu_hours and not one.run.clean}
+    assert set(others) == {"Llama-3.1 8B", "Llama-3.1 70B"}
+    assert others["Llama-3.1 8B"] == pytest.approx(2.4, rel=0.1)
+    assert others["Llama-3.1 70B"] == pytest.approx(1.26, rel=0.1)
+
+
+def test_no_row_has_a_constant_of_its_own() -> None:
+    """Rows of one device and one number of devices get one MFU: implied overheads differ only by what was published."""
+    ratios: dict[tuple[object, ...], set[float]] = {}
+    for one in PREDICTED:
+        run = one.run
+        if one.implied_overhead is not None and one.implied_mfu is not None:
+            key = (find_device(run.device or "").mfu, run.devices, run.precision)
+            ratios.setdefault(key, set()).add(round(one.implied_overhead * one.implied_mfu, 9))
+    assert ratios
+    assert all(len(found) == 1 for found in ratios.values())
+
+
+def test_the_405b_by_hand() -> None:
+    """Operations of its products and of causal attention, and the hours of 0.30 + 0.16 · (8/16384)^0.2 of 989.4e12."""
+    layer = 16384 * (2 * 16384 + 2 * 1024) + 3 * 16384 * 53248
+    flops = 15.6e12 * (6 * (126 * layer + 16384 * 128256) + 6 * 126 * 16384 * 8193)
+    hours = flops * 1.1 / 3600 / 989.4e12 / (0.30 + 0.16 * (8 / 16384) ** 0.2)
+    found = next(one for one in PREDICTED if one.run.name == "Llama-3.1 405B")
+    assert found.flops == pytest.approx(flops, rel=1e-6)
+    assert found.gpu_hours is not None
+    assert found.gpu_hours.central == pytest.approx(hours, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in PREDICTED if one.run.model and one.run.device], ids=lambda o: o.run.name
+)
+def test_the_command_predicts_what_the_table_says(one: Prediction) -> None:
+    run = one.run
+    assert run.model is not None
+    assert run.tokens is not None
+    assert run.device is not None
+    assert run.devices is not None
+    plan = plan_training(
+        run.model,
+        run.tokens,
+        find_device(run.device),
+        run.devices,
+        sequence_tokens=run.sequence_tokens,
+        precision=run.precision,
+    )
+    assert plan.flops == pytest.approx(one.flops)
+    assert plan.gpu_hours == one.gpu_hours
+
+
+@pytest.mark.parametrize("one", predicted_throughputs(), ids=lambda one: f"{one.run.name}, {one.run.devices}")
+def test_torchtitans_throughputs(one: ThroughputPrediction) -> None:
+    if one.run.held:
+        assert abs(one.error) <= THROUGHPUT_TOLERANCE
+
+
+def test_the_eight_gpu_rows_are_held() -> None:
+    held = {one.tokens_per_second for one in (p.run for p in predicted_throughputs()) if one.held and one.devices == 8}
+    assert held == {5762, 6667, 8532}
+
+
+def test_tables_for_the_docs() -> None:
+    runs = markdown_runs().split("\n")
+    assert len(runs) == 2 + len(RUNS)
+    assert {line.count("|") for line in runs} == {runs[0].count("|")}
+    assert "| Llama-3.1 405B | 16,384 × h100-sxm | 3.94e+25 | 3.8e+25 | +4% | 36,300,000 (" in runs[11]
+    assert "(−55%)" in next(line for line in runs if "Llama-3.1 8B" in line)
+    rates = markdown_throughputs().split("\n")
+    assert {line.count("|") for line in rates} == {rates[0].count("|")}
+    assert any("5,762" in line for line in rates)
