@@ -6,6 +6,7 @@ Formats with scales count them: int8 one bfloat16 scale for 32 values (GGUF's Q8
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from bedplate.core.errors import UsageError
@@ -41,6 +42,7 @@ def experts_touched(experts: int, per_token: int, tokens: int) -> float:
     return experts * (1 - (1 - per_token / experts) ** tokens)
 
 
+@lru_cache(maxsize=4096)  # a simulation asks at every step
 def step_weight_bytes(spec: Spec, tokens: int, weights: WeightFormat = "bfloat16") -> float:
     """Bytes of weights that one forward pass of `tokens` tokens reads: of experts those expected to be touched, of
     tables the rows looked up, of a tied table all of it for the head. Towers are not in it; nor is an encoder in a step
