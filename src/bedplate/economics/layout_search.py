@@ -25,6 +25,10 @@ _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
 _LONG = 16_384
 """Tokens of a sequence from which on context parallelism is tried."""
+_SHORT = 4096
+"""Tokens of a sequence up to which keeping the matrices of attention weights is tried."""
+_BUSY = 65_536
+"""Tokens of one pass beyond which more of them are no quicker."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def find_layout(job: Job, name: str = "the model") -> Fitted:
 
 def usable(job: Job) -> bool:
     """Whether any layout gives every device something to do."""
-    return any(True for _ in layouts(job, job.shape))
+    return any(True for _ in _degrees(job, job.shape))
 
 
 def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
@@ -109,18 +113,33 @@ def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
     batch = job.sequences * job.sequence_tokens
     best: Fitted | None = None
     nearest: Fitted | None = None
-    least = math.inf
-    for layout in layouts(job, shape):
-        held = device_bytes(shape, layout, states, job.sequence_tokens)
-        fits = held.total <= job.usable_bytes
-        if not fits and (best is not None or held.total >= least):
+
+    def fitted(layout: Layout, held: DeviceBytes) -> Fitted:
+        return Fitted(layout, held, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
+
+    for degrees in _degrees(job, shape):
+        layout, held = _smallest(job, shape, states, degrees)
+        if nearest is None or held.total < nearest.bytes.total:
+            nearest = fitted(layout, held)
+        if held.total > job.usable_bytes:
             continue
-        found = Fitted(layout, held, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
-        if held.total < least:
-            nearest, least = found, held.total
-        if fits and (best is None or _order(found) < _order(best)):
-            best = found
+        for one in _variants(job, shape, degrees):
+            held = device_bytes(shape, one, states, job.sequence_tokens)
+            if held.total <= job.usable_bytes:
+                found = fitted(one, held)
+                if best is None or _order(found) < _order(best):
+                    best = found
     return best, nearest
+
+
+def _smallest(job: Job, shape: Shape, states: States, degrees: Layout) -> tuple[Layout, DeviceBytes]:
+    """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
+    again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
+    stages = (2, 3) if degrees.replicas > 1 else (0,)
+    ways: tuple[Recompute, ...] = ("selective", "full")
+    tried = [replace(degrees, zero_stage=stage, recompute=way) for stage in stages for way in ways]
+    held = [(one, device_bytes(shape, one, states, job.sequence_tokens)) for one in tried]
+    return min(held, key=lambda pair: pair[1].total)
 
 
 def _order(one: Fitted) -> tuple[float, float]:
@@ -129,6 +148,12 @@ def _order(one: Fitted) -> tuple[float, float]:
 
 def layouts(job: Job, shape: Shape) -> Iterator[Layout]:
     """All layouts that use every device and whose degrees divide what they divide."""
+    for degrees in _degrees(job, shape):
+        yield from _variants(job, shape, degrees)
+
+
+def _degrees(job: Job, shape: Shape) -> Iterator[Layout]:
+    """Every division of the devices, with one sequence at a time."""
     tensors = [
         n for n in _powers(min(job.devices, job.device.devices_per_node)) if not (shape.heads % n or shape.hidden % n)
     ]
@@ -140,19 +165,36 @@ def layouts(job: Job, shape: Shape) -> Iterator[Layout]:
         data, left = divmod(job.devices, tensor * pipeline * context)
         if left or data < 1 or data > job.sequences:
             continue
-        replicas = data * context
-        experts = [
-            n for n in _powers(min(replicas, shape.expert_count)) if not (shape.expert_count % n or replicas % n)
-        ]
-        zero = (1, 2, 3) if replicas > 1 else (0,)
-        interleaves = [v for v in (1, 2, 4) if v == 1 or (pipeline > 1 and shape.layers >= pipeline * v)]
-        # No more than a replica's share of the batch; and short last micro-batches are idle devices.
-        sizes = [n for n in _MICRO_BATCHES if n <= math.ceil(job.sequences / data)]
-        for expert, stage, size, interleave, recompute in itertools.product(
-            experts, zero, sizes, interleaves, _RECOMPUTE
-        ):
-            count = math.ceil(job.sequences / (data * size))
-            yield Layout(data, tensor, pipeline, context, expert, stage, recompute, size, count, interleave)
+        replicas, count = data * context, math.ceil(job.sequences / data)
+        for expert in _powers(min(replicas, shape.expert_count)):
+            if not (shape.expert_count % expert or replicas % expert):
+                yield Layout(
+                    data, tensor, pipeline, context, expert, 1 if replicas > 1 else 0, "selective", 1, count, 1
+                )
+
+
+def _variants(job: Job, shape: Shape, degrees: Layout) -> Iterator[Layout]:
+    """What else is free once the devices are divided."""
+    interleaves = [v for v in (1, 2, 4) if v == 1 or (degrees.pipeline > 1 and shape.layers >= degrees.pipeline * v)]
+    # No more than a replica's share of the batch; and kernels are busy with this many tokens at once.
+    most = math.ceil(job.sequences / degrees.data)
+    sizes = [n for n in _MICRO_BATCHES if n == 1 or (n <= most and n * job.sequence_tokens <= _BUSY)]
+    ways = _RECOMPUTE if job.sequence_tokens <= _SHORT else _RECOMPUTE[1:]
+    zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
+    for stage, size, interleave, way in itertools.product(zero, sizes, interleaves, ways):
+        count = math.ceil(job.sequences / (degrees.data * size))
+        yield Layout(
+            degrees.data,
+            degrees.tensor,
+            degrees.pipeline,
+            degrees.context,
+            degrees.expert,
+            stage,
+            way,
+            size,
+            count,
+            interleave,
+        )
 
 
 def _powers(limit: int) -> list[int]:
@@ -187,8 +229,7 @@ def _fits(job: Job) -> bool:
     more = replace(job, sequences=max(job.sequences, job.devices))
     shape, states = more.shape, more.states
     return any(
-        device_bytes(shape, one, states, more.sequence_tokens).total <= more.usable_bytes
-        for one in layouts(more, shape)
+        _smallest(more, shape, states, degrees)[1].total <= more.usable_bytes for degrees in _degrees(more, shape)
     )
 
 
