@@ -205,6 +205,16 @@ def test_an_8_bit_optimizer_is_proposed_where_it_is_enough() -> None:
     find_layout(Job(spec, device, 1, 1024, 8, optimizer="adamw_8bit"))
 
 
+def test_optimizers_keep_their_own_states() -> None:
+    """Muon has one moment for the matrices of the blocks and two for all else (bytes a parameter, float32)."""
+    total = parameters(LLAMA_8B).total
+    tables = 2 * 128256 * 4096 + 65 * 4096  # table, head, norms
+    for name, moments in (("adamw", 8.0), ("muon", (4 * (total - tables) + 8 * tables) / total), ("sgd", 0.0)):
+        job = Job(LLAMA_8B, H100, 8, 8192, 8, optimizer=name)  # type: ignore[arg-type]
+        assert job.states.moments == pytest.approx(moments)
+        assert (job.states.weights, job.states.gradient, job.states.master) == (2, 4, 4)
+
+
 def test_devices_that_nothing_can_use_are_refused() -> None:
     with pytest.raises(UsageError, match="7 devices cannot be used for gpt2 with 2 sequences"):
         find_layout(Job(resolve("gpt2")[1], H100, 7, 1024, 2), "gpt2")

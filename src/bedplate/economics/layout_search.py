@@ -14,8 +14,9 @@ from bedplate.economics.device import Device
 from bedplate.economics.hardware import DEVICES
 from bedplate.economics.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
 from bedplate.economics.mfu import Precision, peak_of
+from bedplate.economics.parameters import parameters
 from bedplate.economics.shape import Shape, shape_of
-from bedplate.economics.states import OPTIMIZERS, Optimizer
+from bedplate.economics.states import OPTIMIZERS, Optimizer, optimizer_bytes
 from bedplate.models.specs import Spec
 
 MARGIN = 0.1
@@ -60,10 +61,10 @@ class Job:
 
     @property
     def states(self) -> States:
-        moments = OPTIMIZERS[self.optimizer].others
         master = 4.0 if self.value_bytes == 2.0 else 0.0
-        if self.method == "lora":
-            each = self.value_bytes + 4.0 + master + moments
+        moments = optimizer_bytes(self.spec, self.optimizer, master=False) / parameters(self.spec).total
+        if self.method == "lora":  # adapters are matrices
+            each = self.value_bytes + 4.0 + master + OPTIMIZERS[self.optimizer].matrices
             return States(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
         return States(self.value_bytes, 4.0, master, moments)
 
