@@ -82,6 +82,14 @@ class Fleet:
             if j * self.calls_per_day / grown <= up_to
         ]
 
+    def bend(self, volume: Volume, calls_per_day: float) -> float:
+        """USD by which the machines' cost rises per unit of ln(calls) around there: between two steps it is linear in
+        that, because a greater demand passes each count of machines earlier."""
+        if volume.rate == 0:
+            return 0.0
+        first, last = (self.machines(calls_per_day * end) for end in (1.0, math.exp(volume.rate * volume.days)))
+        return self.usd_per_day * abs(last - first) / abs(volume.rate)
+
 
 @dataclass(frozen=True)
 class Bill:

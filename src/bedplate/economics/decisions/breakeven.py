@@ -1,8 +1,8 @@
 """From which volume on the option that is dearer to start pays back, and after how many days: a number, or never.
 
 Without reserved machines both costs are straight lines in the calls: volume = extra standing cost / saving per call.
-Whole machines make steps; then every step is looked at (the cost between two of them is a straight line without growth,
-nearly so with it), and the break-even is the volume from which on it stays cheaper.
+Whole machines make steps; then every step is looked at (between two of them the cost is a straight line, with growth a
+straight line and a logarithm), and the break-even is the volume from which on it stays cheaper.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from bedplate.economics.decisions.bill import Bill, Volume
 from bedplate.economics.decisions.options import Resolved
@@ -48,14 +49,10 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
     if dear.fleet is None and cheap.fleet is None:
         return (extra / saving / volume.day_count if saving > 0 else None), ()
     slack = sum(one.fleet.usd_per_day * volume.days * 2 for one in (dear, cheap) if one.fleet is not None)
-    fleets = [one.fleet for one in (dear, cheap) if one.fleet is not None]
     # From here on a machine more or less decides nothing any more.
     settled = (abs(extra) + slack) / abs(saving) / volume.day_count if saving else _BEYOND
     settled = min(_BEYOND, max(settled, 1e-6) * 1.01)
-    points = {settled * 10 ** (-9 * i / _GRID) for i in range(_GRID + 1)}
-    for fleet in fleets:
-        for step in fleet.steps(volume, settled, _STEPS):
-            points |= {step * (1 - 1e-10), step * (1 + 1e-8)}
+    points = _points(dear, cheap, volume, settled)
 
     def cheaper(calls: float) -> bool:
         return dear.net_at(volume, calls) < cheap.net_at(volume, calls)
@@ -63,7 +60,7 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
     windows: list[tuple[float, float]] = []
     begin: float | None = None
     last = 0.0
-    for point in sorted(points):
+    for point in points:
         if cheaper(point) != (begin is not None):
             found = _change(cheaper, last, point)
             if begin is None:
@@ -76,6 +73,22 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
         windows.append((begin, settled))
         begin = None
     return begin, tuple(windows)
+
+
+def _points(dear: Bill, cheap: Bill, volume: Volume, settled: float) -> list[float]:
+    """Volumes between two of which the difference only rises or only falls: to both sides of every step, and where the
+    straight line of the calls and the logarithm of growing machines turn. Beyond so many steps, a grid."""
+    fleets = [(sign, one.fleet) for sign, one in ((1, dear), (-1, cheap)) if one.fleet is not None]
+    steps = sorted({step for _, fleet in fleets for step in fleet.steps(volume, settled, _STEPS)})
+    points = {settled, *(step * (1 - 1e-10) for step in steps), *(step * (1 + 1e-8) for step in steps)}
+    slope = (dear.net_call_usd - cheap.net_call_usd) * volume.day_count
+    for low, high in pairwise([0.0, *steps, settled]):
+        bend = sum(sign * fleet.bend(volume, (low + high) / 2) for sign, fleet in fleets)
+        if slope and low < -bend / slope < high:
+            points.add(-bend / slope)
+    if steps and steps[-1] * 2 < settled:
+        points |= {settled * (steps[-1] / settled) ** (i / _GRID) for i in range(_GRID)}
+    return sorted(point for point in points if 0 < point <= settled)
 
 
 def _change(cheaper: Callable[[float], bool], low: float, high: float) -> float:
@@ -124,7 +137,8 @@ def drawn_interval(
 
 
 def _quick(dear: Bill, cheap: Bill, volume: Volume) -> float:
-    """One draw's break-even, to a part in ten thousand; infinite is never."""
+    """One draw's break-even, to a part in ten thousand; infinite is never. Where whole machines make it cross more than
+    once, one of the crossings, which lie within a machine's step of each other."""
     extra = dear.idle_usd(volume) - cheap.idle_usd(volume)
     saving = cheap.marginal_usd() - dear.marginal_usd()
     if saving <= 0:

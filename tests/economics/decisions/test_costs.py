@@ -1,0 +1,337 @@
+"""Totals against arithmetic written out by hand, and what they may never do as an input rises."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
+
+from bedplate.core.errors import BedplateError
+from bedplate.economics.decisions.bill import Fleet, Volume
+from bedplate.economics.hardware import find_device
+from bedplate.economics.training import plan_training
+
+CALLS = 100_000  # 1,000 a day for 100 days
+
+
+def test_a_hosted_prompt_pays_the_cached_price_for_what_repeats() -> None:
+    found = outcome(HOSTED)
+    per_call = (500 * 0.5 + 100 * 4 + 50 * 20) / 1e6
+    assert found.total_usd == pytest.approx(CALLS * per_call)
+    assert found.cost_per_call == pytest.approx(per_call)
+    assert bills(found) == pytest.approx({"repeated prompt": 25.0, "input": 40.0, "output": 100.0})
+
+
+def test_what_misses_the_cache_pays_the_price_of_writing_there() -> None:
+    write = PRICES.replace(
+        "usd_per_million_cached_input: 0.5", "usd_per_million_cached_input: 0.5\n    usd_per_million_cache_write: 6"
+    )
+    found = outcome(HOSTED, "traffic.cached_share=0.7", prices=write)
+    assert bills(found)["repeated prompt"] == pytest.approx(CALLS * 500 * (0.7 * 0.5 + 0.3 * 6) / 1e6)
+    rare = outcome(HOSTED, "traffic.cached_share=0.1", prices=write)  # then nobody would cache
+    assert bills(rare)["repeated prompt"] == pytest.approx(CALLS * 500 * 4 / 1e6)
+
+
+def test_a_short_prefix_pays_in_full_or_is_padded() -> None:
+    padded = PRICES.replace("batch_discount: 0.5", "batch_discount: 0.5\n    smallest_cached_prefix_tokens: 1000")
+    assert bills(outcome(HOSTED, prices=padded))["repeated prompt"] == pytest.approx(CALLS * 1000 * 0.5 / 1e6)
+    shorter = outcome(HOSTED, "text.examples=0", "text.instructions=100", prices=padded)
+    assert bills(shorter)["repeated prompt"] == pytest.approx(CALLS * 100 * 4 / 1e6)
+
+
+def test_no_cached_price_is_the_price_of_any_input() -> None:
+    assert outcome({"model": "small"}).total_usd == pytest.approx(CALLS * (600 * 1 + 50 * 3) / 1e6)
+
+
+def test_calls_that_wait_take_the_batch_price_where_it_is_cheaper() -> None:
+    live = (500 * 0.5 + 100 * 4 + 50 * 20) / 1e6
+    batch = 0.5 * (600 * 4 + 50 * 20) / 1e6
+    assert batch > live  # the long cached prefix is worth more than the discount here
+    assert outcome(HOSTED, "traffic.waiting_share=0.4").cost_per_call == pytest.approx(live)
+    live, batch = (100 * 4 + 50 * 20) / 1e6, 0.5 * (100 * 4 + 50 * 20) / 1e6
+    found = outcome(HOSTED, "traffic.waiting_share=0.4", "text.instructions=0", "text.examples=0")
+    assert found.cost_per_call == pytest.approx(0.6 * live + 0.4 * batch)
+
+
+def test_each_side_counts_the_same_text_with_its_own_tokenizer() -> None:
+    words = {"unit": "words", "instructions": 100, "examples": 0, "input": 200, "output": 10}
+    found = decided(
+        {
+            "a": {"model": "small", "tokens_per_unit": 1.3},
+            "b": {"model": "small", "tokens_per_unit": 1.8},
+            "own": {
+                "model": "small",
+                "text": {"unit": "tokens", "instructions": 120, "examples": 0, "input": 250, "output": 14},
+            },
+        },
+        text=words,
+    )
+    assert found.outcome("a").total_usd == pytest.approx(CALLS * 1.3 * (300 * 1 + 10 * 3) / 1e6)
+    assert found.outcome("b").total_usd == pytest.approx(CALLS * 1.8 * (300 * 1 + 10 * 3) / 1e6)
+    assert found.outcome("own").total_usd == pytest.approx(CALLS * (370 * 1 + 14 * 3) / 1e6)
+    assert found.ranking == ("own", "a", "b")
+
+
+def test_a_tuned_hosted_model_costs_labels_work_training_tokens_and_its_premium() -> None:
+    tuned = {
+        "model": "large",
+        "text": {"instructions": 20, "examples": 0},
+        "setup": {"hours": 8, "evaluation_labels": 400, "usd": 70},
+        "upkeep": {"hours_per_month": 3, "usd_per_month": 5},
+        "tuning": {"labels": 1000, "epochs": 2, "hours": 30, "refresh": {"every_days": 30, "labels": 100, "hours": 4}},
+    }
+    found = outcome(tuned)
+    months = 100 / (365 / 12)
+    compute = 1000 * 2 * (20 + 100 + 50) * 25 / 1e6
+    expected = {
+        "engineering": 8 * 100,
+        "evaluation labels": 400 * 0.5,
+        "other": 70,
+        "training labels": 500,
+        "tuning work": 3000,
+        "tuning compute": compute,
+        "upkeep": 3 * 100 * months,
+        "other, monthly": 5 * months,
+        "tuning again": 3 * (100 * 0.5 + 4 * 100 + compute),  # on days 30, 60 and 90
+        "repeated prompt": CALLS * 20 * 0.5 * 1.5 / 1e6,
+        "input": CALLS * 100 * 4 * 1.5 / 1e6,
+        "output": CALLS * 50 * 20 * 1.5 / 1e6,
+    }
+    assert bills(found) == pytest.approx(expected)
+    assert found.total_usd == pytest.approx(sum(expected.values()))
+
+
+@pytest.mark.parametrize(("every", "times"), [(100, 0), (99.9, 1), (50, 1), (33, 3), (7, 14), (400, 0)])
+def test_a_refresh_falls_before_the_horizon_ends(every: float, times: int) -> None:
+    tuned = {**HOSTED, "tuning": {"labels": 0, "refresh": {"every_days": every, "hours": 1}}}
+    assert bills(outcome(tuned)).get("tuning again", 0.0) == pytest.approx(times * 100)
+
+
+def test_reserved_machines_are_paid_day_and_night() -> None:
+    found = outcome(MACHINE)  # 1,000 calls of 0.2 s are 200 s of 86,400
+    assert found.machines == 1
+    assert found.total_usd == pytest.approx(2 * 24 * 100)
+    assert found.busy == pytest.approx(200 / 86_400)
+
+
+def test_utilisation_divides_what_a_machine_can_do() -> None:
+    full = 86_400 * 0.5 / 0.2  # calls a day at half its time
+    assert outcome(MACHINE, f"traffic.calls_per_day={full}").machines == 1
+    assert outcome(MACHINE, f"traffic.calls_per_day={full + 1}").machines == 2
+    assert outcome(MACHINE, f"traffic.calls_per_day={full}", "options.it.machine.utilisation=1").machines == 1
+    assert outcome(MACHINE, f"traffic.calls_per_day={full}", "options.it.machine.utilisation=0.1").machines == 5
+    assert outcome(MACHINE, f"traffic.calls_per_day={full}", "traffic.peak_to_mean=3").machines == 3
+    assert outcome(MACHINE, "options.it.machine.at_least=2").total_usd == pytest.approx(2 * 2 * 24 * 100)
+
+
+@pytest.mark.parametrize("utilisation", [0.05, 0.2, 0.8])
+def test_by_use_an_idle_pool_makes_calls_dearer(utilisation: float) -> None:
+    by_use = {"machine": {"name": "box", "seconds_per_call": 0.2, "utilisation": utilisation, "paid": "by_use"}}
+    assert outcome(by_use).cost_per_call == pytest.approx(2 / 3600 * 0.2 / utilisation)
+
+
+def test_speeds_count_cached_tokens_as_nothing() -> None:
+    use = {
+        "name": "box",
+        "prefill_tokens_per_second": 1000,
+        "decode_tokens_per_second": 100,
+        "utilisation": 1,
+        "paid": "by_use",
+    }
+    found = outcome({"machine": use}, "traffic.cached_share=0.8")
+    assert found.cost_per_call == pytest.approx(2 / 3600 * ((0.2 * 500 + 100) / 1000 + 50 / 100))
+
+
+def test_retrieval_adds_passages_vectors_and_an_index() -> None:
+    retrieval = {"passages": 700, "corpus": 2e6, "changed_per_month": 0.3, "usd_per_month": 40}
+    months = 100 / (365 / 12)
+    hosted = outcome({**HOSTED, "retrieval": {**retrieval, "embedder": "embed"}})
+    assert bills(hosted) == pytest.approx(
+        {
+            "repeated prompt": 25.0,
+            "input": 40.0,
+            "passages": CALLS * 700 * 4 / 1e6,
+            "output": 100.0,
+            "query embedding": CALLS * 100 * 0.1 / 1e6,
+            "embedding the corpus": 0.2,
+            "embedding what changes": 0.2 * 0.3 * months,
+            "index": 40 * months,
+        }
+    )
+    own = {**MACHINE, "retrieval": {**retrieval, "embed_tokens_per_second": 1000}}
+    found = outcome(own)
+    corpus = 2e6 / 1000 / 3600 * 2
+    assert bills(found)["embedding the corpus"] == pytest.approx(corpus)
+    assert found.busy == pytest.approx(1000 * (0.2 + 100 / 1000) / 86_400)
+
+
+def test_tuning_on_a_machine_takes_its_hours_or_its_speed() -> None:
+    stated = outcome({**MACHINE, "tuning": {"labels": 0, "machine_hours": 6, "machine": "node"}})
+    assert bills(stated)["tuning compute"] == pytest.approx(6 * 16)
+    by_speed = outcome({**MACHINE, "tuning": {"labels": 900, "epochs": 4, "tokens_per_second": 500}})
+    assert bills(by_speed)["tuning compute"] == pytest.approx(900 * 4 * 650 / 500 / 3600 * 2)
+
+
+def test_pretraining_is_shared_by_features() -> None:
+    stated = {"usd": 90_000, "runs": 2, "data_usd": 30_000, "hours": 600, "features": 3}
+    found = bills(outcome({**MACHINE, "pretraining": stated}))
+    assert found["pretraining compute"] == pytest.approx(60_000)
+    assert found["pretraining data"] == pytest.approx(10_000)
+    assert found["pretraining work"] == pytest.approx(20_000)
+
+
+def test_a_planned_pretraining_run_costs_its_plan_at_the_files_price() -> None:
+    run = {"model": "llama-3.2-1b", "tokens": 1e11, "machine": "node", "devices": 16}
+    found = outcome({**MACHINE, "pretraining": {"run": run}})
+    hours = plan_training("llama-3.2-1b", 1e11, find_device("h100"), 16).gpu_hours
+    assert bills(found)["pretraining compute"] == pytest.approx(hours.central * 16 / 8)
+    low, high = found.total_interval
+    assert hours.low * 2 < low < hours.central * 2 + 4800 < high < hours.high * 2 + 4800 + 1
+
+
+def test_quality_prices_right_and_wrong_answers() -> None:
+    option = {**HOSTED, "quality": 0.8}
+    found = outcome(option, value={"usd_per_wrong_answer": 0.05})
+    assert found.cost_per_right_answer == pytest.approx(found.cost_per_call / 0.8)
+    assert found.net_usd == pytest.approx(found.total_usd + CALLS * 0.2 * 0.05)
+
+
+def test_profit_is_revenue_after_its_margin_less_cost() -> None:
+    option = {**HOSTED, "quality": 0.8}
+    value = {"usd_per_call": 0.01, "margin": 0.6}
+    found = outcome(option, value=value)
+    assert found.profit_usd == pytest.approx(CALLS * 0.006 - found.total_usd)
+    right = outcome(option, value={**value, "earned_by": "right_answer"})
+    assert right.profit_usd == pytest.approx(CALLS * 0.006 * 0.8 - found.total_usd)
+    assert outcome(option).profit_usd is None
+
+
+@pytest.mark.parametrize("growth", [0.7, -0.4])
+def test_growth_compounds_over_the_horizon(growth: float) -> None:
+    found = decided({"it": HOSTED}, f"traffic.growth_per_year={growth}")
+    steps = 200_000
+    summed = sum((1 + growth) ** ((i + 0.5) * 100 / steps / 365) for i in range(steps)) * 100 / steps
+    assert found.calls == pytest.approx(1000 * summed, rel=1e-9)
+
+
+@given(
+    calls=st.floats(1, 1e7),
+    growth=st.one_of(st.just(0.0), st.floats(-0.8, 3.0), st.floats(-1e-6, 1e-6)),
+    days=st.floats(1, 2000),
+    each=st.floats(100, 1e7),
+    least=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_machine_days_are_the_integral_of_the_steps(
+    calls: float, growth: float, days: float, each: float, least: int
+) -> None:
+    fleet, volume, parts = Fleet(1.0, each, least), Volume(calls, growth, days), 4000
+    daily = [
+        max(least, math.ceil(calls * (1 + growth) ** ((i + 0.5) * days / parts / 365) / each)) for i in range(parts)
+    ]
+    changes = abs(daily[-1] - daily[0]) + 1  # each step may be misplaced by half a part
+    expected = sum(daily) * days / parts
+    assert abs(fleet.machine_days(volume, calls) - expected) <= changes * days / parts + 1e-6 * expected
+
+
+OPTIONS = {
+    "prompt": {**HOSTED, "setup": {"hours": 10}},
+    "tuned": {
+        **HOSTED,
+        "text": {"instructions": 20, "examples": 0},
+        "tuning": {"labels": 500, "hours": 20, "refresh": {"every_days": 40, "labels": 50, "hours": 2}},
+    },
+    "open": {
+        "machine": {
+            "name": "box",
+            "prefill_tokens_per_second": 3000,
+            "decode_tokens_per_second": 300,
+            "utilisation": 0.6,
+        },
+        "tuning": {"labels": 500, "tokens_per_second": 900},
+    },
+    "own": {**MACHINE, "pretraining": {"usd": 5000}, "retrieval": {"passages": 50, "corpus": 1e5, "embedder": "embed"}},
+}
+RISING = {
+    "traffic.calls_per_day": (1, 1e7),
+    "traffic.horizon_days": (1, 3000),
+    "traffic.growth_per_year": (-0.9, 4),
+    "traffic.peak_to_mean": (1, 30),
+    "text.instructions": (0, 1e5),
+    "text.examples": (0, 1e5),
+    "text.input": (1, 1e5),
+    "text.output": (0, 1e5),
+    "prices.hosted.large.usd_per_million_input": (1, 100),
+    "prices.hosted.large.usd_per_million_cached_input": (0.01, 4),
+    "prices.hosted.large.usd_per_million_output": (0.1, 100),
+    "prices.hosted.large.tuning.usd_per_million_training": (0.1, 100),
+    "prices.hosted.large.tuning.price_multiplier": (0.1, 10),
+    "prices.machines.box.usd_per_hour": (0.01, 100),
+    "prices.staff.engineer.usd_per_hour": (1, 1000),
+    "prices.labelling.example.usd_per_label": (0.01, 10),
+    "prices.embeddings.embed.usd_per_million_input": (0.001, 10),
+    "options.tuned.tuning.labels": (0, 1e5),
+}
+
+
+@pytest.mark.parametrize("name", RISING)
+@given(data=st.data(), waiting=st.sampled_from([0.0, 0.3, 1.0]), growth=st.sampled_from([0.0, 0.5]))
+@settings(deadline=None, max_examples=25)
+def test_no_total_falls_as_prices_volumes_or_tokens_rise(
+    name: str, data: st.DataObject, waiting: float, growth: float
+) -> None:
+    low, high = sorted(data.draw(st.floats(*RISING[name])) for _ in range(2))
+    fixed = [f"traffic.waiting_share={waiting}"]
+    if name != "traffic.growth_per_year":
+        fixed.append(f"traffic.growth_per_year={growth}")
+    prices = PRICES.replace("batch_discount: 0.5", "batch_discount: 0.5\n    smallest_cached_prefix_tokens: 1000")
+    before, after = (totals(OPTIONS, f"{name}={x!r}", *fixed, prices=prices) for x in (low, high))
+    for option in OPTIONS:
+        small, large = before[option], after[option]
+        assert math.isfinite(large)
+        assert large >= small * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("traffic.calls_per_day=0", "a number above 0 is wanted (got 0)"),
+        ("traffic.calls_per_day=-5", "a number above 0 is wanted (got -5)"),
+        ("traffic.calls_per_day=.nan", "finite number"),
+        ("traffic.calls_per_day=.inf", "finite number"),
+        ("traffic.calls_per_day=true", "a number above 0 is wanted, or {value, low, high}, not True"),
+        ("traffic.calls_per_day={value: 3, low: 4}", "low 4, value 3, high 3: they must not fall"),
+        ("traffic.horizon_days=0", "a number above 0 is wanted"),
+        ("traffic.growth_per_year=-1", "a growth above -1 is wanted (got -1)"),
+        ("traffic.peak_to_mean=0.5", "1 or a number above 1 is wanted"),
+        ("traffic.waiting_share=1.5", "a share from 0 to 1 is wanted (got 1.5)"),
+        ("text.input=0", "a number above 0 is wanted"),
+        ("text.output=-1", "0 or a number above 0 is wanted"),
+        ("options.it.machine.utilisation=0", "a share above 0, up to 1 is wanted"),
+        ("options.it.machine.seconds_per_call=0", "a number above 0 is wanted"),
+        ("options.it.machine.prefill_tokens_per_second=9", "are given together"),
+        ("options.it.model=large", "give either `model` (hosted) or `machine`"),
+        ("prices.machines.box.usd_per_hour=0", "a number above 0 is wanted (got 0)"),
+        ("prices.machines.box.usd_per_hour=-1", "a number above 0 is wanted"),
+        ("prices.machines.box.usd_per_hour=.nan", "finite number"),
+        ("options.it.machine.nam=box", "did you mean 'name'?"),
+        (
+            "options.it.machine.name=bax",
+            "no 'bax' in `machines`, which a test: options.it needs; did you mean 'box'?",
+        ),
+        ("options.it.tuning={labels: 5}", "how long does it take? Give machine_hours or tokens_per_second"),
+        ("options.it.retrieval={passages: 5}", "say who embeds"),
+        ("constraints={isolation: x}", "constraints"),
+        ("knowledge={changes_every_days: 0}", "a number above 0 is wanted"),
+        ("bar={quality: 0.9}", "bar.quality wants its `quality`"),
+        ("options={}", "at least 1 item"),
+    ],
+)
+def test_what_cannot_be_is_refused_where_it_stands(override: str, says: str) -> None:
+    with pytest.raises(BedplateError) as caught:
+        outcome(MACHINE, override)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value) or override.startswith("options.it.machine.nam=")

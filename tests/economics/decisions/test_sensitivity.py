@@ -1,0 +1,167 @@
+"""Flipping points: the answer really changes there, looked at anew from the files; tornado and draws."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of, decided
+
+from bedplate.core.errors import ConfigError
+from bedplate.economics.decisions import Decision, decide, load_case
+from bedplate.economics.decisions.sensitivity import NOTHING_PAYS, Sensitivity
+from bedplate.economics.decisions.sheet import Sheet, percentile, triangle
+from bedplate.economics.quantities import Amount, NonNegative
+
+EXAMPLES = Path("examples/decide")
+CASES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml")
+
+
+def override(each: Sensitivity, value: float) -> str:
+    """As written on a command line; a quality or latency keeps the width of its range."""
+    one = each.input
+    if one.name.endswith((".quality", ".p95_ms")) and not one.exact:
+        low, high = value - (one.value - one.low), value + (one.high - one.value)
+        return f"{one.name}=" + json.dumps({"value": value, "low": low, "high": high})
+    return f"{one.name}={value!r}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_at_every_flipping_point_the_answer_really_changes(name: str) -> None:
+    found = decide(*load_case(EXAMPLES / name), TODAY)
+    looked_at = 0
+    for each in found.sensitivities:
+        for flip in (each.below, each.above):
+            if flip is None or each.input.name.endswith("device_hours_per_token"):
+                continue
+            looked_at += 1
+            step = 1e-6 * (flip.at - each.input.value)
+            beyond, before = (
+                answer_of(*load_case(EXAMPLES / name, None, [override(each, flip.at + sign * step)]))
+                for sign in (1, -1)
+            )
+            if each.input.name.endswith(".quality") and flip.at + step > 1:
+                continue
+            assert before == found.answer, each.input.name
+            assert beyond == flip.to, each.input.name
+            assert beyond != found.answer
+    assert looked_at >= 3
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_does_not_flip_does_not_at_the_ends_it_was_looked_for(name: str) -> None:
+    found = decide(*load_case(EXAMPLES / name), TODAY)
+    for each in found.sensitivities:
+        if each.flips or each.input.name.endswith(("device_hours_per_token", ".quality")):
+            continue
+        assert each.input.search is not None
+        for end in each.input.search:
+            try:
+                case, prices = load_case(EXAMPLES / name, None, [override(each, end)])
+            except ConfigError:  # a file may not have cached input dearer than input, a range may
+                assert each.input.name.endswith(("million_input", "cached_input"))
+                continue
+            assert answer_of(case, prices) == found.answer
+
+
+RANGED = PRICES.replace(
+    "small: {usd_per_million_input: 1", "small: {usd_per_million_input: {value: 1, low: 1, high: 4}"
+)
+TWO = {
+    "a": {"model": "small"},
+    "b": {**HOSTED, "text": {"instructions": 0, "examples": 0}, "setup": {"usd": 50}},
+}
+
+
+def two(**changes: object) -> Decision:
+    return decided(TWO, **changes)
+
+
+def test_a_flip_by_hand() -> None:
+    """a: 750 a million per call; b: 1,400 and 50 USD. Dearer input makes b the answer."""
+    found = two()
+    assert found.answer == "a"
+    price = next(each for each in found.sensitivities if each.input.name.endswith("small.usd_per_million_input"))
+    # 100,000 × (600 p + 150) / 10⁶ = 50 + 100,000 × 1,400 / 10⁶
+    assert price.above is not None
+    assert price.above.at == pytest.approx(((50 + 140) * 10 - 150) / 600)
+    assert (price.above.to, price.below) == ("b", None)
+    assert not price.above.within
+    assert price.nearness == pytest.approx(price.above.at)
+    volume = next(each for each in found.sensitivities if each.input.name == "traffic.calls_per_day")
+    assert not volume.flips  # b costs more to start and per call
+
+
+def test_ranges_say_whether_a_flip_lies_within() -> None:
+    found = decided(TWO, prices=RANGED)
+    price = next(each for each in found.sensitivities if each.input.name.endswith("small.usd_per_million_input"))
+    assert price.above is not None
+    assert price.above.within
+    assert 0 < found.outcome("b").best_in < 0.5
+    assert found.outcome("a").best_in + found.outcome("b").best_in == pytest.approx(1)
+
+
+def test_share_of_draws_that_win_is_the_share_of_the_triangle() -> None:
+    flip = ((50 + 140) * 10 - 150) / 600
+    beyond = ((4 - flip) / 3) ** 2  # of a triangle that falls from 1 to 4
+    assert decided(TWO, prices=RANGED).outcome("b").best_in == pytest.approx(beyond, abs=0.006)
+
+
+def test_an_interval_is_the_triangles_percentiles_and_repeats_with_its_seed() -> None:
+    option = {"it": {"model": "small", "setup": {"usd": {"value": 1000, "low": 400, "high": 2000}}}}
+    found = decided(option).outcome("it")
+    calls = 100_000 * 750 / 1e6
+    low = 400 + (0.05 * 1600 * 600) ** 0.5
+    high = 2000 - (0.05 * 1600 * 1000) ** 0.5
+    assert found.total_interval == pytest.approx((low + calls, high + calls), rel=0.02)
+    assert decided(option).outcome("it").total_interval == found.total_interval
+    assert decided(option, "seed=1").outcome("it").total_interval != found.total_interval
+
+
+def test_none_that_pays_is_an_answer_and_revenue_can_flip_it() -> None:
+    options = {"a": {"model": "small"}}
+    found = decided(options, value={"usd_per_call": 0.0005})
+    assert found.answer == NOTHING_PAYS
+    assert found.chosen is None
+    revenue = next(each for each in found.sensitivities if each.input.name == "value.usd_per_call")
+    assert revenue.above is not None
+    assert revenue.above.at == pytest.approx(750 / 1e6)
+    assert revenue.above.to == "a"
+
+
+def test_the_tornado_is_the_lead_at_the_ends() -> None:
+    found = two()
+    lead = 50 + 140 - 75
+    widest = found.tornado[0]
+    assert widest.width == max(swing.width for swing in found.tornado)
+    by_name = {swing.input.name: swing for swing in found.tornado}
+    output = by_name["prices.hosted.large.usd_per_million_output"]
+    assert output.assumed
+    assert (output.low, output.high) == pytest.approx((16, 24))
+    assert (output.lead_at_low, output.lead_at_high) == pytest.approx((lead - 20, lead + 20))
+    assert by_name["options.b.setup.usd"].lead_at_high == pytest.approx(lead + 10)
+
+
+def test_the_triangle_and_percentiles_against_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for u in (0.0, 0.01, 0.3, 0.5, 0.99, 1.0):
+        expected = stats.triang.ppf(u, (3 - 1) / (7 - 1), loc=1, scale=6)
+        assert triangle(u, 1, 3, 7) == pytest.approx(expected)
+        assert triangle(u, 1, 1, 7) == pytest.approx(stats.triang.ppf(u, 0, loc=1, scale=6))
+    assert percentile([1, 2, 4, 8], 0.5) == 3
+    assert percentile([1, 2, float("inf")], 0.4) == pytest.approx(1.8)
+    assert percentile([1, 2, float("inf")], 0.9) == float("inf")
+
+
+def test_draws_fill_every_stratum_and_leave_exact_numbers() -> None:
+    sheet = Sheet()
+    sheet.add("a", Amount(value=2, low=1, high=3), "test")
+    sheet.add("b", Amount.exactly(5), "test")
+    sheet.add("c", NonNegative.exactly(0), "test")
+    draws = sheet.draws(50, seed=3)
+    assert {(b, c) for _, b, c in draws} == {(5.0, 0.0)}
+    ordered = sorted(a for a, _, _ in draws)
+    for i, value in enumerate(ordered):
+        assert triangle(i / 50, 1, 2, 3) <= value <= triangle((i + 1) / 50, 1, 2, 3)
+    assert sheet.inputs[2].search is None
