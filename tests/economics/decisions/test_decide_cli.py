@@ -1,0 +1,137 @@
+"""`bedplate plan decide` as a process: the answer first, JSON without infinities, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bedplate.cli.main import main
+
+EXAMPLES = Path("examples/decide")
+LOW = EXAMPLES / "hosted_at_low_volume.yaml"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", "decide", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+def values(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
+
+
+def test_the_answer_comes_first_then_reasons_then_what_would_flip_it(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, LOW)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "ticket routing, 800 a day"
+    assert lines[1].startswith("Prompt a hosted model: prompt-large costs $6,806")
+    places = [out.index(text) for text in ("\nwhy\n", "\nbreak-even volumes\n", "\nwhat would change the answer")]
+    assert places == sorted(places)
+    assert "traffic.calls_per_day (now 800): above 12,396 tune-small" in out
+    assert "do not as far as looked (--all shows them)" in out
+    assert not [line for line in lines if len(line) > 120]
+
+
+def test_all_shows_every_bill_and_what_does_not_flip(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, LOW, "--all")
+    assert "does not flip in [0.03, 3]" in out
+    assert "the bill of tune-open" in out
+    assert "$7,008 reserved machines (machines)" in out
+
+
+def test_all_four_cases_are_answered_at_once_with_the_prices_among_them(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(EXAMPLES.glob("*.yaml"))
+    assert EXAMPLES / "prices.yaml" in files
+    found = values(capsys, *files)
+    assert [one["answer"] for one in found["cases"]] == ["own-3b", "prompt-large", "tune-open", "retrieval-small"]
+    for one in found["cases"]:
+        assert one["reasons"]
+        assert one["flips"][0]["below"] or one["flips"][0]["above"]
+
+
+def test_json_of_one_case_is_one_object_whose_lines_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    found = values(capsys, LOW)
+    assert (found["answer"], found["method"]) == ("prompt-large", "prompt a hosted model")
+    for option in found["options"]:
+        assert sum(line["usd"] for line in option["lines"]) == pytest.approx(option["total_usd"])
+        low, high = option["total_interval"]
+        assert low <= option["total_usd"] <= high
+    assert {one["option"] for one in found["break_evens"]} >= {"tune-small", "tune-open"}
+    assert all(swing["lead_at_low_usd"] is not None for swing in found["tornado"])
+
+
+def test_overrides_reach_the_case_and_the_prices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert values(capsys, LOW, "traffic.calls_per_day=20000")["answer"] == "tune-small"
+    dear = values(capsys, LOW, "prices.hosted.hosted-large.usd_per_million_output=1000")
+    assert dear["options"][0]["total_usd"] > values(capsys, LOW)["options"][0]["total_usd"]
+
+
+def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    old = tmp_path / "ours.yaml"
+    old.write_text((EXAMPLES / "prices.yaml").read_text().replace("2026-11-01", "2020-01-01"))
+    found = values(capsys, LOW, "--prices", old)
+    assert any("hosted.hosted-large: the price is of 2020-01-01" in line for line in found["warnings"])
+    assert "look it up again" in run(capsys, LOW, old)[1]
+    again = tmp_path / "again.yaml"
+    shutil.copy(old, again)
+    code, _, err = run(capsys, LOW, old, again)
+    assert (code, "there are two price files" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "Missing argument"),
+        (["none.yaml"], "none.yaml: the config file does not exist"),
+        ([EXAMPLES / "prices.yaml"], "name a decision file"),
+        ([LOW, "traffic.calls_per_dya=3"], "unknown key 'calls_per_dya'; did you mean 'calls_per_day'?"),
+        ([LOW, "traffic.calls_per_day=0"], "a number above 0 is wanted (got 0)"),
+        ([LOW, "options.prompt-large.model=hosted-lrge"], "did you mean 'hosted-large' or 'hosted-small'?"),
+        ([LOW, "prices.hosted.hosted-large.usd_per_million_input=-2"], "a number above 0 is wanted (got -2)"),
+        ([LOW, "--price", "x"], "No such option: --price"),
+        ([LOW, "--prices", "none.yaml"], "none.yaml: the config file does not exist"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[object], says: str) -> None:
+    code, out, err = run(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_mistake_in_a_file_has_its_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    broken = tmp_path / "case.yaml"
+    broken.write_text(LOW.read_text().replace("  horizon_days: 365", "  horizon_dys: 365"))
+    _, _, err = run(capsys, broken, "--prices", EXAMPLES / "prices.yaml")
+    number = broken.read_text().splitlines().index("  horizon_dys: 365") + 1
+    assert f"line {number}: traffic.horizon_dys: unknown key 'horizon_dys'; did you mean 'horizon_days'?" in err
+
+
+def test_no_torch_no_numpy_and_quick() -> None:
+    """CPU time of the best of three processes: what else runs here does not count."""
+    code = (
+        "import sys, time\nfrom bedplate.cli.main import main\n"
+        "try:\n    main(['plan', 'decide', 'examples/decide/open_weights_at_volume.yaml', '--json'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'scipy', 'matplotlib'}\n"
+        "print(sorted(heavy), time.process_time(), file=sys.stderr)\n"
+    )
+    seconds: list[float] = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        heavy, _, spent = done.stderr.strip().rpartition(" ")
+        assert heavy == "[]"
+        seconds.append(float(spent))
+    assert min(seconds) < 0.5

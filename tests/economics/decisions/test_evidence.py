@@ -1,0 +1,183 @@
+"""Numbers from measured files: a ladder's report.json, and a machine.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.economics.decisions.builders import PRICES, TODAY, case_values
+
+from bedplate.core.errors import ConfigError
+from bedplate.economics.decisions import Decision, decide, load_case
+from bedplate.economics.machine import Curve, EngineSpeed, Machine, Shape, write_machine
+
+
+def row(rung: str, split: str = "valid", **changes: Any) -> dict[str, Any]:
+    """As adaptation/report.py writes it."""
+    return {
+        "rung": rung,
+        "status": "done",
+        "reason": None,
+        "split": split,
+        "estimate": 0.9,
+        "interval": [0.86, 0.93],
+        "n": 587,
+        "groups": 60,
+        "seeds": [],
+        "usd_per_1k_calls": 0.001,
+        "p50_ms": 33.0,
+        "p95_ms": 54.0,
+        "train_seconds": 240.0,
+        "skin": f"skins/{rung}",
+        **changes,
+    }
+
+
+REPORT: dict[str, Any] = {
+    "schema_version": 1,
+    "task": "reviews-sentiment",
+    "rungs": [
+        row("zero_shot", estimate=0.82, interval=[0.78, 0.86], train_seconds=0.0),
+        row("lora", estimate=0.913, interval=[0.887, 0.935]),
+        row("lora", "test", estimate=0.899, interval=[0.872, 0.923], usd_per_1k_calls=0.00095),
+        {
+            **row("few_shot"),
+            "status": "skipped",
+            "reason": "prompt over the budget",
+            "estimate": None,
+            "interval": None,
+        },
+    ],
+    "machine": {"usd_per_hour": 0.10, "as_of": "2026-11-24", "cores": 2},
+}
+
+
+def write(tmp_path: Path, report: Any, option: dict[str, Any], **changes: Any) -> Path:
+    (tmp_path / "report.json").write_text(report if isinstance(report, str) else json.dumps(report))
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    path = tmp_path / "case.yaml"
+    path.write_text(yaml.safe_dump(case_values({"it": option}, prices="prices.yaml", **changes)))
+    return path
+
+
+def decided(path: Path, *overrides: str) -> Decision:
+    return decide(*load_case(path, None, overrides), TODAY)
+
+
+LORA = {"machine": {"name": "box", "utilisation": 0.5}, "report": {"file": "report.json", "rung": "lora"}}
+
+
+def test_a_rung_gives_quality_latency_and_seconds_at_todays_price(tmp_path: Path) -> None:
+    option = {**LORA, "tuning": {"labels": 1772}}
+    one = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert one.quality == 0.899
+    assert one.quality_interval == pytest.approx((0.872, 0.923))
+    assert one.p95_ms == 54.0
+    seconds = 0.00095 / 1000 / (0.10 / 3600)  # measured seconds, at the report's own price
+    assert one.busy == pytest.approx(1000 * seconds / 86_400)
+    bill = {what: usd for _, what, usd in one.lines}
+    assert bill["tuning compute"] == pytest.approx(240 / 3600 * 2)  # the price file's machine, not the report's
+    assert bill["reserved machines"] == pytest.approx(4800)
+    assert one.notes == ("it is tuned once and never again",)
+
+
+def test_valid_rows_are_said_to_be_what_choices_were_made_on(tmp_path: Path) -> None:
+    option = {**LORA, "report": {**LORA["report"], "rung": "zero_shot"}}
+    one = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert one.quality == 0.82
+    assert one.notes == (
+        "its quality is an estimate on rows that choices were made on (report.json, zero_shot on valid)",
+    )
+    lora = {**LORA, "report": {**LORA["report"], "split": "valid"}}
+    assert decided(write(tmp_path, REPORT, lora)).outcome("it").quality == 0.913
+
+
+def test_what_the_option_states_goes_before_the_report(tmp_path: Path) -> None:
+    option = {**LORA, "quality": 0.7, "p95_ms": 300, "machine": {**LORA["machine"], "seconds_per_call": 2}}
+    one = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert (one.quality, one.p95_ms) == (0.7, 300)
+    assert one.busy == pytest.approx(2000 / 86_400)
+
+
+def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> None:
+    option = {"model": "large", "report": {"file": "report.json", "rung": "zero_shot"}}
+    assert decided(write(tmp_path, REPORT, option)).outcome("it").quality == 0.82
+
+
+@pytest.mark.parametrize(
+    ("report", "change", "says"),
+    [
+        (REPORT, {"rung": "loar"}, "there is no rung 'loar'; did you mean 'lora'?"),
+        (REPORT, {"rung": "few_shot"}, "the rung 'few_shot' was skipped (prompt over the budget); choose another"),
+        (REPORT, {"rung": "zero_shot", "split": "test"}, "was estimated on valid only, not on test"),
+        (REPORT, {"file": "none.json"}, "none.json: cannot be read"),
+        ("{", {}, "report.json is not JSON"),
+        ("[]", {}, "is no ladder's report: it has no `rungs`"),
+        ({"rungs": [row("lora", estimate=None)]}, {}, "the rung has no estimate with an interval"),
+        ({"rungs": [row("lora", estimate=1.5, interval=[0.9, 1.6])]}, {}, "is no share of 1"),
+        ({"rungs": [row("lora", estimate=0.5, interval=["a", "b"])]}, {}, "is no share of 1"),
+        ({"rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; a number from 0 on is wanted"),
+        ({"rungs": [row("lora", p95_ms=True)]}, {}, "p95_ms is True"),
+        ({**REPORT, "machine": {"usd_per_hour": 0.0}}, {}, "the report was made at a machine price of 0"),
+        ({"rungs": [row("lora")], "machine": []}, {}, "the report was made at a machine price of 0"),
+    ],
+)
+def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[str, str], says: str) -> None:
+    option = {**LORA, "report": {**LORA["report"], **change}}
+    with pytest.raises(ConfigError) as caught:
+        decided(write(tmp_path, report, option))
+    assert says in str(caught.value)
+    assert "case.yaml: options.it" in str(caught.value)
+
+
+def speed() -> EngineSpeed:
+    return EngineSpeed(
+        base="smollm2-135m",
+        shape=Shape(blocks=100, head=10, key_features=4, query_features=6),
+        weights="int4",
+        kernel="native",
+        threads=2,
+        measured_at=TODAY,
+        blocks=Curve(counts=(1, 8, 512), seconds=(0.004, 0.010, 0.25)),
+        head=Curve(counts=(1, 8), seconds=(0.001, 0.002)),
+        key_seconds=1e-6,
+        pair_seconds=1e-8,
+    )
+
+
+def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
+    write_machine(
+        Machine(
+            cpu="test",
+            threads=2,
+            memory_bytes=1,
+            measured_at=TODAY,
+            bandwidth_bytes_per_second=1,
+            flops_per_second={},
+            engines=(speed(),),
+        ),
+        tmp_path / "machine.json",
+    )
+    measured = {"base": "smollm2-135m", "batch": 8}
+    option = {"machine": {"name": "box", "measured": measured, "utilisation": 1, "paid": "by_use"}}
+    path = write(tmp_path, REPORT, option)
+    (tmp_path / "prices.yaml").write_text(
+        PRICES.replace("box: {usd_per_hour: 2,", "box: {usd_per_hour: 2, measured: machine.json,")
+    )
+    # 100 new tokens behind 500 cached ones; then 50 steps of eight sequences, of 500 + 100 + 25 keys each on average
+    share = (100 - 8) / (512 - 8)
+    prompt = 0.010 + share * 0.24 + 0.001 + 1e-8 * 100 * 550
+    step = 0.010 + 0.002 + 1e-6 * 8 * 625
+    expected = (prompt + 50 * step / 8) * 2 / 3600
+    assert decided(path).outcome("it").cost_per_call == pytest.approx(expected)
+    for change, says in (
+        ({"base": "smollm"}, "smollm was not measured on this machine"),
+        ({**measured, "weights": "int8"}, "smollm2-135m in int8 was not measured"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            decided(path, f"options.it.machine.measured={json.dumps(change)}")
+    with pytest.raises(ConfigError, match="this machine was not measured yet"):
+        decided(path, "prices.machines.box.measured=gone.json")
