@@ -13,8 +13,9 @@ from pathlib import Path
 
 @contextmanager
 def running(*arguments: str) -> Generator[str]:
-    """`bedplate serve` with these arguments, on a free port; its URL once it answers."""
-    command = [sys.executable, "-m", "bedplate.cli.main", "serve", *arguments, "--port", "0", "--json"]
+    """`bedplate serve` with these arguments, on a free port (a file has to say so itself); its URL once it answers."""
+    port = () if "--config" in arguments else ("--port", "0")
+    command = [sys.executable, "-m", "bedplate.cli.main", "serve", *arguments, *port, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import html
+import importlib
 import io
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -36,10 +38,18 @@ def command_line() -> str:
     from bedplate.cli.main import VERBS
 
     parts = ["# Command line", "", "Written by `make docs` from `--help`.", ""]
-    for arguments in ([], *([verb] for verb in VERBS)):
+    for arguments in ([], *_commands(VERBS)):
         title = " ".join(["bedplate", *arguments])
         parts += [f"## {title}", "", "```text", _help(arguments).strip(), "```", ""]
     return "\n".join(parts)
+
+
+def _commands(table: Mapping[str, tuple[str, str]]) -> Iterator[list[str]]:
+    """Each verb of a table, followed by its own verbs where it has some."""
+    for verb, (module, _) in table.items():
+        yield [verb]
+        for inner in _commands(getattr(importlib.import_module(module), "ACTIONS", {})):
+            yield [verb, *inner]
 
 
 def _help(arguments: list[str]) -> str:

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -60,19 +61,33 @@ def test_starting_loads_nothing_heavy(code: str) -> None:
 def test_help_lists_every_verb_and_each_has_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    for verb, (module, line) in VERBS.items():
+    each_has_its_command(capsys, VERBS, [], out)
+
+
+def each_has_its_command(
+    capsys: pytest.CaptureFixture[str], table: Mapping[str, tuple[str, str]], before: list[str], out: str
+) -> None:
+    for verb, (name, line) in table.items():
         assert re.search(rf"^  {verb} +{re.escape(line)}$", out, re.MULTILINE)
-        function = getattr(importlib.import_module(module), verb.replace("-", "_"))
-        assert function.__doc__
-        code, shown, _ = call(capsys, verb, "--help")
+        code, shown, _ = call(capsys, *before, verb, "--help")
         assert code == 0
-        assert f"Usage: bedplate {verb}" in shown
+        assert f"Usage: {' '.join(['bedplate', *before, verb])}" in shown
+        module = importlib.import_module(name)
+        if hasattr(module, "ACTIONS"):
+            each_has_its_command(capsys, module.ACTIONS, [*before, verb], shown)
+        else:
+            assert getattr(module, verb.replace("-", "_")).__doc__
 
 
 def test_verb_files_are_all_in_the_table() -> None:
     directory = Path(bedplate.__file__).parent / "cli"
     files = {p.stem for p in directory.glob("*.py")} - {"__init__", "main", "options"}
-    assert files == {module.rpartition(".")[2] for module, _ in VERBS.values()}
+    groups = {p.parent.name for p in directory.glob("*/__init__.py")}
+    assert files | groups == {module.rpartition(".")[2] for module, _ in VERBS.values()}
+    for group in groups:
+        actions = importlib.import_module(f"bedplate.cli.{group}").ACTIONS
+        files = {p.stem for p in (directory / group).glob("*.py")} - {"__init__"}
+        assert files == {module.rpartition(".")[2] for module, _ in actions.values()}
 
 
 def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,6 +102,8 @@ def test_version_and_no_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["pul"], "did you mean 'pull'?"),
         (["--wrong"], "there is no option '--wrong'"),
+        (["plan", "trian"], "did you mean 'train'?"),
+        (["plan", "--wrong"], "there is no option '--wrong'"),
         (["pull"], "give either one item to pull or --list"),
         (["pull", "--lst"], "--lst"),
         (["pull", "a", "b"], "bedplate pull --help"),

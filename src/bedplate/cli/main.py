@@ -8,13 +8,14 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import bedplate
 from bedplate.core.errors import BedplateError, UsageError
 
-# verb: (module, one line of help). The module has a typer command function of the verb's name. One row per verb.
+# verb: (module, one line of help). One row per verb. The module has a typer command function of the verb's name, or a
+# table ACTIONS of such rows for the verb's own verbs (`bedplate plan train`).
 VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
@@ -23,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
     "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),
+    "plan": ("bedplate.cli.plan", "What it costs: to train, to serve, and whether to prompt, tune, buy or build."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
     "serve": ("bedplate.cli.serve", "Serve a base and its skins behind an OpenAI-compatible API."),
@@ -62,29 +64,47 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"bedplate {bedplate.__version__}")
         return 0
-    return _run_verb(arguments[0], arguments[1:])
+    return _run_verb(VERBS, arguments, "bedplate")
 
 
-def _run_verb(verb: str, arguments: list[str]) -> int:
-    if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+def _run_verb(table: Mapping[str, tuple[str, str]], arguments: list[str], program: str) -> int:
+    """Run the verb that `arguments` begin with; `program` is what stands before it on the command line."""
+    verb = arguments[0]
+    if verb not in table:
+        close = difflib.get_close_matches(verb, table, n=1)
         what = "option" if verb.startswith("-") else "verb"
-        hint = f"did you mean {close[0]!r}?" if close else f"the verbs are {', '.join(VERBS)}"
-        raise UsageError(f"there is no {what} {verb!r}; {hint} (`bedplate --help`)")
-    module, line = VERBS[verb]
-    function = getattr(importlib.import_module(module), verb.replace("-", "_"))
+        hint = f"did you mean {close[0]!r}?" if close else f"the verbs are {', '.join(table)}"
+        raise UsageError(f"there is no {what} {verb!r}; {hint} (`{program} --help`)")
+    name, line = table[verb]
+    module = importlib.import_module(name)
+    actions: Mapping[str, tuple[str, str]] | None = getattr(module, "ACTIONS", None)
+    if actions is not None:
+        return _run_group(f"{program} {verb}", module.__doc__ or line, actions, arguments[1:])
+    return _run_command(getattr(module, verb.replace("-", "_")), line, f"{program} {verb}", arguments[1:])
 
+
+def _run_group(program: str, about: str, actions: Mapping[str, tuple[str, str]], arguments: list[str]) -> int:
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(
+            f"Usage: {program} VERB [OPTIONS] …\n\n{about.strip()}\n\n"
+            f"Verbs (`{program} VERB --help` says more):\n{_rows(actions)}"
+        )
+        return 0 if arguments else 2
+    return _run_verb(actions, arguments, program)
+
+
+def _run_command(function: Callable[..., object], line: str, program: str, arguments: list[str]) -> int:
     import typer
     import typer.main
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(name=verb, help=function.__doc__ or line)(function)
+    app.command(name=program.rpartition(" ")[2], help=function.__doc__ or line)(function)
     # typer keeps its own copy of click from some version on, so its usage errors are named through what typer exports
     usage_error: Any = typer.BadParameter.__mro__[1]
     try:
-        result = typer.main.get_command(app).main(arguments, prog_name=f"bedplate {verb}", standalone_mode=False)
+        result = typer.main.get_command(app).main(arguments, prog_name=program, standalone_mode=False)
     except usage_error as error:
-        raise UsageError(f"{error.format_message()} (`bedplate {verb} --help`)") from error
+        raise UsageError(f"{error.format_message()} (`{program} --help`)") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
     if result == _INTERRUPTED:  # newer versions of typer answer Ctrl-C with this code, older ones with Abort
@@ -92,16 +112,19 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _rows(table: Mapping[str, tuple[str, str]]) -> str:
+    width = max(map(len, table))
+    return "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in table.items())
+
+
 def _help() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in VERBS.items())
     return f"""\
 Usage: bedplate VERB [OPTIONS] …
 
 One base model, many skins.
 
 Verbs (`bedplate VERB --help` says more):
-{verbs}
+{_rows(VERBS)}
 
 Options:
   --version  Show the version.

@@ -88,6 +88,15 @@ class Spread(Strict):
     fitted: Seconds
 
 
+class ServerSpeed(Strict):
+    """What a server adds to its engine, the answers streamed: to a call, to each step of running generations, and to
+    each of their rows (the engine's own threads wait for the cores that writing to clients takes)."""
+
+    call_seconds: Seconds
+    step_seconds: Seconds
+    row_seconds: Seconds
+
+
 class EngineSpeed(Strict):
     """One engine on this machine: a base, what its products read, what computed."""
 
@@ -106,10 +115,9 @@ class EngineSpeed(Strict):
     end_seconds: Seconds = 0.0
     adapter_seconds: Seconds = 0.0
     adapter_token_seconds: Seconds = 0.0
-    adapter_weights: Annotated[int, Field(ge=0)] = 0
-    """Weights of the adapter that adapter_seconds were measured with."""
-    http_seconds: Seconds = 0.0
-    """Of one call over HTTP beside what the engine takes, on an idle server."""
+    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    """Of the adapters of all linears that adapter_seconds were measured with; 0 where none were."""
+    server: ServerSpeed | None = None
     measured: tuple[Spread, ...] = ()
 
 
@@ -211,6 +219,11 @@ def step_seconds(speed: EngineSpeed, load: Load, shape: Shape | None = None) -> 
         + speed.adapter_seconds * load.adapters * blocks
         + speed.adapter_token_seconds * load.adapted_tokens * blocks
     )
+
+
+def served_seconds(server: ServerSpeed, load: Load) -> float:
+    """What a step takes longer in a server than in an engine alone."""
+    return server.step_seconds + server.row_seconds * load.rows if load.rows else 0.0
 
 
 def machine_file() -> Path:

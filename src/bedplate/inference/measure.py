@@ -24,7 +24,8 @@ import torch
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
-from bedplate.economics.machine import Curve, EngineSpeed, Load, Machine, Shape, Spread
+from bedplate.economics.machine import Curve, EngineSpeed, Load, Machine, Spread
+from bedplate.economics.steps import shape_of
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Engine
 from bedplate.inference.native.compiler import cpu_name
@@ -32,7 +33,6 @@ from bedplate.inference.requests import Generate, Sampling
 from bedplate.inference.stats import StepRecord
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import TransformerSpec
 
 # Steps of these sizes are measured; economics goes straight between them.
 PROMPTS = (1, 4, 16, 32, 64, 128, 256, 512)
@@ -40,19 +40,6 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 CONTEXTS = (32, 768)
 _DECODES, _REPEATS = 24, 3
 _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
-
-
-def shape_of(spec: TransformerSpec) -> Shape:
-    """What of a decoder decides a step's time."""
-    width = spec.heads * spec.head_dim
-    attention = spec.hidden_size * (2 * width + 2 * spec.kv_heads * spec.head_dim)
-    feedforward = (3 if spec.gated else 2) * spec.hidden_size * spec.feedforward_size
-    return Shape(
-        blocks=spec.layers * (attention + feedforward),
-        head=spec.vocab_size * spec.hidden_size,
-        key_features=spec.layers * 2 * spec.kv_heads * spec.head_dim,
-        query_features=spec.layers * width,
-    )
 
 
 def measure_machine() -> Machine:
@@ -145,7 +132,7 @@ def measure_engine(
     ) as engine:
         plan = _Plan(engine, log, contexts, prompts)
         found = plan.steps(BATCHES, [None])
-        keys, adapter_weights = _load_adapters(engine, batch, adapter_rank)
+        keys = _load_adapters(engine, batch, adapter_rank)
         found += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
         return EngineSpeed(
             base=name,
@@ -154,13 +141,13 @@ def measure_engine(
             kernel=engine.kernel,
             threads=torch.get_num_threads(),
             measured_at=datetime.date.today(),
-            adapter_weights=adapter_weights,
+            adapter_rank=adapter_rank,
             **fit_engine(found),
         )
 
 
-def _load_adapters(engine: Engine, count: int, rank: int) -> tuple[list[str], int]:
-    """So many adapters of all linears with random weights; their keys, and the weights of one."""
+def _load_adapters(engine: Engine, count: int, rank: int) -> list[str]:
+    """So many adapters of all linears with random weights; their keys."""
     assert engine.bank is not None
     config = LoraConfig(r=rank, alpha=2.0 * rank)
     keys = [f"adapter-{number}" for number in range(count)]
@@ -171,7 +158,7 @@ def _load_adapters(engine: Engine, count: int, rank: int) -> tuple[list[str], in
     for key in keys:
         tensors = {name: 0.01 * torch.randn(t.shape, generator=generator).to(t.dtype) for name, t in first.items()}
         engine.load_adapter(key, config, tensors)
-    return keys, sum(tensor.numel() for tensor in first.values())
+    return keys
 
 
 @dataclass(frozen=True)

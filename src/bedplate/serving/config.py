@@ -23,7 +23,8 @@ class BaseConfig(Strict):
     name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
     form in which its products read its weights, `kernel` what computes them; "auto" is what the skins were judged with,
     and without skins the base's own dtype. "fastest" weights: what was measured to decode fastest on this machine, of
-    the base's dtype and of what the checkpoint itself stores (a GGUF's 4-bit blocks, say).
+    the base's dtype and of what the checkpoint itself stores (a GGUF's 4-bit blocks, say). speculate: guess tokens by
+    prompt look-up; what is said does not depend on it. By default where the kernel makes it cheap.
     """
 
     source: str
@@ -32,6 +33,7 @@ class BaseConfig(Strict):
     device: str = "auto"
     weights: Literal["auto", "fastest", "bfloat16", "int8", "int4"] = "auto"
     kernel: Literal["auto", "torch", "native"] = "auto"
+    speculate: bool | None = None
 
     @model_validator(mode="after")
     def _one_choice(self) -> BaseConfig:

@@ -121,13 +121,14 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
         else:
             open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
         engine = apart_now(
-            lambda base=base, open_=open_: Engine(
+            lambda base=base, open_=open_, speculate=one.speculate: Engine(
                 base,
                 weights=open_.weights,
                 kernel=open_.kernel,
                 max_rows=limits.max_rows,
                 max_waiting=limits.max_waiting,
                 adapters=limits.adapters,
+                speculate=speculate,
                 compute=compute,
             )
         )

@@ -1,0 +1,120 @@
+"""`bedplate plan calibrate`: measures this machine, for predictions of its latency and prices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.economics.machine import EngineSpeed, Machine
+
+
+def calibrate(
+    base: Annotated[
+        str | None, typer.Argument(help="The base whose engine is measured too; none: the machine alone.")
+    ] = None,
+    weights: Annotated[
+        Literal["auto", "bfloat16", "int8", "int4"], typer.Option(help="What its products read.")
+    ] = "auto",
+    kernel: Annotated[Literal["auto", "torch", "native"], typer.Option(help="What computes.")] = "auto",
+    tuning: Annotated[bool, typer.Option("--tuning", help="Measure LoRA training steps as well.")] = False,
+    rank: Annotated[int, typer.Option(help="Of the LoRA adapters that are measured.", min=1)] = 16,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="A running server of this base here: measures what it adds to its engine.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure memory bandwidth, products, the steps of a base's engine and of its tuning, in about a minute; other work
+    on the machine disturbs it. What was measured before of other bases stays in the file."""
+    from bedplate.economics.machine import machine_file, read_machine, write_machine
+    from bedplate.inference.measure import measure_machine
+
+    if base is None and (tuning or url is not None):
+        raise UsageError("--tuning and --url are about a base; name it: bedplate plan calibrate BASE")
+    where = machine_file() if out is None else out
+    machine = measure_machine()
+    if where.exists():
+        before = read_machine(where)
+        if (before.cpu, before.threads) == (machine.cpu, machine.threads):
+            machine = machine.model_copy(update={"engines": before.engines, "tuning": before.tuning})
+    write_machine(machine, where)
+    if base is not None:
+        machine = _measure_base(machine, base, weights, kernel, rank, tuning, url, where)
+    if as_json:
+        print(machine.model_dump_json())
+        return
+    _show(machine, where)
+
+
+def _measure_base(
+    machine: Machine,
+    base: str,
+    weights: Literal["auto", "bfloat16", "int8", "int4"],
+    kernel: Literal["auto", "torch", "native"],
+    rank: int,
+    tuning: bool,
+    url: str | None,
+    out: Path,
+) -> Machine:
+    """Measures one thing after the other and keeps each as soon as it is there."""
+    from bedplate.economics.machine import write_machine
+    from bedplate.inference.measure import measure_engine
+    from bedplate.models.checkpoints.base import load_base
+
+    loaded = load_base(base)
+    speed = measure_engine(loaded, base, weights=weights, kernel=kernel, adapter_rank=rank)
+    machine = machine.with_engine(speed)
+    write_machine(machine, out)
+    if url is not None:
+        from bedplate.inference.measure_server import measure_server
+
+        server = measure_server(url, base, speed, loaded.spec.vocab_size)
+        machine = machine.with_engine(speed.model_copy(update={"server": server}))
+        write_machine(machine, out)
+    if tuning:
+        from bedplate.inference.measure_tuning import measure_tuning
+
+        machine = machine.with_tuning(measure_tuning(loaded, base, rank=rank))
+        write_machine(machine, out)
+    return machine
+
+
+def _show(machine: Machine, out: Path) -> None:
+    from rich.table import Table
+
+    console().print(
+        f"[bold]{machine.cpu}[/], {machine.threads} threads, {machine.memory_bytes / 1e9:.0f} GB: reads "
+        f"{machine.bandwidth_bytes_per_second / 1e9:.0f} GB/s; products "
+        + ", ".join(f"{name} {value / 1e9:,.0f} GFLOP/s" for name, value in machine.flops_per_second.items()),
+        highlight=False,
+    )
+    table = Table("engine", "weights", "kernel", "prefill 512", "decode 1", "decode 16", "fit's median error", box=None)
+    for one in machine.engines:
+        table.add_row(one.base, one.weights, one.kernel, *_speeds(one))
+    if machine.engines:
+        console().print(table, highlight=False)
+    for one in machine.tuning:
+        rate = 1024 / one.seconds(1024, 1024 * 64 / 2, 16)
+        console().print(f"tuning {one.base}, {one.dtype}, rank {one.rank}: {rate:,.0f} tokens/s", highlight=False)
+    console().print(f"kept in {out}", highlight=False)
+
+
+def _speeds(one: EngineSpeed) -> list[str]:
+    import statistics
+
+    from bedplate.economics.machine import Load, step_seconds
+
+    prefill = 512 / step_seconds(one, Load(512, 1, pairs=512 * 513 / 2, started=1))
+    decodes = [rows / step_seconds(one, Load(rows, rows, keys=256.0 * rows)) for rows in (1, 16)]
+    errors = [abs(spread.fitted / spread.seconds - 1) for spread in one.measured]
+    error = f"{statistics.median(errors):.1%}" if errors else "–"
+    return [*(f"{rate:,.0f} tok/s" for rate in (prefill, *decodes)), error]

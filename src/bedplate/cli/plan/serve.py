@@ -1,0 +1,207 @@
+"""`bedplate plan serve`: traffic and a machine → latency, throughput, replicas, dollars a call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.economics.replica import Engine, Replica
+    from bedplate.economics.serving import ServingPlan
+    from bedplate.economics.traffic import Traffic
+
+_Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
+    calls_per_day: Annotated[float, typer.Option(help="Calls of an average day.")] = 50_000,
+    prompt_tokens: Annotated[
+        str, typer.Option(help="300 (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
+    ] = "300",
+    output_tokens: Annotated[str, typer.Option(help="Of an answer, written like --prompt-tokens.")] = "100",
+    skin_tokens: Annotated[int, typer.Option(help="Of the skin's own prompt before each call's, cached.")] = 0,
+    skins: Annotated[int, typer.Option(help="Different skins, asked evenly.")] = 1,
+    adapter_rank: Annotated[int, typer.Option(help="Of each skin's LoRA weights; 0: none.")] = 0,
+    p95_ms: Annotated[
+        float | None, typer.Option(help="Target: 95% of calls end within so many ms.", show_default=False)
+    ] = None,
+    first_token_ms: Annotated[
+        float | None, typer.Option(help="Target: 95% of calls have a first token by then.", show_default=False)
+    ] = None,
+    peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
+    spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
+    device: Annotated[
+        str | None,
+        typer.Option(help="A device of the table, or of --hardware. Default: this machine.", show_default=False),
+    ] = None,
+    devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
+    weights: Annotated[
+        _Formats | None,
+        typer.Option(help="What products read. Default: what was measured last; bfloat16.", show_default=False),
+    ] = None,
+    max_rows: Annotated[int | None, typer.Option(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
+    max_step_tokens: Annotated[int | None, typer.Option(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
+    drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
+    accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Of one replica. Default: the device's dated example.", show_default=False)
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="This machine: the measured base to extrapolate from.", show_default=False)
+    ] = None,
+    machine: Annotated[
+        Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
+    ] = None,
+    hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What serving takes: latency, throughput, replicas and dollars a call, from a simulation of the engine's scheduler
+    under calls that come at random.
+
+    On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
+    says, over the range of what engines reach of it.
+    """
+    from bedplate.economics.replica import Engine
+    from bedplate.economics.serving import Target, plan_serving
+    from bedplate.economics.traffic import Traffic, parse_lengths
+
+    lengths = parse_lengths(prompt_tokens, "--prompt-tokens"), parse_lengths(output_tokens, "--output-tokens")
+    traffic = Traffic(*lengths, skin_tokens, skins)
+    here = device is None
+    engine = Engine(
+        max_rows or (16 if here else 128), max_step_tokens or (512 if here else 4096), adapter_rank, drafted, accepted
+    )
+    target = Target(_seconds(p95_ms), _seconds(first_token_ms))
+    if here:
+        given = {"--devices": devices != 1, "--hardware": hardware is not None}
+        wrong = next((name for name, is_given in given.items() if is_given), None)
+        if wrong is not None:
+            raise UsageError(f"{wrong} is for a device of the table; name it with --device")
+        replicas = {"central": _here(model, weights, traffic, engine, like, usd_per_hour, machine)}
+    else:
+        if like is not None or machine is not None:
+            raise UsageError("--like and --machine are for this machine; leave --device out")
+        replicas = _on_devices(model, device or "", devices, weights, traffic, engine, usd_per_hour, hardware)
+    plans: dict[str, ServingPlan] = {}
+    for case, one in replicas.items():
+        try:
+            plans[case] = plan_serving(one, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
+        except UsageError:
+            if case == "central":
+                raise
+    if as_json:
+        said = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
+        found = {"model": model, "traffic": said} | plans["central"].as_json()
+        ranges = {case: plan.as_json() for case, plan in plans.items() if case != "central"}
+        print(json.dumps(found | ({"range": ranges} if ranges else {}), ensure_ascii=False))
+        return
+    _show(model, plans)
+
+
+def _here(
+    model: str,
+    weights: str | None,
+    traffic: Traffic,
+    engine: Engine,
+    like: str | None,
+    usd_per_hour: float | None,
+    file: Path | None,
+) -> Replica:
+    from bedplate.economics.machine import read_machine
+    from bedplate.economics.replica import here
+
+    return here(read_machine(file), model, weights, traffic, engine, like=like, usd_per_hour=usd_per_hour)
+
+
+def _on_devices(
+    model: str,
+    device: str,
+    devices: int,
+    weights: _Formats | None,
+    traffic: Traffic,
+    engine: Engine,
+    usd_per_hour: float | None,
+    file: Path | None,
+) -> dict[str, Replica]:
+    from bedplate.economics.hardware_file import find_device_in
+    from bedplate.economics.replica import on_devices
+
+    row = find_device_in(file, device)
+    return on_devices(model, row, devices, weights or "bfloat16", traffic, engine, usd_per_hour=usd_per_hour)
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+# --- for people
+
+
+def _show(model: str, plans: dict[str, ServingPlan]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from bedplate.economics.serving import FORMULAS
+
+    out, plan = console(), plans["central"]
+    out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day", highlight=False)
+    table = Table("figure", "value", "range", "how", box=None)
+    for name, value in _figures(plan):
+        low_high = [dict(_figures(plans[case]))[name] if case in plans else "never" for case in _cases(plans)]
+        text, source = FORMULAS.get(name.split(",")[0], ("", ""))
+        how = f"{text} [dim]({source})[/]" if text else ""
+        table.add_row(name.replace("_", " "), value, " to ".join(dict.fromkeys(low_high)), how)
+    out.print(table, highlight=False)
+    latencies = Table(
+        "one replica", "calls/s", "first token p50 / p95", "whole answer p50 / p95 / p99", "busy", box=None
+    )
+    for name, one in (
+        ("a call alone", plan.alone),
+        ("on average", plan.at_mean),
+        ("in the busiest hour", plan.at_peak),
+    ):
+        latencies.add_row(
+            name,
+            f"{one.calls_per_second:.3g}" if one.calls_per_second else "–",
+            f"{one.first_token_p50:.3g} / {one.first_token_p95:.3g} s",
+            f"{one.total_p50:.3g} / {one.total_p95:.3g} / {one.total_p99:.3g} s",
+            f"{one.utilisation:.0%}",
+        )
+    out.print(latencies, highlight=False)
+    for line in _notes(plan):
+        out.print(f"- {line}", highlight=False, markup=False)
+
+
+def _cases(plans: dict[str, ServingPlan]) -> tuple[str, ...]:
+    """The cases of a range; one that is missing does not meet the target."""
+    return ("low", "high") if len(plans) > 1 else ()
+
+
+def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
+    yield "replicas", f"{plan.replicas:,}"
+    yield "capacity", f"{plan.capacity_calls_per_second:.3g} calls/s each"
+    yield "tokens_per_second", f"{plan.saturated_tokens_per_second:,.0f} each, when full"
+    if plan.usd_per_call is not None and plan.usd_per_million_tokens is not None:
+        yield "usd_per_call", f"${plan.usd_per_call:.3g}"
+        yield "usd_per_million_tokens", f"${plan.usd_per_million_tokens:.3g}"
+        yield "usd_per_day", f"${plan.usd_per_day:,.2f}"
+        yield "floor_usd_per_call", f"${plan.floor_usd_per_call:.3g}"
+
+
+def _notes(plan: ServingPlan) -> Iterator[str]:
+    yield f"speeds: {plan.basis}"
+    if plan.usd_per_hour is not None:
+        yield f"price: ${plan.usd_per_hour:.3g} an hour and replica ({plan.price_source})"
+    else:
+        yield f"price: {plan.price_source}; give --usd-per-hour for dollars"
+    if plan.memory:
+        held = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in plan.memory.items() if size)
+        yield f"GB held: {held}"

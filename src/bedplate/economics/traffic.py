@@ -1,0 +1,163 @@
+"""Traffic as data: how many calls, how long their prompts and answers are, and the same as a list of arrivals.
+
+Calls come as a Poisson process: independent callers. Lengths are drawn one by one, from a distribution or from a list
+of measured ones.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import read_text
+
+SECONDS_PER_DAY = 86_400.0
+_Z95 = 1.6448536269514722  # the standard normal's 95th percentile
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A distribution of token counts, at least 1 each.
+
+    fixed: `low`. uniform: `low` … `high`. lognormal: median `low`, 95th percentile `high`. listed: `values`, each as
+    likely as it is frequent.
+    """
+
+    kind: Literal["fixed", "uniform", "lognormal", "listed"]
+    low: int
+    high: int
+    values: tuple[int, ...] = ()
+
+    def draw(self, generator: random.Random) -> int:
+        """One length."""
+        if self.kind == "listed":
+            return generator.choice(self.values)
+        if self.kind == "lognormal":
+            return max(1, round(self.low * math.exp(self._sigma * generator.gauss(0.0, 1.0))))
+        return generator.randint(self.low, self.high)
+
+    @property
+    def _sigma(self) -> float:
+        return math.log(self.high / self.low) / _Z95
+
+    @property
+    def mean(self) -> float:
+        """The expected length."""
+        if self.kind == "listed":
+            return sum(self.values) / len(self.values)
+        if self.kind == "lognormal":
+            return self.low * math.exp(self._sigma**2 / 2)
+        return (self.low + self.high) / 2
+
+    def __str__(self) -> str:
+        if self.kind == "fixed":
+            return f"{self.low}"
+        if self.kind == "uniform":
+            return f"{self.low}-{self.high}"
+        if self.kind == "lognormal":
+            return f"{self.low}~{self.high}"
+        return f"{len(self.values)} listed lengths of {self.mean:.4g} on average"
+
+
+def parse_lengths(text: str, what: str) -> Lengths:
+    """`300` (each), `100-500` (evenly between), `250~900` (log-normal: median and 95th percentile), or `@FILE`, a file
+    of one length a line. UsageError for anything else."""
+    if text.startswith("@"):
+        return _listed(Path(text[1:]), what)
+    found = re.fullmatch(r"\s*(\d+)\s*(?:([-~])\s*(\d+))?\s*", text)
+    if found is None:
+        raise UsageError(
+            f"{what} is {text!r}; write 300 (each call), 100-500 (evenly between), 250~900 (log-normal: median and "
+            "95th percentile) or @FILE (one length a line)"
+        )
+    low = int(found[1])
+    high = low if found[3] is None else int(found[3])
+    if low < 1:
+        raise UsageError(f"{what} is {text!r}: a call has at least 1 token")
+    if high < low:
+        raise UsageError(f"{what} is {text!r}: the second number must not be below the first")
+    if found[2] == "~" and high == low:
+        raise UsageError(
+            f"{what} is {text!r}: the 95th percentile must be above the median; for one length write {low}"
+        )
+    kind: dict[str | None, Literal["fixed", "uniform", "lognormal"]] = {None: "fixed", "-": "uniform", "~": "lognormal"}
+    return Lengths(kind[found[2]], low, high)
+
+
+def _listed(path: Path, what: str) -> Lengths:
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except (OSError, DataError) as error:
+        raise UsageError(f"{what}: {path} cannot be read: {error}") from error
+    values: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        if line:
+            if not line.isdecimal() or int(line) < 1:
+                raise UsageError(f"{what}: {path}, line {number}: {line[:40]!r} is no length of at least 1 token")
+            values.append(int(line))
+    if not values:
+        raise UsageError(f"{what}: {path} holds no length; write one a line")
+    return Lengths("listed", min(values), max(values), tuple(values))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: when it comes (seconds from the start), its prompt's tokens, of them those that are surely cached (its
+    skin's own prompt), the tokens of its answer, and the skin that it asks (0 … skins−1)."""
+
+    at: float
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    skin: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is asked of a service.
+
+    prompt: tokens of a call's prompt without the skin's own. output: tokens of an answer. skin_tokens: of the skin's
+    own prompt, the same for every call, cached once computed. skins: how many different ones, asked evenly.
+    """
+
+    prompt: Lengths
+    output: Lengths
+    skin_tokens: int = 0
+    skins: int = 1
+
+    def __post_init__(self) -> None:
+        if self.skin_tokens < 0:
+            raise UsageError(f"a skin's prompt of {self.skin_tokens} tokens: it must be at least 0")
+        if self.skins < 1:
+            raise UsageError(f"{self.skins} skins: there must be at least 1")
+
+    def calls(self, per_second: float, count: int, seed: int = 0) -> list[Call]:
+        """`count` calls at this rate. The same seed gives the same calls at every rate, only nearer together."""
+        if not per_second > 0 or not math.isfinite(per_second):
+            raise UsageError(f"{per_second} calls a second: it must be over 0")
+        generator = random.Random(seed)
+        at = 0.0
+        found: list[Call] = []
+        for _ in range(count):
+            at += generator.expovariate(1.0)
+            prompt = self.prompt.draw(generator) + self.skin_tokens
+            output = self.output.draw(generator)
+            found.append(Call(at / per_second, prompt, self.skin_tokens, output, generator.randrange(self.skins)))
+        return found
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which a share (0 … 1) lies, straight between the two nearest ranks (numpy's default)."""
+    ordered = sorted(values)
+    if not ordered:
+        raise UsageError("a percentile of nothing: there was no call")
+    at = share * (len(ordered) - 1)
+    low = math.floor(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (at - low) * (ordered[high] - ordered[low])

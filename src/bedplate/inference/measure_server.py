@@ -1,0 +1,88 @@
+"""Measures what a running server adds to its engine: to a call, to a step, and to a row of a step.
+
+Streamed completions of known sizes are timed from outside, alone and several at once; what an engine of the same speed
+would take (simulated) is taken off. The server must run on this machine, with nobody else asking, and without guessing
+tokens (`speculate: false` in its file), because random prompts make text that is guessed too well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from bedplate.core.errors import EndpointError
+from bedplate.core.progress import Progress
+from bedplate.economics.machine import EngineSpeed, ServerSpeed
+from bedplate.economics.simulation import Service, simulate
+from bedplate.economics.steps import MeasuredSteps
+from bedplate.economics.traffic import Call
+
+PROMPT, SHORT, LONG, TOGETHER, TURNS = 64, 1, 49, 8, 7
+
+
+def measure_server(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None = None) -> ServerSpeed:
+    """Asks `model` of the server at `url` (with or without /v1). Raises EndpointError where it does not answer."""
+    return asyncio.run(_measure(url.rstrip("/").removesuffix("/v1") + "/v1", model, speed, vocabulary, key))
+
+
+async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None) -> ServerSpeed:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    generator = random.Random(0)
+    found: dict[tuple[int, int], list[float]] = {}
+    kinds = ((1, SHORT), (1, LONG), (TOGETHER, LONG))
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
+        with Progress(f"{model}: its server", TURNS * len(kinds), "turns") as bar:
+            for turn in range(TURNS):
+                for kind in kinds:
+                    rows, output = kind
+                    bodies = [_body(model, generator, vocabulary, output) for _ in range(rows)]
+                    seconds = await _together(client, bodies)
+                    bar.advance(1)
+                    if turn:  # the first turn warms it up
+                        found.setdefault(kind, []).append(seconds - _simulated(speed, rows, output))
+    one, long, many = (statistics.median(found[kind]) for kind in kinds)
+    # A lone call of n tokens: call + n · (step + row); several at once: call + n · (step + rows · row).
+    alone = max((long - one) / (LONG - SHORT), 0.0)
+    call = max(one - SHORT * alone, 0.0)
+    together = max((many - call) / LONG, alone)
+    row = (together - alone) / (TOGETHER - 1)
+    return ServerSpeed(call_seconds=call, step_seconds=max(alone - row, 0.0), row_seconds=min(row, alone))
+
+
+def _simulated(speed: EngineSpeed, rows: int, output: int) -> float:
+    service = Service(MeasuredSteps(speed, served=False), max_rows=max(rows, 1))
+    outcome = simulate(service, [Call(0.0, PROMPT, 0, output) for _ in range(rows)])
+    return outcome.seconds
+
+
+def _body(model: str, generator: random.Random, vocabulary: int, output: int) -> dict[str, Any]:
+    prompt = [generator.randrange(vocabulary) for _ in range(PROMPT)]
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": output, "stream": True}
+    return body | {"temperature": 0, "ignore_eos": True}
+
+
+async def _together(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]]) -> float:
+    """Seconds until the last of some calls, sent at once, has ended."""
+    start = time.perf_counter()
+    await asyncio.gather(*(_ask(client, body) for body in bodies))
+    return time.perf_counter() - start
+
+
+async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    try:
+        async with client.stream("POST", "/completions", json=body) as reply:
+            if reply.status_code != 200:
+                said = (await reply.aread()).decode("utf-8", "replace")[:200]
+                raise EndpointError(f"{client.base_url} answered {reply.status_code}: {said}")
+            async for _ in reply.aiter_raw():
+                pass
+    except httpx.HTTPError as error:
+        raise EndpointError(
+            f"{client.base_url} was not reached or broke off: {error or type(error).__name__}"
+        ) from error
