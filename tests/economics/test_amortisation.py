@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def test_divide_adds_up_and_is_fair_to_a_millionth(amount: Decimal, parts: list[
     shares = divide(amount, parts)
     assert sum(shares) == amount
     for share, part in zip(shares, parts, strict=True):
-        assert abs(float(share) - float(amount) * part / sum(parts)) <= 1.0001e-6 + 1e-12 * float(amount)
+        assert abs(Fraction(share) - Fraction(amount) * Fraction(part) / sum(map(Fraction, parts))) < Fraction(1, 10**6)
         assert share % MICRO == 0
 
 
@@ -247,7 +248,7 @@ def test_without_a_price_on_the_server_compute_is_not_known(tmp_path: Path) -> N
 
 
 def test_the_example_adds_up() -> None:
-    found = amortise(load_account("examples/amortise/account.yaml"))
+    found = amortise(load_account(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
     adds_up(found)
     assert not found.warnings
     assert [row.name for row in found.skins] == ["tickets", "reviews", "smollm2-135m", "(unanswered)", "(idle)"]

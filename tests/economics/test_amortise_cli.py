@@ -9,7 +9,7 @@ import pytest
 
 from bedplate.cli.main import main
 
-ACCOUNT = Path("examples/amortise/account.yaml")
+ACCOUNT = Path(__file__).parents[2] / "examples/amortise/account.yaml"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:

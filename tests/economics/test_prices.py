@@ -11,7 +11,7 @@ from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError
 from bedplate.economics.prices import Prices, load_prices
 
-EXAMPLE = Path("examples/decide/prices.yaml")
+EXAMPLE = Path(__file__).parents[2] / "examples/decide/prices.yaml"
 GOOD = """\
 prices: ours
 stale_after_days: 30

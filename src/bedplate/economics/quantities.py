@@ -14,6 +14,8 @@ from pydantic import model_validator
 from bedplate.core.config import Strict
 
 _TIMES = 10.0
+LARGEST = 1e15
+"""Beyond this, and below its inverse, a number is a slip of the keyboard, and sums would lose their digits."""
 
 
 class Quantity(Strict):
@@ -49,10 +51,11 @@ class Quantity(Strict):
     @model_validator(mode="after")
     def _in_bounds(self) -> Self:
         for name in ("value", "low", "high"):
-            number = getattr(self, name)
+            number, shown = getattr(self, name), "" if name == "value" else f" of {name}"
             if not self._allows(number):
-                shown = "" if name == "value" else f" of {name}"
                 raise ValueError(f"{self.wanted} is wanted{shown} (got {number:g})")
+            if number and not 1 / LARGEST <= abs(number) <= LARGEST:
+                raise ValueError(f"a number between {1 / LARGEST:g} and {LARGEST:g} is wanted{shown} (got {number:g})")
         if not self.low <= self.value <= self.high:
             raise ValueError(f"low {self.low:g}, value {self.value:g}, high {self.high:g}: they must not fall")
         return self
@@ -77,12 +80,12 @@ class Quantity(Strict):
 
     def search(self) -> tuple[float, float]:
         """Where a flipping point is looked for: a tenth to ten times, kept within bounds, the stated range included."""
-        low, high = min(self.low, self.value / _TIMES), max(self.high, self.value * _TIMES)
-        if self.at_least is not None:
-            low = max(low, self.at_least)
-        if self.at_most is not None:
-            high = min(high, self.at_most)
-        return low, high
+        return self._within(min(self.low, self.value / _TIMES), max(self.high, self.value * _TIMES))
+
+    def _within(self, low: float, high: float) -> tuple[float, float]:
+        least = 1 / LARGEST if self.above == 0 else self.at_least
+        most = LARGEST if self.at_most is None else self.at_most
+        return low if least is None else max(low, least), min(high, most)
 
 
 class Amount(Quantity):
@@ -99,7 +102,7 @@ class NonNegative(Quantity):
     at_least = 0.0
 
     def search(self) -> tuple[float, float]:
-        return 0.0, max(self.high, self.value * _TIMES)
+        return self._within(0.0, max(self.high, self.value * _TIMES))
 
 
 class Factor(Quantity):
@@ -134,8 +137,9 @@ class PositiveShare(Quantity):
 class Growth(Quantity):
     """A change per year as a share: 0.5 is half as much again, -0.2 a fifth less."""
 
-    wanted = "a growth above -1"
+    wanted = "a growth above -1, up to 100"
     above = -1.0
+    at_most = 100.0
 
     def search(self) -> tuple[float, float]:
-        return min(self.low, max(self.value - 0.5, -0.9)), max(self.high, self.value + 2.0)
+        return self._within(min(self.low, max(self.value - 0.5, -0.9)), max(self.high, self.value + 2.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, d
 
 from bedplate.core.errors import BedplateError
 from bedplate.economics.decisions.bill import Fleet, Volume
+from bedplate.economics.decisions.words import as_values
 from bedplate.economics.hardware import find_device
 from bedplate.economics.training import plan_training
 
@@ -283,7 +285,7 @@ RISING = {
 def test_no_total_falls_as_prices_volumes_or_tokens_rise(
     name: str, data: st.DataObject, waiting: float, growth: float
 ) -> None:
-    low, high = sorted(data.draw(st.floats(*RISING[name])) for _ in range(2))
+    low, high = sorted(round(data.draw(st.floats(*RISING[name])), 6) for _ in range(2))
     fixed = [f"traffic.waiting_share={waiting}"]
     if name != "traffic.growth_per_year":
         fixed.append(f"traffic.growth_per_year={growth}")
@@ -295,17 +297,36 @@ def test_no_total_falls_as_prices_volumes_or_tokens_rise(
         assert large >= small * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("name", RISING)
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_ends_of_what_may_be_written_stay_finite(name: str, end: int) -> None:
+    growth = "traffic.growth_per_year"
+    extremes = {"traffic.calls_per_day": (1e-15, 1e12), "traffic.horizon_days": (1e-6, 36_500), growth: (-0.999, 100)}
+    first = name.startswith(("traffic.peak", "prices.hosted.large.usd_per_million_input"))
+    value = extremes.get(name, (4.0 if first else 1e-15, 1e15))[end]
+    if name.endswith("cached_input"):
+        value = (1e-15, 4.0)[end]
+    found = decided(OPTIONS, f"{name}={value!r}", "traffic.calls_per_day=5e4" if name == growth else "seed=1")
+    text = json.dumps(as_values(found), allow_nan=False)
+    assert found.answer in OPTIONS
+    assert all(each["text"] for each in json.loads(text)["break_evens"])
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("traffic.calls_per_day=0", "a number above 0 is wanted (got 0)"),
-        ("traffic.calls_per_day=-5", "a number above 0 is wanted (got -5)"),
+        ("text.input=1e16", "a number between 1e-15 and 1e+15 is wanted (got 1e+16)"),
+        ("text.input=1e-16", "a number between 1e-15 and 1e+15 is wanted"),
+        ("traffic.horizon_days=40000", "a number above 0, up to 36,500 is wanted"),
+        ("traffic.growth_per_year=101", "a growth above -1, up to 100 is wanted"),
+        ("traffic.calls_per_day=0", "a number above 0, up to 1e12 is wanted (got 0)"),
+        ("traffic.calls_per_day=-5", "a number above 0, up to 1e12 is wanted (got -5)"),
         ("traffic.calls_per_day=.nan", "finite number"),
         ("traffic.calls_per_day=.inf", "finite number"),
-        ("traffic.calls_per_day=true", "a number above 0 is wanted, or {value, low, high}, not True"),
+        ("traffic.calls_per_day=true", "up to 1e12 is wanted, or {value, low, high}, not True"),
         ("traffic.calls_per_day={value: 3, low: 4}", "low 4, value 3, high 3: they must not fall"),
-        ("traffic.horizon_days=0", "a number above 0 is wanted"),
-        ("traffic.growth_per_year=-1", "a growth above -1 is wanted (got -1)"),
+        ("traffic.horizon_days=0", "a number above 0, up to 36,500 is wanted (got 0)"),
+        ("traffic.growth_per_year=-1", "a growth above -1, up to 100 is wanted (got -1)"),
         ("traffic.peak_to_mean=0.5", "1 or a number above 1 is wanted"),
         ("traffic.waiting_share=1.5", "a share from 0 to 1 is wanted (got 1.5)"),
         ("text.input=0", "a number above 0 is wanted"),

@@ -13,7 +13,7 @@ import pytest
 
 from bedplate.cli.main import main
 
-EXAMPLES = Path("examples/decide")
+EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 LOW = EXAMPLES / "hosted_at_low_volume.yaml"
 
 
@@ -96,7 +96,7 @@ def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[st
         (["none.yaml"], "none.yaml: the config file does not exist"),
         ([EXAMPLES / "prices.yaml"], "name a decision file"),
         ([LOW, "traffic.calls_per_dya=3"], "unknown key 'calls_per_dya'; did you mean 'calls_per_day'?"),
-        ([LOW, "traffic.calls_per_day=0"], "a number above 0 is wanted (got 0)"),
+        ([LOW, "traffic.calls_per_day=0"], "up to 1e12 is wanted (got 0)"),
         ([LOW, "options.prompt-large.model=hosted-lrge"], "did you mean 'hosted-large' or 'hosted-small'?"),
         ([LOW, "prices.hosted.hosted-large.usd_per_million_input=-2"], "a number above 0 is wanted (got -2)"),
         ([LOW, "--price", "x"], "No such option: --price"),
@@ -123,7 +123,7 @@ def test_no_torch_no_numpy_and_quick() -> None:
     """CPU time of the best of three processes: what else runs here does not count."""
     code = (
         "import sys, time\nfrom bedplate.cli.main import main\n"
-        "try:\n    main(['plan', 'decide', 'examples/decide/open_weights_at_volume.yaml', '--json'])\n"
+        f"try:\n    main(['plan', 'decide', {str(EXAMPLES / 'open_weights_at_volume.yaml')!r}, '--json'])\n"
         "except SystemExit:\n    pass\n"
         "heavy = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'scipy', 'matplotlib'}\n"
         "print(sorted(heavy), time.process_time(), file=sys.stderr)\n"

@@ -169,10 +169,10 @@ def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
     )
     # 100 new tokens behind 500 cached ones; then 50 steps of eight sequences, of 500 + 100 + 25 keys each on average
     share = (100 - 8) / (512 - 8)
-    prompt = 0.010 + share * 0.24 + 0.001 + 1e-8 * 100 * 550
+    prompt = 0.010 + share * 0.24 + 0.001 + 1e-6 * 600 + 1e-8 * 100 * 550.5
     step = 0.010 + 0.002 + 1e-6 * 8 * 625
     expected = (prompt + 50 * step / 8) * 2 / 3600
-    assert decided(path).outcome("it").cost_per_call == pytest.approx(expected)
+    assert decided(path).outcome("it").cost_per_call == pytest.approx(expected, rel=1e-3)
     for change, says in (
         ({"base": "smollm"}, "smollm was not measured on this machine"),
         ({**measured, "weights": "int8"}, "smollm2-135m in int8 was not measured"),
@@ -181,3 +181,39 @@ def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
             decided(path, f"options.it.machine.measured={json.dumps(change)}")
     with pytest.raises(ConfigError, match="this machine was not measured yet"):
         decided(path, "prices.machines.box.measured=gone.json")
+
+
+def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
+    """Eight billion parameters on an H100 (989 TFLOP/s, 3.35 TB/s), what engines reach of it by economics.steps."""
+    option = {
+        "machine": {
+            "name": "node",
+            "planned": {"model": "llama-3.1-8b", "batch": 64},
+            "utilisation": 1,
+            "paid": "by_use",
+        }
+    }
+    path = write(tmp_path, REPORT, option)
+    (tmp_path / "prices.yaml").write_text(PRICES.replace("devices: 8", "devices: 1"))
+    found = decided(path)
+    speeds = {each.input.name.rpartition(".")[2]: each.input for each in found.sensitivities}
+    prefill, decode = speeds["prefill_tokens_per_second"], speeds["decode_tokens_per_second"]
+    # 100 tokens are fewer than it takes to be bound by products: the step reads 7.5 billion weights of two bytes
+    read = 7.5e9 * 2 / 3.35e12
+    assert prefill.value == pytest.approx(100 / (read / 0.75 + 1.5e-3), rel=0.03)
+    keys = 64 * 625 * 131_072  # 128 KiB a token
+    assert decode.value == pytest.approx(64 / ((7.5e9 * 2 + keys) / 3.35e12 / 0.75 + 1.5e-3), rel=0.03)
+    assert prefill.low < prefill.value < prefill.high
+    assert "planned: llama-3.1-8b in bfloat16, data sheet of NVIDIA H100" in prefill.source
+    low, high = found.outcome("it").total_interval
+    assert low < found.outcome("it").total_usd < high
+    for override, says in (
+        ("options.it.machine.planned.batch=9000", r"GB more than a machine holds; take smaller weights"),
+        ("options.it.machine.planned.model=llama-3.1-9b", r"planned: .*llama-3\.1-8b"),
+        ("options.it.machine.planned.model=bert-base", "decoder"),
+        ("options.it.machine.name=box", "does not say which `device` 'box' has"),
+        ("options.it.machine.planned={model: a, batch: 0}", "greater than or equal to 1"),
+        ("options.it.machine.seconds_per_call=1", "give one of seconds_per_call"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            decided(path, override)

@@ -12,7 +12,7 @@ from bedplate.economics.decisions import Decision, decide, load_case
 from bedplate.economics.decisions.sensitivity import Flip, Sensitivity
 from bedplate.economics.decisions.words import answer, reasons
 
-EXAMPLES = Path("examples/decide")
+EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 TODAY = datetime.date(2026, 11, 25)
 MONTHS = 365 / (365 / 12)
 

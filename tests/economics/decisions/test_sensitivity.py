@@ -14,7 +14,7 @@ from bedplate.economics.decisions.sensitivity import NOTHING_PAYS, Sensitivity
 from bedplate.economics.decisions.sheet import Sheet, percentile, triangle
 from bedplate.economics.quantities import Amount, NonNegative
 
-EXAMPLES = Path("examples/decide")
+EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 CASES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml")
 
 

@@ -28,9 +28,18 @@ _NONE = NonNegative.exactly(0)
 class CallsPerDay(Amount):
     """Sought far from where it stands: volume is what most answers turn on."""
 
+    wanted = "a number above 0, up to 1e12"
+    at_most = 1e12
+
     def search(self) -> tuple[float, float]:
-        low, high = super().search()
-        return min(low, 1.0), max(high, self.value * 1000)
+        return self._within(min(self.low, self.value / 10, 1.0), max(self.high, self.value * 1000))
+
+
+class Days(Amount):
+    """Up to a century: growth over longer is no plan."""
+
+    wanted = "a number above 0, up to 36,500"
+    at_most = 36_500.0
 
 
 class Traffic(Strict):
@@ -39,7 +48,7 @@ class Traffic(Strict):
     calls, how many find the repeated part of their prompt in a cache."""
 
     calls_per_day: CallsPerDay
-    horizon_days: Amount
+    horizon_days: Days
     growth_per_year: Growth = Growth.exactly(0)
     peak_to_mean: Factor = Factor.exactly(1)
     waiting_share: Share = Share.exactly(0)
@@ -135,9 +144,10 @@ class Tuning(Strict):
 
 
 class Retrieval(Strict):
-    """passages: text added to every prompt, different each time. corpus: all text that is embedded, of which
-    changed_per_month (a share, above 1 where it changes more than once) is embedded again. embedder: a hosted one of
-    the price file; without it the option's machine embeds, at embed_tokens_per_second. usd_per_month: the index."""
+    """passages: text added to every prompt, different each time; counted as the option's text is. corpus: all text that
+    is embedded, of which changed_per_month (a share, above 1 where it changes more than once) is embedded again.
+    embedder: a hosted one of the price file; without it the option's machine embeds, at embed_tokens_per_second.
+    usd_per_month: the index."""
 
     passages: Amount
     corpus: NonNegative = _NONE
@@ -183,9 +193,18 @@ class Measured(Strict):
     batch: Annotated[int, Field(ge=1)] = 1
 
 
+class Planned(Strict):
+    """A decoder on the devices of the machine, by their data sheet, with the range of what engines reach of it. model:
+    as for `bedplate plan serve`; batch: sequences at once."""
+
+    model: str
+    weights: Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"] = "bfloat16"
+    batch: Annotated[int, Field(ge=1)]
+
+
 class MachineUse(Strict):
     """Where open or own weights run. How long a call keeps the machine: seconds_per_call, or both speeds (of all
-    sequences together, at a batch that meets the latency), or `measured`, or the report.
+    sequences together, at a batch that meets the latency), or `measured`, or `planned`, or the report.
 
     paid: `reserved` machines are paid day and night, as many as the peak wants; `by_use` is a share of machines that
     others keep busy too. utilisation: of the reserved ones, the most that queueing allows at the peak; of the shared
@@ -197,6 +216,7 @@ class MachineUse(Strict):
     prefill_tokens_per_second: Amount | None = None
     decode_tokens_per_second: Amount | None = None
     measured: Measured | None = None
+    planned: Planned | None = None
     paid: Literal["reserved", "by_use"] = "reserved"
     utilisation: PositiveShare
     at_least: Factor = Factor.exactly(1)
@@ -205,9 +225,9 @@ class MachineUse(Strict):
     def _one_speed(self) -> Self:
         if (self.prefill_tokens_per_second is None) != (self.decode_tokens_per_second is None):
             raise ValueError("prefill_tokens_per_second and decode_tokens_per_second are given together")
-        ways = (self.seconds_per_call, self.prefill_tokens_per_second, self.measured)
+        ways = (self.seconds_per_call, self.prefill_tokens_per_second, self.measured, self.planned)
         if sum(one is not None for one in ways) > 1:
-            raise ValueError("give one of seconds_per_call, the two tokens_per_second, or measured")
+            raise ValueError("give one of seconds_per_call, the two tokens_per_second, measured or planned")
         return self
 
 

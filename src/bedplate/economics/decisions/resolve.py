@@ -8,7 +8,7 @@ from bedplate.economics.decisions.case import Case, MachineUse, Option, Pretrain
 from bedplate.economics.decisions.evidence import Measured, read_evidence
 from bedplate.economics.decisions.options import CasePlaces, Ranged, Resolved
 from bedplate.economics.decisions.sheet import Sheet
-from bedplate.economics.decisions.speeds import hours_per_token, measured_speeds
+from bedplate.economics.decisions.speeds import Speeds, hours_per_token, measured_speeds, planned_speeds
 from bedplate.economics.decisions.work import (
     PretrainingWork,
     RetrievalWork,
@@ -190,20 +190,26 @@ class Resolver:
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
             prefill = self._put(f"{at}.prefill_tokens_per_second", use.prefill_tokens_per_second)
             return None, prefill, self._put(f"{at}.decode_tokens_per_second", use.decode_tokens_per_second)
-        if use.measured is not None:
-            prefill, decode, source = measured_speeds(
-                use.measured, self._prices, use.name, tokens.of(self.sheet.values), place
-            )
-            row = self._put(f"{at}.prefill_tokens_per_second", Amount.exactly(prefill), source)
-            return None, row, self._put(f"{at}.decode_tokens_per_second", Amount.exactly(decode), source)
+        found = self._found_speeds(use, place, tokens)
+        if found is not None:
+            prefill = self._put(f"{at}.prefill_tokens_per_second", found[0], found[2])
+            return None, prefill, self._put(f"{at}.decode_tokens_per_second", found[1], found[2])
         if measured is not None and measured.seconds_per_call is not None:
             row = self._put(f"{at}.seconds_per_call", Amount.exactly(measured.seconds_per_call), measured.source)
             return row, None, None
         why = "" if measured is None else " (the report was made at a machine price of 0, so its seconds are not known)"
         raise ConfigError(
             f"{place}.machine: how long does a call take? Give seconds_per_call, prefill_tokens_per_second and "
-            f"decode_tokens_per_second, or measured{why}"
+            f"decode_tokens_per_second, measured or planned{why}"
         )
+
+    def _found_speeds(self, use: MachineUse, place: str, tokens: TokenCounts) -> Speeds | None:
+        """Not stated, but measured or planned, at the text's tokens as stated."""
+        if use.measured is not None:
+            return measured_speeds(use.measured, self._prices, use.name, tokens.of(self.sheet.values), place)
+        if use.planned is not None:
+            return planned_speeds(use.planned, self._prices, use.name, tokens.of(self.sheet.values), place)
+        return None
 
     def _quality(self, name: str, option: Option, measured: Measured | None, place: str) -> Ranged | None:
         found = option.quality or (None if measured is None else measured.quality)

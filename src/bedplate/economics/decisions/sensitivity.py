@@ -171,8 +171,9 @@ def swings(chooser: Chooser, inputs: Sequence[Input], v: Values) -> list[Swing]:
         if one.search is None or not any(place in option.uses for option in chooser.allowed):
             continue
         assumed = one.exact
-        low = max(one.search[0], one.value * (1 - _UNSTATED)) if assumed else one.low
-        high = min(one.search[1], one.value * (1 + _UNSTATED)) if assumed else one.high
+        fifth = _UNSTATED * abs(one.value)
+        low = max(one.search[0], one.value - fifth) if assumed else one.low
+        high = min(one.search[1], one.value + fifth) if assumed else one.high
         leads = [_lead(chooser, v, place, x, best) for x in (low, high)]
         if None not in leads:
             swing = Swing(one, low, high, leads[0] or 0.0, leads[1] or 0.0, assumed)
