@@ -34,7 +34,7 @@ def flip(found: Decision, name: str, side: str) -> Flip:
 def test_hosted_wins_at_low_volume() -> None:
     found = worked("hosted_at_low_volume")
     assert found.answer == "prompt-large"
-    assert answer(found).startswith("Prompt a hosted model: prompt-large costs $6,806 over 365 days ($6,")
+    assert answer(found).startswith("Prompt a hosted model: prompt-large costs $6,806 over 365 days (90%: $6,")
     assert answer(found).endswith("$0.0212 a call; next is tune-small, $8,775 dearer.")
     why = reasons(found)
     assert why[0] == "prompt-small is out: its quality is only shown to be at least 0.83; 0.88 is wanted."
@@ -70,7 +70,7 @@ def test_open_weights_and_tuning_win_at_volume() -> None:
     found = worked("open_weights_at_volume")
     assert found.answer == "tune-open"
     assert found.ranking == ("tune-open", "tune-hosted", "prompt-large")
-    assert answer(found).startswith("Tune open weights: tune-open costs $230,060 over 730 days ($2")
+    assert answer(found).startswith("Tune open weights: tune-open costs $230,060 over 730 days (90%: $2")
     why = reasons(found)
     assert why[0] == "prompt-open is out: its quality is at most 0.912; 0.93 is wanted."
     assert why[1].startswith("tune-hosted is $209,663 dearer: +$180,191 output (calls), +$165,175 input (calls)")
@@ -109,7 +109,7 @@ def test_retrieval_wins_as_knowledge_changes() -> None:
     assert found.answer == "retrieval-small"
     assert found.ranking == ("retrieval-small", "retrieval-open", "tune-small", "handbook-in-prompt")
     assert answer(found).startswith(
-        "Prompt a hosted model with retrieval: retrieval-small costs $22,685 over 365 days ($2"
+        "Prompt a hosted model with retrieval: retrieval-small costs $22,685 over 365 days (90%: $2"
     )
     why = "\n".join(reasons(found))
     assert "tune-small is $23,904 dearer: +$32,358 tuning again, +$6,600 tuning work" in why

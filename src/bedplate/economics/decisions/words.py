@@ -28,7 +28,7 @@ def answer(decision: Decision) -> str:
         first = decision.outcome(decision.ranking[0])
         return f"None of them pays: the best, {first.name}, would lose {usd(first.net_usd)} {days}."
     low, high = best.total_interval
-    span = "" if high - low <= 1e-9 * high else f" ({usd(low)} to {usd(high)})"
+    span = "" if high - low <= 1e-9 * high else f" ({INTERVAL:.0%}: {usd(low)} to {usd(high)})"
     said = (
         f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{span}, "
         f"{usd(best.cost_per_call)} a call"
