@@ -134,8 +134,7 @@ def plan_serving(
         positive(usd_per_hour=usd_per_hour)
     wanted = target or Target()
     alone = _alone(service, traffic, wanted, seed)
-    full = simulate(service, [replace(call, at=0.0) for call in traffic.calls(1.0, CALLS, seed)])
-    saturated = CALLS / full.seconds
+    saturated, full_tokens = _saturated(service, traffic, seed)
     capacity = _capacity(service, traffic, saturated, wanted, seed)
     mean_rate = calls_per_day / SECONDS_PER_DAY
     replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
@@ -146,7 +145,7 @@ def plan_serving(
         basis=replica.basis,
         alone=alone,
         saturated_calls_per_second=saturated,
-        saturated_tokens_per_second=full.tokens_per_second,
+        saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
         replicas=replicas,
         at_peak=_latency(service, traffic, mean_rate * peak_factor / replicas, seed),
@@ -179,6 +178,17 @@ def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Lat
                 "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return _percentiles(outcome, 0.0)
+
+
+def _saturated(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
+    """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
+    so that neither its filling nor the last long answers count."""
+    calls = [replace(call, at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
+    ends = sorted(zip(simulate(service, calls).total_seconds, calls, strict=True), key=lambda pair: pair[0])
+    middle = ends[len(ends) // 5 : len(ends) * 4 // 5]
+    seconds = middle[-1][0] - middle[0][0]
+    # What ended after the first of them, which only marks the beginning.
+    return (len(middle) - 1) / seconds, sum(call.output_tokens for _, call in middle[1:]) / seconds
 
 
 def load_curve(replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0) -> tuple[Latency, ...]:

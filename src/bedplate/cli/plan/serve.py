@@ -76,8 +76,13 @@ def serve(
     lengths = parse_lengths(prompt_tokens, "--prompt-tokens"), parse_lengths(output_tokens, "--output-tokens")
     traffic = Traffic(*lengths, skin_tokens, skins)
     here = device is None
+    rows, step = (16, 512) if here else (128, 4096)
     engine = Engine(
-        max_rows or (16 if here else 128), max_step_tokens or (512 if here else 4096), adapter_rank, drafted, accepted
+        rows if max_rows is None else max_rows,
+        step if max_step_tokens is None else max_step_tokens,
+        adapter_rank,
+        drafted,
+        accepted,
     )
     target = Target(_seconds(p95_ms), _seconds(first_token_ms))
     if here:

@@ -1,0 +1,200 @@
+"""What an engine says of its steps, and what is measured and fitted from it: on a tiny base, and on made-up costs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tests.economics.test_machine import engine as made_up
+from tests.serving.conftest import running
+
+from bedplate.cli.main import main
+from bedplate.core.errors import EndpointError, UsageError
+from bedplate.economics.machine import Load, read_machine, step_seconds
+from bedplate.inference import measure, measure_tuning
+from bedplate.inference.engine import Engine
+from bedplate.inference.measure import Measured, StepLog, fit_engine, load_of, measure_engine
+from bedplate.inference.measure_server import measure_server
+from bedplate.inference.measure_tuning import StepKind
+from bedplate.inference.requests import Generate, Sampling
+from bedplate.inference.stats import StepRecord
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.serving.app import loaded_house
+
+
+@pytest.fixture(scope="module")
+def base(tiny_dir: Path) -> Base:
+    return load_base(tiny_dir)
+
+
+@pytest.fixture
+def log() -> StepLog:
+    return StepLog()
+
+
+@pytest.fixture
+def watched(base: Base, log: StepLog) -> Iterator[Engine]:
+    with Engine(base, max_step_tokens=16, max_rows=3, speculate=False, on_step=log) as made:
+        yield made
+
+
+def generate(tokens: int, count: int, seed: int = 0) -> Generate:
+    generator = random.Random(seed)
+    return Generate(tuple(generator.randrange(300) for _ in range(tokens)), Sampling(max_tokens=count, ignore_eos=True))
+
+
+def test_steps_say_what_they_computed(watched: Engine, log: StepLog) -> None:
+    watched.run([generate(20, 3), generate(5, 4, seed=1)])
+    stats = watched.stats()
+    assert len(log.records) == stats.steps
+    assert sum(count for record in log.records for _, count, _ in record.spans) == stats.computed_tokens
+    assert sum(chosen for record in log.records for _, _, chosen in record.spans) == stats.generated_tokens == 7
+    assert sum(record.ended for record in log.records) == 2
+    assert sum(record.seconds for record in log.records) <= stats.step_seconds
+    # The shorter prompt first, then as much of the longer one as the budget of 16 leaves.
+    assert log.records[0].spans == ((0, 5, True), (0, 11, False))
+    assert log.records[1].spans == ((5, 1, True), (11, 9, True))
+    assert [record.decodes for record in log.records[:3]] == [0, 1, 2]
+
+
+def test_loads_are_counted_by_hand(watched: Engine, log: StepLog) -> None:
+    watched.run([generate(20, 3), generate(5, 4, seed=1)])
+    first, second = map(load_of, log.records[:2])
+    assert first == Load(tokens=16, rows=1, keys=16.0, pairs=15.0 + 66.0, started=1)
+    # One row decodes at 6 keys; 9 tokens after 11 others see 12 … 20 keys.
+    assert second == Load(tokens=10, rows=2, keys=26.0, pairs=float(sum(range(12, 21))), started=1)
+
+
+def test_cached_beginnings_are_counted_as_copied(watched: Engine, log: StepLog) -> None:
+    request = generate(40, 2)
+    watched.run([request])
+    log.records.clear()
+    watched.run([request])
+    assert (log.records[0].copied, log.records[0].spans) == (39, ((39, 1, True),))
+
+
+def test_an_observer_that_is_not_there_costs_nothing(base: Base) -> None:
+    with Engine(base) as plain:
+        assert plain.run([generate(5, 2)])[0].usage.completion_tokens == 2
+
+
+def test_known_costs_are_found_again() -> None:
+    generator = random.Random(3)
+    true = made_up(
+        blocks={"counts": (1, 2, 3, 4, 6, 8, 12, 16), "seconds": tuple(0.002 + 0.0007 * n for n in range(8))},
+        head={"counts": (1, 16), "seconds": (0.001, 0.004)},
+    )
+    found: list[Measured] = []
+    for _ in range(400):
+        tokens = generator.choice([1, 2, 3, 4, 6, 8, 12, 16])
+        load = Load(
+            tokens=tokens,
+            rows=generator.randint(0, tokens),
+            keys=float(generator.randint(0, 5000)),
+            pairs=float(generator.randint(0, 5000)),
+            copied=generator.randint(0, 500),
+            started=generator.randint(0, 3),
+            ended=generator.randint(0, 3),
+            adapters=generator.randint(0, 3),
+            adapted_tokens=tokens,
+        )
+        found.append(Measured(load, step_seconds(true, load), 5))
+    fit = made_up(**fit_engine(found))
+    for one in found:
+        assert step_seconds(fit, one.load) == pytest.approx(one.seconds, rel=1e-6)
+    assert fit.key_seconds == pytest.approx(true.key_seconds, rel=1e-4)
+    assert all(spread.fitted == pytest.approx(spread.seconds, rel=1e-6) for spread in fit.measured)
+
+
+def test_a_tiny_bases_engine_is_measured(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_REPEATS", 2)
+    speed = measure_engine(base, "tiny", adapter_rank=4)
+    assert (speed.base, speed.weights, speed.kernel) == ("tiny", "float32", "torch")
+    assert speed.adapter_rank == 4
+    assert set(measure.BATCHES) <= set(speed.blocks.counts)
+    assert step_seconds(speed, Load(256, 1, pairs=256 * 257 / 2)) > step_seconds(speed, Load(1, 1)) > 0
+    assert {"adapters", "copied"} <= {name for spread in speed.measured for name in spread.load}
+    assert (base.spec.context_length, base.model.training) == (512, False)
+
+
+def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: p.clone() for name, p in base.model.named_parameters()}
+    times = iter([0.5 + 0.01 * t + 1e-5 * p + 0.02 * n for t, p, n in _sizes()])
+    real = measure_tuning.step_seconds_of(base, StepKind(2, 8, 1), rank=2, steps=2)
+    assert 0 < real < 60
+    assert all(torch.equal(before[name], p) for name, p in base.model.named_parameters())
+    monkeypatch.setattr(measure_tuning, "step_seconds_of", lambda *_: next(times))
+    speed = measure_tuning.measure_tuning(base, "tiny", rank=2)
+    # Costs that were made up are found again: 100 tokens in 10 examples, 10 of them learned.
+    assert speed.seconds(100, 550, 10) == pytest.approx(0.5 + 1.0 + 5.5e-3 + 0.2, rel=1e-3)
+
+
+def _sizes() -> list[tuple[float, float, float]]:
+    return [(k.step_tokens, k.step_pairs, k.step_targets) for k in measure_tuning.KINDS]
+
+
+def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate.inference.measure_server.TURNS", 2)
+    nothing = made_up(
+        blocks={"counts": (1,), "seconds": (0.0,)},
+        head={"counts": (1,), "seconds": (0.0,)},
+        **dict.fromkeys(("key_seconds", "pair_seconds", "copy_seconds", "start_seconds", "end_seconds"), 0.0),
+    )
+    with loaded_house(tiny_dir, [], state=tmp_path) as house, running(house) as url:
+        name = next(iter(house.registry.models))
+        found = measure_server(url, name, nothing, 300)
+        with pytest.raises(EndpointError, match="answered 404"):
+            measure_server(url, "another", nothing, 300)
+    # Against an engine that takes no time, the server is all there is.
+    assert found.call_seconds + found.step_seconds + found.row_seconds > 0
+    with pytest.raises(EndpointError, match="was not reached"):
+        measure_server("http://127.0.0.1:9", "tiny", nothing, 300)
+
+
+def test_the_command_keeps_what_was_measured(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "_REPEATS", 1)
+    monkeypatch.setattr(measure, "_SECONDS", 0.01)
+    out = tmp_path / "machine.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "calibrate", str(tiny_dir), "--out", str(out)])
+    assert ended.value.code == 0
+    assert "decode 16" in capsys.readouterr().out
+    first = read_machine(out)
+    assert [one.base for one in first.engines] == [str(tiny_dir)]
+    assert first.bandwidth_bytes_per_second > 1e8
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "calibrate", "--out", str(out), "--json"])
+    assert ended.value.code == 0
+    assert read_machine(out).engines == first.engines
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "serve", str(tiny_dir), "--machine", str(out), "--prompt-tokens", "20", "--usd-per-hour", "1"])
+    assert ended.value.code == 0
+    assert "usd per call" in capsys.readouterr().out
+
+
+def test_tuning_and_a_server_are_about_a_base(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--tuning"], ["--url", "http://127.0.0.1:1"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "calibrate", *option])
+        assert ended.value.code == 2
+        assert "name it" in capsys.readouterr().err
+
+
+def test_an_encoder_has_no_steps_to_measure(minilm_dir: Path) -> None:
+    encoder = load_base(minilm_dir)
+    with pytest.raises(UsageError, match="is an encoder"):
+        measure_engine(encoder, "minilm")
+    with pytest.raises(UsageError, match="is an encoder"):
+        measure_tuning.step_seconds_of(encoder, StepKind(1, 4, 1))
+
+
+def test_records_are_plain() -> None:
+    record = StepRecord(((0, 3, True), (7, 1, True)), 0, 1, 7, 1, 0.5)
+    assert load_of(record) == Load(
+        4, 2, keys=11.0, pairs=6.0 + 8.0, copied=7, started=2, ended=1, adapters=1, adapted_tokens=4
+    )
