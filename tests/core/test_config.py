@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedplate.core.config import Strict, dump_config, load_config, parse_config
+from bedplate.core.config import Strict, dump_config, key_path, load_config, parse_config
 from bedplate.core.errors import ConfigError
 
 
@@ -132,10 +132,15 @@ def test_missing_directory_and_encoding(tmp_path: Path) -> None:
         ("rate", "write it as key=value"),
         ("=1", "write it as key=value"),
         ("a..b=1", "write it as key=value"),
+        ('tags."gpt-4.1=[x]', 'stands in quotes, as in prices."gpt-4.1".usd=1'),
+        ('tags."a"b=[x]', "stands in quotes"),
+        ("output.labels.01=x", "'01' is no index of it"),
+        ('output.labels."1"=x', "'1' is no index of it"),
         ("rate=[", "the value is not valid YAML"),
         ("output.labels.9=x", "is a list of 2"),
         ("task.inner=x", "has no 'inner' inside"),
         ("rate=fast", "override 'rate=fast': rate"),
+        ('output."la.bls"=[x]', 'output."la.bls": unknown key'),
     ],
 )
 def test_bad_overrides(override: str, part: str) -> None:
@@ -188,3 +193,42 @@ def test_override_sets_exactly_the_path(path: list[str], value: object) -> None:
         here = here[key]
     assert here == value
     assert type(here) is type(value)
+
+
+def test_an_override_of_an_alias_leaves_its_anchor_and_the_other_aliases_alone() -> None:
+    text = "a: &q {x: 1, y: {z: [1, 2]}}\nb: *q\nc: {<<: *q, x: 2}\n"
+    same = {"x": 1, "y": {"z": [1, 2]}}
+
+    def read(*overrides: str) -> Any:
+        return parse_config(text, Free, "x", overrides).model_extra
+
+    assert read("a.x=5") == {"a": same | {"x": 5}, "b": same, "c": same | {"x": 2}}
+    assert read("b.y.z.1=5") == {"a": same, "b": {"x": 1, "y": {"z": [1, 5]}}, "c": same | {"x": 2}}
+    assert read("c.y.w=5") == {"a": same, "b": same, "c": {"x": 2, "y": {"z": [1, 2], "w": 5}}}
+    assert read("d=&p {x: 1}", "a.y.z.0=7", "b.y.z.0=8")["a"]["y"] == {"z": [7, 2]}
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_quoted_key_may_have_a_dot(quote: str) -> None:
+    text = "task: a\noutput: {kind: text}\ntags: {gpt-4.1: [x], gpt-4.01: [y]}\n"
+    task = parse_config(text, Task, "x", [f"tags.{quote}gpt-4.1{quote}.0=z", f"tags . {quote}a=b{quote} =[c]"])
+    assert task.tags == {"gpt-4.1": ["z"], "gpt-4.01": ["y"], "a=b": ["c"]}
+
+
+def test_a_key_that_wants_quotes_says_so() -> None:
+    text = GOOD + "tags: {gpt-4.1: [x]}\n"
+    assert "the key 'gpt-4.1' has a dot in it; quote it: tags.\"gpt-4.1\".0=…" in fails(text, "tags.gpt-4.1.0=y")
+    message = fails(GOOD + "tags: {gpt-4.1: x}\n")
+    assert message.startswith('task.yaml, line 6: tags."gpt-4.1": ')
+
+
+@given(
+    path=st.lists(st.text("ab.=01 '", min_size=1, max_size=6) | st.text('a.="', max_size=4), min_size=1, max_size=4),
+    value=st.integers(),
+)
+def test_key_path_spells_any_key(path: list[str], value: int) -> None:
+    here: Any = parse_config("", Free, "x", [f"{key_path(path)}={value}"]).model_extra
+    for key in path:
+        assert list(here) == [key]
+        here = here[key]
+    assert here == value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import types
@@ -158,25 +159,54 @@ def _locate(root: yaml.Node | None, keys: Sequence[str | int]) -> tuple[yaml.Nod
 # --- overrides
 
 
+_BARE = re.compile(r"""[^.="'\s](?:[^.=]*[^.=\s])?""")
+_KEY = re.compile(rf"""\s*(?:"([^"]*)"|'([^']*)'|({_BARE.pattern}))\s*([.=])""")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,8}")
+_HOW = (
+    "write it as key=value or key.inner=value; a key that has a dot or an = in it stands in quotes, as in "
+    'prices."gpt-4.1".usd=1'
+)
+
+
+def key_path(keys: Sequence[str | int]) -> str:
+    """Keys as an override spells them: `a.b.0`, in quotes what would be taken apart or for an index."""
+    return ".".join(_quoted(key) if isinstance(key, str) else str(key) for key in keys)
+
+
+def _quoted(key: str) -> str:
+    if _BARE.fullmatch(key) and not _INDEX.fullmatch(key):
+        return key
+    quote = "'" if '"' in key else '"'
+    return f"{quote}{key}{quote}"
+
+
 def _parse_override(override: str) -> tuple[tuple[str | int, ...], Any]:
-    """`a.b.0=c` as (("a", "b", 0), value), the value read as YAML."""
-    left, equals, right = override.partition("=")
-    names = left.strip().split(".")
-    if not equals or not all(names):
-        raise ConfigError(f"override {override!r}: write it as key=value or key.inner=value")
+    """`a.b.0=c` as (("a", "b", 0), value), the value read as YAML. What stands in quotes is one key: `a."b.c"=1`."""
+    keys: list[str | int] = []
+    at, ending = 0, "."
+    while ending == ".":
+        found = _KEY.match(override, at)
+        if found is None:
+            raise ConfigError(f"override {override!r}: {_HOW}")
+        double, single, bare, ending = found.groups()
+        keys.append(int(bare) if bare and _INDEX.fullmatch(bare) else double or single or bare or "")
+        at = found.end()
     try:
-        value = _Loader(right).get_single_data()
+        value = _Loader(override[at:]).get_single_data()
     except (ConfigError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    return tuple(int(name) if name.isdecimal() else name for name in names), value
+    return tuple(keys), value
 
 
 def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override: str) -> None:
-    """Set one overridden value, making the mappings on the way where the file has none (or null)."""
+    """Set one overridden value, making the mappings on the way where the file has none (or null).
+
+    What is on the way is copied first: under a YAML alias it is the same object as where its anchor stands.
+    """
     here: Any = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
-        place = ".".join(map(str, keys[:depth])) or "the file"
+        place = key_path(keys[:depth]) or "the file"
         if isinstance(here, list):
             items = cast("list[Any]", here)
             if not isinstance(key, int) or key >= len(items):
@@ -186,7 +216,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             here = items
         elif isinstance(here, dict):
             mapping = cast("dict[Any, Any]", here)
-            key = next((k for k in (key, str(key)) if k in mapping), str(key))  # noqa: PLW2901
+            key = _key_of(mapping, keys, depth, override)  # noqa: PLW2901
             if not last and mapping.get(key) is None:
                 mapping[key] = {}
             here = mapping
@@ -195,7 +225,21 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
         if last:
             here[key] = value
         else:
+            here[key] = copy.copy(here[key])
             here = here[key]
+
+
+def _key_of(mapping: Mapping[Any, Any], keys: tuple[str | int, ...], depth: int, override: str) -> Any:
+    """The mapping's own key that is meant; where the rest of an override only fits a key with dots in it, an error."""
+    own = next((key for key in (keys[depth], str(keys[depth])) if key in mapping), None)
+    if own is not None:
+        return own
+    for end in range(len(keys), depth + 1, -1):
+        dotted = ".".join(map(str, keys[depth:end]))
+        if dotted in mapping:
+            meant = key_path((*keys[:depth], dotted, *keys[end:]))
+            raise ConfigError(f"override {override!r}: the key {dotted!r} has a dot in it; quote it: {meant}=…")
+    return str(keys[depth])
 
 
 # --- messages
@@ -215,7 +259,7 @@ def _explain(
     by = next((text for path, text in overridden.items() if _covers(path, keys)), None)
     node, line = (None, None) if by else _locate(root, keys)
     place = f"override {by!r}" if by else source if line is None else f"{source}, line {line}"
-    key = ".".join(map(str, keys))
+    key = key_path(keys)
     return f"{place}: {key + ': ' if key else ''}{_problem(error, model, keys, node)}"
 
 
