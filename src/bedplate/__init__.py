@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from bedplate.core.errors import BedplateError
 
 if TYPE_CHECKING:
     from bedplate.adaptation.ladder import adapt
+    from bedplate.economics import plan
     from bedplate.evaluation.harness import evaluate
     from bedplate.evaluation.task import Task
     from bedplate.hub.pull import pull
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["BedplateError", "Skin", "Task", "__version__", "adapt", "evaluate", "load", "pull", "serve"]
+__all__ = ["BedplateError", "Skin", "Task", "__version__", "adapt", "evaluate", "load", "plan", "pull", "serve"]
 
 _MODULES: dict[str, str] = {
     "Skin": "bedplate.skins.skin",
@@ -26,6 +26,7 @@ _MODULES: dict[str, str] = {
     "adapt": "bedplate.adaptation.ladder",
     "evaluate": "bedplate.evaluation.harness",
     "load": "bedplate.inference.predict",
+    "plan": "bedplate.economics",
     "pull": "bedplate.hub.pull",
     "serve": "bedplate.serving.app",
 }
@@ -35,7 +36,7 @@ def __getattr__(name: str) -> Any:
     module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'bedplate' has no attribute {name!r}; its names are {', '.join(__all__)}")
-    value = getattr(importlib.import_module(module), name)
+    value = getattr(__import__(module, fromlist=(name,)), name)  # as `from module import name`: `plan` is a module
     globals()[name] = value
     return value
 

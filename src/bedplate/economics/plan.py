@@ -1,0 +1,123 @@
+"""`bedplate.plan`: what training, tuning and serving cost, and what to choose, as functions. Free of torch.
+
+The same answers as `bedplate plan …` on the command line; results are frozen dataclasses. Every function raises
+UsageError for numbers that cannot be and for what does not fit, and ConfigError for files.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bedplate.core.errors import UsageError
+from bedplate.economics import amortisation, decisions
+from bedplate.economics.account import load_account
+from bedplate.economics.budget import BudgetPlan, plan_budget
+from bedplate.economics.device import Device
+from bedplate.economics.hardware_file import find_device_in
+from bedplate.economics.machine import read_machine
+from bedplate.economics.memory import WeightFormat
+from bedplate.economics.replica import Engine, Replica, here, on_devices
+from bedplate.economics.serving import ServingPlan, Target, plan_serving
+from bedplate.economics.traffic import Lengths, Traffic, parse_lengths
+from bedplate.economics.training import TrainingPlan, plan_training
+from bedplate.economics.tuning import TuningPlan, plan_tuning
+
+__all__ = [
+    "BudgetPlan",
+    "Device",
+    "Engine",
+    "Lengths",
+    "ServingPlan",
+    "Target",
+    "Traffic",
+    "TrainingPlan",
+    "TuningPlan",
+    "amortise",
+    "budget",
+    "decide",
+    "device",
+    "lengths",
+    "serve",
+    "train",
+    "tune",
+]
+
+train = plan_training
+tune = plan_tuning
+budget = plan_budget
+
+ON_DEVICES = Engine(max_rows=128, max_step_tokens=4096)
+"""How an engine is run on devices of the table where nothing else is said."""
+
+
+def device(name: str, hardware: Path | str | None = None) -> Device:
+    """A device of the table, or of one's own hardware file."""
+    return find_device_in(hardware, name)
+
+
+def lengths(text: str) -> Lengths:
+    """Tokens: `300` (each call), `100-500` (evenly), `250~900` (median and 95th percentile), `@FILE` (one a line)."""
+    return parse_lengths(text, "the length")
+
+
+def serve(
+    model: str,
+    traffic: Traffic,
+    calls_per_day: float,
+    on: Device | None = None,
+    devices: int = 1,
+    *,
+    weights: WeightFormat | None = None,
+    engine: Engine | None = None,
+    target: Target | None = None,
+    peak_factor: float = 3.0,
+    spare: int = 0,
+    usd_per_hour: float | None = None,
+    like: str | None = None,
+    machine: Path | None = None,
+) -> Mapping[str, ServingPlan]:
+    """Plans of serving `model`: "central", and on devices of the table "low" and "high" of what engines reach of a data
+    sheet; one of those that cannot meet the target is left out.
+
+    on: None: this machine, as measured (`bedplate plan calibrate`). devices: of one replica. weights: None: what was
+    measured last, or bfloat16. usd_per_hour: of one device. like: a measured base to extrapolate from. machine: another
+    file of measurements.
+    """
+    if on is None:
+        if devices != 1:
+            raise UsageError("several devices are of a device of the table; name it: plan.device('h100')")
+        found = here(
+            read_machine(machine), model, weights, traffic, engine or Engine(), like=like, usd_per_hour=usd_per_hour
+        )
+        replicas: Mapping[str, Replica] = {"central": found}
+    elif like is not None or machine is not None:
+        raise UsageError("`like` and `machine` are about this machine's measurements; leave the device out")
+    else:
+        form: WeightFormat = weights or "bfloat16"
+        replicas = on_devices(model, on, devices, form, traffic, engine or ON_DEVICES, usd_per_hour=usd_per_hour)
+    plans: dict[str, ServingPlan] = {}
+    for name, one in replicas.items():
+        try:
+            plans[name] = plan_serving(one, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
+        except UsageError:
+            if name == "central":
+                raise
+    return plans
+
+
+def decide(
+    case: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    prices: Path | str | None = None,
+    today: datetime.date | None = None,
+) -> decisions.Decision:
+    """The answer to a decision file. prices: instead of the price file that it names. today: for prices' age."""
+    return decisions.decide(*decisions.load_case(case, None if prices is None else Path(prices), overrides), today)
+
+
+def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
+    """Profit and loss by skin and tenant over the period of an amortisation file."""
+    return amortisation.amortise(load_account(account, overrides))
