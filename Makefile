@@ -29,7 +29,7 @@ check: $(VENV)/.installed-test $(VENV)/.installed-dev
 
 # make bench NAME=prefill; without NAME all of benchmarks/
 bench: $(VENV)/.installed-bench
-	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(filter-out %/comparison.py %/peers.py %/load.py %/servers.py,$(wildcard benchmarks/*.py)))); do \
+	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(filter-out %/comparison.py %/peers.py %/load.py %/servers.py %/arrivals.py,$(wildcard benchmarks/*.py)))); do \
 	  $(BIN)/python $$file; done
 
 docs: $(VENV)/.installed-docs

@@ -134,7 +134,7 @@ def plan_serving(
         positive(usd_per_hour=usd_per_hour)
     wanted = target or Target()
     alone = _alone(service, traffic, wanted, seed)
-    saturated, full_tokens = _saturated(service, traffic, seed)
+    saturated, full_tokens = saturated_rates(service, traffic, seed)
     capacity = _capacity(service, traffic, saturated, wanted, seed)
     mean_rate = calls_per_day / SECONDS_PER_DAY
     replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
@@ -180,7 +180,7 @@ def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Lat
     return _percentiles(outcome, 0.0)
 
 
-def _saturated(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
+def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
     """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
     so that neither its filling nor the last long answers count."""
     calls = [replace(call, at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]

@@ -1,0 +1,178 @@
+"""Predicted against measured on this machine: steps of an engine, LoRA tuning, and a live server under load.
+
+The machine is calibrated first (economics.machine), then predicted at batch sizes, contexts, prompt lengths and
+training steps that calibration did not see, and measured there. The server is simulated with the same calls that a
+client with a timetable then sends it, at shares of the rate that saturates it. Nothing else should run meanwhile: a
+quiet machine is what calibration describes.
+
+usage: predictions.py [--weights int4] [--parts steps,tuning,serving] [--calls 150] [--markdown FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bedplate.economics.machine import EngineSpeed, step_seconds
+from bedplate.economics.serving import saturated_rates
+from bedplate.economics.simulation import Service, simulate
+from bedplate.economics.steps import MeasuredSteps
+from bedplate.economics.traffic import Call, Traffic, parse_lengths, percentile
+from bedplate.inference.engine import Engine
+from bedplate.inference.measure import StepLog, load_of, measure_engine
+from bedplate.inference.measure_server import measure_server
+from bedplate.inference.measure_tuning import StepKind, measure_tuning, step_seconds_of
+from bedplate.inference.requests import Generate, Sampling
+from bedplate.models.checkpoints.base import Base, load_base, locate
+from peers import BASE, THREADS
+from servers import running
+
+PROMPTS = (48, 100, 200, 300, 400, 700, 1000, 1800)
+BATCHES, CONTEXTS, DECODED = (1, 2, 5, 7, 10, 14, 16), (100, 400, 1500), 32
+TUNED = (StepKind(16, 48, 1), StepKind(8, 128, 1), StepKind(1, 512, 1), StepKind(4, 128, 100), StepKind(6, 200, 40))
+LOADS = (0.3, 0.6, 0.9)
+TRAFFIC = Traffic(parse_lengths("100-400", "prompt"), parse_lengths("16-96", "output"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prediction, in seconds."""
+
+    what: str
+    measured: float
+    predicted: float
+    goal: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
+    parser.add_argument("--parts", default="steps,tuning,serving")
+    parser.add_argument("--calls", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--markdown", type=Path)
+    asked = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    base, parts = load_base(locate(BASE)), asked.parts.split(",")
+    rows: list[Row] = []
+    speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
+    if speed is not None and "steps" in parts:
+        rows += steps(base, speed, asked.weights, asked.repeats)
+    if "tuning" in parts:
+        rows += tuning(base)
+    if speed is not None and "serving" in parts:
+        rows += serving(base, speed, asked.weights, asked.calls)
+    for row in rows:
+        met = "met" if abs(row.error) <= row.goal else "MISSED"
+        print(
+            f"{row.what}: measured {row.measured * 1e3:.4g} ms, predicted {row.predicted * 1e3:.4g} ms, "
+            f"{row.error:+.1%} (goal {row.goal:.0%}, {met})"
+        )
+    if asked.markdown is not None:
+        asked.markdown.write_text(markdown(rows), "utf-8")
+    print(json.dumps([{"what": r.what, "measured": r.measured, "predicted": r.predicted} for r in rows]))
+
+
+def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterator[Row]:
+    """Whole prompts, and decoding steps of several rows, at sizes that calibration did not see."""
+    log, generator = StepLog(), random.Random(9)
+
+    def prompt(count: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(base.spec.vocab_size) for _ in range(count))
+
+    def generation(tokens: tuple[int, ...], count: int) -> Generate:
+        return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True))
+
+    with Engine(base, weights=weights, speculate=False, on_step=log) as engine:
+        engine.run([generation(prompt(64), 8)])
+        for tokens in PROMPTS:
+            found = []
+            for _ in range(repeats):
+                log.records.clear()
+                engine.run([generation(prompt(tokens), 1)])
+                found.append(sum(record.seconds for record in log.records))
+            said = sum(step_seconds(speed, load_of(record)) for record in log.records)
+            yield Row(f"prefill of {tokens} tokens", statistics.median(found), said, 0.15)
+        for context in CONTEXTS:
+            for batch in BATCHES:
+                shared, found, said = prompt(context - 1), [], []
+                for _ in range(repeats):
+                    log.records.clear()
+                    engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
+                    decoding = [r for r in log.records if r.decodes == batch == len(r.spans)]
+                    found.append(statistics.median(r.seconds for r in decoding))
+                    said.append(statistics.median(step_seconds(speed, load_of(r)) for r in decoding))
+                what = f"decode step, batch {batch}, context {context}"
+                yield Row(what, statistics.median(found), statistics.median(said), 0.15)
+
+
+def tuning(base: Base) -> Iterator[Row]:
+    """LoRA training steps."""
+    speed = measure_tuning(base, BASE)
+    for kind in TUNED:
+        what = f"LoRA step, {kind.examples} examples of {kind.tokens} tokens, {kind.targets} learned"
+        said = speed.seconds(kind.step_tokens, kind.step_pairs, kind.step_targets)
+        yield Row(what, step_seconds_of(base, kind), said, 0.15)
+
+
+def serving(base: Base, speed: EngineSpeed, weights: str, count: int) -> Iterator[Row]:
+    """A live server against the simulation of the same calls."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "server.yaml"
+        file.write_text(
+            f"bases: [{{source: {BASE}, name: {BASE}, weights: {weights}, speculate: false}}]\nport: 0\n", "utf-8"
+        )
+        with running("--config", str(file)) as url:
+            server = measure_server(url, BASE, speed, base.spec.vocab_size)
+            steps_ = MeasuredSteps(speed.model_copy(update={"server": server}))
+            service = Service(steps_, call_seconds=server.call_seconds)
+            print(f"the server adds: {server.model_dump()}")
+            saturated = saturated_rates(service, TRAFFIC, 1)[0]
+            for load in LOADS:
+                calls = TRAFFIC.calls(load * saturated, count, seed=7)
+                said = simulate(service, calls)
+                found = sent(url, calls, round(load * 100), Path(directory))
+                for share in (0.5, 0.95):
+                    for name, live, simulated in (
+                        ("answer", found["total"], said.total_seconds),
+                        ("first token", found["first"], said.first_token_seconds),
+                    ):
+                        what = f"served at {load:.0%} load, {name} p{100 * share:.0f}"
+                        yield Row(what, percentile(live, share), percentile(simulated, share), 0.20)
+
+
+def sent(url: str, calls: list[Call], seed: int, directory: Path) -> dict[str, list[float]]:
+    """What the load client saw of these calls."""
+    file = directory / "calls.json"
+    file.write_text(json.dumps([[call.at, call.prompt_tokens, call.output_tokens] for call in calls]), "utf-8")
+    script = str(Path(__file__).parent / "arrivals.py")
+    command = [sys.executable, script, url, BASE, str(file), "--seed", str(seed)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def markdown(rows: list[Row]) -> str:
+    """The documentation's table."""
+    lines = ["| what | measured | predicted | error |", "|---|---|---|---|"]
+    lines += [
+        f"| {row.what} | {row.measured * 1e3:.4g} ms | {row.predicted * 1e3:.4g} ms | {row.error:+.1%} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
