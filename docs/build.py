@@ -1,16 +1,19 @@
-"""Builds the site: writes cli.md from `--help`, then every Markdown page of this folder to site/ as HTML."""
+"""Builds the site: writes cli.md from `--help` and the marked parts of pages from the cost model's tables, then every
+Markdown page of this folder to site/ as HTML."""
 
 from __future__ import annotations
 
 import contextlib
 import html
 import importlib
+import inspect
 import io
 import os
 import re
 import shutil
+import statistics
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -24,11 +27,14 @@ PAGES = (
     "serving",
     "operations",
     "batches-and-feedback",
+    "economics",
+    "predictions",
 )
 STYLE = (
     "body{max-width:46rem;margin:2rem auto;padding:0 1rem;font:16px/1.55 system-ui,sans-serif;color:#1b1f24}"
     "pre{background:#f4f5f7;padding:.8rem;overflow-x:auto}code{font-size:.92em}"
-    "table{border-collapse:collapse}td,th{border-bottom:1px solid #d5d9de;padding:.25rem .7rem;text-align:left}"
+    "table{border-collapse:collapse;display:block;overflow-x:auto}"
+    "td,th{border-bottom:1px solid #d5d9de;padding:.25rem .7rem;text-align:left}"
     "nav a{margin-right:1rem}"
 )
 
@@ -69,6 +75,151 @@ def _help(arguments: list[str]) -> str:
     return "\n".join(line.rstrip() for line in said.getvalue().splitlines())
 
 
+# --- parts of pages that are written from the cost model: <!-- name --> … <!-- /name -->
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts written anew; parts of other names stay as they are."""
+
+    def part(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- {name} -->\n{GENERATED[name]()}\n<!-- /{name} -->" if name in GENERATED else found[0]
+
+    return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", part, text, flags=re.S)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return _papers("\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("|  |", "| |"))
+
+
+def _papers(text: str) -> str:
+    """Numbers of arXiv as links."""
+    return re.sub(r"(?:https://arxiv\.org/abs/|arXiv )?\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text)
+
+
+def _formulas() -> str:
+    from bedplate.economics import budget, serving, training, tuning
+
+    verbs = {
+        "train": training.FORMULAS,
+        "train --budget-usd": budget.FORMULAS,
+        "tuning": tuning.FORMULAS,
+        "serve": serving.FORMULAS,
+    }
+    rows = ((f"{verb}: {name}", *row) for verb, formulas in verbs.items() for name, row in formulas.items())
+    return _table(("figure", "formula", "source"), rows)
+
+
+def _constraints() -> str:
+    from bedplate.economics.decisions.rules import RULES
+
+    return _table(("constraint", "rule"), ((f"`{name}`", rule.says) for name, rule in RULES.items()))
+
+
+def _curves() -> str:
+    from bedplate.economics.mfu import CURVES
+
+    rows = ((name, f"{one.first:.2f}", f"{one.floor:.2f}", one.source) for name, one in CURVES.items())
+    return _table(("kind", "first", "floor", "source"), rows)
+
+
+def _assumptions() -> str:
+    from bedplate.economics import mfu, replica, serving, training
+    from bedplate.economics.decisions.decision import DRAWS
+    from bedplate.economics.layout_search import MARGIN
+    from bedplate.economics.steps import REACHED
+
+    low, central, high = (REACHED[case] for case in ("low", "central", "high"))
+    reached = (
+        f"{central.compute:.0%} of the peak ({low.compute:.0%} to {high.compute:.0%}), {central.bandwidth:.0%} of the "
+        f"bandwidth ({low.bandwidth:.0%} to {high.bandwidth:.0%}), {central.overhead_seconds * 1e3:g} ms a step "
+        f"({low.overhead_seconds * 1e3:g} to {high.overhead_seconds * 1e3:g})"
+    )
+    reports = "2211.05102, table 2; Databricks, LLM inference performance engineering, 2023"
+    code = ", ".join(f"{name} {factor:g}" for name, factor in mfu.EXECUTION.items())
+    inside, runs = _inside()
+    peak = inspect.signature(serving.plan_serving).parameters["peak_factor"].default
+    rows = (
+        ("overhead of a training run", f"{training.DEFAULT_OVERHEAD:g}", "2407.21783, section 3.3.4", "--overhead"),
+        ("MFU's range", f"× {mfu.LOW:g} to {mfu.HIGH:g}", f"the hours of {inside} of {runs} runs lie in it", "--mfu"),
+        ("code", code, mfu.EXECUTION_SOURCE, "--execution"),
+        ("fp8 products", f"× {mfu.FP8_FACTOR:g}", mfu.FP8_SOURCE, "--precision"),
+        ("data centre's energy over its devices'", f"{training.DEFAULT_PUE:g}", "assumed", "--pue"),
+        ("energy", f"${training.DEFAULT_USD_PER_KWH:.2f} a kWh", "assumed", "--usd-per-kwh"),
+        ("memory kept free, training; serving", f"{MARGIN:.0%}; {replica.MARGIN:.0%}", "assumed", ""),
+        ("what engines reach of a data sheet", reached, reports, ""),
+        ("the busiest hour over the mean, in serve", f"{peak:g}", "assumed", "--peak-factor"),
+        ("calls of each simulated rate", f"{serving.CALLS}, the first tenth left out", "chosen", ""),
+        ("draws of a decision", f"{DRAWS}", "chosen", ""),
+    )
+    return _table(("what", "value", "from", "yours"), ((*row[:3], f"`{row[3]}`" if row[3] else "") for row in rows))
+
+
+def _inside() -> tuple[int, int]:
+    """Runs whose published hours lie in the predicted range, of those that are held."""
+    from bedplate.economics.published import predicted_against_published
+
+    held = [(one.gpu_hours, one.run.gpu_hours) for one in predicted_against_published() if "hours" in one.run.clean]
+    return sum(a is not None and b is not None and a.low <= b <= a.high for a, b in held), len(held)
+
+
+def _runs() -> str:
+    from bedplate.economics.published import markdown_runs
+
+    return _papers(markdown_runs())
+
+
+def _throughputs() -> str:
+    from bedplate.economics.published import markdown_throughputs
+
+    return _papers(markdown_throughputs())
+
+
+def _summary() -> str:
+    from bedplate.economics import published
+
+    runs, throughputs = published.predicted_against_published(), published.predicted_throughputs()
+    figures = {
+        "operations": (
+            [(one.run.name, one.flops_error, "flops" in one.run.clean) for one in runs],
+            published.FLOPS_TOLERANCE,
+        ),
+        "device-hours": (
+            [(one.run.name, one.hours_error, "hours" in one.run.clean) for one in runs],
+            published.HOURS_TOLERANCE,
+        ),
+        "tokens a second and device": (
+            [(f"{one.run.name}, {one.run.devices} devices", one.error, one.run.held) for one in throughputs],
+            published.THROUGHPUT_TOLERANCE,
+        ),
+    }
+    rows: list[tuple[str, ...]] = []
+    for what, (found, bound) in figures.items():
+        held = [error for _, error, is_held in found if is_held and error is not None]
+        out = [f"{name} {_signed(error)}" for name, error, is_held in found if not is_held and error is not None]
+        ends = f"{_signed(min(held))} to {_signed(max(held))}"
+        middle = f"{statistics.median(map(abs, held)):.0%}"
+        rows.append((what, str(len(held)), ends, middle, f"{bound:.0%}", "; ".join(out)))
+    table = _table(("predicted", "rows held", "errors", "median size", "bound, tested", "not held"), rows)
+    return f"{table}\n\nThe published hours lie in the predicted range in {' of '.join(map(str, _inside()))} held runs."
+
+
+def _signed(share: float) -> str:
+    return f"{share:+.0%}".replace("-", "−")
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "formulas": _formulas,
+    "constraints": _constraints,
+    "curves": _curves,
+    "assumptions": _assumptions,
+    "runs": _runs,
+    "throughputs": _throughputs,
+    "summary": _summary,
+}
+
+
 def build(site: Path) -> None:
     """Every page of PAGES, links between them rewritten."""
     from markdown_it import MarkdownIt
@@ -90,6 +241,8 @@ def build(site: Path) -> None:
 
 if __name__ == "__main__":
     (DOCS / "cli.md").write_text(command_line(), encoding="utf-8")
+    for page in (DOCS / f"{name}.md" for name in PAGES):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS.parent / "site"
     build(target)
     print(f"{len(PAGES)} pages written to {target}")

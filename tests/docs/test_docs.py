@@ -18,6 +18,12 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.spec import load_adapt_task
 from bedplate.cli.main import VERBS
+from bedplate.core.config import load_config
+from bedplate.economics.account import load_account
+from bedplate.economics.amortisation import amortise
+from bedplate.economics.decisions import decide, load_case
+from bedplate.economics.hardware_file import HardwareFile, find_device_in
+from bedplate.economics.prices import load_prices
 from bedplate.inference.predict import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.app import loaded_house
@@ -65,7 +71,10 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_snippets_run(page: Path, names: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_snippets_run(
+    page: Path, names: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
     scope: dict[str, Any] = dict(names)
     for language, code in snippets(page):
         if language == "python":
@@ -82,7 +91,7 @@ def test_python_snippets_run(page: Path, names: dict[str, str], capsys: pytest.C
 def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
     checks: dict[str, Callable[[str], object]] = {
         "json": json.loads,
-        "yaml": lambda text: _task(tmp_path, text),
+        "yaml": lambda text: _file(tmp_path, text),
         "sh": _commands,
     }
     for language, text in snippets(page):
@@ -91,11 +100,36 @@ def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
             checks[language](text)
 
 
-def _task(tmp_path: Path, text: str) -> None:
-    (tmp_path / "task.yaml").write_text(text, "utf-8")
-    load_adapt_task(tmp_path / "task.yaml")
+def _file(directory: Path, text: str) -> None:
+    """A file that its own loader reads; which one it is, its first key says."""
+    loaders: dict[str, Callable[[Path], object]] = {
+        "task": _task,
+        "prices": load_prices,
+        "case": _case,
+        "devices": _devices,
+        "amortise": lambda path: amortise(load_account(path)),
+    }
+    kind = next(iter(yaml.safe_load(text)))
+    assert kind in loaders, f"nothing reads a file that begins with {kind!r}"
+    path = directory / f"{kind}.yaml"  # a case finds the page's prices beside it
+    path.write_text(text, "utf-8")
+    loaders[kind](path)
+
+
+def _task(path: Path) -> None:
+    load_adapt_task(path)
     shipped = yaml.safe_load((ROOT / "examples/reviews/task.yaml").read_text("utf-8"))
-    assert yaml.safe_load(text) == shipped
+    assert yaml.safe_load(path.read_text("utf-8")) == shipped
+
+
+def _case(path: Path) -> None:
+    found = decide(*load_case(path))
+    assert found.chosen is not None, "the page's case has no answer"
+
+
+def _devices(path: Path) -> None:
+    for name in load_config(path, HardwareFile).devices:
+        assert find_device_in(path, name).name == name
 
 
 def _commands(text: str) -> None:
@@ -120,6 +154,22 @@ def _commands(text: str) -> None:
 
 def test_the_command_line_page_is_current(builder: ModuleType) -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == builder.command_line(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["economics", "predictions"])
+def test_parts_that_the_cost_model_writes_are_current(builder: ModuleType, page: str) -> None:
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    assert builder.filled(text) == text, "run `make docs`"
+
+
+def test_every_part_is_in_a_page_and_changes_in_it_are_seen(builder: ModuleType) -> None:
+    text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in ("economics", "predictions"))
+    assert sorted(re.findall(r"<!-- (\w+) -->", text)) == sorted([*builder.GENERATED, "measured"])
+    for name in builder.GENERATED:
+        changed = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\nstale ")
+        assert builder.filled(changed) == text
+    kept = "<!-- measured -->\n| by hand |\n<!-- /measured -->"
+    assert builder.filled(kept) == kept
 
 
 def test_the_site_builds_and_its_links_lead_somewhere(builder: ModuleType, tmp_path: Path) -> None:
