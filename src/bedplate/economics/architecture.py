@@ -28,6 +28,7 @@ from bedplate.economics.memory import (
     kv_bytes,
     kv_bytes_per_token,
     latent_bytes,
+    step_reads,
     step_weight_bytes,
     weight_bytes,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "sampling_flops",
     "square_pairs",
     "stack_weights",
+    "step_reads",
     "step_weight_bytes",
     "training_flops_per_token",
     "two_sided_pairs",

@@ -6,6 +6,8 @@ Formats with scales count them: int8 one bfloat16 scale for 32 values (GGUF's Q8
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
@@ -47,21 +49,34 @@ def step_weight_bytes(spec: Spec, tokens: int, weights: WeightFormat = "bfloat16
     """Bytes of weights that one forward pass of `tokens` tokens reads: of experts those expected to be touched, of
     tables the rows looked up, of a tied table all of it for the head. Towers are not in it; nor is an encoder in a step
     of its decoder, nor the cross-attention's keys and values, which are made once."""
-    if tokens < 1:
-        raise UsageError(f"a forward pass of {tokens} tokens: it must be at least 1")
+    return step_reads(spec, weights)(tokens)
+
+
+def step_reads(spec: Spec, weights: WeightFormat = "bfloat16") -> Callable[[int], float]:
+    """`step_weight_bytes` of this model as a function of the tokens, for who asks often: what is always read is summed
+    once, and experts of one shape are counted together."""
     stack = spec.decoder if isinstance(spec, EncoderDecoderSpec) else text_stack(spec, "step_weight_bytes")
-    return sum(_read(one, tokens, stack) * _value_bytes(one, weights) for one in weights_of(stack))
+    always = 0.0
+    tables: list[tuple[float, float]] = []
+    experts: Counter[tuple[int, int, float]] = Counter()
+    for one in weights_of(stack):
+        value = _value_bytes(one, weights)
+        if one.per == "source" or one.name.startswith("prediction."):
+            continue
+        if one.role == "table":
+            tables.append((one.stored * value, one.used * _row(one, stack) * value))
+        elif one.copies > 1:
+            experts[one.copies, one.used, one.size * value] += 1
+        else:
+            always += one.size * value  # a tied head too: it is stored once, as the table, and read as the head
 
+    def read(tokens: int) -> float:
+        if tokens < 1:
+            raise UsageError(f"a forward pass of {tokens} tokens: it must be at least 1")
+        found = always + sum(min(whole, tokens * row) for whole, row in tables)
+        return found + sum(n * size * experts_touched(c, u, tokens) for (c, u, size), n in experts.items())
 
-def _read(one: Weight, tokens: int, stack: TransformerSpec) -> float:
-    """Values of one weight that a pass reads."""
-    if one.per == "source" or one.name.startswith("prediction."):
-        return 0.0
-    if one.role == "table":
-        return min(one.stored, tokens * one.used * _row(one, stack))
-    if one.copies > 1:
-        return one.size * experts_touched(one.copies, one.used, tokens)
-    return one.size  # a tied head too: it is stored once, as the table, and read as the head
+    return read
 
 
 def _row(one: Weight, stack: TransformerSpec) -> int:

@@ -8,10 +8,12 @@ being linear in the keys they read.
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 from bedplate.core.errors import UsageError
@@ -49,7 +51,7 @@ class Service:
         if not 0 <= self.accepted <= 1 or self.drafted < 0:
             raise UsageError("the accepted share of drafted tokens must be in 0 … 1, and their number at least 0")
 
-    @property
+    @cached_property
     def tokens_per_decode(self) -> float:
         """Expected tokens of a row in a step: the sampled one, and drafted ones up to the first wrong one
         (https://arxiv.org/abs/2211.17192, equation 1)."""
@@ -94,16 +96,71 @@ class Outcome:
 
 
 @dataclass(eq=False)
-class _Row:
+class _Prompt:
+    """A call whose prompt is computed; `done`: its tokens so far, cached ones included."""
+
     call: Call
     number: int
     done: int
-    """Of the prompt, cached tokens included."""
+
+
+@dataclass
+class _Running:
+    """The generations that run. Each says as many tokens in a step as any other, so that sums over them are kept.
+
+    said: tokens that one which had run from the beginning would have said. ends: a heap of (`said` at which it ends,
+    order, call number, skin). offset: keys that they read, less `said` of each. skins: how many ask which.
+    """
+
     said: float = 0.0
+    ends: list[tuple[float, int, int, int]] = field(default_factory=list[tuple[float, int, int, int]])
+    offset: dict[int, float] = field(default_factory=dict[int, float])
+    offsets: float = 0.0
+    skins: Counter[int] = field(default_factory=Counter[int])
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def add(self, call: Call, number: int) -> None:
+        """A call that has its first token."""
+        heapq.heappush(self.ends, (self.said + call.output_tokens - 1, number, number, call.skin))
+        # Its next token reads the prompt, the first token and itself.
+        self.offset[number] = call.prompt_tokens + 2 - self.said
+        self.offsets += self.offset[number]
+        self.skins[call.skin] += 1
 
     @property
-    def left(self) -> float:
-        return self.call.output_tokens - self.said
+    def keys(self) -> float:
+        """What the next step reads."""
+        return self.offsets + self.said * len(self.ends)
+
+    @property
+    def least_left(self) -> float:
+        """Tokens until the first one ends."""
+        return self.ends[0][0] - self.said
+
+    def advance(self, tokens: float) -> list[int]:
+        """Each says so many; the numbers of those that thereby end."""
+        self.said += tokens
+        ended: list[int] = []
+        while self.ends and self.ends[0][0] <= self.said + 1e-9:
+            _, _, number, skin = heapq.heappop(self.ends)
+            self.offsets -= self.offset.pop(number)
+            self.skins[skin] -= 1
+            if not self.skins[skin]:
+                del self.skins[skin]
+            ended.append(number)
+        return ended
+
+    def ending(self, tokens: float) -> int:
+        """How many would end by then. The heap's first entries are looked at, as far as they do."""
+        return _count_below(self.ends, self.said + tokens + 1e-9)
+
+
+def _count_below(heap: Sequence[tuple[float, int, int, int]], limit: float, at: int = 0) -> int:
+    if at >= len(heap) or heap[at][0] > limit:
+        return 0
+    return 1 + _count_below(heap, limit, 2 * at + 1) + _count_below(heap, limit, 2 * at + 2)
 
 
 @dataclass
@@ -115,8 +172,8 @@ class _State:
     decoded_rows: float = 0.0
     owed: float = 0.0
     """Seconds of the server's own work that the next step has to wait for."""
-    prompts: list[_Row] = field(default_factory=list[_Row])
-    running: list[_Row] = field(default_factory=list[_Row])
+    prompts: list[_Prompt] = field(default_factory=list[_Prompt])
+    running: _Running = field(default_factory=_Running)
     first: dict[int, float] = field(default_factory=dict[int, float])
     end: dict[int, float] = field(default_factory=dict[int, float])
 
@@ -153,83 +210,74 @@ def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
 
 def _step(service: Service, state: _State, waiting: deque[tuple[int, Call]], next_arrival: float) -> None:
     chunks, copied = _chunks(service, state, waiting)
-    if not chunks and state.running:
+    running = state.running
+    if not chunks and running:
         _decode(service, state, next_arrival)
         return
-    per_row = 1 + service.drafted
-    finished = [row for row, _, end in chunks if end == row.call.prompt_tokens]
+    rows = (1 + service.drafted) * len(running)
+    finished = [prompt for prompt, _, end in chunks if end == prompt.call.prompt_tokens]
     load = Load(
-        tokens=per_row * len(state.running) + sum(end - begin for _, begin, end in chunks),
-        rows=per_row * len(state.running) + len(finished),
-        keys=sum(row.call.prompt_tokens + row.said + 1 for row in state.running) + sum(end for _, _, end in chunks),
+        tokens=rows + sum(end - begin for _, begin, end in chunks),
+        rows=rows + len(finished),
+        keys=running.keys + sum(end for _, _, end in chunks),
         pairs=sum((end - begin) * (begin + end + 1) / 2 for _, begin, end in chunks),
         copied=copied,
         started=len(finished),
-        ended=sum(row.left <= service.tokens_per_decode for row in state.running)
-        + sum(row.call.output_tokens == 1 for row in finished),
+        ended=running.ending(service.tokens_per_decode) + sum(one.call.output_tokens == 1 for one in finished),
     )
-    _pass_time(service, state, _adapted(service, load, [*state.running, *(row for row, _, _ in chunks)]), 1)
+    _pass_time(service, state, _adapted(service, load, running, [one.call.skin for one, _, _ in chunks]), 1)
     _advance(service, state, 1)
-    for row in finished:
-        state.prompts.remove(row)
-        state.first[row.number] = state.now
-        row.said = 1.0
-        if row.left <= 0:
-            state.end[row.number] = state.now
+    for one in finished:
+        state.prompts.remove(one)
+        state.first[one.number] = state.now
+        if one.call.output_tokens == 1:
+            state.end[one.number] = state.now
         else:
-            state.running.append(row)
+            running.add(one.call, one.number)
 
 
 def _chunks(
     service: Service, state: _State, waiting: deque[tuple[int, Call]]
-) -> tuple[list[tuple[_Row, int, int]], int]:
-    """(row, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new rows begin
+) -> tuple[list[tuple[_Prompt, int, int]], int]:
+    """(prompt, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new ones begin
     with."""
     budget = service.max_step_tokens - (1 + service.drafted) * len(state.running)
-    chunks: list[tuple[_Row, int, int]] = []
+    chunks: list[tuple[_Prompt, int, int]] = []
     copied = 0
-    for row in state.prompts:
+    for prompt in state.prompts:
         if budget > 0:
-            budget -= _cut(row, budget, chunks)
+            budget -= _cut(prompt, budget, chunks)
     while budget > 0 and waiting and len(state.running) + len(state.prompts) < service.max_rows:
         number, call = waiting.popleft()
         # The last token of a prompt is always computed: its state chooses the first token of the answer.
-        row = _Row(call, number, min(call.cached_tokens, call.prompt_tokens - 1))
-        copied += row.done
-        state.prompts.append(row)
-        budget -= _cut(row, budget, chunks)
+        prompt = _Prompt(call, number, min(call.cached_tokens, call.prompt_tokens - 1))
+        copied += prompt.done
+        state.prompts.append(prompt)
+        budget -= _cut(prompt, budget, chunks)
     return chunks, copied
 
 
-def _cut(row: _Row, budget: int, chunks: list[tuple[_Row, int, int]]) -> int:
-    count = min(budget, row.call.prompt_tokens - row.done)
-    chunks.append((row, row.done, row.done + count))
-    row.done += count
+def _cut(prompt: _Prompt, budget: int, chunks: list[tuple[_Prompt, int, int]]) -> int:
+    count = min(budget, prompt.call.prompt_tokens - prompt.done)
+    chunks.append((prompt, prompt.done, prompt.done + count))
+    prompt.done += count
     return count
 
 
 def _decode(service: Service, state: _State, next_arrival: float) -> None:
     """As many steps of the running generations as surely happen before one ends or another call comes."""
-    per_step, per_row = service.tokens_per_decode, 1 + service.drafted
-    rows = state.running
-    least = max(1, math.ceil(min(row.left for row in rows) / per_step - 1e-9))
-    load = _adapted(
-        service,
-        Load(
-            tokens=per_row * len(rows),
-            rows=per_row * len(rows),
-            keys=sum(row.call.prompt_tokens + row.said + 1 for row in rows),
-        ),
-        rows,
-    )
+    per_step, running = service.tokens_per_decode, state.running
+    rows = (1 + service.drafted) * len(running)
+    least = max(1, math.ceil(running.least_left / per_step - 1e-9))
+    load = _adapted(service, Load(tokens=rows, rows=rows, keys=running.keys), running)
     count = 1
     if least > 1:
         # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
-        slowest = service.steps.seconds(replace(load, keys=load.keys + least * per_step * len(rows)))
+        slowest = service.steps.seconds(replace(load, keys=load.keys + least * per_step * len(running)))
         fitting = (next_arrival - state.now) / slowest if slowest > 0 else least - 1
-        count = max(1, min(least - 1, int(min(fitting, least - 1))))
-    ended = sum(row.left <= per_step for row in rows) if count == 1 else 0
-    middle = load.keys + (count - 1) / 2 * per_step * len(rows)
+        count = max(1, int(min(fitting, least - 1)))
+    middle = load.keys + (count - 1) / 2 * per_step * len(running)
+    ended = running.ending(per_step) if count == 1 else 0
     _pass_time(service, state, replace(load, keys=middle, ended=ended), count)
     _advance(service, state, count)
 
@@ -246,17 +294,12 @@ def _pass_time(service: Service, state: _State, load: Load, count: int) -> None:
 
 
 def _advance(service: Service, state: _State, count: int) -> None:
-    kept: list[_Row] = []
-    for row in state.running:
-        row.said += count * service.tokens_per_decode
-        if row.left <= 1e-9:
-            state.end[row.number] = state.now
-        else:
-            kept.append(row)
-    state.running = kept
+    if state.running:
+        for number in state.running.advance(count * service.tokens_per_decode):
+            state.end[number] = state.now
 
 
-def _adapted(service: Service, load: Load, rows: Sequence[_Row]) -> Load:
+def _adapted(service: Service, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:
     if not service.adapters:
         return load
-    return replace(load, adapters=len({row.call.skin for row in rows}), adapted_tokens=load.tokens)
+    return replace(load, adapters=len({*running.skins, *beginning}), adapted_tokens=load.tokens)

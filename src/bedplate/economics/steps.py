@@ -9,6 +9,7 @@ A data sheet says nothing of the shares that an engine reaches, so they are a ra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from bedplate.economics.architecture import (
     kv_bytes,
     kv_bytes_per_token,
     parameters,
-    step_weight_bytes,
+    step_reads,
     weight_bytes,
 )
 from bedplate.economics.attention import pair_flops
@@ -96,15 +97,32 @@ class RooflineSteps:
         """Seconds of the products and reads, and the step's overhead."""
         if load.tokens < 1:
             return 0.0
-        counts = parameters(self.spec)
-        operations = 2.0 * ((counts.products - counts.head) * load.tokens + counts.head * load.rows)
-        operations += self.spec.layers * pair_flops(self.spec) * (load.pairs or load.keys)
-        read = step_weight_bytes(self.spec, load.tokens, self.weights) + self._key_bytes(load)
-        read += self.adapter_bytes * load.adapters
+        blocks, head, pair, key = self._counts
+        operations = 2.0 * (blocks * load.tokens + head * load.rows) + pair * (load.pairs or load.keys)
+        read = self._weight_bytes(load.tokens) + self.adapter_bytes * load.adapters
+        if load.keys:
+            # Layers with a window read no more than it.
+            read += load.keys * key * self._share_in_windows(max(1, round(load.keys / max(load.rows, 1))))
         reached = self.reached
         compute = operations / (self._peak * self.devices * reached.compute)
         memory = read / (self.device.memory_bytes_per_second * self.devices * reached.bandwidth)
         return reached.overhead_seconds + max(compute, memory)
+
+    @cached_property
+    def _counts(self) -> tuple[int, int, int, float]:
+        """Weights of blocks and head in products, operations of a pair, bytes of a key, over all layers."""
+        found = parameters(self.spec)
+        pair = self.spec.layers * pair_flops(self.spec)
+        return found.products - found.head, found.head, pair, kv_bytes_per_token(self.spec, self.kv_value_bytes)
+
+    @cached_property
+    def _weight_bytes(self) -> Callable[[int], float]:
+        return step_reads(self.spec, self.weights)
+
+    def _share_in_windows(self, context: int) -> float:
+        if not any(self.spec.windows):
+            return 1.0
+        return kv_bytes(self.spec, context, 1.0) / (context * kv_bytes_per_token(self.spec, 1.0))
 
     @cached_property
     def _peak(self) -> float:
@@ -115,14 +133,6 @@ class RooflineSteps:
             if name in peaks:
                 return peaks[name]
         raise UsageError(f"{self.device.name} has no products that a model could be served with")
-
-    def _key_bytes(self, load: Load) -> float:
-        if not load.keys:
-            return 0.0
-        context = max(1, round(load.keys / max(load.rows, 1)))
-        # Layers with a window read no more than it.
-        share = kv_bytes(self.spec, context, 1.0) / (context * kv_bytes_per_token(self.spec, 1.0))
-        return load.keys * share * kv_bytes_per_token(self.spec, self.kv_value_bytes)
 
     def _communication(self, tokens: int) -> float:
         """Two all-reduces a layer: each device sends 2·(n−1)/n of a layer's states (2104.04473, section 2.3)."""
