@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
 from bedplate.economics.decisions.calls import HostedCalls, MachineCalls, TokenCounts
 from bedplate.economics.decisions.case import Case, MachineUse, Option, Pretraining, Refresh, Retrieval, Tuning
@@ -54,7 +55,7 @@ class Resolver:
     def _price(self, section: str, entry: str, field: str, quantity: Quantity, as_of: object) -> int:
         self.used_prices.append((section, entry))
         where = self._prices.path.name if self._prices.path is not None else "prices"
-        return self._put(f"prices.{section}.{entry}.{field}", quantity, f"{where}, {as_of}")
+        return self._put(key_path(["prices", section, entry, *field.split(".")]), quantity, f"{where}, {as_of}")
 
     def _shared(self) -> CasePlaces:
         traffic, value, bar = self._case.traffic, self._case.value, self._case.bar
