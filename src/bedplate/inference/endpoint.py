@@ -9,6 +9,7 @@ import contextlib
 import email.utils
 import ipaddress
 import json
+import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from bedplate.core.errors import (
 )
 
 RETRIED = frozenset((429, 503))
+STUMBLES = frozenset((408, 429, 500, 502, 503, 504))
+"""What a patient client asks again after as well: failures that may pass."""
 FIRST_WAIT_SECONDS = 0.5
 MAX_WAIT_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
@@ -40,6 +43,7 @@ class RemoteAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
 
     extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
+    alternatives: the answer's first token as it could have been, each with its log-probability, where that was asked.
     """
 
     text: str
@@ -51,13 +55,16 @@ class RemoteAnswer:
     first_seconds: float | None = None
     seconds: float = 0.0
     extension: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    alternatives: tuple[tuple[str, float], ...] = ()
 
 
 class Endpoint:
     """One server. Requests that it is too busy for (429, 503) are sent again, as late as its Retry-After says.
 
     url: "http://host:port" or with "/v1". timeout: seconds without a byte after which an answer is given up. retries:
-    how often a busy server is asked again. Close it, or use it as a context manager.
+    how often a busy server is asked again. patient: a server that fails (5xx), falls silent or breaks off is asked
+    again too, and waits are drawn from up to twice as long, so that many clients do not come back at once. Safe to
+    share between threads. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -67,10 +74,11 @@ class Endpoint:
         key: str | None = None,
         timeout: float = 600.0,
         retries: int = 4,
+        patient: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url = _base_url(url)
-        self._retries, self._sleep = retries, sleep
+        self._retries, self._sleep, self._patient = retries, sleep, patient
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
         # A proxy of the environment is not asked about this machine.
@@ -95,24 +103,46 @@ class Endpoint:
         start = time.perf_counter()
         return ChatStream(self._send("POST", "/chat/completions", body), self.url, start)
 
-    def _send(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """The good response; of a POST only the head has been read."""
+    def complete(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> RemoteAnswer:
+        """Asks for an answer and waits for the whole of it; `seconds` has the waits between attempts in it. Raises what
+        `chat` raises."""
+        start = time.perf_counter()
+        body = {"model": model, "messages": [dict(message) for message in messages], **settings}
+        response = self._send("POST", "/chat/completions", body, whole=True)
+        return _whole_answer(response, self.url, time.perf_counter() - start)
+
+    def _send(self, method: str, path: str, body: Any = None, *, whole: bool = False) -> httpx.Response:
+        """The good response; of a POST only the head has been read, unless the `whole` is wanted."""
         for attempt in range(self._retries + 1):
-            with _failures(self.url):
-                request = self._client.build_request(method, self.url + path, json=body)
-                response = self._client.send(request, stream=True)
-                if response.is_success:
-                    if body is None:
+            last = attempt == self._retries
+            try:
+                with _failures(self.url):
+                    request = self._client.build_request(method, self.url + path, json=body)
+                    response = self._client.send(request, stream=True)
+                    if response.is_success:
+                        if whole or body is None:
+                            with contextlib.closing(response):
+                                response.read()
+                        return response
+                    with contextlib.closing(response):
                         response.read()
-                    return response
-                with contextlib.closing(response):
-                    response.read()
-            wait = _retry_after(response.headers.get("retry-after"))
-            wait = FIRST_WAIT_SECONDS * 2**attempt if wait is None else wait
-            if response.status_code not in RETRIED or attempt == self._retries or wait > MAX_WAIT_SECONDS:
-                raise self._error(response, wait)
+            except (EndpointError, DeadlineError):
+                if last or not self._patient:
+                    raise
+                self._sleep(self._wait(None, attempt))
+                continue
+            asked = _retry_after(response.headers.get("retry-after"))
+            wait = self._wait(asked, attempt)
+            retried = STUMBLES if self._patient else RETRIED
+            if response.status_code not in retried or last or (asked or 0.0) > MAX_WAIT_SECONDS:
+                raise self._error(response, wait if asked is None else asked)
             self._sleep(wait)
         raise AssertionError("the last attempt returns or raises")
+
+    def _wait(self, asked: float | None, attempt: int) -> float:
+        """Seconds until the next attempt: what the server asked for, or twice as long each time."""
+        wait = min(FIRST_WAIT_SECONDS * 2**attempt, MAX_WAIT_SECONDS) if asked is None else asked
+        return wait * (1 + random.random()) if self._patient else wait
 
     def _error(self, response: httpx.Response, wait: float) -> Exception:
         status = response.status_code
@@ -138,6 +168,33 @@ class Endpoint:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteAnswer:
+    """The answer in a reply that was not streamed. EndpointError where it is none of the API."""
+    try:
+        content: dict[str, Any] = response.json()
+        choice: dict[str, Any] = content["choices"][0]
+        text = choice["message"]["content"]
+        usage: dict[str, Any] = content.get("usage") or {}
+        details: dict[str, Any] = usage.get("prompt_tokens_details") or {}
+        extension = {**(content.get("bedplate") or {}), **(choice.get("bedplate") or {})}
+        tokens: list[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
+        first = tokens[0].get("top_logprobs") or [] if tokens else []
+        return RemoteAnswer(
+            "" if text is None else str(text),
+            str(choice.get("finish_reason") or "stop"),
+            usage.get("prompt_tokens"),
+            details.get("cached_tokens"),
+            usage.get("completion_tokens"),
+            extension.pop("cost_usd", None),
+            None,
+            seconds,
+            extension,
+            tuple((str(one["token"]), float(one["logprob"])) for one in first),
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise EndpointError(f"{url} sent an answer that is none of the API: {response.text[:80]!r}") from error
 
 
 class ChatStream:
