@@ -1,4 +1,5 @@
-"""Soft prompts: vectors that stand before a prompt's embeddings, and their files, also in PEFT's layout.
+"""Soft prompts: vectors that stand before a prompt's embeddings, how they are trained, and their files, also in PEFT's
+layout.
 
 Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context.
 """
@@ -6,15 +7,20 @@ Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of t
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
-from bedplate.core.errors import SkinError
+from bedplate.core.errors import SkinError, UsageError
+from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import TransformerSpec
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
@@ -47,6 +53,53 @@ class SoftPrompt:
     def to_bytes(self) -> bytes:
         """The content of `soft_prompt.safetensors`."""
         return tensor_bytes({_OWN: self.vectors.float()})
+
+
+def stand_ins(count: int) -> tuple[int, ...]:
+    """Token ids in the place of `count` vectors, in order: negative, so that no vocabulary has them."""
+    return tuple(range(-count, 0))
+
+
+def initial_vectors(model: Decoder, ids: Sequence[int], count: int) -> Tensor:
+    """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit.
+
+    That is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
+    (https://arxiv.org/abs/2104.08691, section 3.2). UsageError without ids.
+    """
+    if not ids:
+        raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
+    chosen = (list(ids) * -(-count // len(ids)))[:count]
+    weight = model.embedding.weight.detach()
+    found = weight[torch.tensor(chosen, device=weight.device)]
+    return found.to(torch.promote_types(found.dtype, torch.float32), copy=True)
+
+
+@contextmanager
+def standing_in(model: Decoder, vectors: Tensor) -> Generator[None]:
+    """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype.
+
+    Gradients reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared
+    prefix, or in each document.
+    """
+    count = len(vectors)
+    seen: list[Tensor] = []
+
+    def before(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0].clamp_min(0),)
+
+    def after(_: nn.Module, __: tuple[Tensor], embedded: Tensor) -> Tensor:
+        tokens = seen.pop()
+        own = F.embedding((tokens + count).clamp(0, count - 1), vectors).to(embedded.dtype)
+        return torch.where((tokens < 0)[..., None], own, embedded)
+
+    # The decoder takes tokens only; its embedding gives these vectors for as long as this lasts.
+    hooks = model.embedding.register_forward_pre_hook(before), model.embedding.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:

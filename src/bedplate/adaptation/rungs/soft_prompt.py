@@ -1,0 +1,95 @@
+"""Vectors before the prompt, trained while the base stays as it is (prompt tuning, https://arxiv.org/abs/2104.08691).
+
+They start from the embeddings of the task's own words: the labels' continuations, then the instructions, repeated or
+cut to the number of vectors. A base of this size learns less from them than from low-rank weights, so in a limited time
+the rung leaves LoRA all that LoRA can use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.lora import LORA
+from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
+from bedplate.evaluation.examples import Example
+from bedplate.models.decoder import Decoder
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.training.batch import Example as TrainingExample
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import TrainResult, train
+from bedplate.training.objectives import Sft
+from bedplate.training.sources import ExampleSource
+
+VECTORS = 32
+"""A multiple of the blocks that keys and values are kept in on GPUs."""
+
+
+class SoftPrompts(Tuning):
+    """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
+
+    kind = "soft_prompt"
+    virtual = VECTORS
+
+    def __init__(self, name: str, recipe: Recipe, later: Sequence[Tuning] = ()) -> None:
+        self.name, self.recipe, self._later = name, recipe, later
+
+    def described(self) -> str:
+        return f"{VECTORS} vectors before the prompt"
+
+    def unfit(self, context: Context) -> str | None:
+        length = context.model.base.spec.context_length
+        if length < 4 * VECTORS:
+            return f"{VECTORS} vectors would fill too much of the context of {length} tokens"
+        return super().unfit(context)
+
+    def kept(self, context: Context) -> Mapping[str, float]:
+        chosen = context.spec.chosen_rungs
+        return {rung.name: rung.wish(context) for rung in self._later if rung.name in chosen}
+
+    def examples(
+        self, context: Context, prompt: Prompt, output: LabelOutput, chosen: Sequence[Example]
+    ) -> list[TrainingExample]:
+        before = stand_ins(VECTORS)
+        unseen = (False,) * VECTORS
+        return [
+            TrainingExample((*before, *one.ids), (*unseen, *one.loss), one.id)
+            for one in super().examples(context, prompt, output, chosen)
+        ]
+
+    def train(
+        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: LabelOutput
+    ) -> tuple[Mapping[str, Any], TrainResult]:
+        ids = self._first_ids(context, output)
+        with context.model.engine.exclusive() as base:
+            model = base.model
+            assert isinstance(model, Decoder)
+            vectors = nn.Parameter(initial_vectors(model, ids, VECTORS))
+            with standing_in(model, vectors):
+                result = train(
+                    model,
+                    source,
+                    Sft(),
+                    config,
+                    work,
+                    [("soft_prompt", vectors)],
+                    identity={"base": base.identity.weights_id, "start": ids},
+                    description=f"{self.name}, seed {config.seed}",
+                )
+        return {"soft_prompt": SoftPrompt(vectors.detach().float().cpu())}, result
+
+    @staticmethod
+    def _first_ids(context: Context, output: LabelOutput) -> list[int]:
+        """Tokens of the task's own words: each label's continuation, then the instructions."""
+        tokenizer = context.model.tokenizer
+        words = [*output.continuations, context.task.instructions or ""]
+        return [i for text in words for i in tokenizer.encode(text, add_special_tokens=False, parse_special=False)]
+
+
+SOFT_PROMPT = SoftPrompts("soft_prompt", Recipe(learning_rate=1e-2, cost=3.0, epochs=2, least=300), later=(LORA,))

@@ -1,0 +1,231 @@
+"""What the rungs that train weights share: how much to train in the time there is, seeds, the choice on valid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
+from bedplate.inference.predict import Prediction
+from bedplate.models.decoder import Decoder
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import Kind, Skin
+from bedplate.training.batch import Example as TrainingExample
+from bedplate.training.config import TrainConfig
+from bedplate.training.examples import completion_example
+from bedplate.training.loop import TrainResult
+from bedplate.training.sources import ExampleSource
+from bedplate.training.state import STATE_FILE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a rung trains. cost: a training token against a prefill token. rows: trained on with one seed before there is
+    a second. least: fewer rows are not worth the rung. reaches: whether the smallest run may go into the time kept for
+    test a little."""
+
+    learning_rate: float
+    cost: float
+    epochs: int = 1
+    batch: int = 16
+    seeds: int = 3
+    rows: int = 600
+    least: int = 64
+    reaches: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One seed's skin, read back from disk, and how it does on valid."""
+
+    skin: Skin
+    seed: int
+    seconds: float
+    evaluation: Evaluation
+    by_id: Mapping[str, Prediction | None] = field(repr=False)
+
+
+class Tuning(ABC):
+    """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
+
+    name: str
+    recipe: Recipe
+    kind: Kind
+    """Of its skins."""
+    reference = False
+    virtual = 0
+    """Positions that stand before every prompt."""
+
+    # --- how much
+
+    def plan(self, context: Context) -> Plan | Skip:
+        unfit = self.unfit(context)
+        if unfit is not None:
+            return Skip(unfit)
+        recipe, n, kept = self.recipe, len(context.train), self.kept(context)
+        left = context.left - sum(kept.values())
+
+        def fits(rows: int, seeds: int) -> bool:
+            return self.seconds(context, rows, seeds) <= left
+
+        least, rows, seeds = min(recipe.least, n), min(recipe.rows, n), 1
+        while not fits(rows, 1) and rows > least:
+            rows = max(least, int(rows * 0.8))
+        needed = self.seconds(context, rows, 1)
+        if needed > left + (0.3 * context.test_reserve if recipe.reaches else 0.0):
+            beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
+            return Skip(f"it needs about {needed:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}")
+        if rows == min(recipe.rows, n) and fits(rows, 2):
+            seeds = 2
+            # labels are worth more than a third seed
+            rows = next((more for more in range(n, rows, -recipe.batch) if fits(more, seeds)), rows)
+            seeds = recipe.seeds if rows == n and fits(rows, recipe.seeds) else seeds
+        left_out: list[str] = []
+        if rows < n:
+            left_out.append(f"{n - rows} of {n} train rows were left out: no time")
+        if seeds < recipe.seeds:
+            left_out.append(f"{recipe.seeds - seeds} of {recipe.seeds} seeds were left out: no time")
+        settings = {
+            "rows": rows,
+            "seeds": seeds,
+            "batch": recipe.batch,
+            "learning_rate": recipe.learning_rate,
+            "epochs": recipe.epochs,
+        }
+        return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+
+    def seconds(self, context: Context, rows: int, seeds: int) -> float:
+        """Expected: training at the measured pace, and valid with each seed's skin."""
+        pace, recipe = context.pace, self.recipe
+        virtual = self.virtual * pace.token / recipe.batch  # a batch computes its shared beginning once
+        training = (pace.rows(rows) + rows * virtual) * recipe.cost * recipe.epochs
+        return seeds * (training + pace.rows(len(context.valid)) + 66 * pace.call) * 1.05
+
+    def wish(self, context: Context) -> float:
+        """Seconds for every row and every seed."""
+        return self.seconds(context, len(context.train), self.recipe.seeds)
+
+    def unfit(self, context: Context) -> str | None:
+        """Why this base or task cannot be tuned so, or None."""
+        return None if isinstance(context.model.base.model, Decoder) else f"{self.name} is for decoders here"
+
+    def kept(self, context: Context) -> Mapping[str, float]:
+        """Rung → seconds that this one leaves to it."""
+        return {}
+
+    # --- training
+
+    @abstractmethod
+    def train(
+        self,
+        context: Context,
+        source: ExampleSource,
+        config: TrainConfig,
+        work: Path,
+        output: LabelOutput,
+    ) -> tuple[Mapping[str, Any], TrainResult]:
+        """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
+
+    @abstractmethod
+    def described(self) -> str:
+        """What is trained, in a few words."""
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        prompt, output = context.default_prompt()
+        settings = plan.settings
+        # the same rows for every rung of this kind: what differs is how they are learned
+        chosen = context.ordered(context.train, "lora")[: settings["rows"]]
+        examples = self.examples(context, prompt, output, chosen)
+        trained: list[Trained] = []
+        for number in range(settings["seeds"]):
+            seed = context.seed + number
+            work = directory / f"seed-{seed}"
+            source = ExampleSource(examples, settings["batch"], seed=seed, epochs=settings["epochs"], order="shuffled")
+            config = TrainConfig(
+                learning_rate=settings["learning_rate"],
+                seed=seed,
+                save_steps=max(1, (source.steps or 1) // 6),
+                save_seconds=None,
+            )
+            parts, done = self.train(context, source, config, work, output)
+            skin = context.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
+            trained.append(self._judge(context, export(context, skin, work / "skin"), seed, done.seconds))
+        best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
+        result = self._finish(context, plan, best, trained)
+        for one in trained:  # finished: the optimizer's state has no further use
+            (directory / f"seed-{one.seed}" / STATE_FILE).unlink(missing_ok=True)
+        return result
+
+    def examples(
+        self, context: Context, prompt: Prompt, output: LabelOutput, chosen: Sequence[Example]
+    ) -> list[TrainingExample]:
+        """Exactly the tokens that scoring will ask for: the prompt, and the right label's continuation to learn."""
+        found: list[TrainingExample] = []
+        limit = context.model.base.spec.context_length - self.virtual
+        for example in chosen:
+            ids, answers = prompt.label_tokens(context.model.tokenizer, example.inputs, (), output, limit=limit)
+            found.append(completion_example(ids, answers[output.labels.index(example.target)], example.id))
+        return found
+
+    @staticmethod
+    def _judge(context: Context, skin: Skin, seed: int, seconds: float) -> Trained:
+        predictor = context.predictor(skin)
+        try:
+            predictions = ask(predictor, context.valid)
+        finally:
+            predictor.close()
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
+        return Trained(skin, seed, seconds, evaluation, by_id)
+
+    def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
+        directory = context.out / "skins" / self.name
+        skin = export(context, best.skin, directory)
+        predictor = context.predictor(skin)
+        try:
+            timing, exported = measure(context, predictor, best.by_id)
+            longest = longest_prompt(predictor, context.valid)
+        finally:
+            predictor.close()
+        seeds: list[dict[str, Any]] = [
+            {
+                "seed": t.seed,
+                "estimate": t.evaluation.estimate,
+                "interval": list(t.evaluation.interval),
+                "train_seconds": t.seconds,
+                "chosen": t is best,
+            }
+            for t in trained
+        ]
+        settings = plan.settings
+        epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
+        return Result(
+            rung=self.name,
+            evaluation=best.evaluation,
+            latency=timing,
+            train_seconds=sum(t.seconds for t in trained),
+            reason=(
+                f"{self.described()}, {settings['rows']} train rows, {epochs}; "
+                f"seed {best.seed} is the best of {len(trained)} on valid"
+            ),
+            skin=str(directory.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            prompt_tokens=longest + self.virtual,
+            seeds=tuple(seeds),
+            left_out=plan.left_out,
+            export=exported,
+            details={"rows": settings["rows"], "seed": best.seed, "learning_rate": settings["learning_rate"]},
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
