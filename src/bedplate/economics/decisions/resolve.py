@@ -98,7 +98,7 @@ class Resolver:
             else self._retrieval(name, option, option.retrieval, tokens, place),
             pretraining=None if option.pretraining is None else self._pretraining(name, option.pretraining, place),
             quality=self._quality(name, option, measured, place),
-            p95_ms=None if p95 is None else self._ranged(f"options.{name}.p95_ms", p95, source),
+            p95_ms=None if p95 is None else self._ranged(f"{_at(name)}.p95_ms", p95, source),
             case=self.shared,
             uses=frozenset(self.sheet.touched) | self._everywhere,
             notes=_notes(option, measured),
@@ -115,7 +115,7 @@ class Resolver:
         def row(field: str) -> int:
             given: Quantity | None = getattr(own, field)
             if given is not None:
-                return self._put(f"options.{name}.text.{field}", given)
+                return self._put(f"{_at(name)}.text.{field}", given)
             return self._put(f"text.{field}", getattr(text, field))
 
         passages = None if option.retrieval is None else option.retrieval.passages
@@ -125,8 +125,8 @@ class Resolver:
             examples=row("examples"),
             input=row("input"),
             output=row("output"),
-            passages=self._maybe(f"options.{name}.retrieval.passages", passages),
-            ratio=self._maybe(f"options.{name}.tokens_per_unit", ratio),
+            passages=self._maybe(f"{_at(name)}.retrieval.passages", passages),
+            ratio=self._maybe(f"{_at(name)}.tokens_per_unit", ratio),
         )
 
     def _hosted(self, name: str, option: Option, place: str) -> HostedCalls:
@@ -157,7 +157,7 @@ class Resolver:
     ) -> MachineCalls:
         use = option.machine
         assert use is not None
-        at = f"options.{name}.machine"
+        at = f"{_at(name)}.machine"
         seconds, prefill, decode = self._speed(at, use, place, tokens, measured)
         embed = None
         if option.retrieval is not None and option.retrieval.embedder is None:
@@ -167,7 +167,7 @@ class Resolver:
                     "embed_tokens_per_second of the option's machine"
                 )
             embed = self._put(
-                f"options.{name}.retrieval.embed_tokens_per_second", option.retrieval.embed_tokens_per_second
+                f"{_at(name)}.retrieval.embed_tokens_per_second", option.retrieval.embed_tokens_per_second
             )
         return MachineCalls(
             usd_per_hour=self._hour_of_machine(use.name, place),
@@ -229,7 +229,7 @@ class Resolver:
                 raise ConfigError(f"{place}: {why} wants its `quality`: state it with a range, or name a `report`")
             return None
         source = None if option.quality is not None or measured is None else measured.source
-        return self._ranged(f"options.{name}.quality", found, source)
+        return self._ranged(f"{_at(name)}.quality", found, source)
 
     def _hour_of_machine(self, name: str, place: str) -> int:
         price = self._prices.machine(name, place)
@@ -249,7 +249,7 @@ class Resolver:
         return self._price("labelling", self._case.labelling, "usd_per_label", price.usd_per_label, price.as_of)
 
     def _setup(self, name: str, option: Option, place: str) -> SetupWork:
-        work, upkeep, at = option.setup, option.upkeep, f"options.{name}"
+        work, upkeep, at = option.setup, option.upkeep, _at(name)
         return SetupWork(
             hours=self._put(f"{at}.setup.hours", work.hours),
             evaluation_labels=self._put(f"{at}.setup.evaluation_labels", work.evaluation_labels),
@@ -261,7 +261,7 @@ class Resolver:
         )
 
     def _tuning(self, name: str, option: Option, tuning: Tuning, place: str, measured: Measured | None) -> TuningWork:
-        at = f"options.{name}.tuning"
+        at = f"{_at(name)}.tuning"
         refresh, every = self._refresh(at, option, tuning, place)
         price = None if option.model is None else self._prices.hosted_model(option.model, place)
         deployed = None if price is None or price.tuning is None else price.tuning.usd_per_hour
@@ -325,7 +325,7 @@ class Resolver:
     def _retrieval(
         self, name: str, option: Option, retrieval: Retrieval, tokens: TokenCounts, place: str
     ) -> RetrievalWork:
-        at = f"options.{name}.retrieval"
+        at = f"{_at(name)}.retrieval"
         price = hour = embed = None
         if retrieval.embedder is not None:
             entry = self._prices.embedder(retrieval.embedder, f"{place}.retrieval")
@@ -349,7 +349,7 @@ class Resolver:
         )
 
     def _pretraining(self, name: str, pretraining: Pretraining, place: str) -> PretrainingWork:
-        at = f"options.{name}.pretraining"
+        at = f"{_at(name)}.pretraining"
         return PretrainingWork(
             run=self._run(at, pretraining, f"{place}.pretraining.run"),
             runs=self._put(f"{at}.runs", pretraining.runs),
@@ -371,6 +371,11 @@ class Resolver:
             usd_per_machine_hour=self._hour_of_machine(run.machine, place),
             devices_per_machine=self._prices.machine(run.machine, place).devices,
         )
+
+
+def _at(name: str) -> str:
+    """Where an option stands, as an override spells it."""
+    return key_path(["options", name])
 
 
 def _notes(option: Option, measured: Measured | None) -> tuple[str, ...]:

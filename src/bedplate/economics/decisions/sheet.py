@@ -64,12 +64,13 @@ class Sheet:
         return [one.value for one in self.inputs]
 
     def draws(self, count: int, seed: int) -> list[list[float]]:
-        """`count` draws, the same for the same seed and rows."""
-        rng = random.Random(seed)
+        """`count` draws. A row's depend on the seed and its own name and range alone, so that two cases that differ in
+        one number are compared on the same draws of the others."""
         drawn = [self.values for _ in range(count)]
         for place, one in enumerate(self.inputs):
             if one.exact:
                 continue
+            rng = random.Random(f"{seed} {one.name}")
             strata = [(i + rng.random()) / count for i in range(count)]
             rng.shuffle(strata)
             for values, u in zip(drawn, strata, strict=True):
