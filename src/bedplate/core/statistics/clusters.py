@@ -19,6 +19,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence
 
 MINIMUM_GROUPS = 40
+Groups = Sequence[Hashable] | NDArray[np.generic]
 
 
 class InsufficientGroups(DataError):
@@ -59,14 +60,19 @@ class Bound:
     effective_n: float
 
 
-def group_codes(groups: Sequence[Hashable] | NDArray[np.generic]) -> tuple[NDArray[np.int64], int]:
+def group_codes(groups: Groups) -> tuple[NDArray[np.int64], int]:
     """Groups → integer codes [n] in order of first appearance, and how many there are."""
+    if isinstance(groups, np.ndarray):
+        _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
+        place = np.empty(first.size, dtype=np.int64)
+        place[np.argsort(first)] = np.arange(first.size)
+        return place[codes], int(first.size)
     seen: dict[Hashable, int] = {}
     codes = np.fromiter((seen.setdefault(g, len(seen)) for g in groups), dtype=np.int64, count=len(groups))
     return codes, len(seen)
 
 
-def clustered_mean(values: ArrayLike, groups: Sequence[Hashable]) -> ClusteredMean:
+def clustered_mean(values: ArrayLike, groups: Groups) -> ClusteredMean:
     """Mean of `values` [n] and its standard error when rows of one group are correlated in any way."""
     x, codes, count = _checked(values, groups)
     mean = float(x.mean())
@@ -77,7 +83,7 @@ def clustered_mean(values: ArrayLike, groups: Sequence[Hashable]) -> ClusteredMe
     return ClusteredMean(mean, math.sqrt(variance), x.size, count)
 
 
-def design_effect(values: ArrayLike, groups: Sequence[Hashable]) -> float:
+def design_effect(values: ArrayLike, groups: Groups) -> float:
     """Clustered variance of the mean over the variance that independent rows would have; may be below 1.
 
     Where all values are equal the effect cannot be seen: the answer is then n / G, as if a group were one row.
@@ -90,7 +96,7 @@ def design_effect(values: ArrayLike, groups: Sequence[Hashable]) -> float:
     return clustered.se**2 / variance
 
 
-def intraclass_correlation(values: ArrayLike, groups: Sequence[Hashable]) -> float:
+def intraclass_correlation(values: ArrayLike, groups: Groups) -> float:
     """One-way ANOVA estimator of the correlation within groups (Fisher 1925); nan where it is undefined."""
     x, codes, count = _checked(values, groups)
     sizes = np.bincount(codes, minlength=count).astype(float)
@@ -107,7 +113,7 @@ def intraclass_correlation(values: ArrayLike, groups: Sequence[Hashable]) -> flo
 
 def effective_n_bound(
     successes: ArrayLike,
-    groups: Sequence[Hashable] | None,
+    groups: Groups | None,
     confidence: float = 0.95,
     side: Side = "lower",
     *,
@@ -125,7 +131,7 @@ def effective_n_bound(
     if x.size and not np.isin(x, (0.0, 1.0)).all():
         raise UsageError("successes must be 0 or 1 for each row; use bca_cluster_bootstrap for other scores")
     if groups is None:
-        groups = range(x.size)
+        groups = np.arange(x.size)
     x, _, count = _checked(x, groups)
     n = int(x.size)
     right = float(x.sum())
@@ -146,7 +152,7 @@ def effective_n_bound(
 
 def effective_n_interval(
     successes: ArrayLike,
-    groups: Sequence[Hashable] | None,
+    groups: Groups | None,
     confidence: float = 0.95,
     *,
     minimum_groups: int = MINIMUM_GROUPS,
@@ -158,7 +164,7 @@ def effective_n_interval(
     return low.value, high.value
 
 
-def _checked(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+def _checked(values: ArrayLike, groups: Groups) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise UsageError("values must be a non-empty list of numbers")
