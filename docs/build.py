@@ -1,5 +1,5 @@
-"""Builds the site: writes cli.md from `--help` and the marked parts of pages from the cost model's tables, then every
-Markdown page of this folder to site/ as HTML."""
+"""Builds the site: writes cli.md from `--help`, report.schema.json from the report's models and the marked parts of
+pages from the cost model's tables, then every Markdown page of this folder to site/ as HTML."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import html
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import shutil
@@ -235,11 +236,19 @@ def build(site: Path) -> None:
             f"<nav>{links}</nav>{body}</html>\n",
             encoding="utf-8",
         )
-    for picture in (*DOCS.glob("*.svg"), *DOCS.glob("*.png")):
-        shutil.copy(picture, site / picture.name)
+    for file in (*DOCS.glob("*.svg"), *DOCS.glob("*.png"), *DOCS.glob("*.schema.json")):
+        shutil.copy(file, site / file.name)
+
+
+def _schema() -> str:
+    """report.schema.json, from the models that describe the report."""
+    from bedplate.report.schema import report_schema
+
+    return json.dumps(report_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":
+    (DOCS / "report.schema.json").write_text(_schema(), encoding="utf-8")
     (DOCS / "cli.md").write_text(command_line(), encoding="utf-8")
     for page in (DOCS / f"{name}.md" for name in PAGES):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

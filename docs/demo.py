@@ -37,7 +37,7 @@ def table(report: dict[str, Any]) -> str:
             f"| {row['n']} / {row['groups']} | {row['usd_per_1k_calls']:.5f} "
             f"| {row['p50_ms']:.0f} / {row['p95_ms']:.0f} | {row['train_seconds']:.0f} |"
         )
-    verdict, pair = report["verdict"], report["comparison"]
+    verdict, pair = report["verdict"], next((c for c in report["comparisons"] if c["planned"]), None)
     claim = ""
     if pair is not None:
         low, high = pair["interval"]

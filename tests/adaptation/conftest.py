@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 from tests.tiny import write_tiny_base
 
+from bedplate.adaptation import ladder
+from bedplate.adaptation.report import Report, write_report
+from bedplate.report.schema import report_schema
+
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def published() -> Iterator[None]:
+    """Every report that a test's ladder writes is of the published schema."""
+    check = Draft202012Validator(report_schema())
+
+    def written(report: Report, out: Path, skins: Iterable[str]) -> None:
+        write_report(report, out, skins)
+        check.validate(json.loads((out / "report.json").read_text("utf-8")))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder, "write_report", written)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def test_the_reviews_ladder(smollm2_gguf: Path, tmp_path: Path):
     assert 0.84 < seen["lora"] < 0.93
     assert seen["few_shot"] > 0.74
     assert report.verdict["status"] == "PASS"
-    assert report.data["comparison"]["b"] == "zero_shot"
-    assert report.data["comparison"]["p_value"] < 0.01
+    assert report.comparison["b"] == "zero_shot"
+    assert report.comparison["p_value"] < 0.01
     for export in report.data["export"].values():
         assert export["equal"] >= export["rows"] - 2  # bfloat16 differs a little between batch sizes

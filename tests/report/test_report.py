@@ -1,106 +1,137 @@
 from __future__ import annotations
 
-import re
+import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
+from tests.report.sample import report, row
 
-from bedplate.report import plots
-from bedplate.report.html import adaptation_page
+from bedplate.report import plots, plots_curve
+from bedplate.report.html import adaptation_page, confusions, headline
+from bedplate.report.schema import ReportFile, report_schema
 
-
-def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
-    return {
-        "rung": rung,
-        "status": "done",
-        "reason": "why",
-        "split": "valid",
-        "estimate": estimate,
-        "interval": [estimate - 0.03, estimate + 0.02],
-        "n": 100,
-        "groups": 50,
-        "seeds": [],
-        "usd_per_1k_calls": usd,
-        "p50_ms": 1.0,
-        "p95_ms": 2.0,
-        "train_seconds": 0.5,
-        "skin": f"skins/{rung}",
-        **more,
-    }
-
-
-def report(**changes: Any) -> dict[str, Any]:
-    seeds = [{"seed": i, "estimate": 0.8 + i / 100, "interval": [0.7, 0.9], "chosen": i == 1} for i in range(3)]
-    values: dict[str, Any] = {
-        "task": "toy",
-        "base": "tiny",
-        "verdict": {"status": "PASS", "skin": "skins/lora", "reason": "it clears", "rung": "lora"},
-        "target": {"metric": "accuracy", "value": 0.8, "confidence": 0.95},
-        "rungs": [
-            row("majority", 0.5, 0.0, skin=None),
-            row("lora", 0.9, 0.02, seeds=seeds),
-            row("lora", 0.88, 0.02, split="test"),
-            {**row("probe", 0, 0), "status": "skipped", "estimate": None, "interval": None, "reason": "no time"},
-        ],
-        "nominees": {
-            "nominees": ["lora"],
-            "primary": "lora",
-            "versus": None,
-            "reasons": {"lora": "nominated"},
-            "confirmations": [],
-        },
-        "comparison": None,
-        "comparisons": [],
-        "left_out": {"lora": ["20 rows were left out"]},
-        "search": {"zero_shot": [{"name": "plain", "estimate": 0.7, "n": 10, "split": "valid"}]},
-        "ledger": {"number": 1, "alpha": 0.03},
-        "focus": {
-            "rung": "lora",
-            "split": "test",
-            "slices": [{"by": "label", "value": "a", "n": 3, "estimate": 0.5, "interval": [0.1, 0.9]}],
-            "calibration": {"bins": [{"confidence": 0.7, "accuracy": 0.6, "n": 4}], "error": 0.1, "n": 4},
-        },
-        "examples": {"rung": "lora", "split": "valid", "wrong": [], "right": []},
-        "data": {"counts": {"train": 3}, "hashes": {"train": "ab"}, "notes": [], "licences": ["MIT"]},
-        "settings": {"dtype": "float32", "seed": 0, "budget_seconds": 60, "version": "1", "weights_id": "ff"},
-        "machine": {"usd_per_hour": 0.1, "as_of": "2026-11-24"},
-        "rows": {},
-    }
-    return {**values, **changes}
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_page_says_what_the_report_says():
     page = adaptation_page(report())
-    for said in ("PASS", "it clears", "0.880", "no time", "20 rows were left out", "target 0.8", "skipped", "MIT"):
-        assert said in page
+    for said in (
+        "PASS",
+        "it clears",
+        "0.880",
+        "no time",
+        "20 rows were left out",
+        "target 0.8",
+        "skipped",
+        "MIT",
+        "overtakes prompting (few_shot) at about 120 labels",
+        "over 10 bins of equal width",
+        "7 rows are scored differently",
+        "beyond the labels there are",
+        "labelled bad; lora, probe say",
+        "64 of 64 rows answered as before",
+        "chat:\nno template",
+    ):
+        assert said in page, said
     assert page == adaptation_page(report())  # the same report gives the same bytes
 
 
-def test_nothing_that_a_user_wrote_becomes_markup():
-    evil = "<img src=x onerror=alert(1)>"
-    example = {"id": "1", "text": evil, "target": "a", "prediction": evil}
-    page = adaptation_page(
-        report(task=evil, examples={"rung": "lora", "split": "valid", "wrong": [example], "right": []})
-    )
+def with_text(values: Any, text: str) -> Any:
+    """Every string in `values` replaced by `text`, but for the words that code depends on."""
+    if isinstance(values, dict):
+        kept = ("status", "split", "why", "rung", "skin", "by")
+        return {key: one if key in kept else with_text(one, text) for key, one in values.items()}
+    if isinstance(values, list):
+        return [with_text(one, text) for one in values]
+    return text if isinstance(values, str) else values
+
+
+@pytest.mark.parametrize("evil", ["<img src=x onerror=alert(1)>", "</style><script>alert(1)</script>", "{{ r }} $x_1$"])
+def test_nothing_that_a_user_wrote_becomes_markup(evil: str):
+    values = with_text(report(), evil)
+    values["examples"]["rows"][0]["answers"] = {evil: evil}
+    values["examples"]["rows"][0]["scores"] = {evil: 0.0}
+    page = adaptation_page(values)
     assert "<img" not in page
-    assert page.count("&lt;img") >= 3
+    assert "<script" not in page
+    assert page.count("</style>") == page.count("<style")
+    if evil.startswith("{{"):
+        assert page.count("{{ r }} $x_1$") >= 30
 
 
-@pytest.mark.parametrize("missing", ["focus", "ledger"])
-def test_a_page_without_a_nominee(missing: str):
-    assert "PASS" in adaptation_page(report(**{missing: None}))
+@pytest.mark.parametrize("missing", ["focus", "ledger", "curve"])
+def test_a_page_without_a_part(missing: str):
+    page = adaptation_page(report(**{missing: None}))
+    assert "PASS" in page
+    assert f'id="{missing}"' not in page
+
+
+def test_outputs_without_labels_leave_their_parts_out():
+    values = report()
+    values["focus"] |= {"calibration": None, "confusion": None}
+    values["data"]["card"] |= {"labels": None, "suspects": [], "suspect_count": 0}
+    long = "a long answer " * 9
+    values["examples"]["rows"][0] |= {"answers": {"lora": long}, "scores": {"lora": 0.43}}
+    page = adaptation_page(values)
+    ReportFile.model_validate(values)
+    for absent in ("Calibration</h3>", "Confusion</h3>", "Labels</h3>", "look at again"):
+        assert absent not in page
+    assert "0.43 lora" in page
+    assert f"{long}</dd>" in page.replace("\n", "")
+
+
+def test_the_headline_is_one_sentence_for_every_verdict():
+    values = report()
+    assert headline(values) == (
+        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830, at $0.0200 per 1,000 calls."
+    )
+    for status, said in (("FAIL", "No adaptation reaches"), ("INSUFFICIENT_DATA", "do not decide")):
+        values["verdict"] |= {"status": status, "rung": None, "skin": None}
+        assert said in headline(values)
+        assert headline(values).count(". ") == 0
+    values["verdict"]["status"] = "FAIL"
+    values["nominees"]["confirmations"] = []
+    assert "fits the budget" in headline(values)
+
+
+def test_confusions_are_ordered_and_name_what_was_unusable():
+    assert confusions(report()) == [
+        ("good", "bad", 8, 8 / 48),
+        ("bad", "good", 3, 3 / 52),
+        ("bad", None, 1, 1 / 52),
+    ]
+    many = [f"label {number}" for number in range(20)]
+    values = report()
+    counts = [[int(i == j) * 5 + int(j == (i + 1) % 20) for j in range(21)] for i in range(20)]
+    values["focus"]["confusion"] = {"labels": many, "counts": counts}
+    assert "The most frequent of 20 confusions" in adaptation_page(values)
 
 
 def test_plots_are_xml_that_follows_the_theme():
     rows = [{**row("a", 0.7, 0.01), "reference": False}, {**row("b", 0.5, 0), "reference": True}]
+    values = report()
     for svg in (
         plots.quality_against_cost(rows, 0.8, "accuracy"),
-        plots.reliability([{"confidence": 0.7, "accuracy": 0.6, "n": 4}]),
+        plots.reliability(values["focus"]["calibration"]["bins"]),
+        plots.lengths({"train": list(range(11))}),
+        plots_curve.learning_curve(values["curve"], 0.8),
     ):
         ET.fromstring(svg)
-        assert "var(--accent)" in svg
-        assert not re.search(r"#(111213|3165f1|a1a2a3)", svg)
+        assert "var(--" in svg
+        for colour in plots.VARIABLES:
+            assert colour not in svg
+
+
+def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
+    for labels, interval in ((None, [None, None]), (48.0, [None, 80.0]), (120.0, None)):
+        curve = report()["curve"]
+        curve["crossovers"][0] |= {"labels": labels, "interval": interval}
+        svg = plots_curve.learning_curve(curve, 0.8)
+        assert ("overtakes" in svg) == (labels is not None)
 
 
 def test_seeds_are_drawn_only_where_they_spread():
@@ -114,3 +145,40 @@ def test_seeds_are_drawn_only_where_they_spread():
 def test_the_pareto_front_leaves_out_what_is_dearer_and_no_better():
     rows = [row("a", 0.7, 0.01), row("b", 0.69, 0.02), row("c", 0.9, 0.03), row("d", 0.8, 0.03)]
     assert [r["rung"] for r in plots.pareto(rows)] == ["a", "c"]
+
+
+# --- the schema
+
+
+def test_the_published_schema_is_current_and_a_schema():
+    published = json.loads((DOCS / "report.schema.json").read_text("utf-8"))
+    assert published == report_schema(), "run `make docs`"
+    Draft202012Validator.check_schema(published)
+
+
+def test_the_schema_takes_a_report_with_and_without_rows_and_nothing_else():
+    check = Draft202012Validator(report_schema())
+    values = report()
+    check.validate(values)
+    assert ReportFile.model_validate(values).verdict.rung == "lora"
+    del values["rows"]
+    check.validate(values)
+    for spoil in (
+        lambda v: v.update(extra=1),
+        lambda v: v["verdict"].update(status="MAYBE"),
+        lambda v: v["rungs"][0].update(new_fact=1),
+        lambda v: v["curve"]["points"][0].update(size=0),
+        lambda v: v["data"]["card"].pop("lengths"),
+    ):
+        spoiled = json.loads(json.dumps(values))
+        spoil(spoiled)
+        assert list(check.iter_errors(spoiled))
+        with pytest.raises(ValidationError):
+            ReportFile.model_validate(spoiled)
+
+
+def test_every_part_of_the_schema_is_closed():
+    """A field that is written and not published is an error; only a search's variants and details are free."""
+    schema = report_schema()
+    opened = [name for name, part in schema["$defs"].items() if part.get("additionalProperties") is not False]
+    assert opened == ["Tried"]

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from bedplate import __version__
 from bedplate.adaptation import gate
+from bedplate.adaptation.closer_look import examples, focus
+from bedplate.adaptation.data_card import data_card
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Comparison, Evaluation, compare
-from bedplate.evaluation.slices import calibration, slices
 from bedplate.models.precision import dtype_name
 from bedplate.report.html import adaptation_page
+from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.skin import BaseReference
 
 if TYPE_CHECKING:
     from bedplate.adaptation.context import Context
     from bedplate.evaluation.ledger import Opening
 
-SCHEMA_VERSION = 1
-SHOWN_WRONG, SHOWN_RIGHT = 8, 4
-
 
 @dataclass(frozen=True)
 class Report:
-    """`data` is report.json; the rest are shorthands into it."""
+    """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
 
     data: dict[str, Any]
     directory: Path
@@ -52,6 +52,11 @@ class Report:
         found = self.verdict["skin"]
         return None if found is None else self.directory / found
 
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """The one pair that was fixed before test was opened."""
+        return next((pair for pair in self.data["comparisons"] if pair["planned"]), None)
+
     def row(self, rung: str, split: str = "valid") -> dict[str, Any] | None:
         """The row of a rung on a split."""
         return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
@@ -70,12 +75,12 @@ def build_report(
     alpha: float,
     confirmations: Sequence[gate.Confirmation],
     decision: gate.Decision,
+    curve: Mapping[str, Any] | None = None,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise."""
     evaluations = {name: t.evaluation for name, t in tested.items()}
     compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
-    comparisons = [_comparison(a, b, c, p) for a, b, c, p in compared]
-    primary = next((c for c in comparisons if c["a"] == nomination.primary), None)
+    valid = {name: o.result.evaluation for name, o in outcomes.items() if o.result}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
     classical = _classical(evaluations, judged, context.seed)
@@ -94,8 +99,7 @@ def build_report(
         },
         "rungs": _rows(outcomes, tested, rate),
         "nominees": {**nomination.to_json(), "confirmations": [c.to_json() for c in confirmations]},
-        "comparison": primary,
-        "comparisons": comparisons,
+        "comparisons": [_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared],
         "target": {"metric": context.task.metric, **context.spec.target.model_dump(mode="json")},
         "left_out": {name: list(o.result.left_out) for name, o in outcomes.items() if o.result and o.result.left_out},
         "search": {name: list(o.result.search) for name, o in outcomes.items() if o.result and o.result.search},
@@ -110,19 +114,20 @@ def build_report(
             "notes": [*data.notes, *_too_long(tested)],
             "licences": list(data.licences),
             "test_openings": list(data.test.openings),
+            "card": data_card(
+                context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)
+            ),
         },
-        "focus": _focus(context, data, judged, outcomes, evaluations),
-        "examples": _examples(context, outcomes, judged),
+        "focus": None if judged is None else focus(judged, evaluations.get(judged, valid[judged])),
+        "examples": examples(context.valid, valid, judged),
+        "curve": None if curve is None else dict(curve),
+        "lineage": _lineage(context, outcomes),
         "settings": {
             "seed": context.seed,
             "budget": context.spec.budget.model_dump(mode="json"),
             "budget_seconds": context.clock.seconds,
             "rungs": list(context.spec.chosen_rungs),
             "version": __version__,
-            "weights_id": context.model.base.identity.weights_id,
-            "dtype": dtype_name(context.model.base.dtype),
-            "weights": context.model.engine.weights,
-            "kernel": context.model.engine.kernel,
         },
         "machine": {
             **context.spec.machine.model_dump(mode="json"),
@@ -136,19 +141,46 @@ def build_report(
             "rungs": {name: round(o.seconds, 1) for name, o in outcomes.items()},
         },
         "rows": {
-            "valid": {name: _per_example(o.result.evaluation) for name, o in outcomes.items() if o.result},
-            "test": {name: _per_example(evaluation) for name, evaluation in evaluations.items()},
+            split: {name: [asdict(row) for row in evaluation.rows] for name, evaluation in found.items()}
+            for split, found in (("valid", valid), ("test", evaluations))
         },
     }
     return Report(values, context.out)
 
 
-def _comparison(a: str, b: str, found: Comparison, corrected: float) -> dict[str, Any]:
+def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned: bool) -> dict[str, Any]:
     """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees,
-    which the one pair that was fixed before test was opened (`comparison`) does not need."""
+    which the one pair that was planned before test was opened does not need."""
     values = found.to_json()
     estimates = {"a_estimate": values.pop("a"), "b_estimate": values.pop("b")}
-    return {"a": a, "b": b, **estimates, **values, "p_holm": corrected}
+    return {"a": a, "b": b, "planned": planned, **estimates, **values, "p_holm": corrected}
+
+
+def _lineage(context: Context, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
+    """The base and the skins on it, by their hashes; those of the data stand with the data."""
+    base, engine = context.model.base, context.model.engine
+    used = {
+        **BaseReference.of(context.spec.base, base.family.key[1], base.identity).model_dump(exclude={"equivalent_of"}),
+        "source": context.source,
+        "dtype": dtype_name(base.dtype),
+        "weights": engine.weights,
+        "kernel": engine.kernel,
+    }
+    made = {name: o.result for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
+    return {"bases": [used], "skins": {name: _made(context.out, result) for name, result in made.items()}}
+
+
+def _made(out: Path, result: Result) -> dict[str, Any]:
+    assert result.skin is not None
+    skin = read_skin(out / result.skin)
+    return {
+        "directory": result.skin,
+        "skin_id": result.skin_id,
+        "kind": skin.kind,
+        "seed": skin.provenance.seed,
+        "parents": list(skin.provenance.parents),
+        "bases": {role: reference.weights_id for role, reference in skin.bases.items()},
+    }
 
 
 def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
@@ -240,54 +272,3 @@ def _too_long(tested: Mapping[str, Tested]) -> list[str]:
     return [
         f"{t.too_long} test rows are too long for {name} and count as wrong" for name, t in tested.items() if t.too_long
     ]
-
-
-def _focus(
-    context: Context,
-    data: TaskData,
-    judged: str | None,
-    outcomes: Mapping[str, RungOutcome],
-    tested: Mapping[str, Evaluation],
-) -> dict[str, Any] | None:
-    """Calibration and slices of the skin that the verdict is about, worst slice first."""
-    if judged is None:
-        return None
-    result = outcomes[judged].result
-    assert result is not None
-    evaluation = tested.get(judged, result.evaluation)
-    measured = calibration(evaluation)
-    return {
-        "rung": judged,
-        "split": evaluation.split,
-        "calibration": None if measured is None else asdict(measured),
-        "slices": [asdict(part) for part in sorted(slices(evaluation), key=lambda part: part.estimate)],
-    }
-
-
-def _examples(context: Context, outcomes: Mapping[str, RungOutcome], judged: str | None) -> dict[str, Any]:
-    """A few valid rows with their texts: the surest mistakes first, and some right answers. Test texts stay closed."""
-    result = None if judged is None else outcomes[judged].result
-    if result is None:
-        return {"rung": None, "split": "valid", "wrong": [], "right": []}
-    inputs = {e.id: e.inputs for e in context.valid}
-
-    def shown(row: Any) -> dict[str, Any]:
-        text = "\n".join(inputs[row.id].values())
-        return {"id": row.id, "text": text, "target": row.target, "prediction": row.prediction}
-
-    def sureness(row: Any) -> float:
-        return max(row.scores.values()) if row.scores else 0.0
-
-    by_sureness = sorted(result.evaluation.rows, key=lambda row: (-sureness(row), row.id))
-    wrong = [shown(row) for row in by_sureness if row.score < 1][:SHOWN_WRONG]
-    right = [shown(row) for row in by_sureness if row.score == 1]
-    return {
-        "rung": judged,
-        "split": "valid",
-        "wrong": wrong,
-        "right": right[:: max(1, len(right) // SHOWN_RIGHT)][:SHOWN_RIGHT],
-    }
-
-
-def _per_example(evaluation: Evaluation) -> list[dict[str, Any]]:
-    return [asdict(row) for row in evaluation.rows]

@@ -103,8 +103,8 @@ def show(report: Report) -> None:
     for row in spread:
         values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])
         screen.print(f"{row['rung']}: seeds on valid {values}", highlight=False)
-    if data["comparison"]:
-        c = data["comparison"]
+    if report.comparison is not None:
+        c = report.comparison
         screen.print(
             f"on test, {c['a']} minus {c['b']}: {c['difference']:+.3f} ({c['interval'][0]:+.3f} to "
             f"{c['interval'][1]:+.3f}), p = {c['p_value']:.2g}",

@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Drawn in these colours, then replaced by the page's variables, so that one picture serves light and dark.
-_INK, _FAINT, _ACCENT, _REFERENCE, _TARGET = "#111213", "#a1a2a3", "#3165f1", "#8c8d8e", "#d9480f"
-_VARIABLES = {_INK: "--ink", _FAINT: "--faint", _ACCENT: "--accent", _REFERENCE: "--muted", _TARGET: "--target"}
+INK, FAINT, ACCENT, REFERENCE, TARGET = "#111213", "#a1a2a3", "#3165f1", "#8c8d8e", "#d9480f"
+SERIES = ("#0102f0", "#f00102", "#02f001", "#8101f0", "#01b0f0", "#f001b0")
+"""Lines that are told apart by colour."""
+VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--muted", TARGET: "--target"} | {
+    colour: f"--c{number}" for number, colour in enumerate(SERIES)
+}
 
 
 def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metric: str) -> str:
@@ -21,28 +25,26 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
 
     rows: dicts with rung, estimate, interval, usd_per_1k_calls, reference (bool), split.
     """
-    figure, axes = _figure(7.4, 3.9)
-    axes.axhline(target, color=_TARGET, linewidth=1.2, linestyle="--")
+    figure, axes = new_figure(7.4, 3.9)
+    axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
     axes.annotate(
         f"target {target:g}",
         (0.995, target),
         xycoords=("axes fraction", "data"),
         ha="right",
         va="bottom",
-        color=_TARGET,
+        color=TARGET,
     )
     priced = [row for row in rows if not row["reference"]]
     for row in priced:
-        low, high = row["interval"]
-        error = [[max(0.0, row["estimate"] - low)], [max(0.0, high - row["estimate"])]]
         filled = row["split"] == "test"
         axes.errorbar(
             row["usd_per_1k_calls"],
             row["estimate"],
-            yerr=error,
+            yerr=errors([row]),
             fmt="o",
-            color=_ACCENT,
-            markerfacecolor=_ACCENT if filled else "none",
+            color=ACCENT,
+            markerfacecolor=ACCENT if filled else "none",
             markersize=7,
             capsize=3,
             linewidth=1.3,
@@ -52,23 +54,23 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
             (row["usd_per_1k_calls"], row["estimate"]),
             xytext=(8, 5),
             textcoords="offset points",
-            color=_INK,
+            color=INK,
         )
     for row in rows:
         if row["reference"]:
-            axes.axhline(row["estimate"], color=_REFERENCE, linewidth=1, linestyle=":")
+            axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
             axes.annotate(
                 f"{row['rung']} {row['estimate']:.3f}",
                 (0.005, row["estimate"]),
                 xycoords=("axes fraction", "data"),
                 va="top" if row["estimate"] <= target else "bottom",  # away from the target's line
-                color=_REFERENCE,
+                color=REFERENCE,
             )
     front = pareto(priced)
     axes.plot(
         [row["usd_per_1k_calls"] for row in front],
         [row["estimate"] for row in front],
-        color=_ACCENT,
+        color=ACCENT,
         linewidth=1,
         alpha=0.5,
         zorder=0,
@@ -76,7 +78,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -93,20 +95,18 @@ def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -
     shown = {rung: rows for rung, rows in seeds.items() if len(rows) > 1}
     if not shown:
         return None
-    figure, axes = _figure(7.4, 0.9 + 0.42 * sum(map(len, shown.values())))
+    figure, axes = new_figure(7.4, 0.9 + 0.42 * sum(map(len, shown.values())))
     names: list[str] = []
     for rung, rows in shown.items():
         for row in rows:
-            low, high = row["interval"]
-            error = [[max(0.0, row["estimate"] - low)], [max(0.0, high - row["estimate"])]]
             chosen = row.get("chosen", False)
             axes.errorbar(
                 row["estimate"],
                 len(names),
-                xerr=error,
+                xerr=errors([row]),
                 fmt="o",
-                color=_ACCENT,
-                markerfacecolor=_ACCENT if chosen else "none",
+                color=ACCENT,
+                markerfacecolor=ACCENT if chosen else "none",
                 capsize=3,
                 linewidth=1.3,
             )
@@ -114,36 +114,59 @@ def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -
     axes.set_yticks(range(len(names)), names)
     axes.margins(y=0.25)
     axes.set_xlabel(f"{metric.replace('_', ' ')} on valid")
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
-    """Share of right answers against the mean confidence of each bin; the dotted line is perfect calibration."""
-    figure, axes = _figure(4.2, 3.4)
-    axes.plot([0, 1], [0, 1], color=_REFERENCE, linestyle=":", linewidth=1)
+    """Share of right answers, with its interval, against the mean confidence of each bin; larger dots have more rows.
+    The dotted line is perfect calibration."""
+    figure, axes = new_figure(4.2, 3.4)
+    axes.plot([0, 1], [0, 1], color=REFERENCE, linestyle=":", linewidth=1)
     largest = max((b["n"] for b in bins), default=1)
     x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-    axes.plot(x, y, color=_ACCENT, linewidth=1, alpha=0.6)
-    axes.scatter(x, y, s=[18 + 120 * b["n"] / largest for b in bins], color=_ACCENT)
+    axes.errorbar(x, y, yerr=errors(bins, "accuracy"), color=ACCENT, linewidth=1, alpha=0.7, capsize=3)
+    axes.scatter(x, y, s=[18 + 120 * b["n"] / largest for b in bins], color=ACCENT)
     axes.set(xlim=(min([0.45, *x]), 1.02), ylim=(0, 1.05), xlabel="confidence", ylabel="share right")
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
+    """For each split its shortest to longest input as a line, the middle 80% thick, a dot at the median."""
+    figure, axes = new_figure(7.4, 0.9 + 0.34 * len(deciles))
+    for place, values in enumerate(deciles.values()):
+        shown = [max(1, value) for value in values]
+        axes.plot([shown[0], shown[-1]], [place, place], color=REFERENCE, linewidth=1)
+        axes.plot([shown[1], shown[-2]], [place, place], color=ACCENT, linewidth=6, alpha=0.5)
+        axes.plot(shown[5], place, "o", color=ACCENT)
+    axes.set_yticks(range(len(deciles)), list(deciles))
+    axes.set(xscale="log", ylim=(len(deciles) - 0.5, -0.5), xlabel="characters")
+    return svg_of(figure)
+
+
+def errors(rows: Sequence[Mapping[str, Any]], name: str = "estimate") -> list[list[float]]:
+    """Lengths of the bars below and above."""
+    return [
+        [max(0.0, row[name] - row["interval"][0]) for row in rows],
+        [max(0.0, row["interval"][1] - row[name]) for row in rows],
+    ]
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of its own canvas: nothing global is touched, so threads and notebooks are left alone."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_FAINT)
-    axes.tick_params(colors=_INK, labelsize=9)
-    axes.xaxis.label.set_color(_INK)
-    axes.yaxis.label.set_color(_INK)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """The figure as SVG text in the page's colours."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -153,6 +176,6 @@ def _svg(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     return text

@@ -1,0 +1,97 @@
+"""What the rows are like: labels, lengths, and labels that several rungs agree against.
+
+Suspects follow the idea of confident learning (https://arxiv.org/abs/1911.00068): answers of models that have not
+trained on the row. Being sure is each rung's own calibration, so they are a list to look at and no correction.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, RowResult
+from bedplate.evaluation.slices import confidence_of
+
+SURE = 0.8
+SHOWN_SUSPECTS = 12
+
+
+def data_card(
+    labels: Sequence[str],
+    train: Sequence[Example],
+    valid: Sequence[Example],
+    answered: Mapping[str, Evaluation],
+    test: Evaluation | None,
+) -> dict[str, Any]:
+    """The card as plain values. answered: rung → its evaluation on valid; test: any evaluation on test, where it was
+    opened (of its rows only labels and lengths are read)."""
+    lengths: dict[str, list[int]] = {
+        name: [sum(map(len, e.inputs.values())) for e in part] for name, part in (("train", train), ("valid", valid))
+    }
+    targets: dict[str, list[str]] = {"train": [e.target for e in train], "valid": [e.target for e in valid]}
+    if test is not None:
+        lengths["test"] = [row.length for row in test.rows]
+        targets["test"] = [row.target for row in test.rows]
+    found = suspects(valid, answered)
+    return {
+        "labels": {name: _counted(labels, part) for name, part in targets.items()} if labels else None,
+        "lengths": {name: {"deciles": _deciles(part)} for name, part in lengths.items()},
+        "suspects": found[:SHOWN_SUSPECTS],
+        "suspect_count": len(found),
+    }
+
+
+def _counted(labels: Sequence[str], targets: Iterable[str]) -> dict[str, int]:
+    counts = Counter(targets)
+    return {label: counts[label] for label in labels}
+
+
+def _deciles(lengths: Sequence[int]) -> list[int]:
+    return [int(value) for value in np.quantile(lengths, np.linspace(0, 1, 11), method="nearest")]
+
+
+def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """Valid rows for which two rungs or more are sure of one other label, and none is sure of the row's own; most
+    rungs first, then the surest."""
+    sure: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))  # row → answer → rung
+    for rung, evaluation in answered.items():
+        for row in evaluation.rows:
+            confidence = _confidence(row)
+            if confidence >= SURE and row.prediction is not None:
+                sure[row.id][row.prediction][rung] = confidence
+    found: list[dict[str, Any]] = []
+    for example in valid:
+        answers = sure.get(example.id, {})
+        if example.target in answers or not answers:
+            continue
+        answer = max(answers, key=lambda name: (len(answers[name]), name))
+        rungs = answers[answer]
+        if len(rungs) > 1:
+            found.append(
+                {
+                    "id": example.id,
+                    "text": text_of(example),
+                    "target": example.target,
+                    "answer": answer,
+                    "rungs": list(rungs),
+                    "confidence": sum(rungs.values()) / len(rungs),
+                }
+            )
+    return sorted(found, key=lambda one: (-len(one["rungs"]), -one["confidence"], one["id"]))
+
+
+def _confidence(row: RowResult) -> float:
+    if not row.scores or row.prediction not in row.scores:
+        return 0.0
+    return confidence_of(row.scores, row.prediction)
+
+
+def text_of(example: Example) -> str:
+    """A row's inputs as one text to read: named where there are several."""
+    if len(example.inputs) == 1:
+        return next(iter(example.inputs.values()))
+    return "\n".join(f"{name}: {text}" for name, text in example.inputs.items())

@@ -1,0 +1,394 @@
+"""What report.json holds, as models: the one source of its published JSON schema (docs/report.schema.json).
+
+A new fact goes into the model of its part, beside the code that writes it; nothing else is allowed there, so that a
+field that is written and not published is an error of the tests.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from bedplate.core.config import Strict
+from bedplate.report.schema_curve import Curve, Interval, Share
+
+SCHEMA_VERSION = 2
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Split = Literal["train", "valid", "test"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Part(Strict):
+    """A part of the report: its fields and no others; what stands under a field is published as its description."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Verdict(Part):
+    status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+    skin: str | None
+    """Directory of the skin that passed, relative to the report's."""
+    reason: str
+    rung: str | None
+    """The rung of the skin that passed."""
+    exploratory: bool
+    """Whether some of the test rows had served an earlier verdict: only fresh rows can confirm."""
+
+
+class Seed(Part):
+    """One seed by itself; seeds are a spread and never pooled."""
+
+    seed: int
+    estimate: float
+    interval: Interval
+    train_seconds: Seconds
+    chosen: bool
+    """Whether this seed's skin is the rung's; chosen on valid."""
+
+
+class Row(Part):
+    """One rung on one split."""
+
+    rung: str
+    status: Literal["done", "skipped", "failed"]
+    reason: str
+    """How it was made, or why it was not."""
+    split: Split
+    """The rows that `estimate` was made on."""
+    estimate: float | None
+    interval: Interval | None
+    """Two-sided, 95%, groups respected."""
+    n: Count
+    groups: Count
+    seeds: tuple[Seed, ...]
+    """On valid, of rungs that train with several."""
+    usd_per_1k_calls: Annotated[float, Field(ge=0)] | None
+    """Measured seconds of single calls at the machine's price."""
+    p50_ms: Annotated[float, Field(ge=0)] | None
+    p95_ms: Annotated[float, Field(ge=0)] | None
+    train_seconds: Seconds | None
+    skin: str | None
+    """Directory of its skin, relative to the report's; null for references."""
+
+
+class Confirmation(Part):
+    """A nominee on test; bounds are corrected for the number of nominees."""
+
+    rung: str
+    estimate: float
+    lower: float | None
+    lower_confidence: Share
+    upper: float | None
+    upper_confidence: Share
+    passed: bool
+    needed_n: Count | None
+    """Test rows for 80% power at the valid estimate; null where none are promised."""
+
+
+class Nominees(Part):
+    """Who was fixed on valid, before test was opened."""
+
+    nominees: tuple[str, ...]
+    """Cheapest first."""
+    primary: str | None
+    """The best of them on valid."""
+    versus: str | None
+    """What the primary is compared with."""
+    reasons: dict[str, str]
+    """Of every candidate: why it is in or out."""
+    confirmations: tuple[Confirmation, ...]
+
+
+class Comparison(Part):
+    """`a` minus `b` on the same test rows."""
+
+    a: str
+    b: str
+    planned: bool
+    """The one pair that was fixed before test was opened; its p-value needs no correction."""
+    a_estimate: float
+    b_estimate: float
+    metric: str
+    split: Split
+    difference: float
+    interval: Interval
+    confidence: Share
+    p_value: Share
+    p_holm: Share
+    """Corrected (Holm) for all nominees."""
+    test: str
+    n: Count
+    groups: Count
+
+
+class Target(Part):
+    metric: str
+    value: Share
+    confidence: Share
+
+
+class Tried(Strict):
+    """One variant of a rung's search; a rung may add its own facts (`C`, `shots`)."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    n: Count
+    split: Split
+    estimate: float | None = None
+    failure: str | None = None
+    """Why it could not be used, instead of an estimate."""
+
+
+class Export(Part):
+    """The skin as read back from disk against the answers that it was chosen by."""
+
+    rows: Count
+    equal: Count
+    difference: Annotated[float, Field(ge=0)]
+
+
+class Ledger(Part):
+    verdict_id: Sha256
+    number: Annotated[int, Field(ge=1)]
+    """This is the number-th verdict on some of these rows."""
+    alpha: Share
+    """The error that it may spend."""
+
+
+class Lengths(Part):
+    """Characters of all inputs of a row: deciles, from the shortest to the longest."""
+
+    deciles: Annotated[tuple[Count, ...], Field(min_length=11, max_length=11)]
+
+
+class Suspect(Part):
+    """A valid row whose label several rungs agree against, each surely: perhaps the label is wrong."""
+
+    id: str
+    text: str
+    target: str
+    answer: str
+    rungs: tuple[str, ...]
+    confidence: Share
+    """The mean over those rungs."""
+
+
+class DataCard(Part):
+    """What the rows are like. Test appears where it was opened."""
+
+    labels: dict[Split, dict[str, Count]] | None
+    """Rows of each label; null for outputs without labels."""
+    lengths: dict[Split, Lengths]
+    suspects: tuple[Suspect, ...]
+    suspect_count: Count
+    """All there are; `suspects` has the surest."""
+
+
+class Data(Part):
+    counts: dict[str, Count]
+    """Rows read, dropped (by reason: duplicates, contradictory, empty_text, …) and in each split."""
+    hashes: dict[str, str]
+    """sha256 of files (`file:…`) and of splits."""
+    notes: tuple[str, ...]
+    licences: tuple[str, ...]
+    test_openings: tuple[str, ...]
+    """Why test was opened, each time in this run."""
+    card: DataCard
+
+
+class CalibrationBin(Part):
+    low: Share
+    high: Share
+    n: Count
+    confidence: Share
+    """Mean, of the rows in it."""
+    accuracy: Share
+    interval: Interval
+    """Of the accuracy; 95%, groups respected."""
+
+
+class Calibration(Part):
+    bins: tuple[CalibrationBin, ...]
+    """Without the empty ones."""
+    of: Annotated[int, Field(ge=1)]
+    """Bins of equal width between 0 and 1, empty ones included."""
+    error: Share
+    """Expected calibration error over these bins: mean |accuracy − confidence|, weighted by rows."""
+    n: Count
+
+
+class Slice(Part):
+    by: str
+    value: str
+    n: Count
+    groups: Count
+    estimate: float
+    """Mean row score."""
+    interval: Interval
+
+
+class Confusion(Part):
+    """Rows by what was wanted (line) and answered (column); the last column is answers that were no label."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[Count, ...], ...]
+
+
+class Focus(Part):
+    """A closer look at the skin that the verdict is about."""
+
+    rung: str
+    split: Split
+    calibration: Calibration | None
+    """Null where answers carry no scores."""
+    confusion: Confusion | None
+    """Null for outputs without labels."""
+    slices: tuple[Slice, ...]
+    """Worst first."""
+
+
+class Shown(Part):
+    """A valid row with its text and what every rung answered."""
+
+    id: str
+    why: Literal["wrong", "disagreement", "right"]
+    """The judged skin's surest mistakes; rows where rungs disagree; some right answers."""
+    text: str
+    target: str
+    answers: dict[str, str | None]
+    """Rung → its answer; null: nothing usable."""
+    scores: dict[str, float]
+    """Rung → the row's score."""
+
+
+class Examples(Part):
+    rung: str | None
+    """The judged rung."""
+    split: Literal["valid"]
+    """Test texts stay closed."""
+    rows: tuple[Shown, ...]
+    disagreeing: Count
+    """Valid rows on which not all rungs have the same score; the first of them are shown."""
+
+
+class BaseUsed(Part):
+    """The base that the skins stand on."""
+
+    name: str
+    source: str
+    family: str
+    weights_id: str
+    tokenizer_id: str
+    template_id: str
+    dtype: str
+    weights: str
+    kernel: str
+
+
+class SkinMade(Part):
+    """What a rung left on disk."""
+
+    directory: str
+    skin_id: Sha256
+    kind: str
+    seed: int | None
+    parents: tuple[str, ...]
+    """Ids of the skins that it was made from."""
+    bases: dict[str, str]
+    """Role (main, embedder) → weights_id."""
+
+
+class Lineage(Part):
+    """From what to what: data → splits (`data.hashes`) → base → skins, under `settings`."""
+
+    bases: tuple[BaseUsed, ...]
+    skins: dict[str, SkinMade]
+    """By rung."""
+
+
+class Settings(Part):
+    seed: int
+    budget: dict[str, float | None]
+    """The task file's limits of a skin and of the ladder."""
+    budget_seconds: Seconds | None
+    rungs: tuple[str, ...]
+    version: str
+    """Bedplate's."""
+
+
+class Machine(Part):
+    usd_per_hour: Annotated[float, Field(ge=0)]
+    as_of: str
+    processor: str
+    cores: Count | None
+    system: str
+    python: str
+
+
+class Timing(Part):
+    seconds: Seconds
+    rungs: dict[str, Seconds]
+
+
+class RowResult(Part):
+    """One row of an evaluation, so that anything can be recomputed."""
+
+    id: str
+    row_hash: Sha256
+    group: str
+    target: str
+    prediction: str | None
+    score: float
+    length: Count
+    scores: dict[str, float] | None
+    """Log-scores of the labels."""
+    seconds: Seconds | None
+
+
+class Rows(Part):
+    valid: dict[str, tuple[RowResult, ...]]
+    test: dict[str, tuple[RowResult, ...]]
+
+
+class ReportFile(Part):
+    """report.json, what `bedplate adapt` found."""
+
+    schema_version: Literal[2]
+    task: str
+    base: str
+    """As the task file names it; `lineage` has its hashes."""
+    verdict: Verdict
+    rungs: tuple[Row, ...]
+    nominees: Nominees
+    comparisons: tuple[Comparison, ...]
+    target: Target
+    left_out: dict[str, tuple[str, ...]]
+    """Rung → what a larger budget would have added."""
+    search: dict[str, tuple[Tried, ...]]
+    """Rung → what it tried, and on which rows."""
+    details: dict[str, dict[str, Any]]
+    """Rung → its own facts."""
+    export: dict[str, Export]
+    ledger: Ledger | None
+    """Null where test was not opened."""
+    data: Data
+    focus: Focus | None
+    """Null where nothing was nominated."""
+    examples: Examples
+    curve: Curve | None
+    """Null without `--curve`."""
+    lineage: Lineage
+    settings: Settings
+    machine: Machine
+    timing: Timing
+    rows: Rows | None = None
+    """Every example of every rung; the copies of the report in skins, and `adapt --json`, are without."""
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of report.json."""
+    schema = ReportFile.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
