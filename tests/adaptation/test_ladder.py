@@ -16,6 +16,7 @@ from bedplate.adaptation.rungs import RUNGS, Plan
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.probe import fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
+from bedplate.adaptation.spec import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import Example
@@ -25,14 +26,16 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
 
+OWN_PROMPT = "Is this review good?\n{{ review }}\nIt is"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
-    """One ladder of all six rungs, shared by the tests that only look at it."""
+    """One ladder of all rungs, shared by the tests that only look at it."""
     directory = tmp_path_factory.mktemp("ladder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(directory / "home"))
-        task = write_task(directory, tiny_base)
+        task = write_task(directory, tiny_base, prompt=OWN_PROMPT)
         report = adapt(task, directory / "out", seed=0)
     return report, directory, task
 
@@ -58,6 +61,27 @@ def test_the_report_can_be_recomputed_from_its_rows(run: tuple[Report, Path, Pat
         scores = [each["target"] == each["prediction"] for each in data["rows"][row["split"]][row["rung"]]]
         assert row["estimate"] == pytest.approx(np.mean(scores))
         assert row["n"] == len(scores)
+
+
+def test_the_teams_own_prompt_is_kept_as_it_is(run: tuple[Report, Path, Path]):
+    row = run[0].row("own_prompt")
+    skin = read_identified(run[1] / "out" / row["skin"])[1]
+    assert skin.prompt.template == OWN_PROMPT
+    assert skin.demonstrations == ()
+
+
+def test_without_a_prompt_of_its_own_the_rung_is_skipped_and_a_hint_helps(toy_task: Path, tmp_path: Path):
+    report = adapt(toy_task, tmp_path / "out", rungs=["majority", "own_prompt"])
+    assert (report.row("own_prompt")["status"], "adapt.prompt" in report.row("own_prompt")["reason"]) == (
+        "skipped",
+        True,
+    )
+    (toy_task.parent / "mine.jinja").write_text("{{ review }}")
+    with pytest.raises(ConfigError, match=r"write prompt: \{file: mine.jinja\}"):
+        adapt(toy_task, tmp_path / "other", overrides=["adapt.prompt=mine.jinja"])
+    spec = load_adapt_task(toy_task, ["adapt.prompt={file: mine.jinja}"])[1]
+    assert spec.prompt is not None
+    assert spec.prompt.template == "{{ review }}"
 
 
 def test_rows_are_priced_by_their_measured_seconds(run: tuple[Report, Path, Path]):
@@ -152,8 +176,8 @@ def test_skins_carry_the_report_and_say_what_they_were_judged_with(run: tuple[Re
         assert identity == json.loads((directory / "out" / "rungs" / rung / "result.json").read_text())["skin_id"]
         judged = skin.evaluated_with
         assert judged is not None
-        settings = report.data["settings"]
-        assert (judged.weights, judged.kernel) == (settings["weights"], settings["kernel"])
+        base = report.data["lineage"]["bases"][0]
+        assert (judged.weights, judged.kernel) == (base["weights"], base["kernel"])
 
 
 def test_the_page_stands_alone_and_shows_user_text_as_text(run: tuple[Report, Path, Path]):

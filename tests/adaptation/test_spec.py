@@ -27,7 +27,12 @@ def test_a_task_is_read(toy_task: Path):
     [
         ({"guards": {"mmlu": 0.1}}, "`guards` is not supported yet"),
         ({"traffic": {"calls_per_day": 5}}, "`traffic` is not supported yet"),
-        ({"prompt": "p.jinja"}, "`prompt` is not supported yet"),
+        ({"prompt": "p.jinja"}, "adapt.prompt: .*reads none of the inputs"),
+        ({"prompt": {"file": "none.jinja"}}, "adapt.prompt: .*none.jinja"),
+        ({"prompt": "{{ review }} {{ stars }}"}, "adapt.prompt: .*'stars', which is no input"),
+        ({"prompt": "{{ review }}\nSentiment: "}, "adapt.prompt: .*ends with a space"),
+        ({"prompt": {"template": "{{ review }}", "file": "p.jinja"}}, "either a `template` or a `file`"),
+        ({"prompt": {"template": "{{ review }}", "system": "Be brief."}}, "plain prompt has no system message"),
         ({"bases": ["https://api.example.com/v1"]}, "hosted bases .*https://api.example.com/v1.* not supported yet"),
         ({"bases": ["a", "b"]}, "several bases"),
         ({"bases": []}, "bases"),

@@ -11,18 +11,29 @@ from typing import Any
 
 from bedplate import __version__
 from bedplate.adaptation.spec import AdaptSpec
+from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Predictor
+from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import dtype_name
+from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
 _PACE_BATCH, _PACE_CALLS = 64, 12
+
+
+def source_of(base: str, task: Task) -> str:
+    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
+    for place in (Path(base).expanduser(), task.directory / base):
+        if place.exists():
+            return str(place.absolute())
+    return base
 
 
 class Clock:
@@ -78,6 +89,9 @@ class Context:
     seed: int = 0
     prompts: dict[str, tuple[Prompt, LabelOutput]] = field(default_factory=dict[str, tuple[Prompt, LabelOutput]])
     """Rung → the prompt it chose; later rungs build on the zero-shot one."""
+
+    embedders: dict[str, LocalModel] = field(default_factory=dict[str, LocalModel])
+    """Further bases that only embed, by source, loaded when a rung first asks for them."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -145,20 +159,33 @@ class Context:
         demonstrations: Sequence[Demonstration] = (),
         lora: LoraPart | None = None,
         probe: ProbePart | None = None,
+        soft_prompt: SoftPrompt | None = None,
+        neighbours: Neighbours | None = None,
+        embedder: str | None = None,
         seed: int | None = None,
     ) -> Skin:
-        """A skin of this task on this base, with its lineage."""
+        """A skin of this task on this base, with its lineage. embedder: the source of the base that chooses its
+        demonstrations, where it is another."""
         base = self.model.base
+        bases = {"main": BaseReference.of(self.source, base.family.key[1], base.identity)}
+        embedded_with = None
+        if embedder is not None:
+            second = self.embedder(embedder)
+            bases["embedder"] = BaseReference.of(embedder, second.base.family.key[1], second.base.identity)
+            embedded_with = EvaluatedWith(weights=second.engine.weights, kernel=second.engine.kernel)
         return Skin(
             name=f"{self.task.task}-{rung.replace('_', '-')}",
             kind=kind,
-            bases={"main": BaseReference.of(self.source, base.family.key[1], base.identity)},
+            bases=bases,
             inputs={name: InputField() for name in self.task.inputs},
             output=output,
             prompt=prompt,
             demonstrations=tuple(demonstrations),
             lora=lora,
             probe=probe,
+            soft_prompt=soft_prompt,
+            neighbours=neighbours,
+            embedded_with=embedded_with,
             provenance=Provenance(
                 task=self.task.task,
                 rung=rung,
@@ -170,8 +197,28 @@ class Context:
             evaluated_with=EvaluatedWith(weights=self.model.engine.weights, kernel=self.model.engine.kernel),
         )
 
+    def embedder(self, source: str) -> LocalModel:
+        """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""
+        if source not in self.embedders:
+            base = load_base(source)
+            base.need_tokenizer()
+            self.embedders[source] = LocalModel(base)
+        return self.embedders[source]
+
+    def close(self) -> None:
+        """Closes what was loaded beside the main base."""
+        while self.embedders:
+            self.embedders.popitem()[1].close()
+
     def predictor(self, skin: Skin) -> Predictor:
-        return self.model.predictor(skin)
+        second = None if skin.embedder is None else self.embedder(skin.embedder.name)
+        return self.model.predictor(skin, embedder=second)
+
+    def settings_of(self, rung: str) -> Any:
+        """What the task file says for one rung alone, as JSON; None for the others."""
+        if rung == "own_prompt" and self.spec.prompt is not None:
+            return self.spec.prompt.model_dump(mode="json")
+        return None
 
     def fingerprint(self) -> dict[str, Any]:
         """What every rung's outcome depends on, besides its own settings."""

@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bedplate.adaptation import gate
-from bedplate.adaptation.context import Clock, Context
+from bedplate.adaptation.context import Clock, Context, source_of
 from bedplate.adaptation.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import RUNGS, Result, Rung, Skip
 from bedplate.adaptation.rungs.answers import ask
@@ -37,7 +37,7 @@ from bedplate.core.statistics import spent_alpha
 from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
-from bedplate.evaluation.task import Task, load_examples
+from bedplate.evaluation.task import load_examples
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import load_base
@@ -74,7 +74,7 @@ def adapt(
     out = Path(out)
     _check_output(out)
     data = load_examples(task)
-    source = _source(spec.base, task)
+    source = source_of(spec.base, task)
     base = load_base(source)
     if not isinstance(base.model, Decoder):
         raise UsageError(f"{spec.base} is an encoder; `adapt` needs a decoder as its base")
@@ -84,16 +84,8 @@ def adapt(
         _check_lengths(context)
         _check_output(out)
         atomic_write(out / SETTINGS_FILE, dump_config(task))
-        with file_lock(out / LOCK_FILE):
+        with file_lock(out / LOCK_FILE), closing(context):
             return _Ladder(context, data).climb()
-
-
-def _source(base: str, task: Task) -> str:
-    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
-    for place in (Path(base).expanduser(), task.directory / base):
-        if place.exists():
-            return str(place.absolute())
-    return base
 
 
 def _check_output(out: Path) -> None:
@@ -200,10 +192,12 @@ class _Ladder:
     def _config(self, rung: Rung) -> str:
         chosen = self.context.prompts.get("zero_shot")
         built_on = None
-        if chosen is not None and rung.name not in ("majority", "from_scratch", "zero_shot"):
+        if chosen is not None and rung.name not in ("majority", "from_scratch", "zero_shot", "own_prompt"):
             prompt, output = chosen
             built_on = [prompt.template, prompt.format, prompt.system, output.model_dump(mode="json")]
-        return sha256_json({"rung": rung.name, "prompt": built_on, **self.context.fingerprint()})
+        own = self.context.settings_of(rung.name)
+        settings = {} if own is None else {"settings": own}
+        return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **self.context.fingerprint()})
 
     def _skin_is_whole(self, result: Result) -> bool:
         if result.skin is None:

@@ -11,24 +11,26 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.core.files import read_text
 from bedplate.evaluation.task import Task
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations
+from bedplate.skins.prompt import Format, Prompt
 
-RUNG_NAMES = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora")
+RUNG_NAMES = ("majority", "from_scratch", "zero_shot", "own_prompt", "few_shot", "probe", "soft_prompt", "lora")
 """Cheapest first: the order in which the ladder is climbed."""
 _LATER_RUNGS = (
-    "own_prompt",
     "knn_few_shot",
     "retrieval",
     "prompt_search",
-    "soft_prompt",
     "dora",
     "full",
     "continued_pretrain",
     "hosted",
     "cascade",
 )
-_LATER_FIELDS = ("guards", "traffic", "prompt", "own_prompt")
+_LATER_FIELDS = ("guards", "traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -56,6 +58,53 @@ class Machine(Strict):
     as_of: datetime.date
 
 
+class OwnPrompt(Strict):
+    """The team's own prompt: a jinja `template` over the inputs, or the `file` that holds it (beside the task file).
+
+    A text alone is a plain template. chat: the template is the user's message, after `system` if there is one.
+    """
+
+    template: str | None = None
+    file: str | None = None
+    format: Format = "plain"
+    system: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, values: Any) -> Any:
+        return {"template": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _one(self) -> OwnPrompt:
+        if (self.template is None) == (self.file is None):
+            raise ValueError("give either a `template` or a `file`")
+        return self
+
+    def resolved(self, task: Task) -> OwnPrompt:
+        """The same with the file's text as its template, rendered once to see that it can be. ConfigError."""
+        try:
+            text = self.template if self.file is None else read_text(task.directory / Path(self.file).expanduser())
+            found = self.model_copy(update={"template": text, "file": None})
+            found.prompt.check(list(task.inputs))
+            found.prompt.text(dict.fromkeys(task.inputs, "text"))
+            found.prompt.check_continuations(found.output(task.labels).continuations)
+        except BedplateError as error:
+            hint = ""
+            if self.template is not None and (task.directory / self.template[:200]).is_file():
+                hint = f"; to read the file {self.template!r}, write prompt: {{file: {self.template}}}"
+            raise ConfigError(f"{task.path}: adapt.prompt: {error.message}{hint}") from error
+        return found
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt, once the file was read."""
+        return Prompt(self.template or "", self.format, self.system)
+
+    def output(self, labels: Sequence[str]) -> LabelOutput:
+        """The labels' own words are what the prompt is completed with."""
+        return LabelOutput(labels=tuple(labels), continuations=default_continuations(labels, self.format))
+
+
 class AdaptSpec(Strict):
     """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
 
@@ -63,6 +112,7 @@ class AdaptSpec(Strict):
     target: Target
     budget: BudgetSpec = BudgetSpec()
     machine: Machine
+    prompt: OwnPrompt | None = None
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
 
     @model_validator(mode="before")
@@ -140,6 +190,8 @@ def load_adapt_task(
     task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
     if task.output.kind != "label":
         raise ConfigError(f"{path}: `adapt` is for outputs of kind label; {task.output.kind} is not supported yet")
+    if spec.prompt is not None:
+        spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
     if rungs is not None:
         try:
             check_rungs(rungs)

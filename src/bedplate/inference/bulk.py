@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from bedplate.core.errors import BedplateError, DataError, RequestError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.inference.predict import Prediction, Predictor
+from bedplate.inference.requests import Request
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
@@ -137,22 +138,20 @@ def write_stream(
 
 def _answers(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
-    inputs: dict[int, Mapping[str, str]] = {}
+    requests: dict[int, Request] = {}
     for i, row in enumerate(group):
         try:
-            found = _inputs(predictor, row.value)
-            predictor.request(found)
-            inputs[i] = found
+            requests[i] = predictor.request(_inputs(predictor, row.value))
         except BedplateError as error:
             answers[i] = _failure(error)
     try:
-        predictions = predictor.predict(list(inputs.values()), tenant=tenant) if inputs else []
-        answers |= {i: _success(prediction) for i, prediction in zip(inputs, predictions, strict=True)}
+        predictions = predictor.ask(list(requests.values()), tenant=tenant) if requests else []
+        answers |= {i: _success(prediction) for i, prediction in zip(requests, predictions, strict=True)}
     except BedplateError:
         # One row's error must not take its neighbours along: each is tried alone.
-        for i, found in inputs.items():
+        for i, request in requests.items():
             try:
-                answers[i] = _success(predictor.predict([found], tenant=tenant)[0])
+                answers[i] = _success(predictor.ask([request], tenant=tenant)[0])
             except BedplateError as error:
                 answers[i] = _failure(error)
     return [answers[i] for i in range(len(group))]

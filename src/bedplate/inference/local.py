@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.compiled import Kernel, Weights
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine import Compute, Engine
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
 from bedplate.models.checkpoints.base import Base
@@ -22,11 +22,14 @@ from bedplate.text.tokenizer import Tokenizer
 
 
 class LocalModel:
-    """A base with its engine, opened with these weights and kernel. Close it, or use it as a context manager."""
+    """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
+    Close it, or use it as a context manager."""
 
-    def __init__(self, base: Base, *, weights: Weights = "auto", kernel: Kernel = "auto") -> None:
+    def __init__(
+        self, base: Base, *, weights: Weights = "auto", kernel: Kernel = "auto", compute: Compute | None = None
+    ) -> None:
         self.base = base
-        self.engine = Engine(base, weights=weights, kernel=kernel)
+        self.engine = Engine(base, weights=weights, kernel=kernel, compute=compute)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -117,10 +120,13 @@ class LocalModel:
             hidden = base.model(Inputs(torch.tensor([list(tokens)], device=base.device))).hidden[0]
             return base.model.head(hidden).float().cpu()
 
-    def predictor(self, skin: Skin, *, allow_other_weights: bool = False) -> Predictor:
-        """The skin on this base. SkinError where it belongs to another, or was judged with other weights or another
-        kernel."""
-        return Predictor(self.engine, skin, allow_other_weights=allow_other_weights)
+    def predictor(
+        self, skin: Skin, *, embedder: LocalModel | None = None, allow_other_weights: bool = False
+    ) -> Predictor:
+        """The skin on this base, and on `embedder` where it has a second one. SkinError where it belongs to another, or
+        was judged with other weights or another kernel."""
+        second = None if embedder is None else embedder.engine
+        return Predictor(self.engine, skin, embedder=second, allow_other_weights=allow_other_weights)
 
     def _ids(self, prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):

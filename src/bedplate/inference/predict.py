@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.compiled import Kernel, Weights
+from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
 from bedplate.inference.judged import check_here, held_as
+from bedplate.inference.neighbours import Chooser
 from bedplate.inference.requests import (
     Classification,
     Classify,
@@ -30,6 +33,7 @@ from bedplate.inference.requests import (
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
 from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
+from bedplate.skins.prompt import Demonstration
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
 
@@ -58,17 +62,29 @@ class Predictor:
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
-    attach: load it now; otherwise everything has been checked, and `attach` loads it. Raises SkinError for a skin of
-    another base, or judged with other weights or another kernel; RequestError, TemplateError for settings or a prompt
-    that cannot be.
+    attach: load it now; otherwise everything has been checked, and `attach` loads it. embedder: the engine of the
+    skin's second base, if it has one, on the same compute lock. Raises SkinError for a skin of another base, or judged
+    with other weights or another kernel; RequestError, TemplateError for settings or a prompt that cannot be.
     """
 
-    def __init__(self, engine: Engine, skin: Skin, *, allow_other_weights: bool = False, attach: bool = True) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        skin: Skin,
+        *,
+        embedder: Engine | None = None,
+        allow_other_weights: bool = False,
+        attach: bool = True,
+    ) -> None:
         self.warnings = verify_skin(
             skin, engine.base, weights=engine.weights, kernel=engine.kernel, allow_other_weights=allow_other_weights
         )
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
+        self._chooser: Chooser | None = None
+        if skin.neighbours is not None:
+            self._chooser = Chooser(skin, engine, embedder, allow_other_weights=allow_other_weights)
+            self.warnings += self._chooser.warnings
         if isinstance(skin.output, TextOutput | JsonOutput):
             self.sampling()
             if self.grammar is not None:
@@ -97,6 +113,8 @@ class Predictor:
         skin = self.skin
         if skin.probe is not None and skin.probe.pooling != "last":
             return ()
+        if self._chooser is not None:
+            return self._chooser.prefix(self._tokenizer)
         return tuple(skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs)))
 
     def forget_weights(self) -> None:
@@ -118,29 +136,43 @@ class Predictor:
 
     def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
-        results = self.engine.run([replace(self.request(row), tenant=tenant) for row in rows])
-        seconds = (time.perf_counter() - start) / max(len(rows), 1)
+        return self.ask(self.requests(rows), tenant=tenant, since=start)
+
+    def ask(self, requests: Sequence[Request], *, tenant: str = "", since: float | None = None) -> list[Prediction]:
+        """Predictions for requests of this skin, run together. since: when their time began (`perf_counter`)."""
+        start = time.perf_counter() if since is None else since
+        results = self.engine.run([replace(request, tenant=tenant) for request in requests])
+        seconds = (time.perf_counter() - start) / max(len(requests), 1)
         return [self.read(result, seconds) for result in results]
 
     def request(self, row: str | Mapping[str, str], sampling: Sampling | None = None) -> Request:
         """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
+        return self.requests([row], sampling)[0]
+
+    def requests(self, rows: Sequence[str | Mapping[str, str]], sampling: Sampling | None = None) -> list[Request]:
+        """`request` for each row. Demonstrations that a skin chooses for each call are chosen here, which asks the
+        engine that embeds: not from the engines' own threads."""
+        inputs = [self._inputs(row) for row in rows]
+        if self._chooser is None:
+            return [self._request(one, self.skin.demonstrations, sampling) for one in inputs]
+        shown = self._chooser.demonstrations(inputs)
+        return [self._request(one, chosen, sampling) for one, chosen in zip(inputs, shown, strict=True)]
+
+    def _request(self, inputs: Mapping[str, str], shown: Sequence[Demonstration], sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
-        inputs = self._inputs(row)
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
         if isinstance(skin.output, EmbeddingOutput):
             return self._embedding_request(skin.output, inputs, limit)
         if skin.probe is not None:
-            tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
+            tokens = skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
             depth = int(skin.probe.layer.removeprefix("layers."))
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **self._common)
         if isinstance(skin.output, LabelOutput):
-            found, continuations = skin.prompt.label_tokens(
-                tokenizer, inputs, skin.demonstrations, skin.output, limit=limit
-            )
+            found, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, limit=limit)
             return Score(tuple(found), continuations, **self._common)
-        tokens = skin.prompt.tokens(tokenizer, inputs, skin.demonstrations, limit=limit)
+        tokens = skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **self._common)
 
     def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
@@ -245,15 +277,25 @@ class Predictor:
 
 
 class LoadedSkin(Predictor):
-    """A skin with a base of its own: what `bedplate.load` returns for a skin directory."""
+    """A skin with its bases: what `bedplate.load` returns for a skin directory."""
 
-    def __init__(self, model: LocalModel, skin: Skin, *, allow_other_weights: bool = False) -> None:
-        super().__init__(model.engine, skin, allow_other_weights=allow_other_weights)
-        self.model = model
+    def __init__(
+        self,
+        model: LocalModel,
+        skin: Skin,
+        *,
+        embedder: LocalModel | None = None,
+        allow_other_weights: bool = False,
+    ) -> None:
+        engine = None if embedder is None else embedder.engine
+        super().__init__(model.engine, skin, embedder=engine, allow_other_weights=allow_other_weights)
+        self.model, self._embedder = model, embedder
 
     def close(self) -> None:
-        """Stops the engine as well."""
+        """Stops the engines as well."""
         self.model.close()
+        if self._embedder is not None:
+            self._embedder.close()
 
 
 def load(
@@ -262,6 +304,7 @@ def load(
     dtype: str | None = None,
     device: str = "auto",
     base: str | Path | None = None,
+    embedder: str | Path | None = None,
     weights: Weights | None = None,
     kernel: Kernel | None = None,
     allow_other_weights: bool = False,
@@ -270,8 +313,9 @@ def load(
 
     dtype: "float32", "bfloat16", …, or "auto". weights: what products read ("auto", "bfloat16", "int8", "int4"), and
     kernel: what computes them ("auto", "torch", "native"), as Engine takes them. By default all three are "auto" for a
-    base, and for a skin what it was judged with. base: where a skin's base is, when not where it was made. Raises
-    HubError, CheckpointError, SkinError; UsageError where this machine or base cannot do what was asked.
+    base, and for a skin what it was judged with. base, embedder: where a skin's base and the one that embeds for it
+    are, when not where it was made; the second is always held as it was for the skin's pool. Raises HubError,
+    CheckpointError, SkinError; UsageError where this machine or base cannot do what was asked.
     """
     from bedplate.inference.local import LocalModel
 
@@ -283,9 +327,21 @@ def load(
     held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
     loaded = load_base(base or skin.base.name, dtype=held.dtype, device=device)
     held = check_here(skin, loaded, held, kernel, allow_other_weights)
-    model = LocalModel(loaded, weights=held.weights, kernel=held.kernel)
-    try:
-        return LoadedSkin(model, skin, allow_other_weights=allow_other_weights)
-    except BaseException:
-        model.close()
-        raise
+    with ExitStack() as stack:
+        compute = ComputeLock()
+        model = stack.enter_context(LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute))
+        second = None
+        if skin.embedder is not None:
+            second = stack.enter_context(_embedder(skin, embedder, device, compute))
+        found = LoadedSkin(model, skin, embedder=second, allow_other_weights=allow_other_weights)
+        stack.pop_all()
+        return found
+
+
+def _embedder(skin: Skin, source: str | Path | None, device: str, compute: ComputeLock) -> LocalModel:
+    from bedplate.inference.local import LocalModel
+
+    assert skin.embedder is not None
+    held = held_as(skin.embedded_with)
+    loaded = load_base(source or skin.embedder.name, dtype=held.dtype, device=device)
+    return LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute)

@@ -21,7 +21,7 @@ from bedplate.serving.residency import Guest, Moved, Pool, State, apart
 from bedplate.serving.shelf import Found
 from bedplate.serving.skins import ServedSkin
 from bedplate.skins.card import Card
-from bedplate.skins.skin import ADAPTED, Skin
+from bedplate.skins.skin import ADAPTED, BaseReference, Skin
 
 
 @dataclass(eq=False)
@@ -82,15 +82,25 @@ class Registry:
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
         """A skin on its base, not yet served. SkinError where no engine has it, or it was judged with other weights."""
         mine = source.base
-        engine = next((one for one in self.engines if mine.has_weights_of(one.base.identity)), None)
+        engine, second = self._engine_of(mine), None
+        here = ", ".join(engine.base.name for engine in self.engines)
         if engine is None:
-            here = ", ".join(engine.base.name for engine in self.engines)
             raise SkinError(
                 f"skin {source.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…); served here "
                 f"is {here}"
             )
+        if source.embedder is not None:
+            second = self._engine_of(source.embedder)
+            if second is None:
+                raise SkinError(
+                    f"skin {source.name!r} chooses its demonstrations with the base {source.embedder.name} (weights "
+                    f"{source.embedder.weights_id[:12]}…); served here is {here}: serve that base too"
+                )
         allowed = self._allow_other_weights
-        return ServedSkin(engine, source, self.prefixes, name=name, allow_other_weights=allowed)
+        return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
+
+    def _engine_of(self, base: BaseReference) -> Engine | None:
+        return next((one for one in self.engines if base.has_weights_of(one.base.identity)), None)
 
     def add(self, served: Served) -> None:
         """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""

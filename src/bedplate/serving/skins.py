@@ -43,20 +43,23 @@ class ServedSkin:
         source: Card | Skin,
         prefixes: Prefixes,
         *,
+        embedder: Engine | None = None,
         name: str | None = None,
         allow_other_weights: bool = False,
     ) -> None:
-        """source: a card, whose directory is read when it is loaded, or a skin in memory. name: the model name
-        (default: the skin's own). SkinError for a skin of another base than the engine's, or judged with other
-        weights."""
+        """source: a card, whose directory is read when it is loaded, or a skin in memory. embedder: the engine of the
+        skin's second base, if it has one. name: the model name (default: the skin's own). SkinError for a skin of
+        another base than the engine's, or judged with other weights."""
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.engine = engine
+        self.engine, self._embedder = engine, embedder
         self._in_memory = source if isinstance(source, Skin) else None
         self._prefixes = prefixes
         self._allow_other_weights = allow_other_weights
         card = self.card
         check_base(card.name, card.base, card.format, engine.base)
+        if card.embedder is not None and embedder is not None:
+            check_base(card.name, card.embedder, "plain", embedder.base)
         self.warnings = check_judged(
             card.name, card.evaluated_with, engine.weights, engine.kernel, allow_other_weights=allow_other_weights
         )
@@ -80,7 +83,13 @@ class ServedSkin:
                     f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it "
                     "again, with replace"
                 )
-        return Predictor(self.engine, skin, allow_other_weights=self._allow_other_weights, attach=False)
+        return Predictor(
+            self.engine,
+            skin,
+            embedder=self._embedder,
+            allow_other_weights=self._allow_other_weights,
+            attach=False,
+        )
 
     def load(self) -> None:
         """Gives its weights to the engine, and keeps no copy of them."""
@@ -156,7 +165,7 @@ class ServedSkin:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
-        return [self._predictor.request(self._input(one) if isinstance(one, str) else one) for one in inputs]
+        return self._predictor.requests([self._input(one) if isinstance(one, str) else one for one in inputs])
 
     def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
         if asked.prompt_logprobs is not None:
@@ -177,7 +186,7 @@ class ServedSkin:
                     f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
                     param="logprobs",
                 )
-            return [self._predictor.request(self._input(text)) for text in texts]
+            return self._predictor.requests([self._input(text) for text in texts])
         changes = asked.sampling()
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
         if cutting is not None:
@@ -188,9 +197,8 @@ class ServedSkin:
             changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
         sampling = self._predictor.sampling(**changes)
         requests: list[Request] = []
-        for text in texts:
-            request = cast(Generate, self._predictor.request(self._input(text), sampling))
-            requests += choices(replace(request, grammar=grammar or own), asked.choices)
+        for request in self._predictor.requests([self._input(text) for text in texts], sampling):
+            requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
         return requests
 
     def _input(self, text: str) -> str | Mapping[str, str]:

@@ -26,6 +26,8 @@ class Card:
     format: Format
     evaluated_with: EvaluatedWith | None
     directory: Path | None
+    embedder: BaseReference | None = None
+    """The base that chooses its demonstrations, where it is another than the main one."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -49,6 +51,7 @@ def read_card(directory: Path | str) -> Card:
         manifest.prompt.format,
         manifest.evaluated_with,
         directory.absolute(),
+        manifest.bases.get("embedder"),
     )
 
 
@@ -65,6 +68,7 @@ def card_of(skin: Skin) -> Card:
         skin.prompt.format,
         skin.evaluated_with,
         skin.directory,
+        skin.embedder,
     )
 
 

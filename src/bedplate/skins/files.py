@@ -22,6 +22,17 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
+from bedplate.skins.neighbours import (
+    INDEX_DIRECTORY,
+    MAX_ROWS_BYTES,
+    ROWS_FILE,
+    VECTORS_FILE,
+    Neighbours,
+    Order,
+    PoolPooling,
+    read_pool_rows,
+    read_vectors,
+)
 from bedplate.skins.output import LabelOutput, Output
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import (
@@ -43,7 +54,9 @@ PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 EXTRAS = ("report.json", "report.html", "README.md")
 """Files that a skin may carry and that do not change what it does."""
-_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE, *EXTRAS))
+_PARTS = (PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE)
+_INDEX = (VECTORS_FILE, ROWS_FILE)
+_KNOWN = frozenset((*_PARTS, *_INDEX, *EXTRAS))
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -56,6 +69,14 @@ class _PromptFields(Strict):
 class _ProbeFields(Strict):
     layer: str = Field(pattern=r"^layers\.\d{1,6}$")
     pooling: Literal["last", "mean"]
+
+
+class _KnnFields(Strict):
+    k: Annotated[int, Field(ge=1)]
+    order: Order
+    pooling: PoolPooling
+    depth: Annotated[int, Field(ge=0)] | None = None
+    embedded_with: EvaluatedWith | None = None
 
 
 class _Demonstration(Strict):
@@ -75,6 +96,7 @@ class Manifest(Strict):
     prompt: _PromptFields
     lora: LoraConfig | None = None
     probe: _ProbeFields | None = None
+    knn: _KnnFields | None = None
     provenance: Provenance = Provenance()
     generation: dict[str, Any] = Field(default_factory=dict)
     limits: Limits = Limits()
@@ -102,6 +124,8 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files[HEAD_FILE] = skin.probe.head.to_bytes()
     if skin.soft_prompt is not None:
         files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
+    if skin.neighbours is not None:
+        files |= skin.neighbours.files()
     for name, content in (extras or {}).items():
         if name not in EXTRAS:
             raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
@@ -116,6 +140,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         prompt=_PromptFields(format=skin.prompt.format, system=skin.prompt.system),
         lora=None if skin.lora is None else skin.lora.config,
         probe=None if skin.probe is None else _ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
+        knn=_knn_fields(skin),
         provenance=skin.provenance,
         generation=dict(skin.generation),
         limits=skin.limits,
@@ -126,9 +151,21 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
     return files
 
 
+def _knn_fields(skin: Skin) -> _KnnFields | None:
+    pool = skin.neighbours
+    if pool is None:
+        return None
+    return _KnnFields(
+        k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=skin.embedded_with
+    )
+
+
 def _manifest_bytes(manifest: Manifest) -> bytes:
     # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
-    return (json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+    fields = manifest.model_dump(mode="json")
+    if manifest.knn is None:  # skins from before there was such a part keep their id
+        del fields["knn"]
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def manifest_id(manifest: Manifest) -> str:
@@ -154,6 +191,7 @@ def write_skin(
     files = skin_files(skin, extras)
     with atomic_directory(directory, replace=replace) as temporary:
         for name, content in sorted(files.items()):
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content)
         read_skin(temporary)
     return directory
@@ -222,17 +260,29 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
                 f"{directory / SKIN_FILE} lists the file {name!r}, which is no part of a skin "
                 f"(paths are plain names; known are {', '.join(sorted(_KNOWN))})"
             )
-    for entry in sorted(directory.iterdir()):
-        if entry.name != SKIN_FILE and entry.name not in manifest.files:
+    for entry in _entries(directory):
+        name = entry.relative_to(directory).as_posix()
+        if name != SKIN_FILE and name not in manifest.files:
             raise SkinError(f"{entry} is not listed in {SKIN_FILE}; remove it, or write the skin again")
     contents: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
+        limit = MAX_ROWS_BYTES if name == ROWS_FILE else limit
         content = read_bytes(directory / name, limit)
         if sha256_bytes(content) != digest:
             raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
         contents[name] = content
     return contents
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What lies in a skin's directory and in its `index`, which must be a directory and no link to one."""
+    entries = sorted(directory.iterdir())
+    index = directory / INDEX_DIRECTORY
+    if index in entries and index.is_dir() and not index.is_symlink():
+        entries.remove(index)
+        entries += sorted(index.iterdir())
+    return entries
 
 
 def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Skin:
@@ -243,6 +293,8 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         wanted.add(HEAD_FILE)
     if manifest.kind == "soft_prompt":
         wanted.add(SOFT_PROMPT_FILE)
+    if manifest.knn is not None:
+        wanted |= set(_INDEX)
     optional = {DEMONSTRATIONS_FILE, *EXTRAS}
     if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
         odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
@@ -260,6 +312,8 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         soft_prompt=None
         if manifest.kind != "soft_prompt"
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
+        neighbours=None if manifest.knn is None else _neighbours(directory, manifest.knn, contents),
+        embedded_with=None if manifest.knn is None else manifest.knn.embedded_with,
         provenance=manifest.provenance,
         generation=manifest.generation,
         limits=manifest.limits,
@@ -292,6 +346,17 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
         if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout):
             raise SkinError(f"{directory}: {CONFIG_FILE} and {SKIN_FILE} disagree about the adapter of {path}")
     return LoraPart(config, tensors)
+
+
+def _neighbours(directory: Path, fields: _KnnFields, contents: Mapping[str, bytes]) -> Neighbours:
+    return Neighbours(
+        read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE]),
+        read_pool_rows(directory / ROWS_FILE, contents[ROWS_FILE]),
+        fields.k,
+        fields.order,
+        fields.pooling,
+        fields.depth,
+    )
 
 
 def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:

@@ -73,6 +73,14 @@ class Prompt:
         if demonstrations and self.format == "plain" and "demonstrations" not in self.variables:
             raise SkinError("the plain prompt template has no place for demonstrations: add a loop over them")
 
+    def check_continuations(self, continuations: Sequence[str]) -> None:
+        """Raise TemplateError where the text of a label would stand two spaces after a plain prompt."""
+        if self.format == "plain" and self.template.endswith(" ") and any(c.startswith(" ") for c in continuations):
+            raise TemplateError(
+                "the prompt template ends with a space and a label's text begins with one; two spaces change every "
+                "score: remove the one at the template's end"
+            )
+
     def text(
         self, inputs: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()
     ) -> str | list[dict[str, str]]:
@@ -120,11 +128,7 @@ class Prompt:
         if not output.continuations:
             raise SkinError("this output names no text to score for its labels; give it continuations")
         if isinstance(found, str):
-            if self.template.endswith(" ") and any(c.startswith(" ") for c in output.continuations):
-                raise TemplateError(
-                    "the prompt template ends with a space and a label's text begins with one; two spaces change every "
-                    "score: remove the one at the template's end"
-                )
+            self.check_continuations(output.continuations)
             prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), found, output.continuations)
         else:
             prompt, answers = _split_chat(tokenizer, found, output.continuations)

@@ -16,10 +16,11 @@ from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
+from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output
 from bedplate.skins.prompt import Demonstration, Prompt
 
-Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed"]
+Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed", "knn", "hosted", "cascade"]
 ADAPTED: frozenset[Kind] = frozenset(("lora", "soft_prompt"))
 """Kinds with weights that an engine holds under a key."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -57,6 +58,31 @@ class BaseReference(Strict):
         """Whether this is the same model, in this or another form whose equality was verified."""
         mine = {self.weights_id, self.equivalent_of} - {None}
         return bool(mine & {identity.weights_id, identity.equivalent_of})
+
+
+class EndpointReference(Strict):
+    """A model behind an OpenAI-compatible API, and how it is asked. The key is named here, and kept in the environment.
+
+    timeout_s: seconds without a byte after which an answer is given up. concurrency: rows that are asked at once.
+    retries: how often a request is sent again after a failure that may pass. logprobs: ask for a label's likelihood.
+    """
+
+    url: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    logprobs: bool = True
+
+    @property
+    def name(self) -> str:
+        """The model and who serves it."""
+        return f"{self.model} at {self.url}"
+
+    def has_weights_of(self, identity: Identity) -> bool:
+        """Nobody knows what a remote model's weights are."""
+        return False
 
 
 class Provenance(Strict):
@@ -99,21 +125,33 @@ class ProbePart:
 
     head: Head
     layer: str
-    pooling: Literal["last", "mean"] = "last"
+    pooling: Literal["last", "mean", "first"] = "last"
+
+
+@dataclass(frozen=True, eq=False)
+class CascadePart:
+    """Two whole skins: `first` answers every call, and where the probability that it gives its own label is below
+    `threshold`, what `second` answers counts instead."""
+
+    first: Skin
+    second: Skin
+    threshold: float
 
 
 @dataclass(frozen=True, eq=False)
 class Skin:
-    """One product feature on one base.
+    """One product feature on one base, or on a remote model.
 
     kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "soft_prompt": with vectors before the
-    prompt; "probe": a head on the prompt's features; "embed": the prompt's vector itself. Raises SkinError when its
-    parts do not fit its kind.
+    prompt; "probe": a head on the prompt's features; "embed": the prompt's vector itself; "knn": demonstrations that
+    are chosen for each call from a pool, by the vectors of the base "embedder" (without one, of the main base);
+    "hosted": a remote model answers; "cascade": two skins, of which the second is asked where the first is not sure
+    (`cascaded` makes one). Raises SkinError when its parts do not fit its kind.
     """
 
     name: str
     kind: Kind
-    bases: Mapping[str, BaseReference]
+    bases: Mapping[str, BaseReference | EndpointReference]
     inputs: Mapping[str, InputField]
     output: Output
     prompt: Prompt
@@ -121,10 +159,14 @@ class Skin:
     lora: LoraPart | None = None
     probe: ProbePart | None = None
     soft_prompt: SoftPrompt | None = None
+    neighbours: Neighbours | None = None
+    cascade: CascadePart | None = None
     provenance: Provenance = field(default_factory=Provenance)
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: Limits = field(default_factory=Limits)
     evaluated_with: EvaluatedWith | None = None
+    embedded_with: EvaluatedWith | None = None
+    """How the embedder was held when it embedded the pool."""
     directory: Path | None = None
     """Where it was read from."""
 
@@ -137,10 +179,21 @@ class Skin:
             raise SkinError(f"skin {self.name!r} names no main base")
         if not self.inputs:
             raise SkinError(f"skin {self.name!r} has no inputs")
-        parts = {"lora": self.lora, "probe": self.probe, "soft_prompt": self.soft_prompt}
+        remote = isinstance(self.bases["main"], EndpointReference)
+        if self.kind != "cascade" and remote != (self.kind == "hosted"):
+            raise SkinError(f"skin {self.name!r}: a skin of kind 'hosted', and no other, has an endpoint as its base")
+        parts = {
+            "lora": self.lora,
+            "probe": self.probe,
+            "soft_prompt": self.soft_prompt,
+            "knn": self.neighbours,
+            "cascade": self.cascade,
+        }
         if any((part is not None) != (self.kind == kind) for kind, part in parts.items()):
             raise SkinError(f"skin {self.name!r} is of kind {self.kind!r}, which does not fit the parts it has")
         self._check_output()
+        self._check_pool()
+        self._check_cascade()
         self.prompt.check(list(self.inputs), self.demonstrations)
         for number, shown in enumerate(self.demonstrations):
             if shown.inputs.keys() != self.inputs.keys():
@@ -149,13 +202,50 @@ class Skin:
                     f"the skin has {sorted(self.inputs)}"
                 )
 
+    def _check_pool(self) -> None:
+        roles = {"main"} | ({"embedder"} if self.kind == "knn" else set()) | ({"second"} if self.cascade else set())
+        odd = sorted(self.bases.keys() - roles)
+        if odd:
+            raise SkinError(f"skin {self.name!r} of kind {self.kind!r} has no use for a base {odd[0]!r}")
+        if self.embedded_with is not None and self.embedder is None:
+            raise SkinError(f"skin {self.name!r} says how its embedder was held, but has none")
+        if self.neighbours is None:
+            return
+        if self.demonstrations:
+            raise SkinError(f"skin {self.name!r} chooses its demonstrations from a pool; it has none of its own")
+        self.prompt.check(list(self.inputs), self.neighbours.rows[:1])
+        wrong = next((i for i, row in enumerate(self.neighbours.rows) if row.inputs.keys() != self.inputs.keys()), None)
+        if wrong is not None:
+            raise SkinError(
+                f"row {wrong} of the pool of skin {self.name!r} has the inputs "
+                f"{sorted(self.neighbours.rows[wrong].inputs)}, the skin has {sorted(self.inputs)}"
+            )
+
+    def _check_cascade(self) -> None:
+        if self.cascade is None:
+            return
+        first, second = self.cascade.first, self.cascade.second
+        if self.bases != {"main": first.bases["main"], "second": second.bases["main"]} or self.prompt != first.prompt:
+            raise SkinError(f"skin {self.name!r}: a cascade's bases and prompt are those of its two skins")
+        for part in (first, second):
+            output = part.output
+            if part.cascade is not None or not isinstance(output, LabelOutput):
+                raise SkinError(f"skin {self.name!r} is a cascade of {part.name!r}, which does not choose one label")
+            if part.inputs != self.inputs or not isinstance(self.output, LabelOutput):
+                raise SkinError(f"skin {self.name!r}: its inputs are not those of {part.name!r}")
+            if output.labels != self.output.labels:
+                raise SkinError(f"skin {self.name!r}: its labels are not those of {part.name!r}, in the same order")
+        if not 0 < self.cascade.threshold <= 1:
+            raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is no probability above 0")
+
     def _check_output(self) -> None:
         if (self.kind == "embed") != isinstance(self.output, EmbeddingOutput):
             raise SkinError(f"skin {self.name!r} of kind {self.kind!r} cannot have the output {self.output.kind}")
         if self.kind == "embed" and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.probe is None:
-            if isinstance(self.output, LabelOutput) and not self.output.continuations:
+            scored = isinstance(self.output, LabelOutput) and self.kind not in ("hosted", "cascade")
+            if scored and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return
         if not isinstance(self.output, LabelOutput):
@@ -168,9 +258,37 @@ class Skin:
 
     @property
     def base(self) -> BaseReference:
-        """The main base."""
-        return self.bases["main"]
+        """The main base. SkinError where a remote model answers."""
+        found = self.bases["main"]
+        if isinstance(found, EndpointReference):
+            raise SkinError(f"skin {self.name!r} is answered by {found.name}: it has no base on this machine")
+        return found
+
+    @property
+    def embedder(self) -> BaseReference | None:
+        """The base that embeds, where it is another than the main one."""
+        found = self.bases.get("embedder")
+        return found if isinstance(found, BaseReference) else None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a remote model answers, always or at times."""
+        return any(isinstance(reference, EndpointReference) for reference in self.bases.values())
 
     def without_weights(self) -> Skin:
         """The same without the adapter's tensors: what is left to keep once an engine holds them."""
         return self if self.lora is None else replace(self, lora=LoraPart(self.lora.config, {}))
+
+
+def cascaded(name: str, first: Skin, second: Skin, threshold: float, provenance: Provenance | None = None) -> Skin:
+    """The cascade of two skins that choose among the same labels; its parents are these. SkinError."""
+    return Skin(
+        name=name,
+        kind="cascade",
+        bases={"main": first.bases["main"], "second": second.bases["main"]},
+        inputs=first.inputs,
+        output=LabelOutput(labels=second.output.labels) if isinstance(second.output, LabelOutput) else second.output,
+        prompt=first.prompt,
+        cascade=CascadePart(first, second, threshold),
+        provenance=provenance or Provenance(),
+    )

@@ -51,6 +51,22 @@ def verify_skin(
     return check_judged(skin.name, skin.evaluated_with, held, kernel, allow_other_weights)
 
 
+def verify_embedder(
+    skin: Skin,
+    base: OnBase,
+    *,
+    weights: str | None = None,
+    kernel: str | None = None,
+    allow_other_weights: bool = False,
+) -> list[str]:
+    """Check that `base` is what embedded the pool of a skin with a second base, as `verify_skin` does for the first."""
+    assert skin.embedder is not None
+    check_base(skin.name, skin.embedder, "plain", base)
+    _check_pool(skin, base.spec)
+    held = weights or dtype_name(base.dtype)
+    return check_judged(skin.name, skin.embedded_with, held, kernel, allow_other_weights)
+
+
 def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBase) -> None:
     """SkinError unless the skin `name` was made for these weights, this tokenizer, and (for a chat) this template."""
     its = base.identity
@@ -111,10 +127,21 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
         _check_depth(skin.name, int(skin.probe.layer.rsplit(".", 1)[1]), spec)
         if skin.probe.head.weight.shape[1] != spec.hidden_size:
             raise _sizes(skin.name, f"a head for features of size {skin.probe.head.weight.shape[1]}", spec.hidden_size)
+    if skin.embedder is None:
+        _check_pool(skin, spec)
     if isinstance(skin.output, EmbeddingOutput):
         _check_depth(skin.name, skin.output.depth or 0, spec)
         if (skin.output.dimensions or 0) > spec.hidden_size:
             raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", spec.hidden_size)
+
+
+def _check_pool(skin: Skin, spec: TransformerSpec) -> None:
+    pool = skin.neighbours
+    if pool is None:
+        return
+    _check_depth(skin.name, pool.depth or 0, spec)
+    if pool.size != spec.hidden_size:
+        raise _sizes(skin.name, f"a pool of vectors of size {pool.size}", spec.hidden_size)
 
 
 def _check_depth(name: str, depth: int, spec: TransformerSpec) -> None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 from bedplate.adaptation.rungs.base import Plan, Result, Rung, Skip
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.from_scratch import FromScratch
-from bedplate.adaptation.rungs.lora import Lora
+from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.majority import Majority
+from bedplate.adaptation.rungs.own_prompt import OwnPromptRung
 from bedplate.adaptation.rungs.probe import Probe
+from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
 
 RUNGS: dict[str, Rung] = {
     "majority": Majority(),
     "from_scratch": FromScratch(),
     "zero_shot": ZeroShot(),
+    "own_prompt": OwnPromptRung(),
     "few_shot": FewShot(),
     "probe": Probe(),
-    "lora": Lora(),
+    "soft_prompt": SOFT_PROMPT,
+    "lora": LORA,
 }
 
 __all__ = ["RUNGS", "Plan", "Result", "Rung", "Skip"]

@@ -7,32 +7,55 @@ for a label's words is taken out of the skin as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, fit_bias, with_bias
 from bedplate.core.errors import TemplateError
+from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.inference.predict import Prediction
+from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.skin import Skin
 
 
 @dataclass
 class Variant:
-    """One prompt to try, and what it has answered so far."""
+    """One prompt to try, and what it has answered so far. neighbours, embedder: for a skin that chooses its
+    demonstrations for each call, and the base that does it (None: the main one)."""
 
     name: str
     prompt: Prompt
     output: LabelOutput
     demonstrations: tuple[Demonstration, ...] = ()
+    neighbours: Neighbours | None = None
+    embedder: str | None = None
     predictions: list[Prediction | None] = field(default_factory=list["Prediction | None"])
     bias: tuple[float, ...] = ()
     estimate: float = 0.0
     raw_estimate: float = 0.0
+    first: tuple[int, float, float] | None = None
+    """Rows of the first stage, and the estimates there: calibrated, and as the model answered."""
     failure: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Names what the variant asks, whatever it is called."""
+        pool = self.neighbours
+        return sha256_json(
+            {
+                "prompt": [self.prompt.template, self.prompt.format, self.prompt.system],
+                "output": self.output.model_dump(mode="json"),
+                "demonstrations": [[dict(one.inputs), one.answer] for one in self.demonstrations],
+                "pool": None if pool is None else [self.embedder, len(pool), pool.k, pool.order, pool.depth],
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -69,40 +92,67 @@ def row_cost(stages: Sequence[Stage], variants: int, n: int) -> int:
 
 
 def choose(
-    context: Context, variants: Sequence[Variant], stages: Sequence[Stage]
+    context: Context, variants: Sequence[Variant], stages: Sequence[Stage], kept: Path | None = None
 ) -> tuple[Variant, list[Example], list[dict[str, Any]]]:
     """The winner with its answers on all of valid (in the returned order), and one row for everything that was tried.
 
-    Raises TemplateError when no variant can be used with this base.
+    kept: a directory where answers are kept as they come, so that an interrupted search asks nothing twice. Raises
+    TemplateError when no variant can be used with this base.
     """
+    best, order, tried = halve(context, variants, stages, kept)
+    return best[0], order, tried
+
+
+def halve(
+    context: Context, variants: Sequence[Variant], stages: Sequence[Stage], kept: Path | None = None
+) -> tuple[list[Variant], list[Example], list[dict[str, Any]]]:
+    """As `choose`, with all that the last stage keeps, best first."""
     order = context.ordered(context.valid, "search")
     alive = list(variants)
     tried: dict[str, dict[str, Any]] = {}
     for stage in stages:
         rows = len(order) if stage.rows is None else min(stage.rows, len(order))
         for variant in alive:
-            _extend(context, variant, order[:rows])
+            _extend(context, variant, order[:rows], kept)
             tried[variant.name] = _row(variant, rows)
         alive = [v for v in alive if v.failure is None]
         if not alive:
             raise TemplateError(f"no prompt works with this base: {variants[0].failure}")
         alive = sorted(alive, key=lambda v: (-v.estimate, -v.raw_estimate, variants.index(v)))[: stage.keep]
-    return alive[0], order, list(tried.values())
+    return alive, order, list(tried.values())
 
 
-def _extend(context: Context, variant: Variant, rows: Sequence[Example]) -> None:
+def spread(variants: Sequence[Variant]) -> dict[str, Any]:
+    """How much the way of asking matters: the lowest, middle and highest estimate on the rows that every variant has
+    answered, those of the first stage; calibrated, and as the model answered."""
+    seen = [v.first for v in variants if v.first is not None and v.failure is None]
+    if not seen:
+        return {}
+    return {
+        "variants": len(seen),
+        "n": seen[0][0],
+        "split": "valid",
+        "calibrated": _range([one[1] for one in seen]),
+        "uncalibrated": _range([one[2] for one in seen]),
+    }
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": median(values), "max": max(values)}
+
+
+def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: Path | None) -> None:
     """Ask the rows that are new to the variant, then calibrate and score on all it has seen."""
+    path = None if kept is None else kept / f"{variant.key}.jsonl"
+    if path is not None and not variant.predictions:
+        variant.predictions = _read_answers(path)[: len(rows)]
     new = rows[len(variant.predictions) :]
     try:
         if new:
-            skin = context.skin(
-                "search", "prompt", variant.prompt, variant.output, demonstrations=variant.demonstrations
-            )
-            predictor = context.predictor(skin)
-            try:
-                variant.predictions += ask(predictor, new)
-            finally:
-                predictor.close()
+            answers = _ask(context, variant, new)
+            variant.predictions += answers
+            if path is not None:
+                append_jsonl(path, [{"answer": None if one is None else asdict(one)} for one in answers])
     except TemplateError as error:
         variant.failure = error.message
         return
@@ -113,6 +163,37 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example]) -> None
     variant.estimate = evaluate_predictions(context.task, rows, biased).estimate
     if variant.raw_estimate >= variant.estimate:  # likelihood is not the metric: a bias that does not help it is none
         variant.bias, variant.estimate = (0.0,) * len(context.labels), variant.raw_estimate
+    variant.first = variant.first or (len(rows), variant.estimate, variant.raw_estimate)
+
+
+def _ask(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Prediction | None]:
+    skin = variant_skin(context, "search", variant, variant.output)
+    predictor = context.predictor(skin)
+    try:
+        return ask(predictor, rows)
+    finally:
+        predictor.close()
+
+
+def variant_skin(context: Context, rung: str, variant: Variant, output: LabelOutput) -> Skin:
+    """The skin of a variant, with this output."""
+    return context.skin(
+        rung,
+        "prompt" if variant.neighbours is None else "knn",
+        variant.prompt,
+        output,
+        demonstrations=variant.demonstrations,
+        neighbours=variant.neighbours,
+        embedder=variant.embedder,
+    )
+
+
+def _read_answers(path: Path) -> list[Prediction | None]:
+    """What an interrupted search had been told already."""
+    if not path.is_file():
+        return []
+    found = [row["answer"] for row in read_jsonl(path, allow_torn_tail=True)]
+    return [None if one is None else Prediction(**one) for one in found]
 
 
 def _row(variant: Variant, rows: int) -> dict[str, Any]:

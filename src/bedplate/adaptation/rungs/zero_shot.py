@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
 from bedplate.adaptation.rungs.base import Plan, Result, Skip
-from bedplate.adaptation.rungs.search import Variant, choose, row_cost, stages_for
+from bedplate.adaptation.rungs.search import Variant, choose, row_cost, spread, stages_for, variant_skin
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
@@ -48,7 +51,8 @@ class ZeroShot:
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
         stages = stages_for(len(context.valid), plan.settings["first_rows"])
         winner, order, tried = choose(context, variants, stages)
-        return finish(context, self.name, winner, order, tried, plan, start)
+        more = {"phrasings": spread(variants)}
+        return finish(context, self.name, winner, order, tried, plan, start, more)
 
     def predictor(self, context: Context, result: Result) -> Predicts:
         assert result.skin is not None
@@ -65,11 +69,20 @@ class ZeroShot:
         return Variant(name, prompt, output)
 
 
-def finish(context: Context, rung: str, winner: Variant, order: list, tried: list, plan: Plan, start: float) -> Result:
-    """Export the winner of a search as a skin, measure it, and report it on all of valid."""
+def finish(
+    context: Context,
+    rung: str,
+    winner: Variant,
+    order: Sequence[Example],
+    tried: Sequence[Mapping[str, Any]],
+    plan: Plan,
+    start: float,
+    details: Mapping[str, Any] | None = None,
+) -> Result:
+    """Export the winner of a search as a skin, measure it, and report it on all of valid. details: the rung's own."""
     output = winner.output.model_copy(update={"bias": winner.bias})
     context.prompts[rung] = (winner.prompt, winner.output)
-    skin = context.skin(rung, "prompt", winner.prompt, output, demonstrations=winner.demonstrations)
+    skin = variant_skin(context, rung, winner, output)
     directory = context.out / "skins" / rung
     seconds = time.perf_counter() - start
     skin = export(context, skin, directory)
@@ -86,17 +99,19 @@ def finish(context: Context, rung: str, winner: Variant, order: list, tried: lis
     )
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
+    best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
     return Result(
         rung=rung,
         evaluation=evaluation,
         latency=timing,
         train_seconds=seconds,
-        reason=f"{winner.name}{shown}: the best of {len(tried)} on valid; label bias {bias} fitted on valid",
+        reason=f"{winner.name}{shown}{best}; label bias {bias} fitted on valid",
         skin=str(directory.relative_to(context.out)),
         skin_id=skin_id(skin),
         prompt_tokens=longest,
         search=tuple(tried),
         left_out=plan.left_out,
         export=exported,
-        details={"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)},
+        details={"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
+        | dict(details or {}),
     )

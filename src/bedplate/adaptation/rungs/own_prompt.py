@@ -1,0 +1,49 @@
+"""The team's own prompt, as it stands in the task file: one more candidate, calibrated and judged like the others."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.search import Stage, Variant, choose
+from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.evaluation.harness import Predicts
+from bedplate.skins.files import read_skin
+
+
+class OwnPromptRung:
+    """A prompt skin of `adapt.prompt`."""
+
+    name = "own_prompt"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        own = context.spec.prompt
+        if own is None:
+            return Skip("the task file gives no `adapt.prompt`")
+        if own.format == "chat" and context.model.tokenizer.chat is None:
+            return Skip(f"`adapt.prompt` is a chat and {context.model.base.name} has no chat template")
+        # its length against the plain prompt's, on one row
+        row = context.valid[0].inputs
+        plain, _ = context.default_prompt()
+        tokenizer = context.model.tokenizer
+        share = len(own.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
+        rows = len(context.valid) * max(1.0, share)
+        seconds = context.pace.rows(rows) + 66 * context.pace.call * max(1.0, share)
+        if seconds > context.left:
+            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+        return Plan({"format": own.format}, seconds)
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        own = context.spec.prompt
+        assert own is not None
+        variant = Variant("own", own.prompt, own.output(context.labels))
+        winner, order, tried = choose(context, [variant], [Stage(None, 1)])
+        return finish(context, self.name, winner, order, tried, plan, start)
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
