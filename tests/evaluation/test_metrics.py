@@ -7,16 +7,25 @@ import json
 import numpy as np
 import pytest
 
+from bedplate.core.statistics import bca_cluster_bootstrap, effective_n_bound
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.harness import compare, evaluate_predictions
+from bedplate.evaluation.harness import Evaluation, compare, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import OUTPUT_KINDS, Example, Task
 
-LABELS = ("1", "2", "3")  # which are texts, labels and JSON
+LABELS = ("1", "2", "3")
 OUTPUTS = {
     "label": {"kind": "label", "labels": LABELS},
+    "labels": {"kind": "labels", "labels": LABELS},
     "text": {"kind": "text"},
-    "json": {"kind": "json", "json_schema": {"type": "integer"}},
+    "json": {"kind": "json", "json_schema": {"type": "object"}},
+}
+# three answers of which no two have anything in common
+ANSWERS = {
+    "label": LABELS,
+    "labels": ('["1"]', '["2"]', '["3"]'),
+    "text": ("red stone wall", "big old tree", "cup of milk"),
+    "json": ('{"n":1,"s":"red"}', '{"n":2,"s":"old"}', '{"n":3,"s":"cup"}'),
 }
 
 
@@ -32,8 +41,8 @@ def task(metric: str, kind: str) -> Task:
     )
 
 
-def examples(n: int = 240, groups: int = 48) -> list[Example]:
-    made = [({"x": f"row {i}"}, LABELS[i % 3], f"g{i % groups}") for i in range(n)]
+def examples(kind: str, n: int = 240, groups: int = 48) -> list[Example]:
+    made = [({"x": f"row {i}"}, ANSWERS[kind][i % 3], f"g{i % groups}") for i in range(n)]
     return [Example(str(i), x, y, g, row_hash(x)) for i, (x, y, g) in enumerate(made)]
 
 
@@ -47,10 +56,14 @@ def test_every_output_kind_has_a_metric() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_all_right_is_one_and_all_wrong_is_zero(name: str, kind: str) -> None:
-    rows = examples()
-    wrong = dict(zip(LABELS, [*LABELS[1:], LABELS[0]], strict=True))
-    assert evaluate_predictions(task(name, kind), rows, [e.target for e in rows]).estimate == 1.0
-    assert evaluate_predictions(task(name, kind), rows, [wrong[e.target] for e in rows]).estimate == 0.0
+    rows = examples(kind)
+    right = evaluate_predictions(task(name, kind), rows, [e.target for e in rows])
+    assert right.estimate == pytest.approx(1.0)
+    assert right.lower_bound is not None
+    assert right.lower_bound < 0.96
+    wrong = [ANSWERS[kind][(i + 1) % 3] for i in range(len(rows))]
+    found = evaluate_predictions(task(name, kind), rows, wrong).estimate
+    assert found == 0.0 if name != "chrf" else found < 0.2  # single letters are always shared
     nothing = evaluate_predictions(task(name, kind), rows, [None] * len(rows))
     assert (nothing.estimate, nothing.unparsed) == (0.0, len(rows))
 
@@ -58,8 +71,8 @@ def test_all_right_is_one_and_all_wrong_is_zero(name: str, kind: str) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_bounds_order_and_comparison(name: str, kind: str) -> None:
     rng = np.random.default_rng(0)
-    rows = examples()
-    answers = [e.target if rng.random() < 0.8 else LABELS[rng.integers(3)] for e in rows]
+    rows = examples(kind)
+    answers = [e.target if rng.random() < 0.8 else ANSWERS[kind][rng.integers(3)] for e in rows]
     result = evaluate_predictions(task(name, kind), rows, answers)
     assert 0 < result.bound(0.99) < result.bound(0.9) < result.estimate < result.bound(0.9, "upper") < 1
     order = rng.permutation(len(rows))
@@ -67,5 +80,45 @@ def test_bounds_order_and_comparison(name: str, kind: str) -> None:
     assert moved.estimate == pytest.approx(result.estimate)
     assert moved.split_hash == result.split_hash
     assert compare(result, moved).difference == pytest.approx(0.0)
-    assert {row.score for row in result.rows} == {0.0, 1.0}
-    json.dumps(result.to_json(), allow_nan=False)
+    assert all(0 <= row.score <= 1 for row in result.rows)
+    assert Evaluation.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_rows_score_only_what_is_declared(name: str, kind: str) -> None:
+    """Half right is neither 0 nor 1 for a metric of real scores, and never so for the others."""
+    halves = {
+        "label": ("1", "2"),
+        "labels": ('["1","2"]', '["2","3"]'),
+        "text": ("big old red tree", "big old green house"),
+        "json": ('{"n":1,"s":"red"}', '{"n":1,"s":"old"}'),
+    }
+    target, prediction = halves[kind]
+    score = METRICS[name].row(target, prediction)
+    assert 0 < score < 1 if METRICS[name].real else score == 0.0
+
+
+def test_the_declared_kind_decides_the_bound_not_the_values() -> None:
+    rows = examples("json")
+    answers = [e.target if i % 4 else ANSWERS["json"][(i + 1) % 3] for i, e in enumerate(rows)]
+    match, fields = (evaluate_predictions(task(name, "json"), rows, answers) for name in ("json_match", "json_fields"))
+    assert [row.score for row in match.rows] == [row.score for row in fields.rows]
+    groups = [e.group for e in rows]
+    scores = np.array([row.score for row in match.rows])
+    assert match.bound(0.95) == effective_n_bound(scores, groups, 0.95).value
+    assert fields.bound(0.95) == bca_cluster_bootstrap(lambda r: float(scores[r].mean()), groups, 0.95).lower
+    independent = [Example(e.id, e.inputs, e.target, e.row_hash, e.row_hash) for e in rows]
+    tests = {
+        name: compare(
+            *(evaluate_predictions(task(name, "json"), independent, x) for x in (answers, answers[::-1]))
+        ).test
+        for name in ("json_match", "json_fields")
+    }
+    assert tests == {"json_match": "mcnemar_exact", "json_fields": "sign_flip"}
+
+
+def test_evaluations_from_before_there_were_real_scores_still_read() -> None:
+    rows = examples("label")
+    result = evaluate_predictions(task("macro_f1", "label"), rows, [e.target for e in rows[1:]] + ["1"])
+    old = {key: value for key, value in result.to_json().items() if key not in ("output", "scoring")}
+    assert Evaluation.from_json(json.loads(json.dumps(old))) == result

@@ -14,7 +14,7 @@ from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 
 if TYPE_CHECKING:
-    from bedplate.evaluation.task import Task
+    from bedplate.evaluation.task import OutputSpec, Task
 
 SPLITS = ("train", "valid", "test")
 
@@ -151,7 +151,8 @@ def _records(
         )
     parsed = [replace(example, id=prefix + example.id) for example in parsed]
     found = {example.id: example for example in parsed}
-    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, e.target if task.labels else "") for e in parsed])
+    strata = _strata(task, [e.target for e in parsed])
+    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
     examples.update({record.id: found[record.id] for record in result.records})
     counts.update({"empty_text": empty, "duplicates": result.duplicates, "contradictory": result.contradictory})
     for copies in result.contradictions[:3]:
@@ -161,6 +162,15 @@ def _records(
         notes.append(f"{rows.source}: {len(result.contradictions) - 3} more such texts were dropped")
     notes += rows.notes
     return result.records
+
+
+def _strata(task: Task, targets: Sequence[str]) -> list[str]:
+    """What the splits should hold in proportion: the label, or of several labels the one that is rarest in the file."""
+    if task.output.kind != "labels":
+        return list(targets) if task.labels else [""] * len(targets)
+    chosen: list[list[str]] = [json.loads(target) for target in targets]
+    counts = Counter(label for labels in chosen for label in labels)
+    return [min(labels, key=lambda label: counts[label]) if labels else "" for labels in chosen]
 
 
 def _example(task: Task, row: Row, line: int, rows: Rows) -> Example | None:
@@ -198,12 +208,11 @@ def _text(row: Row, column: str, where: str) -> str:
 
 def _target(task: Task, row: Row, where: str) -> str:
     value: Any = row.get(task.data.target)
-    if task.output.kind == "json":
+    if task.output.kind in ("json", "labels"):
         if task.data.target not in row:
             raise DataError(f"{where}: the target ({task.data.target}) is missing")
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         try:
-            return task.output.canonical(text)
+            return task.output.canonical(_as_json(task.output, value))
         except RequestError as error:
             raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error
     if not task.labels:
@@ -220,6 +229,15 @@ def _target(task: Task, row: Row, where: str) -> str:
         f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; "
         f"{hint}labels: {', '.join(task.labels)}"
     )
+
+
+def _as_json(output: OutputSpec, value: Any) -> str:
+    """A target as JSON text: it may be the value itself, JSON text, or labels with the separator between them."""
+    if isinstance(value, str) and output.separator is not None:
+        value = [name for part in value.split(output.separator) if (name := part.strip())]
+    if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
+        raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]:
@@ -244,4 +262,21 @@ def _check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str
             )
         if absent:
             notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    if task.output.kind == "labels":
+        notes += _check_several(task.output, parts)
     return notes
+
+
+def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[Record]]) -> list[str]:
+    """A label of several may be rare, so a split without it is a note; one that no row has is an error."""
+    present = {name: {label for r in parts[name] for label in json.loads(r.target)} for name in SPLITS}
+    everywhere = set[str]().union(*present.values())
+    nowhere = next((label for label in output.labels or () if label not in everywhere), None)
+    if nowhere is not None:
+        raise DataError(f"no row has the label {nowhere!r}; add such rows or take it off the list")
+    found: list[str] = []
+    for name in SPLITS:
+        absent = [label for label in output.labels or () if label not in present[name]]
+        if absent:
+            found.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import uuid
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bedplate.core import statistics
 from bedplate.core.errors import RequestError, UsageError
@@ -20,7 +22,7 @@ from bedplate.core.statistics.proportions import Side
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.ledger import Ledger
-from bedplate.evaluation.metrics import METRICS, Codes
+from bedplate.evaluation.metrics import METRICS, Answered, Scoring
 from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Predicts(Protocol):
 
 @dataclass(frozen=True)
 class RowResult:
-    """One row of an evaluation. `score` is the metric's score of the row, 0 or 1; `scores` are label log-scores."""
+    """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
+    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON."""
 
     id: str
     row_hash: str
@@ -65,7 +68,8 @@ class Evaluation:
     """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
 
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
-    for orientation only. `unparsed` rows had no usable prediction and count as wrong.
+    for orientation only. `unparsed` rows had no usable prediction and count as wrong. `output` is the kind of output,
+    and `scoring` what the metric declares its number to be made of, which decides how it is bounded.
     """
 
     task: str
@@ -86,21 +90,41 @@ class Evaluation:
     unparsed: int
     seed: int
     rows: tuple[RowResult, ...]
+    output: str
+    scoring: Scoring
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups."""
-        if METRICS[self.metric].statistic is None:
+        if self.scoring == "binary":
             return statistics.effective_n_bound(self._scores, self._groups, confidence, side).value
-        boot = statistics.bca_cluster_bootstrap(self.statistic, self._groups, confidence, seed=self.seed)
+        boot = statistics.bca_of_sums(self.parts, self.of_sums, self._groups, confidence, seed=self.seed)
         return boot.lower if side == "lower" else boot.upper
 
-    def statistic(self, rows: Codes) -> float:
+    def statistic(self, rows: NDArray[np.int64]) -> float:
         """The metric over some of the rows, given by number (repeats allowed)."""
+        return float(self.of_sums(self.parts[rows].sum(0)))
+
+    @cached_property
+    def parts(self) -> NDArray[np.float64]:
+        """What each row adds to the sums that the metric is made of [n, d]."""
+        if self.scoring != "counts":
+            return np.stack([self._scores, np.ones(self.n)], axis=1)
+        wanted, given = self._marks([r.target for r in self.rows]), self._marks([r.prediction for r in self.rows])
+        return np.concatenate([wanted * given, wanted, given], axis=1)
+
+    def of_sums(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The metric from sums of `parts` [..., d] → [...]."""
+        if self.scoring != "counts":
+            return statistics.mean_of_sums(sums)
         whole = METRICS[self.metric].statistic
-        if whole is None:
-            return float(self._scores[rows].mean())
-        targets, predictions = self._codes
-        return whole(targets[rows], predictions[rows], len(self.labels))
+        assert whole is not None
+        return whole(sums.reshape(*sums.shape[:-1], 3, len(self.labels)))
+
+    def labels_of(self, answer: str | None) -> tuple[str, ...]:
+        """The labels in a row's target or prediction: one, some or none of `labels`."""
+        if answer is None or not self.labels:
+            return ()
+        return tuple(json.loads(answer)) if self.output == "labels" else (answer,)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""
@@ -113,6 +137,9 @@ class Evaluation:
         plain["interval"] = tuple(values["interval"])
         plain["labels"] = tuple(values["labels"])
         plain["rows"] = tuple(RowResult(**row) for row in values["rows"])
+        if "scoring" not in plain:  # from before there were several labels and scores between 0 and 1
+            plain["output"] = "label" if plain["labels"] else "text"
+            plain["scoring"] = METRICS[plain["metric"]].scoring
         return cls(**plain)
 
     @cached_property
@@ -123,12 +150,13 @@ class Evaluation:
     def _groups(self) -> list[str]:
         return [row.group for row in self.rows]
 
-    @cached_property
-    def _codes(self) -> tuple[Codes, Codes]:
+    def _marks(self, answers: Sequence[str | None]) -> NDArray[np.float64]:
+        """Labels of answers as 0/1 [n, L]."""
         number = {label: code for code, label in enumerate(self.labels)}
-        targets = np.array([number[row.target] for row in self.rows], dtype=np.int64)
-        given = [-1 if row.prediction is None else number.get(row.prediction, -1) for row in self.rows]
-        return targets, np.array(given, dtype=np.int64)
+        marks = np.zeros((len(answers), len(self.labels)))
+        for row, answer in enumerate(answers):
+            marks[row, [number[label] for label in self.labels_of(answer)]] = 1.0
+        return marks
 
 
 def evaluate_predictions(
@@ -145,7 +173,10 @@ def evaluate_predictions(
         raise UsageError(f"{len(predictions)} predictions for {len(examples)} examples: give one for each, in order")
     if not examples:
         raise UsageError("there are no examples to evaluate")
-    rows = tuple(_row(task, example, given) for example, given in zip(examples, predictions, strict=True))
+    scorer = task.scorer
+    drafts = [_row(task, example, given) for example, given in zip(examples, predictions, strict=True)]
+    answered = [Answered(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
+    rows = tuple(replace(row, score=score) for row, score in zip(drafts, scorer.score(answered), strict=True))
     values = [row.score for row in rows]
     groups: list[Hashable] = [row.group for row in rows]
     icc = statistics.intraclass_correlation(values, groups)
@@ -154,8 +185,8 @@ def evaluate_predictions(
         task_hash=task.hash,
         split=split,
         split_hash=split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples]),
-        metric=task.metric,
-        labels=task.labels,
+        metric=scorer.name,
+        labels=task.output.labels or (),
         estimate=math.nan,
         interval=(0.0, 1.0),
         confidence=confidence,
@@ -168,6 +199,8 @@ def evaluate_predictions(
         unparsed=sum(row.prediction is None for row in rows),
         seed=seed,
         rows=rows,
+        output=task.output.kind,
+        scoring=scorer.scoring,
     )
     return _with_bounds(draft)
 
@@ -182,13 +215,13 @@ def _with_bounds(draft: Evaluation) -> Evaluation:
 
 def _interval(draft: Evaluation) -> tuple[float, float]:
     groups = [row.group for row in draft.rows]
-    if draft.groups == 1 and (draft.n > 1 or METRICS[draft.metric].statistic is not None):
+    if draft.groups == 1 and (draft.n > 1 or draft.scoring != "binary"):
         return 0.0, 1.0  # one group says nothing about others
-    if METRICS[draft.metric].statistic is None:
+    if draft.scoring == "binary":
         scores = [row.score for row in draft.rows]
         return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2)
-    return statistics.bca_cluster_bootstrap(
-        draft.statistic, groups, draft.confidence, seed=draft.seed, minimum_groups=2
+    return statistics.bca_of_sums(
+        draft.parts, draft.of_sums, groups, draft.confidence, seed=draft.seed, minimum_groups=2
     ).interval
 
 
@@ -207,10 +240,9 @@ def _row(task: Task, example: Example, given: PredictionLike | str | None) -> Ro
             prediction = task.output.canonical(prediction)
         except RequestError:  # cut off, or not of the schema
             prediction = None
-    score = METRICS[task.metric].row(example.target, prediction)
     length = sum(len(text) for text in example.inputs.values())
     return RowResult(
-        example.id, example.row_hash, example.group, example.target, prediction, score, length, scores, seconds
+        example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
     )
 
 
@@ -238,8 +270,9 @@ class Comparison:
 def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.95) -> Comparison:
     """Paired comparison of two evaluations of one metric on the same rows (matched by hash, in any order).
 
-    Row metrics: exact McNemar where rows are independent, otherwise the clustered sign-flip. Macro-F1: a swap test and
-    the cluster bootstrap of the difference. Raises UsageError where metric, split or rows differ.
+    Means of rows: exact McNemar where rows are independent and 0/1, otherwise the clustered sign-flip. Statistics of
+    all rows: a swap test and the cluster bootstrap of the difference. Raises UsageError where metric, split or rows
+    differ.
     """
     if (a.metric, a.split_hash) != (b.metric, b.split_hash):
         raise UsageError(
@@ -249,9 +282,14 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     place = {row.row_hash: row for row in b.rows}
     rows = [place[row.row_hash] for row in a.rows]
     groups = [row.group for row in a.rows]
-    if METRICS[a.metric].statistic is None:
+    if a.scoring != "counts":
         paired = statistics.paired_difference(
-            [row.score for row in a.rows], [row.score for row in rows], groups, confidence, seed=seed
+            [row.score for row in a.rows],
+            [row.score for row in rows],
+            groups,
+            confidence,
+            seed=seed,
+            binary=a.scoring == "binary",
         )
         difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
     else:
@@ -265,24 +303,24 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
 def _compare_statistic(
     a: Evaluation, b: Evaluation, groups: list[str], seed: int, confidence: float
 ) -> tuple[float, tuple[float, float], float]:
-    whole = METRICS[a.metric].statistic
-    assert whole is not None
-    targets = np.array([a.labels.index(row.target) for row in a.rows], dtype=np.int64)
-    given = [
-        np.array([-1 if r.prediction is None else e.labels.index(r.prediction) for r in e.rows], dtype=np.int64)
-        for e in (a, b)
-    ]
+    ours, theirs = a.parts, b.parts
+    between = theirs - ours
 
-    def swapped(swap: np.ndarray) -> float:
-        first, second = np.where(swap, given[1], given[0]), np.where(swap, given[0], given[1])
-        return whole(targets, first, len(a.labels)) - whole(targets, second, len(a.labels))
+    def swapped(swap: NDArray[np.bool_]) -> float:
+        moved = swap.astype(float) @ between
+        return float(a.of_sums(ours.sum(0) + moved) - a.of_sums(theirs.sum(0) - moved))
+
+    def difference_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        first, second = np.split(sums, 2, axis=-1)
+        return a.of_sums(first) - a.of_sums(second)
 
     p_value = statistics.swap_test(swapped, groups, seed=seed)
     difference = a.estimate - b.estimate
     if a.groups < 2:
         return difference, (-1.0, 1.0), p_value
-    boot = statistics.bca_cluster_bootstrap(
-        lambda rows: a.statistic(rows) - b.statistic(rows),
+    boot = statistics.bca_of_sums(
+        np.concatenate([ours, theirs], axis=1),
+        difference_of,
         groups,
         confidence,
         seed=seed,

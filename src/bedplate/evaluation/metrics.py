@@ -1,30 +1,72 @@
-"""How predictions are scored. A metric is a mean of row scores, or a statistic of all rows at once (macro-F1)."""
+"""How predictions are scored. A metric is a mean of row scores, or a statistic of all rows at once (macro-F1).
+
+Targets and predictions are texts: a label, a text, JSON in canonical form, or the labels of a row as a JSON list.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.data.splits import normalise
+from bedplate.evaluation.metrics_json import json_fields
+from bedplate.evaluation.metrics_text import chrf, rouge_1, rouge_2, rouge_l, squad_exact, token_f1
 
-Codes = NDArray[np.int64]
+Counts = NDArray[np.float64]
+"""[..., 3, L]: for each label how often it was rightly given, wanted, and given."""
+
+Scoring = Literal["binary", "real", "counts"]
+"""What a metric's number is made of, declared and never guessed from values: the mean of rows that score 0 or 1 (bounds
+on the effective n), the mean of rows that score in 0 to 1, or a statistic of label counts (both: cluster bootstrap)."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a row's score may depend on. `prediction` is canonical; None where nothing could be parsed."""
+
+    id: str
+    inputs: Mapping[str, str]
+    target: str
+    prediction: str | None
+
+
+class Scorer(Protocol):
+    """Scores rows in 0 to 1, one number for each in order. `name` and `scoring` are kept with the evaluation."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scoring(self) -> Scoring: ...
+    def score(self, rows: Sequence[Answered]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`row(target, prediction)` scores one row 0 or 1 (prediction None: nothing could be parsed, always wrong).
+    """`row(target, prediction)` scores one row in 0 to 1 (prediction None: nothing could be parsed, always 0).
 
-    `statistic(targets, predictions, labels)`, where there is one, replaces the mean of rows: label codes [n], -1 for a
-    prediction outside the labels, and the number of labels. `outputs` are the kinds of output the metric fits.
+    `real`: rows may score between 0 and 1. `statistic`, where there is one, replaces the mean of rows: it takes counts
+    [..., 3, L] summed over rows, and gives [...]. `outputs` are the kinds of output the metric fits.
     """
 
     name: str
     outputs: tuple[str, ...]
     row: Callable[[str, str | None], float]
-    statistic: Callable[[Codes, Codes, int], float] | None = None
+    real: bool = False
+    statistic: Callable[[Counts], NDArray[np.float64]] | None = None
+
+    @property
+    def scoring(self) -> Scoring:
+        if self.statistic is not None:
+            return "counts"
+        return "real" if self.real else "binary"
+
+    def score(self, rows: Sequence[Answered]) -> list[float]:
+        return [self.row(row.target, row.prediction) for row in rows]
 
 
 def _same(target: str, prediction: str | None) -> float:
@@ -37,19 +79,41 @@ def _same_normalised(target: str, prediction: str | None) -> float:
     return float(prediction is not None and normalise(target) == normalise(prediction))
 
 
-def macro_f1(targets: Codes, predictions: Codes, labels: int) -> float:
+def macro_f1(counts: Counts) -> NDArray[np.float64]:
     """Mean of the labels' F1 = 2tp / (2tp + fp + fn), over the labels that occur as a target or a prediction."""
-    right = np.bincount(targets[targets == predictions], minlength=labels)
-    wanted = np.bincount(targets, minlength=labels)
-    given = np.bincount(predictions[predictions >= 0], minlength=labels)
-    total = wanted + given
+    right, total = counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :]
     occurs = total > 0
-    return float((2 * right[occurs] / total[occurs]).mean()) if occurs.any() else 0.0
+    each = np.divide(2 * right, total, out=np.zeros_like(right), where=occurs)
+    return each.sum(-1) / np.maximum(occurs.sum(-1), 1)
+
+
+def micro_f1(counts: Counts) -> NDArray[np.float64]:
+    """F1 of all (row, label) pairs together; 1 where no label is wanted and none is given."""
+    right, total = counts[..., 0, :].sum(-1), (counts[..., 1, :] + counts[..., 2, :]).sum(-1)
+    return np.where(total > 0, 2 * right / np.maximum(total, 1), 1.0)
+
+
+def example_f1(target: str, prediction: str | None) -> float:
+    """F1 of one row's set of labels: 1 where none is wanted and none is given."""
+    if prediction is None:
+        return 0.0
+    wanted, given = set(json.loads(target)), set(json.loads(prediction))
+    return 2 * len(wanted & given) / (len(wanted) + len(given)) if wanted or given else 1.0
 
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _same),
-    "macro_f1": Metric("macro_f1", ("label",), _same, macro_f1),
+    "macro_f1": Metric("macro_f1", ("label", "labels"), _same, statistic=macro_f1),
+    "micro_f1": Metric("micro_f1", ("labels",), _same, statistic=micro_f1),
+    "labels_match": Metric("labels_match", ("labels",), _same),
+    "example_f1": Metric("example_f1", ("labels",), example_f1, real=True),
     "json_match": Metric("json_match", ("json",), _same),
+    "json_fields": Metric("json_fields", ("json",), json_fields, real=True),
     "exact_match": Metric("exact_match", ("text", "label"), _same_normalised),
+    "squad_exact": Metric("squad_exact", ("text",), squad_exact),
+    "token_f1": Metric("token_f1", ("text",), token_f1, real=True),
+    "rouge_1": Metric("rouge_1", ("text",), rouge_1, real=True),
+    "rouge_2": Metric("rouge_2", ("text",), rouge_2, real=True),
+    "rouge_l": Metric("rouge_l", ("text",), rouge_l, real=True),
+    "chrf": Metric("chrf", ("text",), chrf, real=True),
 }

@@ -1,5 +1,7 @@
 """Where an evaluation is wrong and whether its confidence can be trusted, from its rows alone.
 
+Everything here has the evaluation's confidence and respects groups.
+
 Expected calibration error: Naeini, Cooper & Hauskrecht (2015), AAAI, with bins of equal width.
 """
 
@@ -10,30 +12,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import effective_n_interval
+from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
 from bedplate.evaluation.harness import Evaluation, RowResult
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Rows whose confidence lies in (low, high]: how many, their mean confidence and the share that was right."""
+    """Rows whose confidence lies in (low, high]: how many, their mean confidence, the share that was right and its
+    interval."""
 
     low: float
     high: float
     n: int
     confidence: float
     accuracy: float
+    interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`bins` without the empty ones, their expected calibration error, and how many rows had scores."""
+    """`bins` without the empty ones, of how many of equal width, their expected calibration error, and how many rows
+    had scores."""
 
     bins: tuple[CalibrationBin, ...]
+    of: int
     error: float
     n: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Rows by what was wanted (line) and what was answered (column); the last column: nothing usable."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -70,16 +85,29 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
         here = place == index
         mean, accuracy = float(confidence[here].mean()), float(right[here].mean())
         error += abs(mean - accuracy) * float(here.mean())
-        found.append(CalibrationBin(index / bins, (index + 1) / bins, int(here.sum()), mean, accuracy))
-    return Calibration(tuple(found), error, len(rows))
+        interval = _interval([rows[i] for i in np.flatnonzero(here)], right[here], evaluation, real=False)
+        found.append(CalibrationBin(index / bins, (index + 1) / bins, int(here.sum()), mean, accuracy, interval))
+    return Calibration(tuple(found), bins, error, len(rows))
+
+
+def confusion(evaluation: Evaluation) -> Confusion | None:
+    """Which label is taken for which; None for outputs that are not one of some labels."""
+    if evaluation.output != "label":
+        return None
+    place = {label: number for number, label in enumerate(evaluation.labels)}
+    counts = [[0] * (len(place) + 1) for _ in place]
+    for row in evaluation.rows:
+        counts[place[row.target]][-1 if row.prediction is None else place.get(row.prediction, -1)] += 1
+    return Confusion(evaluation.labels, tuple(map(tuple, counts)))
 
 
 def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
     """Mean row score by target label (where there are labels) and by quartile of input length in characters."""
+    wanted = [evaluation.labels_of(row.target) for row in evaluation.rows]
     found = [
-        _slice("label", label, rows, evaluation.confidence)
+        _slice("label", label, rows, evaluation)
         for label in evaluation.labels
-        if (rows := [row for row in evaluation.rows if row.target == label])
+        if (rows := [row for row, labels in zip(evaluation.rows, wanted, strict=True) if label in labels])
     ]
     lengths = np.array([row.length for row in evaluation.rows])
     edges = np.quantile(lengths, [0.25, 0.5, 0.75])
@@ -87,14 +115,27 @@ def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
     for index in np.unique(quarter):
         rows = [row for row, q in zip(evaluation.rows, quarter, strict=True) if q == index]
         low, high = min(row.length for row in rows), max(row.length for row in rows)
-        found.append(_slice("length", f"{low}-{high} characters", rows, evaluation.confidence))
+        found.append(_slice("length", f"{low}-{high} characters", rows, evaluation))
     return tuple(found)
 
 
-def _slice(by: str, value: str, rows: Sequence[RowResult], confidence: float) -> Slice:
-    scores, groups = [row.score for row in rows], [row.group for row in rows]
+def _slice(by: str, value: str, rows: Sequence[RowResult], evaluation: Evaluation) -> Slice:
+    scores = np.array([row.score for row in rows])
+    interval = _interval(rows, scores, evaluation, real=evaluation.scoring == "real")
+    return Slice(by, value, len(rows), len({row.group for row in rows}), float(scores.mean()), interval)
+
+
+def _interval(
+    rows: Sequence[RowResult], scores: NDArray[np.float64], evaluation: Evaluation, *, real: bool
+) -> tuple[float, float]:
+    """Of the mean of `scores` [n], one for each row; several rows of one group say nothing about others."""
+    groups = [row.group for row in rows]
     count = len(set(groups))
-    interval = (0.0, 1.0)
-    if count > 1 or len(rows) == 1:
-        interval = effective_n_interval(scores, groups, confidence, minimum_groups=2)
-    return Slice(by, value, len(rows), count, float(np.mean(scores)), interval)
+    if real and count > 1:
+        parts = np.stack([scores, np.ones(len(scores))], axis=1)
+        return bca_of_sums(
+            parts, mean_of_sums, groups, evaluation.confidence, seed=evaluation.seed, minimum_groups=2
+        ).interval
+    if not real and (count > 1 or len(rows) == 1):
+        return effective_n_interval(scores, groups, evaluation.confidence, minimum_groups=2)
+    return 0.0, 1.0

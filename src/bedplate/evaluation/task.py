@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from bedplate.core.config import Strict, load_config
 from bedplate.core.files import sha256_json
 from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
-from bedplate.evaluation.metrics import METRICS
-from bedplate.skins.output import JsonOutput
+from bedplate.evaluation.metrics import METRICS, Scorer
+from bedplate.skins.output import JsonOutput, LabelsOutput
 
 __all__ = [
     "DataSpec",
@@ -32,8 +33,8 @@ __all__ = [
 ]
 
 INPUT_KINDS = ("text",)
-OUTPUT_KINDS = ("label", "text", "json")
-_LATER = {"input": ("image", "audio"), "output": ("labels", "embedding", "image")}
+OUTPUT_KINDS = ("label", "labels", "text", "json")
+_LATER = {"input": ("image", "audio"), "output": ("embedding", "image")}
 
 
 def _known_kind(kind: str, supported: Sequence[str], what: str) -> str:
@@ -57,14 +58,17 @@ class InputSpec(Strict):
 
 
 class OutputSpec(Strict):
-    """What a prediction is: one of `labels`, text of at most `max_tokens` tokens that ends at any of `stop`, or a JSON
-    value that `json_schema` describes (`skins.output.JsonOutput`)."""
+    """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
+    ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
+    between the labels of a target that is one text ("red, blue"); without it a target is a list, or JSON text of one.
+    """
 
     kind: str
     labels: tuple[str, ...] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: tuple[str, ...] | None = None
     json_schema: dict[str, Any] | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
 
     @field_validator("kind")
     @classmethod
@@ -83,27 +87,41 @@ class OutputSpec(Strict):
 
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> OutputSpec:
-        if self.kind == "label":
-            if self.labels is None or len(self.labels) < 2:
-                raise ValueError("an output of kind label needs `labels`, at least 2 of them")
-            if self.max_tokens is not None or self.stop is not None:
-                raise ValueError("`max_tokens` and `stop` belong to outputs of kind text, not label")
-        elif self.labels is not None:
-            raise ValueError(f"`labels` belongs to outputs of kind label, not {self.kind}")
+        self._check_labels()
+        if self.kind not in ("text", "json", "labels") and self.max_tokens is not None:
+            raise ValueError(f"`max_tokens` and `stop` belong to outputs of kind text, not {self.kind}")
+        if self.kind != "text" and self.stop is not None:
+            raise ValueError(f"`stop` belongs to outputs of kind text, not {self.kind}")
         if self.kind != "json" and self.json_schema is not None:
             raise ValueError(f"`json_schema` belongs to outputs of kind json, not {self.kind}")
         if self.kind == "json":
             if self.json_schema is None:
                 raise ValueError("an output of kind json needs `json_schema`, the schema of its values")
-            if self.stop is not None:
-                raise ValueError("`stop` belongs to outputs of kind text, not json")
             JsonOutput(json_schema=self.json_schema)  # refuses keywords that cannot be enforced
         return self
 
+    def _check_labels(self) -> None:
+        if self.kind in ("label", "labels"):
+            if self.labels is None or len(self.labels) < 2:
+                raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
+        elif self.labels is not None:
+            raise ValueError(f"`labels` belongs to outputs of kind label or labels, not {self.kind}")
+        if self.separator is None:
+            return
+        if self.kind != "labels":
+            raise ValueError(f"`separator` belongs to outputs of kind labels, not {self.kind}")
+        torn = next((label for label in self.labels or () if self.separator in label), None)
+        if torn is not None:
+            raise ValueError(f"the separator {self.separator!r} stands in the label {torn!r}; choose another")
+
     def canonical(self, text: str) -> str:
-        """The text as predictions and targets are compared: JSON with sorted keys and without white space, anything
-        else as it is. RequestError for JSON that does not fit the schema."""
-        return text if self.json_schema is None else JsonOutput(json_schema=self.json_schema).parse(text)
+        """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
+        JSON list in their order, anything else as it is. RequestError for what fits neither schema nor labels."""
+        if self.json_schema is not None:
+            return JsonOutput(json_schema=self.json_schema).parse(text)
+        if self.kind == "labels":
+            return LabelsOutput(labels=self.labels or ()).parse(text)
+        return text
 
 
 Part = Annotated[float, Field(gt=0, lt=1)] | str
@@ -187,7 +205,9 @@ class Task(Strict):
     @classmethod
     def _metric(cls, metric: str, info: ValidationInfo) -> str:
         if metric not in METRICS:
-            raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+            close = difflib.get_close_matches(metric, METRICS, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(f"no metric {metric!r}; {hint}there are {', '.join(METRICS)}")
         output: OutputSpec | None = info.data.get("output")
         if output is not None and output.kind not in METRICS[metric].outputs:
             fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]
@@ -206,15 +226,21 @@ class Task(Strict):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the output, empty for text and JSON."""
-        return self.output.labels or ()
+        """The labels that a prediction is one of; empty for every other kind (`output.labels` for several)."""
+        return self.output.labels or () if self.output.kind == "label" else ()
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores the predictions."""
+        return METRICS[self.metric]
 
     @property
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
-        if self.output.json_schema is None:  # files from before there was such a field keep their hash
-            del values["output"]["json_schema"]
+        for name in ("json_schema", "separator"):  # files from before there were such fields keep their hash
+            if values["output"][name] is None:
+                del values["output"][name]
         return sha256_json(values)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -140,14 +142,68 @@ class JsonOutput(Strict):
         """
         from jsonschema import Draft202012Validator
 
-        try:
-            value = json.loads(text)
-        except ValueError:
-            raise RequestError(f"the output is not JSON, or not the whole of it: {text[:80]!r}…") from None
+        value = _json_value(text)
         wrong = next(Draft202012Validator(self.json_schema).iter_errors(value), None)
         if wrong is not None:
             raise RequestError(f"the output does not fit the schema at {wrong.json_path}: {wrong.message[:200]}")
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return _compact(value)
 
 
-Output: TypeAlias = Annotated[LabelOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")]
+class LabelsOutput(Strict):
+    """Any of the labels, each at most once, as a JSON list in the order of `labels`, of at most `max_tokens` tokens."""
+
+    kind: Literal["labels"] = "labels"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+
+    @model_validator(mode="after")
+    def _distinct(self) -> LabelsOutput:
+        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
+            raise ValueError(f"labels must be different and not empty, got {list(self.labels)}")
+        return self
+
+    def canonical(self, chosen: Iterable[str]) -> str:
+        """The JSON list of some labels in their order, without white space. RequestError for a label that is not one
+        of them, or that stands twice."""
+        names = list(chosen)
+        for name, count in Counter(names).items():
+            if name not in self.labels:
+                close = difflib.get_close_matches(name, self.labels, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise RequestError(f"{name!r} is not one of the labels; {hint}labels: {', '.join(self.labels)}")
+            if count > 1:
+                raise RequestError(f"the label {name!r} stands {count} times; each label at most once")
+        return _compact([label for label in self.labels if label in names])
+
+    def parse(self, text: str) -> str:
+        """A JSON list of labels, in any order, in canonical form. RequestError where the text is something else: it was
+        cut off, or holds what is no label."""
+        value = _json_value(text)
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise RequestError(f"the output is no JSON list of labels: {text[:80]!r}")
+        return self.canonical(value)
+
+
+def _json_value(text: str) -> Any:
+    """JSON text as a value. RequestError for anything else, numbers without a finite value included."""
+    try:
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError):
+        raise RequestError(f"the output is not JSON, or not the whole of it: {text[:80]!r}…") from None
+
+
+def _finite(text: str) -> float | int:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    # 4.0 and 4 are one JSON number; beyond 2^53 a float no longer names one whole number
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+Output: TypeAlias = Annotated[
+    LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")
+]

@@ -9,7 +9,7 @@ multiplicity.py  several nominees, several verdicts on the same rows, and the n 
 
 from __future__ import annotations
 
-from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap
+from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
     MINIMUM_GROUPS,
     Bound,
@@ -40,6 +40,7 @@ __all__ = [
     "InsufficientGroups",
     "PairedDifference",
     "bca_cluster_bootstrap",
+    "bca_of_sums",
     "binomial_interval",
     "binomial_lower",
     "binomial_upper",
@@ -51,6 +52,7 @@ __all__ = [
     "holm_bounds",
     "intraclass_correlation",
     "mcnemar_exact",
+    "mean_of_sums",
     "needed_n",
     "paired_difference",
     "sign_flip",

@@ -18,6 +18,10 @@ from bedplate.core.statistics.clusters import MINIMUM_GROUPS, InsufficientGroups
 from bedplate.core.statistics.proportions import check_confidence
 
 Statistic = Callable[[NDArray[np.int64]], float]
+SumStatistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+_TIE = 1e-12  # what rounding does to a sum of the same scores in another order
+_AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,7 @@ def bca_cluster_bootstrap(
     width is not zero: the bound is what a share 1 - alpha^(1/G) of unseen groups at the far end would make it.
     Raises InsufficientGroups under `minimum_groups` groups (every row its own group counts as that many groups).
     """
-    check_confidence(confidence)
-    codes, count = group_codes(groups)
-    if count < max(2, minimum_groups):
-        raise InsufficientGroups(count, max(2, minimum_groups))
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    members, codes, count = _members(groups, confidence, minimum_groups)
     everything = np.arange(codes.size)
     estimate = float(statistic(everything))
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -62,22 +62,78 @@ def bca_cluster_bootstrap(
         [statistic(np.concatenate([members[g] for g in rng.integers(0, count, count)])) for _ in range(resamples)]
     )
     jackknife = np.array([statistic(everything[codes != g]) for g in range(count)])
+    return _bootstrap(estimate, draws, jackknife, confidence, support)
+
+
+def bca_of_sums(
+    rows: NDArray[np.float64],
+    statistic: SumStatistic,
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    support: tuple[float, float] = (0.0, 1.0),
+    minimum_groups: int = MINIMUM_GROUPS,
+) -> Bootstrap:
+    """`bca_cluster_bootstrap` for a statistic of sums over rows, with the same draws and hundreds of times as fast.
+
+    rows: what each row adds [n, d] (for a mean: its value and 1). `statistic` takes sums [..., d] and gives [...].
+    """
+    _, codes, count = _members(groups, confidence, minimum_groups)
+    sums = np.zeros((count, rows.shape[1]))
+    np.add.at(sums, codes, rows)
+    total = sums.sum(0)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    draws = np.empty(resamples)
+    step = max(1, _AT_ONCE // count)
+    for start in range(0, resamples, step):
+        drawn = rng.integers(0, count, (min(step, resamples - start), count))
+        places = drawn + count * np.arange(len(drawn))[:, None]
+        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        draws[start : start + len(drawn)] = statistic(times @ sums)
+    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support)
+
+
+def mean_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums of value and 1 [..., 2] → mean [...], as `bca_of_sums` takes it."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def _members(
+    groups: Sequence[Hashable], confidence: float, minimum_groups: int
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], int]:
+    check_confidence(confidence)
+    codes, count = group_codes(groups)
+    if count < max(2, minimum_groups):
+        raise InsufficientGroups(count, max(2, minimum_groups))
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]), codes, count
+
+
+def _bootstrap(
+    estimate: float,
+    draws: NDArray[np.float64],
+    jackknife: NDArray[np.float64],
+    confidence: float,
+    support: tuple[float, float],
+) -> Bootstrap:
     if not (np.isfinite(draws).all() and np.isfinite(jackknife).all() and math.isfinite(estimate)):
         raise UsageError("the statistic must be finite on every resample of the groups")
-    alpha = 1 - confidence
-    if np.ptp(draws) == 0:
+    alpha, count = 1 - confidence, jackknife.size
+    if np.ptp(draws) <= _TIE:
         ends = [_unseen(estimate, support, count, a) for a in (alpha / 2, alpha)]
     else:
         ends = [_ends(estimate, draws, jackknife, a) for a in (alpha / 2, alpha)]
     (low, high), (lower, upper) = ends
-    return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, resamples)
+    return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, draws.size)
 
 
 def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64], a: float) -> tuple[float, float]:
     from scipy.special import ndtr, ndtri
 
     # ties count half: with 0/1-like statistics many resamples equal the estimate exactly
-    share = float(((draws < estimate).sum() + 0.5 * (draws == estimate).sum()) / draws.size)
+    below, tied = draws < estimate - _TIE, np.abs(draws - estimate) <= _TIE
+    share = float((below.sum() + 0.5 * tied.sum()) / draws.size)
     bias = float(ndtri(min(max(share, 1 / (2 * draws.size)), 1 - 1 / (2 * draws.size))))
     gap = jackknife.mean() - jackknife
     scale = float((gap**2).sum()) ** 1.5

@@ -103,11 +103,13 @@ def paired_difference(
     confidence: float = 0.95,
     *,
     seed: int = 0,
+    binary: bool | None = None,
 ) -> PairedDifference:
     """Mean of a - b over the same rows: clustered t interval (G - 1 degrees of freedom), and the test that fits.
 
     Independent 0/1 rows: exact McNemar. Otherwise the clustered sign-flip. The interval is never of zero width: where
     no row differs it is what unseen groups could hide, 1 - (alpha/2)^(1/G). Scores are taken to lie in 0 to 1.
+    binary: whether rows can only score 0 or 1; None says so where they all do.
     """
     from scipy.special import stdtrit
 
@@ -118,7 +120,8 @@ def paired_difference(
     units: Sequence[Hashable] = range(x.size) if groups is None else groups
     mean = clustered_mean(x - y, units)
     independent = mean.groups == mean.n
-    binary = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
+    if binary is None:
+        binary = bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all())
     if independent and binary:
         test, p_value = "mcnemar_exact", mcnemar_exact(x, y)
     else:

@@ -1,0 +1,161 @@
+"""Several labels to a row: what targets may look like, what is refused, and scores against scikit-learn."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from bedplate.core.errors import ConfigError, DataError, RequestError
+from bedplate.data.splits import row_hash
+from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.evaluation.slices import slices
+from bedplate.evaluation.task import Example, Task, load_examples, load_task
+from bedplate.skins.output import LabelsOutput
+
+LABELS = ("red", "green", "sky blue")
+OUTPUT = LabelsOutput(labels=LABELS)
+
+sets = st.sets(st.sampled_from(LABELS))
+
+
+def task(metric: str, **output: object) -> Task:
+    return Task.model_validate(
+        {
+            "task": "colours",
+            "inputs": {"x": {"column": "x"}},
+            "output": {"kind": "labels", "labels": LABELS, **output},
+            "data": {"source": "x.csv", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}},
+            "metric": metric,
+        }
+    )
+
+
+@given(st.lists(st.tuples(sets, sets), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_scores_match_scikit_learn(pairs: list[tuple[set[str], set[str]]]) -> None:
+    rows = [
+        Example(str(i), {"x": str(i)}, OUTPUT.canonical(wanted), str(i), row_hash({"x": str(i)}))
+        for i, (wanted, _) in enumerate(pairs)
+    ]
+    answers = [json.dumps(sorted(given)) for _, given in pairs]
+    wanted, given = (np.array([[label in pair[i] for label in LABELS] for pair in pairs]) for i in (0, 1))
+    found = {
+        name: evaluate_predictions(task(name), rows, answers).estimate
+        for name in ("labels_match", "micro_f1", "macro_f1", "example_f1")
+    }
+    occurs = np.flatnonzero((wanted | given).any(axis=0))
+    assert found["labels_match"] == pytest.approx(accuracy_score(wanted, given))
+    assert found["micro_f1"] == pytest.approx(f1_score(wanted, given, average="micro", zero_division=1.0))
+    assert found["example_f1"] == pytest.approx(f1_score(wanted, given, average="samples", zero_division=1.0))
+    if occurs.size:
+        peer = f1_score(wanted, given, average="macro", zero_division=0.0, labels=occurs)
+        assert found["macro_f1"] == pytest.approx(peer)
+
+
+@given(st.permutations(LABELS), st.integers(0, 3))
+def test_one_canonical_form(order: list[str], count: int) -> None:
+    text = json.dumps(order[:count])
+    canonical = OUTPUT.parse(text)
+    assert json.loads(canonical) == [label for label in LABELS if label in order[:count]]
+    assert OUTPUT.parse(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('["red"', "not JSON, or not the whole"),
+        ('"red"', "no JSON list of labels"),
+        ("[1]", "no JSON list of labels"),
+        ('["gren"]', "'gren' is not one of the labels; did you mean 'green'"),
+        ('["red","red"]', "'red' stands 2 times"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        OUTPUT.parse(text)
+    row = Example("1", {"x": "1"}, '["red"]', "1", row_hash({"x": "1"}))
+    result = evaluate_predictions(task("example_f1"), [row], [text])
+    assert (result.unparsed, result.estimate) == (1, 0.0)
+
+
+def write(directory: Path, targets: list[object], **output: object) -> Task:
+    rows = [json.dumps({"text": f"text {i}", "y": y}) for i, y in enumerate(targets)]
+    (directory / "rows.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    value = task("example_f1", **output).model_dump(mode="json")
+    value["inputs"]["x"]["column"], value["data"]["source"] = "text", "rows.jsonl"
+    (directory / "task.yaml").write_text(json.dumps(value), "utf-8")
+    return load_task(directory / "task.yaml")
+
+
+def test_targets_are_lists_json_text_or_separated_text(tmp_path: Path) -> None:
+    forms: list[list[object]] = [
+        [["sky blue", "red"], ["green"], []] * 10,
+        ['["sky blue", "red"]', '["green"]', "[]"] * 10,
+        ["sky blue; red", " green ", ""] * 10,
+    ]
+    for targets, separator in zip(forms, (None, None, ";"), strict=True):
+        loaded = load_examples(write(tmp_path, targets, **({"separator": separator} if separator else {})))
+        counts = Counter(e.target for e in [*loaded.train, *loaded.valid, *loaded.test.open("count")])
+        assert counts == {'["red","sky blue"]': 10, '["green"]': 10, "[]": 10}
+
+
+def test_a_rare_label_is_spread_over_the_splits(tmp_path: Path) -> None:
+    targets: list[object] = [["red", "green"] if i % 10 else ["red", "sky blue"] for i in range(200)]
+    loaded = load_examples(write(tmp_path, targets))
+    parts = (loaded.train, loaded.valid, loaded.test.open("count"))
+    assert [sum("sky blue" in e.target for e in part) for part in parts] == [12, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (["gren"], r"line 31: the target \(y\): 'gren' is not one of the labels; did you mean 'green'"),
+        ("red, green", r"line 31: .*one text; say under output.separator"),
+        (["red", "red"], "line 31: .*stands 2 times"),
+        (None, "line 31: .*no JSON list of labels"),
+        ([1], "line 31: .*no JSON list of labels"),
+    ],
+)
+def test_a_bad_target_is_named(tmp_path: Path, target: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_examples(write(tmp_path, [["red"], ["green"], ["sky blue"]] * 10 + [target]))
+
+
+def test_a_label_that_no_row_has_is_named_and_a_rare_one_noted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no row has the label 'sky blue'"):
+        load_examples(write(tmp_path, [["red"], ["green"]] * 10))
+    loaded = load_examples(write(tmp_path, [["red"], ["green"]] * 10 + [["sky blue"]]))
+    assert sum("has no row with the label 'sky blue'" in note for note in loaded.notes) == 2
+
+
+def test_the_task_file_says_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        task("example_f1", labels=["red"])
+    with pytest.raises(ValueError, match="stands in the label 'sky blue'"):
+        task("example_f1", separator=" ")
+    with pytest.raises(ValueError, match="'accuracy' does not fit an output of kind labels"):
+        task("accuracy")
+    assert task("micro_f1").labels == ()  # nothing that takes one of the labels may mistake it for such a task
+
+
+def test_slices_by_label_take_every_row_that_has_it() -> None:
+    targets = ['["red"]', '["red","green"]', '["green"]', "[]"] * 30
+    rows = [Example(str(i), {"x": str(i)}, y, str(i), row_hash({"x": str(i)})) for i, y in enumerate(targets)]
+    result = evaluate_predictions(task("example_f1"), rows, ['["red"]'] * 120)
+    found = {part.value: part for part in slices(result) if part.by == "label"}
+    assert (found["red"].n, found["green"].n) == (60, 60)
+    assert found["red"].estimate == pytest.approx((1 + 2 / 3) / 2)
+    assert 0.7 < found["red"].interval[0] < found["red"].estimate < found["red"].interval[1] < 0.95
+
+
+def test_wrong_config_is_a_config_error(tmp_path: Path) -> None:
+    write(tmp_path, [["red"]])
+    with pytest.raises(ConfigError, match="no metric 'exampel_f1'; did you mean 'example_f1'"):
+        load_task(tmp_path / "task.yaml", ["metric=exampel_f1"])
