@@ -1,0 +1,90 @@
+"""One rung in its own directory: planned, fitted and kept. What it did before is reused where nothing that matters has
+changed, and what was planned is done as it was planned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs import Result, Rung, Skip
+from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
+from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
+from bedplate.core.executor import Job, LocalExecutor
+from bedplate.core.files import sha256_json
+from bedplate.skins.files import read_skin
+
+_BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
+
+
+def climb(
+    context: Context, rung: Rung, directory: Path, *, limit: float | None = None, needs_skin: bool = True
+) -> RungOutcome:
+    """What became of a rung; its failure is an outcome, bad input is raised.
+
+    limit: seconds that its plan may take; more is a skip. needs_skin: a result whose skin is gone is made again.
+    """
+    config = config_of(context, rung)
+    reused = read_result(directory, config)
+    if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
+        result, seconds = reused
+        _remember_prompt(context, result)
+        context.clock.add(seconds)
+        return RungOutcome(rung.name, "done", result.reason, result, seconds)
+    job = Job(rung.name, lambda: _fit(context, rung, directory, config, limit))
+    outcome = next(LocalExecutor().run([job]))
+    if outcome.error is not None:
+        if isinstance(outcome.error, _BAD_INPUT):
+            raise outcome.error
+        what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
+        return RungOutcome(rung.name, "failed", what, None, outcome.seconds)
+    if isinstance(outcome.value, Skip):
+        return RungOutcome(rung.name, "skipped", outcome.value.reason)
+    assert outcome.value is not None
+    write_result(directory, config, outcome.seconds, outcome.value)
+    return RungOutcome(rung.name, "done", outcome.value.reason, outcome.value, outcome.seconds)
+
+
+def config_of(context: Context, rung: Rung) -> str:
+    """Names everything that the rung's outcome depends on."""
+    chosen = context.prompts.get("zero_shot")
+    built_on = None
+    if chosen is not None and rung.name not in ("majority", "from_scratch", "zero_shot", "own_prompt"):
+        prompt, output = chosen
+        built_on = [prompt.template, prompt.format, prompt.system, output.model_dump(mode="json")]
+    own = context.settings_of(rung.name)
+    settings = {} if own is None else {"settings": own}
+    return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **context.fingerprint()})
+
+
+def _fit(context: Context, rung: Rung, directory: Path, config: str, limit: float | None) -> Result | Skip:
+    kept = read_plan(directory, config)
+    plan = rung.plan(context) if kept is None else kept
+    if isinstance(plan, Skip):
+        return plan
+    if limit is not None and plan.seconds > limit:
+        return Skip(f"it needs about {plan.seconds:.0f} s, {max(limit, 0):.0f} s are left")
+    if kept is None:
+        if directory.exists():  # of another configuration
+            shutil.rmtree(directory)
+        write_plan(directory, config, plan)
+    return rung.fit(context, plan, directory)
+
+
+def _skin_is_whole(context: Context, result: Result) -> bool:
+    if result.skin is None:
+        return True
+    try:
+        read_skin(context.out / result.skin)
+    except BedplateError:
+        return False
+    return True
+
+
+def _remember_prompt(context: Context, result: Result) -> None:
+    """What `finish` of a prompt rung leaves in the context, from the skin on disk."""
+    if result.rung == "zero_shot" and result.skin is not None:
+        skin = read_skin(context.out / result.skin)
+        assert skin.output.kind == "label"
+        plain = skin.output.model_copy(update={"bias": (0.0,) * len(skin.output.labels)})
+        context.prompts["zero_shot"] = (skin.prompt, plain)
