@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from bedplate.adaptation import gate
+from bedplate.adaptation.climb import climb, config_of
 from bedplate.adaptation.context import Clock, Context, source_of
 from bedplate.adaptation.report import Report, build_report, write_report
-from bedplate.adaptation.rungs import RUNGS, Result, Rung, Skip
+from bedplate.adaptation.rungs import RUNGS, Result
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import (
     Latency,
     RungOutcome,
     Tested,
     latency,
-    read_plan,
-    read_result,
-    write_plan,
-    write_result,
 )
 from bedplate.adaptation.spec import load_adapt_task
 from bedplate.core.config import dump_config
-from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
-from bedplate.core.executor import Job, LocalExecutor
+from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
@@ -46,7 +41,6 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
 
 SETTINGS_FILE, NOMINATION_FILE, LOCK_FILE = "task.yaml", "nomination.json", ".lock"
-_BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
 
 
 def adapt(
@@ -126,7 +120,7 @@ class _Ladder:
     def climb(self) -> Report:
         """All rungs, nomination, test, verdict, report."""
         for name in self.spec.chosen_rungs:
-            self.outcomes[name] = self._rung(RUNGS[name])
+            self.outcomes[name] = climb(self.context, RUNGS[name], self.out / "rungs" / name)
             _say(self.outcomes[name])
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination = self._nominate(results)
@@ -152,69 +146,6 @@ class _Ladder:
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
         self._record(report, results)
         return report
-
-    # --- rungs
-
-    def _rung(self, rung: Rung) -> RungOutcome:
-        """One rung, in its own directory; what it did before is reused where nothing that matters has changed."""
-        directory = self.out / "rungs" / rung.name
-        config = self._config(rung)
-        reused = read_result(directory, config)
-        if reused is not None and self._skin_is_whole(reused[0]):
-            result, seconds = reused
-            self._remember_prompt(result)
-            self.context.clock.add(seconds)
-            return RungOutcome(rung.name, "done", result.reason, result, seconds)
-        outcome = next(LocalExecutor().run([Job(rung.name, lambda: self._climb(rung, directory, config))]))
-        if outcome.error is not None:
-            if isinstance(outcome.error, _BAD_INPUT):
-                raise outcome.error
-            what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
-            return RungOutcome(rung.name, "failed", what, None, outcome.seconds)
-        if isinstance(outcome.value, Skip):
-            return RungOutcome(rung.name, "skipped", outcome.value.reason)
-        assert outcome.value is not None
-        write_result(directory, config, outcome.seconds, outcome.value)
-        return RungOutcome(rung.name, "done", outcome.value.reason, outcome.value, outcome.seconds)
-
-    def _climb(self, rung: Rung, directory: Path, config: str) -> Result | Skip:
-        plan = read_plan(directory, config)
-        if plan is None:
-            if directory.exists():  # of another configuration
-                shutil.rmtree(directory)
-            planned = rung.plan(self.context)
-            if isinstance(planned, Skip):
-                return planned
-            plan = planned
-            write_plan(directory, config, plan)
-        return rung.fit(self.context, plan, directory)
-
-    def _config(self, rung: Rung) -> str:
-        chosen = self.context.prompts.get("zero_shot")
-        built_on = None
-        if chosen is not None and rung.name not in ("majority", "from_scratch", "zero_shot", "own_prompt"):
-            prompt, output = chosen
-            built_on = [prompt.template, prompt.format, prompt.system, output.model_dump(mode="json")]
-        own = self.context.settings_of(rung.name)
-        settings = {} if own is None else {"settings": own}
-        return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **self.context.fingerprint()})
-
-    def _skin_is_whole(self, result: Result) -> bool:
-        if result.skin is None:
-            return True
-        try:
-            read_skin(self.out / result.skin)
-        except BedplateError:
-            return False
-        return True
-
-    def _remember_prompt(self, result: Result) -> None:
-        """What `finish` of a prompt rung leaves in the context, from the skin on disk."""
-        if result.rung == "zero_shot" and result.skin is not None:
-            skin = read_skin(self.out / result.skin)
-            assert skin.output.kind == "label"
-            plain = skin.output.model_copy(update={"bias": (0.0,) * len(skin.output.labels)})
-            self.context.prompts["zero_shot"] = (skin.prompt, plain)
 
     # --- the gate
 
@@ -272,7 +203,7 @@ class _Ladder:
     def _tested(self, name: str, result: Result, examples: Sequence[Example]) -> Tested:
         """One skin, as read back from disk, on test, one call at a time as it will be served."""
         path = self.out / "test" / f"{name}.json"
-        key = sha256_json([self._config(RUNGS[name]), result.skin_id, self.data.test.split_hash])
+        key = sha256_json([config_of(self.context, RUNGS[name]), result.skin_id, self.data.test.split_hash])
         if path.is_file():
             values = json.loads(read_text(path))
             if values["key"] == key:
