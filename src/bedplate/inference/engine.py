@@ -132,6 +132,10 @@ class Engine:
         be used. Callable from any thread."""
         self._grammars.compile(grammar)
 
+    def accepts(self, grammar: Grammar, text: str) -> bool:
+        """Whether the whole text is one that the grammar lets a model write. RequestError as `compile`."""
+        return self._grammars.accepts(grammar, text)
+
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order. The first error is raised after all have ended.
 

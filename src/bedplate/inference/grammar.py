@@ -63,6 +63,12 @@ class Grammars:
         """A matcher at the start of a text. Raises as `compile` does."""
         return Matcher(self._template(grammar).deep_copy())
 
+    def accepts(self, grammar: Grammar, text: str) -> bool:
+        """Whether the whole text is one that the grammar lets a model write. Raises as `compile` does."""
+        matcher = self.matcher(grammar)
+        assert self._tokenizer is not None
+        return matcher.takes(self._tokenizer.encode(text, parse_special=False))
+
     def __len__(self) -> int:
         return len(self._known)
 
@@ -119,6 +125,10 @@ class Matcher:
         begin = time.thread_time()
         self._inner.consume_token(token)
         self._left -= time.thread_time() - begin
+
+    def takes(self, tokens: list[int]) -> bool:
+        """Whether the tokens are a text that matches."""
+        return self._inner.consume_tokens(tokens) and self._inner.is_accepting()
 
     @property
     def complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""Default prompts for label tasks: a few ways to say the same task, to be chosen between on valid.
+"""Default prompts: a few ways to say the same task, to be chosen between on valid.
 
 Plain completion in the style of a filled-in form works best on small bases (zero-shot, SmolLM2-135M on review
 sentiment: 0.78 against 0.53 to 0.57 through the chat template), so it is the default.
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from bedplate.core.errors import UsageError
 from bedplate.skins.prompt import GIVEN, Format, Prompt
+from bedplate.text.json_form import schema_fields, type_words
+from bedplate.text.json_schema import Schema
 
 # name → (does it open with the instructions?, the line that asks for the answer: {cue} is made from the task's name,
 # {instructions} is the task's own sentence)
@@ -21,6 +23,8 @@ PHRASINGS: dict[str, tuple[bool, str]] = {
     "bare": (False, "{cue}:"),
     "question": (False, "Question: {instructions}\nAnswer:"),
 }
+CONTINUATION = "continuation"
+"""The phrasing that is nothing but the one input of a text task: the answer is how it goes on."""
 
 
 def default_prompt(
@@ -42,17 +46,65 @@ def default_prompt(
     said = _literal(instructions.strip())
     if format == "chat":
         choice = _literal(", ".join(labels))
-        body = "\n".join(f"{_title(name)}: {_field(name, None)}" for name in inputs)
-        return Prompt(f"{said}\nAnswer with one of: {choice}.\n\n{body}", "chat")
+        return Prompt(f"{said}\nAnswer with one of: {choice}.\n\n{_form(inputs, None)}", "chat")
     opens, asks = PHRASINGS[phrasing]
     asked = asks.replace("{cue}", _literal(_cue(task_name))).replace("{instructions}", said)
 
     def form(owner: str | None) -> str:
-        return "\n".join([*(f"{_title(name)}: {_field(name, owner)}" for name in inputs), asked])
+        return f"{_form(inputs, owner)}\n{asked}"
 
     opening = f"{said}\n\n" if opens and said else ""
     loop = f"{{% for shown in demonstrations %}}\n{form('shown')}{{{{ shown.answer }}}}\n\n{{% endfor %}}\n"
     return Prompt(f"{opening}{loop}{form(None)}", "plain")
+
+
+def generation_prompt(
+    task_name: str,
+    instructions: str,
+    inputs: Sequence[str],
+    schema: Schema | None = None,
+    format: Format = "plain",
+    phrasing: str = "form",
+) -> Prompt:
+    """A prompt for a task whose answer is written by the model: text, or JSON of `schema`.
+
+    As `default_prompt`; where instructions open it, a schema's fields are named under them, and JSON begins on a line
+    of its own. Raises UsageError for an unknown phrasing, or CONTINUATION of several inputs.
+    """
+    if phrasing == CONTINUATION and len(inputs) == 1 and schema is None and format == "plain":
+        shown = f"{_field(inputs[0], 'shown')}{{{{ shown.answer }}}}"
+        return Prompt(f"{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_field(inputs[0], None)}")
+    if phrasing not in PHRASINGS:
+        raise UsageError(
+            f"there is no phrasing {phrasing!r} for this task; there are: {', '.join((*PHRASINGS, CONTINUATION))}"
+            " (of one input that is continued as text)"
+        )
+    said = _literal("\n".join(filter(None, [instructions.strip(), "" if schema is None else _fields_line(schema)])))
+    if format == "chat":
+        return Prompt(f"{said}\n\n{_form(inputs, None)}" if said else _form(inputs, None), "chat")
+    opens, asks = PHRASINGS[phrasing]
+    asked = asks.replace("{cue}", "JSON" if schema is not None else _literal(_cue(task_name)))
+    asked = asked.replace("{instructions}", _literal(instructions.strip()))
+    if schema is not None:
+        asked += '{{ "\\n" }}'  # written so, because a template's last line break is dropped
+    opening = f"{said}\n\n" if opens and said else ""
+    shown = f"{_form(inputs, 'shown')}\n{asked}{{{{ shown.answer }}}}"
+    return Prompt(
+        f"{opening}{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_form(inputs, None)}\n{asked}"
+    )
+
+
+def _fields_line(schema: Schema) -> str:
+    """`Answer as JSON with the fields: unit (string: what is counted), number (number).`"""
+    fields = schema_fields(schema)
+    if not fields:
+        return f"Answer as JSON: {type_words(schema, schema)}."
+    named = [f"{name} ({kind}{f': {said}' if said else ''})" for name, kind, said in fields]
+    return f"Answer as JSON with the field{'s' if len(named) > 1 else ''}: {', '.join(named)}."
+
+
+def _form(inputs: Sequence[str], owner: str | None) -> str:
+    return "\n".join(f"{_title(name)}: {_field(name, owner)}" for name in inputs)
 
 
 def default_continuations(labels: Sequence[str], format: Format = "plain") -> tuple[str, ...]:
