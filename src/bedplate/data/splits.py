@@ -109,6 +109,27 @@ def take(records: Sequence[Record], limit: int, seed: int) -> tuple[Record, ...]
     return tuple(sorted(kept, key=lambda r: (r.row_hash, r.id)))
 
 
+def nested(records: Sequence[Record], sizes: Sequence[int], seed: int) -> list[tuple[Record, ...]]:
+    """For each of `sizes` (ascending) at most so many records, each set within the next: whole groups in an order drawn
+    by `seed`; one that does not fit is passed over until it does."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group].append(record)
+    waiting = sorted(groups, key=lambda g: _shuffle_key(seed, g))
+    kept: list[Record] = []
+    found: list[tuple[Record, ...]] = []
+    for size in sizes:
+        left: list[str] = []
+        for group in waiting:
+            if len(kept) + len(groups[group]) <= size:
+                kept += groups[group]
+            else:
+                left.append(group)
+        waiting = left
+        found.append(tuple(sorted(kept, key=lambda r: (r.row_hash, r.id))))
+    return found
+
+
 def _shuffle_key(seed: int, group: str) -> str:
     return sha256_bytes(f"{seed}\0{group}".encode("utf-8", "surrogatepass"))
 
