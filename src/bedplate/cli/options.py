@@ -1,10 +1,16 @@
-"""Options that several verbs have: how a skin's base is held and computed."""
+"""Options that several verbs have: how a skin's base is held and computed, and a page of the answer."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import sys
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
+
+from bedplate.core.errors import UsageError
+from bedplate.core.files import atomic_write
 
 JudgedWeights = Annotated[
     Literal["auto", "bfloat16", "int8", "int4"] | None,
@@ -20,3 +26,48 @@ AllowOtherWeights = Annotated[
         "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
     ),
 ]
+
+
+def _checked_page(path: Path | None) -> Path | None:
+    """Before anything is computed; what else may be wrong with a path is found when it is written."""
+    if path is not None and (path.suffix.lower() not in {".html", ".htm"} or path.is_dir()):
+        raise UsageError(f"--page is {path}: name a file that ends in .html")
+    return path
+
+
+PageFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--page",
+        metavar="FILE.html",
+        help="Also write one page to work with: sliders, plots, formulas. It fetches nothing.",
+        show_default=False,
+        callback=_checked_page,
+    ),
+]
+
+
+def write_page(path: Path, page: str) -> None:
+    """Says where it is on stderr: stdout is the answer's."""
+    atomic_write(path, page)
+    print(f"page written to {path}", file=sys.stderr)
+
+
+def as_given(context: typer.Context, without: Collection[str] = ()) -> list[str]:
+    """The command line's words, without the options of these parameters' names; a page shows them."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        if parameter.name in without:
+            continue
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            words += _words(parameter, context.params[parameter.name])
+    return words
+
+
+def _words(parameter: Any, value: Any) -> Iterator[str]:
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if parameter.param_type_name == "option":
+            yield parameter.opts[0]
+        if one is not True:
+            yield str(one)

@@ -10,16 +10,15 @@ import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bedplate.core.errors import UsageError
 from bedplate.economics import amortisation, decisions
 from bedplate.economics.account import load_account
 from bedplate.economics.budget import BudgetPlan, plan_budget
 from bedplate.economics.device import Device
 from bedplate.economics.hardware_file import find_device_in
-from bedplate.economics.machine import read_machine
 from bedplate.economics.memory import WeightFormat
-from bedplate.economics.replica import Engine, Replica, here, on_devices
-from bedplate.economics.serving import ServingPlan, Target, plan_serving
+from bedplate.economics.replica import Engine
+from bedplate.economics.serving import ServingPlan, Target
+from bedplate.economics.serving_cases import plan_cases, replicas_of
 from bedplate.economics.traffic import Lengths, Traffic, parse_lengths
 from bedplate.economics.training import TrainingPlan, plan_training
 from bedplate.economics.tuning import TuningPlan, plan_tuning
@@ -47,9 +46,6 @@ __all__ = [
 train = plan_training
 tune = plan_tuning
 budget = plan_budget
-
-ON_DEVICES = Engine(max_rows=128, max_step_tokens=4096)
-"""How an engine is run on devices of the table where nothing else is said."""
 
 
 def device(name: str, hardware: Path | str | None = None) -> Device:
@@ -85,26 +81,18 @@ def serve(
     measured last, or bfloat16. usd_per_hour: of one device. like: a measured base to extrapolate from. machine: another
     file of measurements.
     """
-    if on is None:
-        if devices != 1:
-            raise UsageError("several devices are of a device of the table; name it: plan.device('h100')")
-        found = here(
-            read_machine(machine), model, weights, traffic, engine or Engine(), like=like, usd_per_hour=usd_per_hour
-        )
-        replicas: Mapping[str, Replica] = {"central": found}
-    elif like is not None or machine is not None:
-        raise UsageError("`like` and `machine` are about this machine's measurements; leave the device out")
-    else:
-        form: WeightFormat = weights or "bfloat16"
-        replicas = on_devices(model, on, devices, form, traffic, engine or ON_DEVICES, usd_per_hour=usd_per_hour)
-    plans: dict[str, ServingPlan] = {}
-    for name, one in replicas.items():
-        try:
-            plans[name] = plan_serving(one, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
-        except UsageError:
-            if name == "central":
-                raise
-    return plans
+    replicas = replicas_of(
+        model,
+        traffic,
+        on,
+        devices,
+        weights=weights,
+        engine=engine,
+        usd_per_hour=usd_per_hour,
+        like=like,
+        machine=machine,
+    )
+    return plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
 
 
 def decide(

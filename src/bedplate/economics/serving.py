@@ -8,7 +8,7 @@ idle, so that a call's price is the fleet's over the calls: utilisation divides,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -191,10 +191,12 @@ def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[floa
     return (len(middle) - 1) / seconds, sum(call.output_tokens for _, call in middle[1:]) / seconds
 
 
-def load_curve(replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0) -> tuple[Latency, ...]:
-    """One replica's latency at shares (LOADS) of the rate that saturates it."""
+def load_curve(
+    replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0, loads: Iterable[float] = LOADS
+) -> tuple[Latency, ...]:
+    """One replica's latency at shares (`loads`) of the rate that saturates it."""
     full = plan.saturated_calls_per_second
-    return tuple(_latency(replica.service, traffic, share * full, seed) for share in LOADS)
+    return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
 
 
 def _capacity(service: Service, traffic: Traffic, saturated: float, target: Target, seed: int) -> float:

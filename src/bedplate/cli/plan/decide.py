@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import PageFile, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.core.progress import console
@@ -25,6 +26,7 @@ _PRICES = re.compile(r"^prices\s*:", re.MULTILINE)
 
 
 def decide(
+    context: typer.Context,
     arguments: Annotated[
         list[str],
         typer.Argument(
@@ -39,6 +41,7 @@ def decide(
     everything: Annotated[
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")
     ] = False,
+    page: PageFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one object, or {cases: [...]} of several files.")
     ] = False,
@@ -58,7 +61,15 @@ def decide(
     from bedplate.economics.decisions.words import as_values
 
     files, overrides, prices = _sorted_out(arguments, prices)
-    decisions = [decided(*load_case(path, prices, overrides)) for path in files]
+    if page is not None and len(files) > 1:
+        raise UsageError(f"--page is for one decision file; there are {len(files)}: {', '.join(map(str, files))}")
+    cases = [load_case(path, prices, overrides) for path in files]
+    decisions = [decided(*one) for one in cases]
+    if page is not None:
+        from bedplate.economics.pages.decision import decision_data, decision_page
+
+        command = as_given(context, without=("everything", "page", "as_json"))
+        write_page(page, decision_page(decision_data(*cases[0], command=command)))
     if as_json:
         values = [as_values(one) for one in decisions]
         print(json.dumps(values[0] if len(values) == 1 else {"cases": values}, allow_nan=False))

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bedplate.cli.options import PageFile, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.economics.replica import Engine, Replica
     from bedplate.economics.serving import ServingPlan
-    from bedplate.economics.traffic import Traffic
 
+_MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
+"""What a page's own sliders say, or is none of its matter."""
 _Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
     calls_per_day: Annotated[float, typer.Option(help="Calls of an average day.")] = 50_000,
     prompt_tokens: Annotated[
@@ -52,7 +54,8 @@ def serve(
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
     usd_per_hour: Annotated[
-        float | None, typer.Option(help="Of one replica. Default: the device's dated example.", show_default=False)
+        float | None,
+        typer.Option(help="Of one machine or device. Default: the device's dated example.", show_default=False),
     ] = None,
     like: Annotated[
         str | None, typer.Option(help="This machine: the measured base to extrapolate from.", show_default=False)
@@ -61,6 +64,7 @@ def serve(
         Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,
     hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    page: PageFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What serving takes: latency, throughput, replicas and dollars a call, from a simulation of the engine's scheduler
@@ -69,39 +73,55 @@ def serve(
     On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
     says, over the range of what engines reach of it.
     """
-    from bedplate.economics.replica import Engine
-    from bedplate.economics.serving import Target, plan_serving
+    from bedplate.economics.serving import Target
+    from bedplate.economics.serving_cases import engine_on, plan_cases, replicas_of
     from bedplate.economics.traffic import Traffic, parse_lengths
 
+    row = None
+    if device is not None:
+        from bedplate.economics.hardware_file import find_device_in
+
+        row = find_device_in(hardware, device)
+    elif hardware is not None:
+        raise UsageError("--hardware is for a device of the table; name it with --device")
     lengths = parse_lengths(prompt_tokens, "--prompt-tokens"), parse_lengths(output_tokens, "--output-tokens")
     traffic = Traffic(*lengths, skin_tokens, skins)
-    here = device is None
-    rows, step = (16, 512) if here else (128, 4096)
-    engine = Engine(
-        rows if max_rows is None else max_rows,
-        step if max_step_tokens is None else max_step_tokens,
-        adapter_rank,
-        drafted,
-        accepted,
+    engine = engine_on(
+        row,
+        max_rows=max_rows,
+        max_step_tokens=max_step_tokens,
+        adapter_rank=adapter_rank,
+        drafted=drafted,
+        accepted=accepted,
+    )
+    replicas = replicas_of(
+        model,
+        traffic,
+        row,
+        devices,
+        weights=weights,
+        engine=engine,
+        usd_per_hour=usd_per_hour,
+        like=like,
+        machine=machine,
     )
     target = Target(_seconds(p95_ms), _seconds(first_token_ms))
-    if here:
-        given = {"--devices": devices != 1, "--hardware": hardware is not None}
-        wrong = next((name for name, is_given in given.items() if is_given), None)
-        if wrong is not None:
-            raise UsageError(f"{wrong} is for a device of the table; name it with --device")
-        replicas = {"central": _here(model, weights, traffic, engine, like, usd_per_hour, machine)}
-    else:
-        if like is not None or machine is not None:
-            raise UsageError("--like and --machine are for this machine; leave --device out")
-        replicas = _on_devices(model, device or "", devices, weights, traffic, engine, usd_per_hour, hardware)
-    plans: dict[str, ServingPlan] = {}
-    for case, one in replicas.items():
-        try:
-            plans[case] = plan_serving(one, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
-        except UsageError:
-            if case == "central":
-                raise
+    plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
+    if page is not None:
+        from bedplate.economics.pages.serving import serving_data, serving_page
+
+        data = serving_data(
+            model,
+            replicas,
+            traffic,
+            calls_per_day,
+            peak_factor=peak_factor,
+            target=target,
+            spare=spare,
+            devices=devices,
+            command=as_given(context, without=_MOVED),
+        )
+        write_page(page, serving_page(data))
     if as_json:
         said = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
         found = {"model": model, "traffic": said} | plans["central"].as_json()
@@ -109,38 +129,6 @@ def serve(
         print(json.dumps(found | ({"range": ranges} if ranges else {}), ensure_ascii=False))
         return
     _show(model, plans)
-
-
-def _here(
-    model: str,
-    weights: str | None,
-    traffic: Traffic,
-    engine: Engine,
-    like: str | None,
-    usd_per_hour: float | None,
-    file: Path | None,
-) -> Replica:
-    from bedplate.economics.machine import read_machine
-    from bedplate.economics.replica import here
-
-    return here(read_machine(file), model, weights, traffic, engine, like=like, usd_per_hour=usd_per_hour)
-
-
-def _on_devices(
-    model: str,
-    device: str,
-    devices: int,
-    weights: _Formats | None,
-    traffic: Traffic,
-    engine: Engine,
-    usd_per_hour: float | None,
-    file: Path | None,
-) -> dict[str, Replica]:
-    from bedplate.economics.hardware_file import find_device_in
-    from bedplate.economics.replica import on_devices
-
-    row = find_device_in(file, device)
-    return on_devices(model, row, devices, weights or "bfloat16", traffic, engine, usd_per_hour=usd_per_hour)
 
 
 def _seconds(milliseconds: float | None) -> float | None:
@@ -166,7 +154,7 @@ def _show(model: str, plans: dict[str, ServingPlan]) -> None:
         table.add_row(name.replace("_", " "), value, " to ".join(dict.fromkeys(low_high)), how)
     out.print(table, highlight=False)
     latencies = Table(
-        "one replica", "calls/s", "first token p50 / p95", "whole answer p50 / p95 / p99", "busy", box=None
+        "one replica", "calls/s", "first token p50 / p95", "whole answer p50 / p95 / p99", "a step runs", box=None
     )
     for name, one in (
         ("a call alone", plan.alone),

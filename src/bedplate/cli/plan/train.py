@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from bedplate.cli.options import PageFile, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
@@ -19,10 +20,14 @@ if TYPE_CHECKING:
     from bedplate.economics.scaling_laws import Optimum
     from bedplate.economics.training import Range, TrainingPlan
 
+_PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
+_MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
+"""What a page's own sliders say, or is none of its matter."""
 _SUFFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 
 def train(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="A preset's name, or the path of a config.json or a base.", show_default=False)
     ] = None,
@@ -61,6 +66,7 @@ def train(
         str | None, typer.Option(help="With --budget-usd: tokens of the model's use, in all.", show_default=False)
     ] = None,
     hardware: Annotated[Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False)] = None,
+    page: PageFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What training a model takes: layout, memory, hours, energy and dollars, each figure with its formula's source.
@@ -91,6 +97,8 @@ def train(
         use = None if inference_tokens is None else parse_count("--inference-tokens", inference_tokens)
         budget = plan_budget(parse_count("--budget-usd", budget_usd), row, devices, inference_tokens=use, **common)
         if model is None:
+            if page is not None:
+                raise UsageError("--page shows the training of a model; add --model NAME")
             _print(budget.as_json()) if as_json else _show_budget(budget)
             return
     elif inference_tokens is not None:
@@ -106,20 +114,21 @@ def train(
         count = parse_count("--tokens", tokens)
     else:
         raise UsageError("say how much is trained: --tokens N (such as 15.6T or 300B), or --budget-usd USD")
-    plan = plan_training(
-        model,
-        count,
-        row,
-        devices,
-        sequence_tokens=sequence_length,
-        global_batch_tokens=(
+    common |= {
+        "sequence_tokens": sequence_length,
+        "global_batch_tokens": (
             None if global_batch_tokens is None else parse_count("--global-batch-tokens", global_batch_tokens)
         ),
-        optimizer=optimizer,
-        usd_per_kwh=usd_per_kwh,
-        pue=pue,
-        **common,
-    )
+        "optimizer": optimizer,
+        "usd_per_kwh": usd_per_kwh,
+        "pue": pue,
+    }
+    plan = plan_training(model, count, row, devices, **common)
+    if page is not None:
+        from bedplate.economics.pages.training import training_data, training_page
+
+        command = as_given(context, without=_MOVED)
+        write_page(page, training_page(training_data(model, count, row, devices, command=command, **common)))
     if as_json:
         found = plan.as_json()
         _print(found if budget is None else {**found, "budget": budget.as_json()})

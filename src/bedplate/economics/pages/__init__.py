@@ -1,0 +1,8 @@
+"""Pages of sliders, figures and plots for `plan train`, `plan serve` and `plan decide`: plain dicts, and their scripts.
+
+Each page has the inputs of the arithmetic, not a picture of its results: what moves in the browser is computed there by
+the same formulas. What is no formula (which layout fits, how an engine's queue behaves) goes in as a table of all that
+the sliders can reach.
+
+training.py, training.js    serving.py, serving.js    decision.py, bills.js, answers.js, words.js, decision.js
+"""

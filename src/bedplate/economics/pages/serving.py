@@ -1,0 +1,97 @@
+"""The page of a serving plan: one replica's latency at every load that the bisection for its capacity can look at.
+
+`serving.plan_serving` halves the range of rates BISECTIONS times, so that whatever the latency target is, it looks at
+multiples of saturated / 2^BISECTIONS only. All of these are simulated here once; the page then finds the capacity of
+any target as the plan would. Latencies between two of the loads are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from bedplate.core.progress import Progress
+from bedplate.economics.replica import Replica
+from bedplate.economics.serving import BISECTIONS, FORMULAS, Target, load_curve, plan_serving
+from bedplate.economics.traffic import Traffic
+from bedplate.report.interactive import interactive_page
+
+GRID = 2**BISECTIONS
+_FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
+_MORE_FORMULAS = {
+    "usd_per_day": ("replicas × usd_per_hour × 24", "arithmetic"),
+    "floor_usd_per_call": ("usd_per_hour / 3600 / saturated calls a second", "if every replica were always full"),
+    "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {GRID} simulated loads"),
+    "at_mean": ("calls_per_day / 86400 / replicas", f"interpolated between {GRID} simulated loads"),
+}
+
+
+def serving_page(data: Mapping[str, Any]) -> str:
+    """The page of `serving_data`, as HTML."""
+    return interactive_page(f"Serving {data['model']}", [files("bedplate.economics.pages") / "serving.js"], data)
+
+
+def serving_data(
+    model: str,
+    replicas: Mapping[str, Replica],
+    traffic: Traffic,
+    calls_per_day: float,
+    *,
+    peak_factor: float = 3.0,
+    target: Target | None = None,
+    spare: int = 0,
+    devices: int = 1,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the page computes with. Arguments and errors as of `plan_cases`.
+
+    devices: that the price of a replica is of. command: what the terminal is asked for the same, without what the
+    sliders say.
+    """
+    wanted, central = target or Target(), replicas["central"]
+    plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=wanted, spare=spare)  # or its errors
+    with Progress("loads", total=len(replicas) * GRID) as bar:
+        cases = {name: _case(one, traffic, bar) for name, one in replicas.items()}
+    found = {**FORMULAS, **_MORE_FORMULAS}
+    return {
+        "model": model,
+        "traffic": {
+            "prompt": str(traffic.prompt),
+            "output": str(traffic.output),
+            "skin_tokens": traffic.skin_tokens,
+            "skins": traffic.skins,
+            "tokens_per_call": traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean,
+        },
+        "calls_per_day": calls_per_day,
+        "peak_factor": peak_factor,
+        "spare": spare,
+        "target": {"total_seconds": wanted.total_seconds, "first_token_seconds": wanted.first_token_seconds},
+        "usd_per_hour": central.usd_per_hour,
+        "price_source": central.price_source,
+        "devices": devices,
+        "basis": central.basis,
+        "memory": dict(central.memory),
+        "grid": GRID,
+        "cases": cases,
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in found.items()},
+        "command": list(command),
+    }
+
+
+def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
+    """One replica: alone, saturated, and by figure a list of its values at 1, 2, … GRID parts of the saturated rate."""
+    plan = plan_serving(replica, traffic, 1.0)
+    columns: dict[str, list[float]] = {name: [] for name in _FIGURES}
+    for part in range(1, GRID + 1):
+        (latency,) = load_curve(replica, traffic, plan, loads=(part / GRID,))
+        for name, column in columns.items():
+            column.append(getattr(latency, name))
+        bar.advance(1)
+    return {
+        "alone": asdict(plan.alone),
+        "saturated_calls_per_second": plan.saturated_calls_per_second,
+        "saturated_tokens_per_second": plan.saturated_tokens_per_second,
+        "loads": columns,
+    }

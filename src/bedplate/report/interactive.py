@@ -1,0 +1,53 @@
+"""A page to work with: sliders, figures beside their formulas, plots. One file; nothing is fetched, nothing leaves it.
+
+The browser is told so too (a Content-Security-Policy that allows this script and this style and no request at all).
+Data goes in as JSON, and the script makes elements of text only, so that no name in the data is ever read as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+_SCRIPTS = ("numbers.js", "page.js", "controls.js", "plots.js", "rows.js")
+# What would end the element that holds the data, or begin a comment in it; and two ends of line of JavaScript's own.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def interactive_page(title: str, scripts: Sequence[Traversable], data: Mapping[str, Any]) -> str:
+    """The page of some data. scripts: JavaScript files of the page's own arithmetic, in order; the last one starts it.
+
+    ValueError for data with NaN or infinite numbers: a page shows "never" as a word, so it is a null in the data.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    own = files("bedplate.report") / "assets"
+    parts = [own / name for name in _SCRIPTS]
+    script = "\n" + "\n".join(part.read_text(encoding="utf-8") for part in (*parts, *scripts))
+    style = "\n" + (own / "page.css").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string((own / "page.html").read_text(encoding="utf-8")).render(
+        title=title,
+        script=Markup(script),
+        style=Markup(style),
+        script_hash=_hash(script),
+        style_hash=_hash(style),
+        data=Markup(_embedded(data)),
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def _embedded(data: Mapping[str, Any]) -> str:
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    return text
