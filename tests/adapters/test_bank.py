@@ -7,8 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bedplate.adapters.bank import MASK_TOKENS, Bank, Rows
+from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.site import MASK_TOKENS, Rows
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
@@ -67,7 +68,7 @@ def test_all_linear_is_every_linear_of_the_blocks(decoder):
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.integers(-1, 2), min_size=4, max_size=4), long=st.booleans(), flat=st.booleans())
 def test_a_mixed_batch_equals_separate_runs(make_decoder, monkeypatch, rows, long, flat):
-    monkeypatch.setattr("bedplate.adapters.bank.MASK_RANKS", 4)  # so that long batches are sorted into segments
+    monkeypatch.setattr("bedplate.adapters.site.MASK_RANKS", 4)  # so that long batches are sorted into segments
     decoder = make_decoder()
     bank = Bank(decoder, slots=3)
     for seed, config in enumerate(
@@ -96,8 +97,9 @@ def test_stacked_and_segmented_paths_agree(decoder):
     bank.select(index)
     rows = Rows(index, (0, 1))
     x = torch.randn(4, 3, 32)
-    torch.testing.assert_close(site.stacked(x, rows), site.segmented(x, rows), atol=1e-5, rtol=1e-5)
-    assert torch.equal(site.stacked(x, rows)[1], torch.zeros(3, 48))
+    y = site.module(x)
+    torch.testing.assert_close(site.stacked(x, y, rows), site.segmented(x, y, rows), atol=1e-5, rtol=1e-5)
+    assert torch.equal(site.stacked(x, y, rows)[1], torch.zeros(3, 48))
 
 
 def test_gradients_arrive_in_float32_parameters_of_a_bfloat16_model(make_decoder):

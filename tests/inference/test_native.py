@@ -212,17 +212,23 @@ def random_adapter(model: Decoder, bank: Bank, seed: int, **config: Any) -> int:
     slot = bank.add(settings, seed=seed, trainable=True)
     tensors = bank.state(slot)
     bank.remove(slot)
-    return bank.add(settings, {n: torch.randn(t.shape, generator=generator) * 0.1 for n, t in tensors.items()})
+    drawn = {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
+    # lengths near those of the weights, everything else near 0
+    return bank.add(
+        settings,
+        {n: tensors[n] * (1 + 0.2 * t) if n.endswith("magnitude_vector") else t * 0.1 for n, t in drawn.items()},
+    )
 
 
 @pytest.fixture(scope="module")
 def adapted() -> tuple[Decoder, Bank, list[int]]:
     model = make(SPECS["grouped"])
-    bank = Bank(model, slots=3)
+    bank = Bank(model, slots=4)
     slots = [
         random_adapter(model, bank, 1, r=16),
         random_adapter(model, bank, 2, r=5, alpha=3.0, rslora=True, targets=("q", "down", "gate")),
         random_adapter(model, bank, 3, r=8, targets=("layers.1.attention.v", "layers.0.attention.o")),
+        random_adapter(model, bank, 4, r=6, dora=True, targets=("k", "v", "o", "up", "down")),
     ]
     return model, bank, slots
 
@@ -234,6 +240,9 @@ def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
         if f"{path}.lora_A" in named:
             a, b = named[f"{path}.lora_A"].float(), named[f"{path}.lora_B"].float()
             linear.weight.data += config.scaling(path) * b @ a
+        if f"{path}.lora_magnitude_vector" in named:
+            norms = torch.linalg.norm(linear.weight.data, dim=1)
+            linear.weight.data *= (named[f"{path}.lora_magnitude_vector"] / norms)[:, None]
     return other
 
 
@@ -241,25 +250,40 @@ def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
 def test_adapters_by_row(adapted: tuple[Decoder, Bank, list[int]], weights: WeightFormat) -> None:
     model, bank, slots = adapted
     native = NativeDecoder(model, weights, threads=2)
-    tokens = [some_tokens(n, model.spec, n) for n in (70, 9, 3, 20)]
+    tokens = [some_tokens(n, model.spec, n) for n in (70, 9, 3, 12, 20)]
     chosen = [native.adapter_of(bank, slot) for slot in slots] + [None]
-    by_token = [chosen[i] for i in range(4) for _ in tokens[i]]
-    cache = Cache(model.spec)
-    out = logits(cache.run(native, [(i, 0, tokens[i]) for i in range(4)], adapters=by_token))
+    by_token = [one for one, part in zip(chosen, tokens, strict=True) for _ in part]
+    cache = Cache(model.spec, rows=len(tokens))
+    out = logits(cache.run(native, [(i, 0, part) for i, part in enumerate(tokens)], adapters=by_token))
     begin = 0
-    plain = logits(Cache(model.spec).run(native, [(0, 0, tokens[3])]))
+    plain = logits(Cache(model.spec).run(native, [(0, 0, tokens[-1])]))
     for i, part in enumerate(tokens):
         mine = out[begin : begin + len(part)]
         begin += len(part)
         alone = Cache(model.spec).run(native, [(2, 0, part)], adapters=[chosen[i]] * len(part))
         assert torch.equal(mine, logits(alone))
-        if i < 3 and weights == "bfloat16":
+        if i < len(slots) and weights == "bfloat16":
             assert relative(mine, wanted_logits(merged(model, bank, slots[i]), part)) < 0.012
     assert torch.equal(out[-20:], plain)  # a row without an adapter is the base, bit for bit
     # One row at a time, token by token: the path of a decode.
     cache = Cache(model.spec)
     steps = [cache.run(native, [(0, i, [t])], adapters=[chosen[0]]) for i, t in enumerate(tokens[0])]
     assert torch.equal(torch.cat([logits(step) for step in steps]), out[:70])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_magnitudes_leave_biases_alone(threads: int) -> None:
+    model = make(SPECS["bias"])
+    bank = Bank(model)
+    slot = random_adapter(model, bank, 5, r=4, dora=True)
+    native = NativeDecoder(model, "bfloat16", threads=threads)
+    adapter = native.adapter_of(bank, slot)
+    for count in (40, 1):
+        tokens = some_tokens(count, model.spec, count)
+        found = logits(Cache(model.spec).run(native, [(0, 0, tokens)], adapters=[adapter] * count))
+        wanted = wanted_logits(merged(model, bank, slot), tokens)
+        assert relative(found, wanted) < 0.012
+        assert relative(found, wanted_logits(in_float32(model, "bfloat16"), tokens)) > 0.05
 
 
 def test_an_adapter_shares_the_banks_memory(adapted: tuple[Decoder, Bank, list[int]]) -> None:

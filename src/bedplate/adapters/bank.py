@@ -1,14 +1,10 @@
 """The bank: one adapter in training, many in serving, attached to a model's linears and picked by a row index.
 
 A linear knows only its `low_rank` hook; the bank sets that hook on the modules that the current selection needs, so
-rows without an adapter run exactly the base's code. A batch that mixes adapters takes one of two paths, which agree:
-stack-and-mask (all adapters of the batch in two GEMMs, each row keeping its own columns; S-LoRA's setting,
-https://arxiv.org/abs/2311.03285, done with static shapes) for few tokens, and segments sorted by adapter for many.
+rows without an adapter run exactly the base's code.
 
 A bank belongs to one thread, the one that runs its model's forwards: `select` changes what the next forward does.
 """
-
-# Shape suffixes: N rows of the index, I in_features, O out_features, R summed ranks (r: one rank).
 
 from __future__ import annotations
 
@@ -16,144 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.adapters.dora import MAGNITUDE, Magnitude
 from bedplate.adapters.lora import LoraConfig, block_linears, check_tensors, initial_tensors, match_targets
+from bedplate.adapters.site import BASE_ROW, LowRank, Rows, Site
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import Linear
 
-BASE_ROW = -1
-MASK_TOKENS = 64
-MASK_RANKS = 128
-"""A mixed batch is stacked and masked up to this many tokens, or up to this many summed ranks (2 cores, bf16, 576→1536:
-eight adapters of rank 16 on 512 tokens took 0.70 ms stacked and 0.53 ms in segments, two took 0.21 and 1.9 ms: sorting
-the outputs back costs more than wasted columns); beyond both it is sorted into segments."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """One adapter at one linear: the update is `scaling · B A dropout(x)`. A: [r, I], B: [O, r]."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-    scaling: float
-    dropout: float
-
-    def __call__(self, x: Tensor, training: bool) -> Tensor:
-        """x [..., I] → update [..., O], computed in x's dtype; gradients arrive in the parameters' own."""
-        if training and self.dropout > 0.0:
-            x = F.dropout(x, self.dropout, training=True)
-        h = F.linear(x, self.a.to(x.dtype))
-        return F.linear(h * self.scaling, self.b.to(x.dtype))
-
-
-class Rows:
-    """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
-
-    def __init__(self, index_N: Tensor, slots: tuple[int, ...]) -> None:
-        self.index_N = index_N
-        self.slots = slots
-        order = torch.argsort(index_N, stable=True)
-        self.order_N = order
-        self.inverse_N = torch.argsort(order)
-        self.counts = [int((index_N == s).sum()) for s in (BASE_ROW, *slots)]
-        self._masks: dict[tuple[object, ...], Tensor] = {}
-
-    def mask(self, columns: tuple[tuple[int, int, float], ...], dtype: torch.dtype) -> Tensor:
-        """[N, R]: at (row, column) the scaling of the column's adapter if it is the row's, else 0.
-
-        `columns` lists (slot, rank, scaling) in stacking order.
-        """
-        key = (columns, dtype)
-        if key not in self._masks:
-            device = self.index_N.device
-            ranks = torch.tensor([r for _, r, _ in columns], device=device)
-            slot_R = torch.tensor([s for s, _, _ in columns], device=device).repeat_interleave(ranks)
-            scale_R = torch.tensor([x for _, _, x in columns], device=device).repeat_interleave(ranks)
-            self._masks[key] = ((self.index_N[:, None] == slot_R) * scale_R).to(dtype)
-        return self._masks[key]
-
-
-class Site:
-    """One linear of the model and the adapters that the bank's slots hold for it."""
-
-    def __init__(self, path: str, module: Linear) -> None:
-        self.path = path
-        self.module = module
-        self.adapters: dict[int, LowRank] = {}
-        self._hook: Callable[[Tensor], Tensor] | None = None
-        self._stack: tuple[object, Tensor, Tensor] | None = None
-
-    def set_hook(self, hook: Callable[[Tensor], Tensor] | None) -> None:
-        if self.module.low_rank is not self._hook:
-            raise UsageError(
-                f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
-            )
-        self.module.low_rank = self._hook = hook
-
-    def select_one(self, slot: int) -> None:
-        adapter = self.adapters.get(slot)
-        if adapter is None:
-            self.set_hook(None)
-            return
-        module = self.module
-        self.set_hook(lambda x: adapter(x, module.training))
-
-    def select_rows(self, rows: Rows) -> None:
-        if any(slot in self.adapters for slot in rows.slots):
-            self.set_hook(lambda x: self._mixed(x, rows))
-        else:
-            self.set_hook(None)
-
-    def _mixed(self, x: Tensor, rows: Rows) -> Tensor:
-        n = rows.index_N.numel()
-        # [1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0.
-        flat = x.dim() == 3 and x.shape[0] == 1 and n == x.shape[1]
-        x_N = x[0] if flat else x
-        if x_N.shape[0] != n:
-            raise UsageError(f"{n} adapter rows were selected, but {self.path} got an input of shape {list(x.shape)}")
-        tokens = x_N.numel() // x_N.shape[-1]
-        dropping = self.module.training and any(a.dropout > 0 for s, a in self.adapters.items() if s in rows.slots)
-        ranks = sum(self.adapters[slot].a.shape[0] for slot in rows.slots if slot in self.adapters)
-        by_segment = dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
-        y_N = self.segmented(x_N, rows) if by_segment else self.stacked(x_N, rows)
-        return y_N[None] if flat else y_N
-
-    def stacked(self, x: Tensor, rows: Rows) -> Tensor:
-        """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns."""
-        active = [(slot, self.adapters[slot]) for slot in rows.slots if slot in self.adapters]
-        a_RI, b_OR = self._stacked_weights(active, x.dtype)
-        columns = tuple((slot, a.a.shape[0], a.scaling) for slot, a in active)
-        mask = rows.mask(columns, x.dtype)
-        mask = mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
-        return F.linear(F.linear(x, a_RI) * mask, b_OR)
-
-    def segmented(self, x: Tensor, rows: Rows) -> Tensor:
-        """Rows sorted by adapter, two GEMMs per adapter, sorted back."""
-        parts = x.index_select(0, rows.order_N).split(rows.counts)
-        updates: list[Tensor] = []
-        for slot, part in zip((BASE_ROW, *rows.slots), parts, strict=True):
-            adapter = self.adapters.get(slot)
-            if adapter is None:
-                updates.append(part.new_zeros(*part.shape[:-1], self.module.out_features))
-            else:
-                updates.append(adapter(part, self.module.training))
-        return torch.cat(updates).index_select(0, rows.inverse_N)
-
-    def _stacked_weights(self, active: list[tuple[int, LowRank]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A [R, I] and B [O, R] of the active adapters. Kept for the next step when none of them is being trained."""
-        frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in active)
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in active))
-        if frozen and self._stack is not None and self._stack[0] == key:
-            return self._stack[1], self._stack[2]
-        a_RI = torch.cat([a.a.to(dtype) for _, a in active])
-        b_OR = torch.cat([a.b.to(dtype) for _, a in active], dim=1)
-        self._stack = (key, a_RI, b_OR) if frozen else None
-        return a_RI, b_OR
-
-    def drop_stack(self) -> None:
-        self._stack = None
+__all__ = ["BASE_ROW", "Bank"]
 
 
 @dataclass
@@ -203,7 +70,8 @@ class Bank:
     ) -> int:
         """Put an adapter into a free slot and return the slot. Nothing changes until it is selected.
 
-        `tensors`: `{path}.lora_A` [r, in] and `{path}.lora_B` [out, r] (copied); None starts a fresh one from `seed`.
+        `tensors`: `{path}.lora_A` [r, in] and `{path}.lora_B` [out, r] (copied), with DoRA also
+        `{path}.lora_magnitude_vector` [out]; None starts a fresh one from `seed`.
         `trainable` (default: when `tensors` is None) keeps float32 parameters with gradients; otherwise the adapter
         is stored in its linear's dtype, frozen. Raises SkinError when config or tensors do not fit this model,
         UsageError when the bank is full.
@@ -223,7 +91,11 @@ class Bank:
             for path, module in modules.items():
                 a = self._parameter(values[f"{path}.lora_A"], module, train)
                 b = self._parameter(values[f"{path}.lora_B"], module, train, by_columns=not train)
-                self._sites[path].adapters[free] = LowRank(a, b, config.scaling(path), config.dropout)
+                magnitude: Magnitude | None = None
+                if config.dora:
+                    lengths = values[f"{path}.{MAGNITUDE}"].to(module.weight.device, torch.float32, copy=True)
+                    magnitude = Magnitude(nn.Parameter(lengths, requires_grad=train), module)
+                self._sites[path].adapters[free] = LowRank(a, b, config.scaling(path), config.dropout, magnitude)
         self._slots[free] = Slot(config, paths)
         return free
 
@@ -288,7 +160,16 @@ class Bank:
         for path in self._slot(slot).paths:
             adapter = self._sites[path].adapters[slot]
             named += [(f"{path}.lora_A", adapter.a), (f"{path}.lora_B", adapter.b)]
+            if adapter.magnitude is not None:
+                named.append((f"{path}.{MAGNITUDE}", adapter.magnitude.vector))
         return named
+
+    @torch.no_grad()
+    def scales(self, slot: int) -> dict[str, Tensor]:
+        """Of an adapter with magnitudes: module path → what the linear's output is multiplied by, float32 [out]."""
+        adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot).paths}
+        with torch.inference_mode(False):
+            return {path: a.scale().float() for path, a in adapters.items() if a.magnitude is not None}
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """A copy of the slot's tensors on the CPU, float32: what `add` and `write_peft` take."""
@@ -296,7 +177,7 @@ class Bank:
 
     @torch.no_grad()
     def merge(self, slot: int) -> None:
-        """Add the slot's update to the linears' weights (computed in float32, stored in the weight's dtype).
+        """Bring the slot's update into the linears' weights (computed in float32, stored in the weight's dtype).
 
         The selection is cleared; only the merged model runs until `unmerge`. The original weights of the adapted
         linears are kept, so `unmerge` restores them bit by bit.
@@ -314,7 +195,8 @@ class Bank:
         for path in held.paths:
             weight, adapter = self._sites[path].module.weight, self._sites[path].adapters[slot]
             delta = (adapter.b.float() @ adapter.a.float()) * adapter.scaling
-            weight.copy_(weight.float() + delta)
+            changed = weight.float() + delta
+            weight.copy_(changed if adapter.magnitude is None else changed * adapter.scale()[:, None])
         held.originals = originals
 
     @torch.no_grad()

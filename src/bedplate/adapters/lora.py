@@ -1,6 +1,7 @@
 """Low-rank adaptation as data: which linears, at which rank and scale, and how A and B start.
 
-LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732.
+LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732; with lengths
+of their own (DoRA): see `adapters.dora`.
 Conventions (initialisation, scaling, where dropout sits) are peft's, so that adapters move both ways unchanged.
 """
 
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 
+from bedplate.adapters.dora import MAGNITUDE, row_norms
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.layers.linear import Linear
@@ -27,7 +29,8 @@ class LoraConfig(Strict):
 
     `targets` is "all-linear" (every linear inside the model's blocks, so not `lm_head`) or names: a module path of
     ours (`layers.3.attention.q`), the end of one (`q`, `attention.q`), or the end of the Hugging Face name (`q_proj`)
-    where the bank knows the family's names. `ranks` and `alphas` override `r` and `alpha` by module path.
+    where the bank knows the family's names. `ranks` and `alphas` override `r` and `alpha` by module path. `dora`: every
+    adapted linear has magnitudes as well.
     """
 
     r: Annotated[int, Field(ge=1, le=4096)] = 16
@@ -37,6 +40,13 @@ class LoraConfig(Strict):
     targets: Literal["all-linear"] | tuple[str, ...] = ALL_LINEAR
     ranks: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field(default_factory=dict)
     alphas: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    dora: bool = False
+
+    @model_serializer(mode="wrap")
+    def _plain_as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain LoRA is written as it was before there was DoRA: what is named by its hash keeps its name."""
+        values: dict[str, Any] = handler(self)
+        return values if self.dora else {name: value for name, value in values.items() if name != "dora"}
 
     def rank(self, path: str) -> int:
         """Rank of the adapter of one module path."""
@@ -88,7 +98,8 @@ def match_targets(
 
 
 def initial_tensors(config: LoraConfig, modules: Mapping[str, Linear], seed: int) -> dict[str, Tensor]:
-    """A fresh adapter, float32 on the CPU: A [r, in] Kaiming-uniform with a=√5, so U(±1/√in); B [out, r] zeros.
+    """A fresh adapter, float32 on the CPU: A [r, in] Kaiming-uniform with a=√5, so U(±1/√in); B [out, r] zeros; the
+    magnitudes [out] those of the weights.
 
     With B = 0 the adapted model equals the base.
     """
@@ -98,16 +109,23 @@ def initial_tensors(config: LoraConfig, modules: Mapping[str, Linear], seed: int
         r, bound = config.rank(path), 1.0 / math.sqrt(module.in_features)
         tensors[f"{path}.lora_A"] = torch.empty(r, module.in_features).uniform_(-bound, bound, generator=generator)
         tensors[f"{path}.lora_B"] = torch.zeros(module.out_features, r)
+        if config.dora:
+            weight = module.weight.detach().cpu()
+            norms = row_norms(weight, tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], config.scaling(path))
+            tensors[f"{path}.{MAGNITUDE}"] = norms.float()
     return tensors
 
 
 def check_tensors(config: LoraConfig, modules: Mapping[str, Linear], tensors: Mapping[str, Tensor]) -> None:
-    """Raise SkinError unless `tensors` holds exactly a finite A and B of the right shape for every module."""
-    expected: dict[str, tuple[int, int]] = {}
+    """Raise SkinError unless `tensors` holds exactly a finite A and B (and, with DoRA, magnitudes) of the right shape
+    for every module."""
+    expected: dict[str, tuple[int, ...]] = {}
     for path, module in modules.items():
         r = config.rank(path)
         expected[f"{path}.lora_A"] = (r, module.in_features)
         expected[f"{path}.lora_B"] = (module.out_features, r)
+        if config.dora:
+            expected[f"{path}.{MAGNITUDE}"] = (module.out_features,)
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's layout, both ways: `adapter_config.json` and `adapter_model.safetensors`.
+"""LoRA and DoRA adapters in PEFT's layout, both ways: `adapter_config.json` and `adapter_model.safetensors`.
 
 The files are what `peft`, vLLM and lm-eval load. Names go through the family's weight table, so that no family is
 known here. Reading is strict: whatever would silently serve something else than was trained is a SkinError.
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from torch import Tensor
 
+from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, check_tensors, match_targets
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError
@@ -23,11 +24,12 @@ from bedplate.models.layers.linear import Linear
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_KEY = re.compile(
+    rf"base_model\.model\.(?P<module>.+)\.(?:(?P<side>lora_[AB])\.weight|(?P<magnitude>{MAGNITUDE})(?:\.weight)?)"
+)
 
 # Fields that change what the adapter computes, with the values under which they change nothing.
 _INERT: dict[str, tuple[Any, ...]] = {
-    "use_dora": (None, False),
     "bias": (None, "none"),
     "lora_bias": (None, False),
     "fan_in_fan_out": (None, False),
@@ -67,6 +69,8 @@ def peft_files(
     named = {
         f"base_model.model.{hf[path]}.lora_{x}.weight": tensors[f"{path}.lora_{x}"] for path in paths for x in "AB"
     }
+    if config.dora:
+        named |= {f"base_model.model.{hf[path]}.{MAGNITUDE}": tensors[f"{path}.{MAGNITUDE}"] for path in paths}
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -78,7 +82,7 @@ def peft_files(
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
-        "use_dora": False,
+        "use_dora": config.dora,
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
@@ -120,7 +124,8 @@ def read_peft(
     *,
     contents: Mapping[str, bytes] | None = None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Read an adapter: its configuration and its tensors by our names (`{path}.lora_A` [r, in], `.lora_B` [out, r]).
+    """Read an adapter: its configuration and its tensors by our names (`{path}.lora_A` [r, in], `.lora_B` [out, r], and
+    with DoRA `.lora_magnitude_vector` [out]).
 
     With `modules` (the model's `block_linears`) names and shapes are checked against the model at once; otherwise
     `Bank.add` does. `contents` holds the files' bytes when they are at hand. Raises SkinError for other adapter kinds,
@@ -135,7 +140,8 @@ def read_peft(
         )
     fields = read_json_object(config_path, given.get(CONFIG_FILE))
     _refuse_other_kinds(fields, config_path)
-    tensors, hf = _named_tensors(read_tensors(tensors_path, given.get(TENSORS_FILE)), weights, tensors_path)
+    stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")))
     _check_targets(fields.get("target_modules"), hf, config_path)
     config = _config(fields, hf, config_path)
     _check_ranks(config, hf, tensors, tensors_path)
@@ -164,31 +170,32 @@ def _refuse_other_kinds(fields: Mapping[str, Any], path: Path) -> None:
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
     for name, inert in _INERT.items():
         if fields.get(name) not in inert:
-            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only plain LoRA on linears is")
+            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only LoRA and DoRA on linears are")
 
 
 def _named_tensors(
-    stored: Mapping[str, Tensor], weights: WeightMap, path: Path
+    stored: Mapping[str, Tensor], weights: WeightMap, path: Path, dora: bool
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
     hf: dict[str, str] = {}
     for key, tensor in stored.items():
         found = _KEY.fullmatch(key)
-        if found is None:
+        if found is None or (found["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
         ours = weights.from_external(found["module"] + ".weight")
         if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
-        name = f"{module}.lora_{found['side']}"
+        name = f"{module}.{found['side'] or MAGNITUDE}"
         if name in tensors:
             raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
         tensors[name], hf[module] = tensor, found["module"]
     for module, theirs in hf.items():
-        for side in "AB":
-            if f"{module}.lora_{side}" not in tensors:
-                raise SkinError(f"{path}: {theirs} has no lora_{side}; the adapter is incomplete")
+        for part in ("lora_A", "lora_B", *([MAGNITUDE] if dora else [])):
+            if f"{module}.{part}" not in tensors:
+                what = "; the adapter is incomplete" if part != MAGNITUDE else ", although the adapter says use_dora"
+                raise SkinError(f"{path}: {theirs} has no {part}{what}")
     if not tensors:
         raise SkinError(f"{path} holds no adapter tensors")
     return tensors, hf
@@ -223,6 +230,7 @@ def _config(fields: Mapping[str, Any], hf: Mapping[str, str], path: Path) -> Lor
             alpha=fields.get("lora_alpha", 8),
             dropout=fields.get("lora_dropout") or 0.0,
             rslora=fields.get("use_rslora") or False,
+            dora=fields.get("use_dora") or False,
             targets=tuple(sorted(hf, key=_natural)),
             ranks=ranks,
             alphas=alphas,
@@ -260,6 +268,9 @@ def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str
                 f"{path}: {name} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, "
                 f"but the configuration says rank {r} ([{r}, in] and [out, {r}])"
             )
+        if config.dora and tensors[f"{module}.{MAGNITUDE}"].shape != b.shape[:1]:
+            found = list(tensors[f"{module}.{MAGNITUDE}"].shape)
+            raise SkinError(f"{path}: {name} has a {MAGNITUDE} {found}, its lora_B says [{b.shape[0]}]")
 
 
 def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -> list[str]:

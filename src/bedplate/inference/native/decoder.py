@@ -50,13 +50,15 @@ class Forwarded:
 
 @dataclass(frozen=True, eq=False)
 class NativeAdapter:
-    """A LoRA adapter as the kernel reads it: pointers into tensors that somebody else keeps and this holds on to.
+    """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
 
     pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), bfloat16 on the CPU, A contiguous
-    and B with contiguous columns (its transpose [r, out] contiguous).
+    and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
+    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor, float]]
+    scales: Mapping[str, tuple[Tensor, Tensor | None]]
     table: ctypes.Array[LowRank]
 
     @property
@@ -271,7 +273,11 @@ class NativeDecoder:
         if depth is not None and not 0 <= depth <= self.spec.layers:
             raise UsageError(f"depth {depth} is outside 0 … {self.spec.layers}")
 
-    def adapter(self, pairs: Mapping[str, tuple[Tensor, Tensor, float]]) -> NativeAdapter:
+    def adapter(
+        self,
+        pairs: Mapping[str, tuple[Tensor, Tensor, float]],
+        scales: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
+    ) -> NativeAdapter:
         """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared."""
         table = (LowRank * (self.spec.layers * _PLACES))()
         for layer in range(self.spec.layers):
@@ -286,19 +292,34 @@ class NativeDecoder:
                     raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
                 if a.shape[0] > _MAX_RANK:
                     raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
-                table[layer * _PLACES + place] = LowRank(a.data_ptr(), b.data_ptr(), a.shape[0], scaling)
-        return NativeAdapter(dict(pairs), table)
+                scale, shift = (scales or {}).get(f"layers.{layer}.{name}", (None, None))
+                table[layer * _PLACES + place] = LowRank(
+                    a.data_ptr(),
+                    b.data_ptr(),
+                    a.shape[0],
+                    scaling,
+                    None if scale is None else scale.data_ptr(),
+                    None if shift is None else shift.data_ptr(),
+                )
+        return NativeAdapter(dict(pairs), dict(scales or {}), table)
 
     def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
-        """A bank's frozen adapter, sharing its tensors. Raises UsageError for one that is being trained."""
+        """A bank's frozen adapter, sharing its A and B. Raises UsageError for one that is being trained."""
         named, config = dict(bank.parameters(slot)), bank.config(slot)
         paths = [name.removesuffix(".lora_A") for name in named if name.endswith(".lora_A")]
         return self.adapter(
             {
                 path: (named[f"{path}.lora_A"].detach(), named[f"{path}.lora_B"].detach(), config.scaling(path))
                 for path in paths
-            }
+            },
+            {path: (scale, self._shift(path, scale)) for path, scale in bank.scales(slot).items()},
         )
+
+    def _shift(self, path: str, scale: Tensor) -> Tensor | None:
+        """The kernel scales what it has added the bias to."""
+        linear = self._model.get_submodule(path)
+        assert isinstance(linear, Linear)
+        return None if linear.bias is None else ((1.0 - scale) * linear.bias.detach().float()).contiguous()
 
     def close(self) -> None:
         """Frees the packed weights; the decoder cannot be used after it."""

@@ -248,10 +248,16 @@ private:
                     float* tile, int64_t tile_ld) {
         if (!adapted_) return;
         for (int m = 0; m < M; ++m) {
-            if (!adapted(token + m) || !c_.adapters[token + m][layer * PLACES + place].rank) continue;
+            if (!adapted(token + m)) continue;
+            const LowRank& low = c_.adapters[token + m][layer * PLACES + place];
+            if (!low.rank) continue;
             const float* from = update_ + (token + m) * ld + column + feature;
+            float* y = tile + m * tile_ld;
+            for (int i = 0; i < count; i += LANES) store(y + i, add(load(y + i), load(from + i)));
+            if (!low.scale) continue;
             for (int i = 0; i < count; i += LANES)
-                store(tile + m * tile_ld + i, add(load(tile + m * tile_ld + i), load(from + i)));
+                store(y + i, fma(load(y + i), load(low.scale + feature + i),
+                                 low.shift ? load(low.shift + feature + i) : zero()));
         }
     }
 

@@ -36,7 +36,14 @@ class Shape(ctypes.Structure):
 class LowRank(ctypes.Structure):
     """One adapter's pair at one linear (mirrors `LowRank` in model.h)."""
 
-    _fields_ = [("a", c_void_p), ("b", c_void_p), ("rank", c_int32), ("scaling", c_float)]
+    _fields_ = [
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("rank", c_int32),
+        ("scaling", c_float),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+    ]
 
 
 class Call(ctypes.Structure):

@@ -18,11 +18,13 @@ struct Shape {
     float eps;
     int32_t quantised;
 };
-// One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], bfloat16. rank 0: none there.
+// One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], bfloat16. rank 0: none there. With DoRA
+// the outputs are then multiplied by scale [out], and shift [out] gives back what that takes from the bias; or null.
 struct LowRank {
     const uint16_t *a, *b;
     int32_t rank;
     float scaling;
+    const float *scale, *shift;
 };
 struct Call {
     int32_t tokens_count, wanted_count, depth, padding;

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ + b (+ low_rank(x))`.
+    """`y = x Wᵀ + b (+ low_rank(x, x Wᵀ + b))`.
 
-    `low_rank` is None, or a function from the layer's input [..., in_features] to an update of its output
-    [..., out_features] (LoRA: https://arxiv.org/abs/2106.09685). It is no part of the module's state.
+    `low_rank` is None, or a function from the layer's input [..., in_features] and its own output [..., out_features]
+    to an update of that output (LoRA: https://arxiv.org/abs/2106.09685). It is no part of the module's state.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    low_rank: Callable[[Tensor], Tensor] | None
+    low_rank: Callable[[Tensor, Tensor], Tensor] | None
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.linear(x, self.weight, self.bias)
-        return y if self.low_rank is None else y + self.low_rank(x)
+        return y if self.low_rank is None else y + self.low_rank(x, y)
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
