@@ -7,15 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.spec import BudgetSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
+from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.harness import Comparison, Evaluation, compare
 
 MOST_NOMINEES = 3
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+
+
+class Judged(Protocol):
+    """What confirmation asks of an evaluation."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def design_effect(self) -> float: ...
+    def bound(self, confidence: float, side: Side = "lower") -> float: ...
+
+
+class Guarded(Protocol):
+    """What the verdict asks of a guard (`guards.GuardResult`)."""
+
+    @property
+    def guard(self) -> str: ...
+    @property
+    def holds(self) -> bool | None: ...
+    @property
+    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,8 @@ class Candidate:
     usd_per_1k_calls: float
     p95_ms: float
     prompt_tokens: int
+    broken: str | None = None
+    """The guard that it was shown to break before test was opened, and why."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,9 @@ class Nomination:
 
 
 def infeasible(candidate: Candidate, budget: BudgetSpec) -> str | None:
-    """Why a candidate does not fit the budget, or None where it does."""
+    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
+    if candidate.broken is not None:
+        return candidate.broken
     limits = (
         ("p95 latency", candidate.p95_ms, budget.p95_ms, "{:.0f} ms"),
         ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
@@ -135,7 +161,7 @@ class Confirmation:
 
 
 def confirm(
-    tested: Sequence[tuple[str, Evaluation]], valid: Mapping[str, Evaluation], *, target: float, alpha: float
+    tested: Sequence[tuple[str, Judged]], valid: Mapping[str, Judged], *, target: float, alpha: float
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
@@ -179,10 +205,22 @@ class Decision:
 
 
 def decide(
-    nomination: Nomination, confirmations: Sequence[Confirmation], *, metric: str, target: float, n: int, groups: int
+    nomination: Nomination,
+    confirmations: Sequence[Confirmation],
+    *,
+    metric: str,
+    target: float,
+    n: int,
+    groups: int,
+    guards: Mapping[str, Sequence[Guarded]] | None = None,
 ) -> Decision:
-    """PASS: the cheapest nominee whose lower bound clears the target. FAIL: every upper bound lies below it, or nothing
-    was feasible. Otherwise INSUFFICIENT_DATA, with the rows that would be needed."""
+    """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
+    lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
+    rows that would be needed.
+
+    guards: of the nominees that change their base. One that is undecided is no reason to PASS, and none to FAIL.
+    """
+    guards = {} if guards is None else guards
     if not nomination.nominees:
         why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
         return Decision("FAIL", None, f"Nothing is feasible: {why}.")
@@ -192,20 +230,36 @@ def decide(
     ordered = [by_rung[rung] for rung in nomination.nominees]
     best = max(ordered, key=lambda c: c.estimate)
     rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
+    held = {c.rung: _held(guards.get(c.rung, ())) for c in ordered}
     for c in ordered:
-        if c.passed and c.lower is not None:
+        if c.passed and c.lower is not None and held[c.rung] is True:
             text = (
                 f"{c.rung} is the cheapest nominee whose lower bound clears the target: {metric} {c.estimate:.3f} on "
                 f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
             )
+            if guards.get(c.rung):
+                text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
             return Decision("PASS", c.rung, text)
+    stopped = " ".join(
+        f"{c.rung} clears the target ({c.estimate:.3f}, at least {c.lower:.3f}) and is held back by its "
+        f"{guard.guard} guard: {guard.reason}."
+        for c in ordered
+        for guard in guards.get(c.rung, ())
+        if c.passed and guard.holds is not True
+    )
     if any(c.lower is None for c in ordered):
         text = (
             f"{rows} are too few groups for a bound that allows for likeness within groups, whatever the estimate "
             f"(best: {best.rung}, {best.estimate:.3f}); label rows from more groups."
         )
         return Decision("INSUFFICIENT_DATA", None, text)
-    if all(c.upper is not None and c.upper < target for c in ordered):
+    below = [c for c in ordered if c.upper is not None and c.upper < target]
+    if stopped and all(c in below or held[c.rung] is False for c in ordered):
+        rest = " Every other nominee's upper bound lies below the target." if below else ""
+        return Decision("FAIL", None, f"{stopped}{rest}")
+    if stopped:
+        return Decision("INSUFFICIENT_DATA", None, stopped)
+    if len(below) == len(ordered):
         text = (
             f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
             f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
@@ -222,6 +276,13 @@ def decide(
         f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
     )
     return Decision("INSUFFICIENT_DATA", None, text)
+
+
+def _held(guards: Sequence[Guarded]) -> bool | None:
+    """Whether all hold: False where one is broken, None where one is undecided and none broken."""
+    if any(guard.holds is False for guard in guards):
+        return False
+    return None if any(guard.holds is None for guard in guards) else True
 
 
 def compare_with(

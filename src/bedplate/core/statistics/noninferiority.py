@@ -1,0 +1,110 @@
+"""How much worse something may have become: one-sided bounds of a paired drop, with whole groups as the units.
+
+Non-inferiority by the bound of the difference (Blackwelder 1982, Controlled Clinical Trials 3:345). Several guards that
+must all hold need no correction: each is tested at the full level (intersection-union, Berger 1982, Technometrics
+24:295).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.clusters import MINIMUM_GROUPS, group_codes
+from bedplate.core.statistics.proportions import check_confidence
+
+
+@dataclass(frozen=True)
+class Drop:
+    """`value` = before - after (or after - before for a loss: what has become worse); its one-sided bounds, None with
+    too few groups; se: of the value."""
+
+    value: float
+    lower: float | None
+    upper: float | None
+    se: float
+    confidence: float
+    n: int
+    groups: int
+
+    def within(self, margin: float) -> bool | None:
+        """True: shown to be under the margin. False: shown to be above it. None: undecided."""
+        if self.upper is None or self.lower is None:
+            return None
+        return True if self.upper < margin else False if self.lower > margin else None
+
+    def needed(self, margin: float, power: float = 0.8) -> int | None:
+        """Rows for this power to show that the drop is under the margin, if it is what it reads; None: no n would do,
+        or the spread cannot be seen from so few rows."""
+        from scipy.special import ndtri
+
+        if self.value >= margin or not self.se > 0:
+            return None
+        wanted = (float(ndtri(self.confidence)) + float(ndtri(power))) * self.se / (margin - self.value)
+        return math.ceil(self.n * max(wanted**2, 1 / self.n))
+
+
+def mean_drop(before: ArrayLike, after: ArrayLike, groups: Sequence[Hashable], confidence: float = 0.95) -> Drop:
+    """Mean of before - after over the same rows [n], scores from 0 to 1.
+
+    t with G - 1 degrees of freedom on the cluster-robust error. The bounds are never nearer than 1 - alpha^(1/G), what
+    G groups without a change could hide. No bounds under `MINIMUM_GROUPS` groups.
+    """
+    x, y, codes, count = _pair(before, after, groups, confidence)
+    if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
+        raise UsageError("scores must lie between 0 and 1")
+    return _drop(x - y, np.ones_like(x), codes, count, confidence, 1 - (1 - confidence) ** (1 / count))
+
+
+def rate_rise(
+    before: ArrayLike, after: ArrayLike, weights: ArrayLike, groups: Sequence[Hashable], confidence: float = 0.95
+) -> Drop:
+    """Rise of a rate: (sum of after - sum of before) / sum of weights, from totals and weights of rows [n].
+
+    The ratio estimator (Cochran 1977, Sampling Techniques, ch. 6), linearised, with whole groups as units: what a
+    weighted least squares mean with cluster-robust errors gives. Losses per token: totals are sums over the tokens.
+    """
+    x, y, codes, count = _pair(before, after, groups, confidence)
+    w = np.asarray(weights, dtype=float)
+    if w.shape != x.shape or not (w >= 0).all() or w.sum() == 0:
+        raise UsageError("weights must be one for each row, not negative, and not all zero")
+    return _drop(y - x, w, codes, count, confidence, 0.0)
+
+
+def _pair(
+    before: ArrayLike, after: ArrayLike, groups: Sequence[Hashable], confidence: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+    check_confidence(confidence)
+    x, y = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or x.size == 0 or len(groups) != x.size:
+        raise UsageError(f"needs the same rows twice and a group for each: {x.shape}, {y.shape}, {len(groups)} groups")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise UsageError("values must be finite")
+    return x, y, *group_codes(groups)
+
+
+def _drop(
+    change: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    count: int,
+    confidence: float,
+    unseen: float,
+) -> Drop:
+    from scipy.special import stdtrit
+
+    total = float(weights.sum())
+    value = float(change.sum()) / total
+    if count < 2:
+        return Drop(value, None, None, math.nan, confidence, change.size, count)
+    residuals = np.bincount(codes, weights=change - value * weights, minlength=count)
+    se = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / total
+    if count < MINIMUM_GROUPS:
+        return Drop(value, None, None, se, confidence, change.size, count)
+    half = max(unseen, float(stdtrit(count - 1, confidence)) * se)
+    return Drop(value, value - half, value + half, se, confidence, change.size, count)
