@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.context import Context
 from bedplate.core.errors import DataError
@@ -17,18 +17,24 @@ from bedplate.evaluation.harness import Evaluation, Predicts
 @dataclass(frozen=True)
 class Plan:
     """settings: plain values that decide the outcome (with the context). seconds: expected. left_out: what a larger
-    budget would add, as sentences."""
+    budget would add, as sentences. usd: what endpoints are expected to charge, beside the machine's time."""
 
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seconds: float = 0.0
     left_out: tuple[str, ...] = ()
+    usd: float = 0.0
+
+
+SkipKind = Literal["impossible", "budget", "rule"]
 
 
 @dataclass(frozen=True)
 class Skip:
-    """Not climbed, because of `reason`."""
+    """Not climbed, because of `reason`. kind: "impossible" stays so; what a budget or a rule of thumb skips is climbed
+    where the ladder is exhaustive."""
 
     reason: str
+    kind: SkipKind = "impossible"
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Export:
 @dataclass(frozen=True)
 class Result:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
-    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report."""
+    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the base
+    that the rung made, a directory relative to the run's. `usd`: what endpoints charged."""
 
     rung: str
     evaluation: Evaluation
@@ -69,6 +76,8 @@ class Result:
     left_out: tuple[str, ...] = ()
     export: Export | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    child: str | None = None
+    usd: float = 0.0
 
 
 class Rung(Protocol):
@@ -104,7 +113,7 @@ def read_plan(directory: Path, config: str) -> Plan | None:
     values = _read(directory / PLAN_FILE)
     if values is None or values.pop("config", None) != config:
         return None
-    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]))
+    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]), values["usd"])
 
 
 def write_result(directory: Path, config: str, seconds: float, result: Result) -> None:
