@@ -25,7 +25,11 @@ def test_a_task_is_read(toy_task: Path):
 @pytest.mark.parametrize(
     ("adapt", "said"),
     [
-        ({"guards": {"mmlu": 0.1}}, "`guards` is not supported yet"),
+        ({"guards": {"mmlu": 0.1}}, "adapt.guards.mmlu"),
+        ({"guards": {"retention": {"max_drop": 0}}}, "adapt.guards.retention.max_drop"),
+        ({"guards": {"retention": {"sets": ["piqqa"]}}}, "there is no core set 'piqqa'"),
+        ({"guards": {"refusal": {}}}, "adapt.guards.refusal.max_drop"),
+        ({"budget": {"train_usd": -1}}, "adapt.budget.train_usd"),
         ({"traffic": {"calls_per_day": 5}}, "`traffic` is not supported yet"),
         ({"prompt": "p.jinja"}, "adapt.prompt: .*reads none of the inputs"),
         ({"prompt": {"file": "none.jinja"}}, "adapt.prompt: .*none.jinja"),

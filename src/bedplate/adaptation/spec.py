@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from bedplate.adaptation.guard_spec import GuardsSpec
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import read_text
@@ -30,7 +31,7 @@ _LATER_RUNGS = (
     "hosted",
     "cascade",
 )
-_LATER_FIELDS = ("guards", "traffic", "own_prompt")
+_LATER_FIELDS = ("traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -43,11 +44,13 @@ class Target(Strict):
 
 
 class BudgetSpec(Strict):
-    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take."""
+    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take, `train_usd` the money:
+    this machine's hours and what endpoints charge."""
 
     p95_ms: Positive | None = None
     usd_per_1k_calls: Positive | None = None
     train_minutes: Positive | None = None
+    train_usd: Positive | None = None
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -114,6 +117,7 @@ class AdaptSpec(Strict):
     machine: Machine
     prompt: OwnPrompt | None = None
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
+    guards: GuardsSpec = GuardsSpec()
 
     @model_validator(mode="before")
     @classmethod

@@ -60,8 +60,8 @@ class Export:
 @dataclass(frozen=True)
 class Result:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
-    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the base
-    that the rung made, a directory relative to the run's. `usd`: what endpoints charged."""
+    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
+    base that the rung made, a directory relative to the run's. `usd`: what endpoints charged."""
 
     rung: str
     evaluation: Evaluation
@@ -113,7 +113,7 @@ def read_plan(directory: Path, config: str) -> Plan | None:
     values = _read(directory / PLAN_FILE)
     if values is None or values.pop("config", None) != config:
         return None
-    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]), values["usd"])
+    return Plan(values["settings"], values["seconds"], tuple(values["left_out"]), values.get("usd", 0.0))
 
 
 def write_result(directory: Path, config: str, seconds: float, result: Result) -> None:
