@@ -325,6 +325,7 @@ def _compare_statistic(
         confidence,
         seed=seed,
         support=(-1.0, 1.0),
+        unseen=False,
         minimum_groups=2,
     )
     return difference, boot.interval, p_value

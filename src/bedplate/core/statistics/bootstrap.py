@@ -1,7 +1,10 @@
 """BCa bootstrap over whole groups, for statistics that are not a proportion (macro-F1, mean scores).
 
 Efron (1987), JASA 82:171: bias-corrected and accelerated; the acceleration comes from the jackknife over groups.
-A percentile interval is too short here (seen: covers 0.91 at 60 groups).
+A percentile interval is too short here (seen: covers 0.91 at 60 groups), and so is BCa where few groups fail (seen:
+its lower bound at 0.975 misses a mean of 0.91 in 9% of samples of 50). Hence two corrections: its normal quantiles
+become those of t with G - 1 degrees of freedom times sqrt(G / (G - 1)) (Hesterberg 2015, The American Statistician
+69:371), and no bound is nearer than what groups of a kind that was not seen could make it (1 - alpha^(1/G) of them).
 """
 
 from __future__ import annotations
@@ -46,12 +49,14 @@ def bca_cluster_bootstrap(
     seed: int = 0,
     resamples: int = 2000,
     support: tuple[float, float] = (0.0, 1.0),
+    unseen: bool = True,
     minimum_groups: int = MINIMUM_GROUPS,
 ) -> Bootstrap:
     """Bounds of `statistic(rows)`, a function of row numbers (int64, with repeats), resampling whole groups.
 
-    `support` is the range the statistic can take. Where every resample gives the same value (all rows right) the
-    width is not zero: the bound is what a share 1 - alpha^(1/G) of unseen groups at the far end would make it.
+    `support` is the range the statistic can take. No bound is nearer to the estimate than what a share 1 - alpha^(1/G)
+    of unseen groups at the far end of it would make it; with `unseen` False (a difference is hardly ever at its far
+    end) that holds only where every resample gives the same value, so that no width is zero.
     Raises InsufficientGroups under `minimum_groups` groups (every row its own group counts as that many groups).
     """
     members, codes, count = _members(groups, confidence, minimum_groups)
@@ -62,7 +67,7 @@ def bca_cluster_bootstrap(
         [statistic(np.concatenate([members[g] for g in rng.integers(0, count, count)])) for _ in range(resamples)]
     )
     jackknife = np.array([statistic(everything[codes != g]) for g in range(count)])
-    return _bootstrap(estimate, draws, jackknife, confidence, support)
+    return _bootstrap(estimate, draws, jackknife, confidence, support, unseen)
 
 
 def bca_of_sums(
@@ -72,14 +77,18 @@ def bca_of_sums(
     confidence: float = 0.95,
     *,
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int | None = None,
     support: tuple[float, float] = (0.0, 1.0),
+    unseen: bool = True,
     minimum_groups: int = MINIMUM_GROUPS,
 ) -> Bootstrap:
     """`bca_cluster_bootstrap` for a statistic of sums over rows, with the same draws and hundreds of times as fast.
 
     rows: what each row adds [n, d] (for a mean: its value and 1). `statistic` takes sums [..., d] and gives [...].
+    resamples: None takes 2,000, or as many more as leave 20 beyond the further bound.
     """
+    if resamples is None:
+        resamples = max(2000, math.ceil(20 / max((1 - confidence) / 2, 1e-5)))
     _, codes, count = _members(groups, confidence, minimum_groups)
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
@@ -92,7 +101,7 @@ def bca_of_sums(
         places = drawn + count * np.arange(len(drawn))[:, None]
         times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
         draws[start : start + len(drawn)] = statistic(times @ sums)
-    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support)
+    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen)
 
 
 def mean_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -116,20 +125,25 @@ def _bootstrap(
     jackknife: NDArray[np.float64],
     confidence: float,
     support: tuple[float, float],
+    unseen: bool,
 ) -> Bootstrap:
     if not (np.isfinite(draws).all() and np.isfinite(jackknife).all() and math.isfinite(estimate)):
         raise UsageError("the statistic must be finite on every resample of the groups")
     alpha, count = 1 - confidence, jackknife.size
-    if np.ptp(draws) <= _TIE:
-        ends = [_unseen(estimate, support, count, a) for a in (alpha / 2, alpha)]
-    else:
-        ends = [_ends(estimate, draws, jackknife, a) for a in (alpha / 2, alpha)]
+    constant = bool(np.ptp(draws) <= _TIE)
+    ends: list[tuple[float, float]] = []
+    for a in (alpha / 2, alpha):
+        low, high = (estimate, estimate) if constant else _ends(estimate, draws, jackknife, a)
+        if unseen or constant:
+            least, most = unseen_ends(estimate, support, count, a)
+            low, high = min(low, least), max(high, most)
+        ends.append((low, high))
     (low, high), (lower, upper) = ends
     return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, draws.size)
 
 
 def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64], a: float) -> tuple[float, float]:
-    from scipy.special import ndtr, ndtri
+    from scipy.special import ndtr, ndtri, stdtrit
 
     # ties count half: with 0/1-like statistics many resamples equal the estimate exactly
     below, tied = draws < estimate - _TIE, np.abs(draws - estimate) <= _TIE
@@ -139,14 +153,17 @@ def _ends(estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.flo
     scale = float((gap**2).sum()) ** 1.5
     acceleration = float((gap**3).sum()) / (6 * scale) if scale > 0 else 0.0
     quantiles: list[float] = []
-    for z in (float(ndtri(a)), float(ndtri(1 - a))):
+    groups = jackknife.size
+    far = math.sqrt(groups / (groups - 1)) * float(stdtrit(groups - 1, 1 - a))
+    for z in (-far, far):
         shifted = bias + z
         quantiles.append(float(ndtr(bias + shifted / max(1e-9, 1 - acceleration * shifted))))
     low, high = np.quantile(draws, quantiles)
     return min(float(low), estimate), max(float(high), estimate)
 
 
-def _unseen(estimate: float, support: tuple[float, float], groups: int, a: float) -> tuple[float, float]:
+def unseen_ends(estimate: float, support: tuple[float, float], groups: int, a: float) -> tuple[float, float]:
+    """Ends for an estimate that every resample repeats: what a share 1 - a^(1/G) of unseen groups could make of it."""
     share = 1 - a ** (1 / groups)
     low, high = support
     return estimate - (estimate - low) * share, estimate + (high - estimate) * share
