@@ -153,9 +153,9 @@ class Fake:
 
 
 @contextlib.contextmanager
-def fake_server() -> Iterator[Fake]:
+def fake_server(fake: Fake | None = None) -> Iterator[Fake]:
     """The server, running in a thread."""
-    fake = Fake()
+    fake = Fake() if fake is None else fake
     config = uvicorn.Config(fake, log_config=None, access_log=False, lifespan="off")  # pyright: ignore[reportArgumentType]
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

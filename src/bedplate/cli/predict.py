@@ -16,7 +16,7 @@ from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.inference.bulk import Counts
-    from bedplate.inference.predict import Predictor
+    from bedplate.inference.composed import Answers
 
 
 def predict(
@@ -47,7 +47,8 @@ def predict(
 
     A row that cannot be predicted gets an "error" in place of its output, and the exit code is 1."""
     _check(skin, rows, out, as_json)
-    from bedplate.inference.predict import LoadedSkin, load
+    from bedplate.inference.local import LocalModel
+    from bedplate.inference.predict import load
 
     start = time.perf_counter()
     loaded = load(
@@ -59,7 +60,7 @@ def predict(
         kernel=kernel,
         allow_other_weights=allow_other_weights,
     )
-    assert isinstance(loaded, LoadedSkin)
+    assert not isinstance(loaded, LocalModel)
     try:
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -82,7 +83,7 @@ def _check(skin: Path, rows: str, out: str, as_json: bool) -> None:
         raise UsageError(f"{out} exists already; choose another name or remove it")
 
 
-def _run(predictor: Predictor, rows: str, out: str, batch: int) -> Counts:
+def _run(predictor: Answers, rows: str, out: str, batch: int) -> Counts:
     from bedplate.inference import bulk
 
     if rows != "-" and out != "-":

@@ -50,6 +50,7 @@ class Account:
         self._lock = threading.Lock()
         self._reserved = 0.0
         self._answers: dict[str, RemoteAnswer] = {}
+        self._costs: dict[str, float] = {}
         self.spent = 0.0
         """US dollars, of earlier runs as well."""
         self.lost = 0
@@ -67,6 +68,7 @@ class Account:
                 values = dict(row["answer"])
                 values["alternatives"] = tuple((str(token), float(value)) for token, value in values["alternatives"])
                 self._answers[str(row["key"])] = RemoteAnswer(**values)
+                self._costs[str(row["key"])] = float(row["usd"])
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
@@ -75,6 +77,10 @@ class Account:
     def known(self, key: str) -> RemoteAnswer | None:
         """The answer that was paid for already."""
         return self._answers.get(key)
+
+    def cost(self, key: str) -> float:
+        """US dollars that a known answer had cost."""
+        return self._costs[key]
 
     def reserve(self, most: float, what: str) -> float:
         """Put aside what a request may cost, before it is sent. EndpointError (status 402) where it passes the cap."""
@@ -104,7 +110,7 @@ class Account:
         with self._lock:
             self._reserved -= reserved
             self.spent += usd
-            self._answers[key] = answer
+            self._answers[key], self._costs[key] = answer, usd
             self._write({"key": key, "usd": usd, "answer": values})
 
     def lose(self, key: str, reserved: float, why: str) -> None:

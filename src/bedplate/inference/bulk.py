@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
+from bedplate.inference.composed import Answers
 from bedplate.inference.predict import Prediction, Predictor
 from bedplate.inference.requests import Request
 from bedplate.models.precision import dtype_name
@@ -74,7 +75,7 @@ def survey(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()
 
 
-def predict_rows(predictor: Predictor, rows: Iterable[Row], batch: int) -> Iterator[list[dict[str, Any]]]:
+def predict_rows(predictor: Answers, rows: Iterable[Row], batch: int) -> Iterator[list[dict[str, Any]]]:
     """Batches of output rows: `id` if the row has one, `line`, then the prediction, or `error` for a row that cannot be
     predicted."""
     if batch < 1:
@@ -87,7 +88,7 @@ def predict_rows(predictor: Predictor, rows: Iterable[Row], batch: int) -> Itera
 
 
 def predict_file(
-    predictor: Predictor, source: Path, out: Path, *, batch: int, advance: Callable[[int], None] = lambda n: None
+    predictor: Answers, source: Path, out: Path, *, batch: int, advance: Callable[[int], None] = lambda n: None
 ) -> Counts:
     """Predicts every row of `source` into `out`; call it again after a kill and it goes on.
 
@@ -97,15 +98,14 @@ def predict_file(
     if out.exists():
         raise UsageError(f"{out} exists already; choose another name or remove it")
     _, digest = survey(source)
-    run = {
-        "input_sha256": digest,
-        "skin": skin_id(predictor.skin),
-        "base": predictor.engine.base.identity.weights_id,
-        "dtype": dtype_name(predictor.engine.base.dtype),
-        "weights": predictor.engine.weights,
-        "kernel": predictor.engine.kernel,
-        "batch": batch,
-    }
+    run: dict[str, Any] = {"input_sha256": digest, "skin": skin_id(predictor.skin), "batch": batch}
+    if isinstance(predictor, Predictor):
+        run |= {
+            "base": predictor.engine.base.identity.weights_id,
+            "dtype": dtype_name(predictor.engine.base.dtype),
+            "weights": predictor.engine.weights,
+            "kernel": predictor.engine.kernel,
+        }
     with _partial(out, run) as file:
         counts = _resume(file, batch)
         advance(counts.resumed)
@@ -123,7 +123,7 @@ def predict_file(
 
 
 def write_stream(
-    predictor: Predictor, lines: Iterable[bytes], source: str, write: Callable[[bytes], object], *, batch: int
+    predictor: Answers, lines: Iterable[bytes], source: str, write: Callable[[bytes], object], *, batch: int
 ) -> Counts:
     """Predicts rows as they come and writes them as they are done; nothing can be resumed."""
     counts = Counts()
@@ -136,7 +136,26 @@ def write_stream(
 # --- rows
 
 
-def _answers(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[str, Any]]:
+def _answers(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, Any]]:
+    return _on_engine(predictor, group, tenant) if isinstance(predictor, Predictor) else _asked(predictor, group)
+
+
+def _asked(predictor: Answers, group: list[Row]) -> list[dict[str, Any]]:
+    """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
+    rows = [_inputs(predictor, row.value) for row in group]
+    try:
+        return [_success(one) for one in predictor.predict(rows)]
+    except RequestError:
+        found: list[dict[str, Any]] = []
+        for row in rows:
+            try:
+                found.append(_success(predictor.predict([row])[0]))
+            except RequestError as error:
+                found.append(_failure(error))
+        return found
+
+
+def _on_engine(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
     requests: dict[int, Request] = {}
     for i, row in enumerate(group):
@@ -157,7 +176,7 @@ def _answers(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[s
     return [answers[i] for i in range(len(group))]
 
 
-def _inputs(predictor: Predictor, value: dict[str, Any]) -> dict[str, Any]:
+def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
     """The row without its id; `text` stands for a skin's only input."""
     names = list(predictor.skin.inputs)
     found = {key: item for key, item in value.items() if key != "id" or key in names}
@@ -166,7 +185,7 @@ def _inputs(predictor: Predictor, value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _head(predictor: Predictor, row: Row) -> dict[str, Any]:
+def _head(predictor: Answers, row: Row) -> dict[str, Any]:
     named = "id" in row.value and "id" not in predictor.skin.inputs
     return ({"id": row.value["id"]} if named else {}) | {"line": row.line}
 

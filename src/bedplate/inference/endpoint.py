@@ -289,10 +289,10 @@ def _failures(url: str, stream: ChatStream | None = None) -> Generator[None]:
         yield
     except httpx.TimeoutException as error:
         if isinstance(error, httpx.ConnectTimeout):
-            raise EndpointError(f"{url} cannot be reached in time; is the server running?") from error
+            raise EndpointError(f"{url} cannot be reached in time; is the server running?", status=503) from error
         raise DeadlineError(f"{url} sent nothing for too long; give a longer timeout") from error
     except httpx.ConnectError as error:
-        raise EndpointError(f"{url} cannot be reached ({error}); is the server running?") from error
+        raise EndpointError(f"{url} cannot be reached ({error}); is the server running?", status=503) from error
     except httpx.HTTPError as error:
         got = "" if stream is None else f" after {len(stream.text):,} characters"
         raise EndpointError(f"{url} broke off its answer{got} ({error})") from error

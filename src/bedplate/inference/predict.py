@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
@@ -32,13 +32,20 @@ from bedplate.inference.requests import (
 )
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
+from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, LabelsOutput, Output, TextOutput
 from bedplate.skins.prompt import Demonstration
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
+from bedplate.text.json_form import labels_rules
 
 if TYPE_CHECKING:
+    from bedplate.inference.composed import LoadedCascade
+    from bedplate.inference.hosted import HostedPredictor
     from bedplate.inference.local import LocalModel
+
+ORDERED_LABELS = 90
+"""A grammar of two rules for each label holds as many to their order (`grammar.RULES`); more are only held to be
+labels."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Prediction:
     """One row's answer.
 
     output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
-    generated, or the label. seconds: wall time of the row's own call, or its share of its batch.
+    generated, or the label. seconds: wall time of the row's own call, or its share of its batch. usd: what a remote
+    model charged for it, None where machine time is the whole cost. passed_on: a cascade's second skin was asked.
     """
 
     output: str
@@ -56,6 +64,8 @@ class Prediction:
     completion_tokens: int = 0
     cached_tokens: int = 0
     seconds: float = 0.0
+    usd: float | None = None
+    passed_on: bool = False
 
 
 class Predictor:
@@ -85,7 +95,7 @@ class Predictor:
         if skin.neighbours is not None:
             self._chooser = Chooser(skin, engine, embedder, allow_other_weights=allow_other_weights)
             self.warnings += self._chooser.warnings
-        if isinstance(skin.output, TextOutput | JsonOutput):
+        if isinstance(skin.output, TextOutput | JsonOutput | LabelsOutput):
             self.sampling()
             if self.grammar is not None:
                 engine.compile(self.grammar)
@@ -150,13 +160,16 @@ class Predictor:
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
         return self.requests([row], sampling)[0]
 
-    def requests(self, rows: Sequence[str | Mapping[str, str]], sampling: Sampling | None = None) -> list[Request]:
+    def requests(
+        self, rows: Sequence[str | Mapping[str, str]], sampling: Sampling | None = None, *, queued: bool = False
+    ) -> list[Request]:
         """`request` for each row. Demonstrations that a skin chooses for each call are chosen here, which asks the
-        engine that embeds: not from the engines' own threads."""
-        inputs = [self._inputs(row) for row in rows]
+        engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
+        otherwise the caller's does."""
+        inputs = [inputs_of(self.skin, row) for row in rows]
         if self._chooser is None:
             return [self._request(one, self.skin.demonstrations, sampling) for one in inputs]
-        shown = self._chooser.demonstrations(inputs)
+        shown = self._chooser.demonstrations(inputs, queued=queued)
         return [self._request(one, chosen, sampling) for one, chosen in zip(inputs, shown, strict=True)]
 
     def _request(self, inputs: Mapping[str, str], shown: Sequence[Demonstration], sampling: Sampling | None) -> Request:
@@ -198,18 +211,12 @@ class Predictor:
     @property
     def grammar(self) -> Grammar | None:
         """What the skin's generated text is held to."""
-        output = self.skin.output
-        if isinstance(output, JsonOutput):
-            return Grammar("json_schema", output.schema_text)
-        if isinstance(output, TextOutput) and output.choices:
-            # After a prompt like "Answer:" the natural token begins with a space, which `parse` takes away.
-            return Grammar("choice", json.dumps([space + choice for choice in output.choices for space in ("", " ")]))
-        return None
+        return grammar_of(self.skin.output)
 
     def sampling(self, **changes: Any) -> Sampling:
         """The skin's own generation settings, with some changed."""
         output = self.skin.output
-        if not isinstance(output, TextOutput | JsonOutput):
+        if not isinstance(output, TextOutput | JsonOutput | LabelsOutput):
             raise RequestError(f"skin {self.skin.name!r} answers with a label; it has no sampling settings")
         settings: dict[str, Any] = {"max_tokens": output.max_tokens}
         if isinstance(output, TextOutput):
@@ -220,12 +227,14 @@ class Predictor:
         """A result of this skin's request, parsed."""
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
-        if isinstance(output, TextOutput | JsonOutput):
+        if isinstance(output, TextOutput | JsonOutput | LabelsOutput):
             made = cast(Generation, result)
             text = made.text
-            if isinstance(output, JsonOutput) and made.finish_reason != "stop":
+            if isinstance(output, JsonOutput | LabelsOutput) and made.finish_reason != "stop":
                 # Cut off: a beginning of the JSON, which is given as it is and equals no parsed output.
                 return Prediction(text, text, {}, *counts)
+            if isinstance(output, LabelsOutput) and len(output.labels) > ORDERED_LABELS:
+                return Prediction(_labels(output, text), text, {}, *counts)
             return Prediction(output.parse(text), text, {}, *counts)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
@@ -245,23 +254,6 @@ class Predictor:
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
         return self.skin.output.parse(cast(Embedding, result).vector)
 
-    def _inputs(self, row: str | Mapping[str, str]) -> Mapping[str, str]:
-        names = list(self.skin.inputs)
-        if isinstance(row, str):
-            if len(names) != 1:
-                raise RequestError(
-                    f"skin {self.skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
-                )
-            row = {names[0]: row}
-        missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
-        if missing or unknown:
-            what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
-            raise RequestError(f"the row {what}; skin {self.skin.name!r} takes: {', '.join(names)}", param="input")
-        wrong = next((name for name in names if type(row[name]) is not str), None)
-        if wrong is not None:
-            raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
-        return row
-
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
         self.engine.unpin(self.prefix, self.adapter)
@@ -274,6 +266,48 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def grammar_of(output: Output) -> Grammar | None:
+    """What text generated for this output is held to; None where anything goes, or where nothing is generated."""
+    if isinstance(output, JsonOutput):
+        return Grammar("json_schema", output.schema_text)
+    if isinstance(output, LabelsOutput):
+        if len(output.labels) <= ORDERED_LABELS:
+            return Grammar("ebnf", labels_rules(output.labels))
+        each = {"enum": list(output.labels)}
+        return Grammar("json_schema", json.dumps({"type": "array", "items": each, "maxItems": len(output.labels)}))
+    if isinstance(output, TextOutput) and output.choices:
+        # After a prompt like "Answer:" the natural token begins with a space, which `parse` takes away.
+        return Grammar("choice", json.dumps([space + choice for choice in output.choices for space in ("", " ")]))
+    return None
+
+
+def _labels(output: LabelsOutput, text: str) -> str:
+    """A list of labels that nothing held to their order: one with a label twice is given as it is."""
+    try:
+        return output.parse(text)
+    except RequestError:
+        return text
+
+
+def inputs_of(skin: Skin, row: str | Mapping[str, str]) -> Mapping[str, str]:
+    """A row's inputs by name; a text alone is a skin's only one. RequestError for missing, unknown or other ones."""
+    names = list(skin.inputs)
+    if isinstance(row, str):
+        if len(names) != 1:
+            raise RequestError(
+                f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
+            )
+        row = {names[0]: row}
+    missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
+    if missing or unknown:
+        what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+        raise RequestError(f"the row {what}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
+    wrong = next((name for name in names if type(row[name]) is not str), None)
+    if wrong is not None:
+        raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
+    return row
 
 
 class LoadedSkin(Predictor):
@@ -308,7 +342,7 @@ def load(
     weights: Weights | None = None,
     kernel: Kernel | None = None,
     allow_other_weights: bool = False,
-) -> LocalModel | LoadedSkin:
+) -> LocalModel | LoadedSkin | HostedPredictor | LoadedCascade:
     """Loads a base (catalogue name, directory, .gguf file, hf:owner/name), or a skin's directory with its base.
 
     dtype: "float32", "bfloat16", …, or "auto". weights: what products read ("auto", "bfloat16", "int8", "int4"), and
@@ -324,6 +358,11 @@ def load(
         held = held_as(None, dtype=dtype, weights=weights, kernel=kernel)
         return LocalModel(load_base(source, dtype=held.dtype, device=device), weights=held.weights, kernel=held.kernel)
     skin = read_skin(directory)
+    if skin.is_remote or skin.cascade is not None:
+        from bedplate.inference.composed import open_skin
+
+        _only_as_written(skin, dtype, base, embedder, weights, kernel)
+        return open_skin(skin, device=device, allow_other_weights=allow_other_weights)
     held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
     loaded = load_base(base or skin.base.name, dtype=held.dtype, device=device)
     held = check_here(skin, loaded, held, kernel, allow_other_weights)
@@ -336,6 +375,14 @@ def load(
         found = LoadedSkin(model, skin, embedder=second, allow_other_weights=allow_other_weights)
         stack.pop_all()
         return found
+
+
+def _only_as_written(skin: Skin, *asked: object) -> None:
+    if any(one is not None for one in asked):
+        raise UsageError(
+            f"skin {skin.name!r} of kind {skin.kind!r} is loaded as it was judged, from where its bases were; dtype, "
+            "weights, kernel, base and embedder do not go with it"
+        )
 
 
 def _embedder(skin: Skin, source: str | Path | None, device: str, compute: ComputeLock) -> LocalModel:

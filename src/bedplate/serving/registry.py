@@ -21,7 +21,7 @@ from bedplate.serving.residency import Guest, Moved, Pool, State, apart
 from bedplate.serving.shelf import Found
 from bedplate.serving.skins import ServedSkin
 from bedplate.skins.card import Card
-from bedplate.skins.skin import ADAPTED, BaseReference, Skin
+from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, Skin
 
 
 @dataclass(eq=False)
@@ -81,7 +81,12 @@ class Registry:
 
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
         """A skin on its base, not yet served. SkinError where no engine has it, or it was judged with other weights."""
-        mine = source.base
+        mine = source.bases["main"] if isinstance(source, Skin) else source.base
+        if isinstance(mine, EndpointReference) or source.kind == "cascade":
+            raise SkinError(
+                f"skin {source.name!r} of kind {source.kind!r} is not answered by one base, as a server's skins are; "
+                "call it with `bedplate.load`, or `bedplate predict`"
+            )
         engine, second = self._engine_of(mine), None
         here = ", ".join(engine.base.name for engine in self.engines)
         if engine is None:

@@ -21,7 +21,7 @@ from bedplate.serving.tools import refuse_tools
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import EndpointReference, Skin
 from bedplate.skins.verify import check_base, check_judged
 
 _serial = itertools.count(1)
@@ -57,6 +57,8 @@ class ServedSkin:
         self._prefixes = prefixes
         self._allow_other_weights = allow_other_weights
         card = self.card
+        if isinstance(card.base, EndpointReference):
+            raise SkinError(f"skin {card.name!r} is answered by {card.base.name}, and by no base here")
         check_base(card.name, card.base, card.format, engine.base)
         if card.embedder is not None and embedder is not None:
             check_base(card.name, card.embedder, "plain", embedder.base)
@@ -165,7 +167,8 @@ class ServedSkin:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
-        return self._predictor.requests([self._input(one) if isinstance(one, str) else one for one in inputs])
+        rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
+        return self._predictor.requests(rows, queued=True)
 
     def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
         if asked.prompt_logprobs is not None:
@@ -186,7 +189,7 @@ class ServedSkin:
                     f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
                     param="logprobs",
                 )
-            return self._predictor.requests([self._input(text) for text in texts])
+            return self._predictor.requests([self._input(text) for text in texts], queued=True)
         changes = asked.sampling()
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
         if cutting is not None:
@@ -197,7 +200,8 @@ class ServedSkin:
             changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
         sampling = self._predictor.sampling(**changes)
         requests: list[Request] = []
-        for request in self._predictor.requests([self._input(text) for text in texts], sampling):
+        rows = [self._input(text) for text in texts]
+        for request in self._predictor.requests(rows, sampling, queued=True):
             requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
         return requests
 

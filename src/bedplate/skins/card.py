@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import SkinError
-from bedplate.skins.files import SKIN_FILE, manifest_id, read_manifest, skin_id
+from bedplate.skins.files import skin_id
+from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import LabelOutput, Output
 from bedplate.skins.prompt import Format
-from bedplate.skins.skin import BaseReference, EvaluatedWith, Kind, Skin
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Kind, Skin
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class Card:
     id: str
     name: str
     kind: Kind
-    base: BaseReference
+    base: BaseReference | EndpointReference
     inputs: tuple[str, ...]
     output: Output
     format: Format
@@ -28,6 +29,8 @@ class Card:
     directory: Path | None
     embedder: BaseReference | None = None
     """The base that chooses its demonstrations, where it is another than the main one."""
+    second: BaseReference | EndpointReference | None = None
+    """What a cascade passes on to."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -51,7 +54,8 @@ def read_card(directory: Path | str) -> Card:
         manifest.prompt.format,
         manifest.evaluated_with,
         directory.absolute(),
-        manifest.bases.get("embedder"),
+        _weights(manifest.bases.get("embedder")),
+        manifest.bases.get("second"),
     )
 
 
@@ -62,14 +66,19 @@ def card_of(skin: Skin) -> Card:
         skin_id(skin),
         skin.name,
         skin.kind,
-        skin.base,
+        skin.bases["main"],
         inputs,
         skin.output,
         skin.prompt.format,
         skin.evaluated_with,
         skin.directory,
         skin.embedder,
+        skin.bases.get("second"),
     )
+
+
+def _weights(reference: BaseReference | EndpointReference | None) -> BaseReference | None:
+    return reference if isinstance(reference, BaseReference) else None
 
 
 def skin_directories(root: Path) -> Iterator[Path]:

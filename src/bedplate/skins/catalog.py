@@ -22,7 +22,7 @@ from bedplate.core.errors import BedplateError, DataError, UnknownItemError, Usa
 from bedplate.core.files import bedplate_home, file_lock, sha256_file
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import BaseReference, Skin
 
 What = Literal["base", "skin", "run", "report"]
 TABLES: dict[What, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports"}
@@ -264,8 +264,9 @@ class Catalog:
 
     def _put_skin(self, skin: Skin, path: Path | str | None) -> str:
         id_, origin = skin_id(skin), skin.provenance
-        details = {"kind": skin.kind, "base": skin.base.name, "task": origin.task, "rung": origin.rung}
-        parents = [reference.weights_id for reference in skin.bases.values()] + list(origin.parents)
+        details = {"kind": skin.kind, "base": skin.bases["main"].name, "task": origin.task, "rung": origin.rung}
+        parents = [one.weights_id for one in skin.bases.values() if isinstance(one, BaseReference)]
+        parents += origin.parents
         if origin.report is not None:
             parents.append(origin.report)
         self._put("skin", id_, skin.name, path, details, parents)
@@ -277,6 +278,8 @@ class Catalog:
             if not root.is_dir():
                 raise UsageError(f"{root} is not a directory")
             for path in sorted([root, *(p for p in root.rglob("*") if p.is_dir() and not p.is_symlink())]):
+                if (path.parent / SKIN_FILE).is_file():  # part of a skin
+                    continue
                 for name, record in ((SKIN_FILE, self._scan_skin), ("base.json", self._scan_base)):
                     if (path / name).is_file():
                         self._count(found, path / name, record)

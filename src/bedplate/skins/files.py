@@ -7,101 +7,60 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
-
-from pydantic import BaseModel, Field, ValidationError
+from typing import cast
 
 from bedplate.adapters.head import HEAD_FILE, read_head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
-from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
+from bedplate.skins.manifest import (
+    EXTRAS,
+    SCHEMA_VERSION,
+    SKIN_FILE,
+    CascadeFields,
+    DemonstrationRow,
+    KnnFields,
+    Manifest,
+    ProbeFields,
+    PromptFields,
+    manifest_bytes,
+    manifest_id,
+    parse_manifest,
+    read_manifest,
+    validate,
+)
 from bedplate.skins.neighbours import (
     INDEX_DIRECTORY,
     MAX_ROWS_BYTES,
     ROWS_FILE,
     VECTORS_FILE,
     Neighbours,
-    Order,
-    PoolPooling,
     read_pool_rows,
     read_vectors,
 )
-from bedplate.skins.output import LabelOutput, Output
-from bedplate.skins.prompt import Demonstration, Format, Prompt
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import (
-    BaseReference,
-    Digest,
-    EvaluatedWith,
-    InputField,
-    Kind,
-    Limits,
+    CascadePart,
+    EndpointReference,
     LoraPart,
     ProbePart,
-    Provenance,
     Skin,
 )
 
-SCHEMA_VERSION = 1
-SKIN_FILE = "skin.json"
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
-EXTRAS = ("report.json", "report.html", "README.md")
-"""Files that a skin may carry and that do not change what it does."""
 _PARTS = (PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE)
 _INDEX = (VECTORS_FILE, ROWS_FILE)
 _KNOWN = frozenset((*_PARTS, *_INDEX, *EXTRAS))
-
-M = TypeVar("M", bound=BaseModel)
-
-
-class _PromptFields(Strict):
-    format: Format
-    system: str | None = None
-
-
-class _ProbeFields(Strict):
-    layer: str = Field(pattern=r"^layers\.\d{1,6}$")
-    pooling: Literal["last", "mean"]
-
-
-class _KnnFields(Strict):
-    k: Annotated[int, Field(ge=1)]
-    order: Order
-    pooling: PoolPooling
-    depth: Annotated[int, Field(ge=0)] | None = None
-    embedded_with: EvaluatedWith | None = None
-
-
-class _Demonstration(Strict):
-    inputs: dict[str, str]
-    answer: str
-
-
-class Manifest(Strict):
-    """`skin.json`."""
-
-    schema_version: int
-    name: str
-    kind: Kind
-    bases: dict[str, BaseReference]
-    inputs: dict[str, InputField]
-    output: Annotated[Output, Field()]
-    prompt: _PromptFields
-    lora: LoraConfig | None = None
-    probe: _ProbeFields | None = None
-    knn: _KnnFields | None = None
-    provenance: Provenance = Provenance()
-    generation: dict[str, Any] = Field(default_factory=dict)
-    limits: Limits = Limits()
-    evaluated_with: EvaluatedWith | None = None
-    files: dict[str, Digest] = Field(default_factory=dict)
+CASCADED = ("first", "second")
+"""Directories of a cascade's two skins."""
 
 
 def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
@@ -126,6 +85,9 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
     if skin.neighbours is not None:
         files |= skin.neighbours.files()
+    if skin.cascade is not None:
+        for place, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
+            files |= {f"{place}/{name}": content for name, content in skin_files(part).items()}
     for name, content in (extras or {}).items():
         if name not in EXTRAS:
             raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
@@ -137,41 +99,35 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         bases=dict(skin.bases),
         inputs=dict(skin.inputs),
         output=skin.output,
-        prompt=_PromptFields(format=skin.prompt.format, system=skin.prompt.system),
+        prompt=PromptFields(format=skin.prompt.format, system=skin.prompt.system),
         lora=None if skin.lora is None else skin.lora.config,
-        probe=None if skin.probe is None else _ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
+        probe=None if skin.probe is None else ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
         knn=_knn_fields(skin),
+        cascade=_cascade_fields(skin),
         provenance=skin.provenance,
         generation=dict(skin.generation),
         limits=skin.limits,
         evaluated_with=skin.evaluated_with,
         files={name: sha256_bytes(content) for name, content in files.items()},
     )
-    files[SKIN_FILE] = _manifest_bytes(manifest)
+    files[SKIN_FILE] = manifest_bytes(manifest)
     return files
 
 
-def _knn_fields(skin: Skin) -> _KnnFields | None:
+def _knn_fields(skin: Skin) -> KnnFields | None:
     pool = skin.neighbours
     if pool is None:
         return None
-    return _KnnFields(
+    return KnnFields(
         k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=skin.embedded_with
     )
 
 
-def _manifest_bytes(manifest: Manifest) -> bytes:
-    # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
-    fields = manifest.model_dump(mode="json")
-    if manifest.knn is None:  # skins from before there was such a part keep their id
-        del fields["knn"]
-    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def manifest_id(manifest: Manifest) -> str:
-    """The `skin_id` of the skin that this `skin.json` belongs to, from the hashes that it lists."""
-    files = {name: digest for name, digest in manifest.files.items() if name not in EXTRAS}
-    return sha256_bytes(_manifest_bytes(manifest.model_copy(update={"files": files})))
+def _cascade_fields(skin: Skin) -> CascadeFields | None:
+    if skin.cascade is None:
+        return None
+    first, second = skin_id(skin.cascade.first), skin_id(skin.cascade.second)
+    return CascadeFields(threshold=skin.cascade.threshold, first=first, second=second)
 
 
 def skin_id(skin: Skin) -> str:
@@ -191,7 +147,7 @@ def write_skin(
     files = skin_files(skin, extras)
     with atomic_directory(directory, replace=replace) as temporary:
         for name, content in sorted(files.items()):
-            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(content)
         read_skin(temporary)
     return directory
@@ -225,37 +181,10 @@ def family_of(name: str) -> Family:
     return family
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """`skin.json` alone: what the skin says of itself. SkinError where it is missing, a link, or not valid."""
-    if not directory.is_dir():
-        raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
-    path = directory / SKIN_FILE
-    if not path.exists() and not path.is_symlink():
-        raise SkinError(f"{directory} has no {SKIN_FILE}: it is not a skin")
-    fields = read_json_object(path)
-    version = fields.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise SkinError(f"{path}: schema_version must be a positive number, got {version!r}")
-    if version > SCHEMA_VERSION:
-        raise SkinError(
-            f"{path} has schema version {version}, this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
-        )
-    return _validate(Manifest, fields, path)
-
-
-def _validate(model: type[M], fields: Any, path: Path) -> M:
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the object"
-        raise SkinError(f"{path}: {where}: {first['msg']}") from error
-
-
 def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     """The listed files' bytes, read once, so that what was hashed is what is used."""
     for name in manifest.files:
-        if name not in _KNOWN:
+        if not _is_known(name):
             raise SkinError(
                 f"{directory / SKIN_FILE} lists the file {name!r}, which is no part of a skin "
                 f"(paths are plain names; known are {', '.join(sorted(_KNOWN))})"
@@ -267,7 +196,7 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
-        limit = MAX_ROWS_BYTES if name == ROWS_FILE else limit
+        limit = MAX_ROWS_BYTES if name.endswith(ROWS_FILE) else limit
         content = read_bytes(directory / name, limit)
         if sha256_bytes(content) != digest:
             raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
@@ -275,17 +204,27 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     return contents
 
 
-def _entries(directory: Path) -> list[Path]:
-    """What lies in a skin's directory and in its `index`, which must be a directory and no link to one."""
-    entries = sorted(directory.iterdir())
-    index = directory / INDEX_DIRECTORY
-    if index in entries and index.is_dir() and not index.is_symlink():
-        entries.remove(index)
-        entries += sorted(index.iterdir())
+def _is_known(name: str) -> bool:
+    """Whether a skin can have such a file; the skins in a cascade have no extras."""
+    place, _, rest = name.partition("/")
+    return rest == SKIN_FILE or rest in _KNOWN - set(EXTRAS) if place in CASCADED else name in _KNOWN
+
+
+def _entries(directory: Path, inner: Sequence[str] = (INDEX_DIRECTORY, *CASCADED)) -> list[Path]:
+    """What lies in a skin's directory and in those within it, which must be directories and no links to some."""
+    entries: list[Path] = []
+    for entry in sorted(directory.iterdir()):
+        if entry.name in inner and entry.is_dir() and not entry.is_symlink():
+            entries += _entries(entry, (INDEX_DIRECTORY,) if entry.name in CASCADED else ())
+        else:
+            entries.append(entry)
     return entries
 
 
 def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Skin:
+    cascade = None if manifest.cascade is None else _cascade(directory, manifest.cascade, contents)
+    if cascade is not None:
+        contents = {name: content for name, content in contents.items() if name.partition("/")[0] not in CASCADED}
     wanted = {PROMPT_FILE}
     if manifest.lora is not None:
         wanted |= {CONFIG_FILE, TENSORS_FILE}
@@ -313,12 +252,28 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         if manifest.kind != "soft_prompt"
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
         neighbours=None if manifest.knn is None else _neighbours(directory, manifest.knn, contents),
+        cascade=cascade,
         embedded_with=None if manifest.knn is None else manifest.knn.embedded_with,
         provenance=manifest.provenance,
         generation=manifest.generation,
         limits=manifest.limits,
         evaluated_with=manifest.evaluated_with,
     )
+
+
+def _cascade(directory: Path, fields: CascadeFields, contents: Mapping[str, bytes]) -> CascadePart:
+    parts: list[Skin] = []
+    for place, digest in zip(CASCADED, (fields.first, fields.second), strict=True):
+        path = directory / place / SKIN_FILE
+        files = {name.partition("/")[2]: one for name, one in contents.items() if name.startswith(f"{place}/")}
+        own = files.pop(SKIN_FILE, None)
+        if own is None:
+            raise SkinError(f"{path} is missing: it is one of the two skins of a cascade")
+        manifest = parse_manifest(path, read_json_object(path, own))
+        if manifest_id(manifest) != digest or manifest.files != {k: sha256_bytes(v) for k, v in files.items()}:
+            raise SkinError(f"{path.parent} is not the skin that {directory / SKIN_FILE} names: it was exchanged")
+        parts.append(_assemble(path.parent, manifest, files))
+    return CascadePart(parts[0], parts[1], fields.threshold)
 
 
 def _text(path: Path, contents: Mapping[str, bytes]) -> str:
@@ -332,7 +287,7 @@ def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstr
     if path.name not in contents:
         return ()
     lines = [line for line in _text(path, contents).split("\n") if line]
-    rows = [_validate(_Demonstration, read_json_object(path, line.encode()), path) for line in lines]
+    rows = [validate(DemonstrationRow, read_json_object(path, line.encode()), path) for line in lines]
     return tuple(Demonstration(row.inputs, row.answer) for row in rows)
 
 
@@ -340,7 +295,10 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
     if "main" not in manifest.bases:
         raise SkinError(f"{directory / SKIN_FILE} names no main base")
-    peft_config, tensors = read_peft(directory, family_of(manifest.bases["main"].family).weights, contents=contents)
+    main = manifest.bases["main"]
+    if isinstance(main, EndpointReference):
+        raise SkinError(f"{directory / SKIN_FILE}: the weights of a remote model cannot be adapted here")
+    peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
         ours = (config.rank(path), config.scaling(path), config.dropout)
         if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout):
@@ -348,7 +306,7 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
     return LoraPart(config, tensors)
 
 
-def _neighbours(directory: Path, fields: _KnnFields, contents: Mapping[str, bytes]) -> Neighbours:
+def _neighbours(directory: Path, fields: KnnFields, contents: Mapping[str, bytes]) -> Neighbours:
     return Neighbours(
         read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE]),
         read_pool_rows(directory / ROWS_FILE, contents[ROWS_FILE]),

@@ -244,8 +244,8 @@ class Skin:
         if self.kind == "embed" and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.probe is None:
-            scored = isinstance(self.output, LabelOutput) and self.kind not in ("hosted", "cascade")
-            if scored and not self.output.continuations:
+            scored = self.kind not in ("hosted", "cascade")
+            if scored and isinstance(self.output, LabelOutput) and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return
         if not isinstance(self.output, LabelOutput):

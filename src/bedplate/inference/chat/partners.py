@@ -236,10 +236,15 @@ def open_local(source: str | None, **settings: Any) -> Partner:
     if source is None:
         raise UsageError("name a skin or a base, or give --url of a running server")
     from bedplate.inference.local import LocalModel
-    from bedplate.inference.predict import load
+    from bedplate.inference.predict import LoadedSkin, load
 
     loaded = load(source, **settings)
-    return LocalBase(loaded) if isinstance(loaded, LocalModel) else LocalSkin(loaded)
+    if isinstance(loaded, LocalModel):
+        return LocalBase(loaded)
+    if isinstance(loaded, LoadedSkin):
+        return LocalSkin(loaded)
+    loaded.close()
+    raise UsageError(f"{source} is not answered by one base here; `bedplate predict` asks it for rows of a file")
 
 
 def _sampling(settings: Settings) -> Sampling:

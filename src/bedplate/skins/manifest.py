@@ -1,0 +1,130 @@
+"""`skin.json`: what a skin says of itself, as it is written and checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.tensors import read_json_object
+from bedplate.core.config import Strict
+from bedplate.core.errors import SkinError
+from bedplate.core.files import sha256_bytes
+from bedplate.skins.neighbours import Order, PoolPooling
+from bedplate.skins.output import Output
+from bedplate.skins.prompt import Format
+from bedplate.skins.skin import (
+    BaseReference,
+    Digest,
+    EndpointReference,
+    EvaluatedWith,
+    InputField,
+    Kind,
+    Limits,
+    Provenance,
+)
+
+SCHEMA_VERSION = 1
+SKIN_FILE = "skin.json"
+EXTRAS = ("report.json", "report.html", "README.md")
+"""Files that a skin may carry and that do not change what it does."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class PromptFields(Strict):
+    format: Format
+    system: str | None = None
+
+
+class ProbeFields(Strict):
+    layer: str = Field(pattern=r"^layers\.\d{1,6}$")
+    pooling: Literal["last", "mean", "first"]
+
+
+class KnnFields(Strict):
+    k: Annotated[int, Field(ge=1)]
+    order: Order
+    pooling: PoolPooling
+    depth: Annotated[int, Field(ge=0)] | None = None
+    embedded_with: EvaluatedWith | None = None
+
+
+class CascadeFields(Strict):
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    first: Digest
+    second: Digest
+
+
+class DemonstrationRow(Strict):
+    inputs: dict[str, str]
+    answer: str
+
+
+class Manifest(Strict):
+    """`skin.json`."""
+
+    schema_version: int
+    name: str
+    kind: Kind
+    bases: dict[str, BaseReference | EndpointReference]
+    inputs: dict[str, InputField]
+    output: Annotated[Output, Field()]
+    prompt: PromptFields
+    lora: LoraConfig | None = None
+    probe: ProbeFields | None = None
+    knn: KnnFields | None = None
+    cascade: CascadeFields | None = None
+    provenance: Provenance = Provenance()
+    generation: dict[str, Any] = Field(default_factory=dict)
+    limits: Limits = Limits()
+    evaluated_with: EvaluatedWith | None = None
+    files: dict[str, Digest] = Field(default_factory=dict)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
+    fields = manifest.model_dump(mode="json")
+    for name in ("knn", "cascade"):  # skins from before there were such parts keep their id
+        if fields[name] is None:
+            del fields[name]
+    return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def manifest_id(manifest: Manifest) -> str:
+    """The `skin_id` of the skin that this `skin.json` belongs to, from the hashes that it lists."""
+    files = {name: digest for name, digest in manifest.files.items() if name not in EXTRAS}
+    return sha256_bytes(manifest_bytes(manifest.model_copy(update={"files": files})))
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """`skin.json` alone: what the skin says of itself. SkinError where it is missing, a link, or not valid."""
+    if not directory.is_dir():
+        raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
+    path = directory / SKIN_FILE
+    if not path.exists() and not path.is_symlink():
+        raise SkinError(f"{directory} has no {SKIN_FILE}: it is not a skin")
+    return parse_manifest(path, read_json_object(path))
+
+
+def parse_manifest(path: Path, fields: dict[str, Any]) -> Manifest:
+    version = fields.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise SkinError(f"{path}: schema_version must be a positive number, got {version!r}")
+    if version > SCHEMA_VERSION:
+        raise SkinError(
+            f"{path} has schema version {version}, this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
+        )
+    return validate(Manifest, fields, path)
+
+
+def validate(model: type[M], fields: Any, path: Path) -> M:
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the object"
+        raise SkinError(f"{path}: {where}: {first['msg']}") from error
