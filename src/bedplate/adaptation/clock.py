@@ -1,0 +1,66 @@
+"""The time and money that the ladder may still spend."""
+
+from __future__ import annotations
+
+import math
+import time
+
+
+class Clock:
+    """Wall-clock seconds since the start and what they cost, with what endpoints charged; time that finished rungs took
+    before counts. `seconds`, `usd`: the limits, None for no limit; usd_per_hour: what this machine costs.
+
+    beside: another clock that time reused from an earlier run counts on as well.
+    """
+
+    def __init__(
+        self,
+        seconds: float | None,
+        beside: Clock | None = None,
+        *,
+        usd: float | None = None,
+        usd_per_hour: float = 0.0,
+    ) -> None:
+        self.seconds, self.usd = seconds, usd
+        self._per_second = usd_per_hour / 3600
+        self._start = time.monotonic()
+        self._before = 0.0
+        self._charged = 0.0
+        self._beside = beside
+
+    def add(self, seconds: float) -> None:
+        """Count the time that a reused rung had taken in an earlier run, here and on the clock `beside`."""
+        self._before += seconds
+        if self._beside is not None:
+            self._beside.add(seconds)
+
+    def charge(self, usd: float) -> None:
+        """Count what an endpoint charged, here and on the clock `beside`."""
+        self._charged += usd
+        if self._beside is not None:
+            self._beside.charge(usd)
+
+    @property
+    def used(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._start + self._before
+
+    @property
+    def spent(self) -> float:
+        """US dollars: this machine's time and what endpoints charged."""
+        return self.used * self._per_second + self._charged
+
+    @property
+    def usd_left(self) -> float:
+        """US dollars until the money is spent; infinite without a limit."""
+        return math.inf if self.usd is None else self.usd - self.spent
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time is spent, or the money that the machine's time takes; infinite without limits."""
+        found = math.inf if self.seconds is None else self.seconds - self.used
+        if self.usd is None:
+            return found
+        if self.usd_left <= 0:
+            return min(found, 0.0)
+        return found if self._per_second == 0 else min(found, self.usd_left / self._per_second)
