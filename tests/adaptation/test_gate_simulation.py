@@ -16,7 +16,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 
 GAP = 0.05
-FULL = pytest.param(20_000, marks=pytest.mark.slow)
+FULL = pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])
 AT_BAR = [BAR] * 8
 ONE_BETTER = [BAR] * 3 + [BAR + GAP] + [BAR] * 4
 
