@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.adapters.site import MASK_TOKENS, Rows
 from bedplate.core.errors import SkinError, UsageError
@@ -22,9 +23,10 @@ def random_adapter(model, config: LoraConfig, seed: int) -> dict[str, torch.Tens
     bank = Bank(model)
     slot = bank.add(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    state = {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in bank.state(slot).items()}
+    fresh = bank.state(slot)
+    drawn = {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in fresh.items()}
     bank.close()
-    return state
+    return {k: fresh[k] * (1 + v) if k.endswith(MAGNITUDE) else v for k, v in drawn.items()}
 
 
 def run(model, bank, rows, tokens=TOKENS) -> torch.Tensor:
@@ -33,10 +35,11 @@ def run(model, bank, rows, tokens=TOKENS) -> torch.Tensor:
         return model(Inputs(tokens)).hidden
 
 
-def test_a_fresh_adapter_is_the_identity_and_the_base_runs_without_hooks(decoder):
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_fresh_adapter_is_the_identity_and_the_base_runs_without_hooks(decoder, dora):
     bank = Bank(decoder)
     plain = decoder(Inputs(TOKENS)).hidden
-    slot = bank.add(LoraConfig(r=4))
+    slot = bank.add(LoraConfig(r=4, dora=dora))
     assert torch.equal(run(decoder, bank, slot), plain)
     for rows in (None, -1, torch.full((4,), -1)):
         bank.select(slot)
@@ -72,7 +75,7 @@ def test_a_mixed_batch_equals_separate_runs(make_decoder, monkeypatch, rows, lon
     decoder = make_decoder()
     bank = Bank(decoder, slots=3)
     for seed, config in enumerate(
-        (LoraConfig(r=2, alpha=8), LoraConfig(r=5, rslora=True), LoraConfig(r=3, targets=("q", "down")))
+        (LoraConfig(r=2, alpha=8), LoraConfig(r=5, rslora=True, dora=True), LoraConfig(r=3, targets=("q", "down")))
     ):
         bank.add(config, random_adapter(decoder, config, seed))
     tokens = torch.arange(4 * (MASK_TOKENS if long else 6)).reshape(4, -1) % 64
@@ -100,6 +103,52 @@ def test_stacked_and_segmented_paths_agree(decoder):
     y = site.module(x)
     torch.testing.assert_close(site.stacked(x, y, rows), site.segmented(x, y, rows), atol=1e-5, rtol=1e-5)
     assert torch.equal(site.stacked(x, y, rows)[1], torch.zeros(3, 48))
+
+
+def test_a_mixed_batch_with_magnitudes_equals_the_merged_models(make_decoder):
+    """On linears with biases, which magnitudes do not touch."""
+    decoder = make_decoder()
+    spec = decoder.spec.with_(attention_bias=True, feedforward_bias=True)
+    torch.manual_seed(1)
+    biased = Decoder(spec).requires_grad_(False).eval()
+    for name, parameter in biased.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_()
+    for model in (decoder, biased):
+        bank = Bank(model, slots=3)
+        configs = (LoraConfig(r=2, dora=True), LoraConfig(r=3), LoraConfig(r=4, dora=True, targets=("v", "up")))
+        slots = [bank.add(config, random_adapter(model, config, seed)) for seed, config in enumerate(configs)]
+        mixed = run(model, bank, torch.tensor([*slots, -1]))
+        base = run(model, bank, None)
+        for row, slot in enumerate(slots):
+            bank.merge(slot)
+            merged = run(model, bank, None, TOKENS[row : row + 1])
+            bank.unmerge(slot)
+            torch.testing.assert_close(mixed[row : row + 1], merged, atol=3e-5, rtol=3e-5)
+            assert not torch.allclose(merged, base[row : row + 1], atol=1e-2)
+        torch.testing.assert_close(mixed[3], base[3], atol=1e-5, rtol=1e-5)
+
+
+def test_served_magnitudes_can_be_trained_after(decoder):
+    """What is kept from serving, under inference mode, does not stand in training's way; nor does it go stale."""
+    config = LoraConfig(r=2, dora=True)
+    bank = Bank(decoder, slots=2)
+    slot = bank.add(config, random_adapter(decoder, config, 0))
+    bank.select(slot)
+    with torch.inference_mode():
+        served = decoder(Inputs(TOKENS)).hidden
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(True)
+    trained = decoder(Inputs(TOKENS)).hidden
+    trained.sum().backward()
+    torch.testing.assert_close(trained, served, atol=1e-6, rtol=1e-6)
+    with torch.no_grad():
+        decoder.layers[0].attention.q.weight.mul_(2.0)
+    changed = decoder(Inputs(TOKENS)).hidden
+    other = Bank(decoder)
+    bank.select(None)
+    other.select(other.add(config, bank.state(slot)))
+    torch.testing.assert_close(changed, decoder(Inputs(TOKENS)).hidden, atol=1e-6, rtol=1e-6)
 
 
 def test_gradients_arrive_in_float32_parameters_of_a_bfloat16_model(make_decoder):

@@ -10,6 +10,7 @@ import torch
 from tests.references import reference_bert, reference_llama
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, hf_module_name, peft_files, read_peft, write_peft
 from bedplate.core.errors import SkinError
@@ -36,7 +37,9 @@ def ours(reference, family):
 
 def randomise(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(7)
-    return {k: torch.randn(v.shape, generator=generator) * 0.1 for k, v in tensors.items()}
+    drawn = {k: torch.randn(v.shape, generator=generator) for k, v in tensors.items()}
+    # magnitudes near those of the weights, everything else near 0
+    return {k: tensors[k] * (1 + 0.2 * v) if k.endswith(MAGNITUDE) else v * 0.1 for k, v in drawn.items()}
 
 
 def logits(model) -> torch.Tensor:
@@ -55,6 +58,8 @@ CONFIGS = {
         ranks={"layers.0.attention.q": 2},
         alphas={"layers.1.feedforward.down": 20},
     ),
+    "dora": LoraConfig(r=4, alpha=8, dora=True),
+    "dora on some": LoraConfig(r=3, alpha=8, dora=True, rslora=True, targets=("k_proj", "down"), alphas={}),
 }
 
 
@@ -87,9 +92,10 @@ def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
         assert again.targets == ("attention.q", "attention.v")
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
-def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets):
-    reference = reference_llama(0)
+def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets, dora):
+    reference = reference_llama(0, attention_bias=dora)
     model = ours(reference, LLAMA)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
@@ -97,18 +103,30 @@ def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets):
         lora_alpha=9,
         lora_dropout=0.1,
         use_rslora=True,
+        use_dora=dora,
         target_modules=targets,
         init_lora_weights=False,
     )
     theirs = peft.get_peft_model(reference, config).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if MAGNITUDE in name:
+                parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
     theirs.save_pretrained(tmp_path)
     ours_config, tensors = read_peft(tmp_path, LLAMA.weights, block_linears(model))
     assert ours_config.scaling("layers.0.attention.q") == pytest.approx(9 / math.sqrt(3))
     assert (ours_config.targets == "all-linear") == (targets == "all-linear")
     bank = Bank(model)
-    bank.select(bank.add(ours_config, tensors))
+    assert ours_config.dora is dora
+    slot = bank.add(ours_config, tensors)
+    bank.select(slot)
+    near = {"atol": 4e-6, "rtol": 4e-6} if dora else {"atol": 2e-6, "rtol": 2e-6}
     with torch.no_grad():
-        torch.testing.assert_close(logits(model), theirs(TOKENS).logits, atol=2e-6, rtol=2e-6)
+        expected = theirs(TOKENS).logits
+        torch.testing.assert_close(logits(model), expected, **near)
+        bank.merge(slot)
+        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(theirs.merge_and_unload()(TOKENS).logits, logits(model), atol=1e-5, rtol=1e-5)
 
 
 def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
@@ -230,6 +248,29 @@ def test_reading_refuses_other_tensors(saved, change, message):
     safetensors.torch.save_file(tensors, path)
     with pytest.raises(SkinError, match=message):
         read_peft(directory, LLAMA.weights, modules)
+
+
+def test_reading_refuses_magnitudes_that_do_not_fit(tmp_path):
+    model = ours(reference_llama(0), LLAMA)
+    config, bank = LoraConfig(r=4, targets=("q", "v"), dora=True), Bank(model)
+    tensors = bank.state(bank.add(config))
+    write_peft(tmp_path / "a", config, tensors, LLAMA.weights, base_name="tiny")
+    path, key = tmp_path / "a" / TENSORS_FILE, Q.replace("lora_A.weight", MAGNITUDE)
+    whole = safetensors.torch.load_file(path)
+    assert key in whole
+    for changed, message in (
+        ({k: v for k, v in whole.items() if k != key}, "use_dora"),
+        (whole | {key: torch.ones(7)}, r"\[7\]"),
+        (whole | {key: torch.full((48,), torch.nan)}, "NaN"),
+    ):
+        safetensors.torch.save_file(changed, path)
+        with pytest.raises(SkinError, match=message):
+            read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
+    # an older peft's name of the same tensor
+    safetensors.torch.save_file({f"{k}.weight" if MAGNITUDE in k else k: v for k, v in whole.items()}, path)
+    again, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
+    assert again.dora
+    assert all(torch.equal(read[k], tensors[k]) for k in tensors)
 
 
 def test_reading_refuses_pickles_links_and_broken_files(saved):

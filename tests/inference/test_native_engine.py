@@ -12,6 +12,7 @@ import transformers
 from tests.inference.mixtures import random_prompt
 from tests.tiny import write_tiny_base
 
+from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.inference import compiled
 from bedplate.inference.compiled import NativeForward, Weights
@@ -47,6 +48,18 @@ def adapter(base: Base, seed: int) -> dict[str, torch.Tensor]:
     return found
 
 
+def load_one(engine: Engine, key: str, seed: int) -> None:
+    """Every other one has magnitudes."""
+    tensors, config = adapter(engine.base, seed), LORA
+    if seed % 2:
+        config = LORA.model_copy(update={"dora": True})
+        for path, linear in block_linears(engine.base.model).items():
+            norms = linear.weight.float().norm(dim=1)
+            draw = torch.randn(norms.shape, generator=torch.Generator().manual_seed(seed))
+            tensors[f"{path}.{MAGNITUDE}"] = norms * (1 + 0.2 * draw)
+    engine.load_adapter(key, config, tensors)
+
+
 def requests() -> list[Generate | Score]:
     keys = (None, "a", "b", None, "c")
     made: list[Generate | Score] = []
@@ -71,13 +84,13 @@ def test_every_answer_is_bit_for_bit_that_of_the_request_alone(base: Base, weigh
     with Engine(base, weights=weights, kernel="native", adapters=3, cache_bytes=0) as engine:
         assert (engine.kernel, engine.weights) == ("native", weights)
         for seed, key in enumerate("abc"):
-            engine.load_adapter(key, LORA, adapter(base, seed))
+            load_one(engine, key, seed)
         alone = [numbers(engine.run([request])[0]) for request in requests()]
     assert len(set(alone)) > 40
     for settings in ({"max_step_tokens": 7, "cache_bytes": 0}, {"max_rows": 3}, {"speculate": False}):
         with Engine(base, weights=weights, kernel="native", adapters=3, **settings) as engine:
             for seed, key in enumerate("abc"):
-                engine.load_adapter(key, LORA, adapter(base, seed))
+                load_one(engine, key, seed)
             assert [numbers(result) for result in engine.run(requests())] == alone
             # And once more, with what the first run left in the prefix cache.
             assert [numbers(result) for result in engine.run(requests())] == alone

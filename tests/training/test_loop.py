@@ -1,4 +1,4 @@
-"""The loop: exact weighting, the optimizer's arithmetic, refusals. Oracles: torch's own AdamW, and peft."""
+"""The loop: exact weighting, the optimizer's arithmetic, refusals. Oracle: torch's own AdamW."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import random
 
 import pytest
 import torch
-from tests.references import converted, reference_llama
 
 from bedplate.core.errors import DataError, TrainingError, UsageError
 from bedplate.models.inputs import Inputs
@@ -49,48 +48,6 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         adamw.zero_grad()
     for name, value in _trained(plain).items():
         torch.testing.assert_close(_trained(model)[name], value, msg=name)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-def test_lora_training_equals_peft(make_examples, tmp_path) -> None:
-    """Several AdamW steps in float32 from one initial adapter, against peft on padded batches."""
-    import peft
-
-    from bedplate.adapters.bank import Bank
-    from bedplate.adapters.lora import LoraConfig
-
-    reference = reference_llama(0, vocab_size=61)
-    model, family = converted(reference, torch.float32)
-    model.requires_grad_(False)
-    bank = Bank(model)
-    slot = bank.add(LoraConfig(r=4, alpha=8.0), None, seed=3, trainable=True)
-    bank.select(slot)
-    adapted = peft.get_peft_model(
-        reference, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    named = dict(adapted.named_parameters())
-    in_peft = {}
-    for name, p in bank.parameters(slot):
-        path, kind = name.rsplit(".", 1)
-        module = family.weights.to_external(f"{path}.weight").removesuffix(".weight")
-        in_peft[name] = named[f"base_model.model.{module}.{kind}.default.weight"]
-        in_peft[name].data.copy_(p.data)
-    examples = make_examples(12)
-    train(model, ExampleSource(examples, 4, epochs=2), Sft(), PLAIN, tmp_path, bank.parameters(slot))
-    adamw = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.01, weight_decay=0.0)
-    for start in (0, 4, 8) * 2:
-        part = examples[start : start + 4]
-        width = max(len(e.ids) for e in part)
-        labels = [[t if on else -100 for t, on in zip(e.ids, e.loss, strict=True)] for e in part]
-        adapted(
-            input_ids=torch.tensor([[*e.ids, *[0] * (width - len(e.ids))] for e in part]),
-            attention_mask=torch.tensor([[1] * len(e.ids) + [0] * (width - len(e.ids)) for e in part]),
-            labels=torch.tensor([[*row, *[-100] * (width - len(row))] for row in labels]),
-        ).loss.backward()
-        adamw.step()
-        adamw.zero_grad()
-    for name, p in bank.parameters(slot):
-        torch.testing.assert_close(p.detach(), in_peft[name].detach(), rtol=1e-3, atol=2e-5, msg=name)
 
 
 def test_decay_falls_on_matrices_only(make_decoder, make_examples, tmp_path) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import random
+import json
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
 import torch
 from tests.references import reference_llama
 from tests.tiny import write_tiny_base
+from tests.training.against_peft import examples, loss_of, ours
 from torch import nn
 
 from bedplate.adapters.soft_prompt import initial_vectors, stand_ins, standing_in
 from bedplate.core.errors import UsageError
-from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.decoder import Decoder
-from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.training.batch import Example
 from bedplate.training.config import TrainConfig
@@ -28,50 +26,12 @@ from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 
 P, STEPS, RATE = 5, 4, 0.05
-LLAMA = FAMILIES[("hf", "llama")]
 # transformers' own deprecation, reached from inside peft
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def ours(reference: Any) -> Decoder:
-    model = build(LLAMA.to_spec(reference.config.to_dict()))
-    model.load_state_dict({LLAMA.weights.from_external(k): v for k, v in reference.state_dict().items()}, strict=False)
-    assert isinstance(model, Decoder)
-    return model.to(reference.dtype).requires_grad_(False).eval()
-
-
-def examples(seed: int, count: int = 4, shared: int = 5) -> list[Example]:
-    """Of several lengths, with a beginning that all share, and one to three tokens to learn."""
-    draw = random.Random(seed)
-    begin = [draw.randrange(97) for _ in range(shared)]
-    made: list[Example] = []
-    for i in range(count):
-        ids = (*begin, *(draw.randrange(97) for _ in range(draw.randint(4, 12))))
-        learned = draw.randint(1, 3)
-        made.append(Example(ids, (False,) * (len(ids) - learned) + (True,) * learned, f"{seed}/{i}"))
-    return made
-
-
 def behind(virtual: int, some: list[Example]) -> list[Example]:
     return [Example((*stand_ins(virtual), *e.ids), ((False,) * virtual) + e.loss, e.id) for e in some]
-
-
-def padded(some: list[Example]) -> dict[str, torch.Tensor]:
-    """The same examples as peft takes them."""
-    width = max(len(e.ids) for e in some)
-    rows = [(width - len(e.ids), e) for e in some]
-    ids = torch.tensor([[*e.ids, *[0] * room] for room, e in rows])
-    mask = torch.tensor([[*[1] * len(e.ids), *[0] * room] for room, e in rows])
-    labels = [[i if on else -100 for i, on in zip(e.ids, e.loss, strict=True)] + [-100] * room for room, e in rows]
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
-
-
-def loss_of(theirs: Any, some: list[Example]) -> torch.Tensor:
-    """Mean over the tokens to learn; transformers' own loss is rounded to float32."""
-    batch = padded(some)
-    labels = batch.pop("labels")
-    logits = theirs(**batch).logits[:, P:]
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -92,7 +52,7 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
     # one batch: loss and gradient
     vectors = nn.Parameter(start.clone())
     first = pack_examples(behind(P, batches[0]), share_prefix=share)
-    loss = loss_of(theirs, batches[0])
+    loss = loss_of(theirs, batches[0], P)
     loss.backward()
     with standing_in(model, vectors):
         term = Sft()({"policy": model}, first)["sft"]
@@ -109,7 +69,7 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
     losses: list[float] = []
     for batch in batches:
         optimizer.zero_grad()
-        value = loss_of(theirs, batch)
+        value = loss_of(theirs, batch, P)
         value.backward()
         optimizer.step()
         losses.append(float(value.detach()))
@@ -117,7 +77,8 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
     settings = TrainConfig(learning_rate=RATE, schedule="constant", warmup=0.0, clip=None)
     with standing_in(model, vectors):
         result = train(model, source, Sft(), settings, tmp_path / "run", [("soft_prompt", vectors)])
-    assert result.losses["sft"] == pytest.approx(losses[-1], abs=tolerance)
+    seen = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
+    assert seen == pytest.approx(losses, abs=tolerance)
     assert not torch.allclose(vectors, start, atol=RATE)
     torch.testing.assert_close(vectors.detach(), weight.detach(), **near)
 

@@ -40,8 +40,10 @@ class Magnitude:
         self._norms: tuple[tuple[int, ...], Tensor] | None = None
 
     def scale(self, a_rI: Tensor, b_Or: Tensor, scaling: float) -> Tensor:
-        """s [O], float32 or wider, with a gradient to m alone. The norms are kept until A, B or W change."""
+        """s [O], float32 or wider, with a gradient to m alone. The norms of what is not being trained are kept."""
         weight = self.module.weight
+        if self.vector.requires_grad:
+            return self.vector / row_norms(weight, a_rI, b_Or, scaling)
         key = (id(weight), weight._version, a_rI._version, b_Or._version)
         if self._norms is None or self._norms[0] != key:
             with torch.inference_mode(False):  # training may come after serving
