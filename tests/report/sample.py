@@ -224,14 +224,21 @@ def curve() -> dict[str, Any]:
         "sizes": [50, 200, 1000],
         "seeds": [0, 1],
         "points": points,
-        "flat": [{"rung": "zero_shot", "estimate": 0.78, "interval": [0.74, 0.82]}],
+        "flat": [
+            {
+                "rung": "zero_shot",
+                "estimate": 0.78,
+                "interval": [0.74, 0.82],
+                "usd_per_1k_calls": 0.01,
+                "train_usd": 0.0,
+            }
+        ],
         "crossovers": [
             {
                 "tuned": "lora",
                 "prompted": "few_shot",
-                "status": "within",
                 "labels": 120.0,
-                "interval": [70.0, None],
+                "interval": [70.0, "beyond"],
                 "crosses": 0.96,
                 "draws": 2,
                 "differences": [

@@ -47,7 +47,7 @@ def with_text(values: Any, text: str) -> Any:
         return {key: one if key in kept else with_text(one, text) for key, one in values.items()}
     if isinstance(values, list):
         return [with_text(one, text) for one in values]
-    return text if isinstance(values, str) else values
+    return text if isinstance(values, str) and values not in ("below", "beyond") else values
 
 
 @pytest.mark.parametrize("evil", ["<img src=x onerror=alert(1)>", "</style><script>alert(1)</script>", "{{ r }} $x_1$"])
@@ -127,11 +127,11 @@ def test_plots_are_xml_that_follows_the_theme():
 
 
 def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
-    for labels, interval in ((None, [None, None]), (48.0, [None, 80.0]), (120.0, None)):
+    for labels, interval in (("beyond", [700.0, "beyond"]), ("below", ["below", 80.0]), (120.0, None)):
         curve = report()["curve"]
         curve["crossovers"][0] |= {"labels": labels, "interval": interval}
         svg = plots_curve.learning_curve(curve, 0.8)
-        assert ("overtakes" in svg) == (labels is not None)
+        assert ("overtakes" in svg) == (labels != "beyond")
 
 
 def test_seeds_are_drawn_only_where_they_spread():

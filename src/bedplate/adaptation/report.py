@@ -61,6 +61,11 @@ class Report:
         """The row of a rung on a split."""
         return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
 
+    def with_curve(self, curve: Mapping[str, Any], seconds: float) -> Report:
+        """The same with learning curves, after so many seconds in all."""
+        timing = {**self.data["timing"], "seconds": round(seconds, 1)}
+        return Report({**self.data, "curve": dict(curve), "timing": timing}, self.directory)
+
     def to_json(self) -> dict[str, Any]:
         return self.data
 
@@ -75,7 +80,6 @@ def build_report(
     alpha: float,
     confirmations: Sequence[gate.Confirmation],
     decision: gate.Decision,
-    curve: Mapping[str, Any] | None = None,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise."""
     evaluations = {name: t.evaluation for name, t in tested.items()}
@@ -120,7 +124,7 @@ def build_report(
         },
         "focus": None if judged is None else focus(judged, evaluations.get(judged, valid[judged])),
         "examples": examples(context.valid, valid, judged),
-        "curve": None if curve is None else dict(curve),
+        "curve": None,
         "lineage": _lineage(context, outcomes),
         "settings": {
             "seed": context.seed,
@@ -179,7 +183,9 @@ def _made(out: Path, result: Result) -> dict[str, Any]:
         "kind": skin.kind,
         "seed": skin.provenance.seed,
         "parents": list(skin.provenance.parents),
-        "bases": {role: reference.weights_id for role, reference in skin.bases.items()},
+        "bases": {
+            role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
+        },
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ def adapt(
     rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Wall-clock time for the whole ladder, such as 10m. Default: train_minutes.")
+    ] = None,
+    curve: Annotated[
+        str | None, typer.Option(help="Learning curves over these numbers of labels, such as 50,100,200,500.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
@@ -45,7 +49,13 @@ def adapt(
         rungs: auto
 
     Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
+
+    With --curve each rung is climbed again on nested sets of the train labels, three draws of them, and judged on
+    valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid for itself.
+    It takes what the ladder leaves of --budget; what does not fit is left out and said, and the same command with a
+    longer one goes on from there.
     """
+    from bedplate.adaptation.curve import parse_sizes
     from bedplate.adaptation.ladder import adapt as climb
     from bedplate.adaptation.spec import parse_budget
 
@@ -56,6 +66,7 @@ def adapt(
         budget=None if budget is None else parse_budget(budget),
         seed=seed,
         overrides=overrides or (),
+        curve=() if curve is None else parse_sizes(curve),
     )
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
@@ -110,9 +121,37 @@ def show(report: Report) -> None:
             f"{c['interval'][1]:+.3f}), p = {c['p_value']:.2g}",
             highlight=False,
         )
+    if data["curve"] is not None:
+        show_curve(data["curve"])
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}", highlight=False)
     _next(report)
+
+
+def show_curve(curve: Mapping[str, Any]) -> None:
+    """Quality by rung and number of labels, what was left out, and the crossover."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    screen = console()
+    table = Table(box=None, pad_edge=False, title=f"{curve['metric']} on valid, by labels", title_justify="left")
+    table.add_column("rung")
+    sizes = sorted({point["size"] for point in curve["points"]})
+    for size in sizes:
+        table.add_column(f"{size:,}", justify="right")
+    cells: dict[str, dict[int, str]] = {}
+    for point in curve["points"]:
+        low, high = point["interval"]
+        cells.setdefault(point["rung"], {})[point["size"]] = f"{point['estimate']:.3f} ({low:.3f}-{high:.3f})"
+    for flat in curve["flat"]:
+        low, high = flat["interval"]
+        cells[flat["rung"]] = dict.fromkeys(sizes[:1], f"{flat['estimate']:.3f} ({low:.3f}-{high:.3f})")
+    for rung, found in cells.items():
+        table.add_row(rung, *(found.get(size, "") for size in sizes))
+    screen.print()
+    screen.print(table)
+    for line in (*curve["left_out"], *curve["says"]):
+        screen.print(escape(line), highlight=False)
 
 
 def _next(report: Report) -> None:

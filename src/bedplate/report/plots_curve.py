@@ -54,17 +54,17 @@ def learning_curve(curve: Mapping[str, Any], target: float) -> str:
 def _mark_crossover(axes: Any, curve: Mapping[str, Any], sizes: list[float]) -> None:
     """A line at the crossover and a band over its interval, cut at the sizes there are."""
     spoken = curve["crossovers"][0] if curve["crossovers"] else None
-    if spoken is None or spoken["labels"] is None or not sizes:
+    if spoken is None or spoken["labels"] == "beyond" or not sizes:
         return
-    axes.axvline(spoken["labels"], color=INK, linewidth=1, linestyle=":")
+    ends = {"below": sizes[0], "beyond": sizes[-1]}
+    place = ends.get(spoken["labels"], spoken["labels"])
+    axes.axvline(place, color=INK, linewidth=1, linestyle=":")
     if spoken["interval"] is not None:
-        low, high = spoken["interval"]
-        axes.axvspan(
-            sizes[0] if low is None else low, sizes[-1] if high is None else high, color=REFERENCE, alpha=0.15, lw=0
-        )
+        low, high = (ends.get(end, end) for end in spoken["interval"])
+        axes.axvspan(low, high, color=REFERENCE, alpha=0.15, lw=0)
     axes.annotate(
         f"{spoken['tuned']} overtakes\n{spoken['prompted']}",
-        (spoken["labels"], 0.02),
+        (place, 0.02),
         xycoords=("data", "axes fraction"),
         xytext=(5, 0),
         textcoords="offset points",

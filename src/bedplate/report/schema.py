@@ -298,7 +298,7 @@ class SkinMade(Part):
     parents: tuple[str, ...]
     """Ids of the skins that it was made from."""
     bases: dict[str, str]
-    """Role (main, embedder) → weights_id."""
+    """Role (main, embedder) → weights_id, or an endpoint's model and address."""
 
 
 class Lineage(Part):

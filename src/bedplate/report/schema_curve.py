@@ -12,6 +12,10 @@ Interval = tuple[float, float]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+Labels = float | Literal["below", "beyond"]
+"""A number of labels; below: at the smallest size already; beyond: not with the labels there are."""
+
+
 class CurvePart(Strict):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -49,6 +53,8 @@ class Flat(CurvePart):
     rung: str
     estimate: float
     interval: Interval
+    usd_per_1k_calls: Annotated[float, Field(ge=0)]
+    train_usd: Annotated[float, Field(ge=0)]
 
 
 class Difference(CurvePart):
@@ -59,16 +65,14 @@ class Difference(CurvePart):
 
 
 class Crossover(CurvePart):
-    """From how many labels on the tuned rung stays above the prompted one, on this task."""
+    """From how many labels on the tuned rung stays above the prompted one, on this task. A number, or below: at the
+    smallest size already; beyond: not with the labels there are."""
 
     tuned: str
     prompted: str
-    status: Literal["within", "from_the_first", "not_within"]
-    """within: at `labels`; from_the_first: at the smallest size already; not_within: not with the labels there are."""
-    labels: float | None
-    interval: tuple[float | None, float | None] | None
-    """95%. A null lower end: already at the smallest size; a null upper end: beyond the labels there are. Null as a
-    whole where there are too few groups."""
+    labels: Labels
+    interval: tuple[Labels, Labels] | None
+    """Null where valid has too few groups for one."""
     crosses: Share
     """Of the resamples, the share in which tuning overtakes within the labels there are (at the smallest size, too)."""
     draws: Annotated[int, Field(ge=1)]

@@ -1,0 +1,340 @@
+"""Learning curves: sizes, nested draws, the crossover's arithmetic against brute force, whole runs on a tiny base."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.adaptation.conftest import write_task
+
+from bedplate.adaptation.crossover import Measured, Resamples, crossing, crossing_of
+from bedplate.adaptation.curve import FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
+from bedplate.adaptation.curve_values import say
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.payback import pays_from
+from bedplate.adaptation.report import Report
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.core.errors import UsageError
+from bedplate.data.splits import Record, nested
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task import Task, load_task
+
+RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora"]
+
+
+def test_every_rung_has_a_place():
+    assert RUNGS.keys() <= {*LEARNS, *FLAT, *NO_POINT}
+    assert not LEARNS.keys() & FLAT.keys()
+
+
+# --- sizes and draws
+
+
+def test_sizes_above_train_become_all_of_it_and_are_said():
+    assert possible_sizes([100, 50], 200) == ((50, 100), ())
+    sizes, notes = possible_sizes([50, 200, 2000], 177)
+    assert sizes == (50, 177)
+    assert len(notes) == 2
+    assert "2,000" in notes[1]
+    for asked in ([1, 50], [50, 50], [300], []):
+        with pytest.raises(UsageError):
+            possible_sizes(asked, 200)
+    assert parse_sizes("50, 1_000") == [50, 1000]
+    with pytest.raises(UsageError, match="write numbers"):
+        parse_sizes("50,many")
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=30),
+    st.lists(st.integers(1, 120), min_size=1, max_size=5, unique=True),
+    st.integers(0, 3),
+)
+def test_draws_are_nested_and_of_whole_groups(groups: list[int], sizes: list[int], seed: int):
+    records = [Record(f"{g}/{i}", f"{g}/{i}", "a", str(g)) for g, count in enumerate(groups) for i in range(count)]
+    sizes.sort()
+    found = nested(records, sizes, seed)
+    before: set[str] = set()
+    for size, part in zip(sizes, found, strict=True):
+        ids = {record.id for record in part}
+        assert before <= ids
+        assert len(ids) <= size
+        for group in {record.group for record in part}:
+            assert sum(r.group == group for r in part) == groups[int(group)]
+        left = [groups[g] for g in range(len(groups)) if str(g) not in {r.group for r in part}]
+        assert all(len(ids) + count > size for count in left)  # nothing that fits is left out
+        before = ids
+
+
+# --- the crossover
+
+
+def slow_crossing(places: list[float], line: list[float]) -> float:
+    if line[-1] <= 0:
+        return math.inf
+    for i in reversed(range(len(line) - 1)):
+        if line[i] <= 0:
+            return float(np.interp(0.0, [line[i], line[i + 1]], [places[i], places[i + 1]]))
+    return -math.inf
+
+
+@given(st.lists(st.lists(st.sampled_from([-0.3, -0.1, 0.0, 0.1, 0.2]), min_size=4, max_size=4), min_size=1, max_size=9))
+def test_the_last_rise_above_zero_counts(lines: list[list[float]]):
+    places = np.log([50.0, 100.0, 500.0, 1772.0])
+    found = crossing_of(places, np.array(lines))
+    assert found.tolist() == pytest.approx([slow_crossing(list(places), line) for line in lines])
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return load_task(write_task(tmp_path_factory.mktemp("task"), Path("no-base")))
+
+
+def evaluations(task: Task, right: np.ndarray, groups: list[str]) -> Evaluation:
+    """Rows that are right or not, as an evaluation."""
+    rows = [Example(str(i), {"review": str(i)}, "positive", group, f"{i:064x}") for i, group in enumerate(groups)]
+    return evaluate_predictions(task, rows, ["positive" if one else "negative" for one in right])
+
+
+def test_resamples_agree_with_resampling_rows_by_hand(task: Task):
+    rng = np.random.default_rng(0)
+    groups = [f"g{i // 3}" for i in range(150)]
+    first, second = (evaluations(task, rng.random(150) < p, groups) for p in (0.7, 0.8))
+    resamples = Resamples(first, seed=3, count=50)
+    both = resamples.of(Measured({0: first, 1: second}))
+    times, shares = resamples._times, resamples._shares([0, 1])
+    scores = np.array([[row.score for row in one.rows] for one in (first, second)])
+    for b in (0, 7, 49):
+        weights = np.array([times[b, i // 3] for i in range(150)])
+        by_hand = [float((weights * one).sum() / weights.sum()) for one in scores]
+        assert both[b] == pytest.approx(float(shares[b] @ by_hand))
+    assert shares.sum(axis=1) == pytest.approx(1.0)
+    with pytest.raises(UsageError, match="same rows"):
+        resamples.of(Measured({0: evaluations(task, scores[0, :149] > 0, groups[:149])}))
+
+
+def test_the_spread_of_few_draws_is_not_understated(task: Task):
+    """With S draws the resampled mean's variance is the estimated one, s²/S, not (S−1)/S of it (Rao & Wu)."""
+    groups = [f"g{i}" for i in range(200)]
+    rng = np.random.default_rng(1)
+    found = {d: evaluations(task, rng.random(200) < p, groups) for d, p in enumerate((0.5, 0.7, 0.9))}
+    resamples = Resamples(found[0], count=20_000)
+    shares = resamples._shares(sorted(found))
+    estimates = np.array([found[d].estimate for d in sorted(found)])
+    assert (shares @ estimates).std() == pytest.approx(estimates.std(ddof=1) / math.sqrt(3), rel=0.02)
+
+
+def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int) -> list[Measured]:
+    """Points of a rung whose quality is `truth` by size: rows have their own difficulty, draws their own luck."""
+    names = [f"g{i // 4}" for i in range(groups * 4)]
+    return [
+        Measured({d: evaluations(task, rng.random(len(names)) < p + rng.normal(0, 0.01), names) for d in range(draws)})
+        for p in truth
+    ]
+
+
+def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
+    """At 95% nominal, with few draws and groups of four: quality at one size, and the place of the crossing."""
+    labels = [50.0, 100.0, 200.0, 400.0, 800.0]
+    prompted, tuned = [0.70] * 5, [0.55, 0.62, 0.69, 0.76, 0.83]
+    true = math.exp(np.interp(0.0, [-0.01, 0.06], [math.log(200), math.log(400)]))
+    covered = inside = 0
+    rounds = 60
+    rng = np.random.default_rng(5)
+    for number in range(rounds):
+        ours, theirs = simulated(task, rng, tuned, 3, 60), simulated(task, rng, prompted, 3, 60)
+        resamples = Resamples(ours[0].by_draw[0], seed=number, count=400)
+        low, high = resamples.interval(ours[2].estimate, resamples.of(ours[2]))
+        covered += low <= 0.69 <= high
+        found = crossing(resamples, labels, ours, theirs)
+        assert found.interval is not None
+        inside += found.interval[0] <= true <= found.interval[1]
+        assert 0.9 < found.crosses <= 1
+    assert covered >= 0.88 * rounds
+    assert inside >= 0.88 * rounds
+
+
+def test_a_crossover_that_is_not_there_says_so(task: Task):
+    rng = np.random.default_rng(2)
+    labels = [50.0, 100.0, 200.0]
+    low, high = simulated(task, rng, [0.5, 0.5, 0.5], 2, 60), simulated(task, rng, [0.9, 0.9, 0.9], 2, 60)
+    resamples = Resamples(low[0].by_draw[0])
+    never = crossing(resamples, labels, low, high)
+    assert (never.labels, never.interval, never.crosses) == (math.inf, (math.inf, math.inf), 0.0)
+    always = crossing(resamples, labels, high, low)
+    assert (always.labels, always.interval, always.crosses) == (-math.inf, (-math.inf, -math.inf), 1.0)
+    few = simulated(task, rng, [0.5, 0.9], 2, 20)
+    assert crossing(Resamples(few[0].by_draw[0]), [50.0, 100.0], few, few[:1] * 2).interval is None
+
+
+def test_flat_rungs_stand_for_every_draw(task: Task):
+    rng = np.random.default_rng(3)
+    ours = simulated(task, rng, [0.6, 0.8], 3, 60)
+    flat = Measured(simulated(task, rng, [0.7], 1, 60)[0].by_draw, flat=True)
+    found = crossing(Resamples(ours[0].by_draw[0]), [50.0, 200.0], ours, [flat, flat])
+    assert 50 < found.labels < 200
+    assert found.draws == 3
+
+
+# --- what it says
+
+
+def crossover(labels: float | str, interval: list[float | str] | None) -> dict[str, object]:
+    return {"tuned": "lora", "prompted": "few_shot", "labels": labels, "interval": interval, "crosses": 0.93}
+
+
+def test_sentences_of_each_outcome():
+    pays = [
+        {"tuned": "lora", "prompted": "few_shot", "size": size, "calls": calls, "reason": "why"}
+        for size, calls in ((50, None), (200, 1234.5), (1000, 0.0))
+    ]
+    within = say([crossover(150.0, [90.0, "beyond"])], pays, [50.0, 1000.0])
+    assert within[0] == (
+        "On this task tuning (lora) overtakes prompting (few_shot) at about 150 labels (95% interval: 90 to more than "
+        "the 1,000 there are; it overtakes in 93% of the resamples)."
+    )
+    assert within[1] == "At 200 labels lora pays for itself against few_shot after about 1,234 calls: why."
+    assert (
+        "not within the 1,000 labels there are" in say([crossover("beyond", ["beyond", "beyond"])], pays, [50, 1000])[0]
+    )
+    below = say([crossover("below", ["below", 80.0])], pays, [50.0, 1000.0])
+    assert "at 50 labels already" in below[0]
+    assert "50 or fewer to 80" in below[0]
+    assert "never" in below[1]
+    assert "too few groups" in say([crossover(150.0, None)], pays, [50.0, 1000.0])[0]
+    assert "nothing is said" in say([], [], [])[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "calls", "said"),
+    [
+        ((0.10, 0.001), (0.01, 0.002), 90.0, "less per 1,000 calls"),
+        ((0.10, 0.002), (0.01, 0.002), None, "the same per call"),
+        ((0.10, 0.003), (0.01, 0.002), None, "no less per call"),
+        ((0.01, 0.001), (0.10, 0.002), 0.0, "no more to make"),
+        ((0.01, 0.002), (0.10, 0.001), None, "more after 90 calls"),
+    ],
+)
+def test_break_even_is_extra_cost_over_saving(
+    ours: tuple[float, float], theirs: tuple[float, float], calls: float | None, said: str
+):
+    found, reason = pays_from("lora", "few_shot", ours, theirs)
+    assert found == (None if calls is None else pytest.approx(calls))
+    assert said in reason
+
+
+# --- whole runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
+    directory = tmp_path_factory.mktemp("curve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        task = write_task(directory, tiny_base)
+        report = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 60, 500])
+    return report, directory, task
+
+
+def test_a_run_has_every_point_with_its_draws(run: tuple[Report, Path, Path]):
+    curve = run[0].data["curve"]
+    assert curve["sizes"] == [20, 60, 150]
+    assert curve["left_out"] == ["500 labels are more than train has; the last point is all 150 of it"]
+    assert {(p["rung"], p["size"]) for p in curve["points"]} == {
+        (rung, size) for rung in ("from_scratch", "few_shot", "probe", "lora") for size in (20, 60, 150)
+    }
+    for point in curve["points"]:
+        assert [draw["seed"] for draw in point["draws"]] == [0, 1, 2]
+        assert all(draw["labels"] <= point["size"] for draw in point["draws"])
+        assert point["interval"][0] <= point["estimate"] <= point["interval"][1]
+        assert point["estimate"] == pytest.approx(np.mean([draw["estimate"] for draw in point["draws"]]))
+    assert [flat["rung"] for flat in curve["flat"]] == ["zero_shot"]
+    learned = {p["size"]: p["estimate"] for p in curve["points"] if p["rung"] == "from_scratch"}
+    assert learned[150] > learned[20]  # words decide these labels
+    pairs = {(c["tuned"], c["prompted"]) for c in curve["crossovers"]}
+    assert pairs == {(a, b) for a in ("probe", "lora") for b in ("few_shot", "zero_shot")}
+    assert [row["size"] for row in curve["break_even"]] == [20, 60, 150]
+    assert len(curve["says"]) == 2
+
+
+def test_the_curve_trained_on_its_own_rows_and_opened_nothing(run: tuple[Report, Path, Path]):
+    report, directory, _ = run
+    assert len(report.data["data"]["test_openings"]) == 1
+    out = directory / "out"
+    for path in (out / "curve").rglob("*"):
+        assert path.is_dir() or path.name in ("plan.json", "result.json"), path  # no weights are kept
+    plan = json.loads((out / "curve/lora/60-1/plan.json").read_text())["settings"]
+    assert plan["seeds"] == 1
+    used = next(p for p in report.data["curve"]["points"] if (p["rung"], p["size"]) == ("lora", 60))["draws"][1]
+    assert plan["rows"] == used["labels"] <= 60
+    valid = {row["row_hash"] for row in report.data["rows"]["valid"]["lora"]}
+    kept = json.loads((out / "curve/lora/60-1/result.json").read_text())
+    assert {row["row_hash"] for row in kept["evaluation"]["rows"]} == valid
+
+
+def test_the_page_and_the_command_line_say_the_crossover(
+    run: tuple[Report, Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    from markupsafe import escape
+
+    from bedplate.cli.adapt import show
+
+    report, directory, _ = run
+    said = report.data["curve"]["says"]
+    page = (directory / "out" / "report.html").read_text()
+    assert all(str(escape(sentence)) in page for sentence in said)
+    show(report)
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert "accuracy on valid, by labels" in printed
+    assert all(sentence[:60] in printed for sentence in said)
+
+
+def test_the_same_command_goes_on_and_a_longer_budget_too(
+    run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    report, directory, task = run
+    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+    (directory / "out/curve/probe/60-1/result.json").unlink()
+    fitted: list[str] = []
+    for name in RUNG_LIST:
+        fit = type(RUNGS[name]).fit
+
+        def counted(self: object, context: object, *rest: object, name: str = name, fit: object = fit) -> object:
+            fitted.append(name)
+            return fit(self, context, *rest)  # type: ignore[operator]
+
+        monkeypatch.setattr(type(RUNGS[name]), "fit", counted)
+    again = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 60, 500])
+    assert fitted == ["probe"]  # the lost point alone
+    ours, theirs = (
+        {(p["rung"], p["size"]): p["estimate"] for p in one.data["curve"]["points"]} for one in (report, again)
+    )
+    assert ours == theirs
+    fitted.clear()
+    longer = adapt(task, directory / "out", rungs=["majority", "from_scratch"], curve=[20, 60], budget=1e6)
+    assert fitted == [
+        "majority",
+        "from_scratch",
+    ]  # the ladder's own, whose plans know the budget
+    assert {p["rung"] for p in longer.data["curve"]["points"]} == {"from_scratch"}
+
+
+def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_path: Path):
+    report = adapt(toy_task, tmp_path / "out", rungs=["zero_shot", "lora"], curve=[20, 60], budget=0.05)
+    curve = report.data["curve"]
+    assert curve["points"] == []
+    assert len(curve["left_out"]) == 6
+    assert "lora at 20 labels, draw 0: skipped, it needs about" in curve["left_out"][0]
+    assert "nothing is said" in curve["says"][0]
+    assert "left out" in (tmp_path / "out" / "report.html").read_text().lower()
+
+
+def test_impossible_sizes_are_refused_before_time_is_spent(toy_task: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="train has 150 rows"):
+        adapt(toy_task, tmp_path / "out", curve=[2000])
+    assert not (tmp_path / "out").exists()
