@@ -157,13 +157,17 @@ def latency(seconds: Sequence[float]) -> Latency:
 
 @dataclass(frozen=True)
 class RungOutcome:
-    """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took."""
+    """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took. plan:
+    what had been planned; skip: what kind of reason it was left out for; reused: whether an earlier run had done it."""
 
     rung: str
     status: str
     reason: str
     result: Result | None = None
     seconds: float = 0.0
+    plan: Plan | None = None
+    skip: SkipKind | None = None
+    reused: bool = False
 
 
 @dataclass(frozen=True)
