@@ -17,8 +17,6 @@ from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin
 
-LATENCY_CALLS = 64
-
 
 def ask(predictor: Predictor, examples: Sequence[Example], *, one_by_one: bool = False) -> list[Prediction | None]:
     """A prediction for each example; None for one that is too long for the context (it counts as wrong)."""
@@ -98,7 +96,7 @@ def measure(
 
     `chosen_by`: example id → the prediction that the skin was chosen by.
     """
-    sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
+    sample = context.ordered(context.valid, "latency")[: context.latency_calls]
     sample = [e for e in sample if chosen_by.get(e.id) is not None]
     ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
     again = [p for p in ask(predictor, sample, one_by_one=True) if p is not None]
@@ -107,7 +105,7 @@ def measure(
         before = chosen_by[example.id]
         assert before is not None
         equal += prediction.output == before.output
-        difference = max(difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores))
+        difference = max([difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores)])
     return latency([p.seconds for p in again]), Export(len(again), equal, difference)
 
 

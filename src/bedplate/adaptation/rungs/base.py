@@ -49,8 +49,9 @@ class Latency:
 
 @dataclass(frozen=True)
 class Export:
-    """The skin as read back from disk against the answers that it was chosen by: rows asked again, equal labels, and
-    the largest difference of a label's log-probability (bfloat16 differs a little between batch sizes)."""
+    """The skin as read back from disk against the answers that it was chosen by: rows asked again, equal answers, and
+    the largest difference of a label's log-probability. In bfloat16 these differ a little between batch sizes, and
+    where they do, written text goes another way from there on."""
 
     rows: int
     equal: int

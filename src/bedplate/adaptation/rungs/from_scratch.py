@@ -1,4 +1,5 @@
-"""What a team without a foundation model would do: TF-IDF of words and word pairs, and logistic regression."""
+"""What a team without a foundation model would do: TF-IDF of words and word pairs, and logistic regression; where
+answers are written, the answer of the most similar text."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict import Prediction
@@ -61,6 +63,8 @@ class FromScratch:
         return Plan({"folds": min(FOLDS, groups)})
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        if not context.labels:
+            return self._fit_nearest(context, plan)
         start = time.perf_counter()
         strength, search = self._strength(context, plan)
         model = self._fitted(context, context.train, strength)
@@ -77,14 +81,39 @@ class FromScratch:
         )
 
     def predictor(self, context: Context, result: Result) -> Predicts:
+        if not context.labels:
+            return _nearest(context, context.train, str(result.details["similarity"]))
         return self._fitted(context, context.train, float(result.details["C"]))
+
+    def _fit_nearest(self, context: Context, plan: Plan) -> Result:
+        """The similarity is chosen by cross-validation within train."""
+        start = time.perf_counter()
+        train, folds, search = context.train, _folds(context, plan), list[dict[str, Any]]()
+        for name in SIMILARITIES:
+            answers: dict[str, Prediction] = {}
+            for fit, held in folds:
+                model = _nearest(context, [train[i] for i in fit], name)
+                found = model.predict([train[i].inputs for i in held])
+                answers |= {train[i].id: one for i, one in zip(held, found, strict=True)}
+            estimate = evaluate_predictions(context.task, train, [answers[e.id] for e in train], split="train").estimate
+            search.append({"name": name, "estimate": estimate, "n": len(train), "split": "train"})
+        best = max(search, key=lambda row: row["estimate"])["name"]
+        model = _nearest(context, train, best)
+        seconds = time.perf_counter() - start
+        predictions = model.predict([e.inputs for e in context.valid])
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
+        reason = (
+            f"reference, never nominated: the answer of the train row that is most alike by TF-IDF of {best}, chosen "
+            f"by {plan.settings['folds']}-fold cross-validation within train"
+        )
+        return Result(
+            self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details={"similarity": best}
+        )
 
     def _strength(self, context: Context, plan: Plan) -> tuple[float, list[dict[str, Any]]]:
         """C by cross-validation over whole groups."""
-        from sklearn.model_selection import GroupKFold
-
-        groups = [e.group for e in context.train]
-        folds = list(GroupKFold(plan.settings["folds"]).split(groups, groups=groups))
+        folds = _folds(context, plan)
         search: list[dict[str, Any]] = []
         for strength in STRENGTHS:
             right = 0
@@ -96,7 +125,12 @@ class FromScratch:
                 answers = model.predict([context.train[i].inputs for i in held])
                 right += sum(p.output == context.train[i].target for p, i in zip(answers, held, strict=True))
             search.append(
-                {"name": f"C = {strength:g}", "estimate": right / len(groups), "n": len(groups), "split": "train"}
+                {
+                    "name": f"C = {strength:g}",
+                    "estimate": right / len(context.train),
+                    "n": len(context.train),
+                    "split": "train",
+                }
             )
         best = max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])
         return STRENGTHS[best], search
@@ -122,3 +156,17 @@ class FromScratch:
         with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
             pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
         return Classical(pipeline, context.fields)
+
+
+def _nearest(context: Context, examples: Sequence[Example], similarity: str) -> Nearest:
+    texts = [text_of(e.inputs, context.fields) for e in examples]
+    return Nearest(texts, [e.target for e in examples], similarity, context.fields)
+
+
+def _folds(context: Context, plan: Plan) -> list[tuple[list[int], list[int]]]:
+    """Numbers of train rows to fit on and to hold out, whole groups each."""
+    from sklearn.model_selection import GroupKFold
+
+    groups = [e.group for e in context.train]
+    split = GroupKFold(plan.settings["folds"]).split(groups, groups=groups)
+    return [(fit.tolist(), held.tolist()) for fit, held in split]

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.tuning import Recipe, Tuning
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
-from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import LoraPart
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
@@ -34,7 +34,7 @@ class Lora(Tuning):
         return f"r {self.config.r}, α {self.config.alpha:g}, all linears"
 
     def train(
-        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: LabelOutput
+        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         engine, bank = context.model.engine, context.model.engine.bank
         if bank is None:

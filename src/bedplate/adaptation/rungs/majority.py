@@ -1,4 +1,4 @@
-"""The most frequent label of train, whatever the input: the floor under every other number."""
+"""The most frequent answer of train, whatever the input: the floor under every other number."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from bedplate.adaptation.rungs.base import Latency, Plan, Result, Skip
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict import Prediction
 
+SHOWN = 60
+"""Characters of a long answer that the reason quotes."""
+
 
 class Constant:
-    """Answers every row with one label."""
+    """Answers every row alike."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
 
     def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
-        return [Prediction(self.label, self.label) for _ in rows]
+        return [Prediction(self.answer, self.answer) for _ in rows]
 
 
 class Majority:
@@ -32,16 +35,23 @@ class Majority:
         return Plan()
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
-        label = self._label(context)
-        predictions = Constant(label).predict([e.inputs for e in context.valid])
+        answer, count = self._answer(context)
+        predictions = Constant(answer).predict([e.inputs for e in context.valid])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        reason = f"reference, never nominated: always answers {label!r}, the most frequent label of train"
-        return Result(self.name, evaluation, Latency(0.0, 0.0, 0.0, 0), 0.0, reason, details={"label": label})
+        what = "label" if context.labels else "answer"
+        shown = answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…"
+        reason = f"reference, never nominated: always answers {shown!r}, the most frequent {what} of train"
+        reason += "" if context.labels else f" ({count} of {len(context.train)} rows)"
+        details = {"label": answer} if context.labels else {"answer": answer, "rows": count}
+        return Result(self.name, evaluation, Latency(0.0, 0.0, 0.0, 0), 0.0, reason, details=details)
 
     def predictor(self, context: Context, result: Result) -> Predicts:
-        return Constant(self._label(context))
+        return Constant(self._answer(context)[0])
 
     @staticmethod
-    def _label(context: Context) -> str:
+    def _answer(context: Context) -> tuple[str, int]:
+        """The answer and how many rows of train have it; of equally frequent ones the first label, or the first text in
+        alphabetical order."""
         counts = Counter(example.target for example in context.train)
-        return max(context.labels, key=lambda label: counts[label])
+        answer = max(context.labels or sorted(counts), key=lambda one: counts[one])
+        return answer, counts[answer]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from bedplate.adaptation.asking import output_of
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
@@ -31,16 +32,16 @@ class OwnPromptRung:
         tokenizer = context.model.tokenizer
         share = len(own.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
         rows = len(context.valid) * max(1.0, share)
-        seconds = context.pace.rows(rows) + 66 * context.pace.call * max(1.0, share)
+        seconds = context.pace.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
         return Plan({"format": own.format}, seconds)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
         own = context.spec.prompt
         assert own is not None
-        variant = Variant("own", own.prompt, own.output(context.labels))
+        variant = Variant("own", own.prompt, output_of(context.task, context.written, own.format))
         winner, order, tried = choose(context, [variant], [Stage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)
 

@@ -1,6 +1,8 @@
 """A linear head on the base's own features (linear probing, Alain & Bengio 2016): the base stays as it is.
 
-The hidden state of the prompt's last token at a few depths comes out of one forward pass; the layer is chosen on valid.
+Hidden states at a few depths come out of one forward pass, pooled in a few ways: the last token of a prompt or the mean
+of its tokens; the mean or the first token of a text that an encoder reads. Layer and pooling are chosen on valid, and
+the head's confidence is brought to what valid shows (temperature scaling, Guo et al., arXiv 1706.04599).
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,10 +33,13 @@ FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.5
 FEW_ROWS = 300
+_POOLED = {"last": "last token", "mean": "mean of the tokens", "first": "first token"}
 LAYER_ROWS = 300
 """Valid rows that the layer is chosen on; the exported probe is then asked on all of them."""
 
-Features = dict[str, NDArray[np.float32]]
+Pooling = Literal["last", "mean", "first"]
+POOLINGS: dict[str, tuple[Pooling, ...]] = {"decoder": ("last", "mean"), "encoder": ("mean", "first")}
+Features = dict[tuple[str, Pooling], NDArray[np.float32]]
 
 
 class Probe:
@@ -44,6 +49,10 @@ class Probe:
     reference = False
 
     def plan(self, context: Context) -> Plan | Skip:
+        if not context.labels:
+            return Skip(
+                f"a head chooses one of some labels; it cannot write an answer of kind {context.task.output.kind}"
+            )
         layers = context.model.base.spec.layers
         depths = sorted({max(1, round(layers * part)) for part in DEPTHS})
         groups = len({e.group for e in context.train})
@@ -52,13 +61,15 @@ class Probe:
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
         fixed = context.pace.rows(len(context.valid) + held) * part + 66 * context.pace.call
-        each = context.pace.rows(1) * part * 1.2 + len(depths) * 0.0015  # forward, and the head's cross-validation
+        # forward, and the cross-validation of each head
+        each = context.pace.rows(1) * part * 1.2 + len(depths) * len(self._poolings(context)) * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
         rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
         if fixed + each * rows > context.left:
             return Skip(
-                f"it needs about {fixed + each * few:.0f} s, {max(context.left, 0):.0f} s of the budget are left"
+                f"it needs about {fixed + each * few:.0f} s, {max(context.left, 0):.0f} s of the budget are left",
+                "budget",
             )
         left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
         settings = {"depths": depths, "rows": rows, "layer_rows": held, "folds": min(FOLDS, groups)}
@@ -69,27 +80,42 @@ class Probe:
         train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
-        features, held = _features(context, train, names), _features(context, chosen_on, names)
+        poolings = self._poolings(context)
+        features, held = _features(context, train, names, poolings), _features(context, chosen_on, names, poolings)
+        tried = [(name, pooling) for pooling in poolings for name in names]
         search: list[dict[str, Any]] = []
         heads: list[Head] = []
-        for name in names:
-            head, strength = fit_head(features[name], train, context.labels, plan.settings["folds"])
-            answers = [context.labels[i] for i in head(torch.from_numpy(held[name])).argmax(dim=1).tolist()]
+        for name, pooling in tried:
+            head, strength = fit_head(features[name, pooling], train, context.labels, plan.settings["folds"])
+            answers = [context.labels[i] for i in head(torch.from_numpy(held[name, pooling])).argmax(dim=1).tolist()]
             estimate = evaluate_predictions(context.task, chosen_on, answers).estimate
-            row = {"name": name, "C": strength, "estimate": estimate, "n": len(chosen_on), "split": "valid"}
+            row = {
+                "name": f"{name}, {pooling}",
+                "C": strength,
+                "estimate": estimate,
+                "n": len(chosen_on),
+                "split": "valid",
+            }
             search.append(row)
             heads.append(head)
-        # a tie goes to the earlier layer, which is cheaper to serve
-        best = max(range(len(names)), key=lambda i: (search[i]["estimate"], -i))
+        # a tie goes to the pooling that shares the prompt's beginning, and to the earlier layer: cheaper to serve
+        best = max(range(len(tried)), key=lambda i: (search[i]["estimate"], -i))
+        codes = np.array([context.labels.index(e.target) for e in chosen_on])
+        head, temperature = tempered(heads[best], held[tried[best]], codes)
         seconds = time.perf_counter() - start
-        return self._finish(context, plan, heads[best], names[best], seconds, search, len(train))
+        part = ProbePart(head, *tried[best])
+        return self._finish(context, plan, part, temperature, seconds, search, len(train))
+
+    @staticmethod
+    def _poolings(context: Context) -> tuple[Pooling, ...]:
+        return POOLINGS[context.at.facts.kind]
 
     def _finish(
         self,
         context: Context,
         plan: Plan,
-        head: Head,
-        layer: str,
+        part: ProbePart,
+        temperature: float,
         seconds: float,
         search: list[dict[str, Any]],
         rows: int,
@@ -97,7 +123,7 @@ class Probe:
         prompt, _ = context.default_prompt()
         output = LabelOutput(labels=context.labels)
         directory = context.out / "skins" / self.name
-        skin = context.skin(self.name, "probe", prompt, output, probe=ProbePart(head, layer, "last"))
+        skin = context.skin(self.name, "probe", prompt, output, probe=part)
         skin = export(context, skin, directory)
         predictor = context.predictor(skin)
         try:
@@ -113,14 +139,17 @@ class Probe:
             evaluation=evaluation,
             latency=timing,
             train_seconds=seconds,
-            reason=f"logistic regression on {layer} of {context.model.base.spec.layers}, {rows} train rows",
+            reason=(
+                f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
+                f"{rows} train rows, temperature {temperature:.2f}"
+            ),
             skin=str(directory.relative_to(context.out)),
             skin_id=skin_id(skin),
             prompt_tokens=longest,
             search=tuple(search),
             left_out=plan.left_out,
             export=exported,
-            details={"layer": layer, "rows": rows},
+            details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature},
         )
 
     def predictor(self, context: Context, result: Result) -> Predicts:
@@ -128,31 +157,66 @@ class Probe:
         return context.predictor(read_skin(context.out / result.skin))
 
 
-def _features(context: Context, examples: Sequence[Example], names: Sequence[str]) -> Features:
-    """Layer name → the last prompt token's hidden state, float32 [N, D], in the examples' order."""
+def _features(
+    context: Context, examples: Sequence[Example], names: Sequence[str], poolings: Sequence[Pooling]
+) -> Features:
+    """(layer name, pooling) → each prompt's pooled hidden states, float32 [N, D], in the examples' order."""
     prompt, _ = context.default_prompt()
     tokenizer = context.model.tokenizer
     limit = context.model.base.spec.context_length
-    prompts = [prompt.tokens(tokenizer, e.inputs, limit=limit) for e in examples]
-    shared = len(prompt.constant_prefix(tokenizer, fields=context.fields))
+    prompts: list[Sequence[int]]
+    if context.is_encoder:
+        prompts, shared = [context.model.text_tokens(str(prompt.text(e.inputs))) for e in examples], 0
+    else:
+        prompts = [prompt.tokens(tokenizer, e.inputs, limit=limit) for e in examples]
+        shared = len(prompt.constant_prefix(tokenizer, fields=context.fields))
     depth = max(int(name.partition(".")[2]) for name in names)
-    found = {name: np.zeros((len(examples), context.model.base.spec.hidden_size), np.float32) for name in names}
+    size = (len(examples), context.model.base.spec.hidden_size)
+    found: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
     with context.model.engine.exclusive() as base, torch.inference_mode():
         for batch in _batches([len(p) - shared for p in prompts]):
             tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
-            ends: list[int] = []
+            spans: list[tuple[int, int]] = []
             for number, i in enumerate(batch, start=1):
                 rest = prompts[i][shared:]
+                spans.append((len(tokens), len(tokens) + len(rest)))
                 tokens += rest
                 segments += [number] * len(rest)
-                ends.append(len(tokens) - 1)
             inputs = Inputs(
                 torch.tensor([tokens], device=base.device), None, torch.tensor([segments], device=base.device)
             )
             captured = base.model(inputs, capture=tuple(names), depth=depth).captured
-            for name in names:
-                found[name][batch] = captured[name][0, ends].float().cpu().numpy()
+            for name, pooling in found:
+                states_TD = captured[name][0].float()
+                rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
+                found[name, pooling][batch] = torch.stack(rows).cpu().numpy()
     return found
+
+
+def _pooled(states_TD: torch.Tensor, shared: int, begin: int, end: int, pooling: Pooling) -> torch.Tensor:
+    """One document's states [D]; its own tokens are begin … end, and the first `shared` ones are everybody's."""
+    if pooling == "last":
+        return states_TD[end - 1]
+    if pooling == "first":
+        return states_TD[0 if shared else begin]
+    return (states_TD[:shared].sum(0) + states_TD[begin:end].sum(0)) / (shared + end - begin)
+
+
+def tempered(head: Head, features_ND: NDArray[np.float32], codes: NDArray[np.int64]) -> tuple[Head, float]:
+    """The head with its logits divided by the temperature under which these rows are likeliest; no answer changes."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    logits = head(torch.from_numpy(features_ND)).double().numpy()
+    rows = np.arange(len(codes))
+
+    def loss(log_t: float) -> float:
+        # a slight pull towards 1, so that rows which are all right do not make the head certain of everything
+        return -float(log_softmax(logits / np.exp(log_t), axis=1)[rows, codes].mean()) + 1e-2 * log_t**2
+
+    log_t = float(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
+    temperature = float(np.exp(log_t))
+    return Head(head.weight / temperature, head.bias / temperature, head.labels), temperature
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """Choosing between prompts on valid by successive halving: all on few rows, the better ones on more, the best on all.
 
-Successive halving: Jamieson & Talwalkar (2016), AISTATS. Rankings use the calibrated answers, because a preference
-for a label's words is taken out of the skin as well.
+Successive halving: Jamieson & Talwalkar (2016), AISTATS. Rankings use the calibrated answers where answers are labels,
+because a preference for a label's words is taken out of the skin as well; what is written is scored as it is.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, fit_bias, with_bias
 from bedplate.core.errors import TemplateError
@@ -32,7 +33,7 @@ class Variant:
 
     name: str
     prompt: Prompt
-    output: LabelOutput
+    output: TaskOutput
     demonstrations: tuple[Demonstration, ...] = ()
     neighbours: Neighbours | None = None
     embedder: str | None = None
@@ -41,7 +42,8 @@ class Variant:
     estimate: float = 0.0
     raw_estimate: float = 0.0
     first: tuple[int, float, float] | None = None
-    """Rows of the first stage, and the estimates there: calibrated, and as the model answered."""
+    """Rows of the first stage, and the estimates there: calibrated (where there are labels), and as the model
+    answered."""
     failure: str | None = None
 
     @property
@@ -79,6 +81,11 @@ def stages_for(n: int, first: int, keeps: Sequence[int] = (2, 1)) -> list[Stage]
     if found[-1].keep != 1:
         found[-1] = Stage(found[-1].rows, 1)
     return [*found, Stage(None, 1)]
+
+
+def first_rows_of(context: Context, usual: int) -> int:
+    """Rows of the first stage: `usual`, or as few as 16 where a row takes so long that all stages would."""
+    return usual if context.labels else max(16, usual // 4)
 
 
 def row_cost(stages: Sequence[Stage], variants: int, n: int) -> int:
@@ -142,7 +149,7 @@ def _range(values: Sequence[float]) -> dict[str, float]:
 
 
 def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: Path | None) -> None:
-    """Ask the rows that are new to the variant, then calibrate and score on all it has seen."""
+    """Ask the rows that are new to the variant, then calibrate (labels) and score on all it has seen."""
     path = None if kept is None else kept / f"{variant.key}.jsonl"
     if path is not None and not variant.predictions:
         variant.predictions = _read_answers(path)[: len(rows)]
@@ -157,12 +164,13 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: P
         variant.failure = error.message
         return
     targets = [e.target for e in rows]
-    variant.raw_estimate = evaluate_predictions(context.task, rows, variant.predictions).estimate
-    variant.bias = fit_bias(variant.predictions, targets, context.labels)
-    biased = with_bias(variant.predictions, variant.output, variant.bias)
-    variant.estimate = evaluate_predictions(context.task, rows, biased).estimate
-    if variant.raw_estimate >= variant.estimate:  # likelihood is not the metric: a bias that does not help it is none
-        variant.bias, variant.estimate = (0.0,) * len(context.labels), variant.raw_estimate
+    variant.raw_estimate = variant.estimate = evaluate_predictions(context.task, rows, variant.predictions).estimate
+    if isinstance(variant.output, LabelOutput):
+        variant.bias = fit_bias(variant.predictions, targets, context.labels)
+        biased = with_bias(variant.predictions, variant.output, variant.bias)
+        variant.estimate = evaluate_predictions(context.task, rows, biased).estimate
+        if variant.raw_estimate >= variant.estimate:  # likelihood is not the metric: a bias that does not help is none
+            variant.bias, variant.estimate = (0.0,) * len(context.labels), variant.raw_estimate
     variant.first = variant.first or (len(rows), variant.estimate, variant.raw_estimate)
 
 
@@ -175,7 +183,7 @@ def _ask(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Pr
         predictor.close()
 
 
-def variant_skin(context: Context, rung: str, variant: Variant, output: LabelOutput) -> Skin:
+def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutput) -> Skin:
     """The skin of a variant, with this output."""
     return context.skin(
         rung,

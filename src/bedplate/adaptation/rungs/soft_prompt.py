@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.tuning import Recipe, Tuning
@@ -54,7 +55,7 @@ class SoftPrompts(Tuning):
         return {rung.name: rung.wish(context) for rung in self._later if rung.name in chosen}
 
     def examples(
-        self, context: Context, prompt: Prompt, output: LabelOutput, chosen: Sequence[Example]
+        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]
     ) -> list[TrainingExample]:
         before = stand_ins(VECTORS)
         unseen = (False,) * VECTORS
@@ -64,7 +65,7 @@ class SoftPrompts(Tuning):
         ]
 
     def train(
-        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: LabelOutput
+        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         ids = self._first_ids(context, output)
         with context.model.engine.exclusive() as base:
@@ -85,10 +86,11 @@ class SoftPrompts(Tuning):
         return {"soft_prompt": SoftPrompt(vectors.detach().float().cpu())}, result
 
     @staticmethod
-    def _first_ids(context: Context, output: LabelOutput) -> list[int]:
-        """Tokens of the task's own words: each label's continuation, then the instructions."""
+    def _first_ids(context: Context, output: TaskOutput) -> list[int]:
+        """Tokens of the task's own words: each label's continuation, then the instructions, or else its name."""
         tokenizer = context.model.tokenizer
-        words = [*output.continuations, context.task.instructions or ""]
+        words = [*output.continuations] if isinstance(output, LabelOutput) else []
+        words.append(context.task.instructions or ("" if words else context.task.task))
         return [i for text in words for i in tokenizer.encode(text, add_special_tokens=False, parse_special=False)]
 
 

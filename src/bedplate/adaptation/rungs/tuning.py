@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
 from bedplate.adaptation.rungs.base import Plan, Result, Skip
@@ -15,6 +16,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict import Prediction
 from bedplate.models.decoder import Decoder
+from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
@@ -83,17 +85,18 @@ class Tuning(ABC):
         needed = self.seconds(context, rows, 1)
         if needed > left + (0.3 * context.test_reserve if recipe.reaches else 0.0):
             beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
-            return Skip(f"it needs about {needed:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}")
-        if rows == min(recipe.rows, n) and fits(rows, 2):
-            seeds = 2
+            return Skip(f"it needs about {needed:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+        most = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
+        if rows == min(recipe.rows, n) and fits(rows, min(2, most)):
+            seeds = min(2, most)
             # labels are worth more than a third seed
             rows = next((more for more in range(n, rows, -recipe.batch) if fits(more, seeds)), rows)
-            seeds = recipe.seeds if rows == n and fits(rows, recipe.seeds) else seeds
+            seeds = most if rows == n and fits(rows, most) else seeds
         left_out: list[str] = []
         if rows < n:
             left_out.append(f"{n - rows} of {n} train rows were left out: no time")
-        if seeds < recipe.seeds:
-            left_out.append(f"{recipe.seeds - seeds} of {recipe.seeds} seeds were left out: no time")
+        if seeds < most:
+            left_out.append(f"{most - seeds} of {most} seeds were left out: no time")
         settings = {
             "rows": rows,
             "seeds": seeds,
@@ -107,8 +110,8 @@ class Tuning(ABC):
         """Expected: training at the measured pace, and valid with each seed's skin."""
         pace, recipe = context.pace, self.recipe
         virtual = self.virtual * pace.token / recipe.batch  # a batch computes its shared beginning once
-        training = (pace.rows(rows) + rows * virtual) * recipe.cost * recipe.epochs
-        return seeds * (training + pace.rows(len(context.valid)) + 66 * pace.call) * 1.05
+        training = (pace.passes(rows) + rows * virtual) * recipe.cost * recipe.epochs
+        return seeds * (training + pace.rows(len(context.valid), tuned=True) + context.timing) * 1.05
 
     def wish(self, context: Context) -> float:
         """Seconds for every row and every seed."""
@@ -131,7 +134,7 @@ class Tuning(ABC):
         source: ExampleSource,
         config: TrainConfig,
         work: Path,
-        output: LabelOutput,
+        output: TaskOutput,
     ) -> tuple[Mapping[str, Any], TrainResult]:
         """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
 
@@ -166,14 +169,20 @@ class Tuning(ABC):
         return result
 
     def examples(
-        self, context: Context, prompt: Prompt, output: LabelOutput, chosen: Sequence[Example]
+        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]
     ) -> list[TrainingExample]:
-        """Exactly the tokens that scoring will ask for: the prompt, and the right label's continuation to learn."""
+        """Exactly the tokens that will be asked for: the prompt, and to learn the right label's continuation, or the
+        answer as it will be written with the token that ends it."""
         found: list[TrainingExample] = []
-        limit = context.model.base.spec.context_length - self.virtual
+        tokenizer, limit = context.model.tokenizer, context.model.base.spec.context_length - self.virtual
         for example in chosen:
-            ids, answers = prompt.label_tokens(context.model.tokenizer, example.inputs, (), output, limit=limit)
-            found.append(completion_example(ids, answers[output.labels.index(example.target)], example.id))
+            if isinstance(output, LabelOutput):
+                ids, answers = prompt.label_tokens(tokenizer, example.inputs, (), output, limit=limit)
+                answer: Sequence[int] = answers[output.labels.index(example.target)]
+            else:
+                text = answer_text(prompt, output, example.target)
+                ids, answer = completion_tokens(prompt, tokenizer, example.inputs, text, limit=limit)
+            found.append(completion_example(ids, answer, example.id))
         return found
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The base as it is: a few ways to ask, plain or through the chat template, chosen and calibrated on valid."""
+"""The base as it is: a few ways to ask, plain or through the chat template, chosen and (labels) calibrated on valid."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.asking import phrasings
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
 from bedplate.adaptation.rungs.base import Plan, Result, Skip
-from bedplate.adaptation.rungs.search import Variant, choose, row_cost, spread, stages_for, variant_skin
+from bedplate.adaptation.rungs.search import (
+    Variant,
+    choose,
+    first_rows_of,
+    row_cost,
+    spread,
+    stages_for,
+    variant_skin,
+)
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import PHRASINGS, default_continuations, default_prompt
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
@@ -30,21 +38,19 @@ class ZeroShot:
     reference = False
 
     def plan(self, context: Context) -> Plan | Skip:
-        # what says nothing without instructions is not tried without them; the order is what a short time drops last
-        names = [name for name in PHRASINGS if context.task.instructions or name in ("form", "bare")]
-        every = ["plain/form", "plain/bare"] + (["chat"] if context.model.tokenizer.chat is not None else [])
-        every += [f"plain/{name}" for name in names if name not in ("form", "bare")]
-        n, room = len(context.valid), context.left * SHARE
+        first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
+        every = [first, second, *(["chat"] if context.model.tokenizer.chat is not None else []), *others]
+        n, room, first_rows = len(context.valid), context.left * SHARE, first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
-            rows = row_cost(stages_for(n, FIRST_ROWS), len(every), n) + 64
-            seconds = context.pace.rows(rows) + 66 * context.pace.call
+            rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
+            seconds = context.pace.rows(rows) + context.timing
             if seconds <= room or len(every) == 1:
                 break
             left_out.append(f"the phrasing {every.pop()} was not tried: no time")
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
-        return Plan({"variants": every, "first_rows": FIRST_ROWS}, seconds, tuple(left_out))
+            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+        return Plan({"variants": every, "first_rows": first_rows}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -61,12 +67,7 @@ class ZeroShot:
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
         kind: Format = "chat" if name == "chat" else "plain"
-        phrasing = name.partition("/")[2] or "form"
-        prompt = default_prompt(
-            context.task.task, context.task.instructions, context.fields, context.labels, kind, phrasing
-        )
-        output = LabelOutput(labels=context.labels, continuations=default_continuations(context.labels, kind))
-        return Variant(name, prompt, output)
+        return Variant(name, *context.asked(kind, name.partition("/")[2] or "form"))
 
 
 def finish(
@@ -80,13 +81,15 @@ def finish(
     details: Mapping[str, Any] | None = None,
 ) -> Result:
     """Export the winner of a search as a skin, measure it, and report it on all of valid. details: the rung's own."""
-    output = winner.output.model_copy(update={"bias": winner.bias})
+    output, predictions = winner.output, winner.predictions
+    if isinstance(output, LabelOutput):
+        output = output.model_copy(update={"bias": winner.bias})
+        predictions = with_bias(predictions, output, winner.bias)
     context.prompts[rung] = (winner.prompt, winner.output)
     skin = variant_skin(context, rung, winner, output)
     directory = context.out / "skins" / rung
     seconds = time.perf_counter() - start
     skin = export(context, skin, directory)
-    predictions = with_bias(winner.predictions, winner.output, winner.bias)
     by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
     predictor = context.predictor(skin)
     try:
@@ -98,6 +101,7 @@ def finish(
         context.task, context.valid, [by_id[e.id] for e in context.valid], seed=context.seed
     )
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
+    bias = f"; label bias {bias} fitted on valid" if bias else ""
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
     best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
     return Result(
@@ -105,7 +109,7 @@ def finish(
         evaluation=evaluation,
         latency=timing,
         train_seconds=seconds,
-        reason=f"{winner.name}{shown}{best}; label bias {bias} fitted on valid",
+        reason=f"{winner.name}{shown}{best}{bias}",
         skin=str(directory.relative_to(context.out)),
         skin_id=skin_id(skin),
         prompt_tokens=longest,

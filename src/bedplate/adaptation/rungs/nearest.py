@@ -1,0 +1,34 @@
+"""A classical model for answers that are written: the answer of the most similar text of train (TF-IDF, cosine)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.inference.predict import Prediction
+
+SIMILARITIES: Mapping[str, Mapping[str, Any]] = {
+    "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b|[^\w\s]"},
+    "characters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
+}
+"""What texts are compared by: words and word pairs, or pieces of words."""
+
+
+class Nearest:
+    """Answers with the answer of the most similar known text; the first of equally similar ones."""
+
+    def __init__(self, texts: Sequence[str], answers: Sequence[str], similarity: str, names: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
+        self._known = self._vectorizer.fit_transform(texts)
+        self._answers, self._names = list(answers), list(names)
+
+    def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
+        start = time.perf_counter()
+        texts = ["\n".join(row[name] for name in self._names) for row in rows]
+        likeness = self._vectorizer.transform(texts) @ self._known.T  # rows have unit length
+        chosen = [self._answers[int(likeness[i].toarray().argmax())] for i in range(len(rows))]
+        seconds = (time.perf_counter() - start) / max(len(rows), 1)
+        return [Prediction(answer, answer, seconds=seconds) for answer in chosen]
