@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--parts", default="steps,tuning,serving")
     parser.add_argument("--calls", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--markdown", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -97,27 +97,30 @@ def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterato
     def generation(tokens: tuple[int, ...], count: int) -> Generate:
         return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True))
 
+    kinds = [("prefill", 1, tokens) for tokens in PROMPTS]
+    kinds += [("decode", batch, context) for context in CONTEXTS for batch in BATCHES]
+    found: dict[tuple[str, int, int], list[tuple[float, float]]] = {kind: [] for kind in kinds}
     with Engine(base, weights=weights, speculate=False, on_step=log) as engine:
         engine.run([generation(prompt(64), 8)])
-        for tokens in PROMPTS:
-            found = []
-            for _ in range(repeats):
+        # A machine that others share has slow seconds: no kind of step is measured in one of them alone.
+        for _ in range(repeats):
+            for kind in kinds:
+                what, batch, context = kind
                 log.records.clear()
-                engine.run([generation(prompt(tokens), 1)])
-                found.append(sum(record.seconds for record in log.records))
-            said = sum(step_seconds(speed, load_of(record)) for record in log.records)
-            yield Row(f"prefill of {tokens} tokens", statistics.median(found), said, 0.15)
-        for context in CONTEXTS:
-            for batch in BATCHES:
-                shared, found, said = prompt(context - 1), [], []
-                for _ in range(repeats):
-                    log.records.clear()
+                if what == "prefill":
+                    engine.run([generation(prompt(context), 1)])
+                    said = sum(step_seconds(speed, load_of(record)) for record in log.records)
+                    found[kind].append((sum(record.seconds for record in log.records), said))
+                else:
+                    shared = prompt(context - 1)
                     engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
                     decoding = [r for r in log.records if r.decodes == batch == len(r.spans)]
-                    found.append(statistics.median(r.seconds for r in decoding))
-                    said.append(statistics.median(step_seconds(speed, load_of(r)) for r in decoding))
-                what = f"decode step, batch {batch}, context {context}"
-                yield Row(what, statistics.median(found), statistics.median(said), 0.15)
+                    said = statistics.median(step_seconds(speed, load_of(r)) for r in decoding)
+                    found[kind].append((statistics.median(r.seconds for r in decoding), said))
+    for (what, batch, context), times in found.items():
+        name = f"prefill of {context} tokens" if what == "prefill" else f"decode step, batch {batch}, context {context}"
+        measured, predicted = zip(*times, strict=True)
+        yield Row(name, statistics.median(measured), statistics.median(predicted), 0.15)
 
 
 def tuning(base: Base) -> Iterator[Row]:

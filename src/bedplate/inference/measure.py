@@ -38,7 +38,7 @@ from bedplate.models.decoder import Decoder
 PROMPTS = (1, 4, 16, 32, 64, 128, 256, 512)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 CONTEXTS = (32, 768)
-_DECODES, _REPEATS = 24, 3
+_DECODES, _REPEATS = 24, 7
 _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 
 
