@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bedplate import __version__
+from bedplate.adaptation.asking import TaskOutput, Written, asked
+from bedplate.adaptation.bases import TaskBase
+from bedplate.adaptation.clock import Clock
+from bedplate.adaptation.pace import Pace, embedding_pace, measure_pace
+from bedplate.adaptation.raw_text import read_raw_text
 from bedplate.adaptation.spec import AdaptSpec
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
+from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.suites.text import Documents
 from bedplate.evaluation.task import Task
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.models.precision import dtype_name
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.phrasings import default_continuations, default_prompt
-from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.phrasings import text_prompt
+from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
-_PACE_BATCH, _PACE_CALLS = 64, 12
+LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
+"""Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
 
 
 def source_of(base: str, task: Task) -> str:
@@ -36,50 +43,14 @@ def source_of(base: str, task: Task) -> str:
     return base
 
 
-class Clock:
-    """Wall-clock time of the ladder; `seconds` None means no limit. Time that finished rungs took before counts."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-        self._start = time.monotonic()
-        self._before = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count the time that a reused rung had taken in an earlier run."""
-        self._before += seconds
-
-    @property
-    def used(self) -> float:
-        return time.monotonic() - self._start + self._before
-
-    @property
-    def left(self) -> float:
-        """Seconds until the budget is spent; infinite without one."""
-        return float("inf") if self.seconds is None else self.seconds - self.used
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
-    alone; tokens: mean prompt tokens of a row (without demonstrations)."""
-
-    token: float
-    call: float
-    tokens: float
-
-    def rows(self, n: float) -> float:
-        """Expected seconds for `n` rows in batches."""
-        return n * self.tokens * self.token
-
-
 @dataclass
 class Context:
-    """Test is not in here: no rung can see it. `test_n` is only a count, to leave time for it."""
+    """Test is not in here: no rung can see it. `test_n` is only a count, to leave time for it. There is one for each
+    base of the task; what `out` holds is that base's own."""
 
     task: Task
     spec: AdaptSpec
-    source: str
-    model: LocalModel
+    at: TaskBase
     train: tuple[Example, ...]
     valid: tuple[Example, ...]
     hashes: Mapping[str, str]
@@ -87,11 +58,70 @@ class Context:
     out: Path
     clock: Clock
     seed: int = 0
-    prompts: dict[str, tuple[Prompt, LabelOutput]] = field(default_factory=dict[str, tuple[Prompt, LabelOutput]])
+    prompts: dict[str, tuple[Prompt, TaskOutput]] = field(default_factory=dict[str, tuple[Prompt, TaskOutput]])
     """Rung → the prompt it chose; later rungs build on the zero-shot one."""
 
     embedders: dict[str, LocalModel] = field(default_factory=dict[str, LocalModel])
     """Further bases that only embed, by source, loaded when a rung first asks for them."""
+
+    most_seeds: int | None = None
+    """At most so many seeds for one rung; None: as many as its recipe wants and the time allows."""
+
+    suffix: str = ""
+    """What stands behind the names of its candidates: "" for the first base."""
+
+    unfit: str | None = None
+    """Why no rung can be climbed on this base."""
+
+    until: float = math.inf
+    """Seconds on the clock by which the rungs of this base are to be done, so that later bases have their share."""
+
+    exhaustive: bool = False
+    """Whether budgets and rules of thumb leave nothing out."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the base gives vectors only."""
+        return self.at.facts.kind == "encoder"
+
+    @property
+    def source(self) -> str:
+        """Where the base can be found again."""
+        return self.at.source
+
+    @property
+    def model(self) -> LocalModel:
+        """The base on its engine; loaded if others had needed its room."""
+        return self.at.model
+
+    def part(self, train: Sequence[Example], out: Path, seed: int) -> Context:
+        """The same with other train rows, in a directory of its own, for one seed. Its plans know no limit of time; who
+        asks for it keeps to the limit, and time that is reused counts here."""
+        records = [Record(e.id, e.row_hash, e.target, e.group) for e in train]
+        found = replace(
+            self,
+            train=tuple(train),
+            hashes={**self.hashes, "train": split_hash(records)},
+            out=out,
+            clock=Clock(None, self.clock),
+            seed=seed,
+            prompts=dict(self.prompts),
+            most_seeds=1,
+            until=math.inf,
+        )
+        found.pace = self.pace
+        return found
+
+    def on(self, base: TaskBase, out: Path) -> Context:
+        """The same on a child of this base, which is as fast; what is made there goes into `out`."""
+        found = replace(self, at=base, out=out, prompts={}, embedders={}, most_seeds=1)
+        found.pace = self.pace
+        return found
+
+    @cached_property
+    def raw_text(self) -> Documents | None:
+        """Text of the task's domain, where the task file names some. DataError."""
+        return None if self.spec.raw_text is None else read_raw_text(self.spec.raw_text, self.task.directory)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -102,8 +132,10 @@ class Context:
         return list(self.task.inputs)
 
     def ordered(self, examples: Sequence[Example], purpose: str) -> list[Example]:
-        """The examples in an order that seed and purpose decide, labels taking turns in proportion."""
+        """The examples in an order that seed and purpose decide, labels (if there are) taking turns in proportion."""
         drawn = self.shuffled(examples, purpose)
+        if not self.labels:
+            return drawn
         seen: dict[str, int] = {}
         total = {label: sum(e.target == label for e in drawn) for label in self.labels}
         place: dict[str, float] = {}
@@ -116,28 +148,43 @@ class Context:
         """The examples in an order that seed and purpose decide, whatever their labels."""
         return sorted(examples, key=lambda e: sha256_bytes(f"{self.seed}/{purpose}/{e.row_hash}".encode()))
 
-    def default_prompt(self) -> tuple[Prompt, LabelOutput]:
-        """The prompt that zero-shot chose on valid, or the plain form where that rung did not run."""
-        if "zero_shot" in self.prompts:
-            return self.prompts["zero_shot"]
-        prompt = default_prompt(self.task.task, self.task.instructions, self.fields, self.labels)
-        return prompt, LabelOutput(labels=self.labels, continuations=default_continuations(self.labels))
+    def default_prompt(self) -> tuple[Prompt, TaskOutput]:
+        """The prompt that zero-shot chose on valid, or the plain form where that rung did not run; for an encoder the
+        inputs alone."""
+        if self.is_encoder:
+            return text_prompt(self.fields), LabelOutput(labels=self.labels)
+        return self.prompts["zero_shot"] if "zero_shot" in self.prompts else self.asked()
+
+    def asked(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+        """The task in one of its phrasings, and the output that fits it."""
+        return asked(self.task, self.written, format, phrasing)
+
+    @cached_property
+    def written(self) -> Written:
+        """How long train's answers are, where the model writes them."""
+        return Written.of(self.task, self.model.tokenizer, self.train)
 
     @cached_property
     def pace(self) -> Pace:
         """Time a batch and a few single calls of the plain prompt; once."""
-        prompt, output = self.default_prompt()
-        predictor = self.model.predictor(self.skin("pace", "prompt", prompt, output))
+        if self.is_encoder:
+            prompt = text_prompt(self.fields)
+            return embedding_pace(self.model, [str(prompt.text(e.inputs)) for e in self.ordered(self.valid, "pace")])
+        predictor = self.model.predictor(self.skin("pace", "prompt", *self.default_prompt()))
         try:
-            rows = [e.inputs for e in self.ordered(self.valid, "pace")]
-            predictor.predict(rows[:2])
-            batches = [predictor.predict(rows[i : i + _PACE_BATCH]) for i in (0, _PACE_BATCH) if rows[i:]]
-            calls = sorted(p.seconds for p in predictor.predict(rows[:_PACE_CALLS], one_by_one=True))
+            return measure_pace(predictor, [e.inputs for e in self.ordered(self.valid, "pace")], self.written)
         finally:
             predictor.close()
-        every = [p for batch in batches for p in batch]
-        tokens = max(1.0, sum(p.prompt_tokens - p.cached_tokens for p in every) / len(every))
-        return Pace(min(batch[0].seconds for batch in batches) / tokens, calls[len(calls) // 2], tokens)
+
+    @property
+    def latency_calls(self) -> int:
+        """Single calls that a skin is timed by."""
+        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.pace.call, 1e-9))))
+
+    @property
+    def timing(self) -> float:
+        """Expected seconds of timing a skin by single calls."""
+        return (self.latency_calls + 2) * self.pace.call
 
     @property
     def test_reserve(self) -> float:
@@ -146,15 +193,28 @@ class Context:
 
     @property
     def left(self) -> float:
-        """Seconds that rungs may still use."""
-        return self.clock.left - self.test_reserve
+        """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
+        if self.exhaustive:
+            return math.inf
+        return min(self.clock.left - self.test_reserve, self.until - self.clock.used)
+
+    @property
+    def usd_left(self) -> float:
+        """US dollars that rungs may still use, beside what test will take of this machine's time."""
+        if self.exhaustive or self.clock.usd is None:
+            return math.inf
+        return self.clock.usd_left - self.test_reserve * self.spec.machine.usd_per_hour / 3600
+
+    def skin_name(self, rung: str) -> str:
+        """What a rung's skin is called."""
+        return "-".join(filter(None, (self.task.task, rung.replace("_", "-"), self.suffix)))
 
     def skin(
         self,
         rung: str,
         kind: Kind,
         prompt: Prompt,
-        output: LabelOutput,
+        output: TaskOutput,
         *,
         demonstrations: Sequence[Demonstration] = (),
         lora: LoraPart | None = None,
@@ -174,7 +234,7 @@ class Context:
             bases["embedder"] = BaseReference.of(embedder, second.base.family.key[1], second.base.identity)
             embedded_with = EvaluatedWith(weights=second.engine.weights, kernel=second.engine.kernel)
         return Skin(
-            name=f"{self.task.task}-{rung.replace('_', '-')}",
+            name=self.skin_name(rung),
             kind=kind,
             bases=bases,
             inputs={name: InputField() for name in self.task.inputs},
@@ -218,21 +278,27 @@ class Context:
         """What the task file says for one rung alone, as JSON; None for the others."""
         if rung == "own_prompt" and self.spec.prompt is not None:
             return self.spec.prompt.model_dump(mode="json")
+        if rung == "knn_few_shot":
+            return list(self.spec.embedders)
+        if rung == "continued_pretrain" and self.raw_text is not None:
+            return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]
         return None
 
     def fingerprint(self) -> dict[str, Any]:
         """What every rung's outcome depends on, besides its own settings."""
-        base, task = self.model.base, self.task
+        base, task = self.at.facts, self.task
         return {
             "version": __version__,
             "task": [task.task, task.instructions, task.metric, task.output.model_dump(mode="json")],
             "inputs": {name: value.model_dump(mode="json") for name, value in task.inputs.items()},
             "splits": {k: v for k, v in self.hashes.items() if k in ("train", "valid")},
             "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],
-            "dtype": dtype_name(base.dtype),
-            "weights": self.model.engine.weights,
-            "kernel": self.model.engine.kernel,
+            "dtype": base.dtype,
+            "weights": base.weights,
+            "kernel": base.kernel,
             "seed": self.seed,
             "budget_seconds": self.clock.seconds,
+            **({} if self.clock.usd is None else {"budget_usd": self.clock.usd}),
+            **({"exhaustive": True} if self.exhaustive else {}),
             "max_prompt_tokens": self.spec.budget.max_prompt_tokens,
         }

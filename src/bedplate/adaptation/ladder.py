@@ -6,16 +6,24 @@ Everything that finishes is kept in the output directory, so that the same comma
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from bedplate.adaptation import gate
+from bedplate.adaptation import gate, planner, rules
+from bedplate.adaptation.asking import check_answers
+from bedplate.adaptation.bases import Bases
 from bedplate.adaptation.climb import climb, config_of
-from bedplate.adaptation.context import Clock, Context, source_of
+from bedplate.adaptation.clock import Clock, Stopwatch
+from bedplate.adaptation.context import Context, source_of
+from bedplate.adaptation.curve import learning_curve, possible_sizes
+from bedplate.adaptation.entries import Entry, entries, place_of
+from bedplate.adaptation.guards import GuardResult, broken, check_child
+from bedplate.adaptation.lengths import check_lengths
 from bedplate.adaptation.report import Report, build_report, write_report
-from bedplate.adaptation.rungs import RUNGS, Result
+from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import (
     Latency,
@@ -25,7 +33,7 @@ from bedplate.adaptation.rungs.base import (
 )
 from bedplate.adaptation.spec import load_adapt_task
 from bedplate.core.config import dump_config
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
@@ -33,10 +41,7 @@ from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import load_examples
-from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Predictor
-from bedplate.models.checkpoints.base import load_base
-from bedplate.models.decoder import Decoder
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
 
@@ -51,12 +56,15 @@ def adapt(
     budget: float | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
+    curve: Sequence[int] = (),
+    exhaustive: bool = False,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
     out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
-    wall-clock seconds for the whole ladder (by default the task's `train_minutes`). The same call again goes on where
-    an interrupted one stopped.
+    wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
+    learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
+    leave no rung out, nor parts of one. The same call again goes on where an interrupted one stopped.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
@@ -64,22 +72,55 @@ def adapt(
     task, spec = load_adapt_task(task_path, overrides, rungs)
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
-    clock = Clock(budget)
+    clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
+    watch = Stopwatch()
     out = Path(out)
     _check_output(out)
     data = load_examples(task)
-    source = source_of(spec.base, task)
-    base = load_base(source)
-    if not isinstance(base.model, Decoder):
-        raise UsageError(f"{spec.base} is an encoder; `adapt` needs a decoder as its base")
-    base.need_tokenizer()
-    with LocalModel(base) as model:
-        context = Context(task, spec, source, model, data.train, data.valid, data.hashes, data.test.n, out, clock, seed)
-        _check_lengths(context)
+    if curve:
+        possible_sizes(curve, len(data.train))
+    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases])
+    with closing(bases):
+        contexts = [
+            Context(
+                task,
+                spec,
+                at,
+                data.train,
+                data.valid,
+                data.hashes,
+                data.test.n,
+                place_of(out, at.suffix),
+                clock,
+                seed,
+                suffix=at.suffix,
+                exhaustive=exhaustive,
+            )
+            for at in bases.all
+        ]
+        _check_bases(contexts)
         _check_output(out)
         atomic_write(out / SETTINGS_FILE, dump_config(task))
-        with file_lock(out / LOCK_FILE), closing(context):
-            return _Ladder(context, data).climb()
+        with file_lock(out / LOCK_FILE), ExitStack() as stack:
+            for context in contexts:
+                stack.callback(context.close)
+            return _Ladder(contexts, data, out, curve, watch).climb()
+
+
+def _check_bases(contexts: Sequence[Context]) -> None:
+    """Every base is loaded once before anything is written: there, able, and with room for the rows."""
+    weights: dict[str, str] = {}
+    for context in contexts:
+        facts = context.at.facts
+        if facts.identity.weights_id in weights:
+            raise UsageError(
+                f"{facts.name} and {weights[facts.identity.weights_id]} are the same base (equal weights); name it once"
+            )
+        weights[facts.identity.weights_id] = facts.name
+    first = next((context for context in contexts if not context.is_encoder), None)
+    if first is not None:
+        check_answers(first.task, first.model.engine, (*first.train, *first.valid))
+    check_lengths(contexts)
 
 
 def _check_output(out: Path) -> None:
@@ -95,35 +136,26 @@ def _check_output(out: Path) -> None:
         raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
 
 
-def _check_lengths(context: Context) -> None:
-    """DataError for a train or valid row that does not fit the context of the base."""
-    prompt, output = context.default_prompt()
-    limit = context.model.base.spec.context_length
-    tokenizer = context.model.tokenizer
-    for example in (*context.train, *context.valid):
-        if sum(map(len, example.inputs.values())) < limit // 5:
-            continue  # no token is shorter than a byte and no character longer than four; the prompt is short
-        found, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
-        if len(found) + max(map(len, answers)) > limit:
-            raise DataError(
-                f"row {example.id}: its prompt has {len(found):,} tokens, more than the context of "
-                f"{context.model.base.name} holds ({limit:,}); shorten or remove the row (nothing is cut off silently)"
-            )
-
-
 class _Ladder:
-    def __init__(self, context: Context, data: TaskData) -> None:
-        self.context, self.data = context, data
-        self.out, self.task, self.spec = context.out, context.task, context.spec
+    def __init__(
+        self, contexts: Sequence[Context], data: TaskData, out: Path, curve: Sequence[int], watch: Stopwatch
+    ) -> None:
+        self.contexts, self.data, self.out, self.curve, self.watch = contexts, data, out, curve, watch
+        self.context = contexts[0]
+        self.task, self.spec = self.context.task, self.context.spec
+        self.expectations = rules.kept(next((c for c in contexts if not c.is_encoder), self.context))
+        chosen = planner.order(self.spec.chosen_rungs, rules.favoured(self.expectations))
+        self.entries = {entry.name: entry for entry in entries(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
 
     def climb(self) -> Report:
-        """All rungs, nomination, test, verdict, report."""
-        for name in self.spec.chosen_rungs:
-            self.outcomes[name] = climb(self.context, RUNGS[name], self.out / "rungs" / name)
-            _say(self.outcomes[name])
+        """All rungs, nomination, test, verdict, report; and once that is written, the learning curves."""
+        for entry in self.entries.values():
+            self._share(entry)
+            self.outcomes[entry.name] = self._outcome(entry)
+            _say(self.outcomes[entry.name])
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
-        nomination = self._nominate(results)
+        nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
         alpha = spent_alpha(1 - self.spec.target.confidence, 1 if opening is None else opening.number)
         confirmations = gate.confirm(
@@ -139,17 +171,65 @@ class _Ladder:
             target=self.spec.target.value,
             n=self.data.test.n,
             groups=self.data.test.groups,
+            guards=guarded,
         )
+        bases = {name: entry.base for name, entry in self.entries.items()}
         report = build_report(
-            self.context, self.data, self.outcomes, nomination, tested, opening, alpha, confirmations, decision
+            self.contexts,
+            self.data,
+            self.outcomes,
+            bases,
+            nomination,
+            tested,
+            opening,
+            alpha,
+            confirmations,
+            decision,
+            predictions=rules.score(self.expectations, self.outcomes, tested, self.context.seed),
+            guards=guarded,
+            watch=self.watch,
         )
+        self._write(report, results)
+        if self.curve:
+            report = report.with_curve(learning_curve(self.entries, self.outcomes, self.curve), self.context.clock.used)
+            self._write(report, results)
+        return report
+
+    def _outcome(self, entry: Entry) -> RungOutcome:
+        unfit = entry.unfit
+        if unfit is not None:
+            return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
+        return entry.named(climb(entry.context, entry.rung, entry.directory))
+
+    def _share(self, entry: Entry) -> None:
+        """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
+        waiting = {id(e.context): e.context for e in self.entries.values() if e.name not in self.outcomes}
+        context, clock = entry.context, entry.context.clock
+        if len(self.contexts) > 1 and math.isinf(context.until) and entry.base is not None and clock.left < math.inf:
+            context.until = clock.used + max(clock.left - context.test_reserve, 0.0) / len(waiting)
+
+    def _write(self, report: Report, results: Mapping[str, Result]) -> None:
+        """report.json and report.html, here and in the skins, and the catalogue's record of them."""
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
         self._record(report, results)
-        return report
 
     # --- the gate
 
-    def _nominate(self, results: Mapping[str, Result]) -> gate.Nomination:
+    def _nominated(self, results: Mapping[str, Result]) -> tuple[gate.Nomination, dict[str, list[GuardResult]]]:
+        """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
+        for another, before test is opened."""
+        guarded: dict[str, list[GuardResult]] = {}
+        while True:
+            nomination = self._nominate(results, guarded)
+            changed = [(name, results[name].child) for name in nomination.nominees if name not in guarded]
+            unchecked = [(name, child) for name, child in changed if child is not None]
+            if not unchecked:
+                return nomination, guarded
+            for name, child in unchecked:
+                with self.watch.timed("guards", name):
+                    guarded[name] = check_child(self.entries[name].context, self.out / child)
+
+    def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         rate = self.spec.machine.usd_per_hour / 3600 * 1000
         candidates = [
@@ -160,9 +240,10 @@ class _Ladder:
                 result.latency.mean * rate,
                 result.latency.p95 * 1000,
                 result.prompt_tokens,
+                broken(guarded.get(name, ())),
             )
             for name, result in results.items()
-            if not RUNGS[name].reference
+            if not self.entries[name].rung.reference
         ]
         nomination = gate.nominate(
             candidates,
@@ -170,12 +251,17 @@ class _Ladder:
             target=self.spec.target.value,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.data.test.n,
-            zero_shot="zero_shot" if "zero_shot" in results else None,
+            zero_shot=self._zero_shot(results),
         )
         skins = {name: results[name].skin_id for name in nomination.nominees}
         record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
         atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
         return nomination
+
+    def _zero_shot(self, results: Mapping[str, Result]) -> str | None:
+        """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
+        found = [f"zero_shot@{c.suffix}" if c.suffix else "zero_shot" for c in self.contexts]
+        return next((name for name in found if name in results), None)
 
     def _test(
         self, nomination: gate.Nomination, results: Mapping[str, Result]
@@ -196,21 +282,23 @@ class _Ladder:
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():
-            if name in nomination.nominees or name == "zero_shot" or RUNGS[name].reference:
-                tested[name] = self._tested(name, result, examples)
+            wanted = name in nomination.nominees or name == self._zero_shot(results)
+            if wanted or self.entries[name].rung.reference:
+                with self.watch.timed("tests", name):
+                    tested[name] = self._tested(self.entries[name], result, examples)
         return tested, opening
 
-    def _tested(self, name: str, result: Result, examples: Sequence[Example]) -> Tested:
+    def _tested(self, entry: Entry, result: Result, examples: Sequence[Example]) -> Tested:
         """One skin, as read back from disk, on test, one call at a time as it will be served."""
-        path = self.out / "test" / f"{name}.json"
-        key = sha256_json([config_of(self.context, RUNGS[name]), result.skin_id, self.data.test.split_hash])
+        path = self.out / "test" / f"{entry.name}.json"
+        key = sha256_json([config_of(entry.context, entry.rung), result.skin_id, self.data.test.split_hash])
         if path.is_file():
             values = json.loads(read_text(path))
             if values["key"] == key:
                 return Tested(
                     Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
                 )
-        predictor = RUNGS[name].predictor(self.context, result)
+        predictor = entry.rung.predictor(entry.context, entry.own(result))
         if isinstance(predictor, Predictor):
             with _closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
@@ -230,20 +318,20 @@ class _Ladder:
         return tested
 
     def _record(self, report: Report, results: Mapping[str, Result]) -> None:
-        """Base, skins, run and report in the catalogue."""
-        base = self.context.model.base
+        """Bases, skins, run and report in the catalogue."""
         with Catalog.open() as catalog:
-            weights = catalog.record_base(base.name, base.identity, base.path, family=base.family.key[1])
+            known = [context.at.facts for context in self.contexts]
+            weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in known]
             skins = [
                 catalog.record_skin(read_skin(self.out / result.skin))
                 for result in results.values()
                 if result.skin is not None
             ]
             report_id = catalog.record_report(
-                self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [weights, *skins]
+                self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [*weights, *skins]
             )
             run_id = sha256_json({"run": str(self.out.absolute()), **self.context.fingerprint()})
-            catalog.record_run(run_id, f"adapt {self.task.task}", self.out, {"report": report_id}, [weights])
+            catalog.record_run(run_id, f"adapt {self.task.task}", self.out, {"report": report_id}, weights)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.adaptation.guard_spec import GuardsSpec
+from bedplate.adaptation.raw_text import RawText
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import read_text
@@ -19,15 +20,24 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
 
-RUNG_NAMES = ("majority", "from_scratch", "zero_shot", "own_prompt", "few_shot", "probe", "soft_prompt", "lora")
-"""Cheapest first: the order in which the ladder is climbed."""
-_LATER_RUNGS = (
+RUNG_NAMES = (
+    "majority",
+    "from_scratch",
+    "zero_shot",
+    "own_prompt",
+    "few_shot",
     "knn_few_shot",
-    "retrieval",
-    "prompt_search",
+    "probe",
+    "soft_prompt",
+    "lora",
     "dora",
     "full",
     "continued_pretrain",
+)
+"""Cheapest first: the order in which the ladder is climbed."""
+_LATER_RUNGS = (
+    "retrieval",
+    "prompt_search",
     "hosted",
     "cascade",
 )
@@ -44,8 +54,8 @@ class Target(Strict):
 
 
 class BudgetSpec(Strict):
-    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take, `train_usd` the money:
-    this machine's hours and what endpoints charge."""
+    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take, `train_usd` what it
+    may cost: this machine's hours and what endpoints charge."""
 
     p95_ms: Positive | None = None
     usd_per_1k_calls: Positive | None = None
@@ -90,7 +100,8 @@ class OwnPrompt(Strict):
             found = self.model_copy(update={"template": text, "file": None})
             found.prompt.check(list(task.inputs))
             found.prompt.text(dict.fromkeys(task.inputs, "text"))
-            found.prompt.check_continuations(found.output(task.labels).continuations)
+            if task.labels:
+                found.prompt.check_continuations(default_continuations(task.labels, found.format))
         except BedplateError as error:
             hint = ""
             if self.template is not None and (task.directory / self.template[:200]).is_file():
@@ -116,6 +127,9 @@ class AdaptSpec(Strict):
     budget: BudgetSpec = BudgetSpec()
     machine: Machine
     prompt: OwnPrompt | None = None
+    embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
+    """Bases that choose demonstrations and passages; without any, the base itself does."""
+    raw_text: RawText | None = None
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
     guards: GuardsSpec = GuardsSpec()
 
@@ -137,11 +151,17 @@ class AdaptSpec(Strict):
         for base in bases:
             if re.match(r"^[a-z]+://", base):
                 raise ValueError(f"hosted bases such as {base!r} are not supported yet; name a base that runs here")
-        if len(bases) > 1:
-            raise ValueError(
-                f"several bases ({', '.join(bases)}) are not supported yet; give one, and run `adapt` for each"
-            )
+        for base in bases:
+            if bases.count(base) > 1:
+                raise ValueError(f"the base {base!r} is named twice")
         return bases
+
+    @field_validator("embedders")
+    @classmethod
+    def _embedders(cls, embedders: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(embedders)) < len(embedders):
+            raise ValueError("an embedder is named twice")
+        return embedders
 
     @field_validator("rungs")
     @classmethod
@@ -192,8 +212,6 @@ def load_adapt_task(
         )
     spec = load_config(path, _AdaptTask, overrides).adapt
     task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
-    if task.output.kind != "label":
-        raise ConfigError(f"{path}: `adapt` is for outputs of kind label; {task.output.kind} is not supported yet")
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
     if rungs is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bedplate.core.errors import RequestError
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Compute, Engine
+from bedplate.inference.neighbours import text_tokens
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
 from bedplate.models.checkpoints.base import Base
@@ -101,14 +102,17 @@ class LocalModel:
         """
         if isinstance(texts, str):
             raise RequestError("embed takes a list of texts; put the text into a list")
-        encode = self.tokenizer.encode
-        ids = [tuple(encode(text, add_special_tokens=True, parse_special=False)) for text in texts]
+        ids = [self.text_tokens(text) for text in texts]
         empty = next((i for i, tokens in enumerate(ids) if not tokens), None)
         if empty is not None:
             raise RequestError(f"text {empty} has no tokens, so it has no embedding", param="input")
         results = self.engine.run([Embed(tokens, pooling) for tokens in ids])
         vectors = [cast(Embedding, result).vector for result in results]
         return np.array(vectors, dtype=np.float32).reshape(len(vectors), self.base.spec.hidden_size)
+
+    def text_tokens(self, text: str) -> tuple[int, ...]:
+        """A text as it is embedded: with the special tokens that the tokenizer sets."""
+        return text_tokens(self.tokenizer, text)
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Next-token logits after each of the tokens, float32 [T, V]."""

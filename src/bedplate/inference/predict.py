@@ -15,7 +15,7 @@ from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
 from bedplate.inference.judged import check_here, held_as
-from bedplate.inference.neighbours import Chooser
+from bedplate.inference.neighbours import Chooser, text_tokens
 from bedplate.inference.requests import (
     Classification,
     Classify,
@@ -121,7 +121,7 @@ class Predictor:
 
     def _constant_prefix(self) -> tuple[int, ...]:
         skin = self.skin
-        if skin.probe is not None and skin.probe.pooling != "last":
+        if skin.probe is not None and (skin.probe.pooling != "last" or self._reads_only):
             return ()
         if self._chooser is not None:
             return self._chooser.prefix(self._tokenizer)
@@ -179,7 +179,11 @@ class Predictor:
         if isinstance(skin.output, EmbeddingOutput):
             return self._embedding_request(skin.output, inputs, limit)
         if skin.probe is not None:
-            tokens = skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
+            tokens = (
+                self._text_tokens(inputs, limit)
+                if self._reads_only
+                else skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
+            )
             depth = int(skin.probe.layer.removeprefix("layers."))
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **self._common)
         if isinstance(skin.output, LabelOutput):
@@ -189,16 +193,24 @@ class Predictor:
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **self._common)
 
     def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
-        text = cast(str, self.skin.prompt.text(inputs))
-        # the special tokens that the tokenizer sets take part, as in LocalModel.embed
-        tokens = self._tokenizer.encode(text, add_special_tokens=True, parse_special=False)
+        tokens = self._text_tokens(inputs, limit)
+        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
+
+    def _text_tokens(self, inputs: Mapping[str, str], limit: int) -> Sequence[int]:
+        """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""
+        tokens = text_tokens(self._tokenizer, cast(str, self.skin.prompt.text(inputs)))
         if not tokens:
             raise RequestError("the text has no tokens, so it has no embedding", param="input")
         if len(tokens) > limit:
             raise ContextLengthExceeded(
                 f"the text has {len(tokens):,} tokens, more than the {limit:,} that fit; shorten it", param="input"
             )
-        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
+        return tokens
+
+    @property
+    def _reads_only(self) -> bool:
+        """Whether the base is an encoder."""
+        return self.engine.bank is None
 
     @property
     def _common(self) -> dict[str, Any]:

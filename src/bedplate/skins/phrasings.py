@@ -107,6 +107,13 @@ def _form(inputs: Sequence[str], owner: str | None) -> str:
     return "\n".join(f"{_title(name)}: {_field(name, owner)}" for name in inputs)
 
 
+def text_prompt(inputs: Sequence[str]) -> Prompt:
+    """The inputs and nothing else, for a base that reads and does not write; several each under its name."""
+    if len(inputs) == 1:
+        return Prompt(_field(inputs[0], None))
+    return Prompt("\n".join(f"{_title(name)}: {_field(name, None)}" for name in inputs))
+
+
 def default_continuations(labels: Sequence[str], format: Format = "plain") -> tuple[str, ...]:
     """The text scored for each label: after a plain cue with the space that belongs to the word, bare in a chat."""
     return tuple(f" {label}" if format == "plain" else label for label in labels)

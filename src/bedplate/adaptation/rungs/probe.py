@@ -82,7 +82,7 @@ class Probe:
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
         poolings = self._poolings(context)
         features, held = _features(context, train, names, poolings), _features(context, chosen_on, names, poolings)
-        tried = [(name, pooling) for pooling in poolings for name in names]
+        tried: list[tuple[str, Pooling]] = [(name, pooling) for pooling in poolings for name in names]
         search: list[dict[str, Any]] = []
         heads: list[Head] = []
         for name, pooling in tried:
@@ -164,7 +164,7 @@ def _features(
     prompt, _ = context.default_prompt()
     tokenizer = context.model.tokenizer
     limit = context.model.base.spec.context_length
-    prompts: list[Sequence[int]]
+    prompts: Sequence[Sequence[int]]
     if context.is_encoder:
         prompts, shared = [context.model.text_tokens(str(prompt.text(e.inputs))) for e in examples], 0
     else:
@@ -214,7 +214,8 @@ def tempered(head: Head, features_ND: NDArray[np.float32], codes: NDArray[np.int
         # a slight pull towards 1, so that rows which are all right do not make the head certain of everything
         return -float(log_softmax(logits / np.exp(log_t), axis=1)[rows, codes].mean()) + 1e-2 * log_t**2
 
-    log_t = float(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
+    best: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    log_t = float(best.x)
     temperature = float(np.exp(log_t))
     return Head(head.weight / temperature, head.bias / temperature, head.labels), temperature
 

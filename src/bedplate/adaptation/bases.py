@@ -1,0 +1,182 @@
+"""The bases of one task: each is loaded once and they compute in turns; where memory is short, those that wait leave it
+and are loaded again when they are asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bedplate.inference.compute import ComputeLock
+from bedplate.inference.local import LocalModel
+from bedplate.models.checkpoints.base import load_base, locate
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.decoder import Decoder
+from bedplate.models.precision import dtype_name
+
+ROOM = 3
+"""Free memory that a base wants, in its own sizes: itself, what tuning keeps beside it, and some air."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What is known of a base once it was loaded. name: as the task file gives it; kind: "decoder" or "encoder";
+    weights, kernel: as its engine has them; size: bytes of its parameters."""
+
+    name: str
+    short: str
+    kind: str
+    family: str
+    identity: Identity
+    path: Path
+    dtype: str
+    weights: str
+    kernel: str
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "weights_id": self.identity.weights_id,
+            "dtype": self.dtype,
+            "weights": self.weights,
+            "kernel": self.kernel,
+            "bytes": self.size,
+        }
+
+
+class TaskBase:
+    """One base of a task. given: as the task file names it; suffix: what tells its candidates from the first base's
+    ("" for the first). It is in memory from the first use of `model` until `close`."""
+
+    def __init__(self, given: str, source: str, suffix: str, bases: Bases) -> None:
+        self.given, self.source, self.suffix = given, source, suffix
+        self._bases = bases
+        self._model: LocalModel | None = None
+        self._facts: BaseFacts | None = None
+
+    @property
+    def model(self) -> LocalModel:
+        """The base on its engine, loaded if it is not. HubError, CheckpointError."""
+        if self._model is None:
+            self._bases.make_room(self)
+            base = load_base(self.source)
+            base.need_tokenizer()
+            self._model = LocalModel(base, compute=self._bases.compute)
+            self._facts = self._facts or _facts(self.given, self._model)
+        self._bases.used(self)
+        return self._model
+
+    @property
+    def facts(self) -> BaseFacts:
+        """What is known of it; loads it the first time."""
+        if self._facts is None:
+            _ = self.model
+        assert self._facts is not None
+        return self._facts
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    @property
+    def wants(self) -> int:
+        """Bytes that it takes: measured, or from its files before it was first loaded."""
+        return _file_bytes(locate(self.source)) if self._facts is None else self._facts.size
+
+    def child(self, directory: Path, *, fresh: bool = False) -> TaskBase:
+        """The base that a rung made from this one; it takes its turns in memory with the others. fresh: what lies there
+        was written anew."""
+        return self._bases.child(self, directory, fresh)
+
+    def close(self) -> None:
+        """Leaves memory."""
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+
+
+class Bases:
+    """The bases of a task in the task file's order; the first is the task's own, whose candidates bear no suffix."""
+
+    def __init__(self, given: Sequence[str], sources: Sequence[str]) -> None:
+        self.compute = ComputeLock()
+        suffixes = suffixes_of(given)
+        self.all = [TaskBase(*one, self) for one in zip(given, sources, suffixes, strict=True)]
+        self._children: dict[str, TaskBase] = {}
+        self._order: list[TaskBase] = []
+        """In memory, the one that was used last at the end."""
+
+    def child(self, parent: TaskBase, directory: Path, fresh: bool) -> TaskBase:
+        source = str(directory.absolute())
+        if fresh and source in self._children:
+            self._children.pop(source).close()
+        if source not in self._children:
+            self._children[source] = TaskBase(source, source, parent.suffix, self)
+        return self._children[source]
+
+    def used(self, base: TaskBase) -> None:
+        self._order = [*(one for one in self._order if one is not base), base]
+
+    def make_room(self, base: TaskBase) -> None:
+        """Closes those that were used longest ago until `base` has room, or none is left."""
+        for other in [one for one in self._order if one.loaded]:
+            free = free_bytes()
+            if free is None or free >= ROOM * base.wants:
+                return
+            other.close()
+
+    def close(self) -> None:
+        for one in (*self.all, *self._children.values()):
+            one.close()
+
+
+def suffixes_of(names: Sequence[str]) -> list[str]:
+    """What is put behind a candidate's name, for each of several bases or endpoints: nothing for the first, then their
+    own names, short and without characters that a file or a page would trip over; equal ones are numbered."""
+    found: list[str] = []
+    for number, name in enumerate(names):
+        last = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or f"base-{number + 1}"
+        count, unique = 2, short
+        while unique in found:
+            unique, count = f"{short}-{count}", count + 1
+        found.append(unique)
+    return ["", *found[1:]]
+
+
+def free_bytes() -> int | None:
+    """Memory that may still be taken, or None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _facts(given: str, model: LocalModel) -> BaseFacts:
+    base, engine = model.base, model.engine
+    return BaseFacts(
+        given,
+        base.name,
+        "decoder" if isinstance(base.model, Decoder) else "encoder",
+        base.family.key[1],
+        base.identity,
+        base.path,
+        dtype_name(base.dtype),
+        engine.weights,
+        engine.kernel,
+        sum(p.numel() * p.element_size() for p in base.model.parameters()),
+    )
+
+
+def _file_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(one.stat().st_size for one in path.glob("*.safetensors"))
