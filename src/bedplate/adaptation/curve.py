@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.climb import climb
-from bedplate.adaptation.context import Context
 from bedplate.adaptation.crossover import Crossing, Measured, Resamples, crossing
 from bedplate.adaptation.curve_values import Curve, Pair, Point, curve_values
-from bedplate.adaptation.rungs import RUNGS, Result, Rung
+from bedplate.adaptation.entries import Entry
+from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.base import PLAN_FILE, RESULT_FILE, RungOutcome
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
@@ -26,7 +26,7 @@ DRAWS = 3
 DIRECTORY = "curve"
 Side = Literal["prompted", "tuned", "reference"]
 
-LEARNS: Mapping[str, Side] = {
+LEARNS: dict[str, Side] = {
     "from_scratch": "reference",
     "few_shot": "prompted",
     "knn_few_shot": "prompted",
@@ -39,7 +39,7 @@ LEARNS: Mapping[str, Side] = {
 }
 """Rungs that learn from the labels of train, and the side on which they stand; these have a point at each size."""
 
-FLAT: Mapping[str, Side] = {"zero_shot": "prompted", "own_prompt": "prompted", "hosted": "prompted"}
+FLAT: dict[str, Side] = {"zero_shot": "prompted", "own_prompt": "prompted", "hosted": "prompted"}
 """Rungs that learn from none: the ladder's own evaluation is a flat line."""
 
 NO_POINT = {
@@ -73,54 +73,65 @@ def parse_sizes(text: str) -> list[int]:
         raise UsageError(f"--curve {text!r}: write numbers of labels, such as 50,100,200,500") from None
 
 
-def learning_curve(context: Context, outcomes: Mapping[str, RungOutcome], asked: Sequence[int]) -> dict[str, Any]:
-    """report.json's `curve`. outcomes: what the ladder made of its rungs; those that need no labels are flat lines.
+def learning_curve(
+    entries: Mapping[str, Entry], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
+) -> dict[str, Any]:
+    """report.json's `curve`. entries, outcomes: the ladder's candidates and what became of them; those that need no
+    labels are flat lines.
 
     What the time does not allow is left out and said. Raises UsageError for sizes that cannot be.
     """
+    context = next(iter(entries.values())).context
     sizes, left_out = possible_sizes(asked, len(context.train))
-    points, missing = _points(context, [name for name in outcomes if name in LEARNS], sizes)
-    flat = {name: o.result for name, o in outcomes.items() if name in FLAT and o.result is not None}
+    learning = [entry for entry in entries.values() if entry.rung.name in LEARNS and entry.unfit is None]
+    points, missing = _points(learning, sizes)
+    results = {name: o.result for name, o in outcomes.items() if o.result is not None}
+    flat = {name: result for name, result in results.items() if entries[name].rung.name in FLAT}
+    sides: dict[str, Side] = {name: (LEARNS | FLAT).get(e.rung.name, "reference") for name, e in entries.items()}
     some = next((result.evaluation for point in points for result in point.results.values()), None)
     resamples = None if some is None else Resamples(some, context.seed)
-    pairs = [] if resamples is None else _crossings(resamples, points, flat)
+    pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
     curve = Curve(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
-    return curve_values(curve, context.task.metric, len(context.valid), context.spec.machine.usd_per_hour)
+    return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
 
 
 # --- points
 
 
-def _points(context: Context, names: Sequence[str], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
+def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
-    records = [Record(e.id, e.row_hash, e.target, e.group) for e in context.train]
-    by_id = {e.id: e for e in context.train}
-    results: dict[tuple[str, int], dict[int, Result]] = {(name, size): {} for name in names for size in sizes}
+    results: dict[tuple[str, int], dict[int, Result]] = {(e.name, size): {} for e in learning for size in sizes}
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
     missing: list[str] = []
+    if not learning:
+        return [], ["no rung of this ladder learns from labels"]
+    context = learning[0].context
+    records = [Record(e.id, e.row_hash, e.target, e.group) for e in context.train]
+    by_id = {e.id: e for e in context.train}
     with Progress("learning curve", DRAWS * len(results), "points") as bar:
         for draw in range(context.seed, context.seed + DRAWS):
             for size, drawn in zip(sizes, nested(records, sizes, draw), strict=True):
                 train = [by_id[record.id] for record in drawn]
                 labels[size][draw] = len(train)
-                for name in names:
-                    outcome = _point(context, RUNGS[name], train, size, draw)
-                    bar.advance(1, rung=name, labels=len(train))
+                for entry in learning:
+                    outcome = _point(entry, train, size, draw)
+                    bar.advance(1, rung=entry.name, labels=len(train))
                     if outcome.result is None:
-                        missing.append(f"{name} at {size:,} labels, draw {draw}: {outcome.status}, {outcome.reason}")
+                        why = f"{outcome.status}, {outcome.reason}"
+                        missing.append(f"{entry.name} at {size:,} labels, draw {draw}: {why}")
                     else:
-                        results[name, size][draw] = outcome.result
+                        results[entry.name, size][draw] = outcome.result
     done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
     return done, missing
 
 
-def _point(context: Context, rung: Rung, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
+def _point(entry: Entry, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
     """One rung on one set, kept in its own directory; of a finished one only what was measured stays."""
     if not train:
-        return RungOutcome(rung.name, "skipped", "every group has more rows than that")
-    directory = context.out / DIRECTORY / rung.name / f"{size}-{draw}"
-    part = context.part(train, directory, draw)
-    outcome = climb(part, rung, directory, limit=context.clock.left, needs_skin=False)
+        return RungOutcome(entry.name, "skipped", "every group has more rows than that")
+    directory = entry.context.out / DIRECTORY / entry.rung.name / f"{size}-{draw}"
+    part = entry.context.part(train, directory, draw)
+    outcome = climb(part, entry.rung, directory, limit=entry.context.clock.left, needs_skin=False)
     if outcome.result is not None:
         _keep_results(directory)
     return outcome
@@ -138,14 +149,16 @@ def _keep_results(directory: Path) -> None:
 # --- crossings
 
 
-def _crossings(resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result]) -> list[Pair]:
+def _crossings(
+    resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
+) -> list[Pair]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
     by_rung: dict[str, dict[int, Point]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
     flats = {name: Measured({0: result.evaluation}, flat=True) for name, result in flat.items()}
-    tuned = _best_first({name: found for name, found in by_rung.items() if LEARNS[name] == "tuned"}, {})
-    prompted = _best_first({name: found for name, found in by_rung.items() if LEARNS[name] == "prompted"}, flats)
+    tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "tuned"}, {})
+    prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompted"}, flats)
     found: list[Pair] = []
     for ours in tuned:
         for theirs in prompted:
