@@ -9,7 +9,8 @@ import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Embed, Embedding
+from bedplate.inference.requests import Embed, Embedding, Result
+from bedplate.inference.stream import Stream
 from bedplate.skins.neighbours import PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration
 from bedplate.skins.skin import Skin
@@ -17,6 +18,8 @@ from bedplate.skins.verify import verify_embedder
 from bedplate.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024
+_PULSE_SECONDS = 2.0
+"""How often a wait looks whether the engine's thread still lives."""
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
 _PROBES = ("a", "7", "中")
 
@@ -46,11 +49,13 @@ class Chooser:
         )
         self.engine = embedder
 
-    def demonstrations(self, rows: Sequence[Mapping[str, str]]) -> list[tuple[Demonstration, ...]]:
-        """What is shown with each row's inputs."""
+    def demonstrations(
+        self, rows: Sequence[Mapping[str, str]], *, queued: bool = False
+    ) -> list[tuple[Demonstration, ...]]:
+        """What is shown with each row's inputs. queued: as `embed_texts`."""
         pool = self._pool
         texts = [text_of(row, self._names) for row in rows]
-        vectors = embed_texts(self.engine, texts, pool.pooling, pool.depth, skin=self._skin.name)
+        vectors = embed_texts(self.engine, texts, pool.pooling, pool.depth, skin=self._skin.name, queued=queued)
         return [pool.demonstrations(vector) for vector in vectors]
 
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -75,10 +80,20 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def embed_texts(
-    engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None, *, skin: str = ""
+    engine: Engine,
+    texts: Sequence[str],
+    pooling: PoolPooling,
+    depth: int | None = None,
+    *,
+    skin: str = "",
+    queued: bool = False,
 ) -> np.ndarray:
     """Vectors float32 [N, D] of unit length. ContextLengthExceeded for a text that the base cannot take whole,
-    RequestError for one without tokens."""
+    RequestError for one without tokens.
+
+    queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
+    otherwise the caller's does.
+    """
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
     found = np.empty((len(texts), base.spec.hidden_size), dtype=np.float32)
@@ -94,6 +109,28 @@ def embed_texts(
                     param="input",
                 )
             requests.append(Embed(ids, pooling, depth, skin=skin))
-        for i, result in enumerate(engine.run(requests), start=start):
+        results = _queued(engine, requests) if queued else engine.run(requests)
+        for i, result in enumerate(results, start=start):
             found[i] = cast(Embedding, result).vector
     return found
+
+
+def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:
+    streams: list[Stream] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))
+        return [_wait(engine, stream) for stream in streams]
+    finally:
+        for stream in streams:
+            if not stream.done:
+                stream.cancel()
+
+
+def _wait(engine: Engine, stream: Stream) -> Result:
+    while True:
+        try:
+            return stream.result(_PULSE_SECONDS)
+        except TimeoutError:
+            if not engine.alive:
+                raise RuntimeError("the engine's thread has ended") from None

@@ -1,0 +1,159 @@
+"""Worked examples that are chosen for each call: the rows of train nearest to its inputs.
+
+Liu et al., What Makes Good In-Context Examples for GPT-3? (https://arxiv.org/abs/2101.06804). What embeds, how many are
+shown and in which order are chosen on valid; the pool is train alone, in the search as in the skin, so no row of valid
+is ever shown, least of all to itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from bedplate.adaptation.asking import answer_of
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.embedding import Embedder, embedders_of
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.core.errors import SkinError
+from bedplate.evaluation.harness import Predicts
+from bedplate.skins.files import read_skin
+from bedplate.skins.neighbours import Neighbours, Order, text_of
+from bedplate.skins.prompt import Demonstration
+
+SIZES = (8, 4, 2)
+FIRST_ROWS = 48
+KEEPS = (3, 1)
+SHARE = 0.3
+POOL_SHARE = 0.5
+"""At least so much of train must be short enough to be shown, or a size is not tried."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of train that can be shown: its place in train, and about how many tokens that takes."""
+
+    index: int
+    shown: Demonstration
+    tokens: int
+
+
+class KnnFewShot:
+    """A skin of kind knn."""
+
+    name = "knn_few_shot"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        if context.is_encoder:
+            return Skip("an encoder reads no demonstrations")
+        rows, room = self._rows(context), room_beside(context, *context.default_prompt())
+        sizes = [k for k in SIZES if len(_pool(rows, k, room)) >= max(k, POOL_SHARE * len(rows))]
+        if not sizes:
+            return Skip(
+                f"{SIZES[-1]} rows of train do not fit {prompt_limit(context):,} prompt tokens beside the longest input"
+            )
+        embedders = embedders_of(context)
+        orders: tuple[Order, ...] = get_args(Order)
+        tried: list[list[Any]] = [[number, k, orders[0]] for k in sizes for number in range(len(embedders))]
+        tried += [[number, sizes[0], orders[1]] for number in range(len(embedders))]
+        n, wanted, left_out = len(context.valid), len(tried), list[str]()
+        first_rows = first_rows_of(context, FIRST_ROWS)
+        mean = sum(row.tokens for row in rows) / len(rows)
+        while True:
+            used = sorted({number for number, _, _ in tried})
+            texts = len(rows) + n * len(tried)
+            seconds = sum(embedders[number].pace * texts for number in used)
+            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.pace.tokens
+            stages = stages_for(n, first_rows, KEEPS)
+            # attention over the demonstrations makes a row dearer than as many bare ones
+            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.2
+            seconds += context.timing * each
+            if seconds <= context.left * SHARE or len(tried) <= 1:
+                break
+            tried.pop()
+        if seconds > context.left:
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
+        if len(tried) < wanted:
+            left_out.append(f"{wanted - len(tried)} of {wanted} ways to choose demonstrations were not tried: no time")
+        settings = {
+            "tried": tried,
+            "embedders": [one.to_json() for one in embedders],
+            "first_rows": first_rows,
+        }
+        return Plan(settings, seconds, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        embedders = [Embedder(**values) for values in plan.settings["embedders"]]
+        rows, room = self._rows(context), room_beside(context, *context.default_prompt())
+        vectors: dict[int, np.ndarray] = {}
+        variants: list[Variant] = []
+        for number, k, order in plan.settings["tried"]:
+            one = embedders[number]
+            if number not in vectors:
+                texts = [text_of(context.train[row.index].inputs, context.fields) for row in rows]
+                vectors[number] = one.embed(context, texts, directory / f"pool-{number}.safetensors")
+            pool = _pool(rows, k, room, vectors[number])
+            chosen = Neighbours(
+                np.ascontiguousarray(vectors[number][pool]),
+                tuple(rows[i].shown for i in pool),
+                k,
+                order,
+                one.pooling,
+                one.depth,
+            )
+            prompt, output = context.default_prompt()
+            name = f"{k} nearest by {one.name}, {order.replace('_', ' ')}"
+            variants.append(Variant(name, prompt, output, (), chosen, one.source))
+        stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
+        winner, order, tried = choose(context, variants, stages, directory / "answers")
+        details = _details(winner, len(context.train))
+        return finish(context, self.name, winner, order, tried, plan, start, details)
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+    @staticmethod
+    def _rows(context: Context) -> list[_Row]:
+        prompt, output = context.default_prompt()
+        tokenizer = context.model.tokenizer
+        bare = len(prompt.tokens(tokenizer, context.train[0].inputs))
+        found: list[_Row] = []
+        for index, example in enumerate(context.train):
+            shown = Demonstration(example.inputs, answer_of(prompt, output, example.target))
+            tokens = len(prompt.tokens(tokenizer, context.train[0].inputs, (shown,))) - bare
+            found.append(_Row(index, shown, tokens))
+        return found
+
+
+def _pool(rows: Sequence[_Row], k: int, room: int, vectors: np.ndarray | None = None) -> list[int]:
+    """Which rows may be shown: any k of them fit. Those without a vector are too long for what embeds."""
+    fits = [i for i, row in enumerate(rows) if row.tokens * k <= room]
+    if vectors is None:
+        return fits
+    known = set(np.flatnonzero(vectors.any(axis=1)).tolist())
+    return [i for i in fits if i in known]
+
+
+def _details(winner: Variant, train: int) -> Mapping[str, Any]:
+    pool = winner.neighbours
+    if pool is None:
+        raise SkinError("the chosen prompt has no pool")
+    return {
+        "k": pool.k,
+        "order": pool.order,
+        "embedder": winner.embedder or "the base itself",
+        "depth": pool.depth,
+        "pool": {"rows": len(pool), "split": "train", "too_long": train - len(pool)},
+    }

@@ -1,0 +1,212 @@
+"""Demonstrations chosen for each call: what the rung searches, exports, loads elsewhere and serves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.adaptation.conftest import write_rows, write_task
+from tests.serving.conformance.conftest import write_tiny_encoder
+from tests.serving.conftest import Server, running
+
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.report import Report
+from bedplate.adaptation.rungs import search
+from bedplate.core.errors import ConfigError, HubError, SkinError
+from bedplate.evaluation.task import load_examples, load_task
+from bedplate.inference.predict import LoadedSkin, load
+from bedplate.serving.loading import loaded_house, server_config
+from bedplate.skins.files import read_skin
+
+TELL = """
+import json, sys
+from bedplate.inference.predict import load
+skin = load(sys.argv[1])
+answers = skin.predict(json.loads(sys.argv[2]), one_by_one=True)
+print(json.dumps([[a.output, dict(a.scores)] for a in answers]))
+skin.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "bert")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, encoder: Path) -> tuple[Report, Path, Path]:
+    """The rung with an encoder that embeds for it."""
+    directory = tmp_path_factory.mktemp("knn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        task = write_task(directory, tiny_base, embedders=[str(encoder)], rungs=["zero_shot", "knn_few_shot"])
+        report = adapt(task, directory / "out", seed=0)
+    return report, directory, task
+
+
+def test_the_pool_is_train_and_the_report_says_so(run: tuple[Report, Path, Path]):
+    report, directory, path = run
+    row, data = report.row("knn_few_shot"), load_examples(load_task(path))
+    skin = read_skin(directory / "out" / row["skin"])
+    assert skin.neighbours is not None
+    texts = {e.inputs["review"] for e in data.train}
+    shown = {one.inputs["review"] for one in skin.neighbours.rows}
+    assert shown <= texts
+    assert not shown & {e.inputs["review"] for e in data.valid}
+    result = json.loads((directory / "out" / "rungs" / "knn_few_shot" / "result.json").read_text())
+    assert result["details"]["pool"] == {"rows": len(shown), "split": "train", "too_long": len(data.train) - len(shown)}
+    assert len(shown) == len(data.train)
+    names = [one["name"] for one in result["search"]]
+    assert any("nearest first" in name for name in names)
+    assert len({name.split()[0] for name in names}) > 1
+
+
+def test_the_neighbours_of_a_row_are_those_of_its_vector(run: tuple[Report, Path, Path], encoder: Path):
+    """Against vectors of the encoder asked for each row alone, and scikit-learn's search."""
+    from sklearn.neighbors import NearestNeighbors
+
+    report, directory, path = run
+    skin = load(directory / "out" / report.row("knn_few_shot")["skin"])
+    embedder = load(encoder)
+    data = load_examples(load_task(path))
+    try:
+        assert isinstance(skin, LoadedSkin)
+        pool = skin.skin.neighbours
+        assert pool is not None
+        vectors = embedder.embed([one.inputs["review"] for one in pool.rows])
+        np.testing.assert_allclose(pool.vectors, vectors, atol=1e-5)
+        asked = [e.inputs["review"] for e in data.valid[:8]]
+        oracle = NearestNeighbors(n_neighbors=pool.k, metric="cosine", algorithm="brute").fit(vectors)
+        expected = oracle.kneighbors(embedder.embed(asked), return_distance=False)
+        for text, found in zip(asked, expected, strict=True):
+            shown = [pool.rows[i] for i in (found[::-1] if pool.order == "nearest_last" else found)]
+            tokens = skin.request(text).tokens
+            alone = replace(
+                skin.skin,
+                kind="prompt",
+                neighbours=None,
+                bases={"main": skin.skin.base},
+                embedded_with=None,
+                demonstrations=tuple(shown),
+            )
+            assert tokens == skin.model.predictor(alone).request(text).tokens
+    finally:
+        skin.close()
+        embedder.close()
+
+
+def test_another_process_and_a_server_give_the_reports_answers(
+    run: tuple[Report, Path, Path], tiny_base: Path, encoder: Path
+):
+    report, directory, path = run
+    place = directory / "out" / report.row("knn_few_shot")["skin"]
+    valid = {row["id"]: row for row in report.data["rows"]["valid"]["knn_few_shot"]}
+    examples = load_examples(load_task(path)).valid[:12]
+    rows = [e.inputs["review"] for e in examples]
+    told = subprocess.run(
+        [sys.executable, "-c", TELL, str(place), json.dumps(rows)], capture_output=True, text=True, check=True
+    )
+    elsewhere = json.loads(told.stdout.splitlines()[-1])
+    skin = load(place)
+    assert isinstance(skin, LoadedSkin)
+    try:
+        here = skin.predict(rows, one_by_one=True)
+    finally:
+        skin.close()
+    assert [[a.output, dict(a.scores)] for a in here] == elsewhere
+    assert [a.output for a in here] == [valid[e.id]["prediction"] for e in examples]
+    name = read_skin(place).name
+    config = server_config(tiny_base, encoder)
+    with loaded_house(config, [place]) as house, running(house) as url:
+        server = Server(url, house, {})
+        for text, answer in zip(rows, here, strict=True):
+            reply = server.chat(model=name, messages=[{"role": "user", "content": text}])
+            assert reply.status_code == 200, reply.text
+            body = reply.json()
+            assert body["choices"][0]["message"]["content"] == answer.output
+        found = server.post("/v1/classify", json={"model": name, "input": rows}).json()["data"]
+        assert [one["label"] for one in found] == [a.output for a in here]
+        assert server.idle()
+
+
+def test_a_server_without_the_embedder_says_what_is_missing(run: tuple[Report, Path, Path], tiny_base: Path):
+    report, directory, _ = run
+    with (
+        pytest.raises(SkinError, match="serve that base too"),
+        loaded_house(server_config(tiny_base), [directory / "out" / report.row("knn_few_shot")["skin"]]),
+    ):
+        pass
+
+
+def test_another_encoder_than_the_pools_is_refused(run: tuple[Report, Path, Path], tiny_base: Path):
+    report, directory, _ = run
+    with pytest.raises(SkinError, match="belongs to the base"):
+        load(directory / "out" / report.row("knn_few_shot")["skin"], embedder=tiny_base)
+
+
+def test_an_interrupted_search_asks_and_embeds_nothing_twice(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
+    asked: list[tuple[str, str]] = []
+    ask = search._ask
+
+    def counted(context, variant, rows):
+        if variant.neighbours is not None and len(asked) > 150:
+            raise KeyboardInterrupt
+        answers = ask(context, variant, rows)
+        asked.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
+        return answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_ask", counted)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(task, tmp_path / "out")
+    pools = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rungs" / "knn_few_shot").glob("pool-*")}
+    assert pools
+    kept = len(asked)
+
+    def recorded(context, variant, rows):
+        asked.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
+        return ask(context, variant, rows)
+
+    monkeypatch.setattr(search, "_ask", recorded)
+    resumed = adapt(task, tmp_path / "out").row("knn_few_shot")
+    assert len(asked) > kept
+    assert len(set(asked)) == len(asked)
+    assert all(path.stat().st_mtime_ns == at for path, at in pools.items())
+    assert resumed["estimate"] == adapt(task, tmp_path / "whole").row("knn_few_shot")["estimate"]
+
+
+def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Path, tiny_base: Path):
+    rows = write_rows(tmp_path / "rows.jsonl")
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    for line in lines[::10]:
+        line["text"] = "great product " * 12 + line["text"]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    budget = {"budget": {"p95_ms": 60000, "max_prompt_tokens": 320}, "rungs": ["zero_shot", "knn_few_shot"]}
+    report = adapt(write_task(tmp_path / "some", tiny_base, rows=rows, **budget), tmp_path / "out")
+    assert report.row("knn_few_shot")["status"] == "done", report.row("knn_few_shot")["reason"]
+    skin = read_skin(tmp_path / "out" / report.row("knn_few_shot")["skin"])
+    assert skin.neighbours is not None
+    assert 100 < len(skin.neighbours) < 150
+    assert report.row("knn_few_shot")["prompt_tokens"] <= 320
+    budget["budget"] = {"p95_ms": 60000, "max_prompt_tokens": 90}
+    report = adapt(write_task(tmp_path / "none", tiny_base, rows=rows, **budget), tmp_path / "none-out")
+    assert report.row("knn_few_shot")["status"] == "skipped"
+    assert "do not fit 90 prompt tokens" in report.row("knn_few_shot")["reason"]
+
+
+def test_embedders_that_cannot_be_are_refused(tmp_path: Path, tiny_base: Path):
+    with pytest.raises(ConfigError, match="named twice"):
+        adapt(write_task(tmp_path / "twice", tiny_base, embedders=["a", "a"]), tmp_path / "out")
+    with pytest.raises(HubError, match="no-such-encoder"):
+        adapt(
+            write_task(tmp_path / "none", tiny_base, embedders=["no-such-encoder"], rungs=["knn_few_shot"]),
+            tmp_path / "other",
+        )
