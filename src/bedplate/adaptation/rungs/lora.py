@@ -31,7 +31,8 @@ class Lora(Tuning):
         self.name, self.config, self.recipe = name, config, recipe
 
     def described(self) -> str:
-        return f"r {self.config.r}, α {self.config.alpha:g}, all linears"
+        magnitudes = ", with magnitudes" if self.config.dora else ""
+        return f"r {self.config.r}, α {self.config.alpha:g}, all linears{magnitudes}"
 
     def train(
         self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
@@ -65,4 +66,11 @@ LORA = Lora(
     LoraConfig(r=16, alpha=32.0),
     # forward, backward through the activations, the low-rank updates; an answer without LoRA is worth less
     Recipe(learning_rate=5e-4, cost=3.3, reaches=True),
+)
+
+DORA = Lora(
+    "dora",
+    LoraConfig(r=16, alpha=32.0, dora=True),
+    # as LoRA, and the products are kept and scaled; the norms of the weights once a micro-batch
+    Recipe(learning_rate=5e-4, cost=4.3),
 )

@@ -125,6 +125,20 @@ class Tuning(ABC):
         """Rung → seconds that this one leaves to it."""
         return {}
 
+    def saving(self, steps: int) -> dict[str, Any]:
+        """How often a run of so many steps saves its state: fields of `TrainConfig`."""
+        return {"save_steps": max(1, steps // 6), "save_seconds": None}
+
+    # --- on which base
+
+    def standing(self, context: Context) -> Context:
+        """The context of the base that its skins stand on: this one, unless the rung makes a base of its own."""
+        return context
+
+    def child(self) -> str | None:
+        """The base that it makes, a directory relative to the run's."""
+        return None
+
     # --- training
 
     @abstractmethod
@@ -153,15 +167,12 @@ class Tuning(ABC):
             seed = context.seed + number
             work = directory / f"seed-{seed}"
             source = ExampleSource(examples, settings["batch"], seed=seed, epochs=settings["epochs"], order="shuffled")
-            config = TrainConfig(
-                learning_rate=settings["learning_rate"],
-                seed=seed,
-                save_steps=max(1, (source.steps or 1) // 6),
-                save_seconds=None,
-            )
+            saving = self.saving(source.steps or 1)
+            config = TrainConfig(learning_rate=settings["learning_rate"], seed=seed, **saving)
             parts, done = self.train(context, source, config, work, output)
-            skin = context.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
-            trained.append(self._judge(context, export(context, skin, work / "skin"), seed, done.seconds))
+            stands = self.standing(context)
+            skin = stands.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
+            trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done.seconds))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
         for one in trained:  # finished: the optimizer's state has no further use
@@ -199,7 +210,7 @@ class Tuning(ABC):
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
         directory = context.out / "skins" / self.name
         skin = export(context, best.skin, directory)
-        predictor = context.predictor(skin)
+        predictor = self.standing(context).predictor(skin)
         try:
             timing, exported = measure(context, predictor, best.by_id)
             longest = longest_prompt(predictor, context.valid)
@@ -233,8 +244,9 @@ class Tuning(ABC):
             left_out=plan.left_out,
             export=exported,
             details={"rows": settings["rows"], "seed": best.seed, "learning_rate": settings["learning_rate"]},
+            child=self.child(),
         )
 
     def predictor(self, context: Context, result: Result) -> Predicts:
         assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
+        return self.standing(context).predictor(read_skin(context.out / result.skin))

@@ -1,0 +1,228 @@
+"""The base trained further on raw text of the task's domain (https://arxiv.org/abs/2004.10964), then adapted: a child
+base, and the best skin of a few rungs on it.
+
+The text needs no labels. It is packed into rows, no document seeing another, and every token is predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bedplate import __version__
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.answers import export
+from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip
+from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
+from bedplate.adaptation.rungs.few_shot import FewShot
+from bedplate.adaptation.rungs.lora import LORA
+from bedplate.adaptation.rungs.zero_shot import ZeroShot
+from bedplate.core.errors import TrainingError
+from bedplate.core.files import sha256_bytes
+from bedplate.evaluation.harness import Predicts
+from bedplate.models.decoder import Decoder
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.training.batch import Batch
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import TrainResult, evaluate_loss, train
+from bedplate.training.objectives import NextToken
+from bedplate.training.sources import DocumentSource
+from bedplate.training.state import STATE_FILE
+
+ROW, BATCH_ROWS, MICRO_TOKENS = 512, 8, 2048
+LEARNING_RATE = 1e-4
+COST = 5.0
+"""A training token against a prefill token: forward, backward, the head on every token."""
+LEAST_TOKENS = 10_000
+"""Fewer do not move a base."""
+SHARE = 0.5
+"""At most so much of the time that is left goes into the text; the rest is for the skins on the child."""
+HELD, HELD_ROWS = 0.05, 16
+"""Documents that are kept from training, to see what it did; at most so many rows of them are read."""
+
+
+class ContinuedPretrain:
+    """The best of a few skins on a child base that knows the domain's text."""
+
+    name = "continued_pretrain"
+    reference = False
+
+    def __init__(self, then: Sequence[Rung]) -> None:
+        self._then = tuple(then)
+
+    def plan(self, context: Context) -> Plan | Skip:
+        text = context.raw_text
+        if text is None:
+            return Skip("the task file names no text of the domain (`adapt.raw_text`)")
+        unfit = no_room(context, MICRO_TOKENS)
+        if unfit is not None:
+            return unfit
+        tokens = sum(map(len, self._documents(context)[0].values()))
+        asked = None if context.spec.raw_text is None else context.spec.raw_text.tokens
+        wanted = tokens if asked is None else min(tokens, asked)
+        if wanted < min(LEAST_TOKENS, asked or LEAST_TOKENS):
+            return Skip(f"{text.source} holds {tokens:,} tokens; fewer than {LEAST_TOKENS:,} do not move a base")
+        each = context.pace.token * COST
+        # at the least zero-shot on the child
+        then = 3 * context.pace.rows(len(context.valid)) + context.timing
+        room = min(context.left * SHARE, context.left - then) / each
+        if room < min(wanted, LEAST_TOKENS):
+            needed = min(wanted, LEAST_TOKENS) * each + then
+            return Skip(f"it needs about {needed:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+        trained = int(min(wanted, room))
+        left_out = [] if trained == wanted else [f"{wanted - trained:,} of {wanted:,} tokens were left out: no time"]
+        settings = {"tokens": trained, "row": self._row(context), "learning_rate": LEARNING_RATE, "text": text.sha256}
+        return Plan(settings, trained * each + then, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        text = context.raw_text
+        assert text is not None
+        trained, losses = self._pretrain(context, plan, directory / "text")
+        outcomes = self._adapt(context, directory)
+        done = {name: o.result for name, o in outcomes.items() if o.result is not None}
+        if not done:
+            why = "; ".join(f"{name}: {o.reason}" for name, o in outcomes.items())
+            raise TrainingError(f"no skin could be made on the child base ({why})")
+        best = max(done, key=lambda name: done[name].evaluation.estimate)  # a tie goes to the cheaper rung
+        result = self._finish(context, plan, directory, done[best], trained, losses, outcomes)
+        for state in (directory / "text").glob(STATE_FILE):
+            state.unlink()
+        return result
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return on_child(context, self.name).predictor(read_skin(context.out / result.skin))
+
+    # --- the text
+
+    def _documents(self, context: Context) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+        """Id → tokens, with the end that documents are learned to have; those to train on, and those kept."""
+        assert context.raw_text is not None
+        tokenizer = context.model.tokenizer
+        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+        documents = sorted(
+            context.raw_text.documents, key=lambda d: sha256_bytes(f"{context.seed}/text/{d.id}\0{d.text}".encode())
+        )
+        encoded = tokenizer.encode_batch([d.text for d in documents], parse_special=False)
+        found = {
+            d.id: [*tokenizer.prompt_start, *ids, *end] for d, ids in zip(documents, encoded, strict=True) if len(ids)
+        }
+        kept = round(len(found) * HELD)
+        names = list(found)
+        return {n: found[n] for n in names[kept:]}, {n: found[n] for n in names[:kept]}
+
+    @staticmethod
+    def _row(context: Context) -> int:
+        return min(ROW, context.model.base.spec.context_length)
+
+    def _pretrain(self, context: Context, plan: Plan, work: Path) -> tuple[TrainResult, dict[str, float]]:
+        """Trains the child and writes it; the loss per token of kept documents before and after, where there are."""
+        every, held = self._documents(context)
+        chosen = _first(every, plan.settings["tokens"])
+        row = plan.settings["row"]
+        micro = max(1, MICRO_TOKENS // row)
+        source = DocumentSource(
+            list(chosen.values()), row, BATCH_ROWS, micro_rows=micro, seed=context.seed, ids=list(chosen)
+        )
+        config = TrainConfig(
+            learning_rate=plan.settings["learning_rate"], weight_decay=0.1, seed=context.seed, save_seconds=120.0
+        )
+        losses: dict[str, float] = {}
+        with context.model.engine.exclusive() as base:
+            model = trainable_copy(base)
+            seen = _held_batches(held, row, micro)
+            if seen:
+                losses["held_out_loss_before"] = evaluate_loss(model, seen, NextToken())["next_token"]
+            result = train(
+                model,
+                source,
+                NextToken(),
+                config,
+                work,
+                model.named_parameters(),
+                identity={"base": base.identity.weights_id, "text": plan.settings["text"]},
+                description=f"{self.name}: text",
+            )
+            if seen:
+                losses["held_out_loss"] = evaluate_loss(model, seen, NextToken())["next_token"]
+        self._write(context, model, plan, config, result)
+        return result, losses
+
+    def _write(self, context: Context, model: Decoder, plan: Plan, config: TrainConfig, result: TrainResult) -> None:
+        assert context.raw_text is not None
+        made: Mapping[str, Any] = {
+            "objective": "next_token",
+            "text": {"source": context.raw_text.source, "sha256": context.raw_text.sha256},
+            "tokens": result.tokens,
+            "config": config.numbers(),
+            "steps": result.steps,
+            "code_version": __version__,
+        }
+        write_child(context, self.name, model, made)
+
+    # --- the skins
+
+    def _adapt(self, context: Context, directory: Path) -> dict[str, RungOutcome]:
+        """Each rung on the child, in the child's own directory."""
+        from bedplate.adaptation.climb import climb  # which knows the table of rungs, and so this one
+
+        child = on_child(context, self.name, directory / "skins")
+        return {rung.name: climb(child, rung, directory / "rungs" / rung.name) for rung in self._then}
+
+    def _finish(
+        self,
+        context: Context,
+        plan: Plan,
+        directory: Path,
+        best: Result,
+        trained: TrainResult,
+        losses: Mapping[str, float],
+        outcomes: Mapping[str, RungOutcome],
+    ) -> Result:
+        child = on_child(context, self.name)
+        assert best.skin is not None
+        assert context.raw_text is not None
+        made = read_skin(directory / "skins" / best.skin)
+        # the same skin under this rung's name, for which the others were climbed
+        provenance = made.provenance.model_copy(update={"rung": self.name})
+        place = context.out / "skins" / self.name
+        skin = export(child, replace(made, name=context.skin_name(self.name), provenance=provenance), place)
+        search = [
+            {"name": name, "estimate": o.result.evaluation.estimate, "n": o.result.evaluation.n, "split": "valid"}
+            for name, o in outcomes.items()
+            if o.result is not None
+        ]
+        skipped = [f"{name} on the child: {o.reason}" for name, o in outcomes.items() if o.result is None]
+        return replace(
+            best,
+            rung=self.name,
+            train_seconds=trained.seconds + sum(o.result.train_seconds for o in outcomes.values() if o.result),
+            reason=f"{trained.tokens:,} tokens of {context.raw_text.source}; then {best.rung}: {best.reason}",
+            skin=str(place.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            search=tuple(search),
+            left_out=(*plan.left_out, *skipped, *best.left_out),
+            details={**best.details, "then": best.rung, "tokens": trained.tokens, **losses},
+            child=f"{CHILDREN}/{self.name}",
+        )
+
+
+def _first(documents: Mapping[str, list[int]], tokens: int) -> dict[str, list[int]]:
+    """The first documents of so many tokens together; the last one is cut where they end."""
+    found: dict[str, list[int]] = {}
+    for name, ids in documents.items():
+        if tokens < 2:
+            break
+        found[name] = ids[:tokens]
+        tokens -= len(ids)
+    return found
+
+
+def _held_batches(held: Mapping[str, list[int]], row: int, micro: int) -> list[Batch]:
+    some = list(_first(held, HELD_ROWS * row).values())
+    return [batch for step in DocumentSource(some, row, micro) for batch in step] if some else []
+
+
+CONTINUED_PRETRAIN = ContinuedPretrain((ZeroShot(), FewShot(), LORA))

@@ -1,0 +1,78 @@
+"""Every weight of the base trained on the task: a child base of its own, and the prompt that it learned to answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bedplate import __version__
+from bedplate.adaptation.asking import TaskOutput
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.base import Plan, Skip
+from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
+from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import TrainResult, train
+from bedplate.training.objectives import Sft
+from bedplate.training.sources import ExampleSource
+
+SAVE_SECONDS = 120.0
+"""A state holds masters and moments of every weight, 12 bytes each: it is not written as often as a small adapter's."""
+
+
+class Full(Tuning):
+    """A prompt skin on a child base."""
+
+    kind = "prompt"
+
+    def __init__(self, name: str, recipe: Recipe) -> None:
+        self.name, self.recipe = name, recipe
+
+    def described(self) -> str:
+        return "every weight, a child base"
+
+    def plan(self, context: Context) -> Plan | Skip:
+        step = self.recipe.batch * max(1, round(context.pace.tokens + context.pace.target))
+        return no_room(context, step) or super().plan(context)
+
+    def saving(self, steps: int) -> dict[str, Any]:
+        return {"save_steps": None, "save_seconds": SAVE_SECONDS}
+
+    def standing(self, context: Context) -> Context:
+        return on_child(context, self.name)
+
+    def child(self) -> str:
+        return f"{CHILDREN}/{self.name}"
+
+    def train(
+        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
+    ) -> tuple[Mapping[str, Any], TrainResult]:
+        with context.model.engine.exclusive() as base:
+            model = trainable_copy(base)
+            result = train(
+                model,
+                source,
+                Sft(),
+                config,
+                work,
+                model.named_parameters(),
+                identity={"base": base.identity.weights_id},
+                description=f"{self.name}, seed {config.seed}",
+            )
+        made = {
+            "objective": "sft",
+            "config": config.numbers(),
+            "examples": source.identity["examples"],
+            "steps": result.steps,
+            "code_version": __version__,
+        }
+        write_child(context, self.name, model, made)
+        return {}, result
+
+
+FULL = Full(
+    "full",
+    # forward, backward through activations and weights, and an optimizer that reads and writes 16 bytes a weight
+    Recipe(learning_rate=3e-5, cost=4.5, seeds=1, least=200),
+)

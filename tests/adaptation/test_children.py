@@ -1,0 +1,203 @@
+"""Rungs that train weights, on a tiny base: what they leave is whole, stands on the right base, answers anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.adaptation.conftest import write_task
+
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.report import Report
+from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.inference.predict import LoadedSkin, load
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.inputs import Inputs
+from bedplate.skins.files import read_skin
+
+TRAINED = ("soft_prompt", "lora", "dora", "full", "continued_pretrain")
+CHILDREN = ("full", "continued_pretrain")
+TEXTS = ("this product works number 3 a", "a product that broke: terrible quality", "great")
+ASK = """
+import json, sys
+from bedplate.inference.predict import load
+texts, directories = json.loads(sys.argv[1])
+found = []
+for directory in directories:
+    skin = load(directory)
+    found.append([[p.output, p.scores] for p in skin.predict([{"review": t} for t in texts], one_by_one=True)])
+    skin.close()
+print(json.dumps(found))
+"""
+
+
+def write_text(path: Path, documents: int = 40, seed: int = 0) -> Path:
+    """Documents in which one word tells the next."""
+    draw = random.Random(seed)
+    words = ("this product works well", "the quality is great", "it broke after a day", "the answer is yes")
+    rows = [{"text": " . ".join(draw.choice(words) for _ in range(draw.randint(4, 30)))} for _ in range(documents)]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path]:
+    directory = tmp_path_factory.mktemp("trained")
+    raw = {"source": str(write_text(directory / "text.jsonl")), "tokens": 3000}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        task = write_task(directory, tiny_base, raw_text=raw, guards={"retention": None, "loss": None})
+        report = adapt(task, directory / "out", rungs=["zero_shot", *TRAINED])
+    return report, directory / "out"
+
+
+def answers(directory: Path) -> list[list[Any]]:
+    skin = load(directory)
+    assert isinstance(skin, LoadedSkin)
+    try:
+        rows = [{"review": text} for text in TEXTS]
+        return [[p.output, p.scores] for p in skin.predict(rows, one_by_one=True)]
+    finally:
+        skin.close()
+
+
+def test_each_skin_answers_the_same_in_another_process(run: tuple[Report, Path]):
+    report, out = run
+    assert {row["rung"]: row["status"] for row in report.rungs} == dict.fromkeys(("zero_shot", *TRAINED), "done")
+    directories = [str(out / report.row(name)["skin"]) for name in TRAINED]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps([TEXTS, directories])],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    elsewhere = json.loads(done.stdout)
+    here = [answers(Path(directory)) for directory in directories]
+    assert elsewhere == here
+    assert len({json.dumps(one) for one in here}) == len(TRAINED)
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, Path], tiny_base: Path, name: str):
+    report, out = run
+    parent, child = load_base(tiny_base), load_base(out / "bases" / name)
+    assert child.identity.weights_id != parent.identity.weights_id
+    assert child.identity.tokenizer_id == parent.identity.tokenizer_id
+    assert child.dtype == parent.dtype
+    assert child.lineage["parent"] == parent.identity.weights_id
+    assert child.identity.equivalent_of is None
+    made = child.lineage["made"]
+    assert (made["rung"], made["task"]) == (name, "toy-sentiment")
+    assert made["data"]["train"] != made["data"]["valid"]
+    changed = [
+        key
+        for (key, a), b in zip(parent.model.named_parameters(), child.model.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert len(changed) == len(list(parent.model.parameters()))  # every weight
+    skin = read_skin(out / report.row(name)["skin"])
+    assert skin.base.weights_id == child.identity.weights_id
+    assert skin.name == f"toy-sentiment-{name.replace('_', '-')}"
+    assert skin.provenance.rung == name
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out / "bases" / name, dtype=torch.float32).eval()
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = reference(tokens).logits[0]
+        found = child.model.head(child.model(Inputs(tokens)).hidden[0])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_raw_text_is_learned(run: tuple[Report, Path]):
+    result = json.loads((run[1] / "rungs" / "continued_pretrain" / "result.json").read_text())
+    details = result["details"]
+    assert details["held_out_loss"] < details["held_out_loss_before"] - 0.2
+    assert details["tokens"] == 3000
+    tried = {row["name"]: row["estimate"] for row in result["search"]}
+    assert set(tried) == {"zero_shot", "few_shot", "lora"}
+    assert tried[details["then"]] == max(tried.values()) == result["evaluation"]["estimate"]
+    assert not list((run[1] / "rungs").rglob("state.safetensors"))
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_an_interrupted_rung_makes_the_same_child(
+    run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """Stopped in the middle of training, and once more after the child was written."""
+    module = full if name == "full" else continued_pretrain
+    task = run[1].parent / "task.yaml"
+    out = tmp_path / "out"
+    train = module.train
+
+    def stops(*arguments: Any, **named: Any) -> Any:
+        config = arguments[3]
+        half = config.model_copy(update={"save_steps": 2})
+
+        def stop(step: int, _: Any) -> None:
+            if step == 2:
+                raise KeyboardInterrupt
+
+        return train(*arguments[:3], half, *arguments[4:], stop, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train", stops)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(task, out, rungs=["zero_shot", name])
+    assert list((out / "rungs" / name).rglob("state.safetensors"))
+    assert not (out / "bases").exists()
+
+    def after(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(RUNGS[name]), "_finish", after)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(task, out, rungs=["zero_shot", name])
+    assert (out / "bases" / name).is_dir()
+    assert adapt(task, out, rungs=["zero_shot", name]).row(name)["status"] == "done"
+    expected, found = (load_base(place / "bases" / name).identity for place in (run[1], out))
+    assert found.weights_id == expected.weights_id
+
+
+def test_too_little_memory_or_disk_is_a_reason(
+    run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task = run[1].parent / "task.yaml"
+    monkeypatch.setattr(children, "free_bytes", lambda: 1_000_000)
+    report = adapt(task, tmp_path / "memory", rungs=["majority", "full", "continued_pretrain"])
+    for name in CHILDREN:
+        assert "of memory are free" in report.row(name)["reason"]
+    monkeypatch.undo()
+    usage = children.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(children.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    report = adapt(task, tmp_path / "disk", rungs=["majority", "full"])
+    assert "on disk" in report.row("full")["reason"]
+
+
+def test_without_raw_text_the_rung_says_what_is_missing(tmp_path: Path, tiny_base: Path):
+    report = adapt(write_task(tmp_path / "t", tiny_base), tmp_path / "out", rungs=["majority", "continued_pretrain"])
+    assert "adapt.raw_text" in report.row("continued_pretrain")["reason"]
+
+
+def test_raw_text_that_cannot_be_read_ends_the_ladder(tmp_path: Path, tiny_base: Path):
+    empty = tmp_path / "notes"
+    empty.mkdir()
+    for source, message in ((str(empty), "holds no text"), ("nowhere.txt", "nowhere.txt"), ("x.bin", "data set")):
+        task = write_task(tmp_path / "t", tiny_base, raw_text={"source": source})
+        with pytest.raises((DataError, ConfigError), match=message):
+            adapt(task, tmp_path / "out", rungs=["majority", "continued_pretrain"])
+    (empty / "b.md").write_text("second " * 40)
+    (empty / "a.txt").write_text("first " * 40)
+    task = write_task(tmp_path / "t", tiny_base, raw_text={"source": str(empty)})
+    report = adapt(task, tmp_path / "out", rungs=["majority", "continued_pretrain"])
+    assert "do not move a base" in report.row("continued_pretrain")["reason"]
