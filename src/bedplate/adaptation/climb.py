@@ -6,13 +6,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from bedplate.adaptation import planner
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs import Result, Rung, Skip
+from bedplate.adaptation.rungs import Plan, Result, Rung, Skip
 from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Job, LocalExecutor
 from bedplate.core.files import sha256_json
 from bedplate.skins.files import read_skin
+from bedplate.skins.output import EmbeddingOutput, LabelOutput
 
 _BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
 
@@ -30,19 +32,24 @@ def climb(
         result, seconds = reused
         _remember_prompt(context, result)
         context.clock.add(seconds)
-        return RungOutcome(rung.name, "done", result.reason, result, seconds)
+        context.clock.charge(result.usd)
+        plan = read_plan(directory, config)
+        return RungOutcome(rung.name, "done", result.reason, result, seconds, plan, reused=True)
     job = Job(rung.name, lambda: _fit(context, rung, directory, config, limit))
     outcome = next(LocalExecutor().run([job]))
     if outcome.error is not None:
         if isinstance(outcome.error, _BAD_INPUT):
             raise outcome.error
         what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
-        return RungOutcome(rung.name, "failed", what, None, outcome.seconds)
+        return RungOutcome(rung.name, "failed", what, None, outcome.seconds, read_plan(directory, config))
     if isinstance(outcome.value, Skip):
-        return RungOutcome(rung.name, "skipped", outcome.value.reason)
+        skipped = outcome.value
+        return RungOutcome(rung.name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind)
     assert outcome.value is not None
     write_result(directory, config, outcome.seconds, outcome.value)
-    return RungOutcome(rung.name, "done", outcome.value.reason, outcome.value, outcome.seconds)
+    context.clock.charge(outcome.value.usd)
+    plan = read_plan(directory, config)
+    return RungOutcome(rung.name, "done", outcome.value.reason, outcome.value, outcome.seconds, plan)
 
 
 def config_of(context: Context, rung: Rung) -> str:
@@ -59,16 +66,25 @@ def config_of(context: Context, rung: Rung) -> str:
 
 def _fit(context: Context, rung: Rung, directory: Path, config: str, limit: float | None) -> Result | Skip:
     kept = read_plan(directory, config)
-    plan = rung.plan(context) if kept is None else kept
+    plan = _plan(context, rung) if kept is None else kept
     if isinstance(plan, Skip):
         return plan
     if limit is not None and plan.seconds > limit:
-        return Skip(f"it needs about {plan.seconds:.0f} s, {max(limit, 0):.0f} s are left")
+        return Skip(f"it needs about {plan.seconds:.0f} s, {max(limit, 0):.0f} s are left", "budget")
     if kept is None:
         if directory.exists():  # of another configuration
             shutil.rmtree(directory)
         write_plan(directory, config, plan)
     return rung.fit(context, plan, directory)
+
+
+def _plan(context: Context, rung: Rung) -> Plan | Skip:
+    """The rung's own plan, if nothing that is known before speaks against it and there is money for it."""
+    ruled_out = planner.ruled_out(context, rung.name)
+    if ruled_out is not None:
+        return ruled_out
+    plan = rung.plan(context)
+    return plan if isinstance(plan, Skip) else planner.over_budget(context, plan) or plan
 
 
 def _skin_is_whole(context: Context, result: Result) -> bool:
@@ -85,6 +101,8 @@ def _remember_prompt(context: Context, result: Result) -> None:
     """What `finish` of a prompt rung leaves in the context, from the skin on disk."""
     if result.rung == "zero_shot" and result.skin is not None:
         skin = read_skin(context.out / result.skin)
-        assert skin.output.kind == "label"
-        plain = skin.output.model_copy(update={"bias": (0.0,) * len(skin.output.labels)})
+        plain = skin.output
+        assert not isinstance(plain, EmbeddingOutput)
+        if isinstance(plain, LabelOutput):
+            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels)})
         context.prompts["zero_shot"] = (skin.prompt, plain)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 
 
 class Clock:
@@ -64,3 +66,36 @@ class Clock:
         if self.usd_left <= 0:
             return min(found, 0.0)
         return found if self._per_second == 0 else min(found, self.usd_left / self._per_second)
+
+
+class Stopwatch:
+    """Wall-clock seconds by what they went to, and the processor's of this process (all its threads)."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, float]] = {}
+        self._start = time.perf_counter()
+        self._processor = time.process_time()
+
+    @contextmanager
+    def timed(self, phase: str, part: str) -> Generator[None]:
+        """Counts what is done inside under `phase` and `part`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            parts = self.parts.setdefault(phase, {})
+            parts[part] = parts.get(part, 0.0) + time.perf_counter() - start
+
+    def of(self, phase: str) -> dict[str, float]:
+        """Part → seconds, to a hundredth."""
+        return {name: round(seconds, 2) for name, seconds in self.parts.get(phase, {}).items()}
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of this process's part of the run."""
+        return time.perf_counter() - self._start
+
+    @property
+    def processor(self) -> float:
+        """Seconds of processors, summed over threads."""
+        return time.process_time() - self._processor

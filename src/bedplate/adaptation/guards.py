@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from bedplate.adaptation.context import Context
 from bedplate.adaptation.guard_spec import GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
@@ -20,6 +23,7 @@ from bedplate.evaluation.suites import items, refusals, text
 from bedplate.evaluation.suites.multiple_choice import score_items
 from bedplate.evaluation.suites.refusal_prompts import TO_ANSWER, TO_REFUSE
 from bedplate.inference.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
 
 GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
@@ -221,6 +225,33 @@ class Guarding:
         answers = ask(model, name)
         atomic_write(path, json.dumps(answers) + "\n")
         return answers
+
+
+def check_child(context: Context, child: Path) -> list[GuardResult]:
+    """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
+    data = context.task.data
+    trained_on = (data.source,) if data.split.files is None else tuple(data.split.files.values())
+    guarding = Guarding(
+        context.spec.guards,
+        context.spec.target.confidence,
+        context.out / "guards",
+        context.task.directory,
+        tuple(source for source in trained_on if source is not None),
+    )
+    with ExitStack() as stack:
+
+        @cache
+        def loaded() -> LocalModel:
+            base = load_base(str(child))
+            base.need_tokenizer()
+            return stack.enter_context(LocalModel(base))
+
+        return guarding.check(lambda: context.model, loaded)
+
+
+def broken(guards: Sequence[GuardResult]) -> str | None:
+    """The first guard that was shown not to hold, as a reason against the candidate."""
+    return next((f"its {one.guard} guard is broken: {one.reason}" for one in guards if one.holds is False), None)
 
 
 def _mean(rows: Answers) -> float:

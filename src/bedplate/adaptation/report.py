@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bedplate import __version__
-from bedplate.adaptation import gate
+from bedplate.adaptation import gate, planner
+from bedplate.adaptation.clock import Stopwatch
 from bedplate.adaptation.closer_look import examples, focus
 from bedplate.adaptation.data_card import data_card
+from bedplate.adaptation.guards import GuardResult
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Comparison, Evaluation, compare
-from bedplate.models.precision import dtype_name
 from bedplate.report.html import adaptation_page
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.skins.files import read_skin, write_skin
@@ -71,17 +72,27 @@ class Report:
 
 
 def build_report(
-    context: Context,
+    contexts: Sequence[Context],
     data: TaskData,
     outcomes: Mapping[str, RungOutcome],
+    bases: Mapping[str, str | None],
     nomination: gate.Nomination,
     tested: Mapping[str, Tested],
     opening: Opening | None,
     alpha: float,
     confirmations: Sequence[gate.Confirmation],
     decision: gate.Decision,
+    *,
+    predictions: Sequence[Mapping[str, Any]],
+    guards: Mapping[str, Sequence[GuardResult]],
+    watch: Stopwatch,
 ) -> Report:
-    """Put together what was measured; nothing is computed here that could have been decided otherwise."""
+    """Put together what was measured; nothing is computed here that could have been decided otherwise.
+
+    contexts: one for each base, the task's first in front. outcomes, tested: by candidate. bases: candidate → the base
+    it stands on, as the task file names it; None where none has a part in it.
+    """
+    context = contexts[0]
     evaluations = {name: t.evaluation for name, t in tested.items()}
     compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
     valid = {name: o.result.evaluation for name, o in outcomes.items() if o.result}
@@ -93,7 +104,6 @@ def build_report(
     values: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "task": context.task.task,
-        "base": context.spec.base,
         "verdict": {
             "status": decision.status,
             "skin": None if passed is None else passed.skin,
@@ -101,11 +111,14 @@ def build_report(
             "rung": decision.rung,
             "exploratory": opening is not None and opening.exploratory,
         },
-        "rungs": _rows(outcomes, tested, rate),
+        "rungs": [{**row, "base": bases[row["rung"]]} for row in _rows(outcomes, tested, rate)],
         "nominees": {**nomination.to_json(), "confirmations": [c.to_json() for c in confirmations]},
         "comparisons": [_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared],
-        "target": {"metric": context.task.metric, **context.spec.target.model_dump(mode="json")},
-        "left_out": {name: list(o.result.left_out) for name, o in outcomes.items() if o.result and o.result.left_out},
+        "target": {"metric": context.task.metric_name, **context.spec.target.model_dump(mode="json")},
+        "predictions": [dict(one) for one in predictions],
+        "guards": {name: [one.to_json() for one in found] for name, found in guards.items()},
+        "forecasts": [one.to_json() for one in planner.forecasts(context, outcomes)],
+        "not_tried": planner.not_tried(outcomes),
         "search": {name: list(o.result.search) for name, o in outcomes.items() if o.result and o.result.search},
         "details": {name: dict(o.result.details) for name, o in outcomes.items() if o.result},
         "export": {name: asdict(o.result.export) for name, o in outcomes.items() if o.result and o.result.export},
@@ -125,11 +138,12 @@ def build_report(
         "focus": None if judged is None else focus(judged, evaluations.get(judged, valid[judged])),
         "examples": examples(context.valid, valid, judged),
         "curve": None,
-        "lineage": _lineage(context, outcomes),
+        "lineage": _lineage(contexts, context.out, outcomes),
         "settings": {
             "seed": context.seed,
             "budget": context.spec.budget.model_dump(mode="json"),
             "budget_seconds": context.clock.seconds,
+            "exhaustive": context.exhaustive,
             "rungs": list(context.spec.chosen_rungs),
             "version": __version__,
         },
@@ -142,12 +156,18 @@ def build_report(
         },
         "timing": {
             "seconds": round(context.clock.used, 1),
-            "rungs": {name: round(o.seconds, 1) for name, o in outcomes.items()},
+            "usd": context.clock.spent,
+            "rungs": {name: round(o.seconds, 2) for name, o in outcomes.items()},
+            "guards": watch.of("guards"),
+            "tests": watch.of("tests"),
+            "processor_seconds": round(watch.processor, 1),
+            "resumed": any(o.reused for o in outcomes.values()),
         },
         "rows": {
             split: {name: [asdict(row) for row in evaluation.rows] for name, evaluation in found.items()}
             for split, found in (("valid", valid), ("test", evaluations))
-        },
+        }
+        | {"guards": {name: {one.guard: list(one.rows) for one in found} for name, found in guards.items()}},
     }
     return Report(values, context.out)
 
@@ -160,18 +180,19 @@ def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned:
     return {"a": a, "b": b, "planned": planned, **estimates, **values, "p_holm": corrected}
 
 
-def _lineage(context: Context, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
-    """The base and the skins on it, by their hashes; those of the data stand with the data."""
-    base, engine = context.model.base, context.model.engine
-    used = {
-        **BaseReference.of(context.spec.base, base.family.key[1], base.identity).model_dump(exclude={"equivalent_of"}),
-        "source": context.source,
-        "dtype": dtype_name(base.dtype),
-        "weights": engine.weights,
-        "kernel": engine.kernel,
-    }
+def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
+    """The bases and the skins on them, by their hashes; those of the data stand with the data."""
     made = {name: o.result for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
-    return {"bases": [used], "skins": {name: _made(context.out, result) for name, result in made.items()}}
+    return {
+        "bases": [_base(context) for context in contexts],
+        "skins": {name: _made(out, result) for name, result in made.items()},
+    }
+
+
+def _base(context: Context) -> dict[str, Any]:
+    facts = context.at.facts
+    known = {"tokenizer_id": facts.identity.tokenizer_id, "template_id": facts.identity.template_id}
+    return {**facts.to_json(), "source": context.source, "family": facts.family, **known}
 
 
 def _made(out: Path, result: Result) -> dict[str, Any]:
@@ -240,7 +261,7 @@ def _row(
         "groups": 0 if evaluation is None else evaluation.groups,
         # seeds are a spread on valid; only the chosen one has seen test
         "seeds": [] if result is None or split != "valid" else [dict(seed) for seed in result.seeds],
-        "usd_per_1k_calls": None if timing is None else timing.mean * rate / 3.6,
+        "usd_per_1k_calls": None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
         "p50_ms": None if timing is None else timing.p50 * 1000,
         "p95_ms": None if timing is None else timing.p95 * 1000,
         "train_seconds": None if result is None else result.train_seconds,

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve, Interval, Share
+from bedplate.report.schema_plan import Forecast, Guard, GuardRow, Machine, NotTried, Prediction, Timing
 
 SCHEMA_VERSION = 2
 Count = Annotated[int, Field(ge=0)]
@@ -49,9 +50,12 @@ class Seed(Part):
 
 
 class Row(Part):
-    """One rung on one split."""
+    """One candidate on one split."""
 
     rung: str
+    """For another than the task's first base with `@` and the base behind it."""
+    base: str | None
+    """The base it stands on, as the task file gives it; null for references."""
     status: Literal["done", "skipped", "failed"]
     reason: str
     """How it was made, or why it was not."""
@@ -275,10 +279,12 @@ class Examples(Part):
 
 
 class BaseUsed(Part):
-    """The base that the skins stand on."""
+    """A base of the task."""
 
     name: str
+    """As the task file gives it."""
     source: str
+    kind: Literal["decoder", "encoder"]
     family: str
     weights_id: str
     tokenizer_id: str
@@ -286,6 +292,8 @@ class BaseUsed(Part):
     dtype: str
     weights: str
     kernel: str
+    bytes: Count
+    """Of its parameters, as they are held."""
 
 
 class SkinMade(Part):
@@ -305,6 +313,7 @@ class Lineage(Part):
     """From what to what: data → splits (`data.hashes`) → base → skins, under `settings`."""
 
     bases: tuple[BaseUsed, ...]
+    """As the task file has them, its first in front."""
     skins: dict[str, SkinMade]
     """By rung."""
 
@@ -314,23 +323,11 @@ class Settings(Part):
     budget: dict[str, float | None]
     """The task file's limits of a skin and of the ladder."""
     budget_seconds: Seconds | None
+    exhaustive: bool
+    """Whether budgets and rules of thumb left nothing out."""
     rungs: tuple[str, ...]
     version: str
     """Bedplate's."""
-
-
-class Machine(Part):
-    usd_per_hour: Annotated[float, Field(ge=0)]
-    as_of: str
-    processor: str
-    cores: Count | None
-    system: str
-    python: str
-
-
-class Timing(Part):
-    seconds: Seconds
-    rungs: dict[str, Seconds]
 
 
 class RowResult(Part):
@@ -351,6 +348,8 @@ class RowResult(Part):
 class Rows(Part):
     valid: dict[str, tuple[RowResult, ...]]
     test: dict[str, tuple[RowResult, ...]]
+    guards: dict[str, dict[str, tuple[GuardRow, ...]]]
+    """Child base's candidate → guard → what it rests on."""
 
 
 class ReportFile(Part):
@@ -358,15 +357,17 @@ class ReportFile(Part):
 
     schema_version: Literal[2]
     task: str
-    base: str
-    """As the task file names it; `lineage` has its hashes."""
     verdict: Verdict
     rungs: tuple[Row, ...]
     nominees: Nominees
     comparisons: tuple[Comparison, ...]
     target: Target
-    left_out: dict[str, tuple[str, ...]]
-    """Rung → what a larger budget would have added."""
+    predictions: tuple[Prediction, ...]
+    """Made before the climb; they order it and decide nothing."""
+    guards: dict[str, tuple[Guard, ...]]
+    """Of nominees that stand on a child base."""
+    forecasts: tuple[Forecast, ...]
+    not_tried: tuple[NotTried, ...]
     search: dict[str, tuple[Tried, ...]]
     """Rung → what it tried, and on which rows."""
     details: dict[str, dict[str, Any]]

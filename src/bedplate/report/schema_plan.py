@@ -1,0 +1,112 @@
+"""The parts of report.json about the climb itself: rules of thumb, forecasts, what was not tried, guards of child
+bases, the machine, and where the time went (see `report.schema`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from bedplate.core.config import Strict
+from bedplate.report.schema_curve import Share
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Dollars = Annotated[float, Field(ge=0)]
+
+
+class PlanPart(Strict):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Prediction(PlanPart):
+    """What a rule of thumb said before the climb, and whether it held on this task."""
+
+    rule: str
+    prediction: str
+    because: str
+    favours: Literal["tuning", "prompting"]
+    held: Literal["true", "false", "undecided"]
+    rests_on: str
+    """What that is judged by."""
+
+
+class Forecast(PlanPart):
+    """What a rung was expected to take before it started, and what it took."""
+
+    rung: str
+    expected_seconds: Seconds | None
+    """Null where it was not planned."""
+    expected_usd: Dollars | None
+    """This machine's time at its price, and what endpoints charge."""
+    seconds: Seconds
+    usd: Dollars
+
+
+class NotTried(PlanPart):
+    """A rung, or a part of one, that was left out."""
+
+    rung: str
+    what: Literal["rung", "part"]
+    kind: Literal["impossible", "budget", "rule"]
+    """`--exhaustive` climbs what a budget or a rule left out."""
+    reason: str
+
+
+class Guard(PlanPart):
+    """Something that a child base may not lose, against its parent."""
+
+    guard: Literal["retention", "loss", "refusal"]
+    holds: bool | None
+    """Null: undecided, so that the skin cannot pass."""
+    measure: str
+    parent: float | None
+    child: float | None
+    drop: float | None
+    """What has become worse."""
+    lower: float | None
+    upper: float | None
+    """One-sided bounds of the drop; null where there is none."""
+    limit: float
+    """What the drop must be under."""
+    confidence: Share
+    n: Count
+    groups: Count
+    reason: str
+    needed_n: Count | None
+    """Rows for 80% power at the drop that was read; null where it is decided or none would do."""
+    details: dict[str, Any]
+
+
+class GuardRow(PlanPart):
+    """One item or document; for the loss, `parent` and `child` are sums over its tokens."""
+
+    id: str
+    group: str
+    parent: float
+    child: float
+    tokens: Count | None = None
+
+
+class Machine(PlanPart):
+    usd_per_hour: Dollars
+    as_of: str
+    processor: str
+    cores: Count | None
+    system: str
+    python: str
+
+
+class Timing(PlanPart):
+    """Where the time went. A rung's compute is its climb, its guards and its test."""
+
+    seconds: Seconds
+    """From the start until the report is put together; time of finished rungs that a resumed run found counts."""
+    usd: Dollars
+    rungs: dict[str, Seconds]
+    guards: dict[str, Seconds]
+    tests: dict[str, Seconds]
+    processor_seconds: Seconds
+    """Of this process, summed over its threads."""
+    resumed: bool
+    """Whether an earlier run had done some of the rungs, so that these times are not one run's."""
