@@ -346,6 +346,7 @@ def evaluate(
     """
     if not isinstance(task, Task):
         task = load_task(task)
+    task.scorer.ready()
     if data is None:
         data = load_examples(task)
     predictor = load_predictor(model) if isinstance(model, str | Path) else _checked(model, type(model).__name__)

@@ -42,6 +42,10 @@ class Scorer(Protocol):
     def name(self) -> str: ...
     @property
     def scoring(self) -> Scoring: ...
+    def ready(self) -> None:
+        """Raises what would otherwise come out after a model was asked for everything: a key that is not set."""
+        ...
+
     def score(self, rows: Sequence[Answered]) -> list[float]: ...
 
 
@@ -64,6 +68,9 @@ class Metric:
         if self.statistic is not None:
             return "counts"
         return "real" if self.real else "binary"
+
+    def ready(self) -> None:
+        """A metric of the table needs nothing."""
 
     def score(self, rows: Sequence[Answered]) -> list[float]:
         return [self.row(row.target, row.prediction) for row in rows]

@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, field_validator, model_validator
 
 from bedplate.core.config import Strict, load_config
+from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
 from bedplate.evaluation.metrics import METRICS, Scorer
+from bedplate.evaluation.metrics_python import python_metric
+from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.skins.output import JsonOutput, LabelsOutput
 
 __all__ = [
@@ -180,6 +183,15 @@ class DataSpec(Strict):
         return self
 
 
+def _metric_form(value: Any) -> str:
+    return "described" if isinstance(value, Mapping | MetricSpec) else "named"
+
+
+MetricField = Annotated[
+    Annotated[str, Tag("named")] | Annotated[MetricSpec, Tag("described")], Discriminator(_metric_form)
+]
+
+
 class Task(Strict):
     """A task file. Read one with `load_task`; relative data files are taken from the directory of the file."""
 
@@ -188,7 +200,7 @@ class Task(Strict):
     output: OutputSpec
     instructions: str = ""
     data: DataSpec
-    metric: str
+    metric: MetricField
     adapt: dict[str, Any] | None = None
 
     _path: Path | None = PrivateAttr(default=None)
@@ -203,7 +215,9 @@ class Task(Strict):
 
     @field_validator("metric")
     @classmethod
-    def _metric(cls, metric: str, info: ValidationInfo) -> str:
+    def _metric(cls, metric: str | MetricSpec, info: ValidationInfo) -> str | MetricSpec:
+        if isinstance(metric, MetricSpec):
+            return metric
         if metric not in METRICS:
             close = difflib.get_close_matches(metric, METRICS, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
@@ -231,8 +245,20 @@ class Task(Strict):
 
     @property
     def scorer(self) -> Scorer:
-        """What scores the predictions."""
-        return METRICS[self.metric]
+        """What scores the predictions. ConfigError for a Python function that is not there, or a rubric that cannot be
+        used."""
+        if isinstance(self.metric, str):
+            return METRICS[self.metric]
+        if self.metric.judge is not None:
+            from bedplate.evaluation.metrics_judge import judge_metric
+
+            return judge_metric(self.metric.judge, list(self.inputs))
+        return python_metric(self.metric.python or "", self.directory, values=self.output.kind in ("json", "labels"))
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in reports; of one that the task file describes, it differs with what the scores depend on."""
+        return self.metric if isinstance(self.metric, str) else self.scorer.name
 
     @property
     def hash(self) -> str:
@@ -241,6 +267,8 @@ class Task(Strict):
         for name in ("json_schema", "separator"):  # files from before there were such fields keep their hash
             if values["output"][name] is None:
                 del values["output"][name]
+        if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
+            values["metric"] = self.metric_name
         return sha256_json(values)
 
 
@@ -248,4 +276,8 @@ def load_task(path: Path | str, overrides: Sequence[str] = ()) -> Task:
     """Read a task file, with `key=value` overrides. Raises ConfigError naming file, line, key and what is allowed."""
     task = load_config(path, Task, overrides)
     task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    try:
+        _ = task.scorer  # a function or a rubric that cannot be used is told before anything is asked
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
     return task

@@ -1,0 +1,153 @@
+"""A metric that a language model gives: an endpoint is shown each row under a rubric and answers with a number.
+
+LLM as a judge: Zheng et al. (2023), arXiv 2306.05685. Answers are kept on disk by the hash of what was asked, so that
+nothing is asked, or paid for, twice; a judge that fails or answers nonsense is an error, never a score.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from bedplate.core.errors import BedplateError, ConfigError, EndpointError
+from bedplate.core.files import bedplate_home
+from bedplate.evaluation.metrics import Answered, Scoring
+from bedplate.evaluation.metrics_spec import JudgeSpec
+from bedplate.inference.account import Account, Price
+from bedplate.inference.hosted import HostedPredictor, api_key
+from bedplate.skins.output import TextOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import EndpointReference, InputField, Skin
+
+GIVEN = ("target", "prediction")
+_NUMBER = re.compile(
+    r"""[\s*_`"'#>]*(?:[^\W\d][^:=\d]{0,30}[:=][\s*_`]*)?([-+]?(?:\d+(?:\.\d+)?|\.\d+))[\s*_`"'.]*"""
+)  # alone on its line but for emphasis, quotes, and a word such as "Score:" before it
+_ASK = "\n\nEnd with a line that holds one number from {low:g} to {high:g} and nothing else."
+_AGAIN = "\n\nYou answered:\n{{{{ answer }}}}\n\nAnswer now with one number from {low:g} to {high:g} and nothing else."
+
+
+def _reference(spec: JudgeSpec) -> EndpointReference:
+    return EndpointReference(
+        url=spec.endpoint,
+        model=spec.model,
+        api_key_env=spec.api_key_env,
+        timeout_s=spec.timeout_s,
+        concurrency=spec.concurrency,
+        retries=spec.retries,
+        logprobs=False,
+    )
+
+
+@lru_cache(maxsize=8)
+def _account(path: Path, price: Price | None, max_usd: float | None) -> Account:
+    return Account(path, price=price, max_usd=max_usd)
+
+
+@dataclass(frozen=True)
+class JudgeMetric:
+    """Scores rows by a judge's answers. `fields` are the task's inputs. Make one with `judge_metric`."""
+
+    spec: JudgeSpec
+    fields: tuple[str, ...]
+    scoring: Scoring = "real"
+
+    @property
+    def name(self) -> str:
+        return f"judge ({self.spec.model}, {self.spec.identity[:8]})"
+
+    def ready(self) -> None:
+        """Raises UsageError where the environment lacks the key."""
+        api_key(_reference(self.spec))
+
+    def score(self, rows: Sequence[Answered]) -> list[float]:
+        """EndpointError, DeadlineError, BusyError, RequestError where the judge fails; EndpointError naming the row for
+        an answer, asked for twice, without a number on the scale. What was answered before is kept."""
+        shown = {_key(row): _inputs(row) for row in rows if row.prediction is not None}
+        first = self._ask(_ASK, list(shown.values()), self.fields)
+        found = {key: self._number(answer) for key, answer in zip(shown, first, strict=True)}
+        unclear = [key for key, number in found.items() if number is None]
+        told = dict(zip(shown, first, strict=True))
+        second = self._ask(
+            _ASK + _AGAIN, [{**shown[key], "answer": told[key]} for key in unclear], (*self.fields, "answer")
+        )
+        for key, answer in zip(unclear, second, strict=True):
+            found[key] = self._number(answer)
+            if found[key] is None:
+                row = next(row for row in rows if _key(row) == key)
+                low, high = self.spec.scale
+                raise EndpointError(
+                    f"{_reference(self.spec).name}: the judge gives row {row.id} no number from {low:g} to {high:g}, "
+                    f"but {answer[-200:]!r}; make the rubric clearer, or take another model"
+                )
+        return [0.0 if row.prediction is None else found[_key(row)] or 0.0 for row in rows]
+
+    def _ask(self, form: str, rows: Sequence[Mapping[str, str]], fields: Sequence[str]) -> list[str]:
+        if not rows:
+            return []
+        with HostedPredictor(self.skin(form, fields), account=self._account) as judge:
+            answers = judge.predict(rows)
+        # what was cut off may end in any number
+        return [answer.text if answer.completion_tokens < self.spec.max_tokens else "" for answer in answers]
+
+    def skin(self, form: str, fields: Sequence[str]) -> Skin:
+        """The judge as a hosted skin; `form` is what is asked of its answer."""
+        low, high = self.spec.scale
+        return Skin(
+            name="judge",
+            kind="hosted",
+            bases={"main": _reference(self.spec)},
+            inputs={name: InputField() for name in (*fields, *GIVEN)},
+            output=TextOutput(max_tokens=self.spec.max_tokens),
+            prompt=Prompt(self.spec.rubric.rstrip() + form.format(low=low, high=high), format="chat"),
+        )
+
+    @property
+    def _account(self) -> Account:
+        given = self.spec.price
+        price = None
+        if given is not None:
+            cached = given.input if given.cached_input is None else given.cached_input
+            price = Price(given.input, cached, given.output)
+        return _account(bedplate_home() / "judged" / f"{self.spec.identity}.jsonl", price, self.spec.max_usd)
+
+    def _number(self, answer: str) -> float | None:
+        """The number on the last line, as a share of the scale; None where there is none."""
+        lines = answer.strip().splitlines()
+        match = _NUMBER.fullmatch(lines[-1]) if lines else None
+        low, high = self.spec.scale
+        if match is None or not min(low, high) <= float(match.group(1)) <= max(low, high):
+            return None
+        return (float(match.group(1)) - low) / (high - low)
+
+
+def judge_metric(spec: JudgeSpec, fields: Sequence[str]) -> JudgeMetric:
+    """The judge of a task with these inputs. ConfigError for a rubric that is no template, or that reads what is not
+    there or cannot see the prediction."""
+    taken = next((name for name in fields if name in (*GIVEN, "answer")), None)
+    if taken is not None:
+        raise ConfigError(
+            f"metric: the judge's rubric calls the row's {taken} so; give the input {taken!r} another name"
+        )
+    metric = JudgeMetric(spec, tuple(fields))
+    try:
+        metric.skin(_ASK, fields)
+        reads = Prompt(spec.rubric, format="chat").variables
+    except BedplateError as error:
+        raise ConfigError(f"metric: the judge's rubric: {error.message}") from error
+    if "prediction" not in reads and "inputs" not in reads:
+        raise ConfigError("metric: the judge's rubric never shows the prediction; write {{ prediction }} into it")
+    return metric
+
+
+def _inputs(row: Answered) -> dict[str, str]:
+    return {**row.inputs, "target": row.target, "prediction": row.prediction or ""}
+
+
+def _key(row: Answered) -> str:
+    """Rows that show the judge the same are asked about once."""
+    return json.dumps(_inputs(row), sort_keys=True)

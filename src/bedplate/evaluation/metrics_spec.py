@@ -1,0 +1,67 @@
+"""Metrics that a task file describes instead of naming one of the table: a Python function, or a judge."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.core.config import Strict
+from bedplate.core.files import sha256_json
+
+
+class JudgePrice(Strict):
+    """US dollars for a million tokens: read, read from the server's cache (as the others, if not said), and written."""
+
+    input: Annotated[float, Field(ge=0)]
+    cached_input: Annotated[float, Field(ge=0)] | None = None
+    output: Annotated[float, Field(ge=0)]
+
+
+class JudgeSpec(Strict):
+    """Who judges, and by what. `rubric`: a jinja template over the task's inputs, `target` and `prediction`; what form
+    the answer takes is added to it. `scale`: the worst and the best number, which become 0 and 1. `max_usd`: what all
+    answers of this judge together may cost, at `price`. The key is in the environment variable `api_key_env`."""
+
+    endpoint: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    rubric: Annotated[str, Field(min_length=1)]
+    scale: tuple[float, float] = (0.0, 1.0)
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    retries: Annotated[int, Field(ge=0, le=20)] = 4
+    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    price: JudgePrice | None = None
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] == scale[1]:
+            raise ValueError("the worst and the best number of the scale are the same")
+        return scale
+
+    @model_validator(mode="after")
+    def _priced(self) -> JudgeSpec:
+        if self.max_usd is not None and self.price is None:
+            raise ValueError("`max_usd` needs a `price`: {input: …, output: …} in US dollars for a million tokens")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """sha256 (hex) of what the scores depend on."""
+        return sha256_json([self.endpoint, self.model, self.rubric, list(self.scale), self.max_tokens])
+
+
+class MetricSpec(Strict):
+    """`python`: path/to/file.py:function, relative to the task file; or a `judge`."""
+
+    python: str | None = None
+    judge: JudgeSpec | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> MetricSpec:
+        if (self.python is None) == (self.judge is None):
+            raise ValueError("give either `python: path/to/file.py:function` or `judge: {…}`")
+        return self
