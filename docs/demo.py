@@ -6,7 +6,6 @@ usage: docs/demo.py [RUN]        RUN is runs/reviews by default
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ HEADER = """\
 | rung | split | accuracy (95% interval) | rows / reviews | USD per 1,000 calls | p50 / p95 ms | training s |
 |---|---|---|---|---|---|---|
 """
-# The pages' light theme, which a picture on its own cannot take from a page.
-COLOURS = {"--ink": "#1b1f24", "--faint": "#c9cfd6", "--accent": "#3165f1", "--muted": "#7a828c", "--target": "#d9480f"}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -55,12 +52,7 @@ def picture(report: dict[str, Any]) -> str:
         if row["status"] == "done":
             rows[row["rung"]] = row | {"reference": row["skin"] is None}
     target = report["target"]
-    svg = plots.quality_against_cost(list(rows.values()), target["value"], target["metric"])
-    for name, colour in COLOURS.items():
-        svg = svg.replace(f"var({name})", colour)
-    if "xmlns=" not in svg:
-        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)
+    return plots.standalone(plots.quality_against_cost(list(rows.values()), target["value"], target["metric"]))
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def test_the_page_says_what_the_report_says():
 def with_text(values: Any, text: str) -> Any:
     """Every string in `values` replaced by `text`, but for the words that code depends on."""
     if isinstance(values, dict):
-        kept = ("status", "split", "why", "rung", "skin", "by")
+        kept = ("status", "split", "why", "rung", "skin", "by", "held", "what")
         return {key: one if key in kept else with_text(one, text) for key, one in values.items()}
     if isinstance(values, list):
         return [with_text(one, text) for one in values]

@@ -29,6 +29,9 @@ def adapt(
     curve: Annotated[
         str | None, typer.Option(help="Learning curves over these numbers of labels, such as 50,100,200,500.")
     ] = None,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Leave nothing out for a budget or by a rule of thumb.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> None:
@@ -67,6 +70,7 @@ def adapt(
         seed=seed,
         overrides=overrides or (),
         curve=() if curve is None else parse_sizes(curve),
+        exhaustive=exhaustive,
     )
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
@@ -107,9 +111,16 @@ def show(report: Report) -> None:
     for row in report.rungs:
         if row["status"] != "done":
             screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}", highlight=False)
-    for rung, notes in data["left_out"].items():
-        for note in notes:
-            screen.print(f"{rung}: {escape(note)}", highlight=False)
+    for one in data["not_tried"]:
+        if one["what"] == "part":
+            screen.print(f"{one['rung']}: {escape(one['reason'])}", highlight=False)
+    for rung, guards in data["guards"].items():
+        for guard in guards:
+            held = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
+            screen.print(f"{rung}: the {guard['guard']} guard {held}: {escape(guard['reason'])}", highlight=False)
+    for one in data["predictions"]:
+        said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
+        screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}", highlight=False)
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
         values = ", ".join(f"{seed['estimate']:.3f}" for seed in row["seeds"])
@@ -164,4 +175,4 @@ def _next(report: Report) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        print(f"serve   bedplate serve {data['base']} --skin {report.directory / row['skin']}")
+        print(f"serve   bedplate serve {row['base']} --skin {report.directory / row['skin']}")

@@ -95,12 +95,15 @@ def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, fl
 
 
 def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each rung in turn: what became of it, why, what it tried and left out."""
+    """Each rung in turn: what became of it, why, what it was expected to take and took, what it tried and left out."""
+    forecasts = {one["rung"]: one for one in report["forecasts"]}
     return [
         {
             **{key: row[key] for key in ("rung", "status", "reason")},
-            "seconds": report["timing"]["rungs"].get(row["rung"]),
-            "left_out": report["left_out"].get(row["rung"], []),
+            "forecast": forecasts.get(row["rung"]),
+            "left_out": [
+                one["reason"] for one in report["not_tried"] if one["rung"] == row["rung"] and one["what"] == "part"
+            ],
             "export": report["export"].get(row["rung"]),
             "tried": [{"failure": None, "estimate": None, **tried} for tried in report["search"].get(row["rung"], [])],
         }

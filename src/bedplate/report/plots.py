@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 INK, FAINT, ACCENT, REFERENCE, TARGET = "#111213", "#a1a2a3", "#3165f1", "#8c8d8e", "#d9480f"
 SERIES = ("#0102f0", "#f00102", "#02f001", "#8101f0", "#01b0f0", "#f001b0")
 """Lines that are told apart by colour."""
+LIGHT = {
+    "--ink": "#1b1f24",
+    "--faint": "#c9ced6",
+    "--accent": "#2457d6",
+    "--muted": "#5b6573",
+    "--target": "#c2410c",
+    "--c0": "#2457d6",
+    "--c1": "#c2410c",
+    "--c2": "#15803d",
+    "--c3": "#7e22ce",
+    "--c4": "#0e7490",
+    "--c5": "#be185d",
+}
+"""The page's light theme, for pictures that stand on their own."""
 VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--muted", TARGET: "--target"} | {
     colour: f"--c{number}" for number, colour in enumerate(SERIES)
 }
@@ -78,7 +92,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
-    return svg_of(figure)
+    return svg_of(figure, "Quality against cost")
 
 
 def pareto(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -114,7 +128,7 @@ def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -
     axes.set_yticks(range(len(names)), names)
     axes.margins(y=0.25)
     axes.set_xlabel(f"{metric.replace('_', ' ')} on valid")
-    return svg_of(figure)
+    return svg_of(figure, "Quality by seed")
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
@@ -127,7 +141,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
     axes.errorbar(x, y, yerr=errors(bins, "accuracy"), color=ACCENT, linewidth=1, alpha=0.7, capsize=3)
     axes.scatter(x, y, s=[18 + 120 * b["n"] / largest for b in bins], color=ACCENT)
     axes.set(xlim=(min([0.45, *x]), 1.02), ylim=(0, 1.05), xlabel="confidence", ylabel="share right")
-    return svg_of(figure)
+    return svg_of(figure, "Confidence against accuracy")
 
 
 def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
@@ -140,7 +154,7 @@ def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
         axes.plot(shown[5], place, "o", color=ACCENT)
     axes.set_yticks(range(len(deciles)), list(deciles))
     axes.set(xscale="log", ylim=(len(deciles) - 0.5, -0.5), xlabel="characters")
-    return svg_of(figure)
+    return svg_of(figure, "Lengths of inputs")
 
 
 def errors(rows: Sequence[Mapping[str, Any]], name: str = "estimate") -> list[list[float]]:
@@ -165,8 +179,9 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def svg_of(figure: Figure) -> str:
-    """The figure as SVG text in the page's colours."""
+def svg_of(figure: Figure, label: str) -> str:
+    """The figure as SVG text in the page's colours. label: what it shows, in words that no other picture of a page has;
+    its ids carry it, so that pictures in one page do not take each other's."""
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -176,6 +191,18 @@ def svg_of(figure: Figure) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{label.replace(' ', '-')}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
-    return text
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def standalone(svg: str) -> str:
+    """A picture for a file of its own: in the light theme's colours, on white."""
+    for name, colour in LIGHT.items():
+        svg = svg.replace(f"var({name})", colour)
+    if "xmlns=" not in svg:
+        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)

@@ -48,7 +48,7 @@ def learning_curve(curve: Mapping[str, Any], target: float) -> str:
     axes.set_xlabel("labels of train")
     axes.set_ylabel(f"{curve['metric'].replace('_', ' ')} on valid")
     figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
-    return svg_of(figure)
+    return svg_of(figure, "Quality against labels")
 
 
 def _mark_crossover(axes: Any, curve: Mapping[str, Any], sizes: list[float]) -> None:

@@ -1,0 +1,31 @@
+"""Draw the learning curves of a finished run of `adapt --curve` for the docs, and say what they say.
+
+usage: docs/curve.py [RUN]        RUN is runs/reviews-curve by default; writes docs/learning-curve.svg
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from bedplate.report.plots import standalone
+from bedplate.report.plots_curve import learning_curve
+
+ROOT = Path(__file__).parent.parent
+PICTURE = ROOT / "docs" / "learning-curve.svg"
+
+
+def main() -> None:
+    run = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "reviews-curve"
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    if report["curve"] is None:
+        sys.exit(
+            f"error: {run} has no learning curve; `bedplate adapt TASK.yaml --out {run} --curve 50,100,200` adds it"
+        )
+    PICTURE.write_text(standalone(learning_curve(report["curve"], report["target"]["value"])), encoding="utf-8")
+    print("\n".join([*report["curve"]["left_out"], *report["curve"]["says"], f"drawn in {PICTURE}"]))
+
+
+if __name__ == "__main__":
+    main()
