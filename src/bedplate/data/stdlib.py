@@ -1,0 +1,185 @@
+"""Data sets made of the running interpreter's own standard library: real code, always there, nothing to download.
+
+`stdlib-lines`: the next line of a function, for completion. `stdlib-functions`: a function's text, and what Python's
+own parser says of it. Which rows there are depends on the interpreter's version; the hash of the files says which.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import platform
+import sysconfig
+import tokenize
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import sha256_bytes
+from bedplate.core.progress import Progress
+from bedplate.data.rows import Row, Rows
+
+LICENCE = "PSF-2.0"
+CONTEXT_LINES, CONTEXT_CHARACTERS = 12, 800
+LINE_CHARACTERS = (8, 80)
+FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 24), 900
+EACH = 24
+"""At most so many rows of one module, so that no module is most of the data."""
+
+_LEFT_OUT = frozenset(
+    ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "__pycache__")
+)
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def read_stdlib(source: str) -> Rows:
+    """The rows of STDLIB_SETS by name, in the order of module and line. DataError where the library has no source."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    rows: list[Row] = []
+    lines: list[int] = []
+    digest = hashlib.sha256()
+    unread = files = 0
+    paths = [p for p in sorted(root.rglob("*.py")) if not _LEFT_OUT & set(p.relative_to(root).parts[:-1])]
+    with Progress(source, len(paths), "files") as bar:
+        for path in paths:
+            bar.advance(1)
+            try:
+                content = path.read_bytes()
+                text, tree = _parsed(content)
+            except (OSError, SyntaxError, ValueError):
+                unread += 1
+                continue
+            files += 1
+            relative = path.relative_to(root)
+            digest.update(f"{relative.as_posix()}\0{sha256_bytes(content)}\n".encode())
+            module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+            for row, line in _rows_of(module, text, tree, STDLIB_SETS[source]):
+                rows.append(MappingProxyType(row))
+                lines.append(line)
+    if not rows:
+        raise DataError(f"{source}: there is no source code in {root}; this Python comes without its library's source")
+    note = f"{source}: {files} modules of the standard library of Python {platform.python_version()}"
+    counts = {"read": len(rows)}
+    notes = (note + (f"; {unread} files could not be parsed" if unread else ""),)
+    return Rows(tuple(rows), tuple(lines), tuple(rows[0]), counts, digest.hexdigest(), source, root, LICENCE, notes)
+
+
+def _parsed(content: bytes) -> tuple[str, ast.Module]:
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+    text = content.decode(encoding).replace("\r\n", "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the code that is read, not of ours
+        return text, ast.parse(text)
+
+
+def _rows_of(module: str, text: str, tree: ast.Module, make: Maker) -> Iterator[tuple[dict[str, Any], int]]:
+    """A module's rows: those of a drawn part of its functions, in their order."""
+    lines = text.split("\n")
+    made: list[tuple[str, dict[str, Any], int]] = []
+    seen: set[str] = set()
+    for name, node in _functions(tree):
+        if name in seen:  # defined again under a condition
+            continue
+        seen.add(name)
+        found = make(lines, node, sha256_bytes(f"{module}/{name}".encode()))
+        if found is not None:
+            row, line = found
+            made.append((f"{module}.{name}", {"id": f"{module}.{name}", "module": module, **row}, line))
+    drawn = sorted(made, key=lambda one: sha256_bytes(one[0].encode()))[:EACH]
+    return ((row, line) for _, row, line in sorted(drawn, key=lambda one: one[2]))
+
+
+def _functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function):
+            yield f"{prefix}{child.name}", child
+        elif isinstance(child, ast.ClassDef):
+            yield from _functions(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.If | ast.Try):
+            yield from _functions(child, prefix)
+
+
+Maker = Callable[[list[str], Function, str], tuple[dict[str, Any], int] | None]
+
+
+def _next_line(lines: list[str], node: Function, digest: str) -> tuple[dict[str, Any], int] | None:
+    """One line of the function's body, drawn by `digest`, and the lines before it, as far back as fits."""
+    first, last = _body_start(node), node.end_lineno or node.lineno
+    fitting = [n for n in range(first + 1, last + 1) if _is_code(lines[n - 1])]
+    if not fitting:
+        return None
+    chosen = fitting[int(digest[:8], 16) % len(fitting)]
+    start = chosen - 1
+    while start > 0 and chosen - start <= CONTEXT_LINES and _size(lines[start - 1 : chosen - 1]) <= CONTEXT_CHARACTERS:
+        start -= 1
+    code = "\n".join(lines[start : chosen - 1]).lstrip("\n")
+    return ({"code": f"{code}\n", "line": lines[chosen - 1]}, chosen) if code.strip() else None
+
+
+def _size(lines: list[str]) -> int:
+    return sum(len(line) + 1 for line in lines)
+
+
+def _is_code(line: str) -> bool:
+    """Long enough to say something, short enough to be said, and neither a comment nor a string alone."""
+    bare = line.strip()
+    low, high = LINE_CHARACTERS
+    return low <= len(bare) <= high and bare[0] not in "#\"'" and "\t" not in line and bare.isprintable()
+
+
+def _body_start(node: Function) -> int:
+    """The first line of the body, after the docstring."""
+    has_doc = ast.get_docstring(node, clean=False) is not None
+    body = node.body[1:] if has_doc else node.body
+    return body[0].lineno if body else (node.end_lineno or node.lineno)
+
+
+def _signature(lines: list[str], node: Function, digest: str) -> tuple[dict[str, Any], int] | None:
+    """The function's text, and its name, parameters, exceptions that it raises by name, whether it gives a value."""
+    last = node.end_lineno or node.lineno
+    body = lines[node.lineno - 1 : last]
+    least, most = FUNCTION_LINES
+    code = "\n".join(line[node.col_offset :] if line[: node.col_offset].isspace() else line for line in body)
+    if not least <= len(body) <= most or len(code) > FUNCTION_CHARACTERS:
+        return None
+    given = node.args
+    every = [*given.posonlyargs, *given.args, *filter(None, [given.vararg]), *given.kwonlyargs]
+    names = [one.arg for one in (*every, *filter(None, [given.kwarg]))]
+    raised, gives = _outcome(node)
+    row = {
+        "name": node.name,
+        "parameters": [name for name in names if name not in ("self", "cls")],
+        "raises": raised,
+        "returns_value": gives,
+    }
+    return {"code": code, "signature": row}, node.lineno
+
+
+def _outcome(node: Function) -> tuple[list[str], bool]:
+    """Names in the function's own `raise` statements, each once in order; whether it returns or yields a value."""
+    raised: dict[str, None] = {}
+    gives = False
+    waiting: list[ast.AST] = list(reversed(node.body))
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Function | ast.ClassDef | ast.Lambda):
+            continue  # what an inner function does is its own
+        if isinstance(one, ast.Raise) and one.exc is not None:
+            called = one.exc.func if isinstance(one.exc, ast.Call) else one.exc
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+            if isinstance(name, str) and name[:1].isupper():  # a class: a variable is named in lower case
+                raised[name] = None
+        if isinstance(one, ast.Yield | ast.YieldFrom):
+            gives = True
+        if isinstance(one, ast.Return) and one.value is not None:
+            gives = gives or not (isinstance(one.value, ast.Constant) and one.value.value is None)
+        waiting.extend(reversed(list(ast.iter_child_nodes(one))))
+    return list(raised), gives
+
+
+STDLIB_SETS: dict[str, Maker] = {"stdlib-lines": _next_line, "stdlib-functions": _signature}

@@ -1,0 +1,120 @@
+"""Data sets of the interpreter's own library: right by Python's own tools, and named by a hash of what was read."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import textwrap
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bedplate.core.errors import DataError
+from bedplate.data import stdlib
+from bedplate.data.sources import SUITE_SETS, read_rows
+from bedplate.data.stdlib import EACH, STDLIB_SETS
+
+MODULES = ("textwrap", "argparse", "json.decoder", "shlex", "graphlib")
+
+
+whole = cache(read_rows)
+
+
+@pytest.mark.parametrize("name", sorted(STDLIB_SETS))
+def test_rows_are_many_named_once_and_from_no_module_alone(name: str):
+    rows = whole(name)
+    assert len(rows.rows) > 2000
+    assert len({row["id"] for row in rows.rows}) == len(rows.rows)
+    counts: dict[str, int] = {}
+    for row in rows.rows:
+        counts[row["module"]] = counts.get(row["module"], 0) + 1
+    assert max(counts.values()) <= EACH
+    assert not any(name.startswith(("test.", "idlelib", "site-packages")) for name in counts)
+    assert "standard library of Python" in rows.notes[0]
+    assert rows.licence == "PSF-2.0"
+
+
+def test_lines_are_the_lines_that_follow():
+    rows = whole("stdlib-lines")
+    checked = 0
+    for row, line in zip(rows.rows, rows.lines, strict=True):
+        if row["module"] not in MODULES:
+            continue
+        source = inspect.getsource(importlib.import_module(row["module"])).split("\n")
+        assert source[line - 1] == row["line"]
+        before = "\n".join(source[: line - 1]) + "\n"
+        assert before.endswith(row["code"])
+        assert len(row["code"]) <= stdlib.CONTEXT_CHARACTERS + stdlib.LINE_CHARACTERS[1] + 200
+        checked += 1
+    assert checked > 20
+
+
+def test_signatures_are_what_inspect_says():
+    checked = 0
+    for row in whole("stdlib-functions").rows:
+        if row["module"] not in MODULES:
+            continue
+        found: object = importlib.import_module(row["module"])
+        for name in row["id"].removeprefix(row["module"] + ".").split("."):
+            found = inspect.getattr_static(found, name)
+        if not inspect.isfunction(found):
+            continue
+        expected = [name for name in inspect.signature(found).parameters if name not in ("self", "cls")]
+        assert row["signature"]["parameters"] == expected
+        assert row["signature"]["name"] == found.__name__
+        assert textwrap.dedent(inspect.getsource(found)).strip() == row["code"].strip()
+        checked += 1
+    assert checked > 20
+
+
+def test_raised_names_and_values_are_the_functions_own():
+    code = '''
+def outer(a, /, b, *more, c=1, **rest):
+    """Says."""
+    def inner():
+        raise KeyError(a)
+    if a:
+        raise ValueError("x") from None
+    if b:
+        raise mod.OddError
+    error = TypeError()
+    raise error
+    return None
+'''
+    node = ast.parse(code).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    row, line = stdlib._signature(code.split("\n"), node, "0" * 64) or ({}, 0)  # pyright: ignore[reportPrivateUsage]
+    assert line == 2
+    assert row["signature"] == {
+        "name": "outer",
+        "parameters": ["a", "b", "more", "c", "rest"],
+        "raises": ["ValueError", "OddError"],
+        "returns_value": False,
+    }
+
+
+def test_another_library_has_other_rows_and_another_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    body = "def first(value):\n    total = value + 1\n    total = total * 2\n    return total\n"
+    (tmp_path / "mine.py").write_text(body)
+    (tmp_path / "bad.py").write_text("def (")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "t.py").write_text(body)
+    monkeypatch.setattr(stdlib.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    one = read_rows("stdlib-functions")
+    assert [row["id"] for row in one.rows] == ["mine.first"]
+    assert "1 files could not be parsed" in one.notes[0]
+    (tmp_path / "mine.py").write_text(body.replace("first", "other"))
+    two = read_rows("stdlib-functions")
+    assert [row["id"] for row in two.rows] == ["mine.other"]
+    assert one.sha256 != two.sha256
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(DataError, match="comes without its library's source"):
+        read_rows("stdlib-lines")
+
+
+def test_a_misspelt_set_is_named():
+    with pytest.raises(DataError, match="did you mean 'stdlib-lines'"):
+        read_rows("stdlib-line")
+    assert set(SUITE_SETS) == {"xsum", "asdiv"}
