@@ -135,18 +135,19 @@ class Bases:
             one.close()
 
 
-def suffixes_of(names: Sequence[str]) -> list[str]:
+def suffixes_of(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
     """What is put behind a candidate's name, for each of several bases or endpoints: nothing for the first, then their
-    own names, short and without characters that a file or a page would trip over; equal ones are numbered."""
+    own names, short and without characters that a file or a page would trip over; equal ones, and those that are
+    `taken`, are numbered."""
     found: list[str] = []
     for number, name in enumerate(names):
         last = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
         short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or f"base-{number + 1}"
         count, unique = 2, short
-        while unique in found:
+        while unique in (*found, *taken):
             unique, count = f"{short}-{count}", count + 1
         found.append(unique)
-    return ["", *found[1:]]
+    return ["", *found[1:]] if names else []
 
 
 def free_bytes() -> int | None:

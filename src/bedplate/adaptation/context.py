@@ -13,6 +13,8 @@ from bedplate import __version__
 from bedplate.adaptation.asking import TaskOutput, Written, asked
 from bedplate.adaptation.bases import TaskBase
 from bedplate.adaptation.clock import Clock
+from bedplate.adaptation.documents import read_documents
+from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.pace import Pace, embedding_pace, measure_pace
 from bedplate.adaptation.raw_text import read_raw_text
 from bedplate.adaptation.spec import AdaptSpec
@@ -27,6 +29,7 @@ from bedplate.inference.predict import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
+from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
@@ -66,6 +69,9 @@ class Context:
 
     most_seeds: int | None = None
     """At most so many seeds for one rung; None: as many as its recipe wants and the time allows."""
+
+    hosted: HostedSpec | None = None
+    """The remote model that is asked, for a candidate that is one."""
 
     suffix: str = ""
     """What stands behind the names of its candidates: "" for the first base."""
@@ -221,11 +227,12 @@ class Context:
         probe: ProbePart | None = None,
         soft_prompt: SoftPrompt | None = None,
         neighbours: Neighbours | None = None,
+        passages: Passages | None = None,
         embedder: str | None = None,
         seed: int | None = None,
     ) -> Skin:
         """A skin of this task on this base, with its lineage. embedder: the source of the base that chooses its
-        demonstrations, where it is another."""
+        demonstrations or passages, where it is another."""
         base = self.model.base
         bases = {"main": BaseReference.of(self.source, base.family.key[1], base.identity)}
         embedded_with = None
@@ -245,6 +252,7 @@ class Context:
             probe=probe,
             soft_prompt=soft_prompt,
             neighbours=neighbours,
+            passages=passages,
             embedded_with=embedded_with,
             provenance=Provenance(
                 task=self.task.task,
@@ -278,8 +286,13 @@ class Context:
         """What the task file says for one rung alone, as JSON; None for the others."""
         if rung == "own_prompt" and self.spec.prompt is not None:
             return self.spec.prompt.model_dump(mode="json")
+        if rung == "hosted" and self.hosted is not None:
+            return self.hosted.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
         if rung == "knn_few_shot":
             return list(self.spec.embedders)
+        if rung == "retrieval" and self.spec.documents is not None:
+            read = read_documents(self.spec.documents, self.task.directory)
+            return [self.spec.documents.model_dump(mode="json"), read.sha256, list(self.spec.embedders)]
         if rung == "continued_pretrain" and self.raw_text is not None:
             return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]
         return None
@@ -289,7 +302,7 @@ class Context:
         base, task = self.at.facts, self.task
         return {
             "version": __version__,
-            "task": [task.task, task.instructions, task.metric, task.output.model_dump(mode="json")],
+            "task": [task.task, task.instructions, task.metric_name, task.output.model_dump(mode="json")],
             "inputs": {name: value.model_dump(mode="json") for name, value in task.inputs.items()},
             "splits": {k: v for k, v in self.hashes.items() if k in ("train", "valid")},
             "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],

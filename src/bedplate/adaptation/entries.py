@@ -3,16 +3,20 @@ hosted models, and cascades of what there was before."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bedplate.adaptation.bases import suffixes_of
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs import RUNGS, Result, Rung
 from bedplate.adaptation.rungs.base import RungOutcome
 
 WITHOUT_BASE = ("majority", "from_scratch")
 """References: no base has a part in them, so that they are climbed once."""
+REMOTE = ("hosted",)
+"""Climbed once for each endpoint, after all bases."""
 ON_ENCODERS = ("probe",)
 
 
@@ -32,13 +36,15 @@ class Entry:
 
     @property
     def base(self) -> str | None:
-        """The base as the task file names it; None where none has a part in it."""
+        """The base, or the endpoint, as the task file names it; None where none has a part in it."""
+        if self.rung.name in REMOTE:
+            return None if self.context.hosted is None else self.context.hosted.name
         return None if self.rung.name in WITHOUT_BASE else self.context.at.given
 
     @property
     def unfit(self) -> str | None:
         """Why the rung cannot be climbed on this base, whatever the time."""
-        if self.rung.name in WITHOUT_BASE:
+        if self.rung.name in (*WITHOUT_BASE, *REMOTE):
             return None
         if self.context.unfit is not None:
             return self.context.unfit
@@ -77,8 +83,22 @@ def entries(contexts: Sequence[Context], chosen: Sequence[str]) -> list[Entry]:
     first = contexts[0]
     found = [Entry(name, RUNGS[name], first) for name in chosen if name in WITHOUT_BASE]
     for context in sorted(contexts, key=lambda c: c.at.facts.size):
-        found += [_on(context, name) for name in chosen if name not in WITHOUT_BASE]
+        found += [_on(context, name) for name in chosen if name not in (*WITHOUT_BASE, *REMOTE)]
+    for name in (name for name in chosen if name in REMOTE):
+        found += [_on(context, name) for context in remote(contexts)]
     return found
+
+
+def remote(contexts: Sequence[Context]) -> list[Context]:
+    """A context for each endpoint: the task's first base's, whose data and clock it shares; that one itself where the
+    task names no endpoint."""
+    first = contexts[0]
+    taken = [context.suffix for context in contexts]
+    suffixes = suffixes_of([one.name for one in first.spec.hosted], taken)
+    return [
+        replace(first, hosted=one, suffix=suffix, out=place_of(first.out, suffix), until=math.inf)
+        for one, suffix in zip(first.spec.hosted, suffixes, strict=True)
+    ] or [first]
 
 
 def _on(context: Context, rung: str) -> Entry:

@@ -41,6 +41,8 @@ from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import load_examples
+from bedplate.inference.composed import Answers, CascadePredictor
+from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.predict import Predictor
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
@@ -76,6 +78,7 @@ def adapt(
     watch = Stopwatch()
     out = Path(out)
     _check_output(out)
+    task.scorer.ready()
     data = load_examples(task)
     if curve:
         possible_sizes(curve, len(data.train))
@@ -167,7 +170,7 @@ class _Ladder:
         decision = gate.decide(
             nomination,
             confirmations,
-            metric=self.task.metric,
+            metric=self.task.metric_name,
             target=self.spec.target.value,
             n=self.data.test.n,
             groups=self.data.test.groups,
@@ -231,13 +234,13 @@ class _Ladder:
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        rate = self.spec.machine.usd_per_hour / 3600 * 1000
+        rate = self.spec.machine.usd_per_hour
         candidates = [
             gate.Candidate(
                 name,
                 result.evaluation.estimate,
                 result.evaluation.design_effect,
-                result.latency.mean * rate,
+                1000 * result.price(rate, result.latency.mean),
                 result.latency.p95 * 1000,
                 result.prompt_tokens,
                 broken(guarded.get(name, ())),
@@ -273,7 +276,7 @@ class _Ladder:
         question = {
             "task": self.task.task,
             "rows": handle.split_hash,
-            "metric": self.task.metric,
+            "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
         }
@@ -299,7 +302,7 @@ class _Ladder:
                     Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
                 )
         predictor = entry.rung.predictor(entry.context, entry.own(result))
-        if isinstance(predictor, Predictor):
+        if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
             with _closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 predictions = ask(predictor, examples, one_by_one=True)
@@ -335,7 +338,7 @@ class _Ladder:
 
 
 @contextmanager
-def _closing(predictor: Predictor) -> Generator[None]:
+def _closing(predictor: Answers) -> Generator[None]:
     try:
         yield
     finally:

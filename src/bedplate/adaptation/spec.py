@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from bedplate.adaptation.documents import DocumentsSpec
 from bedplate.adaptation.guard_spec import GuardsSpec
+from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.raw_text import RawText
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
@@ -27,18 +29,18 @@ RUNG_NAMES = (
     "own_prompt",
     "few_shot",
     "knn_few_shot",
+    "retrieval",
     "probe",
     "soft_prompt",
     "lora",
     "dora",
     "full",
     "continued_pretrain",
+    "hosted",
 )
 """Cheapest first: the order in which the ladder is climbed."""
 _LATER_RUNGS = (
-    "retrieval",
     "prompt_search",
-    "hosted",
     "cascade",
 )
 _LATER_FIELDS = ("traffic", "own_prompt")
@@ -129,7 +131,11 @@ class AdaptSpec(Strict):
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""
+    documents: DocumentsSpec | None = None
+    """What the retrieval rung looks up passages in."""
     raw_text: RawText | None = None
+    hosted: tuple[HostedSpec, ...] = ()
+    """Remote models, as further candidates."""
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
     guards: GuardsSpec = GuardsSpec()
 
@@ -150,7 +156,7 @@ class AdaptSpec(Strict):
     def _bases(cls, bases: tuple[str, ...]) -> tuple[str, ...]:
         for base in bases:
             if re.match(r"^[a-z]+://", base):
-                raise ValueError(f"hosted bases such as {base!r} are not supported yet; name a base that runs here")
+                raise ValueError(f"{base!r} is an address; remote models are named under `adapt.hosted`")
         for base in bases:
             if bases.count(base) > 1:
                 raise ValueError(f"the base {base!r} is named twice")
@@ -162,6 +168,14 @@ class AdaptSpec(Strict):
         if len(set(embedders)) < len(embedders):
             raise ValueError("an embedder is named twice")
         return embedders
+
+    @field_validator("hosted")
+    @classmethod
+    def _hosted(cls, hosted: tuple[HostedSpec, ...]) -> tuple[HostedSpec, ...]:
+        names = [one.name for one in hosted]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
+        return hosted
 
     @field_validator("rungs")
     @classmethod

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from bedplate.adaptation.rungs.base import Plan, Result, Rung, Skip
+from bedplate.adaptation.rungs.continued_pretrain import CONTINUED_PRETRAIN
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.from_scratch import FromScratch
-from bedplate.adaptation.rungs.lora import LORA
+from bedplate.adaptation.rungs.full import FULL
+from bedplate.adaptation.rungs.hosted import Hosted
+from bedplate.adaptation.rungs.knn_few_shot import KnnFewShot
+from bedplate.adaptation.rungs.lora import DORA, LORA
 from bedplate.adaptation.rungs.majority import Majority
 from bedplate.adaptation.rungs.own_prompt import OwnPromptRung
 from bedplate.adaptation.rungs.probe import Probe
+from bedplate.adaptation.rungs.retrieval import Retrieval
 from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
 
@@ -18,9 +23,15 @@ RUNGS: dict[str, Rung] = {
     "zero_shot": ZeroShot(),
     "own_prompt": OwnPromptRung(),
     "few_shot": FewShot(),
+    "knn_few_shot": KnnFewShot(),
+    "retrieval": Retrieval(),
     "probe": Probe(),
     "soft_prompt": SOFT_PROMPT,
     "lora": LORA,
+    "dora": DORA,
+    "full": FULL,
+    "continued_pretrain": CONTINUED_PRETRAIN,
+    "hosted": Hosted(),
 }
 
 __all__ = ["RUNGS", "Plan", "Result", "Rung", "Skip"]

@@ -12,13 +12,14 @@ from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.base import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
+from bedplate.inference.composed import Answers
 from bedplate.inference.predict import Prediction, Predictor
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin
 
 
-def ask(predictor: Predictor, examples: Sequence[Example], *, one_by_one: bool = False) -> list[Prediction | None]:
+def ask(predictor: Answers, examples: Sequence[Example], *, one_by_one: bool = False) -> list[Prediction | None]:
     """A prediction for each example; None for one that is too long for the context (it counts as wrong)."""
     rows = [example.inputs for example in examples]
     try:
@@ -27,7 +28,7 @@ def ask(predictor: Predictor, examples: Sequence[Example], *, one_by_one: bool =
         return [_ask_one(predictor, row) for row in rows]
 
 
-def _ask_one(predictor: Predictor, row: Mapping[str, str]) -> Prediction | None:
+def _ask_one(predictor: Answers, row: Mapping[str, str]) -> Prediction | None:
     try:
         return predictor.predict([row])[0]
     except ContextLengthExceeded:

@@ -62,7 +62,8 @@ class Export:
 class Result:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
     its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
-    base that the rung made, a directory relative to the run's. `usd`: what endpoints charged."""
+    base that the rung made, a directory relative to the run's. `usd`: what endpoints charged. `usd_per_call`: what a
+    call costs, where that is not the machine's time alone."""
 
     rung: str
     evaluation: Evaluation
@@ -79,6 +80,11 @@ class Result:
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     child: str | None = None
     usd: float = 0.0
+    usd_per_call: float | None = None
+
+    def price(self, usd_per_hour: float, seconds: float) -> float:
+        """US dollars of a call that takes so many seconds of a machine at this price."""
+        return seconds * usd_per_hour / 3600 if self.usd_per_call is None else self.usd_per_call
 
 
 class Rung(Protocol):

@@ -1,0 +1,131 @@
+"""A remote model as a candidate: asked with the task's chat prompt, priced by its tokens, timed over the network.
+
+Every answer is kept beside the run by the hash of what was asked: an interrupted or repeated climb pays for none twice.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from bedplate import __version__
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.hosted_spec import HostedSpec
+from bedplate.adaptation.rungs.answers import ask, export
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.core.errors import EndpointError, UsageError
+from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.inference.account import Account
+from bedplate.inference.hosted import HostedPredictor, api_key
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.skin import InputField, Provenance, Skin
+
+BYTES_A_TOKEN = 4
+"""Of English in the usual vocabularies; only to say beforehand about how much a rung will cost."""
+ANSWER_TOKENS = 4
+ANSWER_SECONDS = 1.0
+
+
+class Hosted:
+    """A hosted skin."""
+
+    name = "hosted"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        spec = context.hosted
+        if spec is None:
+            return Skip("the task file names no endpoint under `adapt.hosted`")
+        try:
+            api_key(spec.reference)
+        except UsageError as error:
+            return Skip(error.message)
+        price, n = spec.price, len(context.valid)
+        prompt, _ = context.asked("chat")
+        size = sum(len(str(prompt.text(e.inputs)).encode()) for e in context.valid) / BYTES_A_TOKEN
+        usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
+        seconds = n * ANSWER_SECONDS / spec.concurrency
+        if seconds > context.left:
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
+        return Plan({"endpoint": spec.name}, seconds, usd=usd)
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        spec = context.hosted
+        assert spec is not None
+        place = context.out / "skins" / self.name
+        skin = export(context, self._skin(context, spec), place)
+        account = self._account(context, spec)
+        try:
+            with HostedPredictor(skin, account=account) as predictor:
+                predictions = ask(predictor, context.valid)
+                left_out = sorted(predictor.left_out)
+        except BaseException:
+            context.clock.charge(account.spent)
+            raise
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        given = [p for p in predictions if p is not None]
+        if not given:
+            raise EndpointError(f"{spec.name}: no row fits the context of {spec.model}")
+        usd = sum(p.usd or 0.0 for p in given) / len(given)
+        ahead = account.spent + 1.2 * usd * context.test_n
+        if ahead > spec.max_usd:
+            raise EndpointError(
+                f"{spec.name}: ${account.spent:.4f} are spent on valid, and with test it would be about ${ahead:.4f}, "
+                f"more than max_usd of ${spec.max_usd:g}; raise max_usd to go on (answers are kept)",
+                status=402,
+            )
+        unread = f", {evaluation.unparsed} answers could not be read" if evaluation.unparsed else ""
+        scores = "with" if any(p.scores for p in given) else "without"
+        return Result(
+            rung=self.name,
+            evaluation=evaluation,
+            latency=latency([p.seconds for p in given]),
+            train_seconds=time.perf_counter() - start,
+            reason=(
+                f"{spec.model} at {spec.url}, {scores} likelihoods, prices of {spec.as_of}{unread}; latency is over "
+                f"the network, {spec.concurrency} at once"
+            ),
+            skin=str(place.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            prompt_tokens=max(p.prompt_tokens for p in given),
+            left_out=tuple(f"the server does not take {name}" for name in left_out),
+            details={"endpoint": spec.name, "unparsed": evaluation.unparsed, "spent_usd": account.spent},
+            usd=account.spent,
+            usd_per_call=usd,
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        assert context.hosted is not None
+        skin = read_skin(context.out / result.skin)
+        return HostedPredictor(skin, account=self._account(context, context.hosted))
+
+    @staticmethod
+    def _account(context: Context, spec: HostedSpec) -> Account:
+        path = context.out / "answers" / f"{spec.name}.jsonl"
+        return Account(path, price=spec.price, max_usd=spec.max_usd)
+
+    def _skin(self, context: Context, spec: HostedSpec) -> Skin:
+        prompt, output = context.asked("chat")
+        if isinstance(output, LabelOutput):
+            output = LabelOutput(labels=output.labels)
+        return Skin(
+            name="-".join(filter(None, (context.task.task, self.name, context.suffix))),
+            kind="hosted",
+            bases={"main": spec.reference},
+            inputs={name: InputField() for name in context.task.inputs},
+            output=output,
+            prompt=prompt,
+            provenance=Provenance(
+                task=context.task.task,
+                rung=self.name,
+                data={k: v for k, v in context.hashes.items() if k.startswith("file:")},
+                splits={k: v for k, v in context.hashes.items() if not k.startswith("file:")},
+                seed=context.seed,
+                code_version=__version__,
+            ),
+        )
