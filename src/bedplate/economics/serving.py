@@ -31,6 +31,8 @@ FORMULAS: dict[str, tuple[str, str]] = {
     "replicas": ("⌈busiest rate / capacity⌉ + spare", "arithmetic"),
     "usd_per_call": ("replicas × usd_per_hour × 24 / calls_per_day", "arithmetic: idle machines are paid for"),
     "usd_per_million_tokens": ("usd_per_call / tokens of a call × 10⁶", "prompt and output tokens alike"),
+    "usd_per_day": ("replicas × usd_per_hour × 24", "arithmetic"),
+    "floor_usd_per_call": ("usd_per_hour / 3600 / calls a second of a full engine", "if all were always full"),
 }
 
 

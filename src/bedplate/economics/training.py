@@ -44,6 +44,7 @@ FORMULAS: dict[str, tuple[str, str]] = {
         "flops × overhead / (dense peak × mfu) / 3600",
         "PaLM 2204.02311, appendix B; dense peaks of data sheets",
     ),
+    "tokens_per_second_per_device": ("dense peak × mfu / operations a token", "arithmetic; of the clean steps"),
     "days": ("gpu_hours / devices / 24", "arithmetic"),
     "usd": ("gpu_hours × usd_per_hour", "arithmetic; the price is yours, or a dated example"),
     "kwh": (

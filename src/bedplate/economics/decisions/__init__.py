@@ -5,6 +5,7 @@ sheet.py         every number, flat; draws      resolve.py, options.py   file an
 calls.py, work.py  what calls and people cost   bill.py                  cost as a function of volume
 rules.py         constraints and bars           breakeven.py             from which volume on, or never
 sensitivity.py   what would flip the answer     decision.py, words.py    the answer, and how it is said
+formulas.py      each formula with its source
 """
 
 from __future__ import annotations

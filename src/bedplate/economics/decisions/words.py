@@ -7,6 +7,7 @@ from typing import Any
 
 from bedplate.economics.decisions.breakeven import BreakEven
 from bedplate.economics.decisions.decision import INTERVAL, Decision, Outcome
+from bedplate.economics.decisions.formulas import FORMULAS
 from bedplate.economics.decisions.rules import RULES
 from bedplate.economics.decisions.sensitivity import (
     NOTHING_FEASIBLE,
@@ -181,6 +182,7 @@ def as_values(decision: Decision) -> dict[str, Any]:
             for swing in decision.tornado
         ],
         "warnings": list(decision.warnings),
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
     }
 
 

@@ -61,7 +61,7 @@ function showTable(table, decision) {
     ];
     const key = make("span", { className: `key ${COLOURS.get(one.name)}`, "aria-hidden": "true" });
     const row = make("tr", { className: one.name === decision.answer ? "chosen" : one.feasible ? "" : "out" }, make("td", {}, key, one.name), make("td", {}, one.option.method_in_short), cells.map((cell) => make("td", { className: "n" }, cell)));
-    row.dataset.option = one.name;
+    Object.assign(row.dataset, { option: one.name, feasible: one.feasible, total: one.total, net: one.net, low, high, bestIn: one.best_in });
     return row;
   });
   const head = make("tr", {}, heads.map((name, n) => make("th", { className: n > 1 ? "n" : "", scope: "col" }, name)));
@@ -119,6 +119,29 @@ function showFlips(tornado, lists, decision) {
   showLines(lists.steady, decision.flips.filter((one) => one.below === null && one.above === null).map(flipText));
 }
 
+/** The formulas that a case needs, with the numbers of the answer (or of the first option, where there is none). */
+function rowsOf({ answer, outcomes, ranking, volume }) {
+  const one = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
+  const { bill } = one, { calls } = one.option;
+  const sum = (when) => one.lines.filter(([kind]) => kind === when).reduce((all, [, , amount]) => all + amount, 0);
+  const some = (holds) => DATA.options.some(holds);
+  const call = { of: bill.call_usd, show: usd, live: bill.per_call.map(([what, amount]) => `${usd(amount)} ${what}`).join(" + ") };
+  const hosted = calls.kind === "hosted", reserved = bill.fleet !== null;
+  return [
+    { name: "calls", label: "Calls", of: volume.calls, show: number, live: `${number(volume.first)} a day, ${percent(volume.growth)} a year, ${number(volume.days)} days` },
+    some(({ calls: each }) => each.kind === "hosted") && { name: "hosted call", label: "Hosted call", ...(hosted ? call : {}) },
+    some(({ calls: each }) => each.kind === "hosted") && { name: "calls that may wait", label: "Calls that may wait" },
+    some(({ calls: each }) => each.reserved === false) && { name: "call on a machine paid by use", label: "Call, paid by use", ...(hosted || reserved ? {} : call) },
+    some(({ calls: each }) => each.reserved) && { name: "reserved machines", label: "Reserved machines", ...(reserved ? { of: sum("machines"), show: usd, live: `${number(bill.fleet.calls_per_day)} calls a day and machine, ${usd(bill.fleet.usd_per_day)} a day` } : {}) },
+    some(({ tuning }) => tuning?.every_days !== undefined && tuning.every_days !== null) && { name: "tuning again", label: "Tuning again" },
+    some(({ pretraining }) => pretraining !== null) && { name: "pretraining", label: "Pretraining" },
+    { name: "total", label: `Total of ${one.name}`, of: { low: one.interval[0], central: one.total, high: one.interval[1] }, show: usd, live: `${usd(sum("once"))} + ${usd(sum("over time"))} + ${number(volume.calls)} × ${usd(bill.call_usd)} + ${usd(sum("machines"))}` },
+    one.per_right !== null && { name: "right answer", label: "A right answer", of: one.per_right, show: usd, live: `${usd(one.total)} / ${number(volume.calls)} / ${general(bill.quality, 4)}` },
+    { name: "ranking", label: "What options are ranked by", of: one.net, show: usd },
+    { name: "break-even", label: "Break-even" }, { name: "intervals", label: "Intervals" }, { name: "flipping point", label: "Flipping point" },
+  ].filter(Boolean);
+}
+
 function listed(title, about = null) {
   const list = make("ul", { className: "lines" });
   return [section(title, about, list), list];
@@ -140,8 +163,10 @@ function begin() {
   lists.flips.dataset.figure = "flips";
   lists.steady.dataset.figure = "steady";
   turns.append(make("details", {}, make("summary", {}, "In words"), lists.flips), make("details", {}, make("summary", {}, "What would not change it"), lists.steady));
+  const formulas = make("dl", { className: "figures" });
+  section("How it is computed", "Each formula with its source, and with the numbers of the answer.", formulas);
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
-  section("The same in the terminal", null, terminal);
+  if (DATA.command.length) section("The same in the terminal", null, terminal);
   const notes = [...DATA.options.flatMap((one) => one.notes.map((note) => `${one.name}: ${note}`)), ...DATA.warnings];
   if (notes.length) showLines(listed("Taken for granted, and the age of prices")[1], notes);
   pays.hidden = allowed().length < 2;
@@ -155,6 +180,7 @@ function begin() {
     showTable(table, decision);
     showParts(stacks, decision);
     showFlips(tornado, lists, decision);
+    showFigures(formulas, rowsOf(decision), DATA.formulas);
     terminal.textContent = command(values, changed);
   });
   const shown = DATA.sliders.filter((name) => rowNamed(name).search !== null);

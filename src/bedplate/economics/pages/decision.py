@@ -13,6 +13,7 @@ from bedplate.core.config import key_path
 from bedplate.economics.decisions.calls import HostedCalls
 from bedplate.economics.decisions.case import Case
 from bedplate.economics.decisions.decision import DRAWS, INTERVAL, decide
+from bedplate.economics.decisions.formulas import FORMULAS
 from bedplate.economics.decisions.options import Resolved
 from bedplate.economics.decisions.resolve import Resolver
 from bedplate.economics.decisions.rules import RULES, broken_constraints
@@ -60,6 +61,7 @@ def decision_data(
         "nothing": {"feasible": NOTHING_FEASIBLE, "pays": NOTHING_PAYS},
         "sliders": [*always, *movable[:_SLIDERS]],
         "warnings": list(decision.warnings),
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
         "command": list(command),
     }
 

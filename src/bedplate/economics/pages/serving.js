@@ -33,18 +33,19 @@ function capacity(one, { total, first }) {
   return ((low || 0.5) * full) / DATA.grid;
 }
 
-/** The fleet of one case; null where even a call alone misses the target. */
-function fleet(one, values, calls = values.calls_per_day) {
+/** The fleet of one case; null where even a call alone misses the target. Dollars are null without a price. */
+function fleet(one, values, price, calls = values.calls_per_day) {
   const target = targetOf(values);
   if (hopeless(one, target) !== null) return null;
   const each = capacity(one, target), mean = calls / SECONDS_PER_DAY;
   const replicas = Math.max(1, Math.ceil((mean * values.peak_factor) / each - 1e-9)) + values.spare;
-  const usd_per_call = (replicas * values.usd_per_hour * 24) / calls;
+  const paid = (amount) => (price === null ? null : amount * price);
   return {
-    capacity: each, replicas, usd_per_call,
-    usd_per_million_tokens: (usd_per_call / DATA.traffic.tokens_per_call) * 1e6,
-    usd_per_day: replicas * values.usd_per_hour * 24,
-    floor_usd_per_call: values.usd_per_hour / 3600 / one.saturated_calls_per_second,
+    capacity: each, replicas,
+    usd_per_call: paid((replicas * 24) / calls),
+    usd_per_million_tokens: paid(((replicas * 24) / calls / DATA.traffic.tokens_per_call) * 1e6),
+    usd_per_day: paid(replicas * 24),
+    floor_usd_per_call: paid(1 / 3600 / one.saturated_calls_per_second),
     peak: (mean * values.peak_factor) / replicas,
     mean: mean / replicas,
   };
@@ -81,7 +82,7 @@ function sliders() {
     { name: "peak_factor", label: "The busiest hour's rate over the mean", scale: "linear", stated: DATA.peak_factor, low: 1, high: Math.max(10, Math.ceil(DATA.peak_factor * 2)), step: 0.1 },
     latencySlider("total", "95% of answers end within"),
     latencySlider("first_token", "95% have a first token within"),
-    { name: "usd_per_hour", label: "USD an hour of a replica", scale: "log", stated: at, low: at / 8, high: at * 8, show: (x) => `$${figures(x, 4)}`, hint: price === null ? "no price is known: this is only a place to start from" : DATA.price_source },
+    { name: "usd_per_hour", label: "USD an hour of a replica", scale: "log", stated: at, low: at / 8, high: at * 8, show: (x) => `$${figures(x, 4)}`, unknown: price === null, hint: price === null ? "no price is known" : DATA.price_source },
     { name: "spare", label: "Replicas beyond need", scale: "linear", stated: DATA.spare, low: 0, high: Math.max(10, DATA.spare * 2), step: 1, whole: true },
   ];
 }
@@ -108,23 +109,43 @@ function rowsOf(values, all) {
   const plan = all.central, one = CENTRAL;
   const rate = (x) => `${general(x, 3)} calls/s`;
   const rows = [
-    { name: "alone", label: "A call alone", value: `${duration(one.alone.total_p50)}`, range: `p95 ${duration(one.alone.total_p95)}, first token ${duration(one.alone.first_token_p50)}` },
-    { name: "tokens_per_second", label: "When full", value: `${grouped(one.saturated_tokens_per_second)} tokens/s`, range: `${rate(one.saturated_calls_per_second)} of one replica` },
+    { name: "alone", label: "A call alone", of: one.alone.total_p50, show: duration, range: `p95 ${duration(one.alone.total_p95)}, first token ${duration(one.alone.first_token_p50)}` },
+    { name: "tokens_per_second", label: "When full", of: one.saturated_tokens_per_second, show: (x) => `${grouped(x)} tokens/s`, range: `${rate(one.saturated_calls_per_second)} of one replica` },
   ];
   if (plan === null) return rows;
-  const latency = (at) => `p50 ${duration(atRate(one, "total_p50", at))}, first token p95 ${duration(atRate(one, "first_token_p95", at))}`;
-  const money = usd;
-  return [...rows,
-    { name: "capacity", label: "Capacity of a replica", value: rate(plan.capacity), range: between(all, "capacity", (x) => general(x, 3)) },
-    { name: "replicas", label: "Replicas", value: grouped(plan.replicas), range: between(all, "replicas", grouped), live: `⌈${general(values.calls_per_day / SECONDS_PER_DAY, 4)}/s × ${general(values.peak_factor, 4)} / ${general(plan.capacity, 4)}/s⌉ + ${values.spare}` },
-    { name: "usd_per_call", label: "US dollars a call", value: money(plan.usd_per_call), range: between(all, "usd_per_call", money), live: `${grouped(plan.replicas)} × $${figures(values.usd_per_hour, 4)} × 24 / ${typed(values.calls_per_day)}` },
-    { name: "usd_per_million_tokens", label: "A million tokens", value: money(plan.usd_per_million_tokens), range: between(all, "usd_per_million_tokens", money), live: `${money(plan.usd_per_call)} / ${general(DATA.traffic.tokens_per_call, 4)} × 10⁶` },
-    { name: "usd_per_day", label: "US dollars a day", value: `$${grouped(plan.usd_per_day, 2)}`, range: between(all, "usd_per_day", (x) => `$${grouped(x, 2)}`), live: `${grouped(plan.replicas)} × $${figures(values.usd_per_hour, 4)} × 24` },
-    { name: "floor_usd_per_call", label: "The floor of a call", value: money(plan.floor_usd_per_call), range: between(all, "floor_usd_per_call", money), live: `$${figures(values.usd_per_hour, 4)} / 3600 / ${general(one.saturated_calls_per_second, 4)}` },
-    { name: "at_peak", label: "p95, busiest hour", value: duration(atRate(one, "total_p95", plan.peak)), range: latency(plan.peak), live: `at ${rate(plan.peak)} of each replica, ${percent(atRate(one, "utilisation", plan.peak), 0)} busy` },
-    { name: "at_mean", label: "p95, on average", value: duration(atRate(one, "total_p95", plan.mean)), range: latency(plan.mean), live: `at ${rate(plan.mean)} of each replica, ${percent(atRate(one, "utilisation", plan.mean), 0)} busy` },
+  const mean = general(values.calls_per_day / SECONDS_PER_DAY, 4), price = `$${figures(values.usd_per_hour, 4)}`;
+  const ranged = (name, label, show, live) => ({ name, label, of: plan[name], show, range: between(all, name, show), live });
+  const latency = (name, label, at) => ({
+    name, label, of: atRate(one, "total_p95", at), show: duration,
+    range: `p50 ${duration(atRate(one, "total_p50", at))}, first token p95 ${duration(atRate(one, "first_token_p95", at))}`,
+    live: `at ${rate(at)} of each replica; a step runs ${percent(atRate(one, "utilisation", at), 0)} of the time`,
+  });
+  rows.push(ranged("capacity", "Capacity of a replica", rate), ranged("replicas", "Replicas", grouped, `⌈${mean}/s × ${general(values.peak_factor, 4)} / ${general(plan.capacity, 4)}/s⌉ + ${values.spare}`));
+  if (plan.usd_per_day !== null) {
+    rows.push(
+      ranged("usd_per_call", "US dollars a call", usd, `${grouped(plan.replicas)} × ${price} × 24 / ${typed(values.calls_per_day)}`),
+      ranged("usd_per_million_tokens", "A million tokens", usd, `${usd(plan.usd_per_call)} / ${general(DATA.traffic.tokens_per_call, 4)} × 10⁶`),
+      ranged("usd_per_day", "US dollars a day", usdOfDay, `${grouped(plan.replicas)} × ${price} × 24`),
+      ranged("floor_usd_per_call", "The floor of a call", usd, `${price} / 3600 / ${general(one.saturated_calls_per_second, 4)}`),
+    );
+  }
+  return [...rows, latency("at_peak", "p95, busiest hour", plan.peak), latency("at_mean", "p95, on average", plan.mean)];
+}
+
+function headline(all) {
+  const plan = all.central;
+  const money = plan.usd_per_call === null ? [["US dollars a call", "no price", "give one"]] : [
+    ["US dollars a call", usd(plan.usd_per_call), between(all, "usd_per_call", usd)],
+    ["A million tokens", usd(plan.usd_per_million_tokens), between(all, "usd_per_million_tokens", usd)],
+  ];
+  return [
+    ...money,
+    ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
+    ["p95, busiest hour", duration(atRate(CENTRAL, "total_p95", plan.peak)), `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak))}`],
   ];
 }
+
+const usdOfDay = (x) => `$${grouped(x, 2)}`;
 
 function showLatency(plot, values, plan) {
   const one = CENTRAL, full = one.saturated_calls_per_second, { total, first } = targetOf(values);
@@ -145,9 +166,11 @@ function showLatency(plot, values, plan) {
   });
 }
 
-function showCost(plot, values, all) {
+function showCost(plot, values, all, paid) {
+  plot.element.hidden = paid === null;
+  if (paid === null) return;
   const { low, high } = { low: DATA.calls_per_day / 100, high: DATA.calls_per_day * 100 };
-  const price = (one) => (calls) => fleet(one, values, calls)?.usd_per_call ?? null;
+  const price = (one) => (calls) => fleet(one, values, paid, calls)?.usd_per_call ?? null;
   const plan = all.central;
   const step = plan === null ? 0 : (plan.capacity * SECONDS_PER_DAY) / values.peak_factor;
   const others = ["high", "low"].filter((name) => name in DATA.cases);
@@ -188,19 +211,14 @@ function begin() {
   section("Sources", null, make("ul", { className: "lines small" }, [`speeds: ${DATA.basis}`, `price: ${DATA.price_source}`].map((line) => make("li", {}, line))));
 
   const bench = new Workbench((values, changed) => {
-    const all = Object.fromEntries(Object.entries(DATA.cases).map(([name, one]) => [name, fleet(one, values)]));
+    const paid = changed.has("usd_per_hour") ? values.usd_per_hour : DATA.usd_per_hour;
+    const all = Object.fromEntries(Object.entries(DATA.cases).map(([name, one]) => [name, fleet(one, values, paid)]));
     const plan = all.central;
     trouble.textContent = hopeless(CENTRAL, targetOf(values)) ?? "";
-    showHeadline(plan === null ? [["Replicas", "never", ""]] : [
-      ["US dollars a call", usd(plan.usd_per_call), between(all, "usd_per_call", usd)],
-      ["A million tokens", usd(plan.usd_per_million_tokens), between(all, "usd_per_million_tokens", usd)],
-      ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
-      ["p95, busiest hour", duration(atRate(CENTRAL, "total_p95", plan.peak)), `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak))}`],
-      ["US dollars a day", `$${grouped(plan.usd_per_day, 2)}`, ""],
-    ]);
+    showHeadline(plan === null ? [["Replicas", "never", ""]] : headline(all));
     showFigures(list, rowsOf(values, all), DATA.formulas);
     showLatency(plots.latency, values, plan);
-    showCost(plots.cost, values, all);
+    showCost(plots.cost, values, all, paid);
     terminal.textContent = command(values, changed);
   });
   bench.add(...sliders());

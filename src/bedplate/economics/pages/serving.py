@@ -12,6 +12,7 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
 
+from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.economics.replica import Replica
 from bedplate.economics.serving import BISECTIONS, FORMULAS, Target, load_curve, plan_serving
@@ -21,8 +22,6 @@ from bedplate.report.interactive import interactive_page
 GRID = 2**BISECTIONS
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
 _MORE_FORMULAS = {
-    "usd_per_day": ("replicas × usd_per_hour × 24", "arithmetic"),
-    "floor_usd_per_call": ("usd_per_hour / 3600 / saturated calls a second", "if every replica were always full"),
     "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {GRID} simulated loads"),
     "at_mean": ("calls_per_day / 86400 / replicas", f"interpolated between {GRID} simulated loads"),
 }
@@ -51,6 +50,8 @@ def serving_data(
     sliders say.
     """
     wanted, central = target or Target(), replicas["central"]
+    if wanted.share != Target().share:
+        raise UsageError(f"a page shows what holds for {Target().share:.0%} of the calls, not for {wanted.share:.0%}")
     plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=wanted, spare=spare)  # or its errors
     with Progress("loads", total=len(replicas) * GRID) as bar:
         cases = {name: _case(one, traffic, bar) for name, one in replicas.items()}

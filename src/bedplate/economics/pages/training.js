@@ -1,7 +1,5 @@
 // What training costs (economics/training.py, mfu.py, scaling_laws.py), as functions of what is moved.
 
-const bound = (x, low, high) => Math.min(high, Math.max(low, x));
-
 /** The share of the peak that so many devices reach, at the middle of its range. */
 function curve(devices) {
   const { given, first, floor, beta, factor } = DATA.mfu;
@@ -11,24 +9,25 @@ function curve(devices) {
 const lowest = (devices) => curve(devices) * DATA.mfu.low;
 const highest = (devices) => Math.min(1, curve(devices) * DATA.mfu.high);
 
-/** {low, central, high} of a figure that rises as the MFU falls. */
+/** {low, central, high} times a number, or times what is stretched the same way. */
 const times = (one, by) => ({ low: one.low * (by.low ?? by), central: one.central * (by.central ?? by), high: one.high * (by.high ?? by) });
 
-/** changed: the names of what was moved; a price that was not has its own range. */
+/** changed: names of what was moved, which is taken as exact; what was not has its own range. usd: null without a price. */
 function training(values, changed) {
-  const { tokens, devices, mfu, overhead, usd_per_hour, usd_per_kwh } = values;
+  const { tokens, devices, overhead } = values;
   const flops = DATA.flops_per_token * tokens;
+  const exact = DATA.mfu.given !== null || changed.has("mfu");
+  const mfu = exact ? { low: values.mfu, central: values.mfu, high: values.mfu } : { low: DATA.mfu.low * values.mfu, central: values.mfu, high: DATA.mfu.high * values.mfu };
   const ideal = (flops * overhead) / DATA.peak_flops_per_second / 3600;
-  const given = DATA.mfu.given !== null && !changed.has("mfu");
-  const gpu_hours = { low: ideal / (given ? mfu : highest(devices)), central: ideal / mfu, high: ideal / (given ? mfu : lowest(devices)) };
-  const price = DATA.price !== null && !changed.has("usd_per_hour") ? DATA.price : usd_per_hour;
+  const gpu_hours = { low: ideal / mfu.high, central: ideal / mfu.central, high: ideal / mfu.low };
+  const price = changed.has("usd_per_hour") ? values.usd_per_hour : DATA.price;
   const kwh = times(gpu_hours, (DATA.device.watts / 1000) * DATA.pue);
   return {
-    flops, gpu_hours, kwh,
+    flops, exact, mfu, gpu_hours, price, kwh,
     days: times(gpu_hours, 1 / devices / 24),
-    usd: times(gpu_hours, price),
-    energy_usd: times(kwh, usd_per_kwh),
-    tokens_per_second_per_device: (DATA.peak_flops_per_second * mfu) / DATA.flops_per_token,
+    usd: price === null ? null : times(gpu_hours, price),
+    energy_usd: times(kwh, values.usd_per_kwh),
+    tokens_per_second_per_device: (DATA.peak_flops_per_second * mfu.central) / DATA.flops_per_token,
     layout: layoutOf(flops, devices),
   };
 }
@@ -62,10 +61,10 @@ function sliders() {
   const wide = (values) => `${percent(lowest(values.devices))} to ${percent(highest(values.devices))} ${mfu.given === null ? "are reached on so many" : "around what was given"}`;
   return [
     { name: "tokens", label: "Tokens", scale: "log", ...tokens, hint: (values) => `${figures(values.tokens / DATA.parameters, 3)} for each parameter` },
-    { name: "devices", label: `Devices: ${DATA.device.title}`, scale: "list", list: devices.counts, stated: devices.stated },
+    { name: "devices", label: `Devices: ${DATA.device.title}`, scale: "list", list: devices.counts, stated: devices.stated, hint: `one of ${devices.counts.length} numbers whose layouts were searched; what is typed goes to the nearest` },
     { name: "mfu", label: "MFU, share of the peak", scale: "linear", stated: (values) => curve(values.devices), low: (values) => lowest(values.devices), high: (values) => highest(values.devices), hint: wide, show: percent, read: (text) => (text.includes("%") ? parsed(text) : parsed(text) > 1 ? parsed(text) / 100 : parsed(text)) },
     { name: "overhead", label: "Overhead: all of a run over its clean steps", scale: "linear", stated: DATA.overhead, low: 1, high: Math.max(2, Math.ceil(DATA.overhead + 0.5)), step: 0.01 },
-    { name: "usd_per_hour", label: "USD an hour of one device", scale: "log", stated: at, low: at / 8, high: at * 8, show: (x) => `$${figures(x, 4)}`, hint: price?.source ?? "no price is known: this is only a place to start from" },
+    { name: "usd_per_hour", label: "USD an hour of one device", scale: "log", stated: at, low: at / 8, high: at * 8, show: (x) => `$${figures(x, 4)}`, unknown: price === null, hint: price?.source ?? "no price of this device is known" },
     { name: "usd_per_kwh", label: "USD a kilowatt-hour", scale: "linear", stated: DATA.usd_per_kwh, low: 0, high: Math.max(0.5, 2 * DATA.usd_per_kwh), step: 0.005, show: (x) => `$${figures(x, 4)}`, hint: "rent includes energy; it is no part of the dollars" },
   ];
 }
@@ -82,23 +81,24 @@ function rowsOf(values, found) {
   const hours = `${count(gpu_hours.central)} h`;
   const peak = `${general(DATA.peak_flops_per_second / 1e12, 4)}e12`;
   const rows = [
-    { name: "parameters", label: "Parameters", value: count(DATA.parameters), range: DATA.active_parameters === DATA.parameters ? "" : `${count(DATA.active_parameters)} active` },
-    { name: "flops", label: "Operations", value: operations(found.flops), live: `${count(values.tokens)} tokens × ${operations(DATA.flops_per_token)} a token` },
-    { name: "mfu", label: "MFU", value: percent(values.mfu), range: `${percent(lowest(values.devices))} to ${percent(highest(values.devices))}` },
-    { name: "gpu_hours", label: "Device-hours", value: count(gpu_hours.central), range: rangeOf(gpu_hours, count), live: `${operations(found.flops)} × ${general(values.overhead, 4)} / (${peak} × ${general(values.mfu, 4)}) / 3600` },
-    { name: "days", label: "Days", value: count(found.days.central), range: rangeOf(found.days, count), live: `${hours} / ${grouped(values.devices)} / 24` },
-    { name: "usd", label: "US dollars", value: usd(found.usd.central), range: rangeOf(found.usd, usd), live: `${hours} × $${figures(values.usd_per_hour, 4)}` },
-    { name: "kwh", label: "Kilowatt-hours", value: count(found.kwh.central), range: rangeOf(found.kwh, count), live: `${hours} × ${general(DATA.device.watts, 4)} W / 1000 × ${general(DATA.pue, 4)}` },
-    { name: "energy_usd", label: "Energy, if paid apart", value: usd(found.energy_usd.central), range: rangeOf(found.energy_usd, usd), live: `${count(found.kwh.central)} kWh × $${figures(values.usd_per_kwh, 4)}` },
-    { name: "throughput", label: "Tokens a second", value: `${count(found.tokens_per_second_per_device)} a device`, live: `${peak} × ${general(values.mfu, 4)} / ${operations(DATA.flops_per_token)}` },
+    { name: "parameters", label: "Parameters", of: DATA.parameters, show: count, range: DATA.active_parameters === DATA.parameters ? "" : `${count(DATA.active_parameters)} active` },
+    { name: "flops", label: "Operations", of: found.flops, show: operations, live: `${count(values.tokens)} tokens × ${operations(DATA.flops_per_token)} a token` },
+    { name: "mfu", label: "MFU", of: found.mfu, show: percent },
+    { name: "gpu_hours", label: "Device-hours", of: gpu_hours, show: count, live: `${operations(found.flops)} × ${general(values.overhead, 4)} / (${peak} × ${general(values.mfu, 4)}) / 3600` },
+    { name: "days", label: "Days", of: found.days, show: count, live: `${hours} / ${grouped(values.devices)} / 24` },
+    { name: "kwh", label: "Kilowatt-hours", of: found.kwh, show: count, live: `${hours} × ${general(DATA.device.watts, 4)} W / 1000 × ${general(DATA.pue, 4)}` },
+    { name: "energy_usd", label: "Energy, if paid apart", of: found.energy_usd, show: usd, live: `${count(found.kwh.central)} kWh × $${figures(values.usd_per_kwh, 4)}` },
+    { name: "tokens_per_second_per_device", label: "Tokens a second", of: found.tokens_per_second_per_device, show: (x) => `${count(x)} a device`, live: `${peak} × ${general(values.mfu, 4)} / ${operations(DATA.flops_per_token)}` },
   ];
+  if (found.usd !== null) rows.splice(5, 0, { name: "usd", label: "US dollars", of: found.usd, show: usd, live: `${hours} × $${figures(values.usd_per_hour, 4)}` });
   if (layout.error) return rows;
-  const total = Object.values(layout.bytes).reduce((sum, one) => sum + one, 0);
   return [...rows,
-    { name: "global_batch_tokens", label: "Tokens of a step", value: count(layout.global_batch_tokens) },
-    { name: "bytes_per_device", label: "Bytes on a device", value: gigabytes(total), range: `of ${gigabytes(DATA.device.memory_bytes)}` },
+    { name: "global_batch_tokens", label: "Tokens of a step", of: layout.global_batch_tokens, show: count },
+    { name: "bytes_per_device", label: "Bytes on a device", of: held(layout), show: gigabytes, range: `of ${gigabytes(DATA.device.memory_bytes)}` },
   ];
 }
+
+const held = (layout) => Object.values(layout.bytes).reduce((sum, one) => sum + one, 0);
 
 function showLayout(parts, layout) {
   parts.text.textContent = layout.error ?? layout.text;
@@ -107,30 +107,29 @@ function showLayout(parts, layout) {
   parts.memory.element.hidden = Boolean(layout.error);
   if (layout.error) return;
   const names = Object.keys(layout.bytes);
-  const held = names.map((name) => ({ name, value: layout.bytes[name] }));
-  const total = held.reduce((sum, one) => sum + one.value, 0);
-  const read = `${gigabytes(total)}: ${held.filter((one) => one.value).map((one) => `${one.name} ${gigabytes(one.value)}`).join(", ")}`;
+  const inside = names.map((name) => ({ name, value: layout.bytes[name] }));
+  const total = held(layout);
+  const read = `${gigabytes(total)}: ${inside.filter((one) => one.value).map((one) => `${one.name} ${gigabytes(one.value)}`).join(", ")}`;
   const size = DATA.device.memory_bytes;
   const limits = [{ at: size, label: `memory, ${gigabytes(size)}` }, { at: size * (1 - DATA.margin), label: `${percent(1 - DATA.margin, 0)} of it, which layouts may take` }];
-  parts.memory.draw({ names, rows: [{ name: "the fullest device", note: gigabytes(total), parts: held, read }], limits, about: read });
+  parts.memory.draw({ names, rows: [{ name: "the fullest device", note: gigabytes(total), parts: inside, read }], limits, about: read });
 }
 
 /** usd and days over the devices, with the MFU's range as a band. */
 function showDevices(plots, values, found) {
   const counts = DATA.devices.counts;
   const x = { scale: "log", low: counts[0], high: counts.at(-1), whole: true, label: "devices", unit: "devices", show: (n) => (n >= 1e6 ? count(n) : grouped(n)) };
-  // On other numbers of devices the same place within the range is taken.
-  const place = values.mfu / curve(values.devices);
-  const hours = (n, share) => (found.gpu_hours.central * values.mfu) / share / n ** 0;
-  const at = { usd: (h) => h * values.usd_per_hour, days: (h, n) => h / n / 24 };
+  const place = values.mfu / curve(values.devices); // within the range: kept on other numbers of devices
+  const hours = (n, share) => (found.gpu_hours.central * values.mfu) / Math.min(1, share);
   const draw = (plot, of, y, colour) => plot.draw({
     x, y: { scale: "log", loose: true, ...y }, height: 280, start: values.devices,
-    lines: [{ name: y.label, colour, at: (n) => of(hours(n, bound(curve(n) * place, 0, 1)), n) }],
-    bands: [{ colour, low: (n) => of(hours(n, highest(n)), n), high: (n) => of(hours(n, lowest(n)), n) }],
+    lines: [{ name: y.label, colour, at: (n) => of(hours(n, curve(n) * place), n) }],
+    bands: found.exact ? [] : [{ colour, low: (n) => of(hours(n, highest(n)), n), high: (n) => of(hours(n, lowest(n)), n) }],
     points: [{ x: values.devices, y: of(found.gpu_hours.central, values.devices), label: y.show(of(found.gpu_hours.central, values.devices)), colour }],
   });
-  draw(plots.usd, at.usd, { label: "US dollars", show: shortUsd }, "c0");
-  draw(plots.days, at.days, { label: "days", show: (x_) => days(x_) }, "c1");
+  plots.usd.element.hidden = found.usd === null;
+  draw(plots.usd, (h) => h * values.usd_per_hour, { label: "US dollars", show: shortUsd }, "c0");
+  draw(plots.days, (h, n) => h / n / 24, { label: "days", show: days }, "c1");
 }
 
 /** Loss over the size at the compute of now, the chosen point and the best one. */
@@ -178,19 +177,18 @@ function begin() {
     law.append(note);
   }
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
-  section("The same in the terminal", null, terminal);
+  if (DATA.command.length) section("The same in the terminal", null, terminal);
   const lines = [`device: ${DATA.device.source}, ${DATA.device.as_of}`, `MFU: ${DATA.mfu.source}`];
   section("Sources", null, make("ul", { className: "lines small" }, lines.map((line) => make("li", {}, line))));
 
   const bench = new Workbench((values, changed) => {
     const found = training(values, changed);
-    const total = found.layout.error ? null : Object.values(found.layout.bytes).reduce((sum, one) => sum + one, 0);
     showHeadline([
-      ["US dollars", usd(found.usd.central), rangeOf(found.usd, shortUsd)],
-      ["Time", days(found.days.central), rangeOf(found.days, (x) => count(x))],
+      found.usd === null ? ["US dollars", "no price", "give one"] : ["US dollars", usd(found.usd.central), rangeOf(found.usd, shortUsd)],
+      ["Time", days(found.days.central), rangeOf(found.days, count)],
       ["Device-hours", count(found.gpu_hours.central), rangeOf(found.gpu_hours, count)],
       ["Energy", `${count(found.kwh.central)} kWh`, rangeOf(found.kwh, count)],
-      ["On a device", total === null ? "does not fit" : gigabytes(total), `of ${gigabytes(DATA.device.memory_bytes)}`],
+      ["On a device", found.layout.error ? "does not fit" : gigabytes(held(found.layout)), `of ${gigabytes(DATA.device.memory_bytes)}`],
     ]);
     showFigures(figures_, rowsOf(values, found), DATA.formulas);
     showDevices(plots, values, found);

@@ -4,8 +4,9 @@ const STEPS = 400;
 
 /**
  * spec: name, label, hint, low, high, stated, scale ("log", "linear", "list"), and where they differ from the default:
- * list (of its values), step, show and read (a value as text, and back). low, high, stated, hint may be functions of
- * the values of the controls before it. What is moved by a slider has three digits, so that what is shown is exact.
+ * list (of its values), step, show and read (a value as text, and back), unknown (nothing is stated: `stated` is only
+ * where the slider begins). low, high, stated, hint may be functions of the values of the controls before it. What is
+ * moved by a slider has three digits, so that what is shown is exact.
  */
 class Control {
   constructor(spec, moved) {
@@ -45,7 +46,7 @@ class Control {
   set(value) {
     this.refuse(null);
     if (value !== null && this.spec.scale === "list") value = nearest(this.spec.list, value);
-    this.own = value === null || value === this.bound("stated") ? null : value;
+    this.own = value === null || (value === this.bound("stated") && !this.spec.unknown) ? null : value;
   }
 
   /** The value at a place of the slider. */
@@ -69,19 +70,22 @@ class Control {
   }
 
   slide(place) {
-    this.set(place === this.place(this.bound("stated")) ? null : this.at(place));
+    this.set(place === this.place(this.bound("stated")) ? this.bound("stated") : this.at(place));
   }
 
   /** Whether it was a number that may stand here. */
   type(text) {
-    if (text === this.shown) return false;
-    const value = this.read(text);
-    const low = this.bound("low"), high = this.bound("high");
-    if (!(value >= low && value <= high)) {
-      this.refuse(`A number from ${this.text(low)} to ${this.text(high)} is wanted.`);
+    if (text === this.shown) {
+      this.refuse(null);
       return false;
     }
-    this.set(text === this.text(this.bound("stated")) ? null : value);
+    const value = this.read(text);
+    const low = this.bound("low"), high = this.bound("high");
+    if (!(value >= low && value <= high) || (this.spec.whole && !Number.isInteger(value))) {
+      this.refuse(`A ${this.spec.whole ? "whole " : ""}number from ${this.text(low)} to ${this.text(high)} is wanted.`);
+      return false;
+    }
+    this.set(text === this.text(this.bound("stated")) ? this.bound("stated") : value);
     return true;
   }
 
@@ -95,12 +99,12 @@ class Control {
   show(values) {
     this.others = values;
     const value = values[this.spec.name];
-    this.shown = this.text(value);
+    this.shown = this.spec.unknown && this.own === null ? "" : this.text(value);
     this.slider.value = String(this.place(value));
     this.slider.setAttribute("aria-valuetext", this.shown);
     const stated = this.bound("stated");
     const hint = this.bound("hint") ?? "";
-    this.said = this.own === null ? hint : [`stated: ${this.text(stated)}`, hint].filter(Boolean).join("; ");
+    this.said = this.own === null || this.spec.unknown ? hint : [`stated: ${this.text(stated)}`, hint].filter(Boolean).join("; ");
     this.element.classList.toggle("moved", this.own !== null);
     if (this.wrong) return; // what was typed stays until it is right
     this.field.value = this.shown;

@@ -81,5 +81,5 @@ const SUFFIXES = { k: 1e3, m: 1e6, b: 1e9, g: 1e9, t: 1e12, "%": 0.01, ms: 1e-3,
 /** "15.6 T", "300B", "1e12", "$2.50", "41 %", "800 ms" as a number; NaN where it is none. */
 function parsed(text) {
   const found = /^\$?([-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(ms|[kmbgts%]?)$/.exec(text.toLowerCase().replace(/\s/g, ""));
-  return found === null ? NaN : Number(found[1].replace(/[,_]/g, "")) * SUFFIXES[found[2]];
+  return found === null ? NaN : Number((Number(found[1].replace(/[,_]/g, "")) * SUFFIXES[found[2]]).toPrecision(15));
 }

@@ -45,13 +45,21 @@ function say(text) {
   saying = setTimeout(() => { if (byId("said").textContent !== text) byId("said").textContent = text; }, 700);
 }
 
-/** Figures beside their formulas. row: {name, label, value, range, live}; live: the formula with its numbers. */
+/**
+ * Figures beside their formulas. row: {name, label, of, show, range, live}; of: a number, {low, central, high}, or
+ * nothing (a formula alone); live: the formula with the numbers of now. The element's value has all digits.
+ */
 function showFigures(list, rows, formulas) {
-  list.replaceChildren(...rows.map(({ name, label, value, range, live }) => {
-    const { formula, source } = formulas[name] ?? { formula: "", source: "" };
-    const how = [make("span", {}, formula), live ? make("span", { className: "live" }, live) : null, source ? make("span", { className: "source" }, source) : null];
-    const shown = make("dd", { className: "value" }, make("span", {}, value), range ? make("small", {}, range) : null);
+  list.replaceChildren(...rows.map(({ name, label, of = null, show, range: around, live }) => {
+    const { formula, source } = formulas[name];
+    const how = [make("span", {}, formula), live ? make("span", { className: "live" }, live) : null, make("span", { className: "source" }, source)];
+    const shown = make("dd", { className: "value" });
     shown.dataset.figure = name;
+    if (of !== null) {
+      const ranged = of.central !== undefined, beneath = around ?? (ranged ? range(of.low, of.high, show) : "");
+      shown.append(make("data", { value: of.central ?? of }, show(of.central ?? of)), ...(beneath ? [make("small", {}, beneath)] : []));
+      if (ranged) Object.assign(shown.dataset, { low: of.low, high: of.high });
+    }
     return make("div", {}, make("dt", {}, label), shown, make("dd", { className: "how" }, how));
   }));
 }

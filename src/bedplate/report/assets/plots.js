@@ -100,9 +100,16 @@ class Plot {
     const end = { Home: this.spec.x.low, End: this.spec.x.high }[event.key];
     if (event.key === "Escape") this.point(null);
     else if (end !== undefined) this.point(end);
-    else if (step) this.point(this.x.value(this.x.at(this.cursor ?? this.spec.x.low) + step * (this.right - this.left)));
+    else if (step) this.point(this.beside(this.cursor ?? this.spec.x.low, step));
     else return;
     event.preventDefault();
+  }
+
+  /** A share of the width further; of whole numbers at least the next. */
+  beside(x, step) {
+    const found = this.x.value(this.x.at(x) + step * (this.right - this.left));
+    if (!this.spec.x.whole) return found;
+    return step > 0 ? Math.max(found, x + 1) : Math.min(found, x - 1);
   }
 
   /** Moves the cursor; null takes it away. */

@@ -1,0 +1,581 @@
+"""The cost model's pages: what a browser computes is what Python does, and everybody can use them."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Locator, Page
+from tests.economics.decisions.builders import PRICES, case_values
+
+from bedplate.cli.main import main
+from bedplate.core.errors import UsageError
+from bedplate.economics import plan
+from bedplate.economics.decisions import decide, load_case
+from bedplate.economics.decisions.words import as_values
+from bedplate.economics.money import usd
+from bedplate.economics.replica import Engine
+from bedplate.economics.serving import Target, load_curve
+from bedplate.economics.serving_cases import plan_cases, replicas_of
+from bedplate.economics.traffic import Traffic
+
+from .conftest import Seen
+from .test_access import CONTRAST, FOCUS, UNNAMED
+
+EXAMPLES = Path(__file__).parents[2] / "examples/decide"
+CASES = sorted(path.stem for path in EXAMPLES.glob("*.yaml") if path.stem != "prices")
+TRAIN = ("--model", "llama-3.1-8b", "--tokens", "1T", "--device", "h100", "--devices", "64")
+SERVE = (
+    *("llama-3.2-1b", "--device", "a100-80gb", "--devices", 2, "--calls-per-day", "5e6", "--prompt-tokens", "100-500"),
+    *("--output-tokens", 4, "--skin-tokens", 200, "--max-rows", 24, "--p95-ms", 60),
+)
+SAME = 1e-9
+
+Opener = Callable[..., Page]
+
+
+def written(path: Path, verb: str, *arguments: object) -> Path:
+    """A page of the command line."""
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", verb, *map(str, arguments), "--page", str(path), "--json"])
+    assert ended.value.code == 0
+    return path
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opener]:
+    """Opens a page's file. An error, a warning or a request to anywhere fails the test."""
+    seen, contexts = Seen(""), []
+
+    def opener(path: Path, width: int = 1200, scheme: Any = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        seen.watch(page)
+        page.goto(path.as_uri())
+        page.locator("[data-figure]").first.wait_for(state="attached")
+        return page
+
+    yield opener
+    for context in contexts:
+        context.close()
+    assert seen.errors == []
+    assert seen.elsewhere == []
+    assert all(path.endswith(".html") for path in seen.paths)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("pages") / "train.html", "train", *TRAIN)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("pages") / "serve.html", "serve", *SERVE)
+
+
+@pytest.fixture(scope="module")
+def decision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pages") / "decide.html"
+    return written(path, "decide", EXAMPLES / "open_weights_at_volume.yaml")
+
+
+# --- moving and reading
+
+
+def slider(page: Page, name: str) -> Locator:
+    return page.locator(f"input[type=range][data-name={json.dumps(name)}]")
+
+
+def slide(page: Page, name: str, share: float) -> None:
+    found = slider(page, name)
+    found.fill(str(round(share * int(found.get_attribute("max") or 0))))
+
+
+def typed(page: Page, name: str) -> str:
+    return page.locator(f"input[type=text][data-name={json.dumps(name)}]").input_value()
+
+
+def enter(page: Page, name: str, text: str) -> Locator:
+    field = page.locator(f"input[type=text][data-name={json.dumps(name)}]")
+    field.fill(text)
+    field.press("Enter")
+    return field
+
+
+def drawn(page: Page) -> None:
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def moved(page: Page) -> dict[str, float]:
+    """What was moved, with all digits, as the address keeps it."""
+    drawn(page)
+    return {name: float(value) for name, value in parse_qsl(urlsplit(page.url).fragment)}
+
+
+def figures(page: Page) -> dict[str, Any]:
+    """By name: the number, or (low, number, high) where a figure has a range."""
+    found: dict[str, Any] = page.locator("dd[data-figure]").evaluate_all(
+        """all => Object.fromEntries(all.filter((e) => e.querySelector("data")).map((e) => {
+          const value = Number(e.querySelector("data").value), { figure, low, high } = e.dataset;
+          return [figure, low === undefined ? value : [Number(low), value, Number(high)]];
+        }))"""
+    )
+    return found
+
+
+def lines(page: Page, figure: str) -> list[str]:
+    return page.locator(f"[data-figure={figure}] li").evaluate_all("all => all.map((e) => e.textContent)")
+
+
+def terminal(page: Page) -> list[str]:
+    """The command that the page says does the same."""
+    drawn(page)
+    return shlex.split(page.get_by_label("Command").inner_text(), comments=True)[2:]
+
+
+def answered(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--json"])
+    assert ended.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# --- training
+
+
+def trained(values: Mapping[str, float]) -> plan.TrainingPlan:
+    more = {name: values[name] for name in ("overhead", "usd_per_hour", "usd_per_kwh") if name in values}
+    return plan.train(
+        "llama-3.1-8b",
+        values.get("tokens", 1e12),
+        plan.device("h100"),
+        int(values.get("devices", 64)),
+        mfu_share=values.get("mfu"),
+        **more,
+    )
+
+
+def check_training(page: Page, values: Mapping[str, float]) -> None:
+    wanted, found = trained(values), figures(page)
+    for name in ("mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd"):
+        one = getattr(wanted, name)
+        assert found[name] == pytest.approx([one.low, one.central, one.high], rel=SAME), (name, values)
+    for name in ("parameters", "flops", "tokens_per_second_per_device", "global_batch_tokens", "bytes_per_device"):
+        assert found[name] == pytest.approx(getattr(wanted, name), rel=SAME), (name, values)
+    assert page.locator("[data-figure=layout]").inner_text() == wanted.as_json()["layout"]["text"]
+    assert page.locator("#headline").inner_text().count(usd(wanted.usd.central)) == 1  # pyright: ignore
+
+
+def test_training_is_computed_as_python_does(opened: Opener, training: Path) -> None:
+    page = opened(training)
+    check_training(page, {})
+    rng = random.Random(1)
+    for trial in range(8):
+        names = ["tokens", "devices", "overhead", "usd_per_hour", "usd_per_kwh", "mfu"]
+        for name in names if trial % 2 else rng.sample(names, 2):
+            slide(page, name, rng.random())
+        check_training(page, moved(page))
+    page.get_by_role("button", name="Back to what was stated").click()
+    assert moved(page) == {}
+    check_training(page, {})
+
+
+def test_the_terminal_says_the_same(opened: Opener, training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = opened(training)
+    enter(page, "tokens", "300B")
+    enter(page, "devices", "128")
+    enter(page, "mfu", "41 %")
+    enter(page, "usd_per_hour", "$2.25")
+    assert moved(page) == {"tokens": 3e11, "devices": 128, "mfu": 0.41, "usd_per_hour": 2.25}
+    found = answered(capsys, ["plan", *terminal(page)])
+    assert (found["tokens"], found["devices"], found["mfu"]) == (3e11, 128, 0.41)
+    assert figures(page)["usd"] == pytest.approx([found["usd"]] * 3, rel=SAME)
+
+
+def test_an_address_with_what_was_moved_opens_as_it_was(opened: Opener, training: Path) -> None:
+    page = opened(training)
+    slide(page, "tokens", 0.3)
+    slide(page, "usd_per_hour", 0.9)
+    values, found = moved(page), figures(page)
+    page.reload()
+    assert moved(page) == values
+    assert figures(page) == found
+    page.goto(f"{training.as_uri()}#tokens=many&devices=&nothing=1")
+    page.reload()
+    assert moved(page) == {}
+
+
+def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
+    from bedplate.economics.scaling_laws import compute_optimal, predicted_loss
+
+    page = opened(training)
+    found = trained({})
+    best = compute_optimal(found.flops)
+    chosen = page.locator("[data-figure=chosen]").inner_text()
+    assert f"loss {predicted_loss(found.parameters, 1e12):.3f}" in chosen
+    optimum = page.locator("[data-figure=optimum]").inner_text()
+    assert f"{best.parameters / 1e9:.3g} B parameters on {best.tokens / 1e9:.3g} B tokens" in optimum
+    assert f"loss {best.loss:.3f}" in optimum
+
+
+def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) -> None:
+    from bedplate.economics.layout_search import DoesNotFit
+
+    big = ("--model", "llama-3.1-70b", "--tokens", "1T", "--device", "a100-80gb", "--devices", "64")
+    page = opened(written(tmp_path / "big.html", "train", *big))
+    enter(page, "devices", "4")
+    assert moved(page) == {"devices": 4}
+    with pytest.raises(DoesNotFit) as refused:
+        plan.train("llama-3.1-70b", 1e12, plan.device("a100-80gb"), 4)
+    assert page.locator("[data-figure=layout]").inner_text() == str(refused.value)
+    assert "does not fit" in page.locator("#headline").inner_text()
+    assert "bytes_per_device" not in figures(page)
+
+
+def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
+    from bedplate.economics.hardware import DEVICES
+
+    name = next(name for name, one in DEVICES.items() if one.rental is None)
+    page = opened(written(tmp_path / "p.html", "train", "--model", "smollm2-135m", "--tokens", "1B", "--device", name))
+    assert "no price" in page.locator("#headline").inner_text()
+    assert "usd" not in figures(page)
+    enter(page, "usd_per_hour", "1")  # where the slider stands already
+    hours = figures(page)["gpu_hours"]
+    assert moved(page) == {"usd_per_hour": 1}
+    assert figures(page)["usd"] == pytest.approx(hours, rel=SAME)
+
+
+# --- serving
+
+
+def check_serving(page: Page, values: Mapping[str, float]) -> None:
+    device = plan.device("a100-80gb")
+    traffic = Traffic(plan.lengths("100-500"), plan.lengths("4"), 200)
+    price = values.get("usd_per_hour")
+    replicas = replicas_of(
+        "llama-3.2-1b",
+        traffic,
+        device,
+        2,
+        engine=Engine(24, 4096),
+        usd_per_hour=None if price is None else price / 2,
+    )
+    shown = {name: typed(page, f"{name}_seconds") for name in ("total", "first_token")}
+    total = None if shown["total"] == "none" else values.get("total_seconds", 0.06)
+    first = None if shown["first_token"] == "none" else values["first_token_seconds"]
+    arguments = (replicas, traffic, values.get("calls_per_day", 5e6))
+    keywords = {
+        "peak_factor": values.get("peak_factor", 3.0),
+        "spare": int(values.get("spare", 0)),
+        "target": Target(total, first),
+    }
+    found = figures(page)
+    trouble = page.locator("[data-figure=trouble]").inner_text()
+    if trouble:
+        assert "replicas" not in found
+        with pytest.raises(UsageError, match="no number of replicas helps"):
+            plan_cases(*arguments, **keywords)
+        return
+    plans = plan_cases(*arguments, **keywords)
+    central = plans["central"]
+    assert found["replicas"] == central.replicas, values
+    assert found["capacity"] == pytest.approx(central.capacity_calls_per_second, rel=SAME)
+    for name in ("usd_per_call", "usd_per_million_tokens", "usd_per_day", "floor_usd_per_call"):
+        assert found[name] == pytest.approx(getattr(central, name), rel=SAME), (name, values)
+    shown = page.locator("dd[data-figure=usd_per_call] small").all_inner_texts()
+    ends = sorted(one.usd_per_call for name, one in plans.items() if name != "central")  # pyright: ignore
+    if len(ends) == 1:
+        assert shown == [f"{usd(ends[0])} to never"]
+    elif ends and ends[0] != ends[-1]:
+        assert shown == [f"{usd(ends[0])} to {usd(ends[-1])}"]
+    for name, one in (("at_peak", central.at_peak), ("at_mean", central.at_mean)):
+        place = one.calls_per_second / central.saturated_calls_per_second * 128
+        below = min(127, max(1, int(place)))
+        near = load_curve(replicas["central"], traffic, central, loads=(below / 128, (below + 1) / 128))
+        share = max(0.0, place - below)
+        wanted = near[0].total_p95 + share * (near[1].total_p95 - near[0].total_p95)
+        assert found[name] == pytest.approx(wanted, rel=1e-6), (name, values)
+        assert found[name] == pytest.approx(one.total_p95, rel=0.1), (name, values)
+
+
+def test_serving_is_computed_as_python_does(opened: Opener, serving: Path) -> None:
+    page = opened(serving)
+    check_serving(page, {})
+    rng = random.Random(2)
+    names = ["calls_per_day", "peak_factor", "total_seconds", "first_token_seconds", "usd_per_hour", "spare"]
+    for trial in range(5):
+        for name in names if trial % 2 else rng.sample(names, 2):
+            slide(page, name, rng.random())
+        check_serving(page, moved(page))
+    enter(page, "total_seconds", "none")
+    enter(page, "first_token_seconds", "none")
+    check_serving(page, moved(page))
+    enter(page, "total_seconds", "1 ms")
+    assert "A number from" in page.locator(".control .hint.error").inner_text()
+
+
+def test_the_fleet_of_the_terminal_is_the_page_s(
+    opened: Opener, serving: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = opened(serving)
+    enter(page, "calls_per_day", "20M")
+    enter(page, "total_seconds", "180 ms")
+    enter(page, "usd_per_hour", "7")
+    enter(page, "spare", "1.5")
+    assert "A whole number" in page.locator(".control .hint.error").inner_text()
+    enter(page, "spare", "2")
+    drawn(page)
+    found = answered(capsys, ["plan", *terminal(page)])
+    shown = figures(page)
+    assert (found["calls_per_day"], found["usd_per_hour"]) == (20e6, 7)
+    assert shown["replicas"] == found["replicas"]
+    assert shown["usd_per_call"] == pytest.approx(found["usd_per_call"], rel=SAME)
+
+
+# --- decisions
+
+
+def check_decision(page: Page, path: Path, values: Mapping[str, float], prices: Path | None = None) -> None:
+    overrides = [f"{name}={value!r}" for name, value in values.items()]
+    wanted = as_values(decide(*load_case(path, prices, overrides)))
+    assert page.locator("[data-figure=answer]").inner_text() == wanted["sentence"], values
+    assert lines(page, "reasons") == wanted["reasons"], values
+    assert lines(page, "break-evens") == [one["text"] for one in wanted["break_evens"]], values
+    # How far one looks for a flip hangs on the stated value, so that rows which were moved are compared no further.
+    flips = {one["input"]: one["text"] for one in wanted["flips"] if one["input"] not in values}
+    said = [*lines(page, "flips"), *lines(page, "steady")]
+    shown = {text.split(" (now ")[0]: text for text in said}
+    assert {name: text for name, text in shown.items() if name not in values and name in flips} == flips, values
+    found: dict[str, Any] = page.locator("tr[data-option]").evaluate_all(
+        """all => Object.fromEntries(all.map((row) => [row.dataset.option, row.dataset]))"""
+    )
+    assert set(found) == {one["name"] for one in wanted["options"]}
+    for one in wanted["options"]:
+        row = found[one["name"]]
+        assert row.get("feasible") == str(one["feasible"]).lower(), (one["name"], values)
+        low, high = one["total_interval"]
+        pairs = {"total": one["total_usd"], "net": one["net_usd"], "low": low, "high": high}
+        for name, number in {**pairs, "bestIn": one["best_in"] if one["feasible"] else None}.items():
+            if number is not None:
+                assert float(row[name]) == pytest.approx(number, rel=1e-8, abs=1e-9), (one["name"], name, values)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decisions_are_made_as_python_makes_them(opened: Opener, tmp_path: Path, name: str) -> None:
+    path = EXAMPLES / f"{name}.yaml"
+    page = opened(written(tmp_path / "page.html", "decide", path))
+    check_decision(page, path, {})
+    rng = random.Random(name)
+    names = page.locator("input[type=range]").evaluate_all("all => all.map((e) => e.dataset.name)")
+    assert names[:2] == ["traffic.calls_per_day", "traffic.horizon_days"]
+    more = page.get_by_label("Move another number").locator("option")
+    for _ in range(2):
+        chosen = rng.choice([one for one in more.evaluate_all("all => all.map((e) => e.value)") if one])
+        page.get_by_label("Move another number").select_option(chosen)
+        names.append(chosen)
+    for _ in range(4):
+        page.get_by_role("button", name="Back to what was stated").evaluate("e => e.click()")
+        for one in rng.sample(names, 3):
+            slide(page, one, rng.uniform(0.1, 0.9))
+        values = moved(page)
+        if all(page_said(page, one) for one in values):
+            check_decision(page, path, values)
+
+
+def page_said(page: Page, name: str) -> bool:
+    """Whether an override may say it: not what was planned from a data sheet."""
+    rows = page.evaluate("JSON.parse(document.getElementById('data').textContent).rows")
+    return next(row["said"] for row in rows if row["name"] == name)
+
+
+BY_USE = {"paid": "by_use", "utilisation": 0.7}
+OWN = case_values(
+    {
+        'a.b "c"': {"model": "large", "quality": {"value": 0.9, "low": 0.85, "high": 0.94}},
+        "small": {"model": "small", "quality": 0.8, "setup": {"hours": 20, "evaluation_labels": 50}},
+        "box": {
+            "machine": {"name": "box", "seconds_per_call": {"value": 0.2, "low": 0.1, "high": 0.4}, **BY_USE},
+            "quality": 0.88,
+            "p95_ms": 300,
+            "upkeep": {"hours_per_month": 3},
+        },
+        "shrunk": {
+            "machine": {"name": "node", "seconds_per_call": 2.5, "utilisation": 0.5},
+            "quality": 0.95,
+            "tuning": {"labels": 900, "machine_hours": 3, "refresh": {"every_days": 30, "labels": 90, "hours": 2}},
+        },
+    },
+    traffic={
+        "calls_per_day": {"value": 30000, "low": 10000, "high": 50000},
+        "horizon_days": 400,
+        "growth_per_year": -0.3,
+        "peak_to_mean": 2,
+        "waiting_share": 0.4,
+    },
+    value={"usd_per_call": 0.02, "margin": 0.6, "earned_by": "right_answer", "usd_per_wrong_answer": 0.005},
+)
+
+
+def test_revenue_shrinking_demand_and_odd_names(opened: Opener, tmp_path: Path) -> None:
+    """What the four examples have not."""
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    path = tmp_path / "case.yaml"
+    path.write_text(yaml.safe_dump({**OWN, "prices": "prices.yaml"}, sort_keys=False))
+    page = opened(written(tmp_path / "page.html", "decide", path))
+    check_decision(page, path, {})
+    rng = random.Random(3)
+    names = ["traffic.calls_per_day", "traffic.horizon_days", "traffic.growth_per_year", "value.usd_per_call"]
+    names += [
+        "options.'a.b \"c\"'.quality",
+        "options.box.machine.seconds_per_call",
+        "prices.hosted.large.batch_discount",
+    ]
+    for name in names:
+        if not slider(page, name).count():
+            page.get_by_label("Move another number").select_option(name)
+    for trial in range(6):
+        page.get_by_role("button", name="Back to what was stated").evaluate("e => e.click()")
+        for one in rng.sample(names, 1 + trial % 4):
+            slide(page, one, rng.uniform(0.05, 0.95))
+        check_decision(page, path, moved(page))
+
+
+def test_a_decision_s_command_says_what_was_moved(
+    opened: Opener, decision: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = opened(decision)
+    enter(page, "traffic.calls_per_day", "50,000")
+    drawn(page)
+    found = answered(capsys, ["plan", *terminal(page)])
+    assert found["sentence"] == page.locator("[data-figure=answer]").inner_text()
+    assert "traffic.calls_per_day=50000" in page.get_by_label("Command").inner_text()
+
+
+# --- any page
+
+EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'> & \"q\" {{ 7 * 7 }} \u2028"
+
+
+def test_names_of_a_file_are_text(opened: Opener, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(PRICES.replace("large:", json.dumps(EVIL) + ":"))
+    options = {EVIL: {"model": EVIL}, "<b>box</b>": {"machine": {"name": "box", "seconds_per_call": 0.2, **BY_USE}}}
+    values = {**case_values(options), "case": EVIL, "prices": "prices.yaml", "constraints": {"latency": EVIL}}
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    path = written(tmp_path / "page.html", "decide", tmp_path / "case.yaml")
+    page = opened(path)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("script").count() == 2
+    assert page.locator("img, b").count() == 0
+    assert page.locator("h1").evaluate("e => e.textContent") == EVIL
+    assert page.title() == " ".join(EVIL.replace("\u2028", " ").split()) or "<script>" in page.title()
+    page.locator("details").evaluate_all("all => all.forEach((e) => { e.open = true; })")
+    assert "<b>box</b>" in page.locator("main").inner_text()
+    assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
+def test_nothing_is_fetched_and_nothing_may_be(kind: str, request: pytest.FixtureRequest) -> None:
+    html = request.getfixturevalue(kind).read_text("utf-8")
+    assert re.findall(r'(?:src|href|action)="(?!#|data:,")', html) == []
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy[1]
+    assert len(html) < 400_000
+
+
+@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_it_fits_and_can_be_read(
+    opened: Opener, kind: str, scheme: Any, width: int, request: pytest.FixtureRequest
+) -> None:
+    page = opened(request.getfixturevalue(kind), width, scheme)
+    page.locator("details").evaluate_all("all => all.forEach((e) => { e.open = true; })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(UNNAMED) == []
+    worst = page.evaluate(CONTRAST)
+    assert min(worst)[0] >= 4.5, min(worst)
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 28)")
+    for svg in page.locator("figure > svg").all():
+        box = svg.bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
+def test_everything_is_reached_and_moved_by_keys(opened: Opener, kind: str, request: pytest.FixtureRequest) -> None:
+    page = opened(request.getfixturevalue(kind))
+    reached: set[str] = set()
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        name, tag, outlined = page.evaluate(FOCUS)
+        if tag == "BODY":
+            break
+        assert outlined, name
+        reached.add(page.evaluate("document.activeElement.dataset.name ?? document.activeElement.tagName"))
+    names = page.locator("input[type=range]").evaluate_all("all => all.map((e) => e.dataset.name)")
+    assert {*names, "svg"} <= reached
+    first = slider(page, names[0])
+    before = page.locator("#headline").inner_text()
+    first.focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+    drawn(page)
+    assert page.locator("#headline").inner_text() != before
+    value = page.locator("input[type=text]").first.input_value()
+    assert first.get_attribute("aria-valuetext") == value
+    page.wait_for_function("document.getElementById('said').textContent !== ''")
+    plot = page.locator("figure svg[tabindex]").first
+    plot.focus()
+    texts = []
+    for key in ("Home", "ArrowRight", "End"):
+        page.keyboard.press(key)
+        texts.append(plot.get_attribute("aria-valuetext"))
+    assert len(set(texts)) == 3
+    page.keyboard.press("Escape")
+
+
+def test_what_is_no_number_is_refused_beside_its_field(opened: Opener, training: Path) -> None:
+    page = opened(training)
+    for text in ("many", "-1", "1e99", "", "0"):
+        field = enter(page, "tokens", text)
+        assert field.get_attribute("aria-invalid") == "true", text
+        hint = page.locator(f"#{field.get_attribute('aria-describedby')}")
+        assert "A number from" in hint.inner_text()
+    assert moved(page) == {}
+    enter(page, "tokens", "1 T")
+    assert page.locator("[aria-invalid=true]").count() == 0
+    check_training(page, {})
+
+
+def test_a_move_is_drawn_at_once(opened: Opener, decision: Path) -> None:
+    page = opened(decision)
+    spent: float = page.evaluate(
+        """async () => {
+          const slider = document.querySelector("input[type=range]"), frame = () => new Promise(requestAnimationFrame);
+          let most = [];
+          for (let n = 100; n < 110; n++) {
+            const begin = performance.now();
+            slider.value = n;
+            slider.dispatchEvent(new Event("input"));
+            await frame(); await frame();
+            most.push(performance.now() - begin);
+          }
+          return most.sort((a, b) => a - b)[4];
+        }"""
+    )
+    assert spent < 1000
