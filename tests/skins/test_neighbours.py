@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
@@ -15,7 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.files import sha256_file
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin
-from bedplate.skins.neighbours import ROWS_FILE, VECTORS_FILE, Neighbours, vector_bytes
+from bedplate.skins.nearest import VECTORS_FILE, vector_bytes
+from bedplate.skins.neighbours import ROWS_FILE, Neighbours
 from bedplate.skins.prompt import Demonstration
 from bedplate.skins.verify import verify_skin
 
@@ -123,8 +123,8 @@ def test_changed_missing_and_unfitting_files_are_refused(knn, tmp_path):
     with pytest.raises(SkinError, match="sha256 differs"):
         read_skin(directory)
     for name, content, said in (
-        (VECTORS_FILE, vector_bytes(torch.zeros(40, 16)), "has length 0"),
-        (VECTORS_FILE, vector_bytes(torch.eye(16)), "40 rows and 16 vectors"),
+        (VECTORS_FILE, vector_bytes(np.zeros((40, 16))), "has length 0"),
+        (VECTORS_FILE, vector_bytes(np.eye(16)), "40 rows and 16 vectors"),
         (ROWS_FILE, b'{"inputs": {"review": 3}, "answer": "a"}\n', "line 1: a row is"),
         (ROWS_FILE, b'{"inputs": {"review": "x"}}\n', "line 1: a row is"),
         (ROWS_FILE, b'{"inputs": {"text": "x"}, "answer": "a"}\n' * 40, "row 0 of the pool"),

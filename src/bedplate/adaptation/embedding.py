@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bedplate.adaptation.context import Context, source_of
 from bedplate.core.files import atomic_write
@@ -17,7 +16,8 @@ from bedplate.core.progress import progress
 from bedplate.inference.engine import Engine
 from bedplate.inference.neighbours import embed_texts, text_tokens
 from bedplate.models.decoder import Decoder
-from bedplate.skins.neighbours import PoolPooling, read_vectors, text_of, vector_bytes
+from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
+from bedplate.skins.neighbours import text_of
 
 SAMPLE = 32
 _AT_ONCE = 2048
@@ -53,7 +53,7 @@ class Embedder:
         for start in progress(range(0, len(fits), _AT_ONCE), f"embedding with {self.name}"):
             part = fits[start : start + _AT_ONCE]
             found[part] = embed_texts(engine, [texts[i] for i in part], self.pooling, self.depth)
-        atomic_write(kept, vector_bytes(torch.from_numpy(found)))
+        atomic_write(kept, vector_bytes(found))
         return found
 
 

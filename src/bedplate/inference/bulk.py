@@ -194,7 +194,8 @@ def _success(prediction: Prediction) -> dict[str, Any]:
     """Without times and cache hits, which differ from run to run."""
     scores = {"scores": dict(prediction.scores)} if prediction.scores else {}
     tokens = {"prompt_tokens": prediction.prompt_tokens, "completion_tokens": prediction.completion_tokens}
-    return {"output": prediction.output} | scores | tokens
+    passages = {"passages": list(prediction.passages)} if prediction.passages else {}
+    return {"output": prediction.output} | scores | tokens | passages
 
 
 def _failure(error: BedplateError) -> dict[str, Any]:

@@ -1,18 +1,21 @@
-"""Demonstrations for each call: its inputs are embedded, and the nearest rows of the skin's pool go into the prompt."""
+"""What is looked up for each call: its inputs are embedded, and the nearest rows of the skin's pool, or the nearest
+passages of its documents, go into the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Embed, Embedding, Result
+from bedplate.inference.requests import Embed, Embedding, Generation, LookedUp, Result
 from bedplate.inference.stream import Stream
-from bedplate.skins.neighbours import PoolPooling, text_of
-from bedplate.skins.prompt import Demonstration
+from bedplate.skins.nearest import PoolPooling
+from bedplate.skins.neighbours import Neighbours, text_of
+from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_embedder
 from bedplate.text.tokenizer import Tokenizer
@@ -24,22 +27,30 @@ _PULSE_SECONDS = 2.0
 _PROBES = ("a", "7", "中")
 
 
-class Chooser:
-    """A skin's pool on the engine that embeds for it: the main one, or that of the skin's second base."""
+@dataclass(frozen=True)
+class Found:
+    """What a call's prompt is made with."""
+
+    demonstrations: tuple[Demonstration, ...]
+    looked_up: LookedUp
+
+
+class Lookup:
+    """A skin's index on the engine that embeds for it: the main one, or that of the skin's second base."""
 
     def __init__(self, skin: Skin, main: Engine, embedder: Engine | None, *, allow_other_weights: bool = False) -> None:
-        """SkinError without the engine that the skin needs, or where that is held otherwise than for the pool."""
-        assert skin.neighbours is not None
-        self._skin, self._pool = skin, skin.neighbours
+        """SkinError without the engine that the skin needs, or where that is held otherwise than for the index."""
+        index = skin.index
+        assert index is not None
+        self._skin, self._index = skin, index
         self._names = list(skin.inputs)
         self.warnings: list[str] = []
         if skin.embedder is None:
             self.engine = main
             return
         if embedder is None:
-            raise SkinError(
-                f"skin {skin.name!r} chooses its demonstrations with the base {skin.embedder.name}; load that base too"
-            )
+            what = "demonstrations" if skin.passages is None else "passages"
+            raise SkinError(f"skin {skin.name!r} chooses its {what} with the base {skin.embedder.name}; load that too")
         self.warnings = verify_embedder(
             skin,
             embedder.base,
@@ -49,24 +60,48 @@ class Chooser:
         )
         self.engine = embedder
 
-    def demonstrations(
-        self, rows: Sequence[Mapping[str, str]], *, queued: bool = False
-    ) -> list[tuple[Demonstration, ...]]:
-        """What is shown with each row's inputs. queued: as `embed_texts`."""
-        pool = self._pool
+    def find(self, rows: Sequence[Mapping[str, str]], *, queued: bool = False) -> list[Found]:
+        """What each row's inputs bring with them. queued: as `embedded`."""
+        index = self._index
         texts = [text_of(row, self._names) for row in rows]
-        vectors = embed_texts(self.engine, texts, pool.pooling, pool.depth, skin=self._skin.name, queued=queued)
-        return [pool.demonstrations(vector) for vector in vectors]
+        found: list[Found] = []
+        for one in embedded(self.engine, texts, index.pooling, index.depth, skin=self._skin.name, queued=queued):
+            vector, compute = np.array(one.vector, dtype=np.float32), one.timing.compute
+            if isinstance(index, Neighbours):
+                found.append(Found(index.demonstrations(vector), LookedUp((), compute)))
+            else:
+                found.append(Found(self._skin.demonstrations, LookedUp(index.given(vector), compute)))
+        return found
 
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """The tokens with which the prompts of all calls begin, whatever they show."""
+        """The tokens with which the prompts of all calls begin, whatever is looked up."""
         prompt, names = self._skin.prompt, self._names
         shared: list[int] | None = None
         for probe in _PROBES:
-            shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._pool.k
-            found = prompt.constant_prefix(tokenizer, shown, names)
+            shown, given = self._skin.demonstrations, tuple[Passage, ...]()
+            if isinstance(self._index, Neighbours):
+                shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._index.k
+            else:
+                given = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
+            found = prompt.constant_prefix(tokenizer, shown, names, given)
             shared = found if shared is None else _common(shared, found)
         return tuple((shared or [])[:-1])
+
+
+def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:
+    """The passages that an answer was given: number, document and start in it, and `cited` where the answer is a text:
+    whether that holds the number in brackets, as in [1]. texts: with the passages' own."""
+    if result.looked_up is None:
+        return ()
+    found: list[dict[str, Any]] = []
+    for passage in result.looked_up.passages:
+        entry: dict[str, Any] = {"number": passage.number, "document": passage.document, "start": passage.start}
+        if texts:
+            entry["text"] = passage.text
+        if isinstance(result, Generation):
+            entry["cited"] = f"[{passage.number}]" in result.text
+        found.append(entry)
+    return tuple(found)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
@@ -79,7 +114,15 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special=False))
 
 
-def embed_texts(
+def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
+    """Vectors float32 [N, D] of unit length; raises what `embedded` raises."""
+    found = np.empty((len(texts), engine.base.spec.hidden_size), dtype=np.float32)
+    for i, one in enumerate(embedded(engine, texts, pooling, depth)):
+        found[i] = one.vector
+    return found
+
+
+def embedded(
     engine: Engine,
     texts: Sequence[str],
     pooling: PoolPooling,
@@ -87,8 +130,8 @@ def embed_texts(
     *,
     skin: str = "",
     queued: bool = False,
-) -> np.ndarray:
-    """Vectors float32 [N, D] of unit length. ContextLengthExceeded for a text that the base cannot take whole,
+) -> Iterator[Embedding]:
+    """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
     RequestError for one without tokens.
 
     queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
@@ -96,23 +139,20 @@ def embed_texts(
     """
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
-    found = np.empty((len(texts), base.spec.hidden_size), dtype=np.float32)
     for start in range(0, len(texts), _AT_ONCE):
         requests: list[Embed] = []
         for text in texts[start : start + _AT_ONCE]:
             ids = text_tokens(tokenizer, text)
             if not ids:
-                raise RequestError("the input has no tokens, so it has no neighbours", param="input")
+                raise RequestError("the input has no tokens, so nothing is near to it", param="input")
             if len(ids) > limit:
                 raise ContextLengthExceeded(
                     f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
                     param="input",
                 )
             requests.append(Embed(ids, pooling, depth, skin=skin))
-        results = _queued(engine, requests) if queued else engine.run(requests)
-        for i, result in enumerate(results, start=start):
-            found[i] = cast(Embedding, result).vector
-    return found
+        for result in _queued(engine, requests) if queued else engine.run(requests):
+            yield cast(Embedding, result)
 
 
 def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:

@@ -15,7 +15,7 @@ from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
 from bedplate.inference.judged import check_here, held_as
-from bedplate.inference.neighbours import Chooser, text_tokens
+from bedplate.inference.neighbours import Found, Lookup, citations, text_tokens
 from bedplate.inference.requests import (
     Classification,
     Classify,
@@ -33,7 +33,6 @@ from bedplate.inference.requests import (
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
 from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, LabelsOutput, Output, TextOutput
-from bedplate.skins.prompt import Demonstration
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
 from bedplate.text.json_form import labels_rules
@@ -55,6 +54,7 @@ class Prediction:
     output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
     generated, or the label. seconds: wall time of the row's own call, or its share of its batch. usd: what a remote
     model charged for it, None where machine time is the whole cost. passed_on: a cascade's second skin was asked.
+    passages: what the prompt held of documents (`citations`).
     """
 
     output: str
@@ -66,6 +66,7 @@ class Prediction:
     seconds: float = 0.0
     usd: float | None = None
     passed_on: bool = False
+    passages: tuple[Mapping[str, Any], ...] = ()
 
 
 class Predictor:
@@ -91,10 +92,10 @@ class Predictor:
         )
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()
-        self._chooser: Chooser | None = None
-        if skin.neighbours is not None:
-            self._chooser = Chooser(skin, engine, embedder, allow_other_weights=allow_other_weights)
-            self.warnings += self._chooser.warnings
+        self._lookup: Lookup | None = None
+        if skin.index is not None:
+            self._lookup = Lookup(skin, engine, embedder, allow_other_weights=allow_other_weights)
+            self.warnings += self._lookup.warnings
         if isinstance(skin.output, TextOutput | JsonOutput | LabelsOutput):
             self.sampling()
             if self.grammar is not None:
@@ -123,8 +124,8 @@ class Predictor:
         skin = self.skin
         if skin.probe is not None and (skin.probe.pooling != "last" or self._reads_only):
             return ()
-        if self._chooser is not None:
-            return self._chooser.prefix(self._tokenizer)
+        if self._lookup is not None:
+            return self._lookup.prefix(self._tokenizer)
         return tuple(skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs)))
 
     def forget_weights(self) -> None:
@@ -163,34 +164,38 @@ class Predictor:
     def requests(
         self, rows: Sequence[str | Mapping[str, str]], sampling: Sampling | None = None, *, queued: bool = False
     ) -> list[Request]:
-        """`request` for each row. Demonstrations that a skin chooses for each call are chosen here, which asks the
-        engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
-        otherwise the caller's does."""
+        """`request` for each row. What a skin looks up for each call is looked up here, which asks the engine that
+        embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server; otherwise the
+        caller's does."""
         inputs = [inputs_of(self.skin, row) for row in rows]
-        if self._chooser is None:
-            return [self._request(one, self.skin.demonstrations, sampling) for one in inputs]
-        shown = self._chooser.demonstrations(inputs, queued=queued)
-        return [self._request(one, chosen, sampling) for one, chosen in zip(inputs, shown, strict=True)]
+        if self._lookup is None:
+            return [self._request(one, None, sampling) for one in inputs]
+        found = self._lookup.find(inputs, queued=queued)
+        return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
 
-    def _request(self, inputs: Mapping[str, str], shown: Sequence[Demonstration], sampling: Sampling | None) -> Request:
+    def _request(self, inputs: Mapping[str, str], found: Found | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
         if isinstance(skin.output, EmbeddingOutput):
             return self._embedding_request(skin.output, inputs, limit)
+        shown = skin.demonstrations if found is None else found.demonstrations
+        looked_up = None if found is None else found.looked_up
+        given = () if looked_up is None else looked_up.passages
+        common: dict[str, Any] = {**self._common, "looked_up": looked_up}
         if skin.probe is not None:
             tokens = (
                 self._text_tokens(inputs, limit)
                 if self._reads_only
-                else skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
+                else skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
             )
             depth = int(skin.probe.layer.removeprefix("layers."))
-            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **self._common)
+            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
         if isinstance(skin.output, LabelOutput):
-            found, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, limit=limit)
-            return Score(tuple(found), continuations, **self._common)
-        tokens = skin.prompt.tokens(tokenizer, inputs, shown, limit=limit)
-        return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **self._common)
+            ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, given, limit=limit)
+            return Score(tuple(ids), continuations, **common)
+        tokens = skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
+        return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
 
     def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
         tokens = self._text_tokens(inputs, limit)
@@ -237,6 +242,10 @@ class Predictor:
 
     def read(self, result: Result, seconds: float = 0.0) -> Prediction:
         """A result of this skin's request, parsed."""
+        found, given = self._parsed(result, seconds), citations(result)
+        return replace(found, passages=given) if given else found
+
+    def _parsed(self, result: Result, seconds: float) -> Prediction:
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
         if isinstance(output, TextOutput | JsonOutput | LabelsOutput):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from bedplate.adapters.head import Head
 from bedplate.core.errors import RequestError
+from bedplate.skins.prompt import Passage
 
 Pooling = Literal["mean", "first", "last"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -89,6 +90,15 @@ class Grammar:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class LookedUp:
+    """What was looked up before a request could be made. passages: what its prompt holds, by their numbers. compute:
+    seconds that this took an engine."""
+
+    passages: tuple[Passage, ...] = ()
+    compute: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """What every request says of itself.
@@ -96,7 +106,7 @@ class Common:
     adapter: a key given to Engine.load_adapter or load_soft_prompt, None the base itself. skin: in whose name it runs,
     for fairness and counts. Cached tokens are shared by all requests of one adapter within the first `shared_tokens`
     (the skin's own prompt), and after them within one `tenant` only. deadline: in `time.monotonic()` seconds; a request
-    that has not ended by then fails with DeadlineError.
+    that has not ended by then fails with DeadlineError. looked_up: is given back with the result.
     """
 
     adapter: str | None = None
@@ -104,6 +114,7 @@ class Common:
     tenant: str = ""
     shared_tokens: int = 0
     deadline: float | None = None
+    looked_up: LookedUp | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +207,7 @@ class Generation:
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[tuple[tuple[int, float], ...], ...] = ()
     timing: Timing = Timing()
+    looked_up: LookedUp | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +218,7 @@ class Scores:
     token_counts: tuple[int, ...]
     usage: Usage
     timing: Timing = Timing()
+    looked_up: LookedUp | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +226,7 @@ class Embedding:
     vector: tuple[float, ...]
     usage: Usage
     timing: Timing = Timing()
+    looked_up: LookedUp | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +236,7 @@ class Classification:
     scores: tuple[float, ...]
     usage: Usage
     timing: Timing = Timing()
+    looked_up: LookedUp | None = None
 
 
 Result = Generation | Scores | Embedding | Classification

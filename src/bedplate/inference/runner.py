@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -354,7 +354,7 @@ class Runner:
                 fail_all([job], job.failed)
                 continue
             try:
-                job.stream.finish(result_of(self.base, job))
+                job.stream.finish(replace(result_of(self.base, job), looked_up=job.request.looked_up))
             except Exception as error:
                 fail_all([job], error)
 

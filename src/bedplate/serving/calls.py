@@ -204,7 +204,7 @@ class Call:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
         price = self.house.config.price
         if price is not None:
-            self.cost_usd = sum(one.timing.compute for one in found) * price.usd_per_hour / 3600
+            self.cost_usd = compute_of(found) * price.usd_per_hour / 3600
         prompt, completion = tokens_of(asked, found)
         self._accounted = True
         if self.admission is not None:
@@ -258,7 +258,7 @@ class Call:
             with contextlib.suppress(Exception):  # a request that failed has nothing to charge
                 result = stream.result(0)
                 price = self.house.config.price
-                usd = 0.0 if price is None else result.timing.compute * price.usd_per_hour / 3600
+                usd = 0.0 if price is None else compute_of([result]) * price.usd_per_hour / 3600
                 admission.settle(result.usage.prompt_tokens + result.usage.completion_tokens, usd)
 
         def ended(stream: Stream) -> None:
@@ -301,6 +301,12 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
         error.param = source
     elif error.param == "max_tokens":
         error.param = limit
+
+
+def compute_of(found: Sequence[engine_requests.Result]) -> float:
+    """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
+    looked_up = {id(one.looked_up): one.looked_up.compute for one in found if one.looked_up is not None}
+    return sum(one.timing.compute for one in found) + sum(looked_up.values())
 
 
 def tokens_of(asked: BaseModel, found: Sequence[engine_requests.Result]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.inference.engine import Engine
+from bedplate.inference.neighbours import citations
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Generate, Generation, Request, Result
 from bedplate.serving.fields import ChatRequest, CompletionRequest
@@ -225,11 +226,15 @@ class ServedSkin:
             prediction = self._predictor.read(result)
         except RequestError as error:  # what the model gave cannot be read: no fault of the request
             raise RuntimeError(error.message) from error
+        given = citations(result, texts=True)
+        more: dict[str, Any] = {"passages": list(given)} if given else {}
         if isinstance(result, Generation):
             # As it was streamed: `output` may be another writing of it.
-            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result)
+            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, more or None)
         scores = {label: finite(score) for label, score in prediction.scores.items()}
-        return Answer(prediction.output, "stop", result.usage, None, {"label": prediction.output, "scores": scores})
+        return Answer(
+            prediction.output, "stop", result.usage, None, {"label": prediction.output, "scores": scores, **more}
+        )
 
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
         ignored = len(asked.messages) - 1 if isinstance(asked, ChatRequest) else 0

@@ -19,13 +19,13 @@ from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_byt
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
+from bedplate.skins.index import INDEX_FILES, index_of, knn_fields, read_neighbours, read_passages, retrieval_fields
 from bedplate.skins.manifest import (
     EXTRAS,
     SCHEMA_VERSION,
     SKIN_FILE,
     CascadeFields,
     DemonstrationRow,
-    KnnFields,
     Manifest,
     ProbeFields,
     PromptFields,
@@ -35,30 +35,17 @@ from bedplate.skins.manifest import (
     read_manifest,
     validate,
 )
-from bedplate.skins.neighbours import (
-    INDEX_DIRECTORY,
-    MAX_ROWS_BYTES,
-    ROWS_FILE,
-    VECTORS_FILE,
-    Neighbours,
-    read_pool_rows,
-    read_vectors,
-)
+from bedplate.skins.nearest import INDEX_DIRECTORY, MAX_ROWS_BYTES, VECTORS_FILE
+from bedplate.skins.neighbours import ROWS_FILE
 from bedplate.skins.output import LabelOutput
+from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import (
-    CascadePart,
-    EndpointReference,
-    LoraPart,
-    ProbePart,
-    Skin,
-)
+from bedplate.skins.skin import CascadePart, EndpointReference, LoraPart, ProbePart, Skin
 
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 _PARTS = (PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE)
-_INDEX = (VECTORS_FILE, ROWS_FILE)
-_KNOWN = frozenset((*_PARTS, *_INDEX, *EXTRAS))
+_KNOWN = frozenset((*_PARTS, *INDEX_FILES, *EXTRAS))
 CASCADED = ("first", "second")
 """Directories of a cascade's two skins."""
 
@@ -83,8 +70,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files[HEAD_FILE] = skin.probe.head.to_bytes()
     if skin.soft_prompt is not None:
         files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
-    if skin.neighbours is not None:
-        files |= skin.neighbours.files()
+    files |= index_of(skin)
     if skin.cascade is not None:
         for place, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
             files |= {f"{place}/{name}": content for name, content in skin_files(part).items()}
@@ -102,7 +88,8 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         prompt=PromptFields(format=skin.prompt.format, system=skin.prompt.system),
         lora=None if skin.lora is None else skin.lora.config,
         probe=None if skin.probe is None else ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
-        knn=_knn_fields(skin),
+        knn=knn_fields(skin),
+        retrieval=retrieval_fields(skin),
         cascade=_cascade_fields(skin),
         provenance=skin.provenance,
         generation=dict(skin.generation),
@@ -112,15 +99,6 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
     )
     files[SKIN_FILE] = manifest_bytes(manifest)
     return files
-
-
-def _knn_fields(skin: Skin) -> KnnFields | None:
-    pool = skin.neighbours
-    if pool is None:
-        return None
-    return KnnFields(
-        k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=skin.embedded_with
-    )
 
 
 def _cascade_fields(skin: Skin) -> CascadeFields | None:
@@ -196,7 +174,7 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
-        limit = MAX_ROWS_BYTES if name.endswith(ROWS_FILE) else limit
+        limit = MAX_ROWS_BYTES if name.endswith((ROWS_FILE, PASSAGES_FILE)) else limit
         content = read_bytes(directory / name, limit)
         if sha256_bytes(content) != digest:
             raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
@@ -233,11 +211,14 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
     if manifest.kind == "soft_prompt":
         wanted.add(SOFT_PROMPT_FILE)
     if manifest.knn is not None:
-        wanted |= set(_INDEX)
+        wanted |= {VECTORS_FILE, ROWS_FILE}
+    if manifest.retrieval is not None:
+        wanted |= {VECTORS_FILE, PASSAGES_FILE}
     optional = {DEMONSTRATIONS_FILE, *EXTRAS}
     if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
         odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
         raise SkinError(f"{directory}: {odd[0]} does not fit a skin of kind {manifest.kind!r}")
+    embedded = manifest.knn or manifest.retrieval
     return Skin(
         name=manifest.name,
         kind=manifest.kind,
@@ -251,9 +232,10 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         soft_prompt=None
         if manifest.kind != "soft_prompt"
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
-        neighbours=None if manifest.knn is None else _neighbours(directory, manifest.knn, contents),
+        neighbours=read_neighbours(directory, manifest.knn, contents),
+        passages=read_passages(directory, manifest.retrieval, contents),
         cascade=cascade,
-        embedded_with=None if manifest.knn is None else manifest.knn.embedded_with,
+        embedded_with=None if embedded is None else embedded.embedded_with,
         provenance=manifest.provenance,
         generation=manifest.generation,
         limits=manifest.limits,
@@ -300,21 +282,10 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
         raise SkinError(f"{directory / SKIN_FILE}: the weights of a remote model cannot be adapted here")
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
-        ours = (config.rank(path), config.scaling(path), config.dropout)
-        if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout):
+        ours = (config.rank(path), config.scaling(path), config.dropout, config.dora)
+        if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout, peft_config.dora):
             raise SkinError(f"{directory}: {CONFIG_FILE} and {SKIN_FILE} disagree about the adapter of {path}")
     return LoraPart(config, tensors)
-
-
-def _neighbours(directory: Path, fields: KnnFields, contents: Mapping[str, bytes]) -> Neighbours:
-    return Neighbours(
-        read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE]),
-        read_pool_rows(directory / ROWS_FILE, contents[ROWS_FILE]),
-        fields.k,
-        fields.order,
-        fields.pooling,
-        fields.depth,
-    )
 
 
 def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:

@@ -13,7 +13,8 @@ from bedplate.adapters.tensors import read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.core.files import sha256_bytes
-from bedplate.skins.neighbours import Order, PoolPooling
+from bedplate.skins.nearest import PoolPooling
+from bedplate.skins.neighbours import Order
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import (
@@ -53,6 +54,13 @@ class KnnFields(Strict):
     embedded_with: EvaluatedWith | None = None
 
 
+class RetrievalFields(Strict):
+    k: Annotated[int, Field(ge=1)]
+    pooling: PoolPooling
+    depth: Annotated[int, Field(ge=0)] | None = None
+    embedded_with: EvaluatedWith | None = None
+
+
 class CascadeFields(Strict):
     threshold: Annotated[float, Field(gt=0, le=1)]
     first: Digest
@@ -77,6 +85,7 @@ class Manifest(Strict):
     lora: LoraConfig | None = None
     probe: ProbeFields | None = None
     knn: KnnFields | None = None
+    retrieval: RetrievalFields | None = None
     cascade: CascadeFields | None = None
     provenance: Provenance = Provenance()
     generation: dict[str, Any] = Field(default_factory=dict)
@@ -88,7 +97,7 @@ class Manifest(Strict):
 def manifest_bytes(manifest: Manifest) -> bytes:
     # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
     fields = manifest.model_dump(mode="json")
-    for name in ("knn", "cascade"):  # skins from before there were such parts keep their id
+    for name in ("knn", "retrieval", "cascade"):  # skins from before there were such parts keep their id
         if fields[name] is None:
             del fields[name]
     return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()

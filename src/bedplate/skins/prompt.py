@@ -25,7 +25,7 @@ Messages = list[dict[str, str]]
 
 TEMPLATE_BYTES = 256 * 1024
 RENDER_SECONDS = 5.0
-GIVEN = frozenset(("inputs", "demonstrations"))
+GIVEN = frozenset(("inputs", "demonstrations", "passages"))
 # Two inputs differ in their first character whatever they are: the common prefix of these prompts is constant.
 _PROBES = ("a", "7", " The", "\n", "中", "<", "…", "zebra zebra", "")
 
@@ -39,12 +39,24 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A piece of a document as a prompt shows it: by its number, from 1. start: the place of its first character in
+    the document."""
+
+    number: int
+    text: str
+    document: str = ""
+    start: int = 0
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A jinja template over the input fields, each by its name (`{{ review }}`) and all as `inputs`.
 
     plain: the rendered text is completed; the template places `demonstrations` itself (a list of objects with `inputs`
     and `answer`). chat: the rendered text is the user's message, each demonstration an earlier exchange, `system` the
-    first message. Raises TemplateError for a template that does not parse.
+    first message. In either the template may place `passages` (a list of objects with `number`, `text` and `document`).
+    Raises TemplateError for a template that does not parse.
     """
 
     template: str
@@ -82,18 +94,21 @@ class Prompt:
             )
 
     def text(
-        self, inputs: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()
+        self,
+        inputs: Mapping[str, str],
+        demonstrations: Sequence[Demonstration] = (),
+        passages: Sequence[Passage] = (),
     ) -> str | list[dict[str, str]]:
         """The prompt of one input: a text (plain), or messages (chat). Raises SkinError, TemplateError."""
         if self.format == "plain":
             self.check(list(inputs), demonstrations)
-            return self._render(inputs, demonstrations)
+            return self._render(inputs, demonstrations, passages)
         self.check(list(inputs))
         messages: Messages = [] if self.system is None else [{"role": "system", "content": self.system}]
         for shown in demonstrations:
             messages.append({"role": "user", "content": self._render(shown.inputs)})
             messages.append({"role": "assistant", "content": shown.answer})
-        messages.append({"role": "user", "content": self._render(inputs)})
+        messages.append({"role": "user", "content": self._render(inputs, (), passages)})
         return messages
 
     def tokens(
@@ -101,11 +116,12 @@ class Prompt:
         tokenizer: Tokenizer,
         inputs: Mapping[str, str],
         demonstrations: Sequence[Demonstration] = (),
+        passages: Sequence[Passage] = (),
         *,
         limit: int | None = None,
     ) -> list[int]:
         """Token ids of the prompt of one input. ContextLengthExceeded when there are more than `limit`."""
-        found = self.text(inputs, demonstrations)
+        found = self.text(inputs, demonstrations, passages)
         ids = self._encode(tokenizer, found)
         return _within(ids, 0, limit)
 
@@ -115,6 +131,7 @@ class Prompt:
         inputs: Mapping[str, str],
         demonstrations: Sequence[Demonstration],
         output: LabelOutput,
+        passages: Sequence[Passage] = (),
         *,
         limit: int | None = None,
     ) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
@@ -124,7 +141,7 @@ class Prompt:
         white space, that space is moved into the continuations. ContextLengthExceeded when the prompt with the longest
         continuation has more than `limit` tokens.
         """
-        found = self.text(inputs, demonstrations)
+        found = self.text(inputs, demonstrations, passages)
         if not output.continuations:
             raise SkinError("this output names no text to score for its labels; give it continuations")
         if isinstance(found, str):
@@ -139,6 +156,7 @@ class Prompt:
         tokenizer: Tokenizer,
         demonstrations: Sequence[Demonstration] = (),
         fields: Sequence[str] | None = None,
+        passages: Sequence[Passage] = (),
     ) -> list[int]:
         """The token ids with which the prompts of all inputs begin, less one for safety; [] where there is none.
 
@@ -146,16 +164,22 @@ class Prompt:
         """
         names = sorted(self.variables - GIVEN) if fields is None else list(fields)
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
-        prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations) for probe in _PROBES]
+        prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
         first, last = min(prompts), max(prompts)
         same = next(
             (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
         )
         return first[: max(same - 1, 0)]
 
-    def _render(self, inputs: Mapping[str, str], demonstrations: Sequence[Demonstration] = ()) -> str:
+    def _render(
+        self,
+        inputs: Mapping[str, str],
+        demonstrations: Sequence[Demonstration] = (),
+        passages: Sequence[Passage] = (),
+    ) -> str:
         shown = [{"inputs": dict(d.inputs), "answer": d.answer} for d in demonstrations]
-        variables = {**inputs, "inputs": dict(inputs), "demonstrations": shown}
+        given = [{"number": p.number, "text": p.text, "document": p.document} for p in passages]
+        variables = {"passages": given, **inputs, "inputs": dict(inputs), "demonstrations": shown}
         # in a context of its own, so that one rendering's budget is not another's
         return copy_context().run(_render, self.template, variables)
 

@@ -18,9 +18,10 @@ from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output
+from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
-Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed", "knn", "hosted", "cascade"]
+Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed", "knn", "retrieval", "hosted", "cascade"]
 ADAPTED: frozenset[Kind] = frozenset(("lora", "soft_prompt"))
 """Kinds with weights that an engine holds under a key."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -113,7 +114,8 @@ class Limits(Strict):
 
 @dataclass(frozen=True, eq=False)
 class LoraPart:
-    """LoRA weights by our names: `{module path}.lora_A` [r, in], `.lora_B` [out, r]."""
+    """LoRA weights by our names: `{module path}.lora_A` [r, in], `.lora_B` [out, r]; with DoRA also
+    `.lora_magnitude_vector` [out]."""
 
     config: LoraConfig
     tensors: Mapping[str, Tensor]
@@ -145,6 +147,7 @@ class Skin:
     kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "soft_prompt": with vectors before the
     prompt; "probe": a head on the prompt's features; "embed": the prompt's vector itself; "knn": demonstrations that
     are chosen for each call from a pool, by the vectors of the base "embedder" (without one, of the main base);
+    "retrieval": passages of documents that are chosen for each call in that way;
     "hosted": a remote model answers; "cascade": two skins, of which the second is asked where the first is not sure
     (`cascaded` makes one). Raises SkinError when its parts do not fit its kind.
     """
@@ -160,13 +163,14 @@ class Skin:
     probe: ProbePart | None = None
     soft_prompt: SoftPrompt | None = None
     neighbours: Neighbours | None = None
+    passages: Passages | None = None
     cascade: CascadePart | None = None
     provenance: Provenance = field(default_factory=Provenance)
     generation: Mapping[str, Any] = field(default_factory=dict[str, Any])
     limits: Limits = field(default_factory=Limits)
     evaluated_with: EvaluatedWith | None = None
     embedded_with: EvaluatedWith | None = None
-    """How the embedder was held when it embedded the pool."""
+    """How the embedder was held when it embedded the pool or the documents."""
     directory: Path | None = None
     """Where it was read from."""
 
@@ -187,6 +191,7 @@ class Skin:
             "probe": self.probe,
             "soft_prompt": self.soft_prompt,
             "knn": self.neighbours,
+            "retrieval": self.passages,
             "cascade": self.cascade,
         }
         if any((part is not None) != (self.kind == kind) for kind, part in parts.items()):
@@ -203,12 +208,17 @@ class Skin:
                 )
 
     def _check_pool(self) -> None:
-        roles = {"main"} | ({"embedder"} if self.kind == "knn" else set()) | ({"second"} if self.cascade else set())
+        roles = {"main"} | ({"embedder"} if self.index else set()) | ({"second"} if self.cascade else set())
         odd = sorted(self.bases.keys() - roles)
         if odd:
             raise SkinError(f"skin {self.name!r} of kind {self.kind!r} has no use for a base {odd[0]!r}")
         if self.embedded_with is not None and self.embedder is None:
             raise SkinError(f"skin {self.name!r} says how its embedder was held, but has none")
+        loops = "passages" in self.prompt.variables - self.inputs.keys()
+        if loops != (self.passages is not None):
+            raise SkinError(
+                f"skin {self.name!r}: a skin of kind 'retrieval', and no other, has a prompt that loops over `passages`"
+            )
         if self.neighbours is None:
             return
         if self.demonstrations:
@@ -255,6 +265,11 @@ class Skin:
                 f"skin {self.name!r}: its head was made for the labels {list(self.probe.head.labels)}, "
                 f"its output has {list(self.output.labels)}"
             )
+
+    @property
+    def index(self) -> Neighbours | Passages | None:
+        """What is looked up for each call, where something is."""
+        return self.neighbours if self.passages is None else self.passages
 
     @property
     def base(self) -> BaseReference:

@@ -136,12 +136,12 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
 
 
 def _check_pool(skin: Skin, spec: TransformerSpec) -> None:
-    pool = skin.neighbours
+    pool = skin.index
     if pool is None:
         return
     _check_depth(skin.name, pool.depth or 0, spec)
     if pool.size != spec.hidden_size:
-        raise _sizes(skin.name, f"a pool of vectors of size {pool.size}", spec.hidden_size)
+        raise _sizes(skin.name, f"an index of vectors of size {pool.size}", spec.hidden_size)
 
 
 def _check_depth(name: str, depth: int, spec: TransformerSpec) -> None:

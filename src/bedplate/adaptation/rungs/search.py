@@ -22,8 +22,9 @@ from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.inference.predict import Prediction
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
+from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import Kind, Skin
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Variant:
     output: TaskOutput
     demonstrations: tuple[Demonstration, ...] = ()
     neighbours: Neighbours | None = None
+    passages: Passages | None = None
     embedder: str | None = None
     predictions: list[Prediction | None] = field(default_factory=list["Prediction | None"])
     bias: tuple[float, ...] = ()
@@ -49,12 +51,13 @@ class Variant:
     @property
     def key(self) -> str:
         """Names what the variant asks, whatever it is called."""
-        pool = self.neighbours
+        pool, index = self.neighbours, self.passages
         return sha256_json(
             {
                 "prompt": [self.prompt.template, self.prompt.format, self.prompt.system],
                 "output": self.output.model_dump(mode="json"),
                 "demonstrations": [[dict(one.inputs), one.answer] for one in self.demonstrations],
+                "passages": None if index is None else [self.embedder, index.digest, index.k, index.depth],
                 "pool": None if pool is None else [self.embedder, len(pool), pool.k, pool.order, pool.depth],
             }
         )
@@ -187,13 +190,20 @@ def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutp
     """The skin of a variant, with this output."""
     return context.skin(
         rung,
-        "prompt" if variant.neighbours is None else "knn",
+        _kind(variant),
         variant.prompt,
         output,
         demonstrations=variant.demonstrations,
         neighbours=variant.neighbours,
+        passages=variant.passages,
         embedder=variant.embedder,
     )
+
+
+def _kind(variant: Variant) -> Kind:
+    if variant.neighbours is not None:
+        return "knn"
+    return "prompt" if variant.passages is None else "retrieval"
 
 
 def _read_answers(path: Path) -> list[Prediction | None]:

@@ -1,0 +1,174 @@
+"""Passages of the task's documents in the prompt, those nearest to each call's inputs: for what the base lacks.
+
+Lewis et al., Retrieval-Augmented Generation (https://arxiv.org/abs/2005.11401). How long passages are, how many go into a
+prompt and what embeds them are chosen on valid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.documents import Documents, cut, read_documents
+from bedplate.adaptation.embedding import Embedder, embedders_of
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.evaluation.harness import Predicts
+from bedplate.inference.neighbours import text_tokens
+from bedplate.skins.files import read_skin
+from bedplate.skins.passages import Passages
+from bedplate.skins.prompt import Prompt
+
+FIRST_ROWS = 48
+KEEPS = (2, 1)
+SHARE = 0.4
+FRAME = 8
+"""Tokens at most of a passage's number and the line it stands on."""
+BLOCK = "{% for passage in passages %}[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
+
+
+class Retrieval:
+    """A skin of kind retrieval."""
+
+    name = "retrieval"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        spec = context.spec.documents
+        if spec is None:
+            return Skip("the task file gives no `adapt.documents`")
+        if context.is_encoder:
+            return Skip("an encoder reads no passages")
+        room = room_beside(context, *context.default_prompt()) - FRAME
+        ways = [[size, k] for k in spec.k for size in spec.chunk_tokens if k * (size + FRAME) <= room]
+        if not ways:
+            size, k = min(spec.chunk_tokens), min(spec.k)
+            return Skip(
+                f"{k} passages of {size} tokens do not fit {prompt_limit(context):,} prompt tokens beside the longest "
+                "input"
+            )
+        documents = read_documents(spec, context.task.directory)
+        embedders = embedders_of(context)
+        tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
+        tokens = self._tokens(context, documents)
+        mean_input = max(1.0, context.pace.tokens)
+        n, wanted, left_out = len(context.valid), len(tried), list[str]()
+        first_rows = first_rows_of(context, FIRST_ROWS)
+        while True:
+            indexed = {(number, size) for number, size, _ in tried}
+            # a passage takes what embeds about as many inputs' time as it is longer
+            seconds = sum(
+                embedders[number].pace * tokens * (1 + spec.overlap) / mean_input for number, _ in indexed
+            ) + sum(embedders[number].pace * n for number, _, _ in tried)
+            each = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
+            stages = stages_for(n, first_rows, KEEPS)
+            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.1
+            seconds += context.timing * each
+            if seconds <= context.left * SHARE or len(tried) <= 1:
+                break
+            tried.pop()
+        if seconds > context.left:
+            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+        if len(tried) < wanted:
+            left_out.append(f"{wanted - len(tried)} of {wanted} ways to look passages up were not tried: no time")
+        settings = {
+            "tried": tried,
+            "embedders": [one.to_json() for one in embedders],
+            "first_rows": first_rows,
+            "documents": documents.sha256,
+        }
+        return Plan(settings, seconds, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        spec = context.spec.documents
+        assert spec is not None
+        documents = read_documents(spec, context.task.directory)
+        embedders = [Embedder(**values) for values in plan.settings["embedders"]]
+        prompt, output = context.default_prompt()
+        # the prompt that the other rungs have, with the passages before it
+        with_passages = Prompt(BLOCK + prompt.template, prompt.format, prompt.system)
+        indices: dict[tuple[int, int], Passages] = {}
+        variants: list[Variant] = []
+        for number, size, k in plan.settings["tried"]:
+            one = embedders[number]
+            if (number, size) not in indices:
+                kept = directory / f"documents-{documents.sha256[:12]}-{number}-{size}.safetensors"
+                indices[number, size] = self._index(context, documents, one, size, kept)
+            index = indices[number, size]
+            index = replace(index, k=min(k, len(index)))
+            name = f"{index.k} passages of {size} tokens by {one.name}"
+            variants.append(Variant(name, with_passages, output, (), None, index, one.source))
+        stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
+        winner, order, tried = choose(context, variants, stages, directory / "answers")
+        details = self._details(winner, documents)
+        return finish(context, self.name, winner, order, tried, plan, start, details)
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+    @staticmethod
+    def _tokens(context: Context, documents: Documents) -> float:
+        """About how many tokens of the base all documents have, from a sample of them."""
+        sample = documents.documents[:: max(1, len(documents.documents) // 200)]
+        count = _counter(context, None)
+        characters = sum(len(one.text) for one in sample)
+        share = sum(count(one.text) for one in sample) / characters
+        return share * sum(len(one.text) for one in documents.documents)
+
+    @staticmethod
+    def _index(context: Context, documents: Documents, embedder: Embedder, size: int, kept: Path) -> Passages:
+        spec = context.spec.documents
+        assert spec is not None
+        chunks = cut(documents.documents, size, spec.overlap, _counter(context, embedder))
+        vectors = embedder.embed(context, [chunk.text for chunk in chunks], kept)
+        whole = np.flatnonzero(vectors.any(axis=1)).tolist()
+        return Passages(
+            np.ascontiguousarray(vectors[whole]),
+            tuple(chunks[i] for i in whole),
+            1,
+            embedder.pooling,
+            embedder.depth,
+        )
+
+    @staticmethod
+    def _details(winner: Variant, documents: Documents) -> dict[str, Any]:
+        assert winner.passages is not None
+        return {
+            "k": winner.passages.k,
+            "passages": len(winner.passages),
+            "embedder": winner.embedder or "the base itself",
+            "depth": winner.passages.depth,
+            "documents": {
+                "number": len(documents.documents),
+                "sha256": documents.sha256,
+                "repeated": documents.repeated,
+                "empty": documents.empty,
+            },
+        }
+
+
+def _counter(context: Context, embedder: Embedder | None) -> Callable[[str], int]:
+    """Tokens of a text for the base, and for what embeds, if that has more or cannot take so many."""
+    tokenizer = context.model.tokenizer
+    if embedder is None or embedder.source is None:
+        return lambda text: len(tokenizer.encode(text, parse_special=False))
+    base = embedder.engine(context).base
+    other, most = base.need_tokenizer(), base.spec.context_length
+
+    def count(text: str) -> int:
+        own = len(tokenizer.encode(text, parse_special=False))
+        theirs = len(text_tokens(other, text))
+        # what the embedder cannot take whole is longer than any passage
+        return own if theirs <= most else max(own, 1 << 30)
+
+    return count
