@@ -112,6 +112,12 @@ def _formulas() -> str:
     return _table(("figure", "formula", "source"), rows)
 
 
+def _decision_formulas() -> str:
+    from bedplate.economics.decisions.formulas import FORMULAS
+
+    return _table(("figure", "formula", "source"), ((name, *row) for name, row in FORMULAS.items()))
+
+
 def _constraints() -> str:
     from bedplate.economics.decisions.rules import RULES
 
@@ -212,6 +218,7 @@ def _signed(share: float) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "formulas": _formulas,
+    "decision_formulas": _decision_formulas,
     "constraints": _constraints,
     "curves": _curves,
     "assumptions": _assumptions,

@@ -18,7 +18,7 @@ class Control {
     this.field = make("input", { type: "text", inputMode: "decimal", spellcheck: false, "aria-label": `${spec.label}, typed`, "aria-describedby": `${id}-hint` });
     this.field.dataset.name = spec.name;
     this.hint = make("p", { className: "hint", id: `${id}-hint` });
-    const line = make("div", { className: "line" }, make("label", { for: id }, spec.label), this.field);
+    const line = make("div", { className: "line" }, make("label", { for: id }, ...breakable(spec.label)), this.field);
     this.element = make("div", { className: "control" }, line, this.slider, this.hint);
     this.slider.addEventListener("input", () => { this.slide(Number(this.slider.value)); moved(); });
     this.field.addEventListener("change", () => { if (this.type(this.field.value)) moved(); });
@@ -111,6 +111,9 @@ class Control {
     this.hint.textContent = this.said;
   }
 }
+
+/** A long name may break after its dots and underscores. */
+const breakable = (name) => name.split(/(?<=[._])/).flatMap((part) => [part, make("wbr")]).slice(0, -1);
 
 /** Of a sorted list, in ratio. */
 function nearest(list, value) {

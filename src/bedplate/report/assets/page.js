@@ -37,6 +37,8 @@ function showHeadline(rows, verdict = null) {
   say(verdict === null ? rows.slice(0, 3).map(([name, value]) => `${name}: ${value}`).join(", ") : verdict.textContent);
 }
 
+new ResizeObserver(() => document.documentElement.style.setProperty("--head", `${byId("headline").offsetHeight}px`)).observe(byId("headline"));
+
 let saying = null;
 
 /** For those who listen: what it comes to, once nothing has moved for a while. */

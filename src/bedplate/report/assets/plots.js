@@ -177,7 +177,7 @@ class Plot {
       parts.push(drawn("path", { class: `line ${one.colour ?? ""}${one.out ? " out" : ""}`, "stroke-dasharray": one.dash ?? "", d: path(all.map(([place, value]) => [this.x.at(place), clip(value)])), "clip-path": `url(#${this.clip})` }));
     }
     for (const one of rules) parts.push(...this.rule(one));
-    const taken = [];
+    const taken = points.map((one) => ({ left: this.x.at(one.x) - 6, right: this.x.at(one.x) + 6, top: this.y.at(one.y) - 6, bottom: this.y.at(one.y) + 6 }));
     for (const one of points) parts.push(...this.mark(one, taken));
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
