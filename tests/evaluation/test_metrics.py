@@ -19,6 +19,7 @@ OUTPUTS = {
     "labels": {"kind": "labels", "labels": LABELS},
     "text": {"kind": "text"},
     "json": {"kind": "json", "json_schema": {"type": "object"}},
+    "embedding": {"kind": "embedding", "documents": {"source": "documents.jsonl"}},
 }
 # three answers of which no two have anything in common
 ANSWERS = {
@@ -26,6 +27,7 @@ ANSWERS = {
     "labels": ('["1"]', '["2"]', '["3"]'),
     "text": ("red stone wall", "big old tree", "cup of milk"),
     "json": ('{"n":1,"s":"red"}', '{"n":2,"s":"old"}', '{"n":3,"s":"cup"}'),
+    "embedding": ('["a"]', '["b"]', '["c"]'),
 }
 
 
@@ -92,6 +94,7 @@ def test_rows_score_only_what_is_declared(name: str, kind: str) -> None:
         "labels": ('["1","2"]', '["2","3"]'),
         "text": ("big old red tree", "big old green house"),
         "json": ('{"n":1,"s":"red"}', '{"n":1,"s":"old"}'),
+        "embedding": ('["a","c"]', '["a","b"]' if name.startswith("recall") else '["b","c"]'),
     }
     target, prediction = halves[kind]
     score = METRICS[name].row(target, prediction)

@@ -93,7 +93,10 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
     [
         ({"metrc": "accuracy"}, "'metrc'.*did you mean 'metric'"),
         ({"data__taget": "y"}, "'taget'.*did you mean 'target'"),
-        ({"output__kind": "image"}, "output kind 'image' is not supported yet; supported: label, labels, text, json"),
+        (
+            {"output__kind": "image"},
+            "output kind 'image' is not supported yet; supported: label, labels, text, json, embedding",
+        ),
         ({"output": {"kind": "json"}, "metric": "json_match"}, "needs `json_schema`"),
         (
             {"output": JSON, "metric": "accuracy"},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.evaluation.ranking import relevant
 
 if TYPE_CHECKING:
     from bedplate.evaluation.task import OutputSpec, Task
@@ -88,10 +89,14 @@ def load_examples(task: Task) -> TaskData:
     notes: list[str] = []
     sources: dict[str, Rows] = {}
     examples: dict[str, Example] = {}
+    documents, searched = None, {}
+    if task.output.documents is not None:
+        documents, digest = task.output.documents.read(task.directory)
+        searched = {f"file:{task.output.documents.source}": digest}
     if files is None:
         assert task.data.source is not None
         sources["source"] = read_rows(task.data.source, task.directory)
-        records = _records(task, sources["source"], "", examples, counts, notes)
+        records = _records(task, sources["source"], "", documents, examples, counts, notes)
         if task.data.limit is not None:
             kept = take(records, task.data.limit, task.data.seed)
             counts["over_limit"] += len(records) - len(kept)
@@ -103,12 +108,13 @@ def load_examples(task: Task) -> TaskData:
         parts: dict[str, tuple[Record, ...]] = {}
         for name, file in files.items():
             sources[name] = read_rows(file, task.directory)
-            parts[name] = _records(task, sources[name], f"{name}/", examples, counts, notes)
+            parts[name] = _records(task, sources[name], f"{name}/", documents, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
     notes += _check_splits(task, parts)
     counts.update({name: len(part) for name, part in parts.items()})
     done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
     hashes = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
+    hashes |= searched
     hashes |= {name: split_hash(part) for name, part in parts.items()}
     test = done["test"]
     handle = TestHandle(
@@ -123,7 +129,13 @@ def load_examples(task: Task) -> TaskData:
 
 
 def _records(
-    task: Task, rows: Rows, prefix: str, examples: dict[str, Example], counts: Counter[str], notes: list[str]
+    task: Task,
+    rows: Rows,
+    prefix: str,
+    documents: Mapping[str, str] | None,
+    examples: dict[str, Example],
+    counts: Counter[str],
+    notes: list[str],
 ) -> tuple[Record, ...]:
     """Parse and deduplicate one source's rows; adds to `examples` (by id), `counts` and `notes`."""
     counts.update(rows.counts)
@@ -136,7 +148,7 @@ def _records(
     parsed: list[Example] = []
     empty = 0
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        example = _example(task, row, line, rows)
+        example = _example(task, row, line, rows, documents)
         if example is None:
             empty += 1
         else:
@@ -173,13 +185,13 @@ def _strata(task: Task, targets: Sequence[str]) -> list[str]:
     return [min(labels, key=lambda label: counts[label]) if labels else "" for labels in chosen]
 
 
-def _example(task: Task, row: Row, line: int, rows: Rows) -> Example | None:
+def _example(task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None) -> Example | None:
     """One row as an example; None where every input is empty."""
     where = f"{rows.path}, line {line}"
     inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    target = _target(task, row, where)
+    target = _target(task, row, where, documents)
     digest = row_hash(inputs)
     group = digest
     if task.data.group_by is not None:
@@ -206,12 +218,14 @@ def _text(row: Row, column: str, where: str) -> str:
     return value
 
 
-def _target(task: Task, row: Row, where: str) -> str:
+def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | None) -> str:
     value: Any = row.get(task.data.target)
-    if task.output.kind in ("json", "labels"):
+    if task.output.kind in ("json", "labels", "embedding"):
         if task.data.target not in row:
             raise DataError(f"{where}: the target ({task.data.target}) is missing")
         try:
+            if documents is not None:
+                return relevant(value, task.output.separator, documents)
             return task.output.canonical(_as_json(task.output, value))
         except RequestError as error:
             raise DataError(f"{where}: the target ({task.data.target}): {error.message}") from error

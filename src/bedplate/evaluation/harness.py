@@ -23,6 +23,7 @@ from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, Answered, Scoring
+from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class PredictionLike(Protocol):
 class Predicts(Protocol):
     """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike]: ...
+    def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike | str]: ...
 
 
 @dataclass(frozen=True)
@@ -332,14 +333,15 @@ def _compare_statistic(
 
 
 def evaluate(
-    model: Predicts | Path | str,
+    model: Predicts | Embeds | Path | str,
     task: Task | Path | str,
     *,
     split: str = "valid",
     data: TaskData | None = None,
     confidence: float = 0.95,
 ) -> Evaluation:
-    """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers.
+    """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers. What
+    embeds, a base as well, ranks the documents of a task whose output is an embedding.
 
     Opening test is recorded in the ledger first: a later verdict on these rows is exploratory, because what was seen
     here may shape what is judged there. The same skin asked again is no new opening.
@@ -349,35 +351,43 @@ def evaluate(
     task.scorer.ready()
     if data is None:
         data = load_examples(task)
-    predictor = load_predictor(model) if isinstance(model, str | Path) else _checked(model, type(model).__name__)
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if isinstance(model, str | Path):
+        model = load_predictor(model)
+    predictor = _asked(model, task, name)
     reason = f"evaluate {task.task}"
     if split == "test":
-        question = sha256_json({"evaluate": _identity(predictor), "task": task.hash, "rows": data.test.split_hash})
+        question = sha256_json({"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash})
         Ledger().open(question, data.test.row_hashes, task=task.task, reason=reason)
     examples = data.examples(split, reason)
     predictions = predictor.predict([example.inputs for example in examples])
     return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
 
 
-def _identity(predictor: Predicts) -> str:
-    """What was asked: a skin's id; anything else is new each time."""
+def _identity(model: object) -> str:
+    """What was asked: a skin's id, or a base's; anything else is new each time."""
+    from bedplate.inference.local import LocalModel
     from bedplate.inference.predict import Predictor
     from bedplate.skins.files import skin_id
 
-    return skin_id(predictor.skin) if isinstance(predictor, Predictor) else uuid.uuid4().hex
+    if isinstance(model, LocalModel):
+        return model.base.identity.weights_id
+    return skin_id(model.skin) if isinstance(model, Predictor) else uuid.uuid4().hex
 
 
 def load_predictor(
     skin: Path | str, *, weights: Weights | None = None, kernel: Kernel | None = None, allow_other_weights: bool = False
-) -> Predicts:
-    """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`). UsageError for a
-    base."""
+) -> Predicts | Embeds:
+    """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`); or a base."""
     from bedplate.inference.predict import load
 
-    return _checked(load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights), str(skin))
+    return load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
 
 
-def _checked(model: object, name: str) -> Predicts:
+def _asked(model: object, task: Task, name: str) -> Predicts:
+    """What answers the task's rows. UsageError where the model cannot."""
+    if task.output.documents is not None and isinstance(model, Embeds):
+        return Ranker(model, task.output.documents.read(task.directory)[0])
     if not isinstance(model, Predicts):
         raise UsageError(
             f"{name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"

@@ -1,6 +1,6 @@
 """How predictions are scored. A metric is a mean of row scores, or a statistic of all rows at once (macro-F1).
 
-Targets and predictions are texts: a label, a text, JSON in canonical form, or the labels of a row as a JSON list.
+Targets and predictions are texts: a label, a text, JSON in canonical form, or a JSON list of labels or document ids.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bedplate.data.splits import normalise
 from bedplate.evaluation.metrics_json import json_fields
+from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.metrics_text import chrf, rouge_1, rouge_2, rouge_l, squad_exact, token_f1
 
 Counts = NDArray[np.float64]
@@ -123,4 +124,9 @@ METRICS: dict[str, Metric] = {
     "rouge_2": Metric("rouge_2", ("text",), rouge_2, real=True),
     "rouge_l": Metric("rouge_l", ("text",), rouge_l, real=True),
     "chrf": Metric("chrf", ("text",), chrf, real=True),
+    "ndcg@10": Metric("ndcg@10", ("embedding",), ndcg_at(10), real=True),
+    "mrr@10": Metric("mrr@10", ("embedding",), reciprocal_rank_at(10), real=True),
+    "recall@1": Metric("recall@1", ("embedding",), recall_at(1), real=True),
+    "recall@10": Metric("recall@10", ("embedding",), recall_at(10), real=True),
+    "recall@100": Metric("recall@100", ("embedding",), recall_at(100), real=True),
 }

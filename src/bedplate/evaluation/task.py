@@ -20,6 +20,7 @@ from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_exa
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
+from bedplate.evaluation.ranking import RankedDocuments
 from bedplate.skins.output import JsonOutput, LabelsOutput
 
 __all__ = [
@@ -36,8 +37,8 @@ __all__ = [
 ]
 
 INPUT_KINDS = ("text",)
-OUTPUT_KINDS = ("label", "labels", "text", "json")
-_LATER = {"input": ("image", "audio"), "output": ("embedding", "image")}
+OUTPUT_KINDS = ("label", "labels", "text", "json", "embedding")
+_LATER = {"input": ("image", "audio"), "output": ("image",)}
 
 
 def _known_kind(kind: str, supported: Sequence[str], what: str) -> str:
@@ -64,6 +65,7 @@ class OutputSpec(Strict):
     """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
     ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
     between the labels of a target that is one text ("red, blue"); without it a target is a list, or JSON text of one.
+    kind embedding: a vector, by which `documents` are ranked; a target is the id of a relevant one, or several ids.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class OutputSpec(Strict):
     stop: tuple[str, ...] | None = None
     json_schema: dict[str, Any] | None = None
     separator: Annotated[str, Field(min_length=1)] | None = None
+    documents: RankedDocuments | None = None
 
     @field_validator("kind")
     @classmethod
@@ -109,10 +112,12 @@ class OutputSpec(Strict):
                 raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
         elif self.labels is not None:
             raise ValueError(f"`labels` belongs to outputs of kind label or labels, not {self.kind}")
+        if (self.documents is None) == (self.kind == "embedding"):
+            raise ValueError("`documents`, what is searched, belong to outputs of kind embedding, and to no other")
         if self.separator is None:
             return
-        if self.kind != "labels":
-            raise ValueError(f"`separator` belongs to outputs of kind labels, not {self.kind}")
+        if self.kind not in ("labels", "embedding"):
+            raise ValueError(f"`separator` belongs to outputs of kind labels or embedding, not {self.kind}")
         torn = next((label for label in self.labels or () if self.separator in label), None)
         if torn is not None:
             raise ValueError(f"the separator {self.separator!r} stands in the label {torn!r}; choose another")
@@ -228,6 +233,12 @@ class Task(Strict):
             raise ValueError(f"{metric!r} does not fit an output of kind {output.kind}; {', '.join(fitting)} would")
         return metric
 
+    @model_validator(mode="after")
+    def _one_query(self) -> Task:
+        if self.output.kind == "embedding" and len(self.inputs) > 1:
+            raise ValueError("a task with outputs of kind embedding has one input, the query")
+        return self
+
     @property
     def path(self) -> Path | None:
         """The file this task was read from."""
@@ -264,7 +275,11 @@ class Task(Strict):
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
-        for name in ("json_schema", "separator"):  # files from before there were such fields keep their hash
+        for name in (
+            "json_schema",
+            "separator",
+            "documents",
+        ):  # files from before there were such fields keep their hash
             if values["output"][name] is None:
                 del values["output"][name]
         if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
