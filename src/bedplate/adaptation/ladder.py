@@ -78,6 +78,11 @@ def adapt(
     watch = Stopwatch()
     out = Path(out)
     _check_output(out)
+    if task.output.kind == "embedding":
+        raise UsageError(
+            f"{task.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
+            f"`bedplate evaluate BASE {task.path}`"
+        )
     task.scorer.ready()
     data = load_examples(task)
     if curve:
