@@ -27,10 +27,12 @@ import torch.nn.functional as F
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
+from bedplate.evaluation.examples import Example as Labelled
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, family_in
+from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import Batch, Example
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
@@ -168,6 +170,17 @@ def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.
     return ids, mask, rows(lambda e: [t if on else -100 for t, on in zip(e.ids, e.loss, strict=True)], -100)
 
 
+def review_examples(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[Example]:
+    """The demo's reviews with the label to learn."""
+    made: list[Example] = []
+    for row in rows:
+        prompt = (
+            f"Decide whether the product review is positive or negative.\n\nReview: {row.inputs['review']}\nSentiment:"
+        )
+        made.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
+    return made
+
+
 def chunks(examples: Sequence[Example]) -> list[list[Example]]:
     return [list(examples[i : i + BATCH]) for i in range(0, len(examples), BATCH)]
 
@@ -232,17 +245,10 @@ def main() -> None:
     base = load_base("smollm2-135m", dtype="bfloat16")
     tokenizer, data = base.need_tokenizer(), load_examples(load_task(TASK))
 
-    def encoded(split: str, count: int) -> list[Example]:
-        made: list[Example] = []
-        for row in data.examples(split, "benchmark")[:count]:
-            prompt = (
-                "Decide whether the product review is positive or negative.\n\n"
-                f"Review: {row.inputs['review']}\nSentiment:"
-            )
-            made.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
-        return made
-
-    examples, valid = encoded("train", arguments.examples), encoded("valid", arguments.valid)
+    examples, valid = (
+        review_examples(tokenizer, data.examples(split, "benchmark")[:count])
+        for split, count in (("train", arguments.examples), ("valid", arguments.valid))
+    )
     names = ["ours", "peft, given order", "peft, length-grouped", "peft, head on labels"]
     runs: list[list[Run]] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,0 +1,296 @@
+"""LoRA tuning (r 16, all linears, bfloat16) against peft + transformers and trl's SFTTrainer, each in a process of its
+own: examples per second, loss on held-out examples, and the most memory that was resident.
+
+Two kinds of examples: `short`, the demo's reviews with the label to learn; `long`, 512 tokens of reviews in a row, the
+last 128 to learn. All see the same examples, steps, schedule and clipping, from A's usual random start. peft pads a
+batch to its longest; SFTTrainer packs examples into rows of a batch's tokens, best fit, as its `packing` does. The
+processes take turns; medians over the turns are reported. Memory is the process's peak at the end of training
+(imports, base and all).
+
+usage: tune_apart.py [--examples 320] [--valid 160] [--turns 3] [--workloads short long]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bedplate.evaluation.examples import Example as Labelled
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.export import export_base
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.batch import Example
+from bedplate.training.config import TrainConfig
+from bedplate.training.examples import completion_example
+from comparison import Row, need, report
+from peers import BASE, THREADS
+from tune import LORA, TASK, padded, review_examples
+
+RATE, SEED = 5e-4, 0
+BATCH = {"short": 16, "long": 4}
+LONG, LEARNED = 512, 128
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one process. seconds: of all steps together; loss: mean over held-out tokens; peak: bytes."""
+
+    examples: int
+    seconds: float
+    loss: float
+    peak: int
+
+
+# --- the examples, made once and read by every process
+
+
+def long_examples(tokenizer: Tokenizer, rows: Sequence[Labelled], count: int) -> list[Example]:
+    """Reviews in a row, cut every 512 tokens."""
+    ids = tokenizer.encode("\n".join(row.inputs["review"] for row in rows))
+    pieces = [ids[i : i + LONG] for i in range(0, len(ids) - LONG + 1, LONG)]
+    kept = LONG - LEARNED
+    # a corpus too short for the number is gone through again, one token further on
+    while len(pieces) < count:
+        ids = ids[1:]
+        pieces += [ids[i : i + LONG] for i in range(0, len(ids) - LONG + 1, LONG)]
+    return [completion_example(p[:kept], p[kept:], str(n)) for n, p in enumerate(pieces[:count])]
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    path.write_text("".join(json.dumps(asdict(e)) + "\n" for e in examples))
+
+
+def read_examples(path: Path) -> list[Example]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [Example(tuple(row["ids"]), tuple(row["loss"]), row["id"]) for row in rows]
+
+
+# --- the contenders: each returns seconds of its steps and how to score held-out examples
+
+
+Scored = Callable[[Sequence[Example]], float]
+
+
+def ours(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
+    from bedplate.adapters.bank import Bank
+    from bedplate.training.loop import evaluate_loss, train
+    from bedplate.training.objectives import Sft
+    from bedplate.training.sources import ExampleSource
+
+    loaded = load_base(base, dtype="bfloat16")
+    bank = Bank(loaded.model)
+    slot = bank.add(LORA, None, SEED)
+    bank.select(slot)
+    config = TrainConfig(learning_rate=RATE, seed=SEED, save_seconds=None)
+    with tempfile.TemporaryDirectory() as out:
+        started = time.perf_counter()
+        train(loaded.model, ExampleSource(examples, batch), Sft(), config, Path(out), bank.parameters(slot))
+        seconds = time.perf_counter() - started
+
+    def score(held: Sequence[Example]) -> float:
+        batches = [one for step in ExampleSource(held, batch) for one in step]
+        return evaluate_loss(loaded.model, batches, Sft())["sft"]
+
+    return seconds, score
+
+
+def adapted(base: Path) -> Any:
+    import peft
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    config = peft.LoraConfig(
+        r=LORA.r, lora_alpha=LORA.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, config)
+
+
+@torch.no_grad()
+def padded_loss(model: Any, held: Sequence[Example], batch: int) -> float:
+    model.eval()
+    total, count = 0.0, 0
+    for i in range(0, len(held), batch):
+        ids, mask, labels = padded(held[i : i + batch])
+        targets = int((labels != -100).sum())
+        with torch.autocast("cpu", torch.bfloat16):
+            total += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * targets
+        count += targets
+    return total / count
+
+
+def with_peft(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
+    """The usual loop, under autocast, which is its fastest setting here."""
+    torch.manual_seed(SEED)
+    model = adapted(base).train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    config = TrainConfig(learning_rate=RATE)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
+    steps = range(0, len(examples), batch)
+    started = time.perf_counter()
+    for number, i in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(number, len(steps))
+        with torch.autocast("cpu", torch.bfloat16):
+            ids, mask, labels = padded(examples[i : i + batch])
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip or 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+    return time.perf_counter() - started, lambda held: padded_loss(model, held, batch)
+
+
+def with_trl(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
+    """SFTTrainer with packing: rows as long as a batch of ours has tokens, one row a step."""
+    import datasets
+    import transformers
+    import trl
+
+    transformers.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    rows = {
+        "input_ids": [list(e.ids) for e in examples],
+        "completion_mask": [[int(on) for on in e.loss] for e in examples],
+    }
+    tokens = -(-sum(map(len, rows["input_ids"])) * batch // len(examples))
+    config = TrainConfig(learning_rate=RATE)
+    with tempfile.TemporaryDirectory() as out:
+        settings = trl.SFTConfig(
+            output_dir=out,
+            per_device_train_batch_size=1,
+            packing=True,
+            max_length=tokens,
+            completion_only_loss=True,
+            learning_rate=RATE,
+            lr_scheduler_type="cosine",
+            warmup_steps=round(config.warmup * len(examples) / batch),
+            weight_decay=0.0,
+            max_grad_norm=config.clip or 1.0,
+            num_train_epochs=1,
+            bf16=True,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=SEED,
+        )
+        torch.manual_seed(SEED)
+        model = adapted(base)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+        trainer = trl.SFTTrainer(
+            model, args=settings, train_dataset=datasets.Dataset.from_dict(rows), processing_class=tokenizer
+        )
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return seconds, lambda held: padded_loss(model, held, batch)
+
+
+CONTENDERS: dict[str, Callable[[Path, Sequence[Example], int], tuple[float, Scored]]] = {
+    "ours": ours,
+    "peft": with_peft,
+    "trl": with_trl,
+}
+
+
+def one(name: str, workload: str, scratch: Path) -> Measured:
+    """In this process."""
+    torch.set_num_threads(THREADS)
+    warnings.filterwarnings("ignore")
+    examples, held = (read_examples(scratch / f"{workload}-{split}.jsonl") for split in ("train", "valid"))
+    seconds, score = CONTENDERS[name](scratch / "base", examples, BATCH[workload])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(len(examples), seconds, score(held), peak)
+
+
+def apart(name: str, workload: str, scratch: Path) -> Measured:
+    """The same in a new process."""
+    command = [sys.executable, __file__, "--one", name, "--workloads", workload, "--scratch", str(scratch)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def rows_of(workload: str, found: dict[str, list[Measured]], versions: dict[str, str]) -> list[Row]:
+    def median(name: str, value: Callable[[Measured], float]) -> float:
+        return statistics.median(value(one) for one in found[name])
+
+    rows: list[Row] = []
+    for name, peer in (("peft", "peft + transformers"), ("trl", "trl SFTTrainer, packing")):
+        about = (peer, versions[name])
+        speed, loss, peak = (
+            [median(one, value) for one in ("ours", name)]
+            for value in (lambda m: m.examples / m.seconds, lambda m: m.loss, lambda m: m.peak / 1e6)
+        )
+        kind = f"tune_{workload}_{name}"
+        rows += [
+            Row(kind, *speed, "examples/s", *about, goal=2.0),
+            Row(f"{kind}_held_out_loss", *loss, "nats/token", *about, goal=0.97, lower_is_better=True),
+            Row(f"{kind}_peak_memory", *peak, "MB", *about, goal=1.0, lower_is_better=True),
+        ]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--examples", type=int, default=320)
+    parser.add_argument("--valid", type=int, default=160)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--workloads", nargs="+", choices=tuple(BATCH), default=list(BATCH))
+    parser.add_argument("--one", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        print(json.dumps(asdict(one(arguments.one, arguments.workloads[0], arguments.scratch))))
+        return
+    transformers = need("transformers", "transformers")
+    versions = {
+        "peft": f"{need('peft', 'peft')} + {transformers}",
+        "trl": f"{need('trl', 'trl')} + {need('peft', 'peft')} + {transformers}",
+    }
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = Path(temporary)
+        base = load_base(BASE, dtype="bfloat16")
+        export_base(base, scratch / "base")
+        data, tokenizer = load_examples(load_task(TASK)), base.need_tokenizer()
+        for split, count in (("train", arguments.examples), ("valid", arguments.valid)):
+            rows = data.examples(split, "benchmark")
+            write_examples(scratch / f"short-{split}.jsonl", review_examples(tokenizer, rows[:count]))
+            some = max(2, count // 8)
+            write_examples(scratch / f"long-{split}.jsonl", long_examples(tokenizer, rows, some))
+        del base
+        for workload in arguments.workloads:
+            measured: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
+            for turn in range(arguments.turns):
+                for name in CONTENDERS:
+                    result = apart(name, workload, scratch)
+                    measured[name].append(result)
+                    print(
+                        f"{workload}, turn {turn}, {name}: {result.examples / result.seconds:.2f} examples/s, "
+                        f"held-out loss {result.loss:.4f}, peak {result.peak / 1e6:.0f} MB",
+                        flush=True,
+                    )
+            found += rows_of(workload, measured, versions)
+    report(found)
+
+
+if __name__ == "__main__":
+    main()
