@@ -177,7 +177,7 @@ def test_an_encoder_alone_will_do_for_labels(tmp_path: Path, encoder: Path):
 
 
 def test_rows_too_long_for_one_base_leave_that_base_out(tmp_path: Path, tiny_base: Path):
-    small = write_tiny_base(tmp_path / "small", seed=7, context_length=64)
+    small = write_tiny_base(tmp_path / "small", seed=7, context_length=24)
     rows = write_rows(tmp_path / "rows.jsonl")
     task = write_task(tmp_path / "task", tiny_base, rows=rows, bases=[str(tiny_base), str(small)], rungs=["zero_shot"])
     report = adapt(task, tmp_path / "out")
@@ -279,7 +279,7 @@ def test_hosted_models_stand_in_the_same_table(tmp_path: Path, tiny_base: Path, 
         report = adapt(task, tmp_path / "out")
         asked = len(server.asked)
         again = adapt(task, tmp_path / "out")
-        assert len(server.asked) == asked + 1  # only what had failed is tried again
+        assert {body["model"] for body in server.asked[asked:]} == {"unauthorised"}  # what had failed is tried again
         with load(tmp_path / "out" / report.row("hosted")["skin"]) as skin:
             assert isinstance(skin, HostedPredictor)
             assert skin("this product works well") == "positive"
@@ -315,7 +315,7 @@ def test_a_hosted_call_costs_its_tokens_and_not_this_machine(tmp_path: Path, tin
 def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_base: Path):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
-        for max_usd, message in ((0.3, "past max_usd"), (0.8, "with test it would be about")):
+        for max_usd, message in ((0.1, "past max_usd"), (0.3, "with test it would be about")):
             hosted = [endpoint(server, max_usd=max_usd, concurrency=1)]
             task = write_task(tmp_path, tiny_base, hosted=hosted, rungs=["majority", "hosted"])
             report = adapt(task, tmp_path / "out")

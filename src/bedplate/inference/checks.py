@@ -18,8 +18,9 @@ def check_request(base: Base, request: Request, virtual: int) -> int:
     sequences: list[tuple[int, ...]] = [request.tokens]
     if not request.tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
-    if isinstance(request, Generate | Score | Classify) and not isinstance(base.model, Decoder):
-        raise RequestError(f"{base.name} is an encoder: it embeds texts, and cannot {_verb(request)}")
+    if isinstance(request, Generate | Score) and not isinstance(base.model, Decoder):
+        verb = "generate" if isinstance(request, Generate) else "score"
+        raise RequestError(f"{base.name} is an encoder: it embeds texts, and cannot {verb}")
     if isinstance(request, Score):
         if not request.continuations or not all(request.continuations):
             raise RequestError("scoring needs continuations of at least one token each", param="continuations")
@@ -67,7 +68,3 @@ def check_vectors(base: Base, vectors: Tensor) -> Tensor:
     if not bool(torch.isfinite(vectors).all()):
         raise UsageError("the soft prompt holds numbers that are not finite; train it again")
     return vectors.detach().to(base.device, base.dtype)
-
-
-def _verb(request: Generate | Score | Classify) -> str:
-    return {Generate: "generate", Score: "score", Classify: "classify"}[type(request)]
