@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 
+from bedplate.adaptation import context as contexts
+from bedplate.adaptation import curve as curves
 from bedplate.adaptation.crossover import Measured, Resamples, crossing, crossing_of
-from bedplate.adaptation.curve import FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
+from bedplate.adaptation.curve import DRAWS, FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
 from bedplate.adaptation.curve_values import say
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.payback import pays_from
@@ -132,10 +135,14 @@ def test_the_spread_of_few_draws_is_not_understated(task: Task):
 def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int) -> list[Measured]:
     """Points of a rung whose quality is `truth` by size: rows have their own difficulty, draws their own luck."""
     names = [f"g{i // 4}" for i in range(groups * 4)]
-    return [
-        Measured({d: evaluations(task, rng.random(len(names)) < p + rng.normal(0, 0.01), names) for d in range(draws)})
-        for p in truth
-    ]
+    whole = evaluations(task, rng.random(len(names)) < 0.5, names)
+
+    def drawn(p: float) -> Evaluation:
+        scores = (rng.random(len(names)) < p + rng.normal(0, 0.01)).astype(float)
+        rows = tuple(replace(row, score=float(score)) for row, score in zip(whole.rows, scores, strict=True))
+        return replace(whole, rows=rows, estimate=float(scores.mean()))
+
+    return [Measured({draw: drawn(p) for draw in range(draws)}) for p in truth]
 
 
 def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
@@ -237,19 +244,21 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(directory / "home"))
         task = write_task(directory, tiny_base)
-        report = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 60, 500])
+        patch.setattr(curves, "DRAWS", 2)
+        patch.setattr(contexts, "LATENCY_CALLS", 12)
+        report = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 500])
     return report, directory, task
 
 
 def test_a_run_has_every_point_with_its_draws(run: tuple[Report, Path, Path]):
     curve = run[0].data["curve"]
-    assert curve["sizes"] == [20, 60, 150]
+    assert curve["sizes"] == [20, 150]
     assert curve["left_out"] == ["500 labels are more than train has; the last point is all 150 of it"]
     assert {(p["rung"], p["size"]) for p in curve["points"]} == {
-        (rung, size) for rung in ("from_scratch", "few_shot", "probe", "lora") for size in (20, 60, 150)
+        (rung, size) for rung in ("from_scratch", "few_shot", "probe", "lora") for size in (20, 150)
     }
     for point in curve["points"]:
-        assert [draw["seed"] for draw in point["draws"]] == [0, 1, 2]
+        assert [draw["seed"] for draw in point["draws"]] == [0, 1]
         assert all(draw["labels"] <= point["size"] for draw in point["draws"])
         assert point["interval"][0] <= point["estimate"] <= point["interval"][1]
         assert point["estimate"] == pytest.approx(np.mean([draw["estimate"] for draw in point["draws"]]))
@@ -258,7 +267,7 @@ def test_a_run_has_every_point_with_its_draws(run: tuple[Report, Path, Path]):
     assert learned[150] > learned[20]  # words decide these labels
     pairs = {(c["tuned"], c["prompted"]) for c in curve["crossovers"]}
     assert pairs == {(a, b) for a in ("probe", "lora") for b in ("few_shot", "zero_shot")}
-    assert [row["size"] for row in curve["break_even"]] == [20, 60, 150]
+    assert [row["size"] for row in curve["break_even"]] == [20, 150]
     assert len(curve["says"]) == 2
 
 
@@ -268,12 +277,12 @@ def test_the_curve_trained_on_its_own_rows_and_opened_nothing(run: tuple[Report,
     out = directory / "out"
     for path in (out / "curve").rglob("*"):
         assert path.is_dir() or path.name in ("plan.json", "result.json"), path  # no weights are kept
-    plan = json.loads((out / "curve/lora/60-1/plan.json").read_text())["settings"]
+    plan = json.loads((out / "curve/lora/20-1/plan.json").read_text())["settings"]
     assert plan["seeds"] == 1
-    used = next(p for p in report.data["curve"]["points"] if (p["rung"], p["size"]) == ("lora", 60))["draws"][1]
-    assert plan["rows"] == used["labels"] <= 60
+    used = next(p for p in report.data["curve"]["points"] if (p["rung"], p["size"]) == ("lora", 20))["draws"][1]
+    assert plan["rows"] == used["labels"] <= 20
     valid = {row["row_hash"] for row in report.data["rows"]["valid"]["lora"]}
-    kept = json.loads((out / "curve/lora/60-1/result.json").read_text())
+    kept = json.loads((out / "curve/lora/20-1/result.json").read_text())
     assert {row["row_hash"] for row in kept["evaluation"]["rows"]} == valid
 
 
@@ -299,7 +308,9 @@ def test_the_same_command_goes_on_and_a_longer_budget_too(
 ):
     report, directory, task = run
     monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
-    (directory / "out/curve/probe/60-1/result.json").unlink()
+    monkeypatch.setattr(curves, "DRAWS", 2)
+    monkeypatch.setattr(contexts, "LATENCY_CALLS", 12)
+    (directory / "out/curve/probe/20-1/result.json").unlink()
     fitted: list[str] = []
     for name in RUNG_LIST:
         fit = type(RUNGS[name]).fit
@@ -309,14 +320,14 @@ def test_the_same_command_goes_on_and_a_longer_budget_too(
             return fit(self, context, *rest)  # type: ignore[operator]
 
         monkeypatch.setattr(type(RUNGS[name]), "fit", counted)
-    again = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 60, 500])
+    again = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 500])
     assert fitted == ["probe"]  # the lost point alone
     ours, theirs = (
         {(p["rung"], p["size"]): p["estimate"] for p in one.data["curve"]["points"]} for one in (report, again)
     )
     assert ours == theirs
     fitted.clear()
-    longer = adapt(task, directory / "out", rungs=["majority", "from_scratch"], curve=[20, 60], budget=1e6)
+    longer = adapt(task, directory / "out", rungs=["majority", "from_scratch"], curve=[20], budget=1e6)
     assert fitted == [
         "majority",
         "from_scratch",
@@ -328,8 +339,9 @@ def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_p
     report = adapt(toy_task, tmp_path / "out", rungs=["zero_shot", "lora"], curve=[20, 60], budget=0.05)
     curve = report.data["curve"]
     assert curve["points"] == []
-    assert len(curve["left_out"]) == 6
-    assert "lora at 20 labels, draw 0: skipped, it needs about" in curve["left_out"][0]
+    assert sum(note.count("(draw ") for note in curve["left_out"]) == 2 * DRAWS
+    assert curve["left_out"][0].startswith("lora at 20 labels (draw 0)")
+    assert "skipped, it needs about" in curve["left_out"][0]
     assert "nothing is said" in curve["says"][0]
     assert "left out" in (tmp_path / "out" / "report.html").read_text().lower()
 

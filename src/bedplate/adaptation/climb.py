@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from bedplate.adaptation import planner
+from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs import Plan, Result, Rung, Skip
 from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
@@ -20,11 +21,12 @@ _BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
 
 
 def climb(
-    context: Context, rung: Rung, directory: Path, *, limit: float | None = None, needs_skin: bool = True
+    context: Context, rung: Rung, directory: Path, *, within: Clock | None = None, needs_skin: bool = True
 ) -> RungOutcome:
     """What became of a rung; its failure is an outcome, bad input is raised.
 
-    limit: seconds that its plan may take; more is a skip. needs_skin: a result whose skin is gone is made again.
+    within: whose time and money its plan may take; more is a skip. needs_skin: a result whose skin is gone is made
+    again.
     """
     config = config_of(context, rung)
     reused = read_result(directory, config)
@@ -35,7 +37,7 @@ def climb(
         context.clock.charge(result.usd)
         plan = read_plan(directory, config)
         return RungOutcome(rung.name, "done", result.reason, result, seconds, plan, reused=True)
-    job = Job(rung.name, lambda: _fit(context, rung, directory, config, limit))
+    job = Job(rung.name, lambda: _fit(context, rung, directory, config, within))
     outcome = next(LocalExecutor().run([job]))
     if outcome.error is not None:
         if isinstance(outcome.error, _BAD_INPUT):
@@ -64,13 +66,15 @@ def config_of(context: Context, rung: Rung) -> str:
     return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **context.fingerprint()})
 
 
-def _fit(context: Context, rung: Rung, directory: Path, config: str, limit: float | None) -> Result | Skip:
+def _fit(context: Context, rung: Rung, directory: Path, config: str, within: Clock | None) -> Result | Skip:
     kept = read_plan(directory, config)
     plan = _plan(context, rung) if kept is None else kept
     if isinstance(plan, Skip):
         return plan
-    if limit is not None and plan.seconds > limit:
-        return Skip(f"it needs about {plan.seconds:.0f} s, {max(limit, 0):.0f} s are left", "budget")
+    if within is not None and plan.seconds > within.left:
+        return Skip(f"it needs about {plan.seconds:.0f} s, {max(within.left, 0):.0f} s are left", "budget")
+    if within is not None and plan.usd > within.usd_left:
+        return Skip(f"it needs about ${plan.usd:.4f}, ${max(within.usd_left, 0):.4f} are left", "budget")
     if kept is None:
         if directory.exists():  # of another configuration
             shutil.rmtree(directory)

@@ -102,7 +102,7 @@ def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
     results: dict[tuple[str, int], dict[int, Result]] = {(e.name, size): {} for e in learning for size in sizes}
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
-    missing: list[str] = []
+    missing: dict[tuple[str, str], list[str]] = {}
     if not learning:
         return [], ["no rung of this ladder learns from labels"]
     context = learning[0].context
@@ -118,11 +118,11 @@ def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point
                     bar.advance(1, rung=entry.name, labels=len(train))
                     if outcome.result is None:
                         why = f"{outcome.status}, {outcome.reason}"
-                        missing.append(f"{entry.name} at {size:,} labels, draw {draw}: {why}")
+                        missing.setdefault((entry.name, why), []).append(f"{size:,} labels (draw {draw})")
                     else:
                         results[entry.name, size][draw] = outcome.result
     done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
-    return done, missing
+    return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
 def _point(entry: Entry, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
@@ -131,7 +131,8 @@ def _point(entry: Entry, train: Sequence[Example], size: int, draw: int) -> Rung
         return RungOutcome(entry.name, "skipped", "every group has more rows than that")
     directory = entry.context.out / DIRECTORY / entry.rung.name / f"{size}-{draw}"
     part = entry.context.part(train, directory, draw)
-    outcome = climb(part, entry.rung, directory, limit=entry.context.clock.left, needs_skin=False)
+    within = None if entry.context.exhaustive else entry.context.clock
+    outcome = climb(part, entry.rung, directory, within=within, needs_skin=False)
     if outcome.result is not None:
         _keep_results(directory)
     return outcome

@@ -20,8 +20,9 @@ _CALLS = Volume(calls_per_day=1.0, growth_per_year=0.0, days=1.0)
 
 def cost_of(results: Sequence[Result], usd_per_hour: float) -> Cost:
     """Of a rung, averaged over its draws."""
-    seconds = usd_per_hour / 3600 / len(results)
-    return sum(r.train_seconds for r in results) * seconds, sum(r.latency.mean for r in results) * seconds
+    made = [r.train_seconds * usd_per_hour / 3600 + r.usd for r in results]
+    calls = [r.price(usd_per_hour, r.latency.mean) for r in results]
+    return sum(made) / len(made), sum(calls) / len(calls)
 
 
 def pays_from(tuned: str, prompted: str, ours: Cost, theirs: Cost) -> tuple[float | None, str]:
