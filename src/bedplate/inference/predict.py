@@ -251,12 +251,8 @@ class Predictor:
         if isinstance(output, TextOutput | JsonOutput | LabelsOutput):
             made = cast(Generation, result)
             text = made.text
-            if isinstance(output, JsonOutput | LabelsOutput) and made.finish_reason != "stop":
-                # Cut off: a beginning of the JSON, which is given as it is and equals no parsed output.
-                return Prediction(text, text, {}, *counts)
-            if isinstance(output, LabelsOutput) and len(output.labels) > ORDERED_LABELS:
-                return Prediction(_labels(output, text), text, {}, *counts)
-            return Prediction(output.parse(text), text, {}, *counts)
+            whole = isinstance(output, TextOutput) or made.finish_reason == "stop"
+            return Prediction(_read(output, text) if whole else text, text, {}, *counts)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
         if isinstance(result, Scores):
@@ -304,8 +300,9 @@ def grammar_of(output: Output) -> Grammar | None:
     return None
 
 
-def _labels(output: LabelsOutput, text: str) -> str:
-    """A list of labels that nothing held to their order: one with a label twice is given as it is."""
+def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:
+    """The parsed output. JSON that is none (cut off, or with a number such as 1e999, which the grammar allows and no
+    float holds) is given as it is: it equals no parsed output."""
     try:
         return output.parse(text)
     except RequestError:
