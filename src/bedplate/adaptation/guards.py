@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +21,6 @@ from bedplate.evaluation.suites import items, refusals, text
 from bedplate.evaluation.suites.multiple_choice import score_items
 from bedplate.evaluation.suites.refusal_prompts import TO_ANSWER, TO_REFUSE
 from bedplate.inference.local import LocalModel
-from bedplate.models.checkpoints.base import load_base
 
 GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
@@ -62,13 +59,14 @@ class GuardResult:
 @dataclass(frozen=True)
 class Guarding:
     """What guards are checked with. kept: the directory for what the bases answered. trained_on: the sources that the
-    task trains on; directory: what relative files are relative to."""
+    task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
 
     spec: GuardsSpec
     confidence: float
     kept: Path
     directory: Path
     trained_on: tuple[str, ...] = ()
+    texts: frozenset[str] = frozenset()
 
     def check(self, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> list[GuardResult]:
         """Every guard that the task asks for. What cannot be measured (a set that cannot be pulled) is undecided and
@@ -130,6 +128,12 @@ class Guarding:
                 "other text; name another data set or file"
             )
         read = text.read_documents(spec.source, self.directory, spec.documents)
+        shared = sum(one.text in self.texts for one in read.documents)
+        if shared:
+            raise ConfigError(
+                f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {spec.source} stand in "
+                "the raw text that the base is trained on; name text that it has not seen"
+            )
 
         def ask(model: LocalModel, name: str) -> Answers:
             return [[one.total, one.tokens] for one in text.losses(model, read.documents, f"general text, {name}")]
@@ -229,7 +233,7 @@ class Guarding:
 
 def check_child(context: Context, child: Path) -> list[GuardResult]:
     """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
-    data = context.task.data
+    data, raw = context.task.data, context.raw_text
     trained_on = (data.source,) if data.split.files is None else tuple(data.split.files.values())
     guarding = Guarding(
         context.spec.guards,
@@ -237,16 +241,9 @@ def check_child(context: Context, child: Path) -> list[GuardResult]:
         context.out / "guards",
         context.task.directory,
         tuple(source for source in trained_on if source is not None),
+        frozenset() if raw is None else frozenset(one.text for one in raw.documents),
     )
-    with ExitStack() as stack:
-
-        @cache
-        def loaded() -> LocalModel:
-            base = load_base(str(child))
-            base.need_tokenizer()
-            return stack.enter_context(LocalModel(base))
-
-        return guarding.check(lambda: context.model, loaded)
+    return guarding.check(lambda: context.model, lambda: context.at.child(child).model)
 
 
 def broken(guards: Sequence[GuardResult]) -> str | None:

@@ -1,0 +1,207 @@
+"""Guards of child bases, on tiny bases whose loss is known; and what the gate makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.adaptation.test_gate import evaluation, rate
+from tests.tiny import write_tiny_base
+
+from bedplate.adaptation import gate
+from bedplate.adaptation.guard_spec import GuardsSpec
+from bedplate.adaptation.guards import Guarding, GuardResult, broken
+from bedplate.adaptation.spec import BudgetSpec
+from bedplate.core.errors import ConfigError, DataError, UnreachableError
+from bedplate.core.statistics.noninferiority import mean_drop
+from bedplate.evaluation.suites import items as sets
+from bedplate.evaluation.suites import refusals
+from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
+from bedplate.inference.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "parent", seed=1)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that has forgotten everything its parent knew: other weights."""
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "other", seed=2)
+
+
+def write_files(directory: Path, parent: Path, count: int = 60) -> None:
+    """Items whose gold is what the parent answers, and documents that the parent itself would write."""
+    with LocalModel(load_base(parent)) as model:
+        items = []
+        for i in range(count):
+            context, choices = f"number {i} is", [f"great {i}", f"terrible {i * 3}", "works"]
+            scores = [
+                s / len(c) for s, c in zip(model.score(context, [" " + c for c in choices]), choices, strict=True)
+            ]
+            items.append({"context": context, "choices": choices, "gold": scores.index(max(scores))})
+        texts = []
+        for i in range(count):
+            text = model.generate(f"the product {i}", max_tokens=24).text
+            texts.append({"document": f"d{i}", "text": f"the product {i}{text}"})
+    (directory / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    (directory / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+
+
+def guarding(directory: Path, trained_on: tuple[str, ...] = (), **guards: Any) -> Guarding:
+    given = {"retention": {"source": "items.jsonl"}, "loss": {"source": "texts.jsonl"}, **guards}
+    spec = GuardsSpec.model_validate(given)
+    return Guarding(spec, 0.95, directory / "guards", directory, trained_on)
+
+
+def check(found: Guarding, parent: Path, child: Path) -> dict[str, GuardResult]:
+    with LocalModel(load_base(parent)) as before, LocalModel(load_base(child)) as after:
+        return {one.guard: one for one in found.check(lambda: before, lambda: after)}
+
+
+def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path, parent: Path) -> None:
+    write_files(tmp_path, parent)
+    kept = guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.1}, refusal={"max_drop": 0.3})
+    found = check(kept, parent, parent)
+    assert {name: one.holds for name, one in found.items()} == {"retention": True, "loss": True, "refusal": True}
+    assert (found["retention"].parent, found["retention"].child, found["retention"].drop) == (1.0, 1.0, 0.0)
+    assert found["retention"].upper == pytest.approx(1 - 0.05 ** (1 / 60))
+    assert found["loss"].parent == found["loss"].child
+    strict = check(guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.02}), parent, parent)
+    assert strict["retention"].holds is None  # sixty rows cannot exclude a drop of two points
+    assert "do not decide on 0.02" in strict["retention"].reason
+
+
+def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Path, other: Path) -> None:
+    write_files(tmp_path, parent)
+    found = check(guarding(tmp_path), parent, other)
+    assert {name: one.holds for name, one in found.items()} == {"retention": False, "loss": False}
+    retention = found["retention"]
+    again = mean_drop([r["parent"] for r in retention.rows], [r["child"] for r in retention.rows], range(60))
+    assert (retention.drop, retention.lower, retention.upper) == (again.value, again.lower, again.upper)
+    assert "over 0.02" in retention.reason
+    rows = found["loss"].rows
+    assert found["loss"].child == pytest.approx(sum(r["child"] for r in rows) / sum(r["tokens"] for r in rows))
+    assert json.loads(json.dumps(retention.to_json()))["details"]["sets"]["items"]["n"] == 60
+    reason = broken(list(found.values()))
+    assert reason is not None
+    assert reason.startswith("its retention guard is broken")
+    assert broken([]) is None
+
+
+def test_what_a_base_answered_is_not_asked_again(tmp_path: Path, parent: Path, other: Path) -> None:
+    write_files(tmp_path, parent)
+    first = check(guarding(tmp_path), parent, other)
+
+    def gone() -> LocalModel:
+        with LocalModel(load_base(other)) as model:
+            model.engine.close()
+            return model
+
+    with LocalModel(load_base(parent)) as before:
+        before.engine.close()  # nothing can be asked any more
+        again = {one.guard: one for one in guarding(tmp_path).check(lambda: before, gone)}
+    assert again == first
+
+
+def test_text_that_the_task_trains_on_is_no_general_text(tmp_path: Path, parent: Path) -> None:
+    write_files(tmp_path, parent, 2)
+    with pytest.raises(ConfigError, match=r"guards.loss.source: texts.jsonl is what the task trains on"):
+        check(guarding(tmp_path, ("texts.jsonl",), retention=None), parent, parent)
+    seen = Guarding(
+        GuardsSpec.model_validate({"retention": None, "loss": {"source": "texts.jsonl"}}),
+        0.95,
+        tmp_path / "guards",
+        tmp_path,
+        texts=frozenset(json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()[:1]),
+    )
+    with pytest.raises(ConfigError, match=r"1 of the 2 documents of texts.jsonl stand in the raw text"):
+        check(seen, parent, parent)
+    with pytest.raises(DataError, match="does not exist"):
+        check(guarding(tmp_path, retention=None, loss={"source": "gone.jsonl"}), parent, parent)
+
+
+def test_a_set_that_cannot_be_pulled_is_undecided(
+    tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise UnreachableError("the index cannot be reached")
+
+    monkeypatch.setattr(sets, "pull", unreachable)
+    found = check(guarding(tmp_path, retention={}, loss=None), parent, parent)
+    assert found["retention"].holds is None
+    assert found["retention"].reason == "not measured: the index cannot be reached"
+
+
+def test_a_drop_in_refusals_is_scaled_by_what_the_detector_misses(
+    tmp_path: Path, parent: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent refuses every request it should, the child half of them; no harmless one is refused."""
+    wanted = len(TO_REFUSE)
+
+    def replies(model: LocalModel, prompts: tuple[str, ...], description: str = "") -> list[str]:
+        refused = wanted if "parent" in description else wanted // 2
+        return ["I cannot help with that."] * refused + ["Sure."] * (len(prompts) - refused)
+
+    monkeypatch.setattr(refusals, "replies", replies)
+    found = check(guarding(tmp_path, retention=None, loss=None, refusal={"max_drop": 0.3}), parent, other)["refusal"]
+    detector = refusals.calibrate()
+    assert found.details["apparent"] == {"parent": 1.0, "child": 0.5}
+    assert found.drop == pytest.approx(0.5 / detector.informedness)
+    assert found.holds is False
+    assert found.details["harmless_refused"]["parent"] == 0.0
+
+
+# --- the verdict
+
+
+def guard(holds: bool | None, name: str = "retention") -> Any:
+    return SimpleNamespace(guard=name, holds=holds, reason=f"{name} read so")
+
+
+def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> gate.Decision:
+    found = {name: evaluation(right) for name, right in tested.items()}
+    nomination = gate.Nomination(tuple(found), next(iter(found)), None, {})
+    confirmations = gate.confirm(list(found.items()), found, target=target, alpha=0.05)
+    return gate.decide(nomination, confirmations, metric="accuracy", target=target, n=400, groups=400, guards=guards)
+
+
+good, poor = rate(380, 400), rate(200, 400)
+
+
+@pytest.mark.parametrize(
+    ("tested", "guards", "status", "rung"),
+    [
+        ({"full": good}, {"full": [guard(True), guard(True, "loss")]}, "PASS", "full"),
+        ({"full": good}, {"full": [guard(True), guard(None, "loss")]}, "INSUFFICIENT_DATA", None),
+        ({"full": good}, {"full": [guard(False)]}, "FAIL", None),
+        ({"full": good, "lora": good}, {"full": [guard(False)]}, "PASS", "lora"),
+        ({"full": good, "lora": good}, {"full": [guard(None)]}, "PASS", "lora"),
+        ({"full": good, "lora": poor}, {"full": [guard(False)]}, "FAIL", None),
+        ({"full": good, "lora": rate(325, 400)}, {"full": [guard(False)]}, "INSUFFICIENT_DATA", None),
+        ({"full": poor}, {"full": [guard(None)]}, "FAIL", None),
+    ],
+)
+def test_a_nominee_passes_only_with_its_guards(
+    tested: dict[str, list[bool]], guards: dict[str, list[Any]], status: str, rung: str | None
+) -> None:
+    decision = decide(tested, guards)
+    assert (decision.status, decision.rung) == (status, rung)
+    if status != "PASS" and tested["full"] is good:
+        assert "full clears the target" in decision.reason
+        assert "held back by its" in decision.reason
+
+
+def test_a_broken_guard_makes_room_for_another_nominee() -> None:
+    def candidate(name: str, estimate: float, broken: str | None = None) -> gate.Candidate:
+        return gate.Candidate(name, estimate, 1.0, 0.01, 10.0, 50, broken)
+
+    found = [candidate("full", 0.95, "its loss guard is broken: so"), candidate("lora", 0.9)]
+    nomination = gate.nominate(found, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)
+    assert nomination.nominees == ("lora",)
+    assert nomination.reasons["full"] == "not feasible: its loss guard is broken: so"

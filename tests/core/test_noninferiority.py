@@ -1,0 +1,106 @@
+"""Bounds of a drop against statsmodels, and how often they hold by simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
+
+api = pytest.importorskip("statsmodels.api")
+
+
+def rows(seed: int, groups: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Scores before and after, weights and group codes."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 9, groups)
+    codes = np.repeat(np.arange(groups), sizes)
+    before = (rng.random(codes.size) < 0.6).astype(float)
+    after = np.where(rng.random(codes.size) < 0.1 + 0.1 * rng.random(groups)[codes], 1 - before, before)
+    return before, after, rng.integers(5, 300, codes.size).astype(float), codes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mean_drop_matches_a_clustered_regression_on_a_constant(seed: int) -> None:
+    before, after, _, codes = rows(seed, 300)
+    fit = api.OLS(before - after, np.ones(before.size)).fit(cov_type="cluster", cov_kwds={"groups": codes})
+    drop = mean_drop(before, after, codes.tolist(), 0.9)
+    assert drop.value == pytest.approx(fit.params[0], abs=1e-12)
+    assert drop.se == pytest.approx(fit.bse[0], rel=1e-9)
+    half = max(stats.t.ppf(0.9, 299) * drop.se, 1 - 0.1 ** (1 / 300))  # never nearer than what is unseen
+    assert (drop.lower, drop.upper) == pytest.approx((drop.value - half, drop.value + half))
+    assert half == pytest.approx(stats.t.ppf(0.9, 299) * drop.se)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rate_rise_matches_weighted_least_squares_with_clusters(seed: int) -> None:
+    before, after, tokens, codes = rows(seed)
+    worse = tokens * (3 + after), tokens * (3 + before)
+    fit = api.WLS(after - before, np.ones(before.size), weights=tokens).fit(
+        cov_type="cluster", cov_kwds={"groups": codes}
+    )
+    rise = rate_rise(worse[1], worse[0], tokens, codes.tolist())
+    assert rise.value == pytest.approx(fit.params[0], abs=1e-12)
+    assert rise.se == pytest.approx(fit.bse[0], rel=1e-9)
+
+
+def test_no_change_is_not_certainty_and_few_groups_decide_nothing() -> None:
+    same = np.ones(50)
+    drop = mean_drop(same, same, range(50))
+    assert drop.upper == pytest.approx(1 - 0.05 ** (1 / 50))
+    assert drop.within(0.02) is None  # fifty rows without a change do not exclude a drop of two points
+    assert drop.within(0.1) is True
+    few = mean_drop(same[:39], same[:39], range(39))
+    assert (few.upper, few.within(0.5)) == (None, None)
+    alone = rate_rise([1.0], [1.0], [3.0], ["a"])
+    assert alone.within(0.5) is None
+
+
+def test_a_drop_over_the_margin_is_shown_and_the_rows_that_would_decide_are_said() -> None:
+    before, after = np.ones(400), np.concatenate([np.zeros(80), np.ones(320)])
+    assert mean_drop(before, after, range(400)).within(0.1) is False
+    near = np.concatenate([np.zeros(10), np.ones(390)])
+    drop = mean_drop(before, near, range(400))
+    assert drop.within(0.03) is None
+    needed = drop.needed(0.03)
+    assert needed is not None
+    # the rows of the normal approximation, checked by hand
+    z = stats.norm.ppf(0.95) + stats.norm.ppf(0.8)
+    assert needed == pytest.approx((z * drop.se * 20 / 0.005) ** 2, rel=0.01)
+    assert drop.needed(0.02) is None
+
+
+@pytest.mark.parametrize("groups", [40, 200])
+def test_the_upper_bound_holds_as_often_as_it_says(groups: int) -> None:
+    """Nothing lost in truth, a tenth of the answers changed both ways, alike within groups: 95% within noise."""
+    rng = np.random.default_rng(groups)
+    covered, runs = 0, 600
+    for _ in range(runs):
+        codes = np.repeat(np.arange(groups), rng.integers(1, 6, groups))
+        change = rng.beta(0.5, 4.5, groups)[codes]
+        flipped = rng.random(codes.size) < change
+        sign = rng.random(codes.size) < 0.5
+        before, after = np.where(flipped & sign, 1.0, 0.0), np.where(flipped & ~sign, 1.0, 0.0)
+        upper = mean_drop(before, after, codes.tolist()).upper
+        assert upper is not None
+        covered += upper > 0
+    assert covered / runs >= 0.93
+    assert groups == 40 or covered / runs <= 0.985  # with few groups what none of them shows is the wider bound
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: mean_drop([1.0], [1.0, 0.0], ["a"]),
+        lambda: mean_drop([2.0], [1.0], ["a"]),
+        lambda: mean_drop([], [], []),
+        lambda: rate_rise([1.0], [1.0], [0.0], ["a"]),
+        lambda: rate_rise([float("nan")], [1.0], [1.0], ["a"]),
+        lambda: mean_drop([1.0], [1.0], ["a"], 0.4),
+    ],
+)
+def test_wrong_calls_say_so(call) -> None:
+    with pytest.raises(UsageError):
+        call()

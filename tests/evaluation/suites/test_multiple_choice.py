@@ -1,0 +1,218 @@
+"""Multiple choice against the lm-evaluation-harness, by sample; the sets; loss per token against transformers."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import write_tiny_base
+
+from bedplate.core.errors import ContextLengthExceeded, DataError
+from bedplate.evaluation.suites import items as sets
+from bedplate.evaluation.suites.multiple_choice import Item, judge, score_items, tokens_of
+from bedplate.evaluation.suites.text import Document, losses, read_documents
+from bedplate.inference.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+
+ITEMS = [
+    Item("0", "own", "Question: is this product great?\nAnswer:", ("yes", "no it is not", "terrible"), 0, "0"),
+    Item("1", "own", "The answer is ", ("positive", "négative — ça alors", "日本"), 1, "1"),
+    Item("2", "own", "it broke after a day", ("and was terrible quality", "well"), 1, "2"),
+    Item("3", "own", "Review: works\nSentiment:", ("neutral", "positive", "negative", "the user"), 2, "3"),
+    Item("4", "own", "who was asked", ("the user", "the user asked by the question"), 0, "4"),
+    *(Item(f"{i}", "own", f"number {i} is", (f"{i}", f"{i * 7} and more", "great"), i % 3, "") for i in range(5, 25)),
+    # no merge of the tokenizer applies to these, so that bytes cost alike and characters do not
+    *(Item(f"{i}", "own", f"number {i} is", (f"QZX#{i}VK%", "日本語" * (i % 4 + 1)), 1, "") for i in range(25, 45)),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", seed=3)
+    special = {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    )
+    return directory
+
+
+def harness(directory: Path, items: list[Item], tmp_path: Path) -> list[dict[str, Any]]:
+    """lm-eval's own log of samples, in order."""
+    pytest.importorskip("lm_eval")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        rows = tmp_path / "rows.jsonl"
+        rows.write_text("".join(json.dumps({"c": i.context, "o": list(i.choices), "g": i.gold}) + "\n" for i in items))
+        task = ConfigurableTask(
+            config={
+                "task": "own",
+                "dataset_path": "json",
+                "dataset_kwargs": {"data_files": {"test": str(rows)}, "cache_dir": str(tmp_path / "cache")},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "doc_to_text": "{{c}}",
+                "doc_to_choice": "{{o}}",
+                "doc_to_target": "{{g}}",
+                "metric_list": [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes")],
+            }
+        )
+        model = HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=1)
+        found = simple_evaluate(model, tasks=[task], log_samples=True, bootstrap_iters=0, cache_requests=False)
+    assert found is not None
+    return sorted(found["samples"]["own"], key=lambda sample: sample["doc_id"])
+
+
+def test_every_sample_agrees_with_the_harness(tiny: Path, tmp_path: Path) -> None:
+    theirs = harness(tiny, ITEMS, tmp_path)
+    with LocalModel(load_base(tiny)) as model:
+        ours = score_items(model, ITEMS)
+    assert len(theirs) == len(ours)
+    for mine, sample in zip(ours, theirs, strict=True):
+        peer = [float(one[0][0]) for one in sample["resps"]]
+        assert mine.log_likelihoods == pytest.approx(peer, abs=1e-4), mine.item
+        assert (mine.acc, mine.acc_norm, mine.acc_bytes) == tuple(
+            sample[name] for name in ("acc", "acc_norm", "acc_bytes")
+        )
+    assert len({one.acc_norm for one in ours}) == 2  # both right and wrong ones were compared
+    assert [one.acc for one in ours] != [one.acc_norm for one in ours]
+    assert [one.acc_norm for one in ours] != [one.acc_bytes for one in ours]
+
+
+def test_spaces_at_the_end_of_a_context_belong_to_the_choice(tiny: Path) -> None:
+    tokenizer = load_base(tiny).need_tokenizer()
+    context, choice = tokens_of(tokenizer, "The answer is ", "no")
+    assert tokenizer.decode(list(context)) == "The answer is"
+    assert tokenizer.decode(list(choice)) == "  no"
+
+
+def test_a_tie_goes_to_the_first_choice() -> None:
+    item = Item("x", "own", "c", ("aa", "bb"), 1, "x")
+    assert judge(item, (-1.0, -1.0)).acc == 0.0
+
+
+def test_an_item_that_does_not_fit_is_named(tiny: Path) -> None:
+    long = Item("big", "own", "great " * 600, ("a", "b"), 0, "big")
+    with LocalModel(load_base(tiny)) as model, pytest.raises(ContextLengthExceeded, match=r"item big of own has"):
+        score_items(model, [long])
+
+
+# --- the sets
+
+
+def write_package(root: Path) -> None:
+    """Files of the shapes that the pulled package has."""
+    rows = {
+        "PIQA/validation.jsonl": [
+            {"question": f"goal {i}", "options": f"A. one {i} \nB. two {i}", "answer": f"B. two {i}"} for i in range(9)
+        ]
+        + [
+            {"question": "goal 0", "options": "A. one 0\nB. two 0", "answer": "B. two 0"},  # a copy
+            {"question": "no gold", "options": "A. x\nB. y"},
+            {"question": "other", "options": "A. x\nB. y", "answer": "B. z"},
+        ],
+        "OpenBookQA/test.jsonl": [
+            {"question": "fog is around ", "options": "A. a marsh\nB. a desert", "answer": "A. a marsh"}
+        ],
+        "CommonsenseQA/validation.jsonl": [
+            {"question": "Where?", "options": "\nA. bank\nB. mall", "answer": "A. bank"},
+        ],
+        "BoolQ/dev.jsonl": [
+            {"question": "is it so", "passage": "It is.", "answer": "True"},
+            {"question": "is it not so", "passage": "It is.", "answer": "False"},
+        ],
+    }
+    for name, found in rows.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def test_core_sets_are_read_worded_deduplicated_and_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path)
+
+    class Pulled:
+        path, sha256 = tmp_path, "0" * 64
+
+    monkeypatch.setattr(sets, "pull", lambda *_, **__: Pulled())
+    found = sets.core_items(5)
+    assert found.unusable == 2
+    by_set = {name: [i for i in found.items if i.suite == name] for name in sets.CORE}
+    assert {name: len(some) for name, some in by_set.items()} == {
+        "piqa": 5,
+        "openbookqa": 1,
+        "commonsenseqa": 1,
+        "boolq": 2,
+    }
+    assert found == sets.core_items(5)
+    piqa = by_set["piqa"][0]
+    number = piqa.context.split()[2]
+    assert (piqa.context, piqa.choices, piqa.gold) == (
+        f"Question: goal {number}\nAnswer:",
+        (f"one {number}", f"two {number}"),
+        1,
+    )
+    assert by_set["openbookqa"][0].context == "fog is around"
+    yes, no = sorted(by_set["boolq"], key=lambda i: -i.gold)
+    assert yes.context == "It is.\nQuestion: is it so?\nAnswer:"
+    assert (yes.choices, yes.gold, no.gold) == (("no", "yes"), 1, 0)
+    assert yes.group == no.group  # one passage
+    assert len({i.group for i in by_set["piqa"]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"choices": ["a", "b"], "gold": 0}, r"line 1: `context` must be a text"),
+        ({"context": "c", "choices": ["a"], "gold": 0}, "two or more texts"),
+        ({"context": "c", "choices": ["a", "b"], "gold": 2}, "0 to 1, not 2"),
+        ({"context": "c", "choices": ["a", "b"], "gold": True}, "not True"),
+    ],
+)
+def test_a_teams_own_items_are_checked(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    (tmp_path / "own.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=message):
+        sets.own_items("own.jsonl", tmp_path)
+
+
+# --- general text
+
+
+def test_losses_are_those_of_transformers(tiny: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    documents = [Document("a", "this product is great and works well"), Document("b", "the answer is no. " * 90)]
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    base = load_base(tiny)
+    with LocalModel(base) as model:
+        ours = losses(model, documents)
+    for document, found in zip(documents, ours, strict=True):
+        ids = base.need_tokenizer().encode(document.text, parse_special=False)
+        total, count = 0.0, 0
+        for start in range(0, len(ids), 256):  # windows that do not overlap; their first token is only looked at
+            window = torch.tensor([ids[start : start + 256]])
+            if window.shape[1] < 2:
+                continue
+            with torch.no_grad():
+                total += float(peer(window, labels=window).loss) * (window.shape[1] - 1)
+            count += window.shape[1] - 1
+        assert (found.document, found.tokens) == (document.id, count)
+        assert found.total == pytest.approx(total, rel=1e-4)
+
+
+def test_rows_of_one_document_are_put_together_in_order(tmp_path: Path) -> None:
+    rows = [("x", 2, "second"), ("y", 1, "alone"), ("x", 1, "first"), ("z", 1, " ")]
+    (tmp_path / "t.jsonl").write_text(
+        "".join(json.dumps({"document": d, "sentence": str(s), "text": t}) + "\n" for d, s, t in rows)
+    )
+    found = read_documents("t.jsonl", tmp_path)
+    assert found.documents == (Document("x", "first second"), Document("y", "alone"))
+    assert read_documents("t.jsonl", tmp_path, 1).documents == (Document("x", "first second"),)
