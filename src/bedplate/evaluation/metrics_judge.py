@@ -68,23 +68,21 @@ class JudgeMetric:
         """EndpointError, DeadlineError, BusyError, RequestError where the judge fails; EndpointError naming the row for
         an answer, asked for twice, without a number on the scale. What was answered before is kept."""
         shown = {_key(row): _inputs(row) for row in rows if row.prediction is not None}
-        first = self._ask(_ASK, list(shown.values()), self.fields)
-        found = {key: self._number(answer) for key, answer in zip(shown, first, strict=True)}
-        unclear = [key for key, number in found.items() if number is None]
-        told = dict(zip(shown, first, strict=True))
-        second = self._ask(
-            _ASK + _AGAIN, [{**shown[key], "answer": told[key]} for key in unclear], (*self.fields, "answer")
-        )
-        for key, answer in zip(unclear, second, strict=True):
-            found[key] = self._number(answer)
-            if found[key] is None:
-                row = next(row for row in rows if _key(row) == key)
-                low, high = self.spec.scale
-                raise EndpointError(
-                    f"{_reference(self.spec).name}: the judge gives row {row.id} no number from {low:g} to {high:g}, "
-                    f"but {answer[-200:]!r}; make the rubric clearer, or take another model"
-                )
-        return [0.0 if row.prediction is None else found[_key(row)] or 0.0 for row in rows]
+        said = dict(zip(shown, self._ask(_ASK, list(shown.values()), self.fields), strict=True))
+        unclear = [key for key, answer in said.items() if self._number(answer) is None]
+        reminded = [{**shown[key], "answer": said[key]} for key in unclear]
+        said |= zip(unclear, self._ask(_ASK + _AGAIN, reminded, (*self.fields, "answer")), strict=True)
+        return [0.0 if row.prediction is None else self._score(row, said[_key(row)]) for row in rows]
+
+    def _score(self, row: Answered, answer: str) -> float:
+        number = self._number(answer)
+        if number is None:
+            low, high = self.spec.scale
+            raise EndpointError(
+                f"{_reference(self.spec).name}: the judge gives row {row.id} no number from {low:g} to {high:g}, "
+                f"but {answer[-200:]!r}; make the rubric clearer, or take another model"
+            )
+        return number
 
     def _ask(self, form: str, rows: Sequence[Mapping[str, str]], fields: Sequence[str]) -> list[str]:
         if not rows:
