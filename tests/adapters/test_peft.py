@@ -295,3 +295,13 @@ def test_reading_refuses_pickles_links_and_broken_files(saved):
     path.write_bytes(whole)
     with pytest.raises(SkinError, match="not valid JSON"):
         read_peft(directory, LLAMA.weights, modules)
+
+
+def test_a_plain_configuration_is_written_as_before_there_was_dora():
+    """Skins and training states are named by hashes of it."""
+    assert set(LoraConfig(r=4).model_dump(mode="json")) == {
+        *("r", "alpha", "dropout", "rslora", "targets", "ranks", "alphas")
+    }
+    for config in (LoraConfig(r=4), LoraConfig(r=4, dora=True)):
+        assert LoraConfig.model_validate(config.model_dump(mode="json")) == config
+        assert LoraConfig.model_validate_json(config.model_dump_json()) == config

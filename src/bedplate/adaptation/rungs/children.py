@@ -44,13 +44,12 @@ def no_room(context: Context, step_tokens: int) -> Skip | None:
     base = context.model.base
     if not isinstance(base.model, Decoder):
         return Skip("every weight is trained of decoders only")
-    if base.device.type == "cpu":
-        memory, needed = free_bytes(), training_bytes(base, step_tokens)
-        if memory is not None and needed > memory:
-            return Skip(
-                f"its weights, gradients and optimizer need about {needed / 1e9:.1f} GB beside the base, "
-                f"{memory / 1e9:.1f} GB of memory are free"
-            )
+    memory, needed = _free_memory(base), training_bytes(base, step_tokens)
+    if memory is not None and needed > memory:
+        return Skip(
+            f"its weights, gradients and optimizer need about {needed / 1e9:.1f} GB beside the base, "
+            f"{memory / 1e9:.1f} GB of memory are free"
+        )
     # two states of masters and moments (one is written while the one before it is kept), and the child
     disk = parameter_count(base.model) * (2 * (_MASTER + _MOMENTS) + base.dtype.itemsize)
     place = context.out.absolute()
@@ -60,6 +59,13 @@ def no_room(context: Context, step_tokens: int) -> Skip | None:
     if disk > free:
         return Skip(f"its state and the child need about {disk / 1e9:.1f} GB on disk, {free / 1e9:.1f} GB are free")
     return None
+
+
+def _free_memory(base: Base) -> int | None:
+    """Bytes that are free where the base computes, or None where that is not known."""
+    if base.device.type == "cuda":
+        return torch.cuda.mem_get_info(base.device)[0]
+    return free_bytes() if base.device.type == "cpu" else None
 
 
 def trainable_copy(base: Base) -> Decoder:
