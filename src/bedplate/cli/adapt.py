@@ -156,7 +156,7 @@ def show_curve(curve: Mapping[str, Any]) -> None:
         cells.setdefault(point["rung"], {})[point["size"]] = f"{point['estimate']:.3f} ({low:.3f}-{high:.3f})"
     for flat in curve["flat"]:
         low, high = flat["interval"]
-        cells[flat["rung"]] = dict.fromkeys(sizes[:1], f"{flat['estimate']:.3f} ({low:.3f}-{high:.3f})")
+        cells[flat["rung"]] = dict.fromkeys(sizes, f"{flat['estimate']:.3f} ({low:.3f}-{high:.3f})")
     for rung, found in cells.items():
         table.add_row(rung, *(found.get(size, "") for size in sizes))
     screen.print()

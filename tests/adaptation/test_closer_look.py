@@ -1,0 +1,114 @@
+"""The skin seen close, and the data card, from evaluations alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix
+from tests.adaptation.conftest import write_task
+
+from bedplate.adaptation.closer_look import SHOWN_DISAGREEING, SHOWN_WRONG, examples, focus
+from bedplate.adaptation.data_card import data_card, suspects
+from bedplate.core.statistics import effective_n_interval
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.slices import calibration, confusion
+from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.predict import Prediction
+
+LABELS = ("negative", "positive")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return load_task(write_task(tmp_path_factory.mktemp("task"), Path("no-base")))
+
+
+def rows(targets: list[str]) -> list[Example]:
+    return [Example(f"r{i}", {"review": "x" * (i + 1)}, t, f"g{i // 2}", f"{i:064x}") for i, t in enumerate(targets)]
+
+
+def answered(task: Task, given: list[Example], positive: list[float | None]) -> Evaluation:
+    """Answers by the probability of `positive`; None: nothing usable."""
+    predictions = [
+        None
+        if p is None
+        else Prediction(LABELS[p > 0.5], "", {"negative": math.log(1 - p + 1e-12), "positive": math.log(p + 1e-12)})
+        for p in positive
+    ]
+    return evaluate_predictions(task, given, predictions)
+
+
+def test_confusion_equals_scikit_learns_and_counts_what_was_unusable(task: Task):
+    rng = np.random.default_rng(0)
+    given = rows(list(rng.choice(LABELS, 60)))
+    evaluation = answered(task, given, [None if i % 20 == 7 else float(rng.random()) for i in range(60)])
+    found = confusion(evaluation)
+    assert found is not None
+    said = ["unusable" if row.prediction is None else row.prediction for row in evaluation.rows]
+    oracle = confusion_matrix([e.target for e in given], said, labels=[*LABELS, "unusable"])
+    assert np.array(found.counts).tolist() == oracle[:2].tolist()
+    assert sum(map(sum, found.counts)) == 60
+    text = evaluate_predictions(task, given, [row.target for row in evaluation.rows])
+    assert focus("x", text)["calibration"] is None
+
+
+def test_bins_of_calibration_have_the_clustered_interval_of_their_rows(task: Task):
+    rng = np.random.default_rng(1)
+    given = rows(list(rng.choice(LABELS, 120)))
+    evaluation = answered(task, given, [float(p) for p in rng.random(120)])
+    found = calibration(evaluation, bins=4)
+    assert found is not None
+    assert found.of == 4
+    for part in found.bins:
+        sure = [max(math.exp(score) for score in (row.scores or {}).values()) for row in evaluation.rows]
+        inside = [row for row, p in zip(evaluation.rows, sure, strict=True) if part.low < p <= part.high]
+        right = [float(r.prediction == r.target) for r in inside]
+        assert part.n == len(inside)
+        oracle = effective_n_interval(right, [r.group for r in inside], 0.95, minimum_groups=2)
+        assert part.interval == pytest.approx(oracle)
+
+
+def test_suspects_are_rows_that_rungs_agree_against_surely(task: Task):
+    given = rows(["negative"] * 5)
+    first = answered(task, given, [0.99, 0.99, 0.70, 0.95, 0.9])
+    second = answered(task, given, [0.97, 0.60, 0.99, 0.90, 0.9])
+    third = answered(task, given, [0.10, 0.99, 0.99, 0.90, None])
+    found = suspects(given, {"a": first, "b": second, "c": third})
+    # r0: the third is sure of the row's own label; the others have two or three sure rungs
+    assert [(one["id"], one["rungs"]) for one in found] == [
+        ("r3", ["a", "b", "c"]),
+        ("r1", ["a", "c"]),
+        ("r2", ["b", "c"]),
+        ("r4", ["a", "b"]),
+    ]
+    assert found[0]["answer"] == "positive"
+    assert found[0]["confidence"] == pytest.approx((0.95 + 0.9 + 0.9) / 3)
+    card = data_card(LABELS, given, given, {"a": first, "b": second}, None)
+    assert card["labels"] == {split: {"negative": 5, "positive": 0} for split in ("train", "valid")}
+    assert card["lengths"]["valid"]["deciles"][0] == 1
+    assert card["lengths"]["valid"]["deciles"][-1] == 5
+    assert data_card((), given, given, {}, None)["labels"] is None
+
+
+def test_shown_rows_are_each_shown_once_the_surest_mistakes_first(task: Task):
+    given = rows(["negative"] * 60)
+    judged = answered(task, given, [0.999 - 0.01 * i if i < 20 else 0.1 for i in range(60)])
+    other = answered(task, given, [0.9 if i % 2 else 0.1 for i in range(60)])
+    found = examples(given, {"judged": judged, "other": other}, "judged")
+    shown = [(one["id"], one["why"]) for one in found["rows"]]
+    assert len({name for name, _ in shown}) == len(shown)
+    assert [name for name, why in shown if why == "wrong"] == [f"r{i}" for i in range(SHOWN_WRONG)]
+    split = {f"r{i}" for i in range(60) if (i < 20) != bool(i % 2)}
+    assert found["disagreeing"] == len(split)
+    apart = [name for name, why in shown if why == "disagreement"]
+    assert len(apart) == SHOWN_DISAGREEING
+    assert set(apart) <= split
+    assert all(one["scores"]["judged"] == 1 for one in found["rows"] if one["why"] == "right")
+    nobody = examples(given, {"judged": judged, "other": other}, None)
+    assert {one["why"] for one in nobody["rows"]} == {"disagreement"}
+    alone = examples(given, {"judged": judged}, "judged")
+    assert alone["disagreeing"] == 0
