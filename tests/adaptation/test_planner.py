@@ -1,0 +1,218 @@
+"""The planner: money and time before a rung starts, what is left out and why, and rules of thumb that are scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.adaptation.conftest import write_task
+from tests.adaptation.test_gate import evaluation, rate
+
+from bedplate.adaptation import planner, rules
+from bedplate.adaptation.clock import Clock, Stopwatch
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.rungs.base import Latency, Plan, Result, RungOutcome
+from bedplate.adaptation.rungs.base import Tested as OnTest
+from bedplate.adaptation.spec import RUNG_NAMES, BudgetSpec
+
+
+def context(call: float = 0.1, rows: int = 500, exhaustive: bool = False, usd_left: float = 1.0, **budget: Any) -> Any:
+    return SimpleNamespace(
+        exhaustive=exhaustive,
+        train=[None] * rows,
+        pace=SimpleNamespace(call=call),
+        spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
+        usd_left=usd_left,
+    )
+
+
+def outcome(name: str, right: int, seconds: float = 0.1, **changes: Any) -> RungOutcome:
+    result = Result(name, evaluation(rate(right, 400), split="valid"), Latency(seconds, 0.1, 0.1, 10), 0.0, "made")
+    return RungOutcome(name, "done", "made", result, **changes)
+
+
+# --- time and money
+
+
+def test_the_clock_stops_at_whichever_is_spent_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("bedplate.adaptation.clock.time.monotonic", lambda: now[0])
+    clock = Clock(1000.0, usd=0.5, usd_per_hour=3.6)  # a dollar is 1,000 seconds
+    assert clock.left == pytest.approx(500.0)
+    now[0] = 100.0
+    clock.charge(0.3)
+    assert clock.spent == pytest.approx(0.4)
+    assert clock.usd_left == pytest.approx(0.1)
+    assert clock.left == pytest.approx(100.0)
+    clock.charge(0.2)
+    assert clock.left == 0.0
+    beside = Clock(None, clock)
+    beside.add(50.0)
+    beside.charge(1.0)
+    assert clock.used == pytest.approx(150.0)
+    assert clock.usd_left < -0.5
+    assert Clock(None).left == float("inf")
+    assert Clock(10.0, usd=1.0).left == pytest.approx(10.0)  # a machine without a price spends no money
+
+
+def test_a_rung_that_costs_more_than_is_left_does_not_start() -> None:
+    plan = Plan({}, seconds=100.0, usd=0.05)
+    assert planner.over_budget(context(usd_left=0.2), plan) is None
+    skip = planner.over_budget(context(usd_left=0.1), plan)
+    assert skip is not None
+    assert (skip.kind, skip.reason) == ("budget", "it needs about $0.1500, $0.1000 of the climb's money are left")
+
+
+def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked() -> None:
+    slow = context(call=0.2, p95_ms=150)
+    skip = planner.ruled_out(slow, "lora")
+    assert skip is not None
+    assert skip.kind == "budget"
+    assert "takes 200 ms here (the median), the budget's p95 is 150 ms" in skip.reason
+    assert planner.ruled_out(slow, "zero_shot") is None  # always measured: the rest is compared with it
+    assert planner.ruled_out(slow, "probe") is None  # stops half-way through the base
+    assert planner.ruled_out(context(call=0.2, exhaustive=True, p95_ms=150), "lora") is None
+    dear = planner.ruled_out(context(call=0.2, usd_per_1k_calls=0.1), "few_shot")
+    assert dear is not None
+    assert "cost $0.2000 here, the budget is $0.1" in dear.reason
+    few = planner.ruled_out(context(rows=40), "full")
+    assert few is not None
+    assert few.kind == "rule"
+    assert planner.ruled_out(context(rows=64), "full") is None
+    assert planner.ruled_out(context(rows=40, exhaustive=True), "full") is None
+
+
+def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> None:
+    done = outcome("lora", 300, seconds=0.1, plan=Plan({}, 90.0, ("half the rows", "two seeds"), 0.01))
+    done = RungOutcome(**{**vars(done), "seconds": 100.0})
+    assert done.result is not None
+    left = Result(**{**vars(done.result), "left_out": ("two seeds",), "usd": 0.02})
+    outcomes = {
+        "majority": RungOutcome("majority", "skipped", "no labels", skip="impossible"),
+        "few_shot": RungOutcome("few_shot", "skipped", "no time", skip="budget"),
+        "lora": RungOutcome(**{**vars(done), "result": left}),
+    }
+    found = planner.forecasts(context(), outcomes)
+    assert [one.expected_seconds for one in found] == [None, None, 90.0]
+    assert found[2].expected_usd == pytest.approx(0.1)
+    assert found[2].usd == pytest.approx(0.12)
+    assert [(one["rung"], one["what"], one["kind"]) for one in planner.not_tried(outcomes)] == [
+        ("majority", "rung", "impossible"),
+        ("few_shot", "rung", "budget"),
+        ("lora", "part", "budget"),
+    ]
+
+
+@given(st.permutations([*RUNG_NAMES, "prompt_search", "dora"]).map(lambda n: list(dict.fromkeys(n))))
+def test_rules_order_and_leave_nothing_out(names: list[str]) -> None:
+    for favours in ("tuning", "prompting"):
+        found = planner.order(names, favours)
+        assert sorted(found) == sorted(names)
+        assert [n for n in found if n != "prompt_search"] == [n for n in names if n != "prompt_search"]
+        trained = [found.index(n) for n in planner.TRAINED if n in found]
+        place = found.index("prompt_search")
+        assert place < min(trained) if favours == "prompting" else place > max(trained)
+
+
+def test_a_stopwatch_adds_up() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch.timed("tests", "lora"):
+            sum(range(100_000))
+    assert set(watch.parts["tests"]) == {"lora"}
+    assert 0 < watch.parts["tests"]["lora"] < watch.seconds
+    assert watch.processor > 0
+    assert watch.of("guards") == {}
+
+
+# --- rules of thumb
+
+LABELS = rules.Expectation("labels", "tuned beats prompted", "many", "tuning", "tuned_beats_prompted")
+FEW = rules.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
+LENGTH = rules.Expectation("prompt length", "cheaper", "long", "tuning", "tuned_is_cheaper")
+STRUCTURE = rules.Expectation("structure", "tuned beats zero-shot", "labels", "tuning", "tuned_beats_zero_shot")
+
+
+def held(expected: rules.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
+    return rules.score([expected], outcomes, tested or {}, 0)[0]["held"]
+
+
+def test_a_rule_holds_only_where_the_difference_is_shown() -> None:
+    better = {
+        "few_shot": outcome("few_shot", 260),
+        "lora": outcome("lora", 340),
+        "zero_shot": outcome("zero_shot", 240),
+    }
+    assert (held(LABELS, better), held(FEW, better), held(STRUCTURE, better)) == ("true", "false", "true")
+    worse = {name: outcome(name, right) for name, right in (("few_shot", 340), ("lora", 260), ("zero_shot", 258))}
+    assert (held(LABELS, worse), held(FEW, worse), held(STRUCTURE, worse)) == ("false", "true", "undecided")
+    assert held(LABELS, {"lora": outcome("lora", 300)}) == "undecided"
+    assert held(LABELS, {}) == "undecided"
+
+
+def test_candidates_on_other_bases_count_and_references_do_not() -> None:
+    found = {
+        "from_scratch": outcome("from_scratch", 390),
+        "few_shot": outcome("few_shot", 260),
+        "lora@small": outcome("lora@small", 340),
+    }
+    assert held(LABELS, found) == "true"
+
+
+def test_test_rows_are_used_where_both_were_judged_on_them() -> None:
+    outcomes = {"few_shot": outcome("few_shot", 340), "lora": outcome("lora", 260)}
+    latency = Latency(0.1, 0.1, 0.1, 1)
+    tested = {
+        "few_shot": OnTest(evaluation(rate(250, 400)), latency),
+        "lora": OnTest(evaluation(rate(350, 400)), latency),
+    }
+    row = rules.score([LABELS], outcomes, tested, 0)[0]
+    assert row["held"] == "true"
+    assert row["rests_on"].endswith("on 400 rows of test")
+    assert held(LABELS, outcomes, {"lora": tested["lora"]}) == "false"  # not both: valid
+
+
+@pytest.mark.parametrize(("tuned", "few", "said"), [(0.1, 0.2, "true"), (0.2, 0.1, "false"), (0.1, 0.102, "undecided")])
+def test_costs_of_a_call_are_compared(tuned: float, few: float, said: str) -> None:
+    found = {"few_shot": outcome("few_shot", 300, few), "lora": outcome("lora", 300, tuned)}
+    assert held(LENGTH, found) == said
+
+
+def test_what_most_rules_favour_and_ties_go_to_the_labels() -> None:
+    assert rules.favoured([LABELS, STRUCTURE]) == "tuning"
+    assert rules.favoured([FEW, STRUCTURE]) == "prompting"
+    assert rules.favoured([FEW, STRUCTURE, LENGTH]) == "tuning"
+
+
+# --- the ladder
+
+
+def test_a_ladder_without_money_says_what_it_left_out_and_an_exhaustive_one_climbs_it(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    task = write_task(tmp_path / "task", tiny_base, budget={"max_prompt_tokens": 400, "train_usd": 1e-9})
+    rungs = ["majority", "zero_shot", "lora"]
+    poor = adapt(task, tmp_path / "poor", rungs=rungs)
+    left = {one["rung"]: one["kind"] for one in poor.data["not_tried"] if one["what"] == "rung"}
+    assert left["lora"] == "budget"
+    assert poor.data["settings"]["exhaustive"] is False
+    whole = adapt(task, tmp_path / "whole", rungs=rungs, exhaustive=True)
+    assert {row["rung"]: row["status"] for row in whole.rungs if row["split"] == "valid"} == dict.fromkeys(
+        rungs, "done"
+    )
+    assert not [one for one in whole.data["not_tried"] if one["kind"] != "impossible"]
+    said = json.loads((tmp_path / "whole" / rules.PREDICTIONS_FILE).read_text())
+    assert [one["rule"] for one in said] == [one["rule"] for one in whole.data["predictions"]]
+    assert said[0]["favours"] == "prompting"  # 150 labels
+    forecast = {one["rung"]: one for one in whole.data["forecasts"]}
+    assert forecast["lora"]["expected_seconds"] > 0
+    timing = whole.data["timing"]
+    assert timing["seconds"] >= sum(timing["rungs"].values())
+    assert not timing["resumed"]
+    again = adapt(task, tmp_path / "whole", rungs=rungs, exhaustive=True)
+    assert again.data["timing"]["resumed"]
