@@ -55,6 +55,8 @@ class TaskBase:
 
     def __init__(self, given: str, source: str, suffix: str, bases: Bases) -> None:
         self.given, self.source, self.suffix = given, source, suffix
+        self.held = 0
+        """By how many that need it while others are loaded."""
         self._bases = bases
         self._model: LocalModel | None = None
         self._facts: BaseFacts | None = None
@@ -124,7 +126,7 @@ class Bases:
 
     def make_room(self, base: TaskBase) -> None:
         """Closes those that were used longest ago until `base` has room, or none is left."""
-        for other in [one for one in self._order if one.loaded]:
+        for other in [one for one in self._order if one.loaded and not one.held]:
             free = free_bytes()
             if free is None or free >= ROOM * base.wants:
                 return

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bedplate import __version__
 from bedplate.adaptation.asking import TaskOutput, Written, asked
@@ -33,6 +33,9 @@ from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.rungs.base import Finished
 
 LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
 """Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
@@ -72,6 +75,9 @@ class Context:
 
     hosted: HostedSpec | None = None
     """The remote model that is asked, for a candidate that is one."""
+
+    finished: dict[str, Finished] = field(default_factory=dict[str, "Finished"])
+    """What was climbed before, by candidate, of all bases: one table for all contexts of a ladder."""
 
     suffix: str = ""
     """What stands behind the names of its candidates: "" for the first base."""
@@ -115,7 +121,8 @@ class Context:
             most_seeds=1,
             until=math.inf,
         )
-        found.pace = self.pace
+        if self.unfit is None:
+            found.pace = self.pace
         return found
 
     def on(self, base: TaskBase, out: Path) -> Context:
@@ -286,10 +293,14 @@ class Context:
         """What the task file says for one rung alone, as JSON; None for the others."""
         if rung == "own_prompt" and self.spec.prompt is not None:
             return self.spec.prompt.model_dump(mode="json")
+        if rung == "cascade":
+            return {name: one.result.skin_id for name, one in self.finished.items() if one.result.skin is not None}
         if rung == "hosted" and self.hosted is not None:
             return self.hosted.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
         if rung == "knn_few_shot":
             return list(self.spec.embedders)
+        if rung == "prompt_search" and self.spec.proposer is not None:
+            return self.spec.proposer.model_dump(mode="json", exclude={"timeout_s", "retries"})
         if rung == "retrieval" and self.spec.documents is not None:
             read = read_documents(self.spec.documents, self.task.directory)
             return [self.spec.documents.model_dump(mode="json"), read.sha256, list(self.spec.embedders)]

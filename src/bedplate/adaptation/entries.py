@@ -17,6 +17,8 @@ WITHOUT_BASE = ("majority", "from_scratch")
 """References: no base has a part in them, so that they are climbed once."""
 REMOTE = ("hosted",)
 """Climbed once for each endpoint, after all bases."""
+COMPOSED = ("cascade",)
+"""Made of what was climbed before, so that they come last."""
 ON_ENCODERS = ("probe",)
 
 
@@ -39,12 +41,12 @@ class Entry:
         """The base, or the endpoint, as the task file names it; None where none has a part in it."""
         if self.rung.name in REMOTE:
             return None if self.context.hosted is None else self.context.hosted.name
-        return None if self.rung.name in WITHOUT_BASE else self.context.at.given
+        return None if self.rung.name in (*WITHOUT_BASE, *COMPOSED) else self.context.at.given
 
     @property
     def unfit(self) -> str | None:
         """Why the rung cannot be climbed on this base, whatever the time."""
-        if self.rung.name in (*WITHOUT_BASE, *REMOTE):
+        if self.rung.name in (*WITHOUT_BASE, *REMOTE, *COMPOSED):
             return None
         if self.context.unfit is not None:
             return self.context.unfit
@@ -82,11 +84,12 @@ def entries(contexts: Sequence[Context], chosen: Sequence[str]) -> list[Entry]:
     """The candidates in the order in which they are climbed. contexts: one for each base, the task's first in front."""
     first = contexts[0]
     found = [Entry(name, RUNGS[name], first) for name in chosen if name in WITHOUT_BASE]
+    apart = (*WITHOUT_BASE, *REMOTE, *COMPOSED)
     for context in sorted(contexts, key=lambda c: c.at.facts.size):
-        found += [_on(context, name) for name in chosen if name not in (*WITHOUT_BASE, *REMOTE)]
+        found += [_on(context, name) for name in chosen if name not in apart]
     for name in (name for name in chosen if name in REMOTE):
         found += [_on(context, name) for context in remote(contexts)]
-    return found
+    return found + [Entry(name, RUNGS[name], first) for name in chosen if name in COMPOSED]
 
 
 def remote(contexts: Sequence[Context]) -> list[Context]:

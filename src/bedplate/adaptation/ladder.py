@@ -26,6 +26,7 @@ from bedplate.adaptation.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import (
+    Finished,
     Latency,
     RungOutcome,
     Tested,
@@ -38,7 +39,7 @@ from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
 from bedplate.evaluation.examples import Example, TaskData
-from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.harness import Evaluation, PredictionLike, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import load_examples
 from bedplate.inference.composed import Answers, CascadePredictor
@@ -88,6 +89,7 @@ def adapt(
     if curve:
         possible_sizes(curve, len(data.train))
     bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases])
+    finished: dict[str, Finished] = {}
     with closing(bases):
         contexts = [
             Context(
@@ -101,6 +103,7 @@ def adapt(
                 place_of(out, at.suffix),
                 clock,
                 seed,
+                finished=finished,
                 suffix=at.suffix,
                 exhaustive=exhaustive,
             )
@@ -207,7 +210,12 @@ class _Ladder:
         unfit = entry.unfit
         if unfit is not None:
             return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
-        return entry.named(climb(entry.context, entry.rung, entry.directory))
+        outcome = climb(entry.context, entry.rung, entry.directory)
+        named = entry.named(outcome)
+        if outcome.result is not None and named.result is not None:
+            done = Finished(entry.name, entry.rung, entry.context, named.result, outcome.result)
+            self.context.finished[entry.name] = done
+        return named
 
     def _share(self, entry: Entry) -> None:
         """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
@@ -307,10 +315,12 @@ class _Ladder:
                     Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
                 )
         predictor = entry.rung.predictor(entry.context, entry.own(result))
+        predictions: Sequence[PredictionLike | None]
         if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
             with _closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
-                predictions = ask(predictor, examples, one_by_one=True)
+                predictions = asked = ask(predictor, examples, one_by_one=True)
+            entry.context.clock.charge(sum(p.usd or 0.0 for p in asked if p is not None))
         else:
             predictions = [predictor.predict([example.inputs])[0] for example in examples]
         evaluation = evaluate_predictions(self.task, examples, predictions, split="test", seed=self.context.seed)

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from bedplate.adaptation.documents import DocumentsSpec
 from bedplate.adaptation.guard_spec import GuardsSpec
 from bedplate.adaptation.hosted_spec import HostedSpec
+from bedplate.adaptation.proposer_spec import ProposerSpec
 from bedplate.adaptation.raw_text import RawText
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
@@ -30,6 +31,7 @@ RUNG_NAMES = (
     "few_shot",
     "knn_few_shot",
     "retrieval",
+    "prompt_search",
     "probe",
     "soft_prompt",
     "lora",
@@ -37,12 +39,10 @@ RUNG_NAMES = (
     "full",
     "continued_pretrain",
     "hosted",
-)
-"""Cheapest first: the order in which the ladder is climbed."""
-_LATER_RUNGS = (
-    "prompt_search",
     "cascade",
 )
+"""Cheapest first: the order in which the ladder is climbed."""
+_LATER_RUNGS = ("cascade",)
 _LATER_FIELDS = ("traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
@@ -131,6 +131,8 @@ class AdaptSpec(Strict):
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""
+    proposer: ProposerSpec | None = None
+    """Who writes instructions for the prompt search; without one, the base itself does."""
     documents: DocumentsSpec | None = None
     """What the retrieval rung looks up passages in."""
     raw_text: RawText | None = None
@@ -200,8 +202,6 @@ def check_rungs(rungs: Sequence[str]) -> None:
     if not rungs:
         raise ValueError("name at least one rung, or write auto")
     for name in rungs:
-        if name in _LATER_RUNGS:
-            raise ValueError(f"the rung {name!r} is not supported yet; there are {', '.join(RUNG_NAMES)}")
         if name not in RUNG_NAMES:
             raise ValueError(f"there is no rung {name!r}; there are {', '.join(RUNG_NAMES)}")
     if len(set(rungs)) < len(rungs):

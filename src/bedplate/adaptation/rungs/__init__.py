@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bedplate.adaptation.rungs.base import Plan, Result, Rung, Skip
+from bedplate.adaptation.rungs.cascade import Cascade
 from bedplate.adaptation.rungs.continued_pretrain import CONTINUED_PRETRAIN
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.from_scratch import FromScratch
@@ -13,6 +14,7 @@ from bedplate.adaptation.rungs.lora import DORA, LORA
 from bedplate.adaptation.rungs.majority import Majority
 from bedplate.adaptation.rungs.own_prompt import OwnPromptRung
 from bedplate.adaptation.rungs.probe import Probe
+from bedplate.adaptation.rungs.prompt_search import PromptSearch
 from bedplate.adaptation.rungs.retrieval import Retrieval
 from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
@@ -25,6 +27,7 @@ RUNGS: dict[str, Rung] = {
     "few_shot": FewShot(),
     "knn_few_shot": KnnFewShot(),
     "retrieval": Retrieval(),
+    "prompt_search": PromptSearch(),
     "probe": Probe(),
     "soft_prompt": SOFT_PROMPT,
     "lora": LORA,
@@ -32,6 +35,7 @@ RUNGS: dict[str, Rung] = {
     "full": FULL,
     "continued_pretrain": CONTINUED_PRETRAIN,
     "hosted": Hosted(),
+    "cascade": Cascade(),
 }
 
 __all__ = ["RUNGS", "Plan", "Result", "Rung", "Skip"]

@@ -107,6 +107,24 @@ class Rung(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A candidate that was climbed. result: as the report has it, under the candidate's name; own: as the rung left it,
+    on `context`."""
+
+    name: str
+    rung: Rung
+    context: Context
+    result: Result
+    own: Result
+
+    @property
+    def directory(self) -> Path:
+        """The skin's."""
+        assert self.own.skin is not None
+        return self.context.out / self.own.skin
+
+
 RESULT_FILE, PLAN_FILE = "result.json", "plan.json"
 
 

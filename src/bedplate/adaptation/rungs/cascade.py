@@ -1,0 +1,208 @@
+"""A cheap skin that passes on what it is not sure of to a dearer one: the pair and the threshold are found on valid.
+
+Of the rungs that were climbed before, the dear skin is the best on valid. Each cheaper one whose answers carry a
+probability is tried before it: the threshold is the one that costs least and is as good as the dear skin on valid
+(FrugalGPT, arXiv 2305.05176). A call costs the cheap one's price, and the share that is passed on the dear one's too.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate import __version__
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.rungs.answers import ask, export
+from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency
+from bedplate.core.errors import UsageError
+from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
+from bedplate.evaluation.slices import confidence_of
+from bedplate.inference.composed import Answers, CascadePredictor
+from bedplate.inference.hosted import HostedPredictor
+from bedplate.inference.predict import Predictor
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.skin import Provenance, Skin, cascaded
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two candidates: the share of valid that is passed on under the threshold, what is right then, and what a call
+    costs in US dollars."""
+
+    cheap: str
+    dear: str
+    threshold: float
+    share: float
+    estimate: float
+    usd: float
+
+
+class Cascade:
+    """A cascade skin of two others."""
+
+    name = "cascade"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        if not context.labels:
+            return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
+        found = best_pair(context)
+        if isinstance(found, str):
+            return Skip(found)
+        calls = context.finished[found.cheap].result.latency.mean + found.share * (
+            context.finished[found.dear].result.latency.mean
+        )
+        seconds = calls * context.latency_calls
+        if seconds > context.left:
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
+        return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        cheap, dear = (context.finished[plan.settings[role]] for role in ("cheap", "dear"))
+        pair = pair_of(context, cheap, dear, plan.settings["threshold"])
+        first, second = (read_skin(one.directory) for one in (cheap, dear))
+        skin = cascaded(
+            f"{context.task.task}-{self.name}",
+            first,
+            second,
+            pair.threshold,
+            Provenance(
+                task=context.task.task,
+                rung=self.name,
+                data=first.provenance.data,
+                splits=first.provenance.splits,
+                seed=context.seed,
+                code_version=__version__,
+                parents=(skin_id(first), skin_id(second)),
+            ),
+        )
+        place = context.out / "skins" / self.name
+        skin = export(context, skin, place)
+        with _Opened(skin, cheap, dear) as predictor:
+            predictions = ask(predictor, context.valid)
+            sample = context.ordered(context.valid, "latency")[: context.latency_calls]
+            calls = [p for p in ask(predictor, sample, one_by_one=True) if p is not None]
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        share = sum(p is not None and p.passed_on for p in predictions) / len(predictions)
+        return Result(
+            rung=self.name,
+            evaluation=evaluation,
+            latency=latency([p.seconds for p in calls]),
+            train_seconds=time.perf_counter() - start,
+            reason=(
+                f"{pair.cheap} answers where its probability is at least {pair.threshold:.3f}, {pair.dear} the "
+                f"{share:.0%} of valid that are left; the threshold is as good as {pair.dear} on valid at least cost"
+            ),
+            skin=str(place.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            prompt_tokens=max(cheap.result.prompt_tokens, dear.result.prompt_tokens),
+            details={"cheap": pair.cheap, "dear": pair.dear, "threshold": pair.threshold, "passed_on": share},
+            usd_per_call=_price(context, cheap) + share * _price(context, dear),
+        )
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        skin = read_skin(context.out / result.skin)
+        cheap, dear = (context.finished[result.details[role]] for role in ("cheap", "dear"))
+        return _Opened(skin, cheap, dear)
+
+
+class _Opened(CascadePredictor):
+    """A cascade on the ladder's own bases, which stay in memory together while it is open."""
+
+    def __init__(self, skin: Skin, cheap: Finished, dear: Finished) -> None:
+        self._bases = (cheap.context.at, dear.context.at)
+        for base in self._bases:
+            base.held += 1
+        super().__init__(skin, _asked(cheap), _asked(dear))
+
+    def close(self) -> None:
+        self.first.close()
+        self.second.close()
+        for base in self._bases:
+            base.held -= 1
+
+
+def best_pair(context: Context) -> Pair | str:
+    """The cheapest cascade that is as good on valid as the best candidate, or why there is none."""
+    made = {name: one for name, one in context.finished.items() if one.result.skin is not None}
+    if len(made) < 2:
+        return "a cascade needs two skins that were made before it"
+    best = max(made.values(), key=lambda one: (one.result.evaluation.estimate, -_price(context, one)))
+    pairs: list[Pair] = []
+    for one in made.values():
+        if _price(context, one) < _price(context, best):
+            found = threshold_for(one.result.evaluation, best.result.evaluation)
+            if found is not None:
+                pairs.append(pair_of(context, one, best, found))
+    pairs = [pair for pair in pairs if pair.usd < _price(context, best)]
+    if not pairs:
+        return (
+            f"no cheaper skin before {best.name}, the best on valid, saves anything: where it is sure it is right less "
+            "often, or it is sure of too little"
+        )
+    return min(pairs, key=lambda pair: (pair.usd, pair.cheap))
+
+
+def threshold_for(cheap: Evaluation, dear: Evaluation) -> float | None:
+    """The lowest threshold under which the cascade scores as the dear skin does on these rows; None where the cheap
+    skin tells no probabilities, or everything would be passed on.
+
+    Rows of equal probability are passed on together. The metric must be a mean of rows.
+    """
+    if cheap.scoring == "counts":
+        return None
+    sure = confidences(cheap)
+    place = {row.row_hash: row.score for row in dear.rows}
+    gain = np.array([place[row.row_hash] - row.score for row in cheap.rows])
+    if not sure.any():
+        return None
+    levels, index = np.unique(sure, return_inverse=True)
+    gained = np.concatenate([[0.0], np.cumsum(np.bincount(index, gain))])  # by passing on all below level i
+    enough = gained >= gained[-1] - 1e-9
+    first = int(np.argmax(enough))
+    if first >= len(levels):
+        return None
+    if first == 0:  # the cheap one alone does as well: then it is the candidate, and no cascade
+        return None
+    return float((levels[first - 1] + levels[first]) / 2)
+
+
+def confidences(evaluation: Evaluation) -> NDArray[np.float64]:
+    """The probability of each row's own answer, 0 where it tells none."""
+    return np.array(
+        [
+            confidence_of(row.scores, row.prediction) if row.scores and row.prediction in row.scores else 0.0
+            for row in evaluation.rows
+        ]
+    )
+
+
+def pair_of(context: Context, cheap: Finished, dear: Finished, threshold: float) -> Pair:
+    """What the cascade of two candidates would be on valid."""
+    passed = confidences(cheap.result.evaluation) < threshold
+    place = {row.row_hash: row.score for row in dear.result.evaluation.rows}
+    scores = [
+        place[row.row_hash] if on else row.score for row, on in zip(cheap.result.evaluation.rows, passed, strict=True)
+    ]
+    share = float(passed.mean())
+    usd = _price(context, cheap) + share * _price(context, dear)
+    return Pair(cheap.name, dear.name, threshold, share, float(np.mean(scores)), usd)
+
+
+def _price(context: Context, one: Finished) -> float:
+    return one.result.price(context.spec.machine.usd_per_hour, one.result.latency.mean)
+
+
+def _asked(one: Finished) -> Answers:
+    predictor = one.rung.predictor(one.context, one.own)
+    if not isinstance(predictor, Predictor | HostedPredictor):
+        raise UsageError(f"{one.name} is no skin that could be part of a cascade")
+    return predictor
