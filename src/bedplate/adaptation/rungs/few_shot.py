@@ -58,7 +58,9 @@ class FewShot:
                 break
             sets.pop()
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
         if len(sets) < wanted:
             left_out.append(f"{wanted - len(sets)} of {wanted} sets of demonstrations were not tried: no time")
         return Plan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))
@@ -109,7 +111,7 @@ class FewShot:
 
     def _variant(self, context: Context, kind: str, size: int, number: int) -> Variant:
         prompt, output = self._prompt(context, kind)
-        chosen = self._draw(context, size, number)
+        chosen = self.draw(context, size, number)
         shown = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in chosen)
         return Variant(f"{kind}, set {number} of {size}", prompt, output, shown)
 
@@ -122,7 +124,7 @@ class FewShot:
         return context.asked("chat" if kind == "chat" else "plain")
 
     @staticmethod
-    def _draw(context: Context, size: int, number: int) -> list[Example]:
+    def draw(context: Context, size: int, number: int) -> list[Example]:
         """A set from train in a random order, balanced where there are labels; the longest tenth of the rows is left
         out of the pool."""
         order = context.ordered(context.train, f"demonstrations/{number}")

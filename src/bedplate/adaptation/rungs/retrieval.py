@@ -1,7 +1,7 @@
 """Passages of the task's documents in the prompt, those nearest to each call's inputs: for what the base lacks.
 
-Lewis et al., Retrieval-Augmented Generation (https://arxiv.org/abs/2005.11401). How long passages are, how many go into a
-prompt and what embeds them are chosen on valid.
+Lewis et al., Retrieval-Augmented Generation (https://arxiv.org/abs/2005.11401). How long passages are, how many a
+prompt has and what embeds them are chosen on valid.
 """
 
 from __future__ import annotations

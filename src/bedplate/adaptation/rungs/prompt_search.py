@@ -1,0 +1,140 @@
+"""Instructions and demonstrations searched together on valid by successive halving.
+
+Instructions are rewrites and what a proposer writes (`adaptation.proposals`); the best of them are tried with sets of
+demonstrations from train. Searching both, as in Opsahl-Ong et al. (https://arxiv.org/abs/2406.11695).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bedplate.adaptation.asking import answer_of, asked
+from bedplate.adaptation.context import Context
+from bedplate.adaptation.proposals import Proposal, propose, rewrites
+from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.few_shot import FewShot
+from bedplate.adaptation.rungs.room import room_beside
+from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
+from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Predicts
+from bedplate.skins.files import read_skin
+from bedplate.skins.prompt import Demonstration, Format
+
+NUMBER = 8
+"""Proposals of the base itself, where the task names no proposer."""
+FIRST_ROWS, SECOND_ROWS = 40, 100
+KEPT_INSTRUCTIONS = 3
+SETS = ((4, 0), (8, 1), (8, 2))
+"""Size and number of the sets of demonstrations."""
+SHARE = 0.35
+
+
+class PromptSearch:
+    """A prompt skin."""
+
+    name = "prompt_search"
+    reference = False
+
+    def plan(self, context: Context) -> Plan | Skip:
+        if context.is_encoder:
+            return Skip("an encoder follows no instructions")
+        proposer = context.spec.proposer
+        if not context.task.instructions and proposer is None:
+            return Skip("the task has no `instructions` to rewrite, and names no `adapt.proposer`")
+        proposals = NUMBER if proposer is None else proposer.number
+        n, sets = len(context.valid), [list(one) for one in SETS]
+        first_rows, second_rows = first_rows_of(context, FIRST_ROWS), first_rows_of(context, SECOND_ROWS)
+        wanted = (proposals, len(sets))
+        while True:
+            instructions = proposals + len(rewrites(context))
+            rows = row_cost([Stage(first_rows, KEPT_INSTRUCTIONS)], instructions, n)
+            each = 1 + sum(size for size, _ in sets) / max(1, len(sets))
+            candidates = KEPT_INSTRUCTIONS * (1 + len(sets))
+            rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * each
+            seconds = context.pace.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.pace.call
+            if seconds <= context.left * SHARE or (proposals <= 2 and not sets):
+                break
+            if len(sets) * 3 >= proposals:
+                sets.pop()
+            else:
+                proposals -= 1
+        if seconds > context.left:
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
+        left_out: list[str] = []
+        if (proposals, len(sets)) != wanted:
+            left_out.append(
+                f"{wanted[0] - proposals} of {wanted[0]} proposals and {wanted[1] - len(sets)} of {wanted[1]} sets of "
+                "demonstrations were not tried: no time"
+            )
+        settings = {
+            "proposals": proposals,
+            "sets": sets,
+            "first_rows": first_rows,
+            "second_rows": second_rows,
+        }
+        return Plan(settings, seconds, tuple(left_out))
+
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        start = time.perf_counter()
+        settings = plan.settings
+        proposed = propose(context, settings["proposals"], directory / "proposals.jsonl")
+        left_out = plan.left_out if proposed.failure is None else (*plan.left_out, proposed.failure)
+        said = {one.name: one.text for one in proposed.proposals}
+        answers = directory / "answers"
+        alone = [self._variant(context, one, ()) for one in proposed.proposals]
+        first = [Stage(settings["first_rows"], KEPT_INSTRUCTIONS)]
+        best, _, tried = halve(context, alone, first, answers)
+        by_name = {one.name: one for one in proposed.proposals}
+        crossed = [
+            variant for found in best for variant in self._crossed(context, by_name[found.name], settings["sets"])
+        ]
+        stages = stages_for(len(context.valid), settings["second_rows"], (2, 1))
+        winners, order, more = halve(context, [*best, *crossed], stages, answers)
+        record = [{**row, "stage": "instructions", "text": said[row["name"]]} for row in tried]
+        record += [{**row, "stage": "with demonstrations", "text": said[_origin(row["name"])]} for row in more]
+        plan = Plan(settings, plan.seconds, left_out)
+        winner = winners[0]
+        details = {"instructions": said[_origin(winner.name)], "proposals": len(proposed.proposals)}
+        return finish(context, self.name, winner, order, record, plan, start, details)
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+    @staticmethod
+    def _variant(context: Context, proposal: Proposal, shown: Sequence[Example], name: str | None = None) -> Variant:
+        """The task with these instructions, in the format that zero-shot chose, with rows of train shown."""
+        chosen: Format = context.default_prompt()[0].format
+        task = context.task.model_copy(update={"instructions": proposal.text})
+        prompt, output = asked(task, context.written, chosen)
+        demonstrations = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in shown)
+        return Variant(name or proposal.name, prompt, output, demonstrations)
+
+    def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:
+        """One instruction with each set of demonstrations that fits."""
+        found: list[Variant] = []
+        tokenizer = context.model.tokenizer
+        labels = len(context.labels)
+        for about, number in sets:
+            size = max(labels, about // labels * labels) if labels else about
+            rows = FewShot.draw(context, size, number)
+            name = f"{proposal.name}{_WITH}set {number} of {size}"
+            variant = self._variant(context, proposal, rows, name)
+            inputs = context.valid[0].inputs
+            bare = len(variant.prompt.tokens(tokenizer, inputs))
+            more = len(variant.prompt.tokens(tokenizer, inputs, variant.demonstrations)) - bare
+            if more <= room_beside(context, variant.prompt, variant.output):
+                found.append(variant)
+        return found
+
+
+_WITH = ", with "
+
+
+def _origin(name: str) -> str:
+    return name.partition(_WITH)[0]
