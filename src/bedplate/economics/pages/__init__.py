@@ -4,5 +4,6 @@ Each page has the inputs of the arithmetic, not a picture of its results: what m
 the same formulas. What is no formula (which layout fits, how an engine's queue behaves) goes in as a table of all that
 the sliders can reach.
 
-training.py, training.js    serving.py, serving.js    decision.py, bills.js, answers.js, words.js, decision.js
+training.py: runs.js (arithmetic), training.js (what is shown)    serving.py: fleets.js, serving.js
+decision.py: bills.js, answers.js, words.js, decision.js          report/assets: what all pages have in common
 """

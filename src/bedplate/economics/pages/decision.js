@@ -6,16 +6,29 @@ const rowNamed = (name) => DATA.rows.find((row) => row.name === name);
 
 /** A slider over where flipping points are looked for: in ratio where that spans much. */
 function slider(name) {
-  const row = rowNamed(name), [low, high] = row.search;
+  const row = rowNamed(name),
+    [low, high] = row.search;
   const stated = row.low === row.high ? "" : `stated as ${typed(row.low)} to ${typed(row.high)}; `;
-  return { name, label: name, scale: low > 0 && high / low >= 20 ? "log" : "linear", stated: row.value, low, high, hint: `${stated}${row.source}` };
+  return {
+    name,
+    label: name,
+    scale: low > 0 && high / low >= 20 ? "log" : "linear",
+    stated: row.value,
+    low,
+    high,
+    hint: `${stated}${row.source}`,
+  };
 }
 
 /** The list of numbers that have no slider yet; choosing one gives it one. */
 function chooser(bench) {
   const list = make("select", { id: "more" });
   const rest = () => DATA.rows.filter((row) => row.moves && !bench.has(row.name));
-  const fill = () => list.replaceChildren(make("option", { value: "" }, "choose a number …"), ...rest().map((row) => make("option", { value: row.name }, `${row.name} (${typed(row.value)})`)));
+  const fill = () =>
+    list.replaceChildren(
+      make("option", { value: "" }, "choose a number …"),
+      ...rest().map((row) => make("option", { value: row.name }, `${row.name} (${typed(row.value)})`)),
+    );
   list.addEventListener("change", () => {
     if (!list.value) return;
     const { value } = list;
@@ -30,9 +43,12 @@ function chooser(bench) {
 }
 
 function command(values, changed) {
-  const said = [...changed].filter((name) => rowNamed(name).said), unsaid = [...changed].filter((name) => !rowNamed(name).said);
+  const said = [...changed].filter((name) => rowNamed(name).said),
+    unsaid = [...changed].filter((name) => !rowNamed(name).said);
   const words = said.map((name) => `${name}=${values[name]}`);
-  return shell([...DATA.command, ...words]) + (unsaid.length ? `\n# and without an option there: ${unsaid.join(", ")}` : "");
+  return (
+    shell([...DATA.command, ...words]) + (unsaid.length ? `\n# and without an option there: ${unsaid.join(", ")}` : "")
+  );
 }
 
 function showVerdict(decision) {
@@ -51,31 +67,72 @@ function showVerdict(decision) {
 }
 
 function showTable(table, decision) {
-  const heads = ["option", "weights, method", "total", "90% interval", "a call", "right answer", "quality (low)", "p95 ms", "best in"];
-  const rows = [...decision.outcomes].sort((a, b) => b.feasible - a.feasible || a.net - b.net).map((one) => {
-    const [low, high] = one.interval, quality = one.bill.quality;
-    const cells = [
-      shortUsd(one.total), low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`, usd(one.per_call), one.per_right === null ? "" : usd(one.per_right),
-      quality === null ? "" : fixed(quality, 3) + (one.quality_low < quality ? ` (${fixed(one.quality_low, 3)})` : ""),
-      one.p95 === null ? "" : grouped(one.p95), !one.feasible ? "out" : one.best_in === null ? "" : percent(one.best_in, 0),
-    ];
-    const key = make("span", { className: `key ${COLOURS.get(one.name)}`, "aria-hidden": "true" });
-    const row = make("tr", { className: one.name === decision.answer ? "chosen" : one.feasible ? "" : "out" }, make("td", {}, key, one.name), make("td", {}, one.option.method_in_short), cells.map((cell) => make("td", { className: "n" }, cell)));
-    Object.assign(row.dataset, { option: one.name, feasible: one.feasible, total: one.total, net: one.net, low, high, bestIn: one.best_in });
-    return row;
-  });
-  const head = make("tr", {}, heads.map((name, n) => make("th", { className: n > 1 ? "n" : "", scope: "col" }, name)));
+  const heads = [
+    "option",
+    "weights, method",
+    "total",
+    "90% interval",
+    "a call",
+    "right answer",
+    "quality (low)",
+    "p95 ms",
+    "best in",
+  ];
+  const rows = [...decision.outcomes]
+    .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
+    .map((one) => {
+      const [low, high] = one.interval,
+        quality = one.bill.quality;
+      const cells = [
+        shortUsd(one.total),
+        low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`,
+        usd(one.per_call),
+        one.per_right === null ? "" : usd(one.per_right),
+        quality === null
+          ? ""
+          : fixed(quality, 3) + (one.quality_low < quality ? ` (${fixed(one.quality_low, 3)})` : ""),
+        one.p95 === null ? "" : grouped(one.p95),
+        !one.feasible ? "out" : one.best_in === null ? "" : percent(one.best_in, 0),
+      ];
+      const key = make("span", { className: `key ${COLOURS.get(one.name)}`, "aria-hidden": "true" });
+      const row = make(
+        "tr",
+        { className: one.name === decision.answer ? "chosen" : one.feasible ? "" : "out" },
+        make("td", {}, key, one.name),
+        make("td", {}, one.option.method_in_short),
+        cells.map((cell) => make("td", { className: "n" }, cell)),
+      );
+      Object.assign(row.dataset, {
+        option: one.name,
+        feasible: one.feasible,
+        total: one.total,
+        net: one.net,
+        low,
+        high,
+        bestIn: one.best_in,
+      });
+      return row;
+    });
+  const head = make(
+    "tr",
+    {},
+    heads.map((name, n) => make("th", { className: n > 1 ? "n" : "", scope: "col" }, name)),
+  );
   table.replaceChildren(make("thead", {}, head), make("tbody", {}, rows));
 }
 
 /** Cost over volume: each option a line, break-evens where two of them cross for good. */
 function showVolume(plot, decision) {
-  const { volume, outcomes, break_evens } = decision, [low, high] = rowNamed("traffic.calls_per_day").search;
+  const { volume, outcomes, break_evens } = decision,
+    [low, high] = rowNamed("traffic.calls_per_day").search;
   const nets = new Map(outcomes.map((one) => [one.name, (calls) => netUsd(one.bill, volume, calls)]));
   const feasible = outcomes.filter((one) => one.feasible);
   const money = outcomes.every((one) => one.bill.wrong_usd === 0 && one.bill.earned_usd === 0);
   const positive = outcomes.every((one) => one.bill.net_call_usd >= 0 && netUsd(one.bill, volume, low) > 0);
-  const crossings = break_evens.filter(({ option, against, calls }) => calls && [option, against].every((one) => feasible.some((each) => each.name === one.name)));
+  const crossings = break_evens.filter(
+    ({ option, against, calls }) =>
+      calls && [option, against].every((one) => feasible.some((each) => each.name === one.name)),
+  );
   const points = crossings.map(({ option, calls }) => {
     const y = nets.get(option.name)(calls);
     const lowest = Math.min(...feasible.map((one) => nets.get(one.name)(calls)));
@@ -83,23 +140,61 @@ function showVolume(plot, decision) {
   });
   if (points.length) points[0].name = "break-even";
   plot.draw({
-    x: { scale: "log", low: Math.max(low, rowNamed("traffic.calls_per_day").value / 1e4), high, label: "calls a day", unit: "calls a day", show: (x) => count(x), read: number },
-    y: { scale: positive ? "log" : "linear", label: money ? "US dollars over the horizon" : "US dollars over the horizon, with wrong answers, less revenue", show: shortUsd },
-    lines: outcomes.map((one, n) => ({ name: one.feasible ? one.name : `${one.name} (out)`, colour: COLOURS.get(one.name), dash: DASHES[n % 6], out: !one.feasible, at: nets.get(one.name) })),
+    x: {
+      scale: "log",
+      low: Math.max(low, rowNamed("traffic.calls_per_day").value / 1e4),
+      high,
+      label: "calls a day",
+      unit: "calls a day",
+      show: (x) => count(x),
+      read: number,
+    },
+    y: {
+      scale: positive ? "log" : "linear",
+      label: money ? "US dollars over the horizon" : "US dollars over the horizon, with wrong answers, less revenue",
+      show: shortUsd,
+    },
+    lines: outcomes.map((one, n) => ({
+      name: one.feasible ? one.name : `${one.name} (out)`,
+      colour: COLOURS.get(one.name),
+      dash: DASHES[n % 6],
+      out: !one.feasible,
+      at: nets.get(one.name),
+    })),
     points: [...points, ...feasible.map((one) => ({ x: volume.first, y: one.net, colour: COLOURS.get(one.name) }))],
     rules: [{ x: volume.first, label: `now ${number(volume.first)}`, here: true }],
     jumps: outcomes.flatMap((one) => (one.bill.fleet === null ? [] : fleetSteps(one.bill.fleet, volume, high, 40))),
-    start: volume.first, height: 380,
+    start: volume.first,
+    height: 380,
   });
 }
 
 function showParts(stacks, decision) {
-  const rows = [...decision.outcomes].sort((a, b) => b.feasible - a.feasible || a.net - b.net).map((one) => {
-    const sums = Object.entries(WHENS).map(([when, name]) => ({ name, value: one.lines.filter(([kind]) => kind === when).reduce((sum, [, , amount]) => sum + amount, 0) }));
-    const told = [...one.lines].sort((a, b) => b[2] - a[2]).map(([when, what, amount]) => `${usd(amount)} ${what} (${when})`).join(", ");
-    return { name: one.feasible ? one.name : `${one.name} (out)`, note: usd(one.total), parts: sums, low: one.interval[0], high: one.interval[1], read: `${one.name}, ${usd(one.total)}: ${told}` };
+  const rows = [...decision.outcomes]
+    .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
+    .map((one) => {
+      const sums = Object.entries(WHENS).map(([when, name]) => ({
+        name,
+        value: one.lines.filter(([kind]) => kind === when).reduce((sum, [, , amount]) => sum + amount, 0),
+      }));
+      const told = [...one.lines]
+        .sort((a, b) => b[2] - a[2])
+        .map(([when, what, amount]) => `${usd(amount)} ${what} (${when})`)
+        .join(", ");
+      return {
+        name: one.feasible ? one.name : `${one.name} (out)`,
+        note: usd(one.total),
+        parts: sums,
+        low: one.interval[0],
+        high: one.interval[1],
+        read: `${one.name}, ${usd(one.total)}: ${told}`,
+      };
+    });
+  stacks.draw({
+    names: Object.values(WHENS),
+    rows,
+    about: "The line over a bar holds 90% of the draws. Point at a row, or focus it, for its bill.",
   });
-  stacks.draw({ names: Object.values(WHENS), rows, about: "The line over a bar holds 90% of the draws. Point at a row, or focus it, for its bill." });
 }
 
 function showFlips(tornado, lists, decision) {
@@ -108,13 +203,21 @@ function showFlips(tornado, lists, decision) {
     const ratio = (x) => (one.value > 0 ? Math.max(1e-3, x / one.value) : x > one.value ? 1e3 : 1e-3);
     const to = [one.below, one.above].filter(Boolean).map((flip) => flip.to);
     return {
-      name: one.row.name, note: [...new Set(to)].map((name) => (name.startsWith("nothing") ? "nothing" : name)).join(", "), read: flipText(one),
-      below: one.below && ratio(one.below.at), above: one.above && ratio(one.above.at),
-      low: decision.state.exact(one.place) ? 1 : ratio(one.row.low), high: decision.state.exact(one.place) ? 1 : ratio(one.row.high),
+      name: one.row.name,
+      note: [...new Set(to)].map((name) => (name.startsWith("nothing") ? "nothing" : name)).join(", "),
+      read: flipText(one),
+      below: one.below && ratio(one.below.at),
+      above: one.above && ratio(one.above.at),
+      low: decision.state.exact(one.place) ? 1 : ratio(one.row.low),
+      high: decision.state.exact(one.place) ? 1 : ratio(one.row.high),
     };
   });
   tornado.element.hidden = rows.length === 0;
-  tornado.draw({ rows, about: "Blue: how far a number may go, alone, before the answer changes to what is named on the right. Black: its stated range." });
+  tornado.draw({
+    rows,
+    about:
+      "Blue: how far a number may go, alone, before the answer changes to what is named on the right. Black: its stated range.",
+  });
   showLines(lists.flips, flipping.length ? flipping.map(flipText) : ["nothing that was varied"]);
   showLines(lists.steady, decision.flips.filter((one) => one.below === null && one.above === null).map(flipText));
 }
@@ -122,23 +225,70 @@ function showFlips(tornado, lists, decision) {
 /** The formulas that a case needs, with the numbers of the answer (or of the first option, where there is none). */
 function rowsOf({ answer, outcomes, ranking, volume }) {
   const one = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
-  const { bill } = one, { calls } = one.option;
+  const { bill } = one,
+    { calls } = one.option;
   const sum = (when) => one.lines.filter(([kind]) => kind === when).reduce((all, [, , amount]) => all + amount, 0);
   const some = (holds) => DATA.options.some(holds);
-  const call = { of: bill.call_usd, show: usd, live: bill.per_call.map(([what, amount]) => `${usd(amount)} ${what}`).join(" + ") };
-  const hosted = calls.kind === "hosted", reserved = bill.fleet !== null;
+  const call = {
+    of: bill.call_usd,
+    show: usd,
+    live: bill.per_call.map(([what, amount]) => `${usd(amount)} ${what}`).join(" + "),
+  };
+  const hosted = calls.kind === "hosted",
+    reserved = bill.fleet !== null;
   return [
-    { name: "calls", label: "Calls", of: volume.calls, show: number, live: `${number(volume.first)} a day, ${percent(volume.growth)} a year, ${number(volume.days)} days` },
-    some(({ calls: each }) => each.kind === "hosted") && { name: "hosted call", label: "Hosted call", ...(hosted ? call : {}) },
+    {
+      name: "calls",
+      label: "Calls",
+      of: volume.calls,
+      show: number,
+      live: `${number(volume.first)} a day, ${percent(volume.growth)} a year, ${number(volume.days)} days`,
+    },
+    some(({ calls: each }) => each.kind === "hosted") && {
+      name: "hosted call",
+      label: "Hosted call",
+      ...(hosted ? call : {}),
+    },
     some(({ calls: each }) => each.kind === "hosted") && { name: "calls that may wait", label: "Calls that may wait" },
-    some(({ calls: each }) => each.reserved === false) && { name: "call on a machine paid by use", label: "Call, paid by use", ...(hosted || reserved ? {} : call) },
-    some(({ calls: each }) => each.reserved) && { name: "reserved machines", label: "Reserved machines", ...(reserved ? { of: sum("machines"), show: usd, live: `${number(bill.fleet.calls_per_day)} calls a day and machine, ${usd(bill.fleet.usd_per_day)} a day` } : {}) },
-    some(({ tuning }) => tuning?.every_days !== undefined && tuning.every_days !== null) && { name: "tuning again", label: "Tuning again" },
+    some(({ calls: each }) => each.reserved === false) && {
+      name: "call on a machine paid by use",
+      label: "Call, paid by use",
+      ...(hosted || reserved ? {} : call),
+    },
+    some(({ calls: each }) => each.reserved) && {
+      name: "reserved machines",
+      label: "Reserved machines",
+      ...(reserved
+        ? {
+            of: sum("machines"),
+            show: usd,
+            live: `${number(bill.fleet.calls_per_day)} calls a day and machine, ${usd(bill.fleet.usd_per_day)} a day`,
+          }
+        : {}),
+    },
+    some(({ tuning }) => tuning?.every_days !== undefined && tuning.every_days !== null) && {
+      name: "tuning again",
+      label: "Tuning again",
+    },
     some(({ pretraining }) => pretraining !== null) && { name: "pretraining", label: "Pretraining" },
-    { name: "total", label: `Total of ${one.name}`, of: { low: one.interval[0], central: one.total, high: one.interval[1] }, show: usd, live: `${usd(sum("once"))} + ${usd(sum("over time"))} + ${number(volume.calls)} × ${usd(bill.call_usd)} + ${usd(sum("machines"))}` },
-    one.per_right !== null && { name: "right answer", label: "A right answer", of: one.per_right, show: usd, live: `${usd(one.total)} / ${number(volume.calls)} / ${general(bill.quality, 4)}` },
+    {
+      name: "total",
+      label: `Total of ${one.name}`,
+      of: { low: one.interval[0], central: one.total, high: one.interval[1] },
+      show: usd,
+      live: `${usd(sum("once"))} + ${usd(sum("over time"))} + ${number(volume.calls)} × ${usd(bill.call_usd)} + ${usd(sum("machines"))}`,
+    },
+    one.per_right !== null && {
+      name: "right answer",
+      label: "A right answer",
+      of: one.per_right,
+      show: usd,
+      live: `${usd(one.total)} / ${number(volume.calls)} / ${general(bill.quality, 4)}`,
+    },
     { name: "ranking", label: "What options are ranked by", of: one.net, show: usd },
-    { name: "break-even", label: "Break-even" }, { name: "intervals", label: "Intervals" }, { name: "flipping point", label: "Flipping point" },
+    { name: "break-even", label: "Break-even" },
+    { name: "intervals", label: "Intervals" },
+    { name: "flipping point", label: "Flipping point" },
   ].filter(Boolean);
 }
 
@@ -148,21 +298,35 @@ function listed(title, about = null) {
 }
 
 function begin() {
-  byId("about").textContent = `${DATA.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
+  byId("about").textContent =
+    `${DATA.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
   const [, why] = listed("Why");
   why.dataset.figure = "reasons";
-  const plot = new Plot(section("Cost against volume", "Over the horizon. Diamonds are break-evens; what is out is drawn faint."), "US dollars over calls a day");
+  const plot = new Plot(
+    section("Cost against volume", "Over the horizon. Diamonds are break-evens; what is out is drawn faint."),
+    "US dollars over calls a day",
+  );
   const [pays, evens] = listed("Break-even volumes");
   evens.dataset.figure = "break-evens";
   const table = make("table", {});
-  section("Options", null, make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Options" }, table));
-  const stacks = new Stacks(section("Where the money goes", null), "Paid once, over time, by the call, and for machines that stand ready");
+  section(
+    "Options",
+    null,
+    make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Options" }, table),
+  );
+  const stacks = new Stacks(
+    section("Where the money goes", null),
+    "Paid once, over time, by the call, and for machines that stand ready",
+  );
   const turns = section("What would change the answer", "Each number alone, nearest first.");
   const tornado = new Tornado(turns, "How far each number may go");
   const lists = { flips: make("ul", { className: "lines small" }), steady: make("ul", { className: "lines small" }) };
   lists.flips.dataset.figure = "flips";
   lists.steady.dataset.figure = "steady";
-  turns.append(make("details", {}, make("summary", {}, "In words"), lists.flips), make("details", {}, make("summary", {}, "What would not change it"), lists.steady));
+  turns.append(
+    make("details", {}, make("summary", {}, "In words"), lists.flips),
+    make("details", {}, make("summary", {}, "What would not change it"), lists.steady),
+  );
   const formulas = make("dl", { className: "figures" });
   section("How it is computed", "Each formula with its source, and with the numbers of the answer.", formulas);
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });

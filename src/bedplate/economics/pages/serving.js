@@ -1,75 +1,33 @@
-// What serving costs (economics/serving.py), from the loads that were simulated, as functions of what is moved.
-
-const SECONDS_PER_DAY = 86400;
-
-/** A figure of one replica at a rate of calls a second, straight between the loads next to it; null beyond them. */
-function atRate(one, name, rate) {
-  const column = one.loads[name];
-  const place = (rate / one.saturated_calls_per_second) * DATA.grid;
-  if (place > DATA.grid * (1 + 1e-9)) return null;
-  if (place <= 1) return column[0];
-  const below = Math.min(DATA.grid - 1, Math.floor(place));
-  return column[below - 1] + (place - below) * (column[below] - column[below - 1]);
-}
-
-/** Why no number of replicas helps, or null. */
-function hopeless(one, { total, first }) {
-  const misses = [[total, one.alone.total_p95, "its answer's end"], [first, one.alone.first_token_p95, "its first token"]];
-  const missed = misses.find(([limit, found]) => limit !== null && found > limit);
-  return missed ? `A call alone on an idle machine takes ${duration(missed[1])} until ${missed[2]} (at 95%), over the target of ${duration(missed[0])}: no number of replicas helps.` : null;
-}
-
-/** Calls a second of one replica within the target: the plan's bisection, on the loads that it looks at. */
-function capacity(one, { total, first }) {
-  const full = one.saturated_calls_per_second;
-  if (total === null && first === null) return 0.9 * full;
-  let low = 0, high = DATA.grid;
-  while (high - low > 1) {
-    const middle = (low + high) / 2;
-    const met = (total === null || one.loads.total_p95[middle - 1] <= total) && (first === null || one.loads.first_token_p95[middle - 1] <= first);
-    if (met) low = middle;
-    else high = middle;
-  }
-  return ((low || 0.5) * full) / DATA.grid;
-}
-
-/** The fleet of one case; null where even a call alone misses the target. Dollars are null without a price. */
-function fleet(one, values, price, calls = values.calls_per_day) {
-  const target = targetOf(values);
-  if (hopeless(one, target) !== null) return null;
-  const each = capacity(one, target), mean = calls / SECONDS_PER_DAY;
-  const replicas = Math.max(1, Math.ceil((mean * values.peak_factor) / each - 1e-9)) + values.spare;
-  const paid = (amount) => (price === null ? null : amount * price);
-  return {
-    capacity: each, replicas,
-    usd_per_call: paid((replicas * 24) / calls),
-    usd_per_million_tokens: paid(((replicas * 24) / calls / DATA.traffic.tokens_per_call) * 1e6),
-    usd_per_day: paid(replicas * 24),
-    floor_usd_per_call: paid(1 / 3600 / one.saturated_calls_per_second),
-    peak: (mean * values.peak_factor) / replicas,
-    mean: mean / replicas,
-  };
-}
-
-const limitOf = (name, value) => (value >= LATENCY[name].high ? null : value);
-const targetOf = (values) => ({ total: limitOf("total", values.total_seconds), first: limitOf("first_token", values.first_token_seconds) });
-
-// --- what is shown
+// The page of a serving plan: what is moved, and what is shown of it.
 
 const CENTRAL = DATA.cases.central;
 const NAMES = { low: "at the worst that engines reach", central: "expected", high: "at the best" };
 /** The sliders of the targets: from less than a call alone takes to more than a full engine's; the end is none. */
-const LATENCY = Object.fromEntries(["total", "first_token"].map((name) => {
-  const stated = DATA.target[`${name}_seconds`];
-  const full = Math.max(...CENTRAL.loads[`${name}_p95`]);
-  return [name, { low: Math.min(CENTRAL.alone[`${name}_p50`] * 0.7, stated ?? Infinity), high: Math.max(full * 3, (stated ?? 0) * 2) }];
-}));
+const LATENCY = Object.fromEntries(
+  ["total", "first_token"].map((name) => {
+    const stated = DATA.target[`${name}_seconds`];
+    const full = Math.max(...CENTRAL.loads[`${name}_p95`]);
+    return [
+      name,
+      {
+        low: Math.min(CENTRAL.alone[`${name}_p50`] * 0.7, stated ?? Infinity),
+        high: Math.max(full * 3, (stated ?? 0) * 2),
+      },
+    ];
+  }),
+);
 
 function latencySlider(name, label) {
   const { low, high } = LATENCY[name];
   return {
-    name: `${name}_seconds`, label, scale: "log", low, high, stated: DATA.target[`${name}_seconds`] ?? high,
-    show: (x) => (x >= high ? "none" : duration(x)), read: (text) => (/^\s*none\s*$/i.test(text) ? high : parsed(text)),
+    name: `${name}_seconds`,
+    label,
+    scale: "log",
+    low,
+    high,
+    stated: DATA.target[`${name}_seconds`] ?? high,
+    show: (x) => (x >= high ? "none" : duration(x)),
+    read: (text) => (/^\s*none\s*$/i.test(text) ? high : parsed(text)),
     hint: `a call alone: ${duration(CENTRAL.alone[`${name}_p95`])}`,
   };
 }
@@ -78,21 +36,65 @@ function sliders() {
   const { calls_per_day: calls, usd_per_hour: price } = DATA;
   const at = price ?? 1;
   return [
-    { name: "calls_per_day", label: "Calls a day", scale: "log", stated: calls, low: calls / 100, high: calls * 100, hint: (values) => `${general(values.calls_per_day / SECONDS_PER_DAY, 3)} a second on average` },
-    { name: "peak_factor", label: "The busiest hour's rate over the mean", scale: "linear", stated: DATA.peak_factor, low: 1, high: Math.max(10, Math.ceil(DATA.peak_factor * 2)), step: 0.1 },
+    {
+      name: "calls_per_day",
+      label: "Calls a day",
+      scale: "log",
+      stated: calls,
+      low: calls / 100,
+      high: calls * 100,
+      hint: (values) => `${general(values.calls_per_day / SECONDS_PER_DAY, 3)} a second on average`,
+    },
+    {
+      name: "peak_factor",
+      label: "The busiest hour's rate over the mean",
+      scale: "linear",
+      stated: DATA.peak_factor,
+      low: 1,
+      high: Math.max(10, Math.ceil(DATA.peak_factor * 2)),
+      step: 0.1,
+    },
     latencySlider("total", "95% of answers end within"),
     latencySlider("first_token", "95% have a first token within"),
-    { name: "usd_per_hour", label: "USD an hour of a replica", scale: "log", stated: at, low: at / 8, high: at * 8, show: (x) => `$${figures(x, 4)}`, unknown: price === null, hint: price === null ? "no price is known" : DATA.price_source },
-    { name: "spare", label: "Replicas beyond need", scale: "linear", stated: DATA.spare, low: 0, high: Math.max(10, DATA.spare * 2), step: 1, whole: true },
+    {
+      name: "usd_per_hour",
+      label: "USD an hour of a replica",
+      scale: "log",
+      stated: at,
+      low: at / 8,
+      high: at * 8,
+      show: (x) => `$${figures(x, 4)}`,
+      unknown: price === null,
+      hint: price === null ? "no price is known" : DATA.price_source,
+    },
+    {
+      name: "spare",
+      label: "Replicas beyond need",
+      scale: "linear",
+      stated: DATA.spare,
+      low: 0,
+      high: Math.max(10, DATA.spare * 2),
+      step: 1,
+      whole: true,
+    },
   ];
 }
 
 function command(values, changed) {
-  const said = [...DATA.command, "--calls-per-day", String(values.calls_per_day), "--peak-factor", String(values.peak_factor), "--spare", String(values.spare)];
+  const said = [
+    ...DATA.command,
+    "--calls-per-day",
+    String(values.calls_per_day),
+    "--peak-factor",
+    String(values.peak_factor),
+    "--spare",
+    String(values.spare),
+  ];
   const { total, first } = targetOf(values);
   if (total !== null) said.push("--p95-ms", String(Number((1000 * total).toPrecision(15))));
   if (first !== null) said.push("--first-token-ms", String(Number((1000 * first).toPrecision(15))));
-  if (changed.has("usd_per_hour") || DATA.price_source === "given") said.push("--usd-per-hour", String(values.usd_per_hour / DATA.devices));
+  if (changed.has("usd_per_hour") || DATA.price_source === "given")
+    said.push("--usd-per-hour", String(values.usd_per_hour / DATA.devices));
   return shell(said);
 }
 
@@ -100,69 +102,151 @@ function command(values, changed) {
 function between(all, name, show) {
   const found = ["low", "high"].filter((one) => one in all).map((one) => all[one]);
   if (found.length < 2) return "";
-  const known = found.filter((one) => one !== null).map((one) => one[name]).sort((a, b) => a - b);
+  const known = found
+    .filter((one) => one !== null)
+    .map((one) => one[name])
+    .sort((a, b) => a - b);
   if (known.length < 2) return `${known.map(show).join("")}${known.length ? " to never" : "never"}`;
   return range(known[0], known.at(-1), show);
 }
 
 function rowsOf(values, all) {
-  const plan = all.central, one = CENTRAL;
+  const plan = all.central,
+    one = CENTRAL;
   const rate = (x) => `${general(x, 3)} calls/s`;
   const rows = [
-    { name: "alone", label: "A call alone", of: one.alone.total_p50, show: duration, range: `p95 ${duration(one.alone.total_p95)}, first token ${duration(one.alone.first_token_p50)}` },
-    { name: "tokens_per_second", label: "When full", of: one.saturated_tokens_per_second, show: (x) => `${grouped(x)} tokens/s`, range: `${rate(one.saturated_calls_per_second)} of one replica` },
+    {
+      name: "alone",
+      label: "A call alone",
+      of: one.alone.total_p50,
+      show: duration,
+      range: `p95 ${duration(one.alone.total_p95)}, first token ${duration(one.alone.first_token_p50)}`,
+    },
+    {
+      name: "tokens_per_second",
+      label: "When full",
+      of: one.saturated_tokens_per_second,
+      show: (x) => `${grouped(x)} tokens/s`,
+      range: `${rate(one.saturated_calls_per_second)} of one replica`,
+    },
   ];
   if (plan === null) return rows;
-  const mean = general(values.calls_per_day / SECONDS_PER_DAY, 4), price = `$${figures(values.usd_per_hour, 4)}`;
-  const ranged = (name, label, show, live) => ({ name, label, of: plan[name], show, range: between(all, name, show), live });
+  const mean = general(values.calls_per_day / SECONDS_PER_DAY, 4),
+    price = `$${figures(values.usd_per_hour, 4)}`;
+  const ranged = (name, label, show, live) => ({
+    name,
+    label,
+    of: plan[name],
+    show,
+    range: between(all, name, show),
+    live,
+  });
   const latency = (name, label, at) => ({
-    name, label, of: atRate(one, "total_p95", at), show: duration,
+    name,
+    label,
+    of: atRate(one, "total_p95", at),
+    show: duration,
     range: `p50 ${duration(atRate(one, "total_p50", at))}, first token p95 ${duration(atRate(one, "first_token_p95", at))}`,
     live: `at ${rate(at)} of each replica; a step runs ${percent(atRate(one, "utilisation", at), 0)} of the time`,
   });
-  rows.push(ranged("capacity", "Capacity of a replica", rate), ranged("replicas", "Replicas", grouped, `⌈${mean}/s × ${general(values.peak_factor, 4)} / ${general(plan.capacity, 4)}/s⌉ + ${values.spare}`));
+  rows.push(
+    ranged("capacity", "Capacity of a replica", rate),
+    ranged(
+      "replicas",
+      "Replicas",
+      grouped,
+      `⌈${mean}/s × ${general(values.peak_factor, 4)} / ${general(plan.capacity, 4)}/s⌉ + ${values.spare}`,
+    ),
+  );
   if (plan.usd_per_day !== null) {
     rows.push(
-      ranged("usd_per_call", "US dollars a call", usd, `${grouped(plan.replicas)} × ${price} × 24 / ${typed(values.calls_per_day)}`),
-      ranged("usd_per_million_tokens", "A million tokens", usd, `${usd(plan.usd_per_call)} / ${general(DATA.traffic.tokens_per_call, 4)} × 10⁶`),
+      ranged(
+        "usd_per_call",
+        "US dollars a call",
+        usd,
+        `${grouped(plan.replicas)} × ${price} × 24 / ${typed(values.calls_per_day)}`,
+      ),
+      ranged(
+        "usd_per_million_tokens",
+        "A million tokens",
+        usd,
+        `${usd(plan.usd_per_call)} / ${general(DATA.traffic.tokens_per_call, 4)} × 10⁶`,
+      ),
       ranged("usd_per_day", "US dollars a day", usdOfDay, `${grouped(plan.replicas)} × ${price} × 24`),
-      ranged("floor_usd_per_call", "The floor of a call", usd, `${price} / 3600 / ${general(one.saturated_calls_per_second, 4)}`),
+      ranged(
+        "floor_usd_per_call",
+        "The floor of a call",
+        usd,
+        `${price} / 3600 / ${general(one.saturated_calls_per_second, 4)}`,
+      ),
     );
   }
-  return [...rows, latency("at_peak", "p95, busiest hour", plan.peak), latency("at_mean", "p95, on average", plan.mean)];
+  return [
+    ...rows,
+    latency("at_peak", "p95, busiest hour", plan.peak),
+    latency("at_mean", "p95, on average", plan.mean),
+  ];
 }
 
 function headline(all) {
   const plan = all.central;
-  const money = plan.usd_per_call === null ? [["US dollars a call", "no price", "give one"]] : [
-    ["US dollars a call", usd(plan.usd_per_call), between(all, "usd_per_call", usd)],
-    ["A million tokens", usd(plan.usd_per_million_tokens), between(all, "usd_per_million_tokens", usd)],
-  ];
+  const money =
+    plan.usd_per_call === null
+      ? [["US dollars a call", "no price", "give one"]]
+      : [
+          ["US dollars a call", usd(plan.usd_per_call), between(all, "usd_per_call", usd)],
+          ["A million tokens", usd(plan.usd_per_million_tokens), between(all, "usd_per_million_tokens", usd)],
+        ];
   return [
     ...money,
     ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
-    ["p95, busiest hour", duration(atRate(CENTRAL, "total_p95", plan.peak)), `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak))}`],
+    [
+      "p95, busiest hour",
+      duration(atRate(CENTRAL, "total_p95", plan.peak)),
+      `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak))}`,
+    ],
   ];
 }
 
 const usdOfDay = (x) => `$${grouped(x, 2)}`;
 
 function showLatency(plot, values, plan) {
-  const one = CENTRAL, full = one.saturated_calls_per_second, { total, first } = targetOf(values);
+  const one = CENTRAL,
+    full = one.saturated_calls_per_second,
+    { total, first } = targetOf(values);
   const line = (name, figure, colour, dash) => ({ name, colour, dash, at: (rate) => atRate(one, figure, rate) });
-  const points = plan === null ? [] : [["peak", plan.peak], ["mean", plan.mean]].flatMap(([name, rate], n) => [
-    { x: rate, y: atRate(one, "total_p95", rate), label: name, mark: n ? "square" : "dot", colour: "c1" },
-    { x: rate, y: atRate(one, "total_p50", rate), mark: n ? "square" : "dot", colour: "c0" },
-  ]);
+  const points =
+    plan === null
+      ? []
+      : [
+          ["peak", plan.peak],
+          ["mean", plan.mean],
+        ].flatMap(([name, rate], n) => [
+          { x: rate, y: atRate(one, "total_p95", rate), label: name, mark: n ? "square" : "dot", colour: "c1" },
+          { x: rate, y: atRate(one, "total_p50", rate), mark: n ? "square" : "dot", colour: "c0" },
+        ]);
   const rules = [];
   if (total !== null) rules.push({ y: total, label: `target ${duration(total)}` });
   if (first !== null) rules.push({ y: first, label: `first token within ${duration(first)}` });
   if (plan !== null) rules.push({ x: plan.capacity, label: "capacity", here: true });
   plot.draw({
-    x: { scale: "linear", low: 0, high: full, label: "calls a second of one replica", unit: "calls/s", show: (x) => general(x, 3) },
+    x: {
+      scale: "linear",
+      low: 0,
+      high: full,
+      label: "calls a second of one replica",
+      unit: "calls/s",
+      show: (x) => general(x, 3),
+    },
     y: { scale: "linear", label: "seconds until the answer's end", show: (x) => general(x, 3), low: 0 },
-    lines: [line("p95", "total_p95", "c1"), line("p50", "total_p50", "c0", "7 3"), line("first token p95", "first_token_p95", "c4", "2 3")].map((each) => ({ ...each, show: duration })),
-    points, rules, start: plan?.peak,
+    lines: [
+      line("p95", "total_p95", "c1"),
+      line("p50", "total_p50", "c0", "7 3"),
+      line("first token p95", "first_token_p95", "c4", "2 3"),
+    ].map((each) => ({ ...each, show: duration })),
+    points,
+    rules,
+    start: plan?.peak,
   });
 }
 
@@ -179,9 +263,18 @@ function showCost(plot, values, all, paid) {
     y: { scale: "log", label: "US dollars a call", show: usd },
     lines: [
       { name: NAMES.central, colour: "c0", at: price(CENTRAL) },
-      ...others.map((name, n) => ({ name: NAMES[name], colour: n ? "c5" : "c2", dash: DASHES[n + 1], out: true, at: price(DATA.cases[name]) })),
+      ...others.map((name, n) => ({
+        name: NAMES[name],
+        colour: n ? "c5" : "c2",
+        dash: DASHES[n + 1],
+        out: true,
+        at: price(DATA.cases[name]),
+      })),
     ],
-    points: plan === null ? [] : [{ x: values.calls_per_day, y: plan.usd_per_call, label: usd(plan.usd_per_call), colour: "c0" }],
+    points:
+      plan === null
+        ? []
+        : [{ x: values.calls_per_day, y: plan.usd_per_call, label: usd(plan.usd_per_call), colour: "c0" }],
     rules: plan === null ? [] : [{ y: plan.floor_usd_per_call, label: "always full" }],
     jumps: Array.from({ length: 40 }, (_, n) => (n + 1) * step).filter(Boolean),
     start: values.calls_per_day,
@@ -191,24 +284,57 @@ function showCost(plot, values, all, paid) {
 function begin() {
   const { prompt, output, skin_tokens, skins } = DATA.traffic;
   const skin = skin_tokens ? `, after ${grouped(skin_tokens)} cached ones of the skin` : "";
-  byId("about").textContent = `Prompts of ${prompt} tokens${skin}, answers of ${output}${skins > 1 ? `, ${skins} skins` : ""}; ${DATA.basis}`;
+  byId("about").textContent =
+    `Prompts of ${prompt} tokens${skin}, answers of ${output}${skins > 1 ? `, ${skins} skins` : ""}; ${DATA.basis}`;
   const trouble = make("p", { className: "error", role: "alert" });
   trouble.dataset.figure = "trouble";
   const pair = make("div", { className: "pair" });
-  section("Latency and cost", `One replica was simulated at ${DATA.grid} loads up to the one that saturates it, calls coming at random. Machines that idle are paid for, so a call's price falls in steps.`, trouble, pair);
-  const plots = { latency: new Plot(pair, "Latency against load, one replica"), cost: new Plot(pair, "Dollars a call against volume") };
+  section(
+    "Latency and cost",
+    `One replica was simulated at ${DATA.grid} loads up to the one that saturates it, calls coming at random. Machines that idle are paid for, so a call's price falls in steps.`,
+    trouble,
+    pair,
+  );
+  const plots = {
+    latency: new Plot(pair, "Latency against load, one replica"),
+    cost: new Plot(pair, "Dollars a call against volume"),
+  };
   const list = make("dl", { className: "figures" });
-  section("Every figure", "With the formula, the same with the numbers of now, and its source; beneath a figure what the worst and the best speeds make of it.", list);
+  section(
+    "Every figure",
+    "With the formula, the same with the numbers of now, and its source; beneath a figure what the worst and the best speeds make of it.",
+    list,
+  );
   const held = Object.entries(DATA.memory).filter(([, value]) => value);
   if (held.length) {
-    const total = held.reduce((sum, [, value]) => sum + value, 0), show = (x) => `${general(x / 1e9, 3)} GB`;
+    const total = held.reduce((sum, [, value]) => sum + value, 0),
+      show = (x) => `${general(x / 1e9, 3)} GB`;
     const names = held.map(([name]) => name.replaceAll("_", " "));
     const read = held.map(([, value], n) => `${names[n]} ${show(value)}`).join(", ");
-    new Stacks(section("Memory", null), "What a replica holds, by part").draw({ names, rows: [{ name: "one replica", note: show(total), read, parts: held.map(([, value], n) => ({ name: names[n], value })) }], about: read });
+    new Stacks(section("Memory", null), "What a replica holds, by part").draw({
+      names,
+      rows: [
+        {
+          name: "one replica",
+          note: show(total),
+          read,
+          parts: held.map(([, value], n) => ({ name: names[n], value })),
+        },
+      ],
+      about: read,
+    });
   }
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
   if (DATA.command.length) section("The same in the terminal", null, terminal);
-  section("Sources", null, make("ul", { className: "lines small" }, [`speeds: ${DATA.basis}`, `price: ${DATA.price_source}`].map((line) => make("li", {}, line))));
+  section(
+    "Sources",
+    null,
+    make(
+      "ul",
+      { className: "lines small" },
+      [`speeds: ${DATA.basis}`, `price: ${DATA.price_source}`].map((line) => make("li", {}, line)),
+    ),
+  );
 
   const bench = new Workbench((values, changed) => {
     const paid = changed.has("usd_per_hour") ? values.usd_per_hour : DATA.usd_per_hour;

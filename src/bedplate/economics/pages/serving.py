@@ -20,6 +20,7 @@ from bedplate.economics.traffic import Traffic
 from bedplate.report.interactive import interactive_page
 
 GRID = 2**BISECTIONS
+_SCRIPTS = ("fleets.js", "serving.js")
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
 _MORE_FORMULAS = {
     "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {GRID} simulated loads"),
@@ -29,7 +30,8 @@ _MORE_FORMULAS = {
 
 def serving_page(data: Mapping[str, Any]) -> str:
     """The page of `serving_data`, as HTML."""
-    return interactive_page(f"Serving {data['model']}", [files("bedplate.economics.pages") / "serving.js"], data)
+    folder = files("bedplate.economics.pages")
+    return interactive_page(f"Serving {data['model']}", [folder / name for name in _SCRIPTS], data)
 
 
 def serving_data(

@@ -20,6 +20,7 @@ from bedplate.economics.training import DEFAULT_PUE, DEFAULT_USD_PER_KWH, FORMUL
 from bedplate.models.specs import TransformerSpec
 from bedplate.report.interactive import interactive_page
 
+_SCRIPTS = ("runs.js", "training.js")
 _FEWER, _MORE = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""
 
@@ -41,7 +42,8 @@ class Options(TypedDict, total=False):
 
 def training_page(data: Mapping[str, Any]) -> str:
     """The page of `training_data`, as HTML."""
-    return interactive_page(f"Training {data['model']}", [files("bedplate.economics.pages") / "training.js"], data)
+    folder = files("bedplate.economics.pages")
+    return interactive_page(f"Training {data['model']}", [folder / name for name in _SCRIPTS], data)
 
 
 def training_data(

@@ -13,15 +13,33 @@ class Control {
     if (spec.list) Object.assign(spec, { low: spec.list[0], high: spec.list.at(-1) });
     Object.assign(this, { spec, own: null, wrong: null, text: spec.show ?? typed, read: spec.read ?? parsed });
     const id = `control-${[...byId("controls").querySelectorAll(".control")].length}`;
-    this.slider = make("input", { type: "range", id, min: 0, max: this.last, step: 1, "aria-describedby": `${id}-hint` });
+    this.slider = make("input", {
+      type: "range",
+      id,
+      min: 0,
+      max: this.last,
+      step: 1,
+      "aria-describedby": `${id}-hint`,
+    });
     this.slider.dataset.name = spec.name;
-    this.field = make("input", { type: "text", inputMode: "decimal", spellcheck: false, "aria-label": `${spec.label}, typed`, "aria-describedby": `${id}-hint` });
+    this.field = make("input", {
+      type: "text",
+      inputMode: "decimal",
+      spellcheck: false,
+      "aria-label": `${spec.label}, typed`,
+      "aria-describedby": `${id}-hint`,
+    });
     this.field.dataset.name = spec.name;
     this.hint = make("p", { className: "hint", id: `${id}-hint` });
     const line = make("div", { className: "line" }, make("label", { for: id }, ...breakable(spec.label)), this.field);
     this.element = make("div", { className: "control" }, line, this.slider, this.hint);
-    this.slider.addEventListener("input", () => { this.slide(Number(this.slider.value)); moved(); });
-    this.field.addEventListener("change", () => { if (this.type(this.field.value)) moved(); });
+    this.slider.addEventListener("input", () => {
+      this.slide(Number(this.slider.value));
+      moved();
+    });
+    this.field.addEventListener("change", () => {
+      if (this.type(this.field.value)) moved();
+    });
   }
 
   get last() {
@@ -53,7 +71,9 @@ class Control {
   at(place) {
     const { scale, list, step } = this.spec;
     if (scale === "list") return list[place];
-    const low = this.bound("low"), high = this.bound("high"), share = place / this.last;
+    const low = this.bound("low"),
+      high = this.bound("high"),
+      share = place / this.last;
     if (place === 0) return low;
     if (place === this.last) return high;
     const found = scale === "log" ? low * (high / low) ** share : low + (high - low) * share;
@@ -64,7 +84,8 @@ class Control {
   place(value) {
     const { scale, list } = this.spec;
     if (scale === "list") return list.indexOf(nearest(list, value));
-    const low = this.bound("low"), high = this.bound("high");
+    const low = this.bound("low"),
+      high = this.bound("high");
     const share = scale === "log" ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
     return high > low ? Math.min(this.last, Math.max(0, Math.round(share * this.last))) : 0;
   }
@@ -80,7 +101,8 @@ class Control {
       return false;
     }
     const value = this.read(text);
-    const low = this.bound("low"), high = this.bound("high");
+    const low = this.bound("low"),
+      high = this.bound("high");
     if (!(value >= low && value <= high) || (this.spec.whole && !Number.isInteger(value))) {
       this.refuse(`A ${this.spec.whole ? "whole " : ""}number from ${this.text(low)} to ${this.text(high)} is wanted.`);
       return false;
@@ -104,7 +126,8 @@ class Control {
     this.slider.setAttribute("aria-valuetext", this.shown);
     const stated = this.bound("stated");
     const hint = this.bound("hint") ?? "";
-    this.said = this.own === null || this.spec.unknown ? hint : [`stated: ${this.text(stated)}`, hint].filter(Boolean).join("; ");
+    this.said =
+      this.own === null || this.spec.unknown ? hint : [`stated: ${this.text(stated)}`, hint].filter(Boolean).join("; ");
     this.element.classList.toggle("moved", this.own !== null);
     if (this.wrong) return; // what was typed stays until it is right
     this.field.value = this.shown;
@@ -113,7 +136,11 @@ class Control {
 }
 
 /** A long name may break after its dots and underscores. */
-const breakable = (name) => name.split(/(?<=[._])/).flatMap((part) => [part, make("wbr")]).slice(0, -1);
+const breakable = (name) =>
+  name
+    .split(/(?<=[._])/)
+    .flatMap((part) => [part, make("wbr")])
+    .slice(0, -1);
 
 /** Of a sorted list, in ratio. */
 function nearest(list, value) {

@@ -56,7 +56,11 @@ function shortUsd(x) {
   return size >= 100 ? `${sign}$${grouped(size)}` : `${sign}$${figures(size, 3)}`;
 }
 
-const SIZES = [["T", 1e12], ["B", 1e9], ["M", 1e6]];
+const SIZES = [
+  ["T", 1e12],
+  ["B", 1e9],
+  ["M", 1e6],
+];
 
 /** Three digits (or more), with the suffix of their size: 15.6 T. */
 function count(x, digits = 3) {
@@ -70,7 +74,11 @@ function count(x, digits = 3) {
 const typed = (x) => (Math.abs(x) >= 1e6 ? count(x, 6) : Math.abs(x) >= 1000 ? grouped(x) : figures(x, 6));
 
 const percent = (share, places = 1) => `${fixed(100 * share, places)}%`;
-const operations = (x) => x.toExponential(3).replace(/e\+?(-?)(\d)$/, "e$10$2").replace(/e(\d)/, "e+$1");
+const operations = (x) =>
+  x
+    .toExponential(3)
+    .replace(/e\+?(-?)(\d)$/, "e$10$2")
+    .replace(/e(\d)/, "e+$1");
 
 function duration(seconds) {
   return seconds < 1 ? `${general(1000 * seconds, 3)} ms` : `${general(seconds, 3)} s`;
@@ -80,6 +88,8 @@ const SUFFIXES = { k: 1e3, m: 1e6, b: 1e9, g: 1e9, t: 1e12, "%": 0.01, ms: 1e-3,
 
 /** "15.6 T", "300B", "1e12", "$2.50", "41 %", "800 ms" as a number; NaN where it is none. */
 function parsed(text) {
-  const found = /^\$?([-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(ms|[kmbgts%]?)$/.exec(text.toLowerCase().replace(/\s/g, ""));
+  const found = /^\$?([-+]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[-+]?\d+)?)(ms|[kmbgts%]?)$/.exec(
+    text.toLowerCase().replace(/\s/g, ""),
+  );
   return found === null ? NaN : Number((Number(found[1].replace(/[,_]/g, "")) * SUFFIXES[found[2]]).toPrecision(15));
 }

@@ -24,27 +24,55 @@ function drawn(tag, attributes = {}, ...children) {
 /** A section with a heading, in the page's main part. */
 function section(title, about, ...children) {
   const id = `s-${title.toLowerCase().replace(/\W+/g, "-")}`;
-  const found = make("section", { "aria-labelledby": id }, make("h2", { id }, title), about && make("p", { className: "muted small" }, about), ...children);
+  const found = make(
+    "section",
+    { "aria-labelledby": id },
+    make("h2", { id }, title),
+    about && make("p", { className: "muted small" }, about),
+    ...children,
+  );
   byId("main").append(found);
   return found;
 }
 
 /** The few figures on top: [name, value, range]. */
 function showHeadline(rows, verdict = null) {
-  const list = make("dl", {}, rows.map(([name, value, range]) =>
-    make("div", {}, make("dt", {}, name), make("dd", { className: "value" }, value), make("dd", { className: "range" }, range ?? ""))));
+  const list = make(
+    "dl",
+    {},
+    rows.map(([name, value, range]) =>
+      make(
+        "div",
+        {},
+        make("dt", {}, name),
+        make("dd", { className: "value" }, value),
+        make("dd", { className: "range" }, range ?? ""),
+      ),
+    ),
+  );
   byId("headline").replaceChildren(make("div", {}, verdict, list));
-  say(verdict === null ? rows.slice(0, 3).map(([name, value]) => `${name}: ${value}`).join(", ") : verdict.textContent);
+  say(
+    verdict === null
+      ? rows
+          .slice(0, 3)
+          .map(([name, value]) => `${name}: ${value}`)
+          .join(", ")
+      : verdict.textContent,
+  );
 }
 
-new ResizeObserver(() => document.documentElement.style.setProperty("--head", `${byId("headline").offsetHeight}px`)).observe(byId("headline"));
+new ResizeObserver(() =>
+  document.documentElement.style.setProperty("--head", `${byId("headline").offsetHeight}px`),
+).observe(byId("headline"));
 
 let saying = null;
 
 /** For those who listen: what it comes to, once nothing has moved for a while. */
 function say(text) {
   clearTimeout(saying);
-  saying = setTimeout(() => { if (byId("said").textContent !== text) byId("said").textContent = text; }, 700);
+  saying = setTimeout(() => {
+    if (byId("said").textContent !== text) byId("said").textContent = text;
+  }, 700);
 }
 
 /**
@@ -52,18 +80,28 @@ function say(text) {
  * nothing (a formula alone); live: the formula with the numbers of now. The element's value has all digits.
  */
 function showFigures(list, rows, formulas) {
-  list.replaceChildren(...rows.map(({ name, label, of = null, show, range: around, live }) => {
-    const { formula, source } = formulas[name];
-    const how = [make("span", {}, formula), live ? make("span", { className: "live" }, live) : null, make("span", { className: "source" }, source)];
-    const shown = make("dd", { className: "value" });
-    shown.dataset.figure = name;
-    if (of !== null) {
-      const ranged = of.central !== undefined, beneath = around ?? (ranged ? range(of.low, of.high, show) : "");
-      shown.append(make("data", { value: of.central ?? of }, show(of.central ?? of)), ...(beneath ? [make("small", {}, beneath)] : []));
-      if (ranged) Object.assign(shown.dataset, { low: of.low, high: of.high });
-    }
-    return make("div", {}, make("dt", {}, label), shown, make("dd", { className: "how" }, how));
-  }));
+  list.replaceChildren(
+    ...rows.map(({ name, label, of = null, show, range: around, live }) => {
+      const { formula, source } = formulas[name];
+      const how = [
+        make("span", {}, formula),
+        live ? make("span", { className: "live" }, live) : null,
+        make("span", { className: "source" }, source),
+      ];
+      const shown = make("dd", { className: "value" });
+      shown.dataset.figure = name;
+      if (of !== null) {
+        const ranged = of.central !== undefined,
+          beneath = around ?? (ranged ? range(of.low, of.high, show) : "");
+        shown.append(
+          make("data", { value: of.central ?? of }, show(of.central ?? of)),
+          ...(beneath ? [make("small", {}, beneath)] : []),
+        );
+        if (ranged) Object.assign(shown.dataset, { low: of.low, high: of.high });
+      }
+      return make("div", {}, make("dt", {}, label), shown, make("dd", { className: "how" }, how));
+    }),
+  );
 }
 
 function showLines(list, lines) {
@@ -73,7 +111,8 @@ function showLines(list, lines) {
 const range = (low, high, show) => (low === high ? "" : `${show(low)} to ${show(high)}`);
 
 /** Arguments as a shell takes them. */
-const shell = (words) => words.map((word) => (/^[\w./:,+=@%-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(" ");
+const shell = (words) =>
+  words.map((word) => (/^[\w./:,+=@%-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(" ");
 
 /** Calls `update` with the values when something moves, at most once a frame; keeps what was moved in the address. */
 class Workbench {
@@ -133,7 +172,9 @@ class Workbench {
     for (const control of this.controls.values()) control.show(values);
     const changed = this.changed;
     this.reset.disabled = changed.size === 0;
-    const address = new URLSearchParams([...changed].map((name) => [name, String(this.controls.get(name).own)])).toString();
+    const address = new URLSearchParams(
+      [...changed].map((name) => [name, String(this.controls.get(name).own)]),
+    ).toString();
     history.replaceState(null, "", address ? `#${address}` : location.pathname + location.search);
     this.update(values, changed);
   }

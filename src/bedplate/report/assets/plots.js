@@ -8,7 +8,10 @@ function scaled(scale, low, high, from, to) {
   const out = scale === "log" ? (x) => 10 ** x : (x) => x;
   const [a, b] = [into(low), into(high)];
   const span = b - a || 1;
-  return { at: (x) => from + ((into(x) - a) / span) * (to - from), value: (pixel) => out(a + ((pixel - from) / (to - from)) * span) };
+  return {
+    at: (x) => from + ((into(x) - a) / span) * (to - from),
+    value: (pixel) => out(a + ((pixel - from) / (to - from)) * span),
+  };
 }
 
 /** Round values within the bounds, about `wanted` of them. */
@@ -28,7 +31,8 @@ function ticks(scale, low, high, wanted) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((digit) => digit * power).find((one) => one >= rough * 0.999);
   const found = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push(Number((n * step).toPrecision(12)));
+  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++)
+    found.push(Number((n * step).toPrecision(12)));
   return found;
 }
 
@@ -45,7 +49,10 @@ function path(points) {
   let pen = "M";
   let text = "";
   for (const [x, y] of points) {
-    if (y === null || !Number.isFinite(y)) { pen = "M"; continue; }
+    if (y === null || !Number.isFinite(y)) {
+      pen = "M";
+      continue;
+    }
     text += `${pen}${x.toFixed(1)} ${y.toFixed(1)}`;
     pen = "L";
   }
@@ -57,7 +64,14 @@ const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 3"];
 function swatch(line) {
   const shown = line.mark
     ? drawn("path", { class: `mark ${line.mark}`, d: MARKS[line.mark](13, 6) })
-    : drawn("line", { x1: 1, x2: 25, y1: 6, y2: 6, class: `line${line.out ? " out" : ""}`, "stroke-dasharray": line.dash ?? "" });
+    : drawn("line", {
+        x1: 1,
+        x2: 25,
+        y1: 6,
+        y2: 6,
+        class: `line${line.out ? " out" : ""}`,
+        "stroke-dasharray": line.dash ?? "",
+      });
   return drawn("svg", { viewBox: "0 0 26 12", "aria-hidden": "true", class: line.colour ?? "" }, shown);
 }
 
@@ -76,14 +90,37 @@ class Plot {
   constructor(host, title) {
     Object.assign(this, { title, spec: null, cursor: null });
     this.legend = make("ul", { className: "legend" });
-    this.svg = drawn("svg", { tabindex: 0, role: "slider", "aria-label": `${title}: cursor`, "aria-orientation": "horizontal", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": 0 });
+    this.svg = drawn("svg", {
+      tabindex: 0,
+      role: "slider",
+      "aria-label": `${title}: cursor`,
+      "aria-orientation": "horizontal",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+      "aria-valuenow": 0,
+    });
     this.readout = make("p", { className: "readout" });
-    this.element = make("figure", { className: "plot" }, make("figcaption", {}, title), this.legend, this.svg, this.readout);
+    this.element = make(
+      "figure",
+      { className: "plot" },
+      make("figcaption", {}, title),
+      this.legend,
+      this.svg,
+      this.readout,
+    );
     host.append(this.element);
-    new ResizeObserver(() => { if (Math.round(this.element.clientWidth) !== this.width) this.render(); }).observe(this.element);
-    this.svg.addEventListener("pointermove", (event) => this.point(this.x.value(event.clientX - this.svg.getBoundingClientRect().left)));
-    this.svg.addEventListener("pointerleave", () => this.point(document.activeElement === this.svg ? this.cursor : null));
-    this.svg.addEventListener("focus", () => this.point(this.cursor ?? this.spec?.start ?? this.x.value((this.left + this.right) / 2)));
+    new ResizeObserver(() => {
+      if (Math.round(this.element.clientWidth) !== this.width) this.render();
+    }).observe(this.element);
+    this.svg.addEventListener("pointermove", (event) =>
+      this.point(this.x.value(event.clientX - this.svg.getBoundingClientRect().left)),
+    );
+    this.svg.addEventListener("pointerleave", () =>
+      this.point(document.activeElement === this.svg ? this.cursor : null),
+    );
+    this.svg.addEventListener("focus", () =>
+      this.point(this.cursor ?? this.spec?.start ?? this.x.value((this.left + this.right) / 2)),
+    );
     this.svg.addEventListener("blur", () => this.point(null));
     this.svg.addEventListener("keydown", (event) => this.key(event));
   }
@@ -91,12 +128,16 @@ class Plot {
   draw(spec) {
     this.spec = spec;
     const entries = [...spec.lines, ...(spec.points ?? []).filter((one) => one.name)];
-    this.legend.replaceChildren(...(entries.length > 1 ? entries.map((one) => make("li", {}, swatch(one), one.name)) : []));
+    this.legend.replaceChildren(
+      ...(entries.length > 1 ? entries.map((one) => make("li", {}, swatch(one), one.name)) : []),
+    );
     this.render();
   }
 
   key(event) {
-    const step = { ArrowLeft: -0.01, ArrowDown: -0.01, ArrowRight: 0.01, ArrowUp: 0.01, PageDown: -0.1, PageUp: 0.1 }[event.key];
+    const step = { ArrowLeft: -0.01, ArrowDown: -0.01, ArrowRight: 0.01, ArrowUp: 0.01, PageDown: -0.1, PageUp: 0.1 }[
+      event.key
+    ];
     const end = { Home: this.spec.x.low, End: this.spec.x.high }[event.key];
     if (event.key === "Escape") this.point(null);
     else if (end !== undefined) this.point(end);
@@ -132,11 +173,20 @@ class Plot {
     const { x, y, lines } = this.spec;
     const at = this.x.at(this.cursor);
     const values = lines.map((one) => [one, one.at(this.cursor)]);
-    const dots = values.filter(([, value]) => value !== null && value >= this.low && value <= this.high)
+    const dots = values
+      .filter(([, value]) => value !== null && value >= this.low && value <= this.high)
       .map(([one, value]) => drawn("path", { class: `mark ${one.colour ?? ""}`, d: MARKS.dot(at, this.y.at(value)) }));
-    this.line = drawn("g", { "pointer-events": "none" }, drawn("line", { class: "cursor", x1: at, x2: at, y1: this.top, y2: this.bottom }), dots);
+    this.line = drawn(
+      "g",
+      { "pointer-events": "none" },
+      drawn("line", { class: "cursor", x1: at, x2: at, y1: this.top, y2: this.bottom }),
+      dots,
+    );
     this.svg.append(this.line);
-    const said = values.map(([one, value]) => `${lines.length > 1 ? `${one.name} ` : ""}${value === null ? "–" : (one.show ?? y.show)(value)}`);
+    const said = values.map(
+      ([one, value]) =>
+        `${lines.length > 1 ? `${one.name} ` : ""}${value === null ? "–" : (one.show ?? y.show)(value)}`,
+    );
     this.readout.textContent = `${(x.read ?? x.show)(this.cursor)}${x.unit ? ` ${x.unit}` : ""}: ${said.join(" · ")}`;
     this.svg.setAttribute("aria-valuetext", this.readout.textContent);
     this.svg.setAttribute("aria-valuenow", String(Math.round((100 * (at - this.left)) / (this.right - this.left))));
@@ -145,10 +195,15 @@ class Plot {
   /** The bounds of y: what is given, or what is drawn. */
   bounds(samples) {
     const { y, bands = [], points = [], rules = [] } = this.spec;
-    const seen = [...samples.flatMap(({ points: all }) => all.map(([, value]) => value)), ...points.map((one) => one.y), ...rules.map((one) => one.y)];
+    const seen = [
+      ...samples.flatMap(({ points: all }) => all.map(([, value]) => value)),
+      ...points.map((one) => one.y),
+      ...rules.map((one) => one.y),
+    ];
     for (const band of bands) for (const x of this.xs) seen.push(band.low(x), band.high(x));
     const real = seen.filter((value) => value !== null && Number.isFinite(value) && (y.scale !== "log" || value > 0));
-    let low = y.low ?? Math.min(...real), high = y.high ?? Math.max(...real);
+    let low = y.low ?? Math.min(...real),
+      high = y.high ?? Math.max(...real);
     if (!(high > low)) [low, high] = [low - (Math.abs(low) || 1) * 0.1, high + (Math.abs(high) || 1) * 0.1];
     if (y.scale === "log") return [y.low ?? low / (high / low) ** 0.06, y.high ?? high * (high / low) ** 0.1];
     if (y.low === undefined && low > 0 && !y.loose) low = 0;
@@ -156,7 +211,7 @@ class Plot {
   }
 
   render() {
-    const width = this.width = Math.round(this.element.clientWidth);
+    const width = (this.width = Math.round(this.element.clientWidth));
     if (!this.spec || width < 120) return;
     const { x, y, lines, bands = [], points = [], rules = [], jumps } = this.spec;
     const height = Math.round(Math.min(this.spec.height ?? 320, Math.max(210, width * 0.62)));
@@ -164,20 +219,50 @@ class Plot {
     const samples = lines.map((one) => ({ one, points: this.xs.map((place) => [place, one.at(place)]) }));
     [this.low, this.high] = this.bounds(samples);
     const yTicks = ticks(y.scale, this.low, this.high, height < 260 ? 4 : 5);
-    Object.assign(this, { left: 12 + 6.6 * Math.max(...yTicks.map((one) => y.show(one).length)), right: width - 14, top: 24, bottom: height - 40 });
+    Object.assign(this, {
+      left: 12 + 6.6 * Math.max(...yTicks.map((one) => y.show(one).length)),
+      right: width - 14,
+      top: 24,
+      bottom: height - 40,
+    });
     this.x = scaled(x.scale, x.low, x.high, this.left, this.right);
     this.y = scaled(y.scale, this.low, this.high, this.bottom, this.top);
-    const clip = (value) => (value === null ? null : Math.min(this.bottom + 400, Math.max(this.top - 400, this.y.at(y.scale === "log" ? Math.max(value, 1e-300) : value))));
+    const clip = (value) =>
+      value === null
+        ? null
+        : Math.min(
+            this.bottom + 400,
+            Math.max(this.top - 400, this.y.at(y.scale === "log" ? Math.max(value, 1e-300) : value)),
+          );
     const parts = [...this.axes(yTicks), this.clipPath()];
     for (const band of bands) {
-      const there = this.xs.map((place) => [this.x.at(place), clip(band.high(place))]), back = this.xs.map((place) => [this.x.at(place), clip(band.low(place))]).reverse();
-      parts.push(drawn("path", { class: `band ${band.colour ?? ""}`, d: `${path(there)}${path(back).replace("M", "L")}Z`, "clip-path": `url(#${this.clip})` }));
+      const there = this.xs.map((place) => [this.x.at(place), clip(band.high(place))]),
+        back = this.xs.map((place) => [this.x.at(place), clip(band.low(place))]).reverse();
+      parts.push(
+        drawn("path", {
+          class: `band ${band.colour ?? ""}`,
+          d: `${path(there)}${path(back).replace("M", "L")}Z`,
+          "clip-path": `url(#${this.clip})`,
+        }),
+      );
     }
     for (const { one, points: all } of samples) {
-      parts.push(drawn("path", { class: `line ${one.colour ?? ""}${one.out ? " out" : ""}`, "stroke-dasharray": one.dash ?? "", d: path(all.map(([place, value]) => [this.x.at(place), clip(value)])), "clip-path": `url(#${this.clip})` }));
+      parts.push(
+        drawn("path", {
+          class: `line ${one.colour ?? ""}${one.out ? " out" : ""}`,
+          "stroke-dasharray": one.dash ?? "",
+          d: path(all.map(([place, value]) => [this.x.at(place), clip(value)])),
+          "clip-path": `url(#${this.clip})`,
+        }),
+      );
     }
     for (const one of rules) parts.push(...this.rule(one));
-    const taken = points.map((one) => ({ left: this.x.at(one.x) - 6, right: this.x.at(one.x) + 6, top: this.y.at(one.y) - 6, bottom: this.y.at(one.y) + 6 }));
+    const taken = points.map((one) => ({
+      left: this.x.at(one.x) - 6,
+      right: this.x.at(one.x) + 6,
+      top: this.y.at(one.y) - 6,
+      bottom: this.y.at(one.y) + 6,
+    }));
     for (const one of points) parts.push(...this.mark(one, taken));
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
@@ -188,7 +273,16 @@ class Plot {
 
   clipPath() {
     this.clip ??= `clip-${document.querySelectorAll("clipPath").length}`;
-    return drawn("clipPath", { id: this.clip }, drawn("rect", { x: this.left, y: this.top - 8, width: this.right - this.left, height: this.bottom - this.top + 8 }));
+    return drawn(
+      "clipPath",
+      { id: this.clip },
+      drawn("rect", {
+        x: this.left,
+        y: this.top - 8,
+        width: this.right - this.left,
+        height: this.bottom - this.top + 8,
+      }),
+    );
   }
 
   axes(yTicks) {
@@ -201,7 +295,8 @@ class Plot {
     ]);
     let last = -Infinity;
     for (const one of xTicks) {
-      const at = this.x.at(one), text = x.show(one);
+      const at = this.x.at(one),
+        text = x.show(one);
       parts.push(drawn("line", { class: "axis", x1: at, x2: at, y1: this.bottom, y2: this.bottom + 4 }));
       if (at - text.length * 3.4 < last + 8 || at + text.length * 3.4 > this.right + 13) continue;
       last = at + text.length * 3.4;
@@ -216,11 +311,19 @@ class Plot {
   rule({ x, y, label, here }) {
     const upright = x !== undefined;
     const at = upright ? this.x.at(x) : this.y.at(y);
-    if (!(upright ? at >= this.left - 1 && at <= this.right + 1 : at >= this.top - 9 && at <= this.bottom + 1)) return [];
-    const ends = upright ? { x1: at, x2: at, y1: this.top - 4, y2: this.bottom } : { x1: this.left, x2: this.right, y1: at, y2: at };
+    if (!(upright ? at >= this.left - 1 && at <= this.right + 1 : at >= this.top - 9 && at <= this.bottom + 1))
+      return [];
+    const ends = upright
+      ? { x1: at, x2: at, y1: this.top - 4, y2: this.bottom }
+      : { x1: this.left, x2: this.right, y1: at, y2: at };
     const late = at > (this.left + this.right) / 2;
-    const place = upright ? { x: late ? at - 5 : at + 5, y: this.top + 4, "text-anchor": late ? "end" : "start" } : { x: this.right - 2, y: at - 5, "text-anchor": "end" };
-    return [drawn("line", { class: here ? "here" : "rule", ...ends }), drawn("text", { class: here ? "soft halo" : "rule-text halo", ...place }, label ?? "")];
+    const place = upright
+      ? { x: late ? at - 5 : at + 5, y: this.top + 4, "text-anchor": late ? "end" : "start" }
+      : { x: this.right - 2, y: at - 5, "text-anchor": "end" };
+    return [
+      drawn("line", { class: here ? "here" : "rule", ...ends }),
+      drawn("text", { class: here ? "soft halo" : "rule-text halo", ...place }, label ?? ""),
+    ];
   }
 
   mark({ x, y, label = "", mark = "dot", colour = "" }, taken) {
@@ -229,11 +332,27 @@ class Plot {
     const shown = drawn("path", { class: `mark ${mark} ${colour}`, d: MARKS[mark](at, up) });
     const wide = label.length * 6.6;
     const right = at + 9 + wide <= this.right + 8;
-    const box = (dy) => ({ left: right ? at + 7 : at - 7 - wide, right: right ? at + 9 + wide : at - 7, top: up + dy - 12, bottom: up + dy + 3 });
-    const free = (one) => one.top > 0 && taken.every((other) => one.right < other.left || one.left > other.right || one.bottom < other.top || one.top > other.bottom);
+    const box = (dy) => ({
+      left: right ? at + 7 : at - 7 - wide,
+      right: right ? at + 9 + wide : at - 7,
+      top: up + dy - 12,
+      bottom: up + dy + 3,
+    });
+    const free = (one) =>
+      one.top > 0 &&
+      taken.every(
+        (other) => one.right < other.left || one.left > other.right || one.bottom < other.top || one.top > other.bottom,
+      );
     const dy = [-8, 16, -22, 30, 4].find((one) => free(box(one)));
     if (!label || dy === undefined) return [shown];
     taken.push(box(dy));
-    return [shown, drawn("text", { class: "halo", x: right ? at + 8 : at - 8, y: up + dy, "text-anchor": right ? "start" : "end" }, label)];
+    return [
+      shown,
+      drawn(
+        "text",
+        { class: "halo", x: right ? at + 8 : at - 8, y: up + dy, "text-anchor": right ? "start" : "end" },
+        label,
+      ),
+    ];
   }
 }

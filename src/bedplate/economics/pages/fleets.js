@@ -1,0 +1,68 @@
+// What serving costs (economics/serving.py), from the loads that were simulated, as functions of what is moved.
+
+const SECONDS_PER_DAY = 86400;
+
+/** A figure of one replica at a rate of calls a second, straight between the loads next to it; null beyond them. */
+function atRate(one, name, rate) {
+  const column = one.loads[name];
+  const place = (rate / one.saturated_calls_per_second) * DATA.grid;
+  if (place > DATA.grid * (1 + 1e-9)) return null;
+  if (place <= 1) return column[0];
+  const below = Math.min(DATA.grid - 1, Math.floor(place));
+  return column[below - 1] + (place - below) * (column[below] - column[below - 1]);
+}
+
+/** Why no number of replicas helps, or null. */
+function hopeless(one, { total, first }) {
+  const misses = [
+    [total, one.alone.total_p95, "its answer's end"],
+    [first, one.alone.first_token_p95, "its first token"],
+  ];
+  const missed = misses.find(([limit, found]) => limit !== null && found > limit);
+  return missed
+    ? `A call alone on an idle machine takes ${duration(missed[1])} until ${missed[2]} (at 95%), over the target of ${duration(missed[0])}: no number of replicas helps.`
+    : null;
+}
+
+/** Calls a second of one replica within the target: the plan's bisection, on the loads that it looks at. */
+function capacity(one, { total, first }) {
+  const full = one.saturated_calls_per_second;
+  if (total === null && first === null) return 0.9 * full;
+  let low = 0,
+    high = DATA.grid;
+  while (high - low > 1) {
+    const middle = (low + high) / 2;
+    const met =
+      (total === null || one.loads.total_p95[middle - 1] <= total) &&
+      (first === null || one.loads.first_token_p95[middle - 1] <= first);
+    if (met) low = middle;
+    else high = middle;
+  }
+  return ((low || 0.5) * full) / DATA.grid;
+}
+
+/** The fleet of one case; null where even a call alone misses the target. Dollars are null without a price. */
+function fleet(one, values, price, calls = values.calls_per_day) {
+  const target = targetOf(values);
+  if (hopeless(one, target) !== null) return null;
+  const each = capacity(one, target),
+    mean = calls / SECONDS_PER_DAY;
+  const replicas = Math.max(1, Math.ceil((mean * values.peak_factor) / each - 1e-9)) + values.spare;
+  const paid = (amount) => (price === null ? null : amount * price);
+  return {
+    capacity: each,
+    replicas,
+    usd_per_call: paid((replicas * 24) / calls),
+    usd_per_million_tokens: paid(((replicas * 24) / calls / DATA.traffic.tokens_per_call) * 1e6),
+    usd_per_day: paid(replicas * 24),
+    floor_usd_per_call: paid(1 / 3600 / one.saturated_calls_per_second),
+    peak: (mean * values.peak_factor) / replicas,
+    mean: mean / replicas,
+  };
+}
+
+const limitOf = (name, value) => (value >= LATENCY[name].high ? null : value);
+const targetOf = (values) => ({
+  total: limitOf("total", values.total_seconds),
+  first: limitOf("first_token", values.first_token_seconds),
+});
