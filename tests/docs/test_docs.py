@@ -24,6 +24,8 @@ from bedplate.economics.amortisation import amortise
 from bedplate.economics.decisions import decide, load_case
 from bedplate.economics.hardware_file import HardwareFile, find_device_in
 from bedplate.economics.prices import load_prices
+from bedplate.evaluation.metrics_judge import judge_metric
+from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.inference.predict import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.app import loaded_house
@@ -107,6 +109,7 @@ def _file(directory: Path, text: str) -> None:
         "prices": load_prices,
         "case": _case,
         "devices": _devices,
+        "metric": _metric,
         "amortise": lambda path: amortise(load_account(path)),
     }
     kind = next(iter(yaml.safe_load(text)))
@@ -120,6 +123,12 @@ def _task(path: Path) -> None:
     load_adapt_task(path)
     shipped = yaml.safe_load((ROOT / "examples/reviews/task.yaml").read_text("utf-8"))
     assert yaml.safe_load(path.read_text("utf-8")) == shipped
+
+
+def _metric(path: Path) -> None:
+    judge = MetricSpec.model_validate(yaml.safe_load(path.read_text("utf-8"))["metric"]).judge
+    assert judge is not None
+    judge_metric(judge, ["question"])
 
 
 def _case(path: Path) -> None:
