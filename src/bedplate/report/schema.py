@@ -11,20 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
-from bedplate.report.schema_curve import Curve, Interval, Share
+from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_look import Examples, Focus
+from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Guard, GuardRow, Machine, NotTried, Prediction, Timing
 
 SCHEMA_VERSION = 2
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
-Split = Literal["train", "valid", "test"]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Part(Strict):
-    """A part of the report: its fields and no others; what stands under a field is published as its description."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Verdict(Part):
@@ -66,6 +58,10 @@ class Row(Part):
     """Two-sided, 95%, groups respected."""
     n: Count
     groups: Count
+    coverage: Annotated[float, Field(ge=0, le=1)] | None
+    """The share of rows on which the skin did not abstain."""
+    answered: float | None
+    """Mean row score among those."""
     seeds: tuple[Seed, ...]
     """On valid, of rungs that train with several."""
     usd_per_1k_calls: Annotated[float, Field(ge=0)] | None
@@ -201,81 +197,6 @@ class Data(Part):
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
     card: DataCard
-
-
-class CalibrationBin(Part):
-    low: Share
-    high: Share
-    n: Count
-    confidence: Share
-    """Mean, of the rows in it."""
-    accuracy: Share
-    interval: Interval
-    """Of the accuracy; 95%, groups respected."""
-
-
-class Calibration(Part):
-    bins: tuple[CalibrationBin, ...]
-    """Without the empty ones."""
-    of: Annotated[int, Field(ge=1)]
-    """Bins of equal width between 0 and 1, empty ones included."""
-    error: Share
-    """Expected calibration error over these bins: mean |accuracy − confidence|, weighted by rows."""
-    n: Count
-
-
-class Slice(Part):
-    by: str
-    value: str
-    n: Count
-    groups: Count
-    estimate: float
-    """Mean row score."""
-    interval: Interval
-
-
-class Confusion(Part):
-    """Rows by what was wanted (line) and answered (column); the last column is answers that were no label."""
-
-    labels: tuple[str, ...]
-    counts: tuple[tuple[Count, ...], ...]
-
-
-class Focus(Part):
-    """A closer look at the skin that the verdict is about."""
-
-    rung: str
-    split: Split
-    calibration: Calibration | None
-    """Null where answers carry no scores."""
-    confusion: Confusion | None
-    """Null for outputs without labels."""
-    slices: tuple[Slice, ...]
-    """Worst first."""
-
-
-class Shown(Part):
-    """A valid row with its text and what every rung answered."""
-
-    id: str
-    why: Literal["wrong", "disagreement", "right"]
-    """The judged skin's surest mistakes; rows where rungs disagree; some right answers."""
-    text: str
-    target: str
-    answers: dict[str, str | None]
-    """Rung → its answer; null: nothing usable."""
-    scores: dict[str, float]
-    """Rung → the row's score."""
-
-
-class Examples(Part):
-    rung: str | None
-    """The judged rung."""
-    split: Literal["valid"]
-    """Test texts stay closed."""
-    rows: tuple[Shown, ...]
-    disagreeing: Count
-    """Valid rows on which not all rungs have the same score; the first of them are shown."""
 
 
 class BaseUsed(Part):

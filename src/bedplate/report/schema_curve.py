@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from bedplate.core.config import Strict
-
-Interval = tuple[float, float]
-Share = Annotated[float, Field(ge=0, le=1)]
-
+from bedplate.report.schema_part import Interval, Part, Share
 
 Labels = float | Literal["below", "beyond"]
 """A number of labels; below: at the smallest size already; beyond: not with the labels there are."""
 
 
-class CurvePart(Strict):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Draw(CurvePart):
+class Draw(Part):
     """One draw of the labels, by itself."""
 
     seed: int
@@ -30,7 +22,7 @@ class Draw(CurvePart):
     train_seconds: Annotated[float, Field(ge=0)]
 
 
-class Point(CurvePart):
+class Point(Part):
     """One rung at one number of labels."""
 
     rung: str
@@ -47,7 +39,7 @@ class Point(CurvePart):
     """What training (or searching) cost at the machine's price, on average."""
 
 
-class Flat(CurvePart):
+class Flat(Part):
     """A rung that learns from no labels of train."""
 
     rung: str
@@ -57,14 +49,14 @@ class Flat(CurvePart):
     train_usd: Annotated[float, Field(ge=0)]
 
 
-class Difference(CurvePart):
+class Difference(Part):
     labels: float
     difference: float
     """Tuned minus prompted."""
     interval: Interval
 
 
-class Crossover(CurvePart):
+class Crossover(Part):
     """From how many labels on the tuned rung stays above the prompted one, on this task. A number, or below: at the
     smallest size already; beyond: not with the labels there are."""
 
@@ -79,7 +71,7 @@ class Crossover(CurvePart):
     differences: tuple[Difference, ...]
 
 
-class BreakEven(CurvePart):
+class BreakEven(Part):
     """From how many calls on tuning has paid for itself, at one size; costs at the machine's price, labels unpriced
     (both sides have the same)."""
 
@@ -91,7 +83,7 @@ class BreakEven(CurvePart):
     reason: str
 
 
-class Curve(CurvePart):
+class Curve(Part):
     metric: str
     split: Literal["valid"]
     """Learning curves never see test."""

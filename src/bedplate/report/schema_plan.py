@@ -5,21 +5,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from bedplate.core.config import Strict
-from bedplate.report.schema_curve import Share
+from bedplate.report.schema_part import Count, Part, Seconds, Share
 
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
 Dollars = Annotated[float, Field(ge=0)]
 
 
-class PlanPart(Strict):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class Prediction(PlanPart):
+class Prediction(Part):
     """What a rule of thumb said before the climb, and whether it held on this task."""
 
     rule: str
@@ -31,7 +24,7 @@ class Prediction(PlanPart):
     """What that is judged by."""
 
 
-class Forecast(PlanPart):
+class Forecast(Part):
     """What a rung was expected to take before it started, and what it took."""
 
     rung: str
@@ -43,7 +36,7 @@ class Forecast(PlanPart):
     usd: Dollars
 
 
-class NotTried(PlanPart):
+class NotTried(Part):
     """A rung, or a part of one, that was left out."""
 
     rung: str
@@ -53,7 +46,7 @@ class NotTried(PlanPart):
     reason: str
 
 
-class Guard(PlanPart):
+class Guard(Part):
     """Something that a child base may not lose, against its parent."""
 
     guard: Literal["retention", "loss", "refusal"]
@@ -78,7 +71,7 @@ class Guard(PlanPart):
     details: dict[str, Any]
 
 
-class GuardRow(PlanPart):
+class GuardRow(Part):
     """One item or document; for the loss, `parent` and `child` are sums over its tokens."""
 
     id: str
@@ -88,7 +81,7 @@ class GuardRow(PlanPart):
     tokens: Count | None = None
 
 
-class Machine(PlanPart):
+class Machine(Part):
     usd_per_hour: Dollars
     as_of: str
     processor: str
@@ -97,7 +90,7 @@ class Machine(PlanPart):
     python: str
 
 
-class Timing(PlanPart):
+class Timing(Part):
     """Where the time went. A rung's compute is its climb, its guards and its test."""
 
     seconds: Seconds
