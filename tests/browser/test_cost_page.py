@@ -478,7 +478,7 @@ def test_names_of_a_file_are_text(opened: Opener, tmp_path: Path) -> None:
     assert page.locator("script").count() == 2
     assert page.locator("img, b").count() == 0
     assert page.locator("h1").evaluate("e => e.textContent") == EVIL
-    assert page.title() == " ".join(EVIL.replace("\u2028", " ").split()) or "<script>" in page.title()
+    assert page.title().startswith("</script><script>window.hacked = 1</script><img src=x")
     page.locator("details").evaluate_all("all => all.forEach((e) => { e.open = true; })")
     assert "<b>box</b>" in page.locator("main").inner_text()
     assert page.evaluate("window.hacked") is None
