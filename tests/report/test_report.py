@@ -84,6 +84,14 @@ def test_outputs_without_labels_leave_their_parts_out():
     assert f"{long}</dd>" in page.replace("\n", "")
 
 
+def test_what_was_answered_has_a_column_where_a_skin_abstains():
+    assert "score where it answers" in adaptation_page(report())
+    values = report()
+    for one in values["rungs"]:
+        one["coverage"] = None if one["status"] == "skipped" else 1.0
+    assert "score where it answers" not in adaptation_page(values)
+
+
 def test_the_headline_is_one_sentence_for_every_verdict():
     values = report()
     assert headline(values) == (
