@@ -26,23 +26,25 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
 
+ALONE = [name for name in RUNGS if name not in ("retrieval", "continued_pretrain", "hosted", "cascade")]
+"""The rungs that need nothing beside the task's rows and its base; the others have tests of their own."""
 OWN_PROMPT = "Is this review good?\n{{ review }}\nIt is"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
-    """One ladder of all rungs, shared by the tests that only look at it."""
+    """One ladder of these rungs, shared by the tests that only look at it."""
     directory = tmp_path_factory.mktemp("ladder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(directory / "home"))
         task = write_task(directory, tiny_base, prompt=OWN_PROMPT)
-        report = adapt(task, directory / "out", seed=0)
+        report = adapt(task, directory / "out", seed=0, rungs=ALONE)
     return report, directory, task
 
 
 def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Report, Path, Path]):
     report = run[0]
-    assert {row["rung"] for row in report.rungs if row["split"] == "valid"} == set(RUNGS)
+    assert {row["rung"] for row in report.rungs if row["split"] == "valid"} == set(ALONE)
     assert {row["status"] for row in report.rungs} == {"done"}
     tested = {row["rung"] for row in report.rungs if row["split"] == "test"}
     assert tested >= {*report.data["nominees"]["nominees"], "zero_shot", "majority", "from_scratch"}
@@ -134,7 +136,7 @@ def test_the_same_command_reuses_everything_and_says_the_same(
 
     for rung in RUNGS.values():
         monkeypatch.setattr(type(rung), "fit", refuse)
-    again = adapt(task, directory / "out", seed=0)
+    again = adapt(task, directory / "out", seed=0, rungs=ALONE)
     for key in report.data:
         if key != "timing":
             assert again.data[key] == report.data[key], key
@@ -226,11 +228,6 @@ def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="holds other files"):
         adapt(toy_task, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-
-
-def test_text_outputs_are_refused(toy_task: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match="output"):
-        adapt(toy_task, tmp_path / "out", overrides=["output={kind: text}", "metric=exact_match"])
 
 
 def test_halving_ends_with_one_on_all_rows():

@@ -15,6 +15,7 @@ from bedplate.inference.predict import grammar_of
 from bedplate.skins.completion import GeneratedOutput, answer_text
 from bedplate.skins.output import JsonOutput, LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.phrasings import (
+    BELOW,
     CONTINUATION,
     PHRASINGS,
     default_continuations,
@@ -93,6 +94,8 @@ def phrasings(task: Task) -> list[str]:
     names.sort(key=lambda name: name not in ("form", "bare"))
     if task.output.kind == "text" and len(task.inputs) == 1:
         names.insert(1, CONTINUATION)
+    if task.output.kind == "text":
+        names.insert(1, BELOW)
     return names
 
 

@@ -27,7 +27,7 @@ LICENCE = "PSF-2.0"
 CONTEXT_LINES, CONTEXT_CHARACTERS = 12, 800
 LINE_CHARACTERS = (8, 80)
 FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 24), 900
-EACH = 4
+EACH = 3
 """At most so many rows of one module: functions of a module are alike, and what is judged by groups needs many."""
 
 _LEFT_OUT = frozenset(

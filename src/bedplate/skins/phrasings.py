@@ -23,6 +23,10 @@ PHRASINGS: dict[str, tuple[bool, str]] = {
     "bare": (False, "{cue}:"),
     "question": (False, "Question: {instructions}\nAnswer:"),
 }
+BELOW = "below"
+"""The phrasing of a text task whose answer begins on the line below the cue: some bases break the line first, and a
+text that ends with its line would then be empty."""
+
 CONTINUATION = "continuation"
 """The phrasing that is nothing but the one input of a text task: the answer is how it goes on."""
 
@@ -74,18 +78,18 @@ def generation_prompt(
     if phrasing == CONTINUATION and len(inputs) == 1 and schema is None and format == "plain":
         shown = f"{_field(inputs[0], 'shown')}{{{{ shown.answer }}}}"
         return Prompt(f"{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_field(inputs[0], None)}")
-    if phrasing not in PHRASINGS:
+    if phrasing not in (*PHRASINGS, BELOW):
+        names = ", ".join((*PHRASINGS, BELOW, CONTINUATION))
         raise UsageError(
-            f"there is no phrasing {phrasing!r} for this task; there are: {', '.join((*PHRASINGS, CONTINUATION))}"
-            " (of one input that is continued as text)"
+            f"there is no phrasing {phrasing!r} for this task; there are: {names} (of one input, continued as text)"
         )
     said = _literal("\n".join(filter(None, [instructions.strip(), "" if schema is None else _fields_line(schema)])))
     if format == "chat":
         return Prompt(f"{said}\n\n{_form(inputs, None)}" if said else _form(inputs, None), "chat")
-    opens, asks = PHRASINGS[phrasing]
+    opens, asks = PHRASINGS["form" if phrasing == BELOW else phrasing]
     asked = asks.replace("{cue}", "JSON" if schema is not None else _literal(_cue(task_name)))
     asked = asked.replace("{instructions}", _literal(instructions.strip()))
-    if schema is not None:
+    if schema is not None or phrasing == BELOW:
         asked += '{{ "\\n" }}'  # written so, because a template's last line break is dropped
     opening = f"{said}\n\n" if opens and said else ""
     shown = f"{_form(inputs, 'shown')}\n{asked}{{{{ shown.answer }}}}"

@@ -1,0 +1,261 @@
+"""Ladders whose answers are written: JSON, text, several labels. What is asked, shown, learned, exported and said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.neighbors import KNeighborsClassifier
+from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
+
+from bedplate.adaptation.asking import Written, answer_of, asked, check_answers, phrasings
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.pace import Pace, measure_pace
+from bedplate.adaptation.report import Report
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.task import Task, load_examples, load_task
+from bedplate.inference.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.completion import completion_tokens
+from bedplate.skins.output import JsonOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, InputField, Skin
+from bedplate.text.tokenizer import Tokenizer
+
+KINDS = tuple(OUTPUTS)
+RUNGS_RUN = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "soft_prompt", "lora")
+SKINS = ("zero_shot", "few_shot", "soft_prompt", "lora")
+ANSWER = """
+import json, sys
+from bedplate.inference.predict import load
+rows, found = json.load(open(sys.argv[1])), {}
+for directory in sys.argv[2:]:
+    with load(directory) as skin:
+        found[directory] = [one.output for one in skin.predict(rows, one_by_one=True)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
+) -> tuple[Report, Path]:
+    """One ladder of each kind of output."""
+    directory = tmp_path_factory.mktemp(f"ladder-{request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        task = write_task(directory, tiny_base, request.param)
+        report = adapt(task, directory / "out", rungs=RUNGS_RUN)
+    return report, directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base: Path) -> Tokenizer:
+    return Tokenizer.from_directory(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_base: Path) -> Any:
+    with LocalModel(load_base(tiny_base)) as loaded:
+        yield loaded
+
+
+def toy(directory: Path, kind: str, **changes: Any) -> tuple[Task, tuple[Example, ...]]:
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    task = load_task(write_task(directory, Path("nowhere"), kind), overrides)
+    return task, load_examples(task).train
+
+
+def test_every_rung_answers_or_says_why_not_and_the_ladder_ends_in_a_verdict(run: tuple[Report, Path]):
+    report = run[0]
+    failed = {row["rung"]: row["reason"] for row in report.rungs if row["status"] == "failed"}
+    assert not failed
+    status = {row["rung"]: row["status"] for row in report.rungs if row["split"] == "valid"}
+    assert status.pop("probe") == "skipped"
+    assert set(status.values()) == {"done"}
+    assert report.verdict["status"] in {"PASS", "FAIL", "INSUFFICIENT_DATA"}
+    assert report.data["details"]["zero_shot"]["phrasings"]["variants"] >= 5
+    zero_shot = report.row("zero_shot")
+    assert zero_shot is not None
+    assert "bias" not in zero_shot["reason"]
+    page = (run[1] / "out" / "report.html").read_text()
+    assert report.data["task"] in page
+
+
+def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, Path]):
+    report, directory = run
+    out = directory / "out"
+    task = load_task(directory / "task.yaml")
+    rows = [example.inputs for example in load_examples(task).valid]
+    (directory / "inputs.json").write_text(json.dumps(rows))
+    skins = {rung: str(out / "skins" / rung) for rung in SKINS}
+    command = [sys.executable, "-c", ANSWER, str(directory / "inputs.json"), *skins.values()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout)
+    for rung, skin in skins.items():
+        told = [row["prediction"] for row in report.data["rows"]["valid"][rung]]
+        # what was cut off is no prediction in the report
+        given = [None if was is None else one for one, was in zip(answers[skin], told, strict=True)]
+        assert given == told, rung
+        assert report.data["export"][rung]["equal"] == report.data["export"][rung]["rows"] > 0
+
+
+def test_json_answers_fit_the_schema_unless_they_are_cut_off(run: tuple[Report, Path]):
+    report = run[0]
+    for rung in SKINS:
+        for row in report.data["rows"]["valid"][rung]:
+            if report.data["task"] == "toy-json" and row["prediction"] is not None:
+                assert set(json.loads(row["prediction"])) == set(SCHEMA["required"])
+
+
+def test_an_interrupted_ladder_goes_on_where_it_stopped(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task = write_task(tmp_path, tiny_base, "json")
+    rungs = ("majority", "zero_shot", "lora")
+
+    def stop(*_: object, **__: object) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(RUNGS["lora"]), "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(task, tmp_path / "out", rungs=rungs)
+    kept = tmp_path / "out" / "rungs" / "zero_shot" / "result.json"
+    before = kept.stat().st_mtime_ns
+    report = adapt(task, tmp_path / "out", rungs=rungs)
+    assert kept.stat().st_mtime_ns == before
+    assert report.row("lora")["status"] == "done"  # pyright: ignore[reportOptionalSubscript]
+    again = adapt(write_task(tmp_path / "again", tiny_base, "json"), tmp_path / "other", rungs=rungs)
+    for name in ("zero_shot", "lora"):  # what went on is what an uninterrupted one gives
+        told = [row["prediction"] for row in report.data["rows"]["valid"][name]]
+        assert told == [row["prediction"] for row in again.data["rows"]["valid"][name]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("format", ["plain", "chat"])
+def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: Tokenizer, kind: str, format: Any):
+    task, train = toy(tmp_path, kind)
+    prompt, output = asked(task, Written.of(task, tokenizer, train), format)
+    assert not hasattr(output, "continuations")
+    for example in train:
+        answer = answer_of(prompt, output, example.target)
+        ids, answer_ids = completion_tokens(prompt, tokenizer, example.inputs, answer)
+        assert ids == prompt.tokens(tokenizer, example.inputs)
+        assert answer_ids[-1] in tokenizer.eos_ids
+        written = tokenizer.decode(answer_ids[:-1])
+        assert written == answer
+        assert task.output.canonical(output.parse(written)) == example.target  # pyright: ignore
+        assert len(answer_ids) <= output.max_tokens  # pyright: ignore
+
+
+def test_the_answers_of_train_decide_where_text_ends(tmp_path: Path, tokenizer: Tokenizer):
+    task, train = toy(tmp_path, "text")
+    written = Written.of(task, tokenizer, train)
+    longest = max(len(tokenizer.encode(f" {e.target}")) + 1 for e in train)
+    assert written.longest == longest
+    assert longest < written.max_tokens <= 1.25 * longest + 16
+    assert written.stop == ("\n",)
+    assert written.beyond == 0
+    lines = [Example(e.id, e.inputs, f"{e.target}\n\nand so on", e.group, e.row_hash) for e in train]
+    assert Written.of(task, tokenizer, lines).stop == ()
+    short, _ = toy(tmp_path / "short", "text", **{"output.max_tokens": 2})
+    assert Written.of(short, tokenizer, train).beyond == len(train)
+
+
+def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path, tokenizer: Tokenizer):
+    task, train = toy(tmp_path, "text")
+    assert "continuation" in phrasings(task)
+    prompt, output = asked(task, Written.of(task, tokenizer, train), "plain", "continuation")
+    assert prompt.text({"note": "def f():\n"}) == "def f():\n"
+    assert answer_of(prompt, output, "    return 1") == "    return 1"
+    form, output = asked(task, Written.of(task, tokenizer, train))
+    assert answer_of(form, output, "    return 1") == " return 1"
+    below, output = asked(task, Written.of(task, tokenizer, train), "plain", "below")
+    assert str(below.text({"note": "x"})).endswith("Text:\n")
+    assert answer_of(below, output, "    return 1") == "    return 1"
+    json_task, _ = toy(tmp_path / "json", "json")
+    assert "continuation" not in phrasings(json_task)
+
+
+def test_a_json_prompt_names_fields_and_json_begins_on_a_line_of_its_own(tmp_path: Path, tokenizer: Tokenizer):
+    task, train = toy(tmp_path, "json")
+    prompt, output = asked(task, Written.of(task, tokenizer, train))
+    text = prompt.text(train[0].inputs)
+    assert isinstance(text, str)
+    assert 'what (one of "apples", "pears", "plums", "figs": the fruit), count (whole number)' in text
+    assert text.endswith("JSON:\n")
+    assert answer_of(prompt, output, '{"count":3,"what":"figs"}') == '{"what":"figs","count":3}'
+
+
+def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_path: Path, tiny_base: Path):
+    overlapping = json.dumps({"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 0}]})
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": f"{i} x", "answer": -i}) for i in range(1, 60)))
+    task = write_task(tmp_path / "task", tiny_base, "json", rows=rows)
+    overrides = [f"output.json_schema={overlapping}", "data.group_by=null", "metric=json_match"]
+    with pytest.raises(ConfigError, match="oneOf is supported only"):
+        adapt(task, tmp_path / "out", overrides=overrides)
+    assert not (tmp_path / "out").exists()
+    impossible = json.dumps({"type": "integer", "minimum": 5, "maximum": 3})
+    with pytest.raises(DataError, match=r"line 1: the target"):
+        adapt(task, tmp_path / "out", overrides=[f"output.json_schema={impossible}", *overrides[1:]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch):
+    task, train = toy(tmp_path, "json")
+    check_answers(task, model.engine, train)
+    bad = answer_of(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
+    monkeypatch.setattr(model.engine, "accepts", lambda grammar, text: text != bad)
+    first = next(e for e in train if e.target == train[3].target)
+    with pytest.raises(DataError, match=f"row {first.id}"):
+        check_answers(task, model.engine, train)
+
+
+def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, model: LocalModel):
+    task, train = toy(tmp_path, "text")
+    written = Written.of(task, model.tokenizer, train)
+    prompt, output = asked(task, written)
+    base = model.base
+    skin = Skin(
+        name="pace",
+        kind="prompt",
+        bases={"main": BaseReference.of("tiny", base.family.key[1], base.identity)},
+        inputs={"note": InputField()},
+        output=output,
+        prompt=prompt,
+    )
+    with model.predictor(skin) as predictor:
+        pace = measure_pace(predictor, [e.inputs for e in train], written)
+    assert 0 < pace.written <= written.max_tokens
+    assert pace.target == written.mean
+    assert min(pace.token, pace.call, pace.decode) > 0
+    assert 1 <= pace.tokens <= max(len(prompt.tokens(model.tokenizer, e.inputs)) for e in train)
+
+
+def test_time_is_planned_by_what_is_read_and_written():
+    pace = Pace(token=0.001, call=0.1, tokens=50, decode=0.01, written=40, target=10)
+    assert pace.rows(2) == pytest.approx(2 * (0.05 + 0.4))
+    assert pace.rows(2, tuned=True) == pytest.approx(2 * (0.05 + 0.1))
+    assert pace.passes(2) == pytest.approx(2 * 60 * 0.001)
+    assert Pace(0.001, 0.1, 50).rows(2) == Pace(0.001, 0.1, 50).passes(2) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("similarity", sorted(SIMILARITIES))
+def test_the_nearest_answer_is_scikit_learns(similarity: str):
+    texts = [f"{a} {b} number {i}" for i, (a, b) in enumerate((a, b) for a in ("red", "blue") for b in "wxyz")]
+    answers = [f"answer {i}" for i in range(len(texts))]
+    asked_for = ["red x", "a blue z here", "number 5", "blue blue w 4"]
+    found = Nearest(texts, answers, similarity, ["x"]).predict([{"x": text} for text in asked_for])
+    vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
+    oracle = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(vectorizer.fit_transform(texts), answers)
+    assert [one.output for one in found] == list(oracle.predict(vectorizer.transform(asked_for)))
