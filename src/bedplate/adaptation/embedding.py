@@ -72,12 +72,13 @@ def embedders_of(context: Context) -> list[Embedder]:
             depths = [round(model.base.spec.layers * 2 / 3), None]
         for depth in depths:
             name = given if depth is None else f"{given} after {depth} layers"
-            pace = _pace(model.engine, texts, depth)
+            pace = pace_of(model.engine, texts, depth)
             found.append(Embedder(name, None if own else source, "mean", depth, pace))
     return found
 
 
-def _pace(engine: Engine, texts: Sequence[str], depth: int | None) -> float:
+def pace_of(engine: Engine, texts: Sequence[str], depth: int | None) -> float:
+    """Measured seconds for a text like these; those that the base cannot take whole are left out."""
     limit, tokenizer = engine.base.spec.context_length, engine.base.need_tokenizer()
     fit = [text for text in texts if 0 < len(text_tokens(tokenizer, text)) <= limit]
     if not fit:

@@ -114,7 +114,7 @@ class KnnFewShot:
             )
             prompt, output = context.default_prompt()
             name = f"{k} nearest by {one.name}, {order.replace('_', ' ')}"
-            variants.append(Variant(name, prompt, output, (), chosen, one.source))
+            variants.append(Variant(name, prompt, output, neighbours=chosen, embedder=one.source))
         stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
         winner, order, tried = choose(context, variants, stages, directory / "answers")
         details = _details(winner, len(context.train))

@@ -16,7 +16,7 @@ import numpy as np
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.documents import Documents, cut, read_documents
-from bedplate.adaptation.embedding import Embedder, embedders_of
+from bedplate.adaptation.embedding import SAMPLE, Embedder, embedders_of, pace_of
 from bedplate.adaptation.rungs.base import Plan, Result, Skip
 from bedplate.adaptation.rungs.room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
@@ -58,16 +58,18 @@ class Retrieval:
         documents = read_documents(spec, context.task.directory)
         embedders = embedders_of(context)
         tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
-        tokens = self._tokens(context, documents)
         mean_input = max(1.0, context.pace.tokens)
+        paces = {
+            (number, size): self._pace(context, documents, one, size)
+            for number, one in enumerate(embedders)
+            for size in {size for size, _ in ways}
+        }
         n, wanted, left_out = len(context.valid), len(tried), list[str]()
         first_rows = first_rows_of(context, FIRST_ROWS)
         while True:
             indexed = {(number, size) for number, size, _ in tried}
-            # a passage takes what embeds about as many inputs' time as it is longer
-            seconds = sum(
-                embedders[number].pace * tokens * (1 + spec.overlap) / mean_input for number, _ in indexed
-            ) + sum(embedders[number].pace * n for number, _, _ in tried)
+            seconds = sum(paces[one] for one in indexed) * len(documents.documents)
+            seconds += sum(embedders[number].pace * n for number, _, _ in tried)
             each = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
             stages = stages_for(n, first_rows, KEEPS)
             seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.1
@@ -76,7 +78,9 @@ class Retrieval:
                 break
             tried.pop()
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left")
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
         if len(tried) < wanted:
             left_out.append(f"{wanted - len(tried)} of {wanted} ways to look passages up were not tried: no time")
         settings = {
@@ -106,7 +110,7 @@ class Retrieval:
             index = indices[number, size]
             index = replace(index, k=min(k, len(index)))
             name = f"{index.k} passages of {size} tokens by {one.name}"
-            variants.append(Variant(name, with_passages, output, (), None, index, one.source))
+            variants.append(Variant(name, with_passages, output, passages=index, embedder=one.source))
         stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
         winner, order, tried = choose(context, variants, stages, directory / "answers")
         details = self._details(winner, documents)
@@ -117,13 +121,14 @@ class Retrieval:
         return context.predictor(read_skin(context.out / result.skin))
 
     @staticmethod
-    def _tokens(context: Context, documents: Documents) -> float:
-        """About how many tokens of the base all documents have, from a sample of them."""
-        sample = documents.documents[:: max(1, len(documents.documents) // 200)]
-        count = _counter(context, None)
-        characters = sum(len(one.text) for one in sample)
-        share = sum(count(one.text) for one in sample) / characters
-        return share * sum(len(one.text) for one in documents.documents)
+    def _pace(context: Context, documents: Documents, embedder: Embedder, size: int) -> float:
+        """Measured seconds for the passages of one document, from a sample of documents."""
+        sample = documents.documents[:: max(1, len(documents.documents) // SAMPLE)][:SAMPLE]
+        spec = context.spec.documents
+        assert spec is not None
+        chunks = cut(sample, size, spec.overlap, _counter(context, embedder))
+        texts = [chunk.text for chunk in chunks[:: max(1, len(chunks) // SAMPLE)]]
+        return pace_of(embedder.engine(context), texts, embedder.depth) * len(chunks) / len(sample)
 
     @staticmethod
     def _index(context: Context, documents: Documents, embedder: Embedder, size: int, kept: Path) -> Passages:
@@ -157,10 +162,10 @@ class Retrieval:
         }
 
 
-def _counter(context: Context, embedder: Embedder | None) -> Callable[[str], int]:
+def _counter(context: Context, embedder: Embedder) -> Callable[[str], int]:
     """Tokens of a text for the base, and for what embeds, if that has more or cannot take so many."""
     tokenizer = context.model.tokenizer
-    if embedder is None or embedder.source is None:
+    if embedder.source is None:
         return lambda text: len(tokenizer.encode(text, parse_special=False))
     base = embedder.engine(context).base
     other, most = base.need_tokenizer(), base.spec.context_length
