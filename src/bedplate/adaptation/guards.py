@@ -271,6 +271,8 @@ def _result(
 ) -> GuardResult:
     holds, needed = drop.within(limit), drop.needed(limit)
     numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
+    if guard == "refusal" and parent < limit:
+        numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
     if drop.upper is None or drop.lower is None:
         reason = f"{numbers}; {drop.groups} groups are too few for a bound"
     elif holds:
