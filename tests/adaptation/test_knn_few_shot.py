@@ -82,9 +82,15 @@ def test_the_neighbours_of_a_row_are_those_of_its_vector(run: tuple[Report, Path
         np.testing.assert_allclose(pool.vectors, vectors, atol=1e-5)
         asked = [e.inputs["review"] for e in data.valid[:8]]
         oracle = NearestNeighbors(n_neighbors=pool.k, metric="cosine", algorithm="brute").fit(vectors)
-        expected = oracle.kneighbors(embedder.embed(asked), return_distance=False)
-        for text, found in zip(asked, expected, strict=True):
-            shown = [pool.rows[i] for i in (found[::-1] if pool.order == "nearest_last" else found)]
+        queries = embedder.embed(asked)
+        distances, _ = oracle.kneighbors(queries)
+        places = {one.inputs["review"]: i for i, one in enumerate(pool.rows)}
+        assert skin._lookup is not None
+        for text, query, distance in zip(asked, queries, distances, strict=True):
+            shown = skin._lookup.find([{"review": text}])[0].demonstrations
+            nearest_first = shown[::-1] if pool.order == "nearest_last" else shown
+            mine = [1 - float(vectors[places[one.inputs["review"]]] @ query) for one in nearest_first]
+            np.testing.assert_allclose(mine, distance, atol=1e-5)  # many of these vectors are equal
             tokens = skin.request(text).tokens
             alone = replace(
                 skin.skin,
@@ -195,7 +201,8 @@ def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Pat
     skin = read_skin(tmp_path / "out" / report.row("knn_few_shot")["skin"])
     assert skin.neighbours is not None
     assert 100 < len(skin.neighbours) < 150
-    assert report.row("knn_few_shot")["prompt_tokens"] <= 320
+    result = json.loads((tmp_path / "out" / "rungs" / "knn_few_shot" / "result.json").read_text())
+    assert 250 < result["prompt_tokens"] <= 320
     budget["budget"] = {"p95_ms": 60000, "max_prompt_tokens": 90}
     report = adapt(write_task(tmp_path / "none", tiny_base, rows=rows, **budget), tmp_path / "none-out")
     assert report.row("knn_few_shot")["status"] == "skipped"
