@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from bedplate.adaptation import planner
+from bedplate.adaptation.abstention import abstaining
 from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs import Plan, Result, Rung, Skip
@@ -79,7 +80,7 @@ def _fit(context: Context, rung: Rung, directory: Path, config: str, within: Clo
         if directory.exists():  # of another configuration
             shutil.rmtree(directory)
         write_plan(directory, config, plan)
-    return rung.fit(context, plan, directory)
+    return abstaining(context, rung.fit(context, plan, directory))
 
 
 def _plan(context: Context, rung: Rung) -> Plan | Skip:
@@ -108,5 +109,5 @@ def _remember_prompt(context: Context, result: Result) -> None:
         plain = skin.output
         assert not isinstance(plain, EmbeddingOutput)
         if isinstance(plain, LabelOutput):
-            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels)})
+            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels), "abstain": None})
         context.prompts["zero_shot"] = (skin.prompt, plain)

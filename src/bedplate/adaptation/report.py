@@ -259,6 +259,8 @@ def _row(
         "interval": None if evaluation is None else list(evaluation.interval),
         "n": 0 if evaluation is None else evaluation.n,
         "groups": 0 if evaluation is None else evaluation.groups,
+        "coverage": None if evaluation is None else evaluation.coverage,
+        "answered": None if evaluation is None else evaluation.answered,
         # seeds are a spread on valid; only the chosen one has seen test
         "seeds": [] if result is None or split != "valid" else [dict(seed) for seed in result.seeds],
         "usd_per_1k_calls": None if timing is None or result is None else 1000 * result.price(rate, timing.mean),

@@ -108,6 +108,8 @@ class Evaluation:
     @cached_property
     def parts(self) -> NDArray[np.float64]:
         """What each row adds to the sums that the metric is made of [n, d]."""
+        if self.scoring == "answered":
+            return np.stack([self._scores, 1.0 - self._abstained], axis=1)
         if self.scoring != "counts":
             return np.stack([self._scores, np.ones(self.n)], axis=1)
         wanted, given = self._marks([r.target for r in self.rows]), self._marks([r.prediction for r in self.rows])
@@ -115,6 +117,8 @@ class Evaluation:
 
     def of_sums(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """The metric from sums of `parts` [..., d] → [...]."""
+        if self.scoring == "answered":  # nothing answered is nothing right
+            return sums[..., 0] / np.maximum(sums[..., 1], 1.0)
         if self.scoring != "counts":
             return statistics.mean_of_sums(sums)
         whole = METRICS[self.metric].statistic
@@ -125,7 +129,20 @@ class Evaluation:
         """The labels in a row's target or prediction: one, some or none of `labels`."""
         if answer is None or not self.labels:
             return ()
-        return tuple(json.loads(answer)) if self.output == "labels" else (answer,)
+        if self.output == "labels":
+            return tuple(json.loads(answer))
+        return (answer,) if answer in self.labels else ()
+
+    @property
+    def coverage(self) -> float:
+        """The share of rows that were answered: on which the skin did not abstain."""
+        return 1.0 - float(self._abstained.mean())
+
+    @property
+    def answered(self) -> float | None:
+        """Mean row score among the answered rows; None where there is none."""
+        kept = self._scores[self._abstained == 0]
+        return float(kept.mean()) if len(kept) else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""
@@ -146,6 +163,13 @@ class Evaluation:
     @cached_property
     def _scores(self) -> np.ndarray:
         return np.array([row.score for row in self.rows])
+
+    @cached_property
+    def _abstained(self) -> NDArray[np.float64]:
+        """1 where the skin gave no label on purpose, which is the only answer that is kept and is no label."""
+        if self.output != "label":
+            return np.zeros(self.n)
+        return np.array([float(row.prediction is not None and row.prediction not in self.labels) for row in self.rows])
 
     @cached_property
     def _groups(self) -> list[str]:
@@ -234,7 +258,8 @@ def _row(task: Task, example: Example, given: PredictionLike | str | None) -> Ro
         output, seconds = given.output, given.seconds
         scores = None if given.scores is None else dict(given.scores)
     prediction = None if output is None else str(output)
-    if task.labels and prediction not in task.labels:
+    abstained = task.output.abstain is not None and prediction == task.output.abstain.answer
+    if task.labels and prediction not in task.labels and not abstained:
         prediction = None
     if prediction is not None:
         try:
@@ -283,7 +308,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     place = {row.row_hash: row for row in b.rows}
     rows = [place[row.row_hash] for row in a.rows]
     groups = [row.group for row in a.rows]
-    if a.scoring != "counts":
+    if a.scoring not in ("counts", "answered"):
         paired = statistics.paired_difference(
             [row.score for row in a.rows],
             [row.score for row in rows],

@@ -21,7 +21,7 @@ from bedplate.evaluation.metrics_text import chrf, rouge_1, rouge_2, rouge_l, sq
 Counts = NDArray[np.float64]
 """[..., 3, L]: for each label how often it was rightly given, wanted, and given."""
 
-Scoring = Literal["binary", "real", "counts"]
+Scoring = Literal["binary", "real", "counts", "answered"]
 """What a metric's number is made of, declared and never guessed from values: the mean of rows that score 0 or 1 (bounds
 on the effective n), the mean of rows that score in 0 to 1, or a statistic of label counts (both: cluster bootstrap)."""
 
@@ -54,7 +54,8 @@ class Scorer(Protocol):
 class Metric:
     """`row(target, prediction)` scores one row in 0 to 1 (prediction None: nothing could be parsed, always 0).
 
-    `real`: rows may score between 0 and 1. `statistic`, where there is one, replaces the mean of rows: it takes counts
+    `real`: rows may score between 0 and 1. `selective`: rows without an answer, where the skin abstained, do not count.
+    `statistic`, where there is one, replaces the mean of rows: it takes counts
     [..., 3, L] summed over rows, and gives [...]. `outputs` are the kinds of output the metric fits.
     """
 
@@ -62,12 +63,15 @@ class Metric:
     outputs: tuple[str, ...]
     row: Callable[[str, str | None], float]
     real: bool = False
+    selective: bool = False
     statistic: Callable[[Counts], NDArray[np.float64]] | None = None
 
     @property
     def scoring(self) -> Scoring:
         if self.statistic is not None:
             return "counts"
+        if self.selective:
+            return "answered"
         return "real" if self.real else "binary"
 
     def ready(self) -> None:
@@ -112,6 +116,7 @@ def example_f1(target: str, prediction: str | None) -> float:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _same),
     "macro_f1": Metric("macro_f1", ("label", "labels"), _same, statistic=macro_f1),
+    "selective_accuracy": Metric("selective_accuracy", ("label",), _same, selective=True),
     "micro_f1": Metric("micro_f1", ("labels",), _same, statistic=micro_f1),
     "labels_match": Metric("labels_match", ("labels",), _same),
     "example_f1": Metric("example_f1", ("labels",), example_f1, real=True),

@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
@@ -61,6 +71,21 @@ class InputSpec(Strict):
         return _known_kind(kind, INPUT_KINDS, "input")
 
 
+class AbstainSpec(Strict):
+    """When to give no label: `answer` stands for one whose probability is below `min_confidence`, or for the least sure
+    ones, so that at least the share `coverage` of valid is answered."""
+
+    min_confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None = None
+    answer: Annotated[str, Field(min_length=1)] = "abstain"
+
+    @model_validator(mode="after")
+    def _one(self) -> AbstainSpec:
+        if (self.min_confidence is None) == (self.coverage is None):
+            raise ValueError("give either `min_confidence` or `coverage`")
+        return self
+
+
 class OutputSpec(Strict):
     """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
     ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
@@ -75,6 +100,17 @@ class OutputSpec(Strict):
     json_schema: dict[str, Any] | None = None
     separator: Annotated[str, Field(min_length=1)] | None = None
     documents: RankedDocuments | None = None
+    abstain: AbstainSpec | None = None
+    """For kind label: no label where the skin is not sure. By accuracy that is wrong; selective_accuracy leaves it out.
+    """
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Outputs from before there was abstention keep their hashes."""
+        fields: dict[str, Any] = serialise(self)
+        if self.abstain is None:
+            fields.pop("abstain", None)
+        return fields
 
     @field_validator("kind")
     @classmethod
@@ -114,6 +150,10 @@ class OutputSpec(Strict):
             raise ValueError(f"`labels` belongs to outputs of kind label or labels, not {self.kind}")
         if (self.documents is None) == (self.kind == "embedding"):
             raise ValueError("`documents`, what is searched, belong to outputs of kind embedding, and to no other")
+        if self.abstain is not None and self.kind != "label":
+            raise ValueError(f"`abstain` belongs to outputs of kind label, not {self.kind}")
+        if self.abstain is not None and self.abstain.answer in (self.labels or ()):
+            raise ValueError(f"{self.abstain.answer!r} is a label; give `abstain` another `answer`")
         if self.separator is None:
             return
         if self.kind not in ("labels", "embedding"):
@@ -287,10 +327,11 @@ class Task(Strict):
         return sha256_json(values)
 
 
-def load_task(path: Path | str, overrides: Sequence[str] = ()) -> Task:
-    """Read a task file, with `key=value` overrides. Raises ConfigError naming file, line, key and what is allowed."""
+def load_task(path: Path | str, overrides: Sequence[str] = (), *, beside: Path | None = None) -> Task:
+    """Read a task file, with `key=value` overrides. beside: the file whose directory relative paths start from, where
+    it is not this one. Raises ConfigError naming file, line, key and what is allowed."""
     task = load_config(path, Task, overrides)
-    task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
     try:
         _ = task.scorer  # a function or a rubric that cannot be used is told before anything is asked
     except ConfigError as error:

@@ -8,15 +8,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.errors import RequestError
 from bedplate.text.json_schema import check_schema
 
 
+class Abstain(Strict):
+    """Where no label is given: `answer` stands for one whose probability among the labels is `below` this."""
+
+    below: Annotated[float, Field(gt=0, le=1)]
+    answer: Annotated[str, Field(min_length=1)] = "abstain"
+
+
 class LabelOutput(Strict):
-    """One label out of a list.
+    """One label out of a list, or `abstain`'s answer.
 
     `continuations`: the text that is scored for each label after the prompt (" positive"); empty where a head decides.
     `bias` is added to each label's log-score (all zeros by default). `normalise`: "none" compares total
@@ -28,6 +35,15 @@ class LabelOutput(Strict):
     continuations: tuple[str, ...] = ()
     bias: tuple[float, ...] = ()
     normalise: Literal["none", "tokens"] = "none"
+    abstain: Abstain | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Outputs from before there was abstention keep their form, and so their hashes."""
+        fields: dict[str, Any] = serialise(self)
+        if self.abstain is None:
+            fields.pop("abstain", None)
+        return fields
 
     @model_validator(mode="before")
     @classmethod
@@ -47,10 +63,12 @@ class LabelOutput(Strict):
             raise ValueError(f"continuations must be different and not empty, got {list(self.continuations)}")
         if len(self.bias) != count:
             raise ValueError(f"{len(self.bias)} biases for {count} labels; give one for each label")
+        if self.abstain is not None and self.abstain.answer in self.labels:
+            raise ValueError(f"{self.abstain.answer!r} is a label; abstaining needs another answer")
         return self
 
     def parse(self, totals: Sequence[float], token_counts: Sequence[int] | None = None) -> tuple[str, dict[str, float]]:
-        """The label and each label's log-probability among the labels.
+        """The label (or `abstain`'s answer) and each label's log-probability among the labels.
 
         `totals`: total log-probability of each continuation, or a head's logits (then without `token_counts`).
         The first label wins a tie. Raises RequestError when the scores are not numbers.
@@ -66,7 +84,10 @@ class LabelOutput(Strict):
             raise RequestError(f"the model's scores for the labels are not numbers: {list(totals)}")
         normaliser = highest + math.log(sum(math.exp(score - highest) for score in scores))
         log_probabilities = {name: score - normaliser for name, score in zip(self.labels, scores, strict=True)}
-        return self.labels[scores.index(highest)], log_probabilities
+        label = self.labels[scores.index(highest)]
+        if self.abstain is not None and math.exp(log_probabilities[label]) < self.abstain.below:
+            label = self.abstain.answer
+        return label, log_probabilities
 
 
 class TextOutput(Strict):
