@@ -53,7 +53,7 @@ def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Repor
         assert 1 < row["groups"] <= row["n"]
         assert row["p95_ms"] >= row["p50_ms"] >= 0
     assert len(report.row("lora")["seeds"]) == 3
-    assert set(report.data) >= {"task", "bases", "verdict", "rungs"}
+    assert set(report.data) >= {"task", "lineage", "verdict", "rungs"}
     assert report.verdict["status"] in {"PASS", "FAIL", "INSUFFICIENT_DATA"}
 
 
