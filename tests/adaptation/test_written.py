@@ -171,6 +171,15 @@ def test_the_answers_of_train_decide_where_text_ends(tmp_path: Path, tokenizer: 
     assert Written.of(short, tokenizer, train).beyond == len(train)
 
 
+def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(tmp_path: Path, tiny_base: Path):
+    task = write_task(tmp_path, tiny_base, "text")
+    report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=["output.max_tokens=2"])
+    count = len(load_examples(load_task(task)).train)
+    row = report.row("zero_shot")
+    assert row is not None
+    assert f"{count} of {count} train answers are longer than max_tokens, 2" in row["reason"]
+
+
 def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "text")
     assert "continuation" in phrasings(task)

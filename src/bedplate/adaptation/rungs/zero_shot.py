@@ -49,7 +49,9 @@ class ZeroShot:
                 break
             left_out.append(f"the phrasing {every.pop()} was not tried: no time")
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
         return Plan({"variants": every, "first_rows": first_rows}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
@@ -102,6 +104,10 @@ def finish(
     )
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
     bias = f"; label bias {bias} fitted on valid" if bias else ""
+    written = context.written
+    beyond = (
+        f"; {written.beyond} of {len(context.train)} train answers are longer than max_tokens, {written.max_tokens}"
+    )
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
     best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
     return Result(
@@ -109,7 +115,7 @@ def finish(
         evaluation=evaluation,
         latency=timing,
         train_seconds=seconds,
-        reason=f"{winner.name}{shown}{best}{bias}",
+        reason=f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}",
         skin=str(directory.relative_to(context.out)),
         skin_id=skin_id(skin),
         prompt_tokens=longest,
