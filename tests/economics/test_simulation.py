@@ -188,7 +188,7 @@ def test_adapters_are_counted_by_skin() -> None:
 def test_what_a_server_adds_to_a_call() -> None:
     calls = [Call(0.0, 4, 0, 3)]
     alone = simulate(Service(Costs(fixed=0.1)), calls)
-    served = simulate(Service(Costs(fixed=0.1), call_seconds=0.02, call_share=0.0), calls)
+    served = simulate(Service(Costs(fixed=0.1), call_seconds=0.02), calls)
     assert alone.total_seconds[0] == pytest.approx(0.3)
     assert served.total_seconds[0] == pytest.approx(0.32)
     assert served.first_token_seconds[0] == pytest.approx(0.12)

@@ -32,7 +32,7 @@ class Service:
     """An engine and the server around it.
 
     max_rows: generations at once. max_step_tokens: budget of one step. call_seconds: of a call beside the engine, half
-    before and half after it. call_share: how much of that time no step can run, the server's work taking its cores.
+    before and half after it: steps go on meanwhile, and what the server's work takes from them is part of their cost.
     drafted, accepted: tokens guessed after each token by speculation, and the share of them that is right.
     """
 
@@ -40,7 +40,6 @@ class Service:
     max_rows: int = 16
     max_step_tokens: int = 512
     call_seconds: float = 0.0
-    call_share: float = 1.0
     drafted: int = 0
     accepted: float = 0.0
     adapters: bool = False
@@ -170,8 +169,6 @@ class _State:
     steps: int = 0
     decode_steps: int = 0
     decoded_rows: float = 0.0
-    owed: float = 0.0
-    """Seconds of the server's own work that the next step has to wait for."""
     prompts: list[_Prompt] = field(default_factory=list[_Prompt])
     running: _Running = field(default_factory=_Running)
     first: dict[int, float] = field(default_factory=dict[int, float])
@@ -190,7 +187,6 @@ def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
     while coming or waiting or state.prompts or state.running:
         while coming and coming[0][1].at + before <= state.now:
             waiting.append(coming.popleft())
-            state.owed += service.call_seconds * service.call_share
         if not (waiting or state.prompts or state.running):
             state.now = max(state.now, coming[0][1].at + before)
             continue
@@ -283,8 +279,7 @@ def _decode(service: Service, state: _State, next_arrival: float) -> None:
 
 
 def _pass_time(service: Service, state: _State, load: Load, count: int) -> None:
-    seconds = service.steps.seconds(load) * count + state.owed
-    state.owed = 0.0
+    seconds = service.steps.seconds(load) * count
     state.now += seconds
     state.busy += seconds
     state.steps += count

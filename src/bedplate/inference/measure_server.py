@@ -23,7 +23,9 @@ from bedplate.economics.simulation import Service, simulate
 from bedplate.economics.steps import MeasuredSteps
 from bedplate.economics.traffic import Call
 
-PROMPT, SHORT, LONG, TOGETHER, TURNS = 64, 1, 49, 8, 7
+PROMPT, SHORT, LONG, TOGETHER, TURNS = 64, 1, 49, 8, 10
+SHORTS = 5
+"""Short calls of a turn: what they take beside the engine is little, so that many are needed to see it."""
 
 
 def measure_server(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None = None) -> ServerSpeed:
@@ -36,10 +38,11 @@ async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
     generator = random.Random(0)
     found: dict[tuple[int, int], list[float]] = {}
     kinds = ((1, SHORT), (1, LONG), (TOGETHER, LONG))
+    turn_of = ((1, SHORT),) * SHORTS + kinds[1:]
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
-        with Progress(f"{model}: its server", TURNS * len(kinds), "turns") as bar:
+        with Progress(f"{model}: its server", TURNS * len(turn_of), "turns") as bar:
             for turn in range(TURNS):
-                for kind in kinds:
+                for kind in turn_of:
                     rows, output = kind
                     bodies = [_body(model, generator, vocabulary, output) for _ in range(rows)]
                     seconds = await _together(client, bodies)
