@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ from bedplate.inference.requests import Step
 from bedplate.inference.scheduler import Stream
 from bedplate.serving.bodies import read_json
 from bedplate.serving.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
+from bedplate.serving.cascades import PassedOn, ServedCascade
 from bedplate.serving.errors import StoppingError
 from bedplate.serving.events import EventStream
 from bedplate.serving.fields import ChatRequest, CompletionRequest
@@ -94,6 +95,7 @@ class Call:
         self._accounted = False
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
+        self._passed_on: dict[Stream, engine_requests.Result] = {}
         self._deadline = time.monotonic() + self._seconds()
 
     def _seconds(self) -> float:
@@ -186,11 +188,43 @@ class Call:
 
     async def results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
         """All results, unless the client goes away first."""
-        return await until_disconnect(self.request.receive, results(self.lease.engine, streams))
+        return await until_disconnect(self.request.receive, self._results(streams))
+
+    async def _results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
+        found = await results(self.lease.engine, streams)
+        served = self.lease.served
+        if isinstance(served, ServedCascade):
+            await self._pass_on(served, streams, found)
+        return [self.result_of(stream) for stream in streams]
+
+    async def _pass_on(
+        self, served: ServedCascade, streams: Sequence[Stream], found: Sequence[engine_requests.Result]
+    ) -> None:
+        """Asks a cascade's second skin where the first is not sure."""
+        unsure = [stream for stream, one in zip(streams, found, strict=True) if served.is_unsure(one)]
+        if not unsure:
+            return
+        made = await asyncio.to_thread(served.again, [stream.request for stream in unsure])
+        made = [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
+        asked = submit_all(served.second.engine, made)
+        self._streams += asked
+        again = await results(served.second.engine, asked)
+        for stream, one in zip(unsure, again, strict=True):
+            # It has the usage and the timing that every reader of a result looks at.
+            self._passed_on[stream] = cast(engine_requests.Result, PassedOn(stream.result(0), one))
+
+    def result_of(self, stream: Stream) -> engine_requests.Result:
+        """The result of a stream that has ended; a cascade's, with what its second skin said."""
+        return self._passed_on.get(stream) or stream.result(0)
 
     async def arrivals(self, streams: Sequence[Stream]) -> AsyncGenerator[Arrival]:
         """Texts and answers as they come."""
         served = self.lease.served
+        if isinstance(served, ServedCascade):
+            for index, one in enumerate(await self._results(streams)):
+                answer = served.answer(one)
+                yield Arrival(index, answer.text, (), answer)
+            return
         pieces = [served.pieces() for _ in streams]
         async with aclosing(arrivals(self.lease.engine, streams)) as arriving:
             async for index, steps, ended in arriving:
@@ -305,8 +339,9 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
 
 def compute_of(found: Sequence[engine_requests.Result]) -> float:
     """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
-    looked_up = {id(one.looked_up): one.looked_up.compute for one in found if one.looked_up is not None}
-    return sum(one.timing.compute for one in found) + sum(looked_up.values())
+    single = [part for one in found for part in ((one.first, one.second) if isinstance(one, PassedOn) else (one,))]
+    looked_up = {id(one.looked_up): one.looked_up.compute for one in single if one.looked_up is not None}
+    return sum(one.timing.compute for one in single) + sum(looked_up.values())
 
 
 def tokens_of(asked: BaseModel, found: Sequence[engine_requests.Result]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from bedplate.serving.models import Served, ServedBase, ServedEmbedder
 from bedplate.serving.registry import Registry
 from bedplate.serving.residency import apart_now
 from bedplate.serving.shelf import Found, Shelf
-from bedplate.skins.card import Card, card_of, read_card
+from bedplate.skins.card import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
 
 log = logging.getLogger("bedplate.serving")
@@ -78,12 +78,13 @@ def loaded_house(
     given += [(skin, None) for skin in skins]
     sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
     found = Found((), ()) if config.skins_directory is None else Shelf(config.skins_directory).scan()
-    cards = [card_of(source) if isinstance(source, Skin) else source for source, _ in sources]
-    loaded = [apart_now(lambda one=one: _load(one, len(config.bases), cards, found.cards)) for one in config.bases]
+    cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
+    lying = _whole(found.cards)
+    loaded = [apart_now(lambda one=one: _load(one, len(config.bases), cards, lying)) for one in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        engines = [stack.enter_context(engine) for engine in _engines(config, loaded, [*cards, *found.cards])]
+        engines = [stack.enter_context(engine) for engine in _engines(config, loaded, [*cards, *lying])]
         limits = config.limits
         registry = Registry(
             engines,
@@ -105,10 +106,18 @@ def loaded_house(
         yield House(config, registry, guard)
 
 
+def _whole(cards: Sequence[Card]) -> list[Card]:
+    """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
+    return [one for card in cards for one in (parts_of(card) or [card])]
+
+
 def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
     """One for each base; they compute in turns. Where the file leaves weights or kernel open, they are what the base's
     skins were judged with, if they agree: others are never chosen behind their back."""
     compute, limits = ComputeLock(), config.limits
+    # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
+    # sets of weights, here or on another engine.
+    slots = limits.adapters * (len(config.bases) + 1)
     for base, one in zip(loaded, config.bases, strict=True):
         judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
         weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
@@ -127,7 +136,7 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
                 kernel=open_.kernel,
                 max_rows=limits.max_rows,
                 max_waiting=limits.max_waiting,
-                adapters=limits.adapters,
+                adapters=slots,
                 speculate=speculate,
                 compute=compute,
             )

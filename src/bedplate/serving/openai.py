@@ -91,7 +91,7 @@ async def _events(call: Call, reply: Reply, streams: Sequence[Stream]) -> AsyncG
                 answers[one.index] = _noted(call, reply, one.answer)
                 yield Event(reply.chunk(reply.ending(one.index, answers[one.index])))
     ordered = [answers[index] for index in range(len(streams))]
-    call.account(reply.asked, [stream.result(0) for stream in streams], ordered)
+    call.account(reply.asked, [call.result_of(stream) for stream in streams], ordered)
     if reply.asked.reports_usage:
         yield Event(reply.usage_chunk(ordered))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
 from bedplate.inference.engine import Engine
+from bedplate.serving.cascades import ServedCascade
 from bedplate.serving.errors import StatusError
 from bedplate.serving.guard import Caller
 from bedplate.serving.models import Served
@@ -20,7 +21,7 @@ from bedplate.serving.prefixes import Prefixes
 from bedplate.serving.residency import Guest, Moved, Pool, State, apart
 from bedplate.serving.shelf import Found
 from bedplate.serving.skins import ServedSkin
-from bedplate.skins.card import Card
+from bedplate.skins.card import Card, card_of, parts_of
 from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, Skin
 
 
@@ -82,11 +83,13 @@ class Registry:
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
         """A skin on its base, not yet served. SkinError where no engine has it, or it was judged with other weights."""
         mine = source.bases["main"] if isinstance(source, Skin) else source.base
-        if isinstance(mine, EndpointReference) or source.kind == "cascade":
+        if isinstance(mine, EndpointReference):
             raise SkinError(
-                f"skin {source.name!r} of kind {source.kind!r} is not answered by one base, as a server's skins are; "
-                "call it with `bedplate.load`, or `bedplate predict`"
+                f"skin {source.name!r} is answered by {mine.name}, and a server answers with bases of its own; call it "
+                "with `bedplate.load` or `bedplate predict`, or send clients to that endpoint"
             )
+        if source.kind == "cascade":
+            return self._cascade(source, name)
         engine, second = self._engine_of(mine), None
         here = ", ".join(engine.base.name for engine in self.engines)
         if engine is None:
@@ -104,6 +107,19 @@ class Registry:
         allowed = self._allow_other_weights
         return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
 
+    def _cascade(self, source: Card | Skin, name: str | None) -> ServedCascade:
+        card = card_of(source) if isinstance(source, Skin) else source
+        parts = parts_of(card)
+        if not parts:
+            raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
+        return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
+
+    def _pool(self, served: ServedSkin) -> Pool:
+        """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
+        parts = (served.second, served.first) if isinstance(served, ServedCascade) else (served,)
+        adapted = next((part for part in parts if part.card.kind in ADAPTED), None)
+        return self.plain if adapted is None else self.adapters[adapted.engine]
+
     def _engine_of(self, base: BaseReference) -> Engine | None:
         return next((one for one in self.engines if base.has_weights_of(one.base.identity)), None)
 
@@ -116,8 +132,7 @@ class Registry:
             raise UsageError(f"two models are called {name!r}; rename one of them")
         self.models[name] = served
         if isinstance(served, ServedSkin):
-            pool = self.adapters[served.engine] if served.card.kind in ADAPTED else self.plain
-            self._guests[name] = Guest(pool, served)
+            self._guests[name] = Guest(self._pool(served), served)
             self._removed.discard(served.card.id)
 
     def replace(self, served: ServedSkin) -> ServedSkin | None:

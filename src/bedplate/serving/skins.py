@@ -11,7 +11,7 @@ from typing import Any, cast
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.inference.engine import Engine
 from bedplate.inference.neighbours import citations
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict import Prediction, Predictor
 from bedplate.inference.requests import Generate, Generation, Request, Result
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.formats import compiled
@@ -171,7 +171,8 @@ class ServedSkin:
         rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
         return self._predictor.requests(rows, queued=True)
 
-    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+    def refuse_settings(self, asked: ChatRequest | CompletionRequest) -> None:
+        """RequestError for what a skin, or one that answers with a label, cannot do."""
         if asked.prompt_logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
         if self.card.kind == "embed":
@@ -190,6 +191,11 @@ class ServedSkin:
                     f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
                     param="logprobs",
                 )
+
+    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+        self.refuse_settings(asked)
+        own = self._predictor.grammar
+        if self.card.labels:
             return self._predictor.requests([self._input(text) for text in texts], queued=True)
         changes = asked.sampling()
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
@@ -221,11 +227,15 @@ class ServedSkin:
             raise RequestError(f"{self.name!r} takes a JSON object of {', '.join(names)}", param="input")
         return fields
 
-    def answer(self, result: Result) -> Answer:
+    def read(self, result: Result) -> Prediction:
+        """A result, parsed."""
         try:
-            prediction = self._predictor.read(result)
+            return self._predictor.read(result)
         except RequestError as error:  # what the model gave cannot be read: no fault of the request
             raise RuntimeError(error.message) from error
+
+    def answer(self, result: Result) -> Answer:
+        prediction = self.read(result)
         given = citations(result, texts=True)
         more: dict[str, Any] = {"passages": list(given)} if given else {}
         if isinstance(result, Generation):

@@ -133,7 +133,7 @@ async def parts_of(turn: Turn, call: Call, asked: ChatRequest, streams: Sequence
         async for one in arriving:
             growths = turn.push(one.text)
             if one.answer is not None:
-                growths += turn.end(_accounted(call, asked, [stream.result(0) for stream in streams]))
+                growths += turn.end(_accounted(call, asked, [call.result_of(stream) for stream in streams]))
             yield Part(growths, one.steps)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import SkinError
-from bedplate.skins.files import skin_id
+from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import LabelOutput, Output
 from bedplate.skins.prompt import Format
@@ -57,6 +57,13 @@ def read_card(directory: Path | str) -> Card:
         _weights(manifest.bases.get("embedder")),
         manifest.bases.get("second"),
     )
+
+
+def parts_of(card: Card) -> list[Card]:
+    """The cards of a cascade's two skins, in their order; [] for every other skin, and for one that lies nowhere."""
+    if card.kind != "cascade" or card.directory is None:
+        return []
+    return [read_card(card.directory / place) for place in CASCADED]
 
 
 def card_of(skin: Skin) -> Card:

@@ -1,0 +1,143 @@
+"""Cascades behind the API: one model name, the first skin where it is sure and the second where it is not."""
+
+from __future__ import annotations
+
+import json
+import math
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from tests.serving.conftest import Files, running
+from tests.tiny import write_tiny_base
+
+from bedplate.core.errors import SkinError
+from bedplate.inference.predict import Prediction, load
+from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.house import House
+from bedplate.serving.loading import loaded_house, server_config
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, InputField, Skin, cascaded
+
+TEXTS = [f"this product {word} number {i}" for i, word in enumerate(["great", "broke", "works", "terrible"] * 5)]
+
+
+@pytest.fixture(scope="module")
+def made(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[list[Prediction]], float]:
+    """A skin with LoRA weights before one of another base; what each says alone; and the threshold between them."""
+    place = tmp_path_factory.mktemp("cascade")
+    other = write_tiny_base(place / "other", seed=9, layers=4)
+    base = load_base(other)
+    second = Skin(
+        name="second",
+        kind="prompt",
+        bases={"main": BaseReference.of(str(other), "llama", base.identity)},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive")),
+        prompt=Prompt("Review: {{ review }}\nSentiment:"),
+        evaluated_with=EvaluatedWith(weights="float32"),
+    )
+    write_skin(second, place / "second")
+    first = next(path for path in files.skins if path.name == "tuned")
+    alone: list[list[Prediction]] = []
+    # the base of the skins in `files` is called otherwise than where it lies
+    with load(first, base=files.base) as one, load(place / "second") as two:
+        alone += [one.predict(TEXTS, one_by_one=True), two.predict(TEXTS, one_by_one=True)]  # type: ignore[union-attr]
+    sure = np.sort([math.exp(p.scores[p.output]) for p in alone[0]])
+    at = 1 + int(np.argmax(np.diff(sure)[1:-1]))  # in the widest gap, so that last bits decide nothing
+    threshold = float(sure[at] + sure[at + 1]) / 2
+    write_skin(cascaded("both", read_skin(first), second, threshold), place / "both")
+    return place / "both", other, alone, threshold
+
+
+@pytest.fixture(scope="module")
+def house(files: Files, made: tuple[Path, Path, Any, Any]) -> Iterator[tuple[House, str]]:
+    config = server_config(files.base, made[1], price={"usd_per_hour": 3600.0, "as_of": "2026-11-24"})
+    with loaded_house(config, [made[0]]) as house, running(house) as url:
+        yield house, url
+
+
+def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url}{path}", json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request) as response:
+        return json.loads(response.read())
+
+
+def test_each_answer_is_that_of_the_skin_that_is_sure(
+    made: tuple[Path, Path, list[list[Prediction]], float], house: tuple[House, str]
+):
+    _, _, (first, second), threshold = made
+    with openai.OpenAI(base_url=f"{house[1]}/v1", api_key="none") as client:
+        assert "both" in {model.id for model in client.models.list()}
+        passed = 0
+        for text, a, b in zip(TEXTS, first, second, strict=True):
+            unsure = math.exp(a.scores[a.output]) < threshold
+            passed += unsure
+            found = client.chat.completions.create(model="both", messages=[{"role": "user", "content": text}])
+            assert found.choices[0].message.content == (b if unsure else a).output
+            told = found.choices[0].model_dump()["bedplate"]
+            assert told["passed_on"] == unsure
+            np.testing.assert_allclose(
+                list(told["scores"].values()), list((b if unsure else a).scores.values()), atol=1e-4
+            )
+            assert found.usage is not None
+            assert found.usage.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
+        assert 0 < passed < len(TEXTS)
+
+
+def test_streams_completions_and_classifications_say_the_same(
+    made: tuple[Path, Path, list[list[Prediction]], float], house: tuple[House, str]
+):
+    _, _, (first, second), threshold = made
+    wanted = [(b if math.exp(a.scores[a.output]) < threshold else a).output for a, b in zip(first, second, strict=True)]
+    found = post(house[1], "/v1/classify", {"model": "both", "input": TEXTS})
+    assert [row["label"] for row in found["data"]] == wanted
+    with openai.OpenAI(base_url=f"{house[1]}/v1", api_key="none") as client:
+        texts = client.completions.create(model="both", prompt=TEXTS)
+        assert [choice.text.strip() for choice in texts.choices] == wanted
+        for text, label, a, b in zip(TEXTS[:6], wanted, first, second, strict=False):
+            chunks = list(
+                client.chat.completions.create(
+                    model="both",
+                    messages=[{"role": "user", "content": text}],
+                    stream=True,
+                    stream_options={"include_usage": True},
+                )
+            )
+            assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == label
+            unsure = math.exp(a.scores[a.output]) < threshold
+            usage = chunks[-1].usage
+            assert usage is not None
+            assert usage.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
+        with pytest.raises(openai.BadRequestError, match="n can only be 1"):
+            client.chat.completions.create(model="both", messages=[{"role": "user", "content": "x"}], n=2)
+
+
+def test_without_the_second_base_it_is_refused(made: tuple[Path, Path, Any, Any], files: Files):
+    with pytest.raises(SkinError, match="'second' belongs to the base"), loaded_house(files.base, [made[0]]):
+        pass
+
+
+def test_what_a_remote_model_answers_is_not_served(files: Files, tmp_path: Path):
+    skin = Skin(
+        name="far",
+        kind="hosted",
+        bases={"main": EndpointReference(url="http://127.0.0.1:9", model="m")},
+        inputs={"review": InputField()},
+        output=LabelOutput(labels=("negative", "positive")),
+        prompt=Prompt("{{ review }}", "chat"),
+    )
+    write_skin(skin, tmp_path / "far")
+    with (
+        pytest.raises(SkinError, match=r"is answered by m at http://127\.0\.0\.1:9, and a server answers with bases"),
+        loaded_house(files.base, [tmp_path / "far"]),
+    ):
+        pass
