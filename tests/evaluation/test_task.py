@@ -309,3 +309,18 @@ def test_a_schema_is_part_of_the_hash(tmp_path: Path) -> None:
     other = JSON | {"json_schema": {"type": "object"}}
     hashes = {load_task(write(tmp_path, output=output, metric="json_match")).hash for output in (JSON, other)}
     assert len(hashes) == 2
+
+
+def test_a_group_in_two_files_and_a_label_that_valid_lacks(tmp_path: Path) -> None:
+    """A leak through the group is an error; an absent class is only told, because what is measured is still right."""
+    files = {"train": "train.csv", "valid": "valid.csv", "test": "test.csv"}
+    for number, (name, file) in enumerate(files.items()):
+        labels = ("no", "no") if name == "valid" else ("no", "yes")
+        lines = [f"{name} {i},{labels[i % 2]},g{10 * number + i}" for i in range(6)]
+        (tmp_path / file).write_text("\n".join(["text,y,g", *lines]) + "\n", "utf-8")
+    task = load_task(write(tmp_path, data__split=files, data__source=None, data__group_by="g"))
+    assert "the valid split has no row with the label 'yes'" in load_examples(task).notes
+    with (tmp_path / "test.csv").open("a") as file:
+        file.write("something else,no,g3\n")
+    with pytest.raises(DataError, match=r"the group 'g3' stands in train \(row train/line 5\) and in test"):
+        load_examples(task)

@@ -14,7 +14,7 @@ from bedplate.adaptation.rungs import Plan, Result, Rung, Skip
 from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Job, LocalExecutor
-from bedplate.core.files import sha256_json
+from bedplate.core.files import DISK_FULL, sha256_json
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import EmbeddingOutput, LabelOutput
 
@@ -43,6 +43,11 @@ def climb(
     if outcome.error is not None:
         if isinstance(outcome.error, _BAD_INPUT):
             raise outcome.error
+        if isinstance(outcome.error, OSError) and outcome.error.errno in DISK_FULL:  # the next would fare alike
+            raise UsageError(
+                f"{rung.name}: {outcome.error.strerror}: make room in {directory}, and give the same command again; "
+                "what is finished is kept"
+            ) from outcome.error
         what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
         return RungOutcome(rung.name, "failed", what, None, outcome.seconds, read_plan(directory, config))
     if isinstance(outcome.value, Skip):

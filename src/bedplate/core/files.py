@@ -18,6 +18,8 @@ from typing import Any, cast
 from bedplate.core.errors import DataError, UsageError
 
 _CHUNK = 1 << 20
+DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+"""The operating system's numbers for no room left, on the disk or in a quota."""
 
 
 def bedplate_home() -> Path:
@@ -91,6 +93,10 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
             else:
                 temporary.rename(path)
             _sync_directory(path.parent)
+    except OSError as error:  # of whoever fills the directory
+        if error.errno not in DISK_FULL:
+            raise
+        raise _unwritable(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
@@ -121,9 +127,12 @@ def _writable(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}; choose a place that can be written"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UsageError:
+    what = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
+    return UsageError(f"cannot write {path}: {error.strerror or error}; {what}")
 
 
 def _sync_directory(path: Path) -> None:

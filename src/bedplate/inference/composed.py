@@ -16,9 +16,10 @@ from typing import Protocol, Self
 from bedplate.core.errors import SkinError
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.hosted import HostedPredictor
+from bedplate.inference.inputs import inputs_of
 from bedplate.inference.judged import Held, check_here, held_as
 from bedplate.inference.local import LocalModel
-from bedplate.inference.predict import Prediction, inputs_of
+from bedplate.inference.predict import Prediction
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.skin import BaseReference, CascadePart, EvaluatedWith, Skin
 

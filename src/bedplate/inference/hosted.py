@@ -22,7 +22,8 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.inference.account import Account
 from bedplate.inference.endpoint import Endpoint, RemoteAnswer
-from bedplate.inference.predict import Prediction, inputs_of
+from bedplate.inference.inputs import inputs_of
+from bedplate.inference.predict import Prediction
 from bedplate.inference.spoken import label_scores, read_label
 from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
 from bedplate.skins.skin import EndpointReference, Skin

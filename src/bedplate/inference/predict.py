@@ -14,6 +14,7 @@ from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
+from bedplate.inference.inputs import inputs_of
 from bedplate.inference.judged import check_here, held_as
 from bedplate.inference.neighbours import Found, Lookup, citations, text_tokens
 from bedplate.inference.requests import (
@@ -307,25 +308,6 @@ def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:
         return output.parse(text)
     except RequestError:
         return text
-
-
-def inputs_of(skin: Skin, row: str | Mapping[str, str]) -> Mapping[str, str]:
-    """A row's inputs by name; a text alone is a skin's only one. RequestError for missing, unknown or other ones."""
-    names = list(skin.inputs)
-    if isinstance(row, str):
-        if len(names) != 1:
-            raise RequestError(
-                f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
-            )
-        row = {names[0]: row}
-    missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
-    if missing or unknown:
-        what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
-        raise RequestError(f"the row {what}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
-    wrong = next((name for name in names if type(row[name]) is not str), None)
-    if wrong is not None:
-        raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
-    return row
 
 
 class LoadedSkin(Predictor):
