@@ -34,7 +34,9 @@ class OwnPromptRung:
         rows = len(context.valid) * max(1.0, share)
         seconds = context.pace.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.left:
-            return Skip(f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+            return Skip(
+                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
+            )
         return Plan({"format": own.format}, seconds)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
