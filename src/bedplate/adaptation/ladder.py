@@ -322,7 +322,9 @@ class _Ladder:
                 predictions = asked = ask(predictor, examples, one_by_one=True)
             entry.context.clock.charge(sum(p.usd or 0.0 for p in asked if p is not None))
         else:
-            predictions = [predictor.predict([example.inputs])[0] for example in examples]
+            given = [predictor.predict([example.inputs])[0] for example in examples]
+            predictions = [one for one in given if not isinstance(one, str)]
+            assert len(predictions) == len(examples)  # the references answer as skins do
         evaluation = evaluate_predictions(self.task, examples, predictions, split="test", seed=self.context.seed)
         answered = [p.seconds for p in predictions if p is not None]
         tested = Tested(evaluation, latency(answered or [0.0]), sum(p is None for p in predictions))
