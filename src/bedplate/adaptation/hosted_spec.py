@@ -24,7 +24,7 @@ class HostedSpec(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     url: str
     model: Annotated[str, Field(min_length=1)]
-    api_key_env: str | None = None
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     usd_per_million_input: Dollars
     usd_per_million_cached_input: Dollars | None = None
     usd_per_million_output: Dollars

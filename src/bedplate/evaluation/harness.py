@@ -391,13 +391,16 @@ def evaluate(
 
 def _identity(model: object) -> str:
     """What was asked: a skin's id, or a base's; anything else is new each time."""
+    from bedplate.inference.composed import CascadePredictor
+    from bedplate.inference.hosted import HostedPredictor
     from bedplate.inference.local import LocalModel
     from bedplate.inference.predict import Predictor
     from bedplate.skins.files import skin_id
 
     if isinstance(model, LocalModel):
         return model.base.identity.weights_id
-    return skin_id(model.skin) if isinstance(model, Predictor) else uuid.uuid4().hex
+    asked = isinstance(model, Predictor | HostedPredictor | CascadePredictor)
+    return skin_id(model.skin) if asked else uuid.uuid4().hex
 
 
 def load_predictor(

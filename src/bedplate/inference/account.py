@@ -30,9 +30,10 @@ class Price:
         fresh = prompt_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output) / 1e6
 
-    def most(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> float:
-        """The most that a request can cost: no token is shorter than a byte."""
-        size = sum(len(value.encode()) for message in messages for value in message.values())
+    def most(self, messages: Sequence[Mapping[str, str]], max_tokens: int, more: str = "") -> float:
+        """The most that a request can cost: no token is shorter than a byte. more: what else a server may read as part
+        of the prompt (a schema)."""
+        size = sum(len(value.encode()) for message in messages for value in message.values()) + len(more.encode())
         return (size + _MESSAGE_TOKENS * (len(messages) + 1)) * self.input / 1e6 + max_tokens * self.output / 1e6
 
 

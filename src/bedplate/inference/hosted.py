@@ -3,6 +3,7 @@ skin's output. The key comes from the environment, and is written nowhere."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +116,8 @@ class HostedPredictor:
         return self._read(answer, self.account.cost(key))
 
     def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
-        most = self.account.price.most(messages, self._settings["max_tokens"])
+        schema = json.dumps(self._settings.get("response_format", ""))
+        most = self.account.price.most(messages, self._settings["max_tokens"], schema)
         reserved = self.account.reserve(most, f"{self._endpoint.url}, {self.reference.model}")
         try:
             answer = self._complete(messages)

@@ -23,8 +23,12 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
 
     Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads. base: where the skin's
     base is, when not where it was made; only a soft prompt needs it, because peft wants to know its heads and layers.
-    UsageError for a probe, which is a head of Bedplate's own, and where `out` holds something.
+    UsageError for a probe, which is a head of Bedplate's own, for a cascade, and where `out` holds something.
     """
+    if skin.cascade is not None:
+        raise UsageError(
+            f"skin {skin.name!r} is a cascade: export its two skins, the directories first and second in it"
+        )
     if skin.probe is not None:
         raise UsageError(
             f"skin {skin.name!r} is a probe: a head on the base's states, for which there is no form that other "
@@ -51,7 +55,7 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "name": skin.name,
         "kind": skin.kind,
-        "base": skin.base.name,
+        "base": skin.bases["main"].name,
         "inputs": list(skin.inputs),
         "format": prompt.format,
         "system": prompt.system,

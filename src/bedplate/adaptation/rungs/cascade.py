@@ -50,6 +50,8 @@ class Cascade:
     def plan(self, context: Context) -> Plan | Skip:
         if not context.labels:
             return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
+        if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.finished.values()):
+            return Skip(f"{context.task.metric_name} is no mean of rows, so no threshold can be found row by row")
         found = best_pair(context)
         if isinstance(found, str):
             return Skip(found)
@@ -157,8 +159,6 @@ def threshold_for(cheap: Evaluation, dear: Evaluation) -> float | None:
 
     Rows of equal probability are passed on together. The metric must be a mean of rows.
     """
-    if cheap.scoring == "counts":
-        return None
     sure = confidences(cheap)
     place = {row.row_hash: row.score for row in dear.rows}
     gain = np.array([place[row.row_hash] - row.score for row in cheap.rows])
