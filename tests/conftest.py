@@ -37,6 +37,7 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
         (home / "hub").symlink_to(REAL_HOME / "hub")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(home))
+        patch.delenv("COLUMNS", raising=False)  # tables are as wide as where they go
         yield home
 
 

@@ -14,6 +14,7 @@ from tests.adaptation.conftest import write_rows, write_task
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
 
+from bedplate.adaptation import embedding
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report import Report
 from bedplate.adaptation.rungs import search
@@ -22,6 +23,7 @@ from bedplate.evaluation.task import load_examples, load_task
 from bedplate.inference.predict import LoadedSkin, load
 from bedplate.serving.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin
+from bedplate.skins.nearest import read_vectors
 
 TELL = """
 import json, sys
@@ -187,6 +189,43 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
     assert len(set(asked)) == len(asked)
     assert all(path.stat().st_mtime_ns == at for path, at in pools.items())
     assert resumed["estimate"] == adapt(task, tmp_path / "whole").row("knn_few_shot")["estimate"]
+
+
+def test_an_interrupted_embedding_goes_on_part_by_part(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
+    monkeypatch.setattr(embedding, "_AT_ONCE", 50)
+    embed, seen = embedding.embed_texts, list[str]()
+
+    def stopping(engine, texts, *more):
+        if len(texts) == 50 and len(seen) == 100:
+            seen.append("stopped")
+            raise KeyboardInterrupt
+        seen.extend(texts if len(texts) == 50 else ())
+        return embed(engine, texts, *more)
+
+    monkeypatch.setattr(embedding, "embed_texts", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        adapt(task, tmp_path / "out")
+    pool = tmp_path / "out" / "rungs" / "knn_few_shot" / "pool-0.safetensors"
+    assert len(read_vectors(pool)) == 100
+    first_texts, again = set(seen[:100]), list[tuple[int | None, str]]()
+
+    def recorded(engine, texts, pooling, depth=None):
+        again.extend((depth, text) for text in texts)
+        return embed(engine, texts, pooling, depth)
+
+    monkeypatch.setattr(embedding, "embed_texts", recorded)
+    report = adapt(task, tmp_path / "out")
+    assert report.row("knn_few_shot")["status"] == "done"
+    result = json.loads((tmp_path / "out" / "rungs" / "knn_few_shot" / "plan.json").read_text())
+    interrupted = result["settings"]["embedders"][0]["depth"]
+    assert any(depth == interrupted for depth, _ in again)
+    assert not any(depth == interrupted and text in first_texts for depth, text in again)
+    skin = read_skin(tmp_path / "out" / report.row("knn_few_shot")["skin"])
+    assert skin.neighbours is not None
+    assert len(read_vectors(pool)) == len(skin.neighbours)
 
 
 def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Path, tiny_base: Path):

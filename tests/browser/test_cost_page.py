@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import yaml
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 from tests.economics.decisions.builders import PRICES, case_values
 
 from bedplate.cli.main import main
@@ -538,7 +538,7 @@ def test_everything_is_reached_and_moved_by_keys(opened: Opener, kind: str, requ
     assert page.locator("#headline").inner_text() != before
     value = page.locator("input[type=text]").first.input_value()
     assert first.get_attribute("aria-valuetext") == value
-    page.wait_for_function("document.getElementById('said').textContent !== ''")
+    expect(page.locator("#said")).not_to_have_text("")
     plot = page.locator("figure svg[tabindex]").first
     plot.focus()
     texts = []

@@ -20,7 +20,8 @@ from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
 from bedplate.skins.neighbours import text_of
 
 SAMPLE = 32
-_AT_ONCE = 2048
+_AT_ONCE, _PARTS = 512, 20
+"""Texts between two writes of the vectors so far; of many texts more, as each write is of them all."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,19 @@ class Embedder:
         return (context.model if self.source is None else context.embedder(self.source)).engine
 
     def embed(self, context: Context, texts: Sequence[str], kept: Path) -> np.ndarray:
-        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. kept: a file that
-        an interrupted rung reads them from again."""
-        if kept.is_file():
-            found = read_vectors(kept)
-            if len(found) == len(texts):
-                return found
+        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. kept: a file for
+        these texts alone, which grows part by part, so that an interrupted rung embeds none twice."""
         engine = self.engine(context)
         tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
         fits = [i for i, text in enumerate(texts) if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
+        done = read_vectors(kept) if kept.is_file() else np.empty((0, spec.hidden_size), dtype=np.float32)
+        at_once = max(_AT_ONCE, len(fits) // _PARTS)
+        for start in progress(range(len(done), len(fits), at_once), f"embedding with {self.name}"):
+            part = [texts[i] for i in fits[start : start + at_once]]
+            done = np.concatenate([done, embed_texts(engine, part, self.pooling, self.depth)])
+            atomic_write(kept, vector_bytes(done))
         found = np.zeros((len(texts), spec.hidden_size), dtype=np.float32)
-        for start in progress(range(0, len(fits), _AT_ONCE), f"embedding with {self.name}"):
-            part = fits[start : start + _AT_ONCE]
-            found[part] = embed_texts(engine, [texts[i] for i in part], self.pooling, self.depth)
-        atomic_write(kept, vector_bytes(found))
+        found[fits] = done
         return found
 
 

@@ -176,7 +176,9 @@ def test_every_crossing_is_found(growth: float, setup: float, call: float, other
         setup_short = dear.idle_usd(volume) - cheap.idle_usd(volume)
         assert setup_short > 0
     start, windows = cheaper_from(dear, cheap, volume)
-    looked = [20 * i**2 / 6 for i in range(1, 6000)]
+    # Of each fleet 300 steps are looked at, which growth brings nearer; beyond them there is a grid.
+    covered = 300 / 1.2 * min(100_000.0, math.inf if other is None else 20_000.0 * other)
+    looked = [v for i in range(1, 6000) if (v := 20 * i**2 / 6) < covered]
     inside = [any(low <= v < high for low, high in windows) or (start is not None and v >= start) for v in looked]
     truly = [dear.net_at(volume, v) < cheap.net_at(volume, v) for v in looked]
     wrong = [
