@@ -30,7 +30,7 @@ def hosted(server: Server, model: str, output: Output | None = None) -> Skin:
 
 
 def test_a_served_skin_answers_for_a_hosted_one(server: Server) -> None:
-    wanted = server.predictors["prompted"].predict(ROWS)
+    wanted = server.skins["prompted"].predict(ROWS)
     account = Account(price=Price(1.0, 1.0, 1.0))
     with HostedPredictor(hosted(server, "prompted"), account=account) as predictor:
         found = predictor.predict(ROWS)
