@@ -76,6 +76,16 @@ def test_batches_equal_single_calls_and_the_constant_prompt_is_cached(
         assert predictor(ROWS[0]) == together[0].output
 
 
+def test_a_text_says_why_it_ended(model: LocalModel, tiny_dir: Path) -> None:
+    with model.predictor(_skin(model, tiny_dir, "text")) as predictor:
+        results = predictor.engine.run(predictor.requests(ROWS))
+        found = [predictor.read(result) for result in results]
+        assert [p.finish_reason for p in found] == [result.finish_reason for result in results]  # type: ignore[union-attr]
+        assert "length" in {p.finish_reason for p in found}
+    with model.predictor(_skin(model, tiny_dir, "label")) as predictor:
+        assert predictor.predict(ROWS[:1])[0].finish_reason is None
+
+
 def test_label_scores_are_the_bases_own_with_the_bias(model: LocalModel, tiny_dir: Path) -> None:
     with model.predictor(_skin(model, tiny_dir, "label")) as predictor:
         for row in ROWS:

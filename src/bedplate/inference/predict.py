@@ -55,7 +55,8 @@ class Prediction:
     output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
     generated, or the label. seconds: wall time of the row's own call, or its share of its batch. usd: what a remote
     model charged for it, None where machine time is the whole cost. passed_on: a cascade's second skin was asked.
-    passages: what the prompt held of documents (`citations`).
+    passages: what the prompt held of documents (`citations`). finish_reason: why a generated text ended ("length": it
+    was cut off), as the engine or the server says; None where none was generated.
     """
 
     output: str
@@ -68,6 +69,7 @@ class Prediction:
     usd: float | None = None
     passed_on: bool = False
     passages: tuple[Mapping[str, Any], ...] = ()
+    finish_reason: str | None = None
 
 
 class Predictor:
@@ -253,7 +255,8 @@ class Predictor:
             made = cast(Generation, result)
             text = made.text
             whole = isinstance(output, TextOutput) or made.finish_reason == "stop"
-            return Prediction(_read(output, text) if whole else text, text, {}, *counts)
+            found = _read(output, text) if whole else text
+            return Prediction(found, text, {}, *counts, finish_reason=made.finish_reason)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
         if isinstance(result, Scores):
