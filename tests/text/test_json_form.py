@@ -15,7 +15,7 @@ from bedplate.inference.grammar import Grammars
 from bedplate.inference.predict import ORDERED_LABELS, grammar_of
 from bedplate.inference.requests import Grammar
 from bedplate.skins.output import JsonOutput, LabelsOutput
-from bedplate.text.json_form import schema_fields, schema_form
+from bedplate.text.json_form import schema_fields, schema_form, type_words
 from bedplate.text.tokenizer import Tokenizer
 
 REFERRED: dict[str, Any] = {
@@ -104,6 +104,57 @@ def test_fields_are_named_with_type_and_description():
         ("when", "string or null", ""),
     ]
     assert schema_fields({"type": "array"}) == []
+
+
+def test_schemas_that_contain_themselves_are_told_and_written(grammars: Grammars):
+    value: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"$ref": "#/properties/value"}}]}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {
+            "value": value,
+            "pair": {
+                "anyOf": [
+                    {"type": "null"},
+                    {"type": "object", "properties": {"b": {"$ref": "#/properties/value"}, "a": {"type": "integer"}}},
+                ]
+            },
+            "nested": {"type": ["array", "null"], "items": {"$ref": "#/properties/nested"}},
+        },
+        "required": ["value"],
+        "additionalProperties": False,
+    }
+    assert schema_fields(JsonOutput(json_schema=schema).json_schema) == [
+        ("value", "string or list of (…)", ""),
+        ("pair", "null or object with b, a", ""),
+        ("nested", "list of (…) or null", ""),
+    ]
+    given = {"pair": {"a": 1, "b": [["x"], "y"]}, "value": [[]]}
+    text = schema_form(schema, given)
+    assert text == '{"value":[[]],"pair":{"b":[["x"],"y"],"a":1}}'
+    assert grammars.accepts(Grammar("json_schema", json.dumps(schema)), text)
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(60):  # and twice at each level, which told whole would not end
+        deep = {"prefixItems": [deep], "items": deep, "type": "array"}
+    assert type_words(deep, deep).startswith("list of (list of ")
+    doubled: dict[str, Any] = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(200)}
+    root = {"$ref": "#/$defs/d0", "$defs": {**doubled, "d200": {"type": "string"}}}
+    assert type_words(root, root) == "…"
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        {"anyOf": [{"type": "string"}, {"$ref": "#"}]},
+        {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {
+            "anyOf": [{"type": "string"}, {"$ref": "#/$defs/a"}],
+            "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"oneOf": [{"$ref": "#/$defs/a"}]}},
+        },
+    ],
+)
+def test_a_loop_that_no_value_ends_is_refused(loop: dict[str, Any]):
+    with pytest.raises(ValueError, match="leads back to itself for the same value"):
+        JsonOutput(json_schema=loop)
 
 
 @settings(max_examples=30, deadline=None)

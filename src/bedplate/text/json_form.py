@@ -11,6 +11,9 @@ from typing import Any, cast
 
 from bedplate.text.json_schema import Schema
 
+_DEEPEST = 8
+"""Schemas within each other that `type_words` tells of."""
+
 
 def schema_form(schema: Schema, value: Any) -> str:
     """`value` as JSON text with its properties in the order of `schema`. Where subschemas are alternatives, the first
@@ -31,23 +34,32 @@ def schema_fields(schema: Schema) -> list[tuple[str, str, str]]:
 
 
 def type_words(root: Schema, schema: Schema) -> str:
-    """What a value of the schema is: "string", "list of numbers", "one of "a", "b"", "object with x, y"."""
+    """What a value of the schema is: "string", "list of numbers", "one of "a", "b"", "object with x, y". What contains
+    itself, or is nested deeply, ends in "…"."""
+    return _words(root, schema, ())
+
+
+def _words(root: Schema, schema: Schema, around: tuple[int, ...]) -> str:
+    """around: the schemas that this one is told as a part of."""
     node = _resolved(root, schema)
     if isinstance(node, bool):
         return "any value"
+    if id(node) in around or len(around) == _DEEPEST:
+        return "…"
+    around = (*around, id(node))
     if "const" in node:
         return json.dumps(node["const"], ensure_ascii=False)
     if "enum" in node:
         return "one of " + ", ".join(json.dumps(one, ensure_ascii=False) for one in node["enum"])
     for word in ("anyOf", "oneOf"):
         if word in node:
-            return " or ".join(dict.fromkeys(type_words(root, one) for one in node[word]))
+            return " or ".join(dict.fromkeys(_words(root, one, around) for one in node[word]))
     kind: Any = node.get("type", "object" if "properties" in node else "any value")
     if isinstance(kind, list):
         kinds = cast("list[str]", kind)
-        return " or ".join(type_words(root, {**node, "type": one}) for one in kinds)
+        return " or ".join(_words(root, {**node, "type": one}, around) for one in kinds)
     if kind == "array" and "items" in node:
-        return f"list of {_plural(type_words(root, node['items']))}"
+        return f"list of {_plural(_words(root, node['items'], around))}"
     if kind == "object" and node.get("properties"):
         return "object with " + ", ".join(node["properties"])
     return {"array": "list", "number": "number", "integer": "whole number", "boolean": "true or false"}.get(kind, kind)
@@ -104,16 +116,10 @@ def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
         return node
     for word in ("anyOf", "oneOf"):
         for one in node.get(word, ()):
-            # references point into the whole schema, so it is checked beside the branch
-            inside = _resolved(root, one)
-            whole = inside if isinstance(inside, bool) or isinstance(root, bool) else {**_definitions(root), **inside}
-            if Draft202012Validator(whole).is_valid(value):
-                return _chosen(root, inside, value)
+            # references in the branch point into the whole schema
+            if Draft202012Validator(root).evolve(schema=one).is_valid(value):
+                return _chosen(root, one, value)
     return node
-
-
-def _definitions(root: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: root[name] for name in ("$defs", "definitions") if name in root}
 
 
 def _resolved(root: Schema, schema: Schema) -> Schema:

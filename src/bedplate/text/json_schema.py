@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, TypeGuard
 
 from bedplate.core.errors import RequestError
@@ -43,8 +44,9 @@ _ANNOTATIONS = frozenset(
         "discriminator",
     )
 )
+_IN_PLACE = ("anyOf", "oneOf", "allOf")
 _ONE = ("items", "additionalProperties")
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_LISTS = (*_IN_PLACE, "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -71,8 +73,10 @@ def parse_schema(source: str) -> Schema:
 
 def check_schema(schema: Any) -> None:
     """Raises RequestError (code invalid_grammar) for a schema that is malformed, too large, refers to what is not in
-    it, uses a keyword that is not enforced, or that no finite value satisfies."""
+    it, uses a keyword that is not enforced, that no finite value satisfies, or that asks of a value what it asks
+    without end (2020-12 core, 9.4.1)."""
     multiples, targets, places = Decimal(0), dict[str, Any](), set[int]()
+    same = dict[int, list[Any]]()
     for number, (where, node, depth) in enumerate(_nodes(schema)):
         if number >= NODES:
             raise _error(f"the JSON schema has more than {NODES:,} subschemas")
@@ -88,6 +92,8 @@ def check_schema(schema: Any) -> None:
             multiples += _digits(node["multipleOf"])
         if "$ref" in node:
             targets[node["$ref"]] = _target(schema, node["$ref"], where)
+        same[id(node)] = [one for key in _IN_PLACE for one in node.get(key, ())]
+        same[id(node)] += [targets[node["$ref"]]] if "$ref" in node else []
     stray = next((reference for reference, node in targets.items() if id(node) not in places), None)
     if stray is not None:
         raise _error(f"$ref {stray[:100]!r} points at what is no schema")
@@ -95,6 +101,12 @@ def check_schema(schema: Any) -> None:
         raise _error(f"the multipleOf values of the JSON schema add up to more than {MULTIPLES:,}; that is too costly")
     if not _Finite(targets).holds(schema):
         raise _error("no finite value satisfies the JSON schema: what it requires contains itself without end")
+    try:
+        TopologicalSorter({place: map(id, asked) for place, asked in same.items()}).prepare()
+    except CycleError:
+        raise _error(
+            "a $ref of the JSON schema leads back to itself for the same value; checking would not end"
+        ) from None
 
 
 def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
