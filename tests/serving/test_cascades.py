@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
+import shutil
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,14 +19,16 @@ from tests.serving.conftest import Files, running
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict import Prediction, load
+from bedplate.inference.engine import Engine
+from bedplate.inference.predict import Prediction, Predictor, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.house import House
 from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.shelf import Shelf
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, InputField, Skin, cascaded
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, InputField, LoraPart, Skin, cascaded
 
 TEXTS = [f"this product {word} number {i}" for i, word in enumerate(["great", "broke", "works", "terrible"] * 5)]
 
@@ -119,6 +124,36 @@ def test_streams_completions_and_classifications_say_the_same(
             assert usage.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
         with pytest.raises(openai.BadRequestError, match="n can only be 1"):
             client.chat.completions.create(model="both", messages=[{"role": "user", "content": "x"}], n=2)
+
+
+def test_in_memory_it_keeps_no_copy_of_its_skins_weights(house: tuple[House, str]):
+    post(house[1], "/v1/classify", {"model": "both", "input": TEXTS})
+    found, seen, waiting = 0, set[int](), list[object]([house[0].registry.models["both"]])
+    while waiting:  # everything that it holds, but for the engines, whose the weights are
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, Engine | ModuleType | FunctionType | type):
+            continue
+        seen.add(id(one))
+        found += isinstance(one, Predictor)
+        assert not (isinstance(one, LoraPart) and one.tensors)
+        waiting += gc.get_referents(one)
+    assert found == 2
+
+
+@pytest.mark.parametrize("missing", ["first/skin.json", "second/skin.json", "second"])
+def test_one_that_was_half_copied_stops_nothing(
+    made: tuple[Path, Path, Any, Any], files: Files, tmp_path: Path, missing: str
+):
+    shutil.copytree(made[0], tmp_path / "skins" / "both")
+    shutil.copytree(next(path for path in files.skins if path.name == "tuned"), tmp_path / "skins" / "tuned")
+    gone = tmp_path / "skins" / "both" / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    found = Shelf(tmp_path / "skins").scan()
+    assert [card.name for card in found.cards] == ["tuned"]
+    assert len(found.problems) == 1
+    assert str(tmp_path / "skins" / "both") in found.problems[0]
+    with loaded_house(server_config(files.base, made[1], skins_directory=tmp_path / "skins")) as house:
+        assert set(house.registry.models) == {"tiny", "other", "tuned"}
 
 
 def test_without_the_second_base_it_is_refused(made: tuple[Path, Path, Any, Any], files: Files):

@@ -21,7 +21,7 @@ from bedplate.inference.judged import Held, check_here, held_as
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Prediction
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.skin import BaseReference, CascadePart, EvaluatedWith, Skin
+from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
 
 
 class Answers(Protocol):
@@ -57,7 +57,7 @@ class CascadePredictor:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
         inputs = [inputs_of(self.skin, row) for row in rows]
         found = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
-        unsure = [i for i, one in enumerate(found) if is_unsure(self.parts, one)]
+        unsure = [i for i, one in enumerate(found) if is_unsure(self.parts.threshold, one)]
         if unsure:
             again = self.second.predict([inputs[i] for i in unsure], one_by_one=one_by_one, tenant=tenant)
             for i, one in zip(unsure, again, strict=True):
@@ -92,9 +92,9 @@ def confidence(prediction: Prediction) -> float:
     return math.exp(scores[prediction.output]) if prediction.output in scores else 0.0
 
 
-def is_unsure(parts: CascadePart, prediction: Prediction) -> bool:
-    """Whether the second skin is asked after this answer of the first."""
-    return confidence(prediction) < parts.threshold
+def is_unsure(threshold: float, prediction: Prediction) -> bool:
+    """Whether a cascade with this threshold asks the second skin after this answer of the first."""
+    return confidence(prediction) < threshold
 
 
 def both(first: Prediction, second: Prediction) -> Prediction:

@@ -14,7 +14,7 @@ from bedplate.serving.models import Answer
 from bedplate.serving.skins import ServedSkin
 from bedplate.skins.card import Card
 from bedplate.skins.files import read_identified
-from bedplate.skins.skin import CascadePart, Skin
+from bedplate.skins.skin import Skin
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ServedCascade(ServedSkin):
         self.card, self.name = card, card.name if name is None else name
         self.engine, self.first, self.second = first.engine, first, second
         self.warnings = [*first.warnings, *second.warnings]
-        self._parts: CascadePart | None = None
+        self._threshold: float | None = None
 
     def check(self) -> None:
         self._read_whole()
@@ -86,7 +86,11 @@ class ServedCascade(ServedSkin):
         return skin
 
     def load(self) -> None:
-        self._parts = self._read_whole().cascade
+        # Its two skins read their own weights, and give them to their engines: nothing else of it is kept.
+        cascade = self._read_whole().cascade
+        assert cascade is not None
+        self._threshold = cascade.threshold
+        del cascade
         self.first.load()
         try:
             self.second.load()
@@ -120,8 +124,8 @@ class ServedCascade(ServedSkin):
 
     def is_unsure(self, result: Result) -> bool:
         """Whether the second skin is to be asked after this result of the first."""
-        assert self._parts is not None
-        return is_unsure(self._parts, self.first.read(result))
+        assert self._threshold is not None
+        return is_unsure(self._threshold, self.first.read(result))
 
     def again(self, requests: Sequence[Request]) -> list[Request]:
         """The second skin's requests for those of the first."""

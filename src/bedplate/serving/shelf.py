@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.skins.card import Card, read_card, skin_directories
+from bedplate.skins.card import Card, parts_of, read_card, skin_directories
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Shelf:
         return place
 
     def scan(self) -> Found:
-        """Every skin below the root, by `skin.json` alone."""
+        """Every skin below the root, by `skin.json` alone (a cascade's: and those of its two skins)."""
         cards: list[Card] = []
         problems: list[str] = []
         for directory in skin_directories(self.root):
             try:
-                cards.append(read_card(directory))
+                card = read_card(directory)
+                parts_of(card)
+                cards.append(card)
             except (SkinError, OSError) as error:
                 problems.append(f"{directory}: {error}")
         return Found(cards, problems)
