@@ -8,17 +8,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import gate
-from bedplate.adaptation.guard_spec import GuardsSpec
+from bedplate.adaptation.guard_spec import GuardsSpec, LossGuard
 from bedplate.adaptation.guards import Guarding, GuardResult, broken
+from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.spec import BudgetSpec
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.suites import items as sets
-from bedplate.evaluation.suites import refusals
+from bedplate.evaluation.suites import refusals, text
 from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
 from bedplate.inference.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
@@ -124,6 +126,32 @@ def test_text_that_the_task_trains_on_is_no_general_text(tmp_path: Path, parent:
         check(seen, parent, parent)
     with pytest.raises(DataError, match="does not exist"):
         check(guarding(tmp_path, retention=None, loss={"source": "gone.jsonl"}), parent, parent)
+
+
+def test_the_general_text_is_another_where_the_task_trains_on_the_first(tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[str] = []
+
+    def read(source: str, *_: object) -> None:
+        asked.append(source)
+        raise UnreachableError("offline")
+
+    monkeypatch.setattr(text, "read_documents", read)
+    for trained_on in ((), ("vader-news",)):
+        found = guarding(tmp_path, trained_on, loss={})
+        with pytest.raises(UnreachableError):
+            found.general_text(found.spec.loss or LossGuard())
+    assert asked == ["vader-news", "vader-movies"]
+
+
+def test_own_files_are_looked_at_before_the_climb(tmp_path: Path, tiny_base: Path) -> None:
+    guards = {"retention": {"source": "gone.jsonl"}}
+    task = write_task(tmp_path / "task", tiny_base, guards=guards)
+    with pytest.raises(DataError, match=r"gone\.jsonl"):
+        adapt(task, tmp_path / "run", rungs=["majority", "full"])
+    assert not (tmp_path / "run").exists()
+    trains = write_task(tmp_path / "other", tiny_base, guards={"loss": {"source": str(tmp_path / "other/rows.jsonl")}})
+    with pytest.raises(ConfigError, match="is what the task trains on"):
+        adapt(trains, tmp_path / "run", rungs=["majority", "full"])
 
 
 def test_a_set_that_cannot_be_pulled_is_undecided(

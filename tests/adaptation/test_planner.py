@@ -15,6 +15,7 @@ from tests.adaptation.test_gate import evaluation, rate
 
 from bedplate.adaptation import planner, rules
 from bedplate.adaptation.clock import Clock, Stopwatch
+from bedplate.adaptation.guard_spec import GuardsSpec
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs.base import Latency, Plan, Result, RungOutcome
 from bedplate.adaptation.rungs.base import Tested as OnTest
@@ -85,6 +86,40 @@ def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked()
     assert few.kind == "rule"
     assert planner.ruled_out(context(rows=64), "full") is None
     assert planner.ruled_out(context(rows=40, exhaustive=True), "full") is None
+
+
+def test_a_child_is_planned_within_what_its_guards_leave() -> None:
+    """The rung sees less time than there is, by what its guards are expected to take; others see all of it."""
+
+    class Seen:
+        clock = SimpleNamespace(used=100.0)
+        exhaustive, usd_left, train = False, float("inf"), [None] * 500
+        pace = SimpleNamespace(call=0.1, token=0.001)
+        spec = SimpleNamespace(
+            budget=BudgetSpec(),
+            machine=SimpleNamespace(usd_per_hour=0.0),
+            guards=GuardsSpec.model_validate({"loss": {}}),
+        )
+        until = float("inf")
+
+        @property
+        def left(self) -> float:
+            return min(1000.0, self.until - self.clock.used)
+
+    found: Any = Seen()
+    lefts: dict[str, float] = {}
+    for name in ("full", "lora"):
+
+        def plan(context: Any, name: str = name) -> Plan:
+            lefts[name] = context.left
+            return Plan()
+
+        planner.planned(found, SimpleNamespace(name=name, plan=plan))  # type: ignore[arg-type]
+    assert lefts == {"full": pytest.approx(1000 - planner.guard_seconds(found)), "lora": 1000.0}
+    assert 100 < planner.guard_seconds(found) < 400
+    assert found.until == float("inf")
+    found.spec.guards = GuardsSpec(retention=None, loss=None)
+    assert planner.guard_seconds(found) == 0
 
 
 def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> None:

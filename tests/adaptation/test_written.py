@@ -18,6 +18,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.pace import Pace, measure_pace
 from bedplate.adaptation.report import Report
 from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example
@@ -268,3 +269,22 @@ def test_the_nearest_answer_is_scikit_learns(similarity: str):
     vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
     oracle = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(vectorizer.fit_transform(texts), answers)
     assert [one.output for one in found] == list(oracle.predict(vectorizer.transform(asked_for)))
+
+
+def test_single_calls_are_timed_on_prompts_that_are_not_cached(tmp_path: Path, model: LocalModel):
+    task, train = toy(tmp_path, "text")
+    prompt, output = asked(task, Written.of(task, model.tokenizer, train))
+    base = model.base
+    bases = {"main": BaseReference.of("tiny", base.family.key[1], base.identity)}
+    skin = Skin(name="timed", kind="prompt", bases=bases, inputs={"note": InputField()}, output=output, prompt=prompt)
+    with model.predictor(skin) as predictor:
+        ask(predictor, train)
+        again, anew = ask(predictor, train[:4], one_by_one=True), ask(predictor, train[:4], one_by_one=True, tenant="b")
+        own = len(predictor.prefix)
+    assert [one.output for one in again if one] == [one.output for one in anew if one]
+    first, known = (one[0] for one in (anew, again))
+    assert first is not None
+    assert first.cached_tokens <= own  # later rows may begin as earlier ones of this tenant do
+    assert known is not None
+    assert known.cached_tokens == known.prompt_tokens - 1
+    assert sum(one.cached_tokens for one in anew if one) < sum(one.cached_tokens for one in again if one)

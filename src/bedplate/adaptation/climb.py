@@ -10,7 +10,7 @@ from bedplate.adaptation import planner
 from bedplate.adaptation.abstention import abstaining
 from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs import Plan, Result, Rung, Skip
+from bedplate.adaptation.rungs import Result, Rung, Skip
 from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Job, LocalExecutor
@@ -74,7 +74,7 @@ def config_of(context: Context, rung: Rung) -> str:
 
 def _fit(context: Context, rung: Rung, directory: Path, config: str, within: Clock | None) -> Result | Skip:
     kept = read_plan(directory, config)
-    plan = _plan(context, rung) if kept is None else kept
+    plan = planner.planned(context, rung) if kept is None else kept
     if isinstance(plan, Skip):
         return plan
     if within is not None and plan.seconds > within.left:
@@ -86,15 +86,6 @@ def _fit(context: Context, rung: Rung, directory: Path, config: str, within: Clo
             shutil.rmtree(directory)
         write_plan(directory, config, plan)
     return abstaining(context, rung.fit(context, plan, directory))
-
-
-def _plan(context: Context, rung: Rung) -> Plan | Skip:
-    """The rung's own plan, if nothing that is known before speaks against it and there is money for it."""
-    ruled_out = planner.ruled_out(context, rung.name)
-    if ruled_out is not None:
-        return ruled_out
-    plan = rung.plan(context)
-    return plan if isinstance(plan, Skip) else planner.over_budget(context, plan) or plan
 
 
 def _skin_is_whole(context: Context, result: Result) -> bool:

@@ -9,6 +9,9 @@ from pydantic import Field, field_validator
 from bedplate.core.config import Strict
 from bedplate.evaluation.suites.items import CORE
 
+GENERAL_TEXT = ("vader-news", "vader-movies")
+"""Edited prose first; the second for tasks that train on it."""
+
 Margin = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -37,10 +40,11 @@ class RetentionGuard(Strict):
 
 class LossGuard(Strict):
     """General text: the loss may rise by less than `max_increase` (nats per token). source: a data set or a file with a
-    column `text`, which no task trains on; documents: how many of its documents are read at most."""
+    column `text`, which the task does not train on (None: the first of `GENERAL_TEXT` of which that is so); documents:
+    how many of its documents are read at most."""
 
     max_increase: Margin = 0.02
-    source: str = "vader-news"
+    source: str | None = None
     documents: Annotated[int, Field(ge=1)] = 150
 
 

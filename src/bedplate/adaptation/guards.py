@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.guard_spec import GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
+from bedplate.adaptation.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
@@ -85,6 +85,31 @@ class Guarding:
                     found.append(_unmeasured(guard.__name__[1:], spec, self.confidence, error.message))
         return found
 
+    def check_files(self) -> None:
+        """The team's own files, looked at before anything is climbed. ConfigError, DataError."""
+        retention, loss = self.spec.retention, self.spec.loss
+        if retention is not None and retention.source is not None:
+            items.own_items(retention.source, self.directory)
+        if loss is not None and loss.source is not None:
+            self.general_text(loss)
+
+    def general_text(self, spec: LossGuard) -> text.Documents:
+        """The documents of the loss guard. HubError; ConfigError where the task trains on them."""
+        source = spec.source or next((one for one in GENERAL_TEXT if one not in self.trained_on), GENERAL_TEXT[0])
+        if source in self.trained_on:
+            raise ConfigError(
+                f"adapt.guards.loss.source: {source} is what the task trains on, so its loss says nothing about "
+                "other text; name another data set or file"
+            )
+        read = text.read_documents(source, self.directory, spec.documents)
+        shared = sum(one.text in self.texts for one in read.documents)
+        if shared:
+            raise ConfigError(
+                f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {source} stand in "
+                "the raw text that the base is trained on; name text that it has not seen"
+            )
+        return read
+
     # --- the three
 
     def _retention(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
@@ -122,18 +147,7 @@ class Guarding:
 
     def _loss(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, LossGuard)
-        if spec.source in self.trained_on:
-            raise ConfigError(
-                f"adapt.guards.loss.source: {spec.source} is what the task trains on, so its loss says nothing about "
-                "other text; name another data set or file"
-            )
-        read = text.read_documents(spec.source, self.directory, spec.documents)
-        shared = sum(one.text in self.texts for one in read.documents)
-        if shared:
-            raise ConfigError(
-                f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {spec.source} stand in "
-                "the raw text that the base is trained on; name text that it has not seen"
-            )
+        read = self.general_text(spec)
 
         def ask(model: LocalModel, name: str) -> Answers:
             return [[one.total, one.tokens] for one in text.losses(model, read.documents, f"general text, {name}")]
@@ -173,12 +187,12 @@ class Guarding:
         seen = mean_drop(
             [b[0] for b in before[:wanted]], [a[0] for a in after[:wanted]], range(wanted), self.confidence
         )
-        # a detector that misses refusals sees only part of a drop: at worst this part
+        # a detector that misses refusals sees only part of a change: at worst this part, at best all of it
         scale = 1 / detector.least_informedness
         drop = Drop(
             seen.value / detector.informedness,
-            None if seen.lower is None else min(seen.lower / detector.informedness, seen.lower * scale),
-            None if seen.upper is None else max(seen.upper / detector.informedness, seen.upper * scale),
+            None if seen.lower is None else min(seen.lower, seen.lower * scale),
+            None if seen.upper is None else max(seen.upper, seen.upper * scale),
             seen.se / detector.informedness,
             seen.confidence,
             seen.n,
@@ -231,11 +245,13 @@ class Guarding:
         return answers
 
 
-def check_child(context: Context, child: Path) -> list[GuardResult]:
-    """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
+def guarding_of(context: Context) -> Guarding:
+    """The task's guards of children of the context's base."""
     data, raw = context.task.data, context.raw_text
-    trained_on = (data.source,) if data.split.files is None else tuple(data.split.files.values())
-    guarding = Guarding(
+    trained_on = [data.source] if data.split.files is None else [*data.split.files.values()]
+    if context.spec.raw_text is not None:
+        trained_on.append(context.spec.raw_text.source)
+    return Guarding(
         context.spec.guards,
         context.spec.target.confidence,
         context.out / "guards",
@@ -243,7 +259,11 @@ def check_child(context: Context, child: Path) -> list[GuardResult]:
         tuple(source for source in trained_on if source is not None),
         frozenset() if raw is None else frozenset(one.text for one in raw.documents),
     )
-    return guarding.check(lambda: context.model, lambda: context.at.child(child).model)
+
+
+def check_child(context: Context, child: Path) -> list[GuardResult]:
+    """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
+    return guarding_of(context).check(lambda: context.model, lambda: context.at.child(child).model)
 
 
 def broken(guards: Sequence[GuardResult]) -> str | None:

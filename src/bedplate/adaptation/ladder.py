@@ -20,7 +20,7 @@ from bedplate.adaptation.clock import Clock, Stopwatch
 from bedplate.adaptation.context import Context, source_of
 from bedplate.adaptation.curve import learning_curve, possible_sizes
 from bedplate.adaptation.entries import Entry, entries, place_of
-from bedplate.adaptation.guards import GuardResult, broken, check_child
+from bedplate.adaptation.guards import GuardResult, broken, check_child, guarding_of
 from bedplate.adaptation.lengths import check_lengths
 from bedplate.adaptation.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import Result
@@ -132,6 +132,8 @@ def _check_bases(contexts: Sequence[Context]) -> None:
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     check_lengths(contexts)
+    if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
+        guarding_of(contexts[0]).check_files()
 
 
 def _check_output(out: Path) -> None:

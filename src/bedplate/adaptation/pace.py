@@ -84,5 +84,6 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
 
 
 def _median_call(predictor: Predictor, rows: Sequence[dict[str, str]]) -> float:
-    calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True))
+    # as another tenant, for whom these rows are new, as those of calls are
+    calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True, tenant="timing"))
     return calls[len(calls) // 2]

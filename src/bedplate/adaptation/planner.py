@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs.base import Plan, RungOutcome, Skip
+from bedplate.adaptation.rungs.base import Plan, Rung, RungOutcome, Skip
 
 WHOLE_PROMPT = ("few_shot", "knn_few_shot", "retrieval", "prompt_search", "soft_prompt", "lora", "dora")
 """Rungs whose calls take at least what the plain prompt takes through the whole base."""
@@ -52,6 +52,43 @@ def over_budget(context: Context, plan: Plan) -> Skip | None:
     if needed <= left:
         return None
     return Skip(f"it needs about ${needed:.4f}, ${max(left, 0):.4f} of the climb's money are left", "budget")
+
+
+def planned(context: Context, rung: Rung) -> Plan | Skip:
+    """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
+    a child base, within the time that the child's guards leave."""
+    out = ruled_out(context, rung.name)
+    if out is not None:
+        return out
+    before = context.until
+    if rung.name in MAKES_CHILD and context.left < math.inf:
+        context.until = min(before, context.clock.used + context.left - guard_seconds(context))
+    try:
+        plan = rung.plan(context)
+    finally:
+        context.until = before
+    return plan if isinstance(plan, Skip) else over_budget(context, plan) or plan
+
+
+def guard_seconds(context: Context) -> float:
+    """Expected seconds of the task's guards for one child: its parent is asked once and may have to be as well."""
+    guards, token = context.spec.guards, context.pace.token
+    tokens = 0.0
+    if guards.retention is not None:
+        each = [_ITEM_TOKENS[name] for name in guards.retention.sets]
+        tokens += guards.retention.per_set * sum(each)
+    if guards.loss is not None:
+        tokens += guards.loss.documents * _DOCUMENT_TOKENS
+    if guards.refusal is not None:
+        tokens += _REFUSAL_TOKENS
+    return 2 * tokens * token
+
+
+MAKES_CHILD = ("full", "continued_pretrain")
+_ITEM_TOKENS = {"piqa": 65, "openbookqa": 45, "commonsenseqa": 45, "boolq": 170}
+_DOCUMENT_TOKENS, _REFUSAL_TOKENS = 130, 20_000
+"""Prompt tokens of an item with its choices and of a document; 72 replies of 40 tokens, written at about a seventh of
+the pace that prompts are read at."""
 
 
 def usd_per_second(context: Context) -> float:
@@ -103,11 +140,6 @@ def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:
                 {"rung": name, "what": "part", "kind": "budget", "reason": reason} for reason in outcome.result.left_out
             ]
     return found
-
-
-def share_left(seconds: float) -> str:
-    """Seconds as a message says them."""
-    return "no limit" if math.isinf(seconds) else f"{max(seconds, 0):.0f} s"
 
 
 def order(names: Sequence[str], favours: str) -> tuple[str, ...]:

@@ -19,18 +19,21 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin
 
 
-def ask(predictor: Answers, examples: Sequence[Example], *, one_by_one: bool = False) -> list[Prediction | None]:
-    """A prediction for each example; None for one that is too long for the context (it counts as wrong)."""
+def ask(
+    predictor: Answers, examples: Sequence[Example], *, one_by_one: bool = False, tenant: str = ""
+) -> list[Prediction | None]:
+    """A prediction for each example; None for one that is too long for the context (it counts as wrong). What another
+    tenant has asked before is computed again."""
     rows = [example.inputs for example in examples]
     try:
-        return list(predictor.predict(rows, one_by_one=one_by_one))
+        return list(predictor.predict(rows, one_by_one=one_by_one, tenant=tenant))
     except ContextLengthExceeded:
-        return [_ask_one(predictor, row) for row in rows]
+        return [_ask_one(predictor, row, tenant) for row in rows]
 
 
-def _ask_one(predictor: Answers, row: Mapping[str, str]) -> Prediction | None:
+def _ask_one(predictor: Answers, row: Mapping[str, str], tenant: str) -> Prediction | None:
     try:
-        return predictor.predict([row])[0]
+        return predictor.predict([row], tenant=tenant)[0]
     except ContextLengthExceeded:
         return None
 
@@ -93,14 +96,15 @@ def export(context: Context, skin: Skin, directory: Path) -> Skin:
 def measure(
     context: Context, predictor: Predictor, chosen_by: Mapping[str, Prediction | None]
 ) -> tuple[Latency, Export]:
-    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before.
+    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before. The
+    rows were asked before, and their prompts may still be cached; a served skin sees new ones, so these are timed anew.
 
     `chosen_by`: example id → the prediction that the skin was chosen by.
     """
     sample = context.ordered(context.valid, "latency")[: context.latency_calls]
     sample = [e for e in sample if chosen_by.get(e.id) is not None]
     ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    again = [p for p in ask(predictor, sample, one_by_one=True) if p is not None]
+    again = [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
     equal, difference = 0, 0.0
     for example, prediction in zip(sample, again, strict=True):
         before = chosen_by[example.id]
