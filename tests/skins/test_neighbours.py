@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from bedplate.core.errors import RequestError, SkinError
+from bedplate.core.errors import RequestError, SkinError, UsageError
 from bedplate.core.files import sha256_file
+from bedplate.skins.export import export_skin
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin
 from bedplate.skins.nearest import VECTORS_FILE, vector_bytes
 from bedplate.skins.neighbours import ROWS_FILE, Neighbours
@@ -161,3 +162,9 @@ def test_a_pool_belongs_to_skins_of_its_kind_alone(knn, base):
         verify_skin(dataclasses.replace(knn, neighbours=pool(size=17)), base)
     with pytest.raises(SkinError, match=r"reads layers\.9"):
         verify_skin(dataclasses.replace(knn, neighbours=pool(depth=9)), base)
+
+
+def test_other_programs_have_no_form_for_it(knn, tmp_path):
+    with pytest.raises(UsageError, match="chooses its demonstrations for each call"):
+        export_skin(knn, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -179,6 +179,7 @@ def _fields(skin: Skin) -> dict[str, Any]:
         "demonstrations": len(skin.demonstrations),
         "lora": None if skin.lora is None else skin.lora.config.model_dump(),
         "probe": None if skin.probe is None else {"layer": skin.probe.layer, "pooling": skin.probe.pooling},
+        "index": None if skin.index is None else {"rows": len(skin.index), "k": skin.index.k, "size": skin.index.size},
         "evaluated_with": None if skin.evaluated_with is None else skin.evaluated_with.model_dump(),
         "provenance": skin.provenance.model_dump(),
     }

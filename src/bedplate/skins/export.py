@@ -23,7 +23,8 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
 
     Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads. base: where the skin's
     base is, when not where it was made; only a soft prompt needs it, because peft wants to know its heads and layers.
-    UsageError for a probe, which is a head of Bedplate's own, for a cascade, and where `out` holds something.
+    UsageError for a probe, which is a head of Bedplate's own, for a cascade, for a skin that looks something up in each
+    call, and where `out` holds something.
     """
     if skin.cascade is not None:
         raise UsageError(
@@ -33,6 +34,12 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
         raise UsageError(
             f"skin {skin.name!r} is a probe: a head on the base's states, for which there is no form that other "
             "programs read; its head.safetensors holds the weights and bias"
+        )
+    if skin.index is not None:
+        what = "demonstrations" if skin.passages is None else "passages"
+        raise UsageError(
+            f"skin {skin.name!r} chooses its {what} for each call, for which other programs have no form; "
+            "its index/ holds their vectors and texts"
         )
     files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
     if skin.lora is not None:
