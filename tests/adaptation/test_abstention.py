@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from bedplate.adaptation.abstention import threshold
 from bedplate.adaptation.ladder import adapt
 from bedplate.core.errors import ConfigError
+from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples
-from bedplate.evaluation.harness import compare, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec, Task, load_task
 from bedplate.inference.predict import LoadedSkin, Prediction, load
 from bedplate.skins.output import Abstain, LabelOutput

@@ -18,7 +18,8 @@ from sklearn.metrics import f1_score
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.harness import Evaluation, compare, evaluate, evaluate_predictions
+from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, macro_f1
 from bedplate.evaluation.slices import calibration, confidence_of, slices

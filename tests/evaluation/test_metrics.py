@@ -9,7 +9,8 @@ import pytest
 
 from bedplate.core.statistics import bca_cluster_bootstrap, effective_n_bound
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.harness import Evaluation, compare, evaluate_predictions
+from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import OUTPUT_KINDS, Example, Task
 

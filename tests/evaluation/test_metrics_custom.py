@@ -17,7 +17,8 @@ from bedplate.core.errors import ConfigError, DataError, EndpointError, UsageErr
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.data.splits import row_hash
 from bedplate.evaluation import metrics_judge
-from bedplate.evaluation.harness import Evaluation, compare, evaluate, evaluate_predictions
+from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.task import Example, Task, load_task
 
 RUBRIC = "Question: {{ q }}\nRight answer: {{ target }}\nAnswer: {{ prediction }}\nHow good is it?"

@@ -13,7 +13,8 @@ from bedplate.adaptation.spec import BudgetSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.harness import Comparison, Evaluation, compare
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.harness import Evaluation
 
 MOST_NOMINEES = 3
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]

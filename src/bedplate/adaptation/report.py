@@ -18,8 +18,9 @@ from bedplate.adaptation.data_card import data_card
 from bedplate.adaptation.guards import GuardResult
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
+from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
-from bedplate.evaluation.harness import Comparison, Evaluation, compare
+from bedplate.evaluation.harness import Evaluation
 from bedplate.report.html import adaptation_page
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.skins.files import read_skin, write_skin

@@ -17,7 +17,8 @@ from bedplate.adaptation.context import Context
 from bedplate.adaptation.curve import FLAT, LEARNS
 from bedplate.adaptation.rungs.base import RungOutcome, Tested
 from bedplate.core.files import atomic_write, read_text
-from bedplate.evaluation.harness import Comparison, Evaluation, compare
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.harness import Evaluation
 
 PREDICTIONS_FILE = "predictions.json"
 MANY_LABELS = 1000
@@ -72,8 +73,8 @@ def expect(context: Context) -> list[Expectation]:
                 "tuned_is_cheaper",
             )
         )
-    if kind != "text":
-        what = "one of few labels" if kind == "label" else f"of the fixed structure of kind {kind}"
+    if kind in ("label", "labels", "json"):
+        what = {"label": "one of few labels", "labels": "some of few labels", "json": "JSON of one schema"}[kind]
         found.append(
             Expectation(
                 "structure",

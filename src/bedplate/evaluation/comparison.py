@@ -1,0 +1,98 @@
+"""Two evaluations of one metric on the same rows, row by row: their difference, its interval, and a p-value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core import statistics
+from bedplate.core.errors import UsageError
+from bedplate.evaluation.harness import Evaluation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`a` minus `b` on the same rows: two-sided interval at `confidence`, and a two-sided p-value by `test`."""
+
+    metric: str
+    split: str
+    a: float
+    b: float
+    difference: float
+    interval: tuple[float, float]
+    confidence: float
+    p_value: float
+    test: str
+    n: int
+    groups: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for report.json."""
+        return asdict(self)
+
+
+def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.95) -> Comparison:
+    """Paired comparison of two evaluations of one metric on the same rows (matched by hash, in any order).
+
+    Means of rows: exact McNemar where rows are independent and 0/1, otherwise the clustered sign-flip. Statistics of
+    all rows: a swap test and the cluster bootstrap of the difference. Raises UsageError where metric, split or rows
+    differ.
+    """
+    if (a.metric, a.split_hash) != (b.metric, b.split_hash):
+        raise UsageError(
+            f"only evaluations of one metric on the same rows compare: {a.metric} on {a.split} ({a.n} rows, "
+            f"{a.split_hash[:8]}) and {b.metric} on {b.split} ({b.n} rows, {b.split_hash[:8]})"
+        )
+    place = {row.row_hash: row for row in b.rows}
+    rows = [place[row.row_hash] for row in a.rows]
+    groups = [row.group for row in a.rows]
+    if a.scoring not in ("counts", "answered"):
+        paired = statistics.paired_difference(
+            [row.score for row in a.rows],
+            [row.score for row in rows],
+            groups,
+            confidence,
+            seed=seed,
+            binary=a.scoring == "binary",
+        )
+        difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
+    else:
+        difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
+        test = "clustered_swap" if a.groups < a.n else "swap"
+    return Comparison(
+        a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
+    )
+
+
+def _compare_statistic(
+    a: Evaluation, b: Evaluation, groups: list[str], seed: int, confidence: float
+) -> tuple[float, tuple[float, float], float]:
+    ours, theirs = a.parts, b.parts
+    between = theirs - ours
+
+    def swapped(swap: NDArray[np.bool_]) -> float:
+        moved = swap.astype(float) @ between
+        return float(a.of_sums(ours.sum(0) + moved) - a.of_sums(theirs.sum(0) - moved))
+
+    def difference_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        first, second = np.split(sums, 2, axis=-1)
+        return a.of_sums(first) - a.of_sums(second)
+
+    p_value = statistics.swap_test(swapped, groups, seed=seed)
+    difference = a.estimate - b.estimate
+    if a.groups < 2:
+        return difference, (-1.0, 1.0), p_value
+    boot = statistics.bca_of_sums(
+        np.concatenate([ours, theirs], axis=1),
+        difference_of,
+        groups,
+        confidence,
+        seed=seed,
+        support=(-1.0, 1.0),
+        unseen=False,
+        minimum_groups=2,
+    )
+    return difference, boot.interval, p_value
