@@ -24,7 +24,7 @@ from bedplate.core.errors import (
 from bedplate.core.files import append_jsonl, read_jsonl
 from bedplate.core.progress import progress
 from bedplate.inference.endpoint import Endpoint
-from bedplate.inference.hosted import api_key
+from bedplate.inference.hosted import open_endpoint
 from bedplate.models.decoder import Decoder
 
 MAX_CHARACTERS = 600
@@ -133,13 +133,7 @@ class _Asker:
         self._settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": 4 * _MAX_TOKENS}
         if reference is not None:
             self._model = reference.model
-            self._endpoint = Endpoint(
-                reference.url,
-                key=api_key(reference),
-                timeout=reference.timeout_s,
-                retries=reference.retries,
-                patient=True,
-            )
+            self._endpoint = open_endpoint(reference)
             return
         self._local = context.model if spec.base is None else context.embedder(source_of(spec.base, context.task))
         if not isinstance(self._local.base.model, Decoder):

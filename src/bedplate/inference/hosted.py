@@ -71,14 +71,7 @@ class HostedPredictor:
         self.left_out: set[str] = set()
         """Fields that the server refused."""
         self._settings = _settings(skin, reference)
-        self._endpoint = Endpoint(
-            reference.url,
-            key=api_key(reference),
-            timeout=reference.timeout_s,
-            retries=reference.retries,
-            patient=True,
-            sleep=sleep,
-        )
+        self._endpoint = open_endpoint(reference, sleep)
 
     def __call__(self, inputs: str | Mapping[str, str]) -> str:
         """The parsed output for one input; what the model said, where that is none of the labels or no such JSON."""
@@ -182,6 +175,7 @@ class HostedPredictor:
             answer.cached_tokens or 0,
             answer.seconds,
             usd=usd,
+            finish_reason=answer.finish_reason,
         )
 
     def close(self) -> None:
@@ -193,6 +187,18 @@ class HostedPredictor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def open_endpoint(reference: EndpointReference, sleep: Callable[[float], None] = time.sleep) -> Endpoint:
+    """A patient client of the endpoint that a skin or a task file names; its key is read from the environment."""
+    return Endpoint(
+        reference.url,
+        key=api_key(reference),
+        timeout=reference.timeout_s,
+        retries=reference.retries,
+        patient=True,
+        sleep=sleep,
+    )
 
 
 def _settings(skin: Skin, reference: EndpointReference) -> dict[str, Any]:

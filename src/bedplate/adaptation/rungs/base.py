@@ -37,6 +37,11 @@ class Skip:
     kind: SkipKind = "impossible"
 
 
+def no_time(seconds: float, left: float, beside: str = "") -> Skip:
+    """What needs more seconds than the budget has left. beside: what else the rest is kept for."""
+    return Skip(f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds of single calls through the engine, one at a time."""

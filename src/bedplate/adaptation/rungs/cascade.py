@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from bedplate import __version__
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export
-from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency
+from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency, no_time
 from bedplate.core.errors import UsageError
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
@@ -60,9 +60,7 @@ class Cascade:
         )
         seconds = calls * context.latency_calls
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:

@@ -14,7 +14,7 @@ from typing import Any
 from bedplate import __version__
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import export
-from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.lora import LORA
@@ -70,7 +70,7 @@ class ContinuedPretrain:
         room = min(context.left * SHARE, context.left - then) / each
         if room < min(wanted, LEAST_TOKENS):
             needed = min(wanted, LEAST_TOKENS) * each + then
-            return Skip(f"it needs about {needed:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget")
+            return no_time(needed, context.left)
         trained = int(min(wanted, room))
         left_out = [] if trained == wanted else [f"{wanted - trained:,} of {wanted:,} tokens were left out: no time"]
         settings = {"tokens": trained, "row": self._row(context), "learning_rate": LEARNING_RATE, "text": text.sha256}

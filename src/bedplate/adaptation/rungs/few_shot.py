@@ -11,7 +11,8 @@ from typing import Any
 
 from bedplate.adaptation.asking import TaskOutput, answer_of
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.room import prompt_limit
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.core.errors import ContextLengthExceeded
@@ -38,7 +39,7 @@ class FewShot:
 
     def plan(self, context: Context) -> Plan | Skip:
         sizes = self._sizes(context)
-        limit = self._limit(context)
+        limit = prompt_limit(context)
         if not sizes:
             what = "set with one example of each label" if context.labels else "worked example"
             return Skip(f"no {what} fits {limit:,} prompt tokens beside the longest input")
@@ -58,9 +59,7 @@ class FewShot:
                 break
             sets.pop()
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         if len(sets) < wanted:
             left_out.append(f"{wanted - len(sets)} of {wanted} sets of demonstrations were not tried: no time")
         return Plan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))
@@ -77,12 +76,6 @@ class FewShot:
         assert result.skin is not None
         return context.predictor(read_skin(context.out / result.skin))
 
-    @staticmethod
-    def _limit(context: Context) -> int:
-        budget = context.spec.budget.max_prompt_tokens
-        context_length = context.model.base.spec.context_length
-        return context_length if budget is None else min(budget, context_length)
-
     def _sizes(self, context: Context) -> list[int]:
         """Set sizes to try, as many as SIZES has, that fit the prompt budget: near the usual ones, and where there are
         labels multiples of their number."""
@@ -97,7 +90,7 @@ class FewShot:
 
     def _fits(self, context: Context, variant: Variant) -> bool:
         longest = max(context.valid, key=lambda e: sum(map(len, e.inputs.values())))
-        prompt, output, shown, limit = variant.prompt, variant.output, variant.demonstrations, self._limit(context)
+        prompt, output, shown, limit = variant.prompt, variant.output, variant.demonstrations, prompt_limit(context)
         tokenizer = context.model.tokenizer
         try:
             if isinstance(output, LabelOutput):

@@ -12,7 +12,7 @@ from bedplate import __version__
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.rungs.answers import ask, export
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency, no_time
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.account import Account
@@ -47,9 +47,7 @@ class Hosted:
         usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
         seconds = n * ANSWER_SECONDS / spec.concurrency
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         return Plan({"endpoint": spec.name}, seconds, usd=usd)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bedplate.adaptation.asking import output_of
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.evaluation.harness import Predicts
@@ -34,9 +34,7 @@ class OwnPromptRung:
         rows = len(context.valid) * max(1.0, share)
         seconds = context.pace.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         return Plan({"format": own.format}, seconds)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
@@ -67,10 +67,7 @@ class Probe:
         few = min(FEW_ROWS, n)
         rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
         if fixed + each * rows > context.left:
-            return Skip(
-                f"it needs about {fixed + each * few:.0f} s, {max(context.left, 0):.0f} s of the budget are left",
-                "budget",
-            )
+            return no_time(fixed + each * few, context.left)
         left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
         settings = {"depths": depths, "rows": rows, "layer_rows": held, "folds": min(FOLDS, groups)}
         return Plan(settings, fixed + each * rows, tuple(left_out))

@@ -13,7 +13,7 @@ from pathlib import Path
 from bedplate.adaptation.asking import answer_of, asked
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.proposals import Proposal, propose, rewrites
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.room import room_beside
 from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
@@ -62,9 +62,7 @@ class PromptSearch:
             else:
                 proposals -= 1
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         left_out: list[str] = []
         if (proposals, len(sets)) != wanted:
             left_out.append(

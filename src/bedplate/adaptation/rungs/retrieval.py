@@ -17,7 +17,7 @@ import numpy as np
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.documents import Documents, cut, read_documents
 from bedplate.adaptation.embedding import SAMPLE, Embedder, embedders_of, pace_of
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
@@ -78,9 +78,7 @@ class Retrieval:
                 break
             tried.pop()
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         if len(tried) < wanted:
             left_out.append(f"{wanted - len(tried)} of {wanted} ways to look passages up were not tried: no time")
         settings = {

@@ -11,7 +11,7 @@ from typing import Any
 from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict import Prediction
@@ -85,7 +85,7 @@ class Tuning(ABC):
         needed = self.seconds(context, rows, 1)
         if needed > left + (0.3 * context.test_reserve if recipe.reaches else 0.0):
             beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
-            return Skip(f"it needs about {needed:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+            return no_time(needed, left, beside)
         most = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
         if rows == min(recipe.rows, n) and fits(rows, min(2, most)):
             seeds = min(2, most)

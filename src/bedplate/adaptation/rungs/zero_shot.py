@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.adaptation.asking import phrasings
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
-from bedplate.adaptation.rungs.base import Plan, Result, Skip
+from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.search import (
     Variant,
     choose,
@@ -49,9 +49,7 @@ class ZeroShot:
                 break
             left_out.append(f"the phrasing {every.pop()} was not tried: no time")
         if seconds > context.left:
-            return Skip(
-                f"it needs about {seconds:.0f} s, {max(context.left, 0):.0f} s of the budget are left", "budget"
-            )
+            return no_time(seconds, context.left)
         return Plan({"variants": every, "first_rows": first_rows}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
