@@ -230,9 +230,9 @@ def test_sums_give_the_same_bootstrap_as_rows(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_bca_is_scipys_at_the_level_that_t_asks_for(seed: int) -> None:
     x = np.random.default_rng(seed).beta(5, 2, 45)
-    far = math.sqrt(45 / 44) * stats.t.ppf(0.95, 44)
+    far = math.sqrt(45 / 44) * float(stats.t.ppf(0.95, 44))
     peer = stats.bootstrap(
-        (x,), np.mean, confidence_level=2 * stats.norm.cdf(far) - 1, n_resamples=20_000, method="BCa", rng=seed
+        (x,), np.mean, confidence_level=2 * float(stats.norm.cdf(far)) - 1, n_resamples=20_000, method="BCa", rng=seed
     ).confidence_interval
     ours = bs.bca_of_sums(
         np.stack([x, np.ones(45)], axis=1), bs.mean_of_sums, range(45), 0.9, resamples=20_000, unseen=False
@@ -257,3 +257,23 @@ def test_strict_levels_get_as_many_resamples_as_they_need() -> None:
     found = [bs.bca_of_sums(rows, bs.mean_of_sums, range(50), level) for level in levels]
     assert [one.resamples for one in found] == [2000, 2000, 4000, 40_000]
     assert [one.lower for one in found] == sorted((one.lower for one in found), reverse=True)
+
+
+def test_rows_that_add_nothing_are_no_groups() -> None:
+    """A ratio over 50 of 500 groups is as sure as one over 50, and over 12 it has no bound."""
+    rng = np.random.default_rng(0)
+    rows = np.stack([(rng.random(50) < 0.9).astype(float), np.ones(50)], axis=1)
+    padded = np.concatenate([rows, np.zeros((450, 2))])
+    assert bs.bca_of_sums(padded, bs.mean_of_sums, range(500)) == bs.bca_of_sums(rows, bs.mean_of_sums, range(50))
+    with pytest.raises(bs.InsufficientGroups, match="12 groups are too few"):
+        bs.bca_of_sums(padded[38:], bs.mean_of_sums, range(462))
+
+
+def test_further_ends_of_what_was_not_seen_are_kept() -> None:
+    rows = np.stack([np.random.default_rng(0).random(50), np.ones(50)], axis=1)
+    plain = bs.bca_of_sums(rows, bs.mean_of_sums, range(50))
+    wide = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda a: (a, 1 - a))
+    assert (wide.lower, wide.upper) == pytest.approx((0.05, 0.95))
+    assert wide.interval == pytest.approx((0.025, 0.975))
+    near = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda _: (plain.estimate, plain.estimate))
+    assert near == plain

@@ -5,6 +5,7 @@ A percentile interval is too short here (seen: covers 0.91 at 60 groups), and so
 its lower bound at 0.975 misses a mean of 0.91 in 9% of samples of 50). Hence two corrections: its normal quantiles
 become those of t with G - 1 degrees of freedom times sqrt(G / (G - 1)) (Hesterberg 2015, The American Statistician
 69:371), and no bound is nearer than what groups of a kind that was not seen could make it (1 - alpha^(1/G) of them).
+G counts only groups that the statistic can see: a ratio says nothing of groups that add nothing to either side.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from bedplate.core.statistics.proportions import check_confidence
 
 Statistic = Callable[[NDArray[np.int64]], float]
 SumStatistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+UnseenEnds = Callable[[float], tuple[float, float]]
+"""One-sided error → the least and the most that groups which were not seen could make of the statistic."""
 
 _TIE = 1e-12  # what rounding does to a sum of the same scores in another order
 _AT_ONCE = 1 << 21
@@ -79,16 +82,19 @@ def bca_of_sums(
     seed: int = 0,
     resamples: int | None = None,
     support: tuple[float, float] = (0.0, 1.0),
-    unseen: bool = True,
+    unseen: bool | UnseenEnds = True,
     minimum_groups: int = MINIMUM_GROUPS,
 ) -> Bootstrap:
     """`bca_cluster_bootstrap` for a statistic of sums over rows, with the same draws and hundreds of times as fast.
 
-    rows: what each row adds [n, d] (for a mean: its value and 1). `statistic` takes sums [..., d] and gives [...].
-    resamples: None takes 2,000, or as many more as leave 20 beyond the further bound.
+    rows: what each row adds [n, d] (for a mean: its value and 1); rows that add nothing are left out, so that their
+    groups are not counted. `statistic` takes sums [..., d] and gives [...]. unseen: True, or further ends that no bound
+    may be nearer than. resamples: None takes 2,000, or as many more as leave 20 beyond the further bound.
     """
     if resamples is None:
         resamples = max(2000, math.ceil(20 / max((1 - confidence) / 2, 1e-5)))
+    kept = np.flatnonzero(rows.any(axis=1))
+    rows, groups = rows[kept], [groups[row] for row in kept.tolist()]
     _, codes, count = _members(groups, confidence, minimum_groups)
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
@@ -125,7 +131,7 @@ def _bootstrap(
     jackknife: NDArray[np.float64],
     confidence: float,
     support: tuple[float, float],
-    unseen: bool,
+    unseen: bool | UnseenEnds,
 ) -> Bootstrap:
     if not (np.isfinite(draws).all() and np.isfinite(jackknife).all() and math.isfinite(estimate)):
         raise UsageError("the statistic must be finite on every resample of the groups")
@@ -136,6 +142,9 @@ def _bootstrap(
         low, high = (estimate, estimate) if constant else _ends(estimate, draws, jackknife, a)
         if unseen or constant:
             least, most = unseen_ends(estimate, support, count, a)
+            low, high = min(low, least), max(high, most)
+        if callable(unseen):
+            least, most = unseen(a)
             low, high = min(low, least), max(high, most)
         ends.append((low, high))
     (low, high), (lower, upper) = ends
