@@ -18,6 +18,7 @@ import bedplate
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.inference.account import Account, Price
+from bedplate.inference.endpoint import Endpoint
 from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.spoken import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
@@ -251,6 +252,20 @@ def test_the_skin_is_a_directory_that_loads_and_holds_no_key(
     for path in (tmp_path / "skin").iterdir():
         assert b"sk-very-secret" not in path.read_bytes()
     assert json.loads((tmp_path / "skin" / "skin.json").read_text())["bases"]["main"]["api_key_env"] == "REVIEWS_KEY"
+
+
+@pytest.mark.parametrize("key", ["sk-secret\r", "sk-secret\n", "sk secret", "sk-sécret", "sk-secret\x7f"])
+def test_what_no_header_carries_is_no_key_and_is_not_repeated(
+    server: Labeller, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("REVIEWS_KEY", key)
+    with pytest.raises(UsageError, match="the environment variable REVIEWS_KEY, for .*, holds no key") as caught:
+        HostedPredictor(hosted(server, api_key_env="REVIEWS_KEY"))
+    with pytest.raises(UsageError, match="the API key has white space") as other:
+        Endpoint(server.url, key=key)
+    for error in (caught.value, other.value):
+        assert "cret" not in error.message
+    assert server.asked == []
 
 
 def test_parts_that_do_not_go_together(server: Labeller) -> None:

@@ -64,7 +64,7 @@ class Endpoint:
     url: "http://host:port" or with "/v1". timeout: seconds without a byte after which an answer is given up. retries:
     how often a busy server is asked again. patient: a server that fails (5xx), falls silent or breaks off is asked
     again too, and waits are drawn from up to twice as long, so that many clients do not come back at once. Safe to
-    share between threads. Close it, or use it as a context manager.
+    share between threads. Close it, or use it as a context manager. UsageError for an address or a key that is none.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class Endpoint:
     ) -> None:
         self.url = _base_url(url)
         self._retries, self._sleep, self._patient = retries, sleep, patient
+        if key is not None and not is_key(key):  # httpx would say so too, and quote it
+            raise UsageError("the API key has white space in it, or what is no printable ASCII; give the key alone")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         limits = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
         # A proxy of the environment is not asked about this machine.
@@ -296,6 +298,11 @@ def _failures(url: str, stream: ChatStream | None = None) -> Generator[None]:
     except httpx.HTTPError as error:
         got = "" if stream is None else f" after {len(stream.text):,} characters"
         raise EndpointError(f"{url} broke off its answer{got} ({error})") from error
+
+
+def is_key(text: str) -> bool:
+    """Whether a header can carry it as a key: printable ASCII without white space."""
+    return bool(text) and all("!" <= character <= "~" for character in text)
 
 
 def _base_url(url: str) -> str:

@@ -22,7 +22,7 @@ from bedplate.core.errors import (
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.inference.account import Account
-from bedplate.inference.endpoint import Endpoint, RemoteAnswer
+from bedplate.inference.endpoint import Endpoint, RemoteAnswer, is_key
 from bedplate.inference.inputs import inputs_of
 from bedplate.inference.predict import Prediction
 from bedplate.inference.spoken import label_scores, read_label
@@ -47,6 +47,11 @@ def api_key(reference: EndpointReference) -> str | None:
         raise UsageError(
             f"{reference.url} wants the key in the environment variable {name}, which is not set; export it (a key is "
             "written into no file)"
+        )
+    if not is_key(key):
+        raise UsageError(
+            f"the environment variable {name}, for {reference.url}, holds no key: something in it is no printable "
+            "ASCII, or white space (a line break at its end?); export the key alone"
         )
     return key
 
