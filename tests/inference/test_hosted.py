@@ -177,6 +177,31 @@ def test_a_server_that_falls_silent(server: Labeller) -> None:
     assert account.spent > 0  # nobody knows whether it is charged
 
 
+def test_each_attempt_that_may_be_charged_counts(server: Labeller) -> None:
+    """A silent server is asked four times, one that fails twice three times: each the most that it can have cost."""
+    most = PRICE.most([{"content": hosted(server).prompt.text(ROWS[0], ())[0]["content"], "role": "user"}], 16)  # type: ignore[index]
+    silent = hosted(server, "hangs", timeout_s=0.1, retries=3, concurrency=1)
+    account = Account(price=PRICE)
+    with HostedPredictor(silent, account=account, sleep=lambda _: None) as predictor, pytest.raises(DeadlineError):
+        predictor.predict(ROWS[:1])
+    assert len(server.asked) == account.lost == 4
+    least = account.spent / 4
+    assert least == pytest.approx(most, rel=0.05)
+    server.asked.clear()
+    account = Account(price=PRICE, max_usd=2.5 * least)
+    with HostedPredictor(silent, account=account, sleep=lambda _: None) as predictor:
+        with pytest.raises(EndpointError, match="past max_usd") as caught:
+            predictor.predict(ROWS[:1])
+        assert caught.value.status == 402
+    assert len(server.asked) == account.lost == 2
+    assert account.spent == pytest.approx(2 * least)
+    account = Account(price=PRICE)
+    with HostedPredictor(hosted(server, "flaky"), account=account, sleep=lambda _: None) as predictor:
+        found = predictor.predict(ROWS[:1])
+    assert account.lost == 2
+    assert account.spent == pytest.approx(2 * least + (found[0].usd or 0.0))
+
+
 def test_a_busy_server_costs_nothing(server: Labeller) -> None:
     server.failing = 99
     account = Account(price=PRICE)
@@ -259,7 +284,7 @@ def test_what_no_header_carries_is_no_key_and_is_not_repeated(
     server: Labeller, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("REVIEWS_KEY", key)
-    with pytest.raises(UsageError, match="the environment variable REVIEWS_KEY, for .*, holds no key") as caught:
+    with pytest.raises(UsageError, match=r"the environment variable REVIEWS_KEY, for .*, holds no key") as caught:
         HostedPredictor(hosted(server, api_key_env="REVIEWS_KEY"))
     with pytest.raises(UsageError, match="the API key has white space") as other:
         Endpoint(server.url, key=key)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from bedplate.core.errors import (
+    BedplateError,
     BusyError,
     ContextLengthExceeded,
     DeadlineError,
@@ -105,15 +106,33 @@ class Endpoint:
         start = time.perf_counter()
         return ChatStream(self._send("POST", "/chat/completions", body), self.url, start)
 
-    def complete(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> RemoteAnswer:
+    def complete(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        before_retry: Callable[[BedplateError], None] = lambda _: None,
+        **settings: Any,
+    ) -> RemoteAnswer:
         """Asks for an answer and waits for the whole of it; `seconds` has the waits between attempts in it. Raises what
-        `chat` raises."""
+        `chat` raises.
+
+        before_retry: is told how each attempt failed that is made again; what it raises ends the attempts.
+        """
         start = time.perf_counter()
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
-        response = self._send("POST", "/chat/completions", body, whole=True)
+        response = self._send("POST", "/chat/completions", body, whole=True, before_retry=before_retry)
         return _whole_answer(response, self.url, time.perf_counter() - start)
 
-    def _send(self, method: str, path: str, body: Any = None, *, whole: bool = False) -> httpx.Response:
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        whole: bool = False,
+        before_retry: Callable[[BedplateError], None] = lambda _: None,
+    ) -> httpx.Response:
         """The good response; of a POST only the head has been read, unless the `whole` is wanted."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
@@ -128,9 +147,10 @@ class Endpoint:
                         return response
                     with contextlib.closing(response):
                         response.read()
-            except (EndpointError, DeadlineError):
+            except (EndpointError, DeadlineError) as error:
                 if last or not self._patient:
                     raise
+                before_retry(error)
                 self._sleep(self._wait(None, attempt))
                 continue
             asked = _retry_after(response.headers.get("retry-after"))
@@ -138,6 +158,7 @@ class Endpoint:
             retried = STUMBLES if self._patient else RETRIED
             if response.status_code not in retried or last or (asked or 0.0) > MAX_WAIT_SECONDS:
                 raise self._error(response, wait if asked is None else asked)
+            before_retry(self._error(response, wait))
             self._sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
@@ -146,7 +167,7 @@ class Endpoint:
         wait = min(FIRST_WAIT_SECONDS * 2**attempt, MAX_WAIT_SECONDS) if asked is None else asked
         return wait * (1 + random.random()) if self._patient else wait
 
-    def _error(self, response: httpx.Response, wait: float) -> Exception:
+    def _error(self, response: httpx.Response, wait: float) -> BedplateError:
         status = response.status_code
         message, param, code = _error_fields(response)
         if status in {401, 403}:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bedplate.core.errors import (
+    BedplateError,
     ContextLengthExceeded,
     DeadlineError,
     EndpointError,
@@ -116,35 +117,47 @@ class HostedPredictor:
     def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
         schema = json.dumps(self._settings.get("response_format", ""))
         most = self.account.price.most(messages, self._settings["max_tokens"], schema)
-        reserved = self.account.reserve(most, f"{self._endpoint.url}, {self.reference.model}")
+        what = f"{self._endpoint.url}, {self.reference.model}"
+        reserved = self.account.reserve(most, what)
+
+        def before_retry(error: BedplateError) -> None:
+            """Each attempt may be charged for, and is paid for by a reservation of its own."""
+            nonlocal reserved
+            if _may_be_charged(error):
+                self.account.lose(key, reserved, error.message)
+                reserved = 0.0
+                reserved = self.account.reserve(most, what)
+
         try:
-            answer = self._complete(messages)
+            answer = self._complete(messages, before_retry)
         except RequestError as error:
             if error.code not in _FILTERED:
                 self.account.release(reserved)
                 raise
             # The server will not speak about this row: that is an answer, and not a right one.
             answer = RemoteAnswer("", "content_filter", 0, 0, 0)
-        except (EndpointError, DeadlineError) as error:
-            if isinstance(error, DeadlineError) or error.status in _CHARGED:
+        except BedplateError as error:
+            if _may_be_charged(error):
                 self.account.lose(key, reserved, error.message)
             else:
                 self.account.release(reserved)
             raise
-        except BaseException:
-            self.account.release(reserved)
+        except BaseException:  # an interruption, most likely, while the server was at work
+            self.account.lose(key, reserved, "interrupted")
             raise
         self.account.settle(key, answer, reserved)
         return answer
 
-    def _complete(self, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
+    def _complete(
+        self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
+    ) -> RemoteAnswer:
         """The answer, without the fields that this server does not know."""
         while True:
             settings = {name: value for name, value in self._settings.items() if name not in self.left_out}
             if "max_tokens" in self.left_out:
                 settings["max_completion_tokens"] = self._settings["max_tokens"]
             try:
-                return self._endpoint.complete(self.reference.model, messages, **settings)
+                return self._endpoint.complete(self.reference.model, messages, before_retry=before_retry, **settings)
             except (ContextLengthExceeded, UnknownModelError):
                 raise
             except RequestError as error:
@@ -204,6 +217,11 @@ def open_endpoint(reference: EndpointReference, sleep: Callable[[float], None] =
         patient=True,
         sleep=sleep,
     )
+
+
+def _may_be_charged(error: BedplateError) -> bool:
+    """Whether a server may have answered, and charged, before it failed so."""
+    return isinstance(error, DeadlineError) or (isinstance(error, EndpointError) and error.status in _CHARGED)
 
 
 def _settings(skin: Skin, reference: EndpointReference) -> dict[str, Any]:
