@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.adaptation.test_bases import endpoint
+from tests.inference.fake_labeller import Labeller
+from tests.inference.fake_server import fake_server
 
 from bedplate.adaptation.abstention import threshold
 from bedplate.adaptation.ladder import adapt
@@ -147,6 +151,23 @@ def test_skins_of_the_ladder_abstain_as_reported(toy_task: Path, tmp_path: Path)
     assert all(0 < row["coverage"] < 1 for row in tested)
     again = adapt(toy_task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
     assert again.data["rungs"] == report.data["rungs"]
+
+
+def test_a_hosted_skin_abstains_as_reported(toy_task: Path, tmp_path: Path):
+    with fake_server(Labeller(sure=lambda said: 0.1 + 0.8 * random.Random(said).random())) as server:
+        values = yaml.safe_load(toy_task.read_text())
+        values["adapt"] |= {"hosted": [endpoint(server)], "rungs": ["majority", "hosted"]}
+        toy_task.write_text(yaml.safe_dump(values))
+        report = adapt(toy_task, tmp_path / "out", overrides=["output.abstain={coverage: 0.6}"])
+        valid = load_examples(load_task(toy_task)).valid
+        row, rows = report.row("hosted"), report.data["rows"]["valid"]["hosted"]
+        with load(tmp_path / "out" / row["skin"]) as skin:
+            answers = skin.predict([e.inputs for e in valid])  # type: ignore[union-attr]
+    assert row["coverage"] == pytest.approx(math.ceil(0.6 * len(rows)) / len(rows))
+    assert sum(one["prediction"] != "abstain" for one in rows) == round(row["coverage"] * len(rows))
+    agree = [a.output == one["prediction"] for a, one in zip(answers, rows, strict=True)]
+    assert sum(agree) >= len(agree) - 1  # at the threshold itself, last bits may decide
+    assert 0 < report.row("hosted", "test")["coverage"] < 1
 
 
 def test_a_probability_that_the_task_gives(toy_task: Path, tmp_path: Path):

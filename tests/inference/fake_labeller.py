@@ -25,9 +25,12 @@ class Labeller(Fake):
 
     failing: int = 2
     refused: int = 0
+    ended: str = "stop"
     answer: Callable[[str], str] = field(
         default=lambda said: "positive" if any(g in said for g in GOOD) else "negative"
     )
+    sure: Callable[[str], float] = field(default=lambda _: 0.8)
+    """Probability of the answer's first token; the other label's is 0.1."""
 
     async def _answer(self, model: str, body: dict[str, Any], send: Send, receive: Any) -> None:
         if model == "flaky" and self.refused < self.failing:
@@ -70,12 +73,12 @@ class Labeller(Fake):
         choice: dict[str, Any] = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
-            "finish_reason": "stop",
+            "finish_reason": self.ended,
         }
         if body.get("logprobs"):
             other = "negative" if text == "positive" else "positive"
             top = [
-                {"token": text, "logprob": math.log(0.8)},
+                {"token": text, "logprob": math.log(self.sure(self._said(body)))},
                 {"token": other[:3].title(), "logprob": math.log(0.1)},
                 {"token": "The", "logprob": math.log(0.05)},
             ]

@@ -18,11 +18,11 @@ import bedplate
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.inference.account import Account, Price
-from bedplate.inference.endpoint import Endpoint
+from bedplate.inference.endpoint import Endpoint, RemoteAnswer
 from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.spoken import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
-from bedplate.skins.output import JsonOutput, LabelOutput, Output, TextOutput
+from bedplate.skins.output import Abstain, JsonOutput, LabelOutput, Output, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin
 
@@ -138,8 +138,6 @@ def test_the_cap_stops_before_it_is_passed(server: Labeller, tmp_path: Path) -> 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 400), st.booleans()), max_size=30), st.floats(0.1, 3))
 def test_spending_never_passes_the_cap(calls: list[tuple[float, int, bool]], cap: float) -> None:
     """Whatever order reservations, answers and losses come in, as long as a call costs no more than was put aside."""
-    from bedplate.inference.endpoint import RemoteAnswer
-
     account = Account(price=Price(1e3, 1e3, 1e3), max_usd=cap)
     for number, (most, tokens, lost) in enumerate(calls):
         try:
@@ -216,6 +214,25 @@ def test_nonsense_is_shown_as_it_is(server: Labeller) -> None:
         found = predictor.predict(ROWS)
     assert {p.output for p in found} == {"I would rather talk about the weather."}
     assert all(p.scores == {} for p in found)
+
+
+def test_it_abstains_where_its_label_is_not_likely_enough(server: Labeller) -> None:
+    server.sure = lambda said: 0.8 if "great" in said else 0.3
+    output = LabelOutput(labels=LABELS.labels, abstain=Abstain(below=0.8, answer="unsure"))
+    with HostedPredictor(hosted(server, output=output)) as predictor:
+        found = predictor.predict(ROWS)
+    assert [p.output for p in found] == ["positive", "unsure", "unsure", "unsure"]
+    assert [p.text for p in found] == WANTED
+    server.answer = lambda said: "The review is negative"  # its first token says nothing of how likely that is
+    with HostedPredictor(hosted(server, output=output)) as predictor:
+        found = predictor.predict(ROWS)
+    assert {(p.output, len(p.scores)) for p in found} == {("negative", 0)}
+
+
+def test_a_text_says_why_it_ended(server: Labeller) -> None:
+    server.ended = "length"
+    with HostedPredictor(hosted(server, output=TextOutput(max_tokens=7))) as predictor:
+        assert predictor.predict(ROWS[:1])[0].finish_reason == "length"
 
 
 def test_a_row_that_is_not_spoken_about_is_no_right_answer(server: Labeller) -> None:
@@ -339,15 +356,20 @@ def test_labels_that_differ_in_case_only_are_read_exactly() -> None:
 
 def test_scores_come_from_tokens_that_begin_one_label_only() -> None:
     output = LabelOutput(labels=("negative", "neutral", "positive"))
-    alternatives = [(" pos", math.log(0.5)), ("ne", math.log(0.3)), ("Neg", math.log(0.1)), ("x", math.log(0.01))]
-    found = label_scores(output, alternatives, {})
-    assert {k: math.exp(v) for k, v in found.items()} == pytest.approx(
+
+    def scores(*alternatives: tuple[str, float], text: str = " Positive.", **extension: Any) -> dict[str, float]:
+        return label_scores(
+            output, "positive", RemoteAnswer(text, "stop", alternatives=alternatives, extension=extension)
+        )
+
+    likeliest = (" pos", math.log(0.5)), ("ne", math.log(0.3)), ("Neg", math.log(0.1)), ("x", math.log(0.01))
+    assert {k: math.exp(v) for k, v in scores(*likeliest).items()} == pytest.approx(
         {"negative": 0.1 / 0.61, "neutral": 0.01 / 0.61, "positive": 0.5 / 0.61}
     )
-    assert label_scores(output, [("ne", -0.1)], {}) == {}
-    assert label_scores(output, [], {}) == {}
+    assert scores(*likeliest, text="Not negative: it is positive") == {}  # "N…" is what the first token is about
+    assert scores(("ne", -0.1)) == {}
+    assert scores() == {}
     own = {"negative": -1.0, "neutral": -2.0, "positive": -3.0}
-    assert label_scores(output, [], {"scores": own})["negative"] == pytest.approx(
-        -1 - math.log(sum(math.exp(v) for v in own.values()))
-    )
-    assert label_scores(output, [], {"scores": {"yes": 0.0}}) == {}
+    assert scores(scores=own)["negative"] == pytest.approx(-1 - math.log(sum(math.exp(v) for v in own.values())))
+    assert scores(scores=own, text="It is positive") == scores(scores=own)
+    assert scores(scores={"yes": 0.0}) == {}

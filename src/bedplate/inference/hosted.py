@@ -176,7 +176,8 @@ class HostedPredictor:
         if isinstance(output, LabelOutput):
             label = read_label(output.labels, text)
             if label is not None:
-                found, scores = label, label_scores(output, answer.alternatives, answer.extension)
+                scores = label_scores(output, label, answer)
+                found = output.answer(label, scores)
         elif isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
         else:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from bedplate.core.errors import RequestError
 from bedplate.data.splits import normalise
+from bedplate.inference.endpoint import RemoteAnswer
 from bedplate.skins.output import LabelOutput
 
 _AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
@@ -40,27 +41,30 @@ def read_label(labels: Sequence[str], text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def label_scores(
-    output: LabelOutput, alternatives: Sequence[tuple[str, float]], extension: Mapping[str, object]
-) -> dict[str, float]:
-    """Each label's log-probability among the labels; {} where the server tells too little.
+def label_scores(output: LabelOutput, label: str, answer: RemoteAnswer) -> dict[str, float]:
+    """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
+    little.
 
-    extension: Bedplate's own scores. alternatives: the first token's likeliest, each counted for the label that it
-    alone begins; a label that none of them begins is as likely as the least of them at most.
+    They are Bedplate's own scores, or those of the first token's likeliest alternatives, each counted for the label
+    that it alone begins; a label that none of them begins is as likely as the least of them at most. What an answer
+    begins with says nothing of a label that comes later in it.
     """
-    told = extension.get("scores")
+    told = answer.extension.get("scores")
     if isinstance(told, Mapping) and set(told) == set(output.labels):
-        return _normalised(output, [float(told[label]) for label in output.labels])
+        return _normalised(output, [float(told[one]) for one in output.labels])
+    if not answer.text.strip().casefold().startswith(label.casefold()):
+        return {}
+    alternatives = answer.alternatives
     mass = dict.fromkeys(output.labels, 0.0)
     for token, logprob in alternatives:
         begun = token.strip().casefold()
-        owners = [label for label in output.labels if begun and label.casefold().startswith(begun)]
+        owners = [one for one in output.labels if begun and one.casefold().startswith(begun)]
         if len(owners) == 1:
             mass[owners[0]] += math.exp(logprob)
     if not any(mass.values()):
         return {}
     least = math.exp(min(logprob for _, logprob in alternatives))
-    return _normalised(output, [math.log(max(mass[label], least, 1e-30)) for label in output.labels])
+    return _normalised(output, [math.log(max(mass[one], least, 1e-30)) for one in output.labels])
 
 
 def _normalised(output: LabelOutput, totals: Sequence[float]) -> dict[str, float]:

@@ -84,10 +84,14 @@ class LabelOutput(Strict):
             raise RequestError(f"the model's scores for the labels are not numbers: {list(totals)}")
         normaliser = highest + math.log(sum(math.exp(score - highest) for score in scores))
         log_probabilities = {name: score - normaliser for name, score in zip(self.labels, scores, strict=True)}
-        label = self.labels[scores.index(highest)]
-        if self.abstain is not None and math.exp(log_probabilities[label]) < self.abstain.below:
-            label = self.abstain.answer
-        return label, log_probabilities
+        return self.answer(self.labels[scores.index(highest)], log_probabilities), log_probabilities
+
+    def answer(self, label: str, log_probabilities: Mapping[str, float]) -> str:
+        """The label, or `abstain`'s answer where its probability among the labels is too low. One whose probability
+        nobody tells stands."""
+        if self.abstain is None or label not in log_probabilities:
+            return label
+        return self.abstain.answer if math.exp(log_probabilities[label]) < self.abstain.below else label
 
 
 class TextOutput(Strict):
