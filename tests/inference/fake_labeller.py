@@ -21,7 +21,8 @@ def is_good(said: str) -> bool:
 @dataclass
 class Labeller(Fake):
     """Answers "positive" to a review with a good word in it, "negative" otherwise. failing: how many requests are
-    answered 500 or 429 before that ("flaky", "limited"), or before it dies ("dies")."""
+    answered 500 or 429 before that ("flaky", "limited"), or before it dies ("dies"), or must be there before the first
+    is answered ("crowd")."""
 
     failing: int = 2
     refused: int = 0
@@ -43,6 +44,10 @@ class Labeller(Fake):
             await self._json(send, 500, error("gone for good", "internal_error"))
         elif model == "unauthorised":
             await self._json(send, 401, error("no such key", "invalid_api_key"))
+        elif model == "crowd":
+            while len(self.asked) < self.failing:
+                await asyncio.sleep(0.01)
+            await self._json(send, 200, self._whole(self.answer(self._said(body)), body))
         elif model == "hangs":
             await asyncio.sleep(20)
         elif model == "prudish" and "terrible" in self._said(body):

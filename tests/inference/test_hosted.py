@@ -200,6 +200,34 @@ def test_each_attempt_that_may_be_charged_counts(server: Labeller) -> None:
     assert account.spent == pytest.approx(2 * least + (found[0].usd or 0.0))
 
 
+def test_as_many_are_asked_at_once_as_the_skin_says(server: Labeller) -> None:
+    server.failing = 120
+    skin = hosted(server, "crowd", concurrency=120, timeout_s=5.0, retries=0)
+    with HostedPredictor(skin) as predictor:
+        assert len(predictor.predict([{"review": f"great {i}"} for i in range(120)])) == 120
+
+
+def test_without_a_price_an_answer_costs_what_its_server_says(server: Labeller, tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with HostedPredictor(hosted(server), account=Account(path)) as predictor:
+        assert [p.usd for p in predictor.predict(ROWS[:2])] == [None, None]
+        assert predictor.account.spent == 0.0
+    priced = Account(path, price=PRICE)
+    with HostedPredictor(hosted(server), account=priced) as predictor:
+        costs = [p.usd or 0.0 for p in predictor.predict(ROWS[:2])]
+    assert all(costs)
+    assert priced.spent == pytest.approx(sum(costs))
+    assert len(server.asked) == 2
+    own = Account()
+    own.settle("x", RemoteAnswer("yes", "stop", 3, 0, 1, cost_usd=0.25), own.reserve(own.most([], 9), "x"))
+    assert own.cost("x") == own.spent == 0.25
+    free = Account(price=Price())
+    free.settle("x", RemoteAnswer("yes", "stop", 3, 0, 1), 0.0)
+    assert free.cost("x") == 0.0
+    with pytest.raises(UsageError, match="no price is given"):
+        Account(max_usd=1.0)
+
+
 def test_a_busy_server_costs_nothing(server: Labeller) -> None:
     server.failing = 99
     account = Account(price=PRICE)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.core.errors import DataError, EndpointError
+from bedplate.core.errors import DataError, EndpointError, UsageError
 from bedplate.core.files import append_jsonl, read_jsonl
 from bedplate.inference.endpoint import RemoteAnswer
 
@@ -40,20 +40,23 @@ class Price:
 class Account:
     """Answers by the hash of what was asked, and the money spent on them.
 
-    path: where they are kept (None: in memory only). max_usd: no request is sent that could take the whole past it.
-    Requests that failed after they were sent may have been charged, and count with the most they can have cost. Safe to
-    share between threads.
+    path: where they are kept (None: in memory only). price: None where it is not known; an answer then costs what its
+    server says, if that says it. max_usd: no request is sent that could take the whole past it; UsageError without a
+    price. Requests that failed after they were sent may have been charged, and count with the most they can have cost.
+    Safe to share between threads.
     """
 
     def __init__(self, path: Path | None = None, *, price: Price | None = None, max_usd: float | None = None) -> None:
-        self.price = Price() if price is None else price
+        if max_usd is not None and price is None:
+            raise UsageError(f"spending is to end at max_usd of ${max_usd:g}, but no price is given; give one")
+        self.price = price
         self._path, self._max = path, max_usd
         self._lock = threading.Lock()
         self._reserved = 0.0
         self._answers: dict[str, RemoteAnswer] = {}
-        self._costs: dict[str, float] = {}
+        self._costs: dict[str, float | None] = {}
         self.spent = 0.0
-        """US dollars, of earlier runs as well."""
+        """US dollars, of earlier runs as well, as far as they are known."""
         self.lost = 0
         """Requests that may have been charged and gave nothing."""
         if path is not None and path.is_file():
@@ -62,14 +65,16 @@ class Account:
     def _read(self, path: Path) -> None:
         for number, row in enumerate(read_jsonl(path, allow_torn_tail=True), start=1):
             try:
-                self.spent += float(row["usd"])
+                usd = float(row["usd"] or 0.0)
                 if "lost" in row:
                     self.lost += 1
+                    self.spent += usd
                     continue
                 values = dict(row["answer"])
                 values["alternatives"] = tuple((str(token), float(value)) for token, value in values["alternatives"])
-                self._answers[str(row["key"])] = RemoteAnswer(**values)
-                self._costs[str(row["key"])] = float(row["usd"])
+                answer = RemoteAnswer(**values)
+                # What was asked before a price was known is priced now.
+                self._keep(str(row["key"]), answer, usd or self._usd(answer))
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
@@ -79,9 +84,25 @@ class Account:
         """The answer that was paid for already."""
         return self._answers.get(key)
 
-    def cost(self, key: str) -> float:
-        """US dollars that a known answer had cost."""
+    def cost(self, key: str) -> float | None:
+        """US dollars that a known answer had cost; None where nobody says."""
         return self._costs[key]
+
+    def most(self, messages: Sequence[Mapping[str, str]], max_tokens: int, more: str = "") -> float:
+        """The most that a request can cost (`Price.most`); 0 without a price."""
+        return 0.0 if self.price is None else self.price.most(messages, max_tokens, more)
+
+    def _usd(self, answer: RemoteAnswer) -> float | None:
+        """What an answer cost, from its tokens; without a price, as its server says."""
+        if self.price is None:
+            return answer.cost_usd
+        if answer.prompt_tokens is None or answer.completion_tokens is None:
+            return None
+        return self.price.usd(answer.prompt_tokens, answer.cached_tokens or 0, answer.completion_tokens)
+
+    def _keep(self, key: str, answer: RemoteAnswer, usd: float | None) -> None:
+        self._answers[key], self._costs[key] = answer, usd
+        self.spent += usd or 0.0
 
     def reserve(self, most: float, what: str) -> float:
         """Put aside what a request may cost, before it is sent. EndpointError (status 402) where it passes the cap."""
@@ -103,15 +124,13 @@ class Account:
 
     def settle(self, key: str, answer: RemoteAnswer, reserved: float) -> None:
         """Keep an answer. Where the server did not count its tokens, it costs what was put aside."""
-        counted = answer.prompt_tokens is not None and answer.completion_tokens is not None
-        usd = reserved
-        if counted:
-            usd = self.price.usd(answer.prompt_tokens or 0, answer.cached_tokens or 0, answer.completion_tokens or 0)
+        usd = self._usd(answer)
+        if usd is None and self.price is not None:
+            usd = reserved
         values = asdict(answer) | {"extension": dict(answer.extension)}
         with self._lock:
             self._reserved -= reserved
-            self.spent += usd
-            self._answers[key], self._costs[key] = answer, usd
+            self._keep(key, answer, usd)
             self._write({"key": key, "usd": usd, "answer": values})
 
     def lose(self, key: str, reserved: float, why: str) -> None:

@@ -83,9 +83,14 @@ class Endpoint:
         if key is not None and not is_key(key):  # httpx would say so too, and quote it
             raise UsageError("the API key has white space in it, or what is no printable ASCII; give the key alone")
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        limits = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
-        # A proxy of the environment is not asked about this machine.
-        self._client = httpx.Client(headers=headers, timeout=limits, trust_env=not _is_local(self.url))
+        self._client = httpx.Client(
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+            # Who asks decides how many requests there are at once: none waits here, its time running, for another.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            # A proxy of the environment is not asked about this machine.
+            trust_env=not _is_local(self.url),
+        )
 
     def models(self) -> list[dict[str, Any]]:
         """The entries of /v1/models."""

@@ -116,7 +116,7 @@ class HostedPredictor:
 
     def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
         schema = json.dumps(self._settings.get("response_format", ""))
-        most = self.account.price.most(messages, self._settings["max_tokens"], schema)
+        most = self.account.most(messages, self._settings["max_tokens"], schema)
         what = f"{self._endpoint.url}, {self.reference.model}"
         reserved = self.account.reserve(most, what)
 
@@ -170,7 +170,7 @@ class HostedPredictor:
         said = self.skin.prompt.text(inputs, self.skin.demonstrations)
         return [{"role": "user", "content": said}] if isinstance(said, str) else said
 
-    def _read(self, answer: RemoteAnswer, usd: float) -> Prediction:
+    def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
         found, scores = text, dict[str, float]()
         if isinstance(output, LabelOutput):

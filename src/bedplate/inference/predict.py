@@ -54,9 +54,9 @@ class Prediction:
 
     output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
     generated, or the label. seconds: wall time of the row's own call, or its share of its batch. usd: what a remote
-    model charged for it, None where machine time is the whole cost. passed_on: a cascade's second skin was asked.
-    passages: what the prompt held of documents (`citations`). finish_reason: why a generated text ended ("length": it
-    was cut off), as the engine or the server says; None where none was generated.
+    model charged for it, None where machine time is the whole cost, or no price is known. passed_on: a cascade's second
+    skin was asked. passages: what the prompt held of documents (`citations`). finish_reason: why a generated text ended
+    ("length": it was cut off), as the engine or the server says; None where none was generated.
     """
 
     output: str
