@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bedplate.core import statistics
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics import InsufficientGroups
 from bedplate.evaluation.harness import Evaluation
 
 
@@ -83,16 +84,17 @@ def _compare_statistic(
 
     p_value = statistics.swap_test(swapped, groups, seed=seed)
     difference = a.estimate - b.estimate
-    if a.groups < 2:
+    try:
+        boot = statistics.bca_of_sums(
+            np.concatenate([ours, theirs], axis=1),
+            difference_of,
+            groups,
+            confidence,
+            seed=seed,
+            support=(-1.0, 1.0),
+            unseen=False,
+            minimum_groups=2,
+        )
+    except InsufficientGroups:  # one group says nothing about others, nor do rows that neither answered
         return difference, (-1.0, 1.0), p_value
-    boot = statistics.bca_of_sums(
-        np.concatenate([ours, theirs], axis=1),
-        difference_of,
-        groups,
-        confidence,
-        seed=seed,
-        support=(-1.0, 1.0),
-        unseen=False,
-        minimum_groups=2,
-    )
     return difference, boot.interval, p_value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, Answered, Scoring
 from bedplate.evaluation.ranking import Embeds, Ranker
@@ -95,11 +96,44 @@ class Evaluation:
     scoring: Scoring
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups."""
-        if self.scoring == "binary":
-            return statistics.effective_n_bound(self._scores, self._groups, confidence, side).value
-        boot = statistics.bca_of_sums(self.parts, self.of_sums, self._groups, confidence, seed=self.seed)
+        """One-sided bound of the metric at another confidence (Holm, repeated verdicts). Raises InsufficientGroups, and
+        of a mean over labels RareLabel."""
+        if self.scoring in ("binary", "answered"):
+            scores, groups = self.judged
+            if not groups:  # nothing was answered: anything may be true
+                return float(side == "upper")
+            return statistics.effective_n_bound(scores, groups, confidence, side).value
+        if self._label_groups is not None:
+            check_labels(self.labels, self._label_groups)
+        boot = self.bootstrap(confidence)
         return boot.lower if side == "lower" else boot.upper
+
+    def bootstrap(self, confidence: float, minimum_groups: int = statistics.MINIMUM_GROUPS) -> statistics.Bootstrap:
+        """Bounds of a metric that is no proportion. Raises InsufficientGroups."""
+        seen = self._label_groups
+
+        def ends(a: float) -> tuple[float, float]:
+            assert seen is not None
+            counts = self.parts.sum(0).reshape(3, len(self.labels))
+            return unseen_macro_f1(counts, seen, a)
+
+        return statistics.bca_of_sums(
+            self.parts,
+            self.of_sums,
+            self._groups,
+            confidence,
+            seed=self.seed,
+            unseen=True if seen is None else ends,
+            minimum_groups=minimum_groups,
+        )
+
+    @property
+    def judged(self) -> tuple[NDArray[np.float64], list[str]]:
+        """Scores and groups of the rows that the metric is a mean of: all, or those that were answered."""
+        if self.scoring != "answered":
+            return self._scores, self._groups
+        kept = np.flatnonzero(self._abstained == 0)
+        return self._scores[kept], [self._groups[row] for row in kept.tolist()]
 
     def statistic(self, rows: NDArray[np.int64]) -> float:
         """The metric over some of the rows, given by number (repeats allowed)."""
@@ -172,6 +206,13 @@ class Evaluation:
         return np.array([float(row.prediction is not None and row.prediction not in self.labels) for row in self.rows])
 
     @cached_property
+    def _label_groups(self) -> NDArray[np.int64] | None:
+        """In how many groups each label is a target [L]; None where labels do not weigh alike."""
+        if self.scoring != "counts" or not METRICS[self.metric].per_label:
+            return None
+        return label_groups(self._marks([row.target for row in self.rows]), self._groups)
+
+    @cached_property
     def _groups(self) -> list[str]:
         return [row.group for row in self.rows]
 
@@ -202,9 +243,6 @@ def evaluate_predictions(
     drafts = [_row(task, example, given) for example, given in zip(examples, predictions, strict=True)]
     answered = [Answered(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
     rows = tuple(replace(row, score=score) for row, score in zip(drafts, scorer.score(answered), strict=True))
-    values = [row.score for row in rows]
-    groups: list[Hashable] = [row.group for row in rows]
-    icc = statistics.intraclass_correlation(values, groups)
     draft = Evaluation(
         task=task.task,
         task_hash=task.hash,
@@ -218,9 +256,9 @@ def evaluate_predictions(
         lower_bound=None,
         reason=None,
         n=len(rows),
-        groups=len(set(groups)),
-        icc=None if math.isnan(icc) else icc,
-        design_effect=statistics.design_effect(values, groups),
+        groups=len({row.group for row in rows}),
+        icc=None,
+        design_effect=1.0,
         unparsed=sum(row.prediction is None for row in rows),
         seed=seed,
         rows=rows,
@@ -232,6 +270,12 @@ def evaluate_predictions(
 
 def _with_bounds(draft: Evaluation) -> Evaluation:
     whole = replace(draft, estimate=draft.statistic(np.arange(draft.n)), interval=_interval(draft))
+    scores, groups = draft.judged
+    if groups:
+        icc = statistics.intraclass_correlation(scores, groups)
+        # of `n` rows only the judged ones count: a row that is not answered is worth nothing
+        effect = statistics.design_effect(scores, groups) * draft.n / len(groups)
+        whole = replace(whole, icc=None if math.isnan(icc) else icc, design_effect=effect)
     try:
         return replace(whole, lower_bound=whole.bound(whole.confidence))
     except InsufficientGroups as error:
@@ -239,15 +283,15 @@ def _with_bounds(draft: Evaluation) -> Evaluation:
 
 
 def _interval(draft: Evaluation) -> tuple[float, float]:
-    groups = [row.group for row in draft.rows]
-    if draft.groups == 1 and (draft.n > 1 or draft.scoring != "binary"):
-        return 0.0, 1.0  # one group says nothing about others
-    if draft.scoring == "binary":
-        scores = [row.score for row in draft.rows]
-        return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2)
-    return statistics.bca_of_sums(
-        draft.parts, draft.of_sums, groups, draft.confidence, seed=draft.seed, minimum_groups=2
-    ).interval
+    try:
+        if draft.scoring not in ("binary", "answered"):
+            return draft.bootstrap(draft.confidence, 2).interval
+        scores, groups = draft.judged
+        if groups:
+            return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2)
+    except InsufficientGroups:  # one group says nothing about others
+        pass
+    return 0.0, 1.0
 
 
 def _row(task: Task, example: Example, given: PredictionLike | str | None) -> RowResult:

@@ -22,8 +22,9 @@ Counts = NDArray[np.float64]
 """[..., 3, L]: for each label how often it was rightly given, wanted, and given."""
 
 Scoring = Literal["binary", "real", "counts", "answered"]
-"""What a metric's number is made of, declared and never guessed from values: the mean of rows that score 0 or 1 (bounds
-on the effective n), the mean of rows that score in 0 to 1, or a statistic of label counts (both: cluster bootstrap)."""
+"""What a metric's number is made of, declared and never guessed from values: the mean of rows that score 0 or 1, of all
+or of those that were answered (both: bounds on the effective n), the mean of rows that score in 0 to 1, or a statistic
+of label counts (both: cluster bootstrap)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Metric:
     """`row(target, prediction)` scores one row in 0 to 1 (prediction None: nothing could be parsed, always 0).
 
     `real`: rows may score between 0 and 1. `selective`: rows without an answer, where the skin abstained, do not count.
-    `statistic`, where there is one, replaces the mean of rows: it takes counts
-    [..., 3, L] summed over rows, and gives [...]. `outputs` are the kinds of output the metric fits.
+    `statistic`, where there is one, replaces the mean of rows: it takes counts [..., 3, L] summed over rows, and gives
+    [...]. `per_label`: it is a mean over labels. `outputs` are the kinds of output the metric fits.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Metric:
     real: bool = False
     selective: bool = False
     statistic: Callable[[Counts], NDArray[np.float64]] | None = None
+    per_label: bool = False
 
     @property
     def scoring(self) -> Scoring:
@@ -115,7 +117,7 @@ def example_f1(target: str, prediction: str | None) -> float:
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _same),
-    "macro_f1": Metric("macro_f1", ("label", "labels"), _same, statistic=macro_f1),
+    "macro_f1": Metric("macro_f1", ("label", "labels"), _same, statistic=macro_f1, per_label=True),
     "selective_accuracy": Metric("selective_accuracy", ("label",), _same, selective=True),
     "micro_f1": Metric("micro_f1", ("labels",), _same, statistic=micro_f1),
     "labels_match": Metric("labels_match", ("labels",), _same),

@@ -1,0 +1,142 @@
+"""Bounds where few rows count: most are not answered, or one of the labels is rare."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.evaluation.test_harness import examples, task
+
+from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
+from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.label_counts import RareLabel, unseen_macro_f1
+from bedplate.evaluation.metrics import macro_f1
+from bedplate.evaluation.task import Task
+
+CONFIDENCE = 0.95
+
+
+def selective() -> Task:
+    plain = task("selective_accuracy").model_dump()
+    return Task.model_validate(plain | {"output": {**plain["output"], "abstain": {"coverage": 0.1}}})
+
+
+def answered(right: list[bool | None], groups: list[str] | None = None) -> Evaluation:
+    """Rows answered rightly, wrongly, or (None) not at all."""
+    answers = ["abstain" if one is None else "a" if one else "b" for one in right]
+    return evaluate_predictions(selective(), examples(["a"] * len(right), groups), answers)
+
+
+def test_few_answers_are_bounded_as_few_rows() -> None:
+    found = answered([True] * 12 + [None] * 388)
+    assert found.estimate == 1.0
+    assert found.lower_bound == pytest.approx(binomial_lower(12, 12))
+    assert found.interval == pytest.approx(binomial_interval(12, 12))
+    assert found.bound(0.99) == pytest.approx(binomial_lower(12, 12, 0.99))
+    # an answer in 10 rows is worth a tenth of a row: what more rows would be needed is told by this
+    assert found.design_effect == pytest.approx(400 / 12)
+
+
+def test_answers_in_groups_need_as_many_groups_with_an_answer() -> None:
+    groups = [f"g{i // 4}" for i in range(400)]
+    right = [None if i // 4 >= 30 else i % 9 > 0 for i in range(400)]
+    few = answered(right, groups)
+    assert few.lower_bound is None
+    assert "30 groups are too few" in (few.reason or "")
+    with pytest.raises(InsufficientGroups):
+        few.bound(0.95, "upper")
+    enough = answered([None if i // 4 >= 50 else one for i, one in enumerate([i % 9 > 0 for i in range(400)])], groups)
+    scores = [float(i % 9 > 0) for i in range(200)]
+    assert enough.lower_bound == pytest.approx(effective_n_bound(scores, groups[:200]).value)
+
+
+def test_no_answer_says_nothing() -> None:
+    none = answered([None] * 60)
+    assert (none.estimate, none.lower_bound, none.bound(0.9, "upper"), none.interval) == (0.0, 0.0, 1.0, (0.0, 1.0))
+    assert compare(none, none).interval == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("n", "truth"), [(300, 0.95), (600, 0.8)])
+def test_lower_bounds_hold_where_a_tenth_is_answered(n: int, truth: float) -> None:
+    rng = np.random.default_rng([n, int(100 * truth)])
+    above = 0
+    for _ in range(200):
+        right = [bool(rng.random() < truth) if rng.random() < 0.1 else None for _ in range(n)]
+        bound = answered(right).lower_bound
+        assert bound is not None
+        above += bound > truth
+    assert above / 200 <= 0.095  # 0.05 and three standard errors; counting all rows as groups: 0.25 for the first
+
+
+def three_labels(rng: np.random.Generator, n: int, rare: float, recall: float, others: float) -> Evaluation:
+    """Label c in a share `rare` of rows and found in `recall` of them, the others taken for each other now and then."""
+    wanted = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
+    right = rng.random(n) < np.where(wanted == 2, recall, others)
+    found = np.where(right, wanted, np.where(wanted == 2, rng.integers(0, 2, n), 1 - wanted))
+    return evaluate_predictions(task("macro_f1"), examples(["abc"[i] for i in wanted]), ["abc"[i] for i in found])
+
+
+def expected(rare: float, recall: float, others: float) -> float:
+    """Macro-F1 of those rows in the long run."""
+    common = (1 - rare) / 2
+    wrong = common * (1 - others) + rare * (1 - recall) / 2  # given for another, to each of the common labels
+    each = 2 * common * others / (common + common * others + wrong)
+    return (2 * each + 2 * recall / (1 + recall)) / 3
+
+
+@pytest.mark.parametrize(
+    ("rare", "recall", "others"), [(0.01, 0.6, 1.0), (0.03, 0.6, 1.0), (0.05, 0.95, 0.98), (0.1, 0.95, 0.98)]
+)
+def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: float, others: float) -> None:
+    """Without a least number of groups 0.38 of bounds are above the truth in the first case, and without ends for each
+    label 0.15 and 0.1 in the last two, where the rare label is often right throughout."""
+    rng = np.random.default_rng([int(100 * rare), int(100 * recall)])
+    truth = expected(rare, recall, others)
+    runs = [three_labels(rng, 300, rare, recall, others) for _ in range(60)]
+    above = [one.lower_bound > truth for one in runs if one.lower_bound is not None]
+    assert sum(above) <= 0.05 * len(above) + 3 * (0.05 * 0.95 * max(len(above), 1)) ** 0.5
+    refused = [one.reason or "" for one in runs if one.lower_bound is None]
+    assert all("the label 'c' is a target in" in reason for reason in refused)
+    assert (len(refused) >= 57) == (rare == 0.01)
+
+
+def test_a_rare_label_is_named() -> None:
+    rows = examples(["a"] * 100 + ["b"] * 100 + ["c"] * 9)
+    right = evaluate_predictions(task("macro_f1"), rows, [row.target for row in rows])
+    assert right.lower_bound is None
+    assert (right.reason or "").startswith("the label 'c' is a target in 9 groups, too few")
+    with pytest.raises(RareLabel) as caught:
+        right.bound(0.9, "upper")
+    assert (caught.value.label, caught.value.groups, caught.value.needed) == ("c", 9, 10)
+    assert right.interval[0] < 1.0
+    in_groups = examples(["a", "b", "c"] * 40, [f"g{i // 3 % 40}" if i % 3 < 2 else f"c{i % 8}" for i in range(120)])
+    told = evaluate_predictions(task("macro_f1"), in_groups, [row.target for row in in_groups])
+    assert "the label 'c' is a target in 8 groups" in (told.reason or "")
+    assert evaluate_predictions(task("accuracy"), rows, [row.target for row in rows]).lower_bound is not None
+
+
+def by_hand(counts: NDArray[np.float64], seen: NDArray[np.int64], a: float) -> tuple[float, float]:
+    """Every move of every label's rows, one at a time, through the metric itself."""
+    found = [float(macro_f1(counts))]
+    for label in range(counts.shape[1]):
+        share = 1 - a ** (1 / seen[label])
+        for rows in (-counts[0, label] * share, (counts[1, label] - counts[0, label]) * share):
+            for other in (None, *(set(range(counts.shape[1])) - {label})):
+                moved = counts.copy()
+                moved[[0, 2], label] += rows
+                if other is not None:
+                    moved[2, other] = max(moved[2, other] - rows, moved[0, other])
+                found.append(float(macro_f1(moved)))
+    return min(found), max(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ends_of_what_was_not_seen_are_those_of_every_move(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    wanted, given = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    given = np.where(rng.random(200) < 0.7, wanted, given)
+    one = np.eye(4)
+    counts = np.stack([(one[wanted] * one[given]).sum(0), one[wanted].sum(0), one[given].sum(0)])
+    seen = np.bincount(wanted, minlength=4)
+    assert unseen_macro_f1(counts, seen, 0.05) == pytest.approx(by_hand(counts, seen, 0.05))
