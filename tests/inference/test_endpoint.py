@@ -143,6 +143,15 @@ def test_nobody_there() -> None:
         endpoint.models()
 
 
+@pytest.mark.parametrize(
+    "url", ["https://me:sesame@host/v1", "https://sesame@host", "https://:sesame@host:a", "http://host/?key=sesame"]
+)
+def test_addresses_with_a_password_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match=r"holds a user's name or password|no server's address") as caught:
+        Endpoint(url)
+    assert "sesame" not in caught.value.message
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://a", "http://", "http://a:b", "http://a/?q", "", "http://[x"])
 def test_addresses_that_are_none(url: str) -> None:
     with pytest.raises(UsageError, match="address"):

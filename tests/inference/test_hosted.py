@@ -338,6 +338,18 @@ def test_what_no_header_carries_is_no_key_and_is_not_repeated(
     assert server.asked == []
 
 
+def test_a_password_in_the_address_is_stored_nowhere(server: Labeller, tmp_path: Path) -> None:
+    for url, said in (("http://me:sesame@host", "user's name or password"), ("nowhere", "no server's address")):
+        with pytest.raises(UsageError, match=said):
+            EndpointReference(url=url, model="ok")
+        write_skin(hosted(server), tmp_path / "skin", replace=True)
+        manifest = tmp_path / "skin" / "skin.json"
+        manifest.write_text(manifest.read_text().replace(server.url, url))
+        with pytest.raises(SkinError, match=said) as caught:
+            read_skin(tmp_path / "skin")
+        assert "sesame" not in caught.value.message
+
+
 def test_parts_that_do_not_go_together(server: Labeller) -> None:
     import dataclasses
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bedplate.core.address import api_address
 from bedplate.core.errors import (
     BedplateError,
     BusyError,
@@ -78,7 +79,7 @@ class Endpoint:
         patient: bool = False,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url = _base_url(url)
+        self.url = api_address(url)
         self._retries, self._sleep, self._patient = retries, sleep, patient
         if key is not None and not is_key(key):  # httpx would say so too, and quote it
             raise UsageError("the API key has white space in it, or what is no printable ASCII; give the key alone")
@@ -329,18 +330,6 @@ def _failures(url: str, stream: ChatStream | None = None) -> Generator[None]:
 def is_key(text: str) -> bool:
     """Whether a header can carry it as a key: printable ASCII without white space."""
     return bool(text) and all("!" <= character <= "~" for character in text)
-
-
-def _base_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        valid, parts = False, urlsplit("")
-    if not valid or parts.query or parts.fragment:
-        raise UsageError(f"{url!r} is no server's address; give one such as http://127.0.0.1:8000")
-    path = parts.path.rstrip("/")
-    return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"
 
 
 def _is_local(url: str) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.tensors import read_json_object
 from bedplate.core.config import Strict
-from bedplate.core.errors import SkinError
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_bytes
 from bedplate.skins.nearest import PoolPooling
 from bedplate.skins.neighbours import Order
@@ -137,3 +137,5 @@ def validate(model: type[M], fields: Any, path: Path) -> M:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the object"
         raise SkinError(f"{path}: {where}: {first['msg']}") from error
+    except UsageError as error:  # of an endpoint's address
+        raise SkinError(f"{path}: {error.message}") from error

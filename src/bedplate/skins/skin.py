@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core.address import api_address
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
@@ -66,6 +67,7 @@ class EndpointReference(Strict):
 
     timeout_s: seconds without a byte after which an answer is given up. concurrency: rows that are asked at once.
     retries: how often a request is sent again after a failure that may pass. logprobs: ask for a label's likelihood.
+    UsageError for a url that is no server's address, or that holds a password.
     """
 
     url: Annotated[str, Field(min_length=1)]
@@ -75,6 +77,12 @@ class EndpointReference(Strict):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     retries: Annotated[int, Field(ge=0, le=20)] = 4
     logprobs: bool = True
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        api_address(url)
+        return url
 
     @property
     def name(self) -> str:
