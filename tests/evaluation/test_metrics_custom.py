@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,28 @@ def test_a_python_function_scores_rows(tmp_path: Path) -> None:
     assert result.metric == task.metric_name
     assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result
     assert result.bound(0.9) < result.estimate  # without the file: from the rows alone
+
+
+def test_a_functions_file_may_hold_dataclasses(tmp_path: Path) -> None:
+    """Their annotations, where they are texts, are looked up in the module by its name."""
+    function = """
+        from __future__ import annotations
+        from dataclasses import KW_ONLY, dataclass
+
+        @dataclass
+        class Weights:
+            _: KW_ONLY
+            same: float = 1.0
+
+        def score(target, prediction):
+            return Weights(same=0.25).same
+    """
+    task = load_task(write(tmp_path, {"python": "weighed.py:score"}, weighed=function))
+    assert evaluate_predictions(task, examples("a"), ["a"]).estimate == 0.25
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match="cannot be run"):
+        load_task(write(tmp_path, {"python": "broken.py:score"}, broken="1 / 0"))
+    assert set(sys.modules) == before
 
 
 def test_json_and_labels_reach_the_function_as_values(tmp_path: Path) -> None:
@@ -235,8 +258,11 @@ def test_a_judge_that_fails_is_an_error_and_what_came_before_is_kept(tmp_path: P
 
 
 def test_an_answer_that_was_cut_off_is_no_score(tmp_path: Path, server: Labeller) -> None:
-    """The fake counts one token for every answer."""
-    task = judged(tmp_path, server, max_tokens=1)
+    """The server says which was; one that ends by itself with its last token (the fake counts one) is whole."""
+    whole = evaluate_predictions(judged(tmp_path, server, max_tokens=1), examples("a"), ["is 5"])
+    assert whole.estimate == 1.0
+    server.ended = "length"
+    task = judged(tmp_path, server, max_tokens=2)
     with pytest.raises(EndpointError, match="gives row row-0 no number"):
         evaluate_predictions(task, examples("a"), ["is 5"])
 

@@ -90,7 +90,7 @@ class JudgeMetric:
         with HostedPredictor(self.skin(form, fields), account=self._account) as judge:
             answers = judge.predict(rows)
         # what was cut off may end in any number
-        return [answer.text if answer.completion_tokens < self.spec.max_tokens else "" for answer in answers]
+        return ["" if answer.finish_reason == "length" else answer.text for answer in answers]
 
     def skin(self, form: str, fields: Sequence[str]) -> Skin:
         """The judge as a hosted skin; `form` is what is asked of its answer."""
