@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -81,8 +82,12 @@ def _module(path: Path, digest: str) -> object:
     if spec is None or spec.loader is None:
         raise ConfigError(f"metric: {path} is no Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks up what its annotations mean
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if not isinstance(error, Exception):
+            raise
         raise ConfigError(f"metric: {path} cannot be run ({type(error).__name__}: {error})") from error
     return module
