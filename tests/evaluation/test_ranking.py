@@ -17,11 +17,12 @@ from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.core.errors import ConfigError, DataError, UsageError
-from bedplate.evaluation.harness import evaluate
+from bedplate.evaluation.harness import evaluate, evaluate_predictions
+from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
-from bedplate.evaluation.ranking import Ranker
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.ranking import RankedDocuments, Ranker
+from bedplate.evaluation.task import Example, load_examples, load_task
 
 IDS = [f"d{i}" for i in range(15)]
 WORDS = ("apple", "bridge", "cloud", "dune", "ember", "fjord", "grove", "harbour")
@@ -124,6 +125,40 @@ def test_a_base_ranks_with_its_own_vectors(tmp_path: Path) -> None:
     for row, scores in zip(result.rows, near, strict=True):
         given = [scores[int(name)] for name in json.loads(row.prediction or "")]
         assert given == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
+
+
+def test_other_documents_are_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same base asked again about the same rows spends nothing; among other documents it does. Read once each."""
+    path, base = write(tmp_path), write_tiny_base(tmp_path / "base")
+    read, reads = RankedDocuments.read, list[Path]()
+    monkeypatch.setattr(
+        RankedDocuments, "read", lambda self, directory: reads.append(directory) or read(self, directory)
+    )
+    rows = load_examples(load_task(path)).test.row_hashes
+
+    def openings() -> int:
+        return len(Ledger().path.read_text("utf-8").splitlines())
+
+    evaluate(base, path, split="test")
+    assert len(reads) == 2  # of them one here
+    before = openings()
+    evaluate(base, path, split="test")
+    assert openings() == before
+    with (tmp_path / "documents.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "more", "text": "fjord fjord"}) + "\n")
+    evaluate(base, path, split="test")
+    assert openings() == before + 1
+    assert Ledger().open("later", rows, task="t", reason="verdict").exploratory
+
+
+@pytest.mark.parametrize("answer", ['["a", "a", "b"]', "a", '["a"', '{"a": 1}', "[1]", "[" * 100_000])
+def test_what_is_no_ranking_is_unparsed(tmp_path: Path, answer: str) -> None:
+    """A document that is ranked twice would score twice: nDCG of 1.63."""
+    task = load_task(write(tmp_path))
+    rows = [Example(str(i), {"q": str(i)}, '["a"]', str(i), str(i)) for i in range(2)]
+    found = evaluate_predictions(task, rows, [answer, '["a","b"]'])
+    assert ([row.score for row in found.rows], found.unparsed) == ([0.0, 1.0], 1)
+    assert found.rows[1].prediction == '["a", "b"]'
 
 
 def test_targets_are_ids_lists_or_separated_text(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ class TestHandle:
 class TaskData:
     """A task's examples. `counts`: rows read, dropped (by reason) and in each split. `hashes`: of files and splits.
 
-    `notes` are sentences for the report: what was dropped and what the splits lack.
+    `notes` are sentences for the report: what was dropped and what the splits lack. `documents`: texts by id, where
+    that is what the task searches.
     """
 
     train: tuple[Example, ...]
@@ -66,6 +67,7 @@ class TaskData:
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
     licences: tuple[str, ...] = ()
+    documents: Mapping[str, str] | None = None
 
     def examples(self, split: str, reason: str) -> tuple[Example, ...]:
         """The examples of a split by name; `reason` is recorded where it is test."""
@@ -125,7 +127,7 @@ def load_examples(task: Task) -> TaskData:
         test,
     )
     licences = tuple(dict.fromkeys(rows.licence for rows in sources.values() if rows.licence))
-    return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences)
+    return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences, documents)
 
 
 def _records(

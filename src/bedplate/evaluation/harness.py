@@ -338,11 +338,13 @@ def evaluate(
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):
         model = load_predictor(model)
-    predictor = _asked(model, task, name)
+    predictor = _asked(model, data, name)
     reason = f"evaluate {task.task}"
     if split == "test":
-        question = sha256_json({"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash})
-        Ledger().open(question, data.test.row_hashes, task=task.task, reason=reason)
+        question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
+        if task.output.documents is not None:
+            question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
+        Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
     examples = data.examples(split, reason)
     predictions = predictor.predict([example.inputs for example in examples])
     return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
@@ -371,10 +373,10 @@ def load_predictor(
     return load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
 
 
-def _asked(model: object, task: Task, name: str) -> Predicts:
+def _asked(model: object, data: TaskData, name: str) -> Predicts:
     """What answers the task's rows. UsageError where the model cannot."""
-    if task.output.documents is not None and isinstance(model, Embeds):
-        return Ranker(model, task.output.documents.read(task.directory)[0])
+    if data.documents is not None and isinstance(model, Embeds):
+        return Ranker(model, data.documents)
     if not isinstance(model, Predicts):
         raise UsageError(
             f"{name} cannot be evaluated: it has no `predict`; give a skin (a base alone has no prompt and no labels)"

@@ -67,6 +67,19 @@ def relevant(value: Any, separator: str | None, known: Mapping[str, str]) -> str
     return json.dumps(sorted({str(name) for name in names}), ensure_ascii=False)
 
 
+def ranked(text: str) -> str:
+    """A prediction as a JSON list of ids, best first. RequestError for anything else, and where an id stands twice."""
+    try:
+        names: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"the output is no JSON list of document ids: {text[:80]!r}")
+    if len(set(names)) < len(names):
+        raise RequestError(f"the output ranks a document more than once: {text[:80]!r}")
+    return json.dumps(names, ensure_ascii=False)
+
+
 @runtime_checkable
 class Embeds(Protocol):
     """Anything that gives texts vectors: a base, an embedding skin."""

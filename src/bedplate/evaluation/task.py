@@ -30,7 +30,7 @@ from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_exa
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
-from bedplate.evaluation.ranking import RankedDocuments
+from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import JsonOutput, LabelsOutput
 
 __all__ = [
@@ -164,12 +164,13 @@ class OutputSpec(Strict):
 
     def canonical(self, text: str) -> str:
         """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
-        JSON list in their order, anything else as it is. RequestError for what fits neither schema nor labels."""
+        JSON list in their order, ranked documents as one of their ids, anything else as it is. RequestError for what
+        fits neither."""
         if self.json_schema is not None:
             return JsonOutput(json_schema=self.json_schema).parse(text)
         if self.kind == "labels":
             return LabelsOutput(labels=self.labels or ()).parse(text)
-        return text
+        return ranked(text) if self.kind == "embedding" else text
 
 
 Part = Annotated[float, Field(gt=0, lt=1)] | str
