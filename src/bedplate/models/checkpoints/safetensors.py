@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bedplate.core.errors import CheckpointError
+from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_write
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -105,9 +105,12 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     process is set up; a served checkpoint is often another user's, so the file gets the mode of any new file."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(
-        {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
-    )
+    try:
+        save_file(
+            {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"}
+        )
+    except SafetensorError as error:  # a full disk is one: the library has no errors of the system's kind
+        raise UsageError(f"{path}: the weights cannot be written: {error}; is there room on the disk?") from error
     path.chmod(mode)
 
 
