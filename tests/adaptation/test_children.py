@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.raw_text import RawText, inputs_in, read_raw_text
 from bedplate.adaptation.report import Report
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
-from bedplate.core.errors import BedplateError
+from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.evaluation.examples import Example
 from bedplate.inference.predict import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
@@ -102,7 +106,7 @@ def test_each_skin_answers_the_same_in_another_process(run: tuple[Report, Path])
 @pytest.mark.parametrize("name", CHILDREN)
 def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, Path], tiny_base: Path, name: str):
     report, out = run
-    parent, child = load_base(tiny_base), load_base(out / "bases" / name)
+    parent, child = load_base(tiny_base), load_base(out / "children" / name)
     assert child.identity.weights_id != parent.identity.weights_id
     assert child.identity.tokenizer_id == parent.identity.tokenizer_id
     assert child.dtype == parent.dtype
@@ -121,7 +125,7 @@ def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, P
     assert skin.base.weights_id == child.identity.weights_id
     assert skin.name == f"toy-sentiment-{name.replace('_', '-')}"
     assert skin.provenance.rung == name
-    reference = transformers.AutoModelForCausalLM.from_pretrained(out / "bases" / name, dtype=torch.float32).eval()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out / "children" / name, dtype=torch.float32).eval()
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = reference(tokens).logits[0]
@@ -165,7 +169,7 @@ def test_an_interrupted_rung_makes_the_same_child(
         with pytest.raises(KeyboardInterrupt):
             adapt(task, out, rungs=["zero_shot", name])
     assert list((out / "rungs" / name).rglob("state.safetensors"))
-    assert not (out / "bases").exists()
+    assert not (out / "children").exists()
 
     def after(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
@@ -174,9 +178,9 @@ def test_an_interrupted_rung_makes_the_same_child(
         patch.setattr(type(RUNGS[name]), "_finish", after)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, out, rungs=["zero_shot", name])
-    assert (out / "bases" / name).is_dir()
+    assert (out / "children" / name).is_dir()
     assert adapt(task, out, rungs=["zero_shot", name]).row(name)["status"] == "done"
-    expected, found = (load_base(place / "bases" / name).identity for place in (run[1], out))
+    expected, found = (load_base(place / "children" / name).identity for place in (run[1], out))
     assert found.weights_id == expected.weights_id
 
 
@@ -212,3 +216,41 @@ def test_raw_text_that_cannot_be_read_ends_the_ladder(tmp_path: Path, tiny_base:
     task = write_task(tmp_path / "t", tiny_base, raw_text={"source": str(empty)})
     report = adapt(task, tmp_path / "out", rungs=["majority", "continued_pretrain"])
     assert "do not move a base" in report.row("continued_pretrain")["reason"]
+
+
+def test_a_child_that_is_gone_is_made_again(run: tuple[Report, Path], tmp_path: Path):
+    """Without it the result cannot be tested, which must not come out after test was opened."""
+    task, out = run[1].parent / "task.yaml", tmp_path / "out"
+    adapt(task, out, rungs=["zero_shot", "full"])
+    made = load_base(out / "children" / "full").identity.weights_id
+    shutil.rmtree(out / "children")
+    report = adapt(task, out, rungs=["zero_shot", "full"])
+    assert report.row("full")["status"] == "done"
+    assert load_base(out / "children" / "full").identity.weights_id == made
+
+
+def test_the_task_s_own_data_is_no_raw_text(tmp_path: Path, tiny_base: Path):
+    task = write_task(tmp_path / "t", tiny_base, raw_text={"source": "../t/rows.jsonl"})
+    with pytest.raises(ConfigError, match="is the task's own data"):
+        adapt(task, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_stand_in_raw_text_are_counted(tmp_path: Path):
+    write_text(tmp_path / "text.jsonl", 1)
+    (tmp_path / "text.md").write_text("Before. It  broke\nafter a day. Afterwards.")
+    text = read_raw_text(RawText(source="text.md"), tmp_path)
+    examples = [Example(str(i), {"review": one}, "x", str(i), "g") for i, one in enumerate(("It broke after", "other"))]
+    assert inputs_in(text, examples) == 1
+
+
+def test_a_disk_that_is_full_is_no_failure_of_the_rung(
+    run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full_disk(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("bedplate.models.checkpoints.safetensors.save_file", full_disk)
+    with pytest.raises(UsageError, match="cannot be written"):
+        adapt(run[1].parent / "task.yaml", tmp_path / "out", rungs=["majority", "full"])
+    assert not (tmp_path / "out" / "test").exists()

@@ -92,10 +92,13 @@ def _skin_is_whole(context: Context, result: Result) -> bool:
     if result.skin is None:
         return True
     try:
-        read_skin(context.out / result.skin)
+        skin = read_skin(context.out / result.skin)
+        if result.child is None:
+            return True
+        child = context.at.child(context.out / result.child).facts.identity
     except BedplateError:
         return False
-    return True
+    return skin.base.has_weights_of(child)
 
 
 def _remember_prompt(context: Context, result: Result) -> None:

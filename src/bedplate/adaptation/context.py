@@ -294,19 +294,29 @@ class Context:
         if rung == "own_prompt" and self.spec.prompt is not None:
             return self.spec.prompt.model_dump(mode="json")
         if rung == "cascade":
-            return {name: one.result.skin_id for name, one in self.finished.items() if one.result.skin is not None}
+            rate = self.spec.machine.usd_per_hour
+            made = [one for one in self.finished.values() if one.result.skin and one.rung.name != rung]
+            return {one.name: [one.result.skin_id, one.result.price(rate, one.result.latency.mean)] for one in made}
         if rung == "hosted" and self.hosted is not None:
             return self.hosted.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
         if rung == "knn_few_shot":
-            return list(self.spec.embedders)
+            return self._second_bases(self.spec.embedders)
         if rung == "prompt_search" and self.spec.proposer is not None:
-            return self.spec.proposer.model_dump(mode="json", exclude={"timeout_s", "retries"})
+            proposer = self.spec.proposer
+            own = () if proposer.base is None else (proposer.base,)
+            return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), self._second_bases(own)]
         if rung == "retrieval" and self.spec.documents is not None:
             read = read_documents(self.spec.documents, self.task.directory)
-            return [self.spec.documents.model_dump(mode="json"), read.sha256, list(self.spec.embedders)]
+            return [self.spec.documents.model_dump(mode="json"), read.sha256, self._second_bases(self.spec.embedders)]
         if rung == "continued_pretrain" and self.raw_text is not None:
             return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]
         return None
+
+    def _second_bases(self, given: Sequence[str]) -> list[list[str]]:
+        """Names, and whose weights these are: a base may be another under the same name. HubError, CheckpointError."""
+        sources = [source_of(name, self.task) for name in given]
+        models = [self.model if source == self.source else self.embedder(source) for source in sources]
+        return [[name, one.base.identity.weights_id] for name, one in zip(given, models, strict=True)]
 
     def fingerprint(self) -> dict[str, Any]:
         """What every rung's outcome depends on, besides its own settings."""

@@ -37,6 +37,11 @@ class Entry:
         return self.context.out / "rungs" / self.rung.name
 
     @property
+    def on_base(self) -> bool:
+        """Whether a base of this machine is what is adapted."""
+        return self.rung.name not in (*WITHOUT_BASE, *REMOTE, *COMPOSED)
+
+    @property
     def base(self) -> str | None:
         """The base, or the endpoint, as the task file names it; None where none has a part in it."""
         if self.rung.name in REMOTE:
@@ -46,7 +51,7 @@ class Entry:
     @property
     def unfit(self) -> str | None:
         """Why the rung cannot be climbed on this base, whatever the time."""
-        if self.rung.name in (*WITHOUT_BASE, *REMOTE, *COMPOSED):
+        if not self.on_base:
             return None
         if self.context.unfit is not None:
             return self.context.unfit

@@ -90,21 +90,29 @@ class Guarding:
         retention, loss = self.spec.retention, self.spec.loss
         if retention is not None and retention.source is not None:
             items.own_items(retention.source, self.directory)
-        if loss is not None and loss.source is not None:
-            self.general_text(loss)
+        if loss is not None:
+            self._source(loss)
+            if loss.source is not None:  # what is pulled is looked at when it is needed
+                self.general_text(loss)
 
-    def general_text(self, spec: LossGuard) -> text.Documents:
-        """The documents of the loss guard. HubError; ConfigError where the task trains on them."""
+    def _source(self, spec: LossGuard) -> str:
+        """Where general text is read from. ConfigError where the task trains on it."""
         source = spec.source or next((one for one in GENERAL_TEXT if one not in self.trained_on), GENERAL_TEXT[0])
         if source in self.trained_on:
             raise ConfigError(
                 f"adapt.guards.loss.source: {source} is what the task trains on, so its loss says nothing about "
                 "other text; name another data set or file"
             )
+        return source
+
+    def general_text(self, spec: LossGuard) -> text.Documents:
+        """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
+        RequestError where it does on those that it did not."""
+        source = self._source(spec)
         read = text.read_documents(source, self.directory, spec.documents)
         shared = sum(one.text in self.texts for one in read.documents)
         if shared:
-            raise ConfigError(
+            raise (RequestError if spec.source is None else ConfigError)(
                 f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {source} stand in "
                 "the raw text that the base is trained on; name text that it has not seen"
             )

@@ -132,6 +132,8 @@ def _check_bases(contexts: Sequence[Context]) -> None:
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     check_lengths(contexts)
+    for name in contexts[0].spec.chosen_rungs:  # which reads what its rung will read beside the rows
+        (first or contexts[0]).settings_of(name)
     if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
         guarding_of(contexts[0]).check_files()
 
@@ -156,7 +158,7 @@ class _Ladder:
         self.contexts, self.data, self.out, self.curve, self.watch = contexts, data, out, curve, watch
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
-        self.expectations = rules.kept(next((c for c in contexts if not c.is_encoder), self.context))
+        self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
         chosen = planner.order(self.spec.chosen_rungs, rules.favoured(self.expectations))
         self.entries = {entry.name: entry for entry in entries(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
@@ -204,7 +206,7 @@ class _Ladder:
         )
         self._write(report, results)
         if self.curve:
-            report = report.with_curve(learning_curve(self.entries, self.outcomes, self.curve), self.context.clock.used)
+            report = report.with_curve(learning_curve(self.entries, self.outcomes, self.curve), self.context.clock)
             self._write(report, results)
         return report
 
@@ -221,9 +223,11 @@ class _Ladder:
 
     def _share(self, entry: Entry) -> None:
         """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
-        waiting = {id(e.context): e.context for e in self.entries.values() if e.name not in self.outcomes}
         context, clock = entry.context, entry.context.clock
-        if len(self.contexts) > 1 and math.isinf(context.until) and entry.base is not None and clock.left < math.inf:
+        if not entry.on_base:  # what comes after all bases has what they left
+            context.until = math.inf
+        elif len(self.contexts) > 1 and math.isinf(context.until) and clock.left < math.inf:
+            waiting = {id(e.context) for e in self.entries.values() if e.on_base and e.name not in self.outcomes}
             context.until = clock.used + max(clock.left - context.test_reserve, 0.0) / len(waiting)
 
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
@@ -239,13 +243,18 @@ class _Ladder:
         guarded: dict[str, list[GuardResult]] = {}
         while True:
             nomination = self._nominate(results, guarded)
-            changed = [(name, results[name].child) for name in nomination.nominees if name not in guarded]
-            unchecked = [(name, child) for name, child in changed if child is not None]
+            unchecked = [name for name in nomination.nominees if name not in guarded and self._children(name)]
             if not unchecked:
                 return nomination, guarded
-            for name, child in unchecked:
+            for name in unchecked:
                 with self.watch.timed("guards", name):
-                    guarded[name] = check_child(self.entries[name].context, self.out / child)
+                    guarded[name] = [one for at, child in self._children(name) for one in check_child(at, child)]
+
+    def _children(self, name: str) -> list[tuple[Context, Path]]:
+        """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
+        finished = self.context.finished
+        parts = [finished[part] for part in finished[name].result.parts or (name,)]
+        return [(one.context, one.child) for one in parts if one.child is not None]
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import DataError
 from bedplate.core.files import read_text, sha256_bytes
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.suites.text import Document, Documents, read_documents
 
 TEXT_FILES = (".txt", ".md")
@@ -37,6 +39,13 @@ def read_raw_text(spec: RawText, directory: Path) -> Documents:
     if not found.documents:
         raise DataError(f"{spec.source}: every text in it is empty")
     return found
+
+
+def inputs_in(text: Documents, examples: Sequence[Example]) -> int:
+    """How many examples have an input that stands in the text word for word, white space apart: a child that has read
+    what it is judged on knows more than it will of new rows."""
+    whole = "\n".join(" ".join(one.text.split()) for one in text.documents)
+    return sum(any(" ".join(i.split()) in whole for i in e.inputs.values() if i.strip()) for e in examples)
 
 
 def _documents(source: str, root: Path, files: list[Path]) -> Documents:

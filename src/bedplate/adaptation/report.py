@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bedplate import __version__
 from bedplate.adaptation import gate, planner
-from bedplate.adaptation.clock import Stopwatch
+from bedplate.adaptation.clock import Clock, Stopwatch
 from bedplate.adaptation.closer_look import examples, focus
 from bedplate.adaptation.data_card import data_card
 from bedplate.adaptation.guards import GuardResult
@@ -63,9 +63,9 @@ class Report:
         """The row of a rung on a split."""
         return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
 
-    def with_curve(self, curve: Mapping[str, Any], seconds: float) -> Report:
-        """The same with learning curves, after so many seconds in all."""
-        timing = {**self.data["timing"], "seconds": round(seconds, 1)}
+    def with_curve(self, curve: Mapping[str, Any], clock: Clock) -> Report:
+        """The same with learning curves, and the time and money that it took in all."""
+        timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
         return Report({**self.data, "curve": dict(curve), "timing": timing}, self.directory)
 
     def to_json(self) -> dict[str, Any]:

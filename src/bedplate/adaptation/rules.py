@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.curve import FLAT, LEARNS
 from bedplate.adaptation.rungs.base import RungOutcome, Tested
-from bedplate.core.files import atomic_write, read_text
+from bedplate.core.files import atomic_write
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.harness import Evaluation
 
@@ -95,23 +94,13 @@ def favoured(expectations: Sequence[Expectation]) -> Side:
     return "tuning" if 2 * tuning > len(expectations) else "prompting"
 
 
-def kept(context: Context) -> list[Expectation]:
-    """The expectations of this run, written down before its first rung; an interrupted run keeps what it had said."""
-    path = context.out / PREDICTIONS_FILE
+def written_down(context: Context) -> list[Expectation]:
+    """The expectations of this run, in a file before its first rung is climbed. They follow from the task alone, so an
+    interrupted run says the same again."""
     made = expect(context)
-    if path.is_file():
-        before = _read(path)
-        if before is not None:
-            return before
-    atomic_write(path, json.dumps([asdict(one) for one in made], indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps([asdict(one) for one in made], indent=1, ensure_ascii=False) + "\n"
+    atomic_write(context.out / PREDICTIONS_FILE, text)
     return made
-
-
-def _read(path: Path) -> list[Expectation] | None:
-    try:
-        return [Expectation(**one) for one in json.loads(read_text(path))]
-    except (ValueError, TypeError):
-        return None  # damaged: what is expected follows from the task, and is written again
 
 
 def score(

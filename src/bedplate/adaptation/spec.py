@@ -42,7 +42,6 @@ RUNG_NAMES = (
     "cascade",
 )
 """Cheapest first: the order in which the ladder is climbed."""
-_LATER_RUNGS = ("cascade",)
 _LATER_FIELDS = ("traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
@@ -187,11 +186,6 @@ class AdaptSpec(Strict):
         return rungs
 
     @property
-    def base(self) -> str:
-        """The one base."""
-        return self.bases[0]
-
-    @property
     def chosen_rungs(self) -> tuple[str, ...]:
         """The rungs to climb, cheapest first."""
         return tuple(name for name in RUNG_NAMES if self.rungs == "auto" or name in self.rungs)
@@ -228,6 +222,8 @@ def load_adapt_task(
     task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
+    if spec.raw_text is not None:
+        _check_raw_text(spec.raw_text, task)
     if rungs is not None:
         try:
             check_rungs(rungs)
@@ -235,6 +231,17 @@ def load_adapt_task(
             raise UsageError(f"--rungs: {error}") from error
         spec = spec.model_copy(update={"rungs": tuple(rungs)})
     return task, spec
+
+
+def _check_raw_text(text: RawText, task: Task) -> None:
+    """ConfigError where the text is the task's own data: a base would be trained on the rows that it is tested with."""
+    own = [task.data.source] if task.data.split.files is None else [*task.data.split.files.values()]
+    place = (task.directory / Path(text.source).expanduser()).resolve()
+    if any(one == text.source or (task.directory / one).resolve() == place for one in own if one is not None):
+        raise ConfigError(
+            f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
+            "the rows that it is tested with; name other text of the domain"
+        )
 
 
 def parse_budget(text: str) -> float:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bedplate.adaptation.bases import TaskBase
 from bedplate.adaptation.context import Context
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text
@@ -67,8 +68,8 @@ class Export:
 class Result:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
     its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
-    base that the rung made, a directory relative to the run's. `usd`: what endpoints charged. `usd_per_call`: what a
-    call costs, where that is not the machine's time alone."""
+    base that the rung made, a directory relative to the run's. `parts`: the candidates that it is made of. `usd`: what
+    endpoints charged. `usd_per_call`: what a call costs, where that is not the machine's time alone."""
 
     rung: str
     evaluation: Evaluation
@@ -84,6 +85,7 @@ class Result:
     export: Export | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     child: str | None = None
+    parts: tuple[str, ...] = ()
     usd: float = 0.0
     usd_per_call: float | None = None
 
@@ -129,6 +131,16 @@ class Finished:
         assert self.own.skin is not None
         return self.context.out / self.own.skin
 
+    @property
+    def child(self) -> Path | None:
+        """The directory of the base that the rung made, and its skin stands on."""
+        return None if self.own.child is None else self.context.out / self.own.child
+
+    @property
+    def base(self) -> TaskBase:
+        """What its skin stands on."""
+        return self.context.at if self.child is None else self.context.at.child(self.child)
+
 
 RESULT_FILE, PLAN_FILE = "result.json", "plan.json"
 
@@ -161,7 +173,7 @@ def read_result(directory: Path, config: str) -> tuple[Result, float] | None:
     values["evaluation"] = Evaluation.from_json(values["evaluation"])
     values["latency"] = Latency(**values["latency"])
     values["export"] = None if values["export"] is None else Export(**values["export"])
-    for name in ("seeds", "search", "left_out"):
+    for name in ("seeds", "search", "left_out", "parts"):
         values[name] = tuple(values[name])
     return Result(**values), seconds
 

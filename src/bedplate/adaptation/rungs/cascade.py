@@ -58,7 +58,7 @@ class Cascade:
         calls = context.finished[found.cheap].result.latency.mean + found.share * (
             context.finished[found.dear].result.latency.mean
         )
-        seconds = calls * context.latency_calls
+        seconds = calls * (context.latency_calls + 1) + 2 * context.pace.rows(len(context.valid))
         if seconds > context.left:
             return no_time(seconds, context.left)
         return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
@@ -88,7 +88,9 @@ class Cascade:
         with _Opened(skin, cheap, dear) as predictor:
             predictions = ask(predictor, context.valid)
             sample = context.ordered(context.valid, "latency")[: context.latency_calls]
-            calls = [p for p in ask(predictor, sample, one_by_one=True) if p is not None]
+            ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
+            # these rows were just asked: as another tenant, for whom their prompts are not cached
+            calls = [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         share = sum(p is not None and p.passed_on for p in predictions) / len(predictions)
         return Result(
@@ -104,6 +106,7 @@ class Cascade:
             skin_id=skin_id(skin),
             prompt_tokens=max(cheap.result.prompt_tokens, dear.result.prompt_tokens),
             details={"cheap": pair.cheap, "dear": pair.dear, "threshold": pair.threshold, "passed_on": share},
+            parts=(pair.cheap, pair.dear),
             usd_per_call=_price(context, cheap) + share * _price(context, dear),
         )
 
@@ -118,7 +121,7 @@ class _Opened(CascadePredictor):
     """A cascade on the ladder's own bases, which stay in memory together while it is open."""
 
     def __init__(self, skin: Skin, cheap: Finished, dear: Finished) -> None:
-        self._bases = (cheap.context.at, dear.context.at)
+        self._bases = (cheap.base, dear.base)
         for base in self._bases:
             base.held += 1
         super().__init__(skin, _asked(cheap), _asked(dear))

@@ -1,7 +1,7 @@
 """Child bases: a copy of a base whose every weight may be trained, written out as a base of its own.
 
-A rung that makes one leaves it below `bases` in the run's directory and names it in `Result.child`; its skin stands on
-it. The base of the context is its parent, and is not changed.
+A rung that makes one leaves it below `children` in the run's directory and names it in `Result.child`; its skin stands
+on it. The base of the context is its parent, and is not changed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.decoder import Decoder
 
-CHILDREN = "bases"
-"""Where child bases lie in a run's directory."""
+CHILDREN = "children"
+"""Where child bases lie in a run's directory; what is made on the task's further bases lies in `bases`."""
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
 _SLACK = 1.15
 """Of memory, for what allocators and the export's check of what it wrote take."""

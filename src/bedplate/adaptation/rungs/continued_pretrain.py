@@ -13,6 +13,7 @@ from typing import Any
 
 from bedplate import __version__
 from bedplate.adaptation.context import Context
+from bedplate.adaptation.raw_text import inputs_in
 from bedplate.adaptation.rungs.answers import export
 from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
@@ -204,7 +205,13 @@ class ContinuedPretrain:
             skin_id=skin_id(skin),
             search=tuple(search),
             left_out=(*plan.left_out, *skipped, *best.left_out),
-            details={**best.details, "then": best.rung, "tokens": trained.tokens, **losses},
+            details={
+                **best.details,
+                "then": best.rung,
+                "tokens": trained.tokens,
+                "valid_inputs_in_text": inputs_in(context.raw_text, context.valid),
+                **losses,
+            },
             child=f"{CHILDREN}/{self.name}",
         )
 

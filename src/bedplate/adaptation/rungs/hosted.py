@@ -6,6 +6,7 @@ Every answer is kept beside the run by the hash of what was asked: an interrupte
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from bedplate import __version__
@@ -17,6 +18,7 @@ from bedplate.core.errors import EndpointError, UsageError
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.account import Account
 from bedplate.inference.hosted import HostedPredictor, api_key
+from bedplate.inference.predict import Prediction
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import InputField, Provenance, Skin
@@ -48,6 +50,12 @@ class Hosted:
         seconds = n * ANSWER_SECONDS / spec.concurrency
         if seconds > context.left:
             return no_time(seconds, context.left)
+        whole = usd * (1 + context.test_n / n)
+        if whole > context.usd_left:
+            return Skip(
+                f"with test it needs about ${whole:.4f}, ${max(context.usd_left, 0):.4f} of the climb's money are left",
+                "budget",
+            )
         return Plan({"endpoint": spec.name}, seconds, usd=usd)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
@@ -61,21 +69,12 @@ class Hosted:
             with HostedPredictor(skin, account=account) as predictor:
                 predictions = ask(predictor, context.valid)
                 left_out = sorted(predictor.left_out)
+            given = [p for p in predictions if p is not None]
+            usd = self._usd_per_call(spec, account, given, context.test_n)
         except BaseException:
             context.clock.charge(account.spent)
             raise
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        given = [p for p in predictions if p is not None]
-        if not given:
-            raise EndpointError(f"{spec.name}: no row fits the context of {spec.model}")
-        usd = sum(p.usd or 0.0 for p in given) / len(given)
-        ahead = account.spent + 1.2 * usd * context.test_n
-        if ahead > spec.max_usd:
-            raise EndpointError(
-                f"{spec.name}: ${account.spent:.4f} are spent on valid, and with test it would be about ${ahead:.4f}, "
-                f"more than max_usd of ${spec.max_usd:g}; raise max_usd to go on (answers are kept)",
-                status=402,
-            )
         unread = f", {evaluation.unparsed} answers could not be read" if evaluation.unparsed else ""
         scores = "with" if any(p.scores for p in given) else "without"
         return Result(
@@ -101,6 +100,21 @@ class Hosted:
         assert context.hosted is not None
         skin = read_skin(context.out / result.skin)
         return HostedPredictor(skin, account=self._account(context, context.hosted))
+
+    @staticmethod
+    def _usd_per_call(spec: HostedSpec, account: Account, given: Sequence[Prediction], test_n: int) -> float:
+        """What an answer has cost. EndpointError where there is none, or test would cost more than is allowed."""
+        if not given:
+            raise EndpointError(f"{spec.name}: no row fits the context of {spec.model}")
+        usd = sum(p.usd or 0.0 for p in given) / len(given)
+        ahead = account.spent + 1.2 * usd * test_n
+        if ahead > spec.max_usd:
+            raise EndpointError(
+                f"{spec.name}: ${account.spent:.4f} are spent on valid, and with test it would be about ${ahead:.4f}, "
+                f"more than max_usd of ${spec.max_usd:g}; raise max_usd to go on (answers are kept)",
+                status=402,
+            )
+        return usd
 
     @staticmethod
     def _account(context: Context, spec: HostedSpec) -> Account:
