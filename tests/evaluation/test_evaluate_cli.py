@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ class Answer:
 class ByLastDigit:
     """Right on every row whose number does not end in 7."""
 
-    def predict(self, rows) -> list[Answer]:
+    def predict(self, rows: Sequence[dict[str, str]]) -> list[Answer]:
         numbers = [int(row["q"].split()[1]) for row in rows]
         return [Answer(("no", "yes")[(n % 2) ^ (n % 10 == 7)]) for n in numbers]
 
@@ -69,6 +70,32 @@ def test_text_shows_estimate_interval_and_groups(task_file: Path, capsys: pytest
     assert "on test" in printed
     assert "rows in 50 groups" in printed
     assert "label yes" in printed
+
+
+class Cautious(ByLastDigit):
+    """Answers a row in four, rightly."""
+
+    def predict(self, rows: Sequence[dict[str, str]]) -> list[Answer]:
+        numbers = [int(row["q"].split()[1]) for row in rows]
+        return [Answer("abstain" if n % 4 else "no") for n in numbers]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "selective_accuracy"])
+def test_what_was_withheld_is_told(
+    task_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, metric: str
+) -> None:
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: Cautious())
+    asked = ("skin", str(task_file), "--set", "output.abstain={min_confidence: 0.9}", "--set", f"metric={metric}")
+    out = tmp_path / "report.json"
+    _, printed, _ = run(capsys, *asked, "--out", str(out))
+    rows = load_examples(load_task(task_file)).valid
+    share = sum(int(e.inputs["q"].split()[1]) % 4 == 0 for e in rows) / len(rows)
+    assert f"answered {share:.1%} of the rows and abstained on the rest; row score among them 1.000" in printed
+    _, told, _ = run(capsys, *asked, "--json")
+    for report in (json.loads(out.read_text("utf-8")), json.loads(told)):
+        assert (report["coverage"], report["answered"]) == (pytest.approx(share), 1.0)
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
+    assert "abstained" not in run(capsys, *asked)[1]
 
 
 @pytest.mark.parametrize(

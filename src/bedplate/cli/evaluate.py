@@ -60,6 +60,8 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
     measured = calibration(result)
     return {
         **result.to_json(),
+        "coverage": result.coverage,
+        "answered": result.answered,
         "slices": [asdict(part) for part in slices(result)],
         "calibration": None if measured is None else asdict(measured),
         "counts": dict(data.counts),
@@ -83,6 +85,9 @@ def _show(result: Evaluation, data: TaskData) -> None:
         bound = f"one-sided {percent} lower bound {result.lower_bound:.3f}"
     groups = f"{result.n} rows" + (f" in {result.groups} groups" if result.groups < result.n else "")
     print(f"{bound}; {groups}" + (f"; {result.unparsed} answers could not be parsed" if result.unparsed else ""))
+    if result.coverage < 1:
+        among = "" if result.answered is None else f"; row score among them {result.answered:.3f}"
+        print(f"answered {result.coverage:.1%} of the rows and abstained on the rest{among}")
     measured = calibration(result)
     if measured is not None:
         print(f"expected calibration error {measured.error:.3f}")
