@@ -15,10 +15,11 @@ import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
+from bedplate.core.errors import SkinError, TemplateError
 from bedplate.inference import bulk
-from bedplate.inference.predict import LoadedSkin, load
+from bedplate.inference.predict import LoadedSkin, Prediction, load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import write_skin
+from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
@@ -92,6 +93,39 @@ def test_rows_that_cannot_be_predicted_are_named_and_counted(
     assert found[4]["error"]["code"] == "context_length_exceeded"
     assert "stars" in found[3]["error"]["message"]
     assert found[0]["output"] == found[5]["output"]
+
+
+class Answering:
+    """Skins that no engine answers alone: one row's prompt cannot be made, another's skin cannot be."""
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, skin: Skin) -> None:
+        self.skin, self.tenants = skin, list[str]()
+
+    def predict(self, rows: Any, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        self.tenants.append(tenant)
+        texts = [row["review"] for row in rows]
+        if "template" in texts:
+            raise TemplateError("the template divides by zero")
+        if "skin" in texts:
+            raise SkinError("its second skin is of another base")
+        return [Prediction("positive", "positive", usd=0.25, passed_on=text == "unsure") for text in texts]
+
+
+def test_what_is_asked_as_a_whole_fails_by_the_row_and_says_what_it_cost(skin_dir: Path) -> None:
+    predictor = Answering(read_skin(skin_dir))
+    rows = [bulk.Row(i, {"review": text}) for i, text in enumerate(("a", "template", "skin", "unsure", "b"), start=1)]
+    first, second = bulk.predict_rows(predictor, rows, 4)  # type: ignore[arg-type]
+    assert [row.get("usd") for row in first] == [0.25, None, None, 0.25]
+    assert [row.get("passed_on") for row in first] == [None, None, None, True]
+    assert [row["error"]["message"] for row in first[1:3]] == [
+        "the template divides by zero",
+        "its second skin is of another base",
+    ]
+    assert second[0]["output"] == "positive"
+    # of each batch's own: what others left in the caches would change last bits
+    assert predictor.tenants == ["lines from 1"] * 5 + ["lines from 5"]
 
 
 @pytest.mark.parametrize(

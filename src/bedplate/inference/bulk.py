@@ -18,13 +18,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bedplate.core.errors import BedplateError, DataError, RequestError, UsageError
+from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.inference.composed import Answers
 from bedplate.inference.predict import Prediction, Predictor
 from bedplate.inference.requests import Request
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
+
+_OF_A_ROW = (RequestError, TemplateError, SkinError)
+"""What one row can be at fault for, whatever answers; other failures end the run, which can go on later."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +140,22 @@ def write_stream(
 
 
 def _answers(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, Any]]:
-    return _on_engine(predictor, group, tenant) if isinstance(predictor, Predictor) else _asked(predictor, group)
+    if isinstance(predictor, Predictor):
+        return _on_engine(predictor, group, tenant)
+    return _asked(predictor, group, tenant)
 
 
-def _asked(predictor: Answers, group: list[Row]) -> list[dict[str, Any]]:
+def _asked(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, Any]]:
     """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
     try:
-        return [_success(one) for one in predictor.predict(rows)]
-    except RequestError:
+        return [_success(one) for one in predictor.predict(rows, tenant=tenant)]
+    except _OF_A_ROW:
         found: list[dict[str, Any]] = []
         for row in rows:
             try:
-                found.append(_success(predictor.predict([row])[0]))
-            except RequestError as error:
+                found.append(_success(predictor.predict([row], tenant=tenant)[0]))
+            except _OF_A_ROW as error:
                 found.append(_failure(error))
         return found
 
@@ -195,7 +200,9 @@ def _success(prediction: Prediction) -> dict[str, Any]:
     scores = {"scores": dict(prediction.scores)} if prediction.scores else {}
     tokens = {"prompt_tokens": prediction.prompt_tokens, "completion_tokens": prediction.completion_tokens}
     passages = {"passages": list(prediction.passages)} if prediction.passages else {}
-    return {"output": prediction.output} | scores | tokens | passages
+    passed_on = {"passed_on": True} if prediction.passed_on else {}
+    usd = {} if prediction.usd is None else {"usd": prediction.usd}
+    return {"output": prediction.output} | scores | tokens | passages | passed_on | usd
 
 
 def _failure(error: BedplateError) -> dict[str, Any]:
