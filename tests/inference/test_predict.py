@@ -21,9 +21,10 @@ from bedplate.inference.native.library import load as load_library
 from bedplate.inference.predict import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
+from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput, TextOutput
-from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
+from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin, cascaded
 
 LABELS = LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive"), bias=(0.0, 0.5))
 PROMPT = Prompt("the product was asked about by the user\nReview: {{ review }}\nSentiment:")
@@ -197,6 +198,34 @@ def test_a_judged_kernel_that_cannot_be_had_here_names_the_flag(
         assert (loaded.engine.weights, loaded.engine.kernel) == ("bfloat16", "torch")
         assert "int4" in loaded.warnings[0]
         assert "native" in loaded.warnings[1]
+
+
+def test_an_embedder_that_cannot_be_held_as_for_the_pool_names_the_flag(
+    model: LocalModel, tiny_dir: Path, native_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder, skin = load_base(native_dir), _skin(model, tiny_dir, "label")
+    rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
+    skin = dataclasses.replace(
+        skin,
+        kind="knn",
+        bases={**skin.bases, "embedder": BaseReference.of(str(native_dir), "llama", embedder.identity)},
+        prompt=Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:"),
+        neighbours=Neighbours(np.eye(3, 96, dtype=np.float32), rows, 2),
+        embedded_with=EvaluatedWith(weights="int4", kernel="native"),
+    )
+    write_skin(skin, tmp_path / "skin")
+    monkeypatch.setattr("bedplate.inference.native.decoder.load", lambda: "there is no C compiler")
+    with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
+        bedplate.load(tmp_path / "skin")
+    with bedplate.load(tmp_path / "skin", allow_other_weights=True) as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        assert "int4" in loaded.warnings[0]
+        assert loaded(ROWS[0]) in LABELS.labels
+    write_skin(cascaded("both", skin, skin, 0.9), tmp_path / "both")
+    with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
+        bedplate.load(tmp_path / "both")
+    with bedplate.load(tmp_path / "both", allow_other_weights=True) as both:
+        assert any("int4" in warning for warning in both.warnings)
 
 
 def test_a_skin_from_before_kernels_were_recorded_runs_on_torch(judged: Callable[[str, str], Path]) -> None:

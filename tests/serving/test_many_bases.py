@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.config import BaseConfig
 from bedplate.serving.loading import loaded_house, server_config
-from bedplate.skins.files import write_skin
+from bedplate.skins.card import card_of, read_card
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.skin import BaseReference, EvaluatedWith
 
 from .conftest import Server, make_skins, running
 
@@ -30,6 +37,34 @@ def test_two_decoders_with_a_skin_each(files, tmp_path):
         assert listed == {"tiny": "tiny", "second": "second", "tuned": "tiny", "prompted": "second"}
         for name in listed:
             assert server.chat(model=name).status_code == 200
+
+
+def test_an_embedder_is_held_as_it_was_for_the_pool(files, tmp_path):
+    second = write_tiny_base(tmp_path / "second", seed=9)
+    embedder, skin = load_base(second, dtype="bfloat16"), make_skins(load_base(files.base))[0]
+    rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
+    knn = dataclasses.replace(
+        skin,
+        kind="knn",
+        bases={**skin.bases, "embedder": BaseReference.of("second", "llama", embedder.identity)},
+        prompt=Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:"),
+        neighbours=Neighbours(np.eye(3, 48, dtype=np.float32), rows, 2),
+        embedded_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
+    )
+    write_skin(knn, tmp_path / "skins" / "knn")
+    assert read_card(tmp_path / "skins" / "knn") == card_of(read_skin(tmp_path / "skins" / "knn"))
+    config = server_config(files.base, second, skins_directory=tmp_path / "skins")
+    with loaded_house(config) as house, running(house) as url:
+        held = {engine.base.name: (engine.weights, engine.kernel) for engine in house.registry.engines}
+        assert held["second"] == ("bfloat16", "torch")
+        assert held["tiny"][0] == "float32"
+        assert Server(url, house, {}).chat(model=knn.name).status_code == 200
+    other = dataclasses.replace(knn, embedded_with=EvaluatedWith(weights="float32"))
+    write_skin(other, tmp_path / "skins" / "knn", replace=True)
+    held = BaseConfig(source=str(second), dtype="bfloat16")
+    config = config.model_copy(update={"bases": (config.bases[0], held)})
+    with loaded_house(config) as house:  # told when it is registered, not when it is first asked
+        assert knn.name not in house.registry.models
 
 
 @pytest.mark.parametrize("main", ["decoder", "encoder"])

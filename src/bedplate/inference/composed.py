@@ -123,16 +123,15 @@ class _Opener:
         if skin.is_remote:
             return self._stack.enter_context(HostedPredictor(skin))
         main = self._model(skin.base, skin.evaluated_with, skin)
-        second = None if skin.embedder is None else self._model(skin.embedder, skin.embedded_with)
+        second = None if skin.embedder is None else self._model(skin.embedder, skin.embedded_with, skin)
         return self._stack.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
 
-    def _model(self, base: BaseReference, judged: EvaluatedWith | None, skin: Skin | None = None) -> LocalModel:
+    def _model(self, base: BaseReference, judged: EvaluatedWith | None, skin: Skin) -> LocalModel:
         held = held_as(judged)
         key = (base.weights_id, held)
         if key not in self._models:
             loaded = load_base(base.name, dtype=held.dtype, device=self._device)
-            if skin is not None:
-                held = check_here(skin, loaded, held, None, self._allowed)
+            held = check_here(skin, loaded, held, None, self._allowed)
             model = LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=self._compute)
             self._models[key] = self._stack.enter_context(model)
         return self._models[key]

@@ -374,7 +374,7 @@ def load(
         model = stack.enter_context(LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute))
         second = None
         if skin.embedder is not None:
-            second = stack.enter_context(_embedder(skin, embedder, device, compute))
+            second = stack.enter_context(_embedder(skin, embedder, device, compute, allow_other_weights))
         found = LoadedSkin(model, skin, embedder=second, allow_other_weights=allow_other_weights)
         stack.pop_all()
         return found
@@ -388,10 +388,13 @@ def _only_as_written(skin: Skin, *asked: object) -> None:
         )
 
 
-def _embedder(skin: Skin, source: str | Path | None, device: str, compute: ComputeLock) -> LocalModel:
+def _embedder(
+    skin: Skin, source: str | Path | None, device: str, compute: ComputeLock, allow_other_weights: bool
+) -> LocalModel:
     from bedplate.inference.local import LocalModel
 
     assert skin.embedder is not None
     held = held_as(skin.embedded_with)
     loaded = load_base(source or skin.embedder.name, dtype=held.dtype, device=device)
+    held = check_here(skin, loaded, held, None, allow_other_weights)
     return LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute)

@@ -27,7 +27,7 @@ from bedplate.serving.registry import Registry
 from bedplate.serving.residency import apart_now
 from bedplate.serving.shelf import Found, Shelf
 from bedplate.skins.card import Card, card_of, parts_of, read_card
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import EvaluatedWith, Skin
 
 log = logging.getLogger("bedplate.serving")
 
@@ -119,7 +119,7 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
     # sets of weights, here or on another engine.
     slots = limits.adapters * (len(config.bases) + 1)
     for base, one in zip(loaded, config.bases, strict=True):
-        judged = [card.evaluated_with for card in _of(base, cards) if card.evaluated_with is not None]
+        judged = _of(base, cards)
         weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
         agreed = weights.pop() if len(weights) == 1 and one.weights == "auto" and one.dtype is None else ""
         # Quantised weights run on one kernel only, which the engine finds.
@@ -168,7 +168,7 @@ def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequen
     """
     # The only base must be that of all skins; which of several it is, its weights tell.
     asked = config.dtype or (None if config.weights == "auto" else dtype_of(config.weights))
-    known = asked or (_judged(given) if bases == 1 else None)
+    known = asked or (_judged([card.evaluated_with for card in given if card.evaluated_with]) if bases == 1 else None)
     base = load_base(config.source, dtype="auto" if known is None else dtype_of(known), device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
@@ -180,12 +180,15 @@ def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequen
     return load_base(config.source, dtype=dtype_of(wanted), device=config.device)
 
 
-def _of(base: Base, cards: Sequence[Card]) -> list[Card]:
-    return [card for card in cards if card.base.has_weights_of(base.identity)]
+def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
+    """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
+    on_it = [card.evaluated_with for card in cards if card.base.has_weights_of(base.identity)]
+    for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
+    return [one for one in (*on_it, *for_others) if one is not None]
 
 
-def _judged(cards: Sequence[Card], strict: bool = True) -> str | None:
-    judged = {card.evaluated_with.weights for card in cards if card.evaluated_with is not None}
+def _judged(found: Sequence[EvaluatedWith], strict: bool = True) -> str | None:
+    judged = {one.weights for one in found}
     if len(judged) > 1 and strict:
         raise UsageError(
             f"the skins were judged with different weights ({', '.join(sorted(judged))}): serve them apart, or choose "

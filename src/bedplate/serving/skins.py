@@ -63,9 +63,10 @@ class ServedSkin:
         check_base(card.name, card.base, card.format, engine.base)
         if card.embedder is not None and embedder is not None:
             check_base(card.name, card.embedder, "plain", embedder.base)
-        self.warnings = check_judged(
-            card.name, card.evaluated_with, engine.weights, engine.kernel, allow_other_weights=allow_other_weights
-        )
+        self.warnings: list[str] = []
+        for one, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
+            if one is not None:
+                self.warnings += check_judged(card.name, judged, one.weights, one.kernel, allow_other_weights)
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None

@@ -31,6 +31,8 @@ class Card:
     """The base that chooses its demonstrations, where it is another than the main one."""
     second: BaseReference | EndpointReference | None = None
     """What a cascade passes on to."""
+    embedded_with: EvaluatedWith | None = None
+    """How the embedder was held."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -44,6 +46,7 @@ def read_card(directory: Path | str) -> Card:
     manifest = read_manifest(directory)
     if "main" not in manifest.bases:
         raise SkinError(f"{directory / SKIN_FILE} names no main base")
+    embedded = manifest.knn or manifest.retrieval
     return Card(
         manifest_id(manifest),
         manifest.name,
@@ -56,6 +59,7 @@ def read_card(directory: Path | str) -> Card:
         directory.absolute(),
         _weights(manifest.bases.get("embedder")),
         manifest.bases.get("second"),
+        None if embedded is None else embedded.embedded_with,
     )
 
 
@@ -81,6 +85,7 @@ def card_of(skin: Skin) -> Card:
         skin.directory,
         skin.embedder,
         skin.bases.get("second"),
+        skin.embedded_with,
     )
 
 
