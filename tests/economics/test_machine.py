@@ -116,8 +116,9 @@ def test_another_size_is_scaled_part_by_part() -> None:
 
 
 def test_a_server_adds_to_steps_that_choose_tokens() -> None:
-    server = ServerSpeed(call_seconds=0.01, step_seconds=0.002, row_seconds=0.0003)
+    server = ServerSpeed(call_seconds=0.01, start_seconds=0.005, step_seconds=0.002, row_seconds=0.0003)
     assert served_seconds(server, Load(4, 4)) == pytest.approx(0.002 + 4 * 0.0003)
+    assert served_seconds(server, Load(99, 4, started=2)) == pytest.approx(0.002 + 4 * 0.0003 + 2 * 0.005)
     assert served_seconds(server, Load(512, 0)) == 0.0
 
 

@@ -13,11 +13,14 @@ from tests.serving.conftest import running
 
 from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
-from bedplate.economics.machine import Load, read_machine, step_seconds
+from bedplate.economics.machine import Load, ServerSpeed, read_machine, step_seconds
+from bedplate.economics.simulation import Service, simulate
+from bedplate.economics.steps import MeasuredSteps
+from bedplate.economics.traffic import Call
 from bedplate.inference import measure, measure_tuning
 from bedplate.inference.engine import Engine
 from bedplate.inference.measure import Measured, StepLog, fit_engine, load_of, measure_engine
-from bedplate.inference.measure_server import measure_server
+from bedplate.inference.measure_server import LONG, SHORT, TOGETHER, fit_server, measure_server
 from bedplate.inference.measure_tuning import StepKind
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.inference.stats import StepRecord
@@ -149,9 +152,34 @@ def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypa
         with pytest.raises(EndpointError, match="answered 404"):
             measure_server(url, "another", nothing, 300)
     # Against an engine that takes no time, the server is all there is.
-    assert found.call_seconds + found.step_seconds + found.row_seconds > 0
+    assert found.call_seconds + found.start_seconds + found.step_seconds + found.row_seconds > 0
     with pytest.raises(EndpointError, match="was not reached"):
         measure_server("http://127.0.0.1:9", "tiny", nothing, 300)
+
+
+@pytest.mark.parametrize("costs", [(0.004, 0.002, 0.0006, 0.0003), (0.0, 0.003, 0.0, 0.0002), (0.005, 0.0, 0.001, 0.0)])
+def test_what_a_server_adds_is_found_again(costs: tuple[float, float, float, float]) -> None:
+    """Calls of a simulated server with made-up costs, less those of its engine, give the costs."""
+    call, start, step, row = costs
+    server = ServerSpeed(call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
+    engine = made_up()
+    served = MeasuredSteps(engine.model_copy(update={"server": server}))
+    beyond: list[float] = []
+    for rows, tokens in ((1, SHORT), (TOGETHER, SHORT), (1, LONG), (TOGETHER, LONG)):
+        calls = [Call(0.0, 16, 0, tokens) for _ in range(rows)]
+        alone = simulate(Service(MeasuredSteps(engine, served=False)), calls).seconds
+        beyond.append(simulate(Service(served, call_seconds=call), calls).seconds - alone)
+    found = fit_server(*beyond)
+    for name, value in server.model_dump().items():
+        assert getattr(found, name) == pytest.approx(value, abs=1e-9), name
+
+
+def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
+    """An engine that answers in no time still serves no more calls than its server can begin."""
+    server = ServerSpeed(call_seconds=0.0, start_seconds=0.01, step_seconds=0.0, row_seconds=0.0)
+    engine = made_up().model_copy(update={"server": server})
+    calls = [Call(0.0, 16, 0, 1) for _ in range(100)]
+    assert simulate(Service(MeasuredSteps(engine)), calls).seconds >= 100 * 0.01
 
 
 def test_the_command_keeps_what_was_measured(

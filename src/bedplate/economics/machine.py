@@ -89,10 +89,12 @@ class Spread(Strict):
 
 
 class ServerSpeed(Strict):
-    """What a server adds to its engine, the answers streamed: to a call, to each step of running generations, and to
-    each of their rows (the engine's own threads wait for the cores that writing to clients takes)."""
+    """What a server adds to its engine, the answers streamed: to a call beside all steps, to the step that ends its
+    prompt, to each step of running generations, and to each of their rows (the engine's own threads wait for the cores
+    that reading calls and writing to clients take)."""
 
     call_seconds: Seconds
+    start_seconds: Seconds = 0.0
     step_seconds: Seconds
     row_seconds: Seconds
 
@@ -223,7 +225,9 @@ def step_seconds(speed: EngineSpeed, load: Load, shape: Shape | None = None) -> 
 
 def served_seconds(server: ServerSpeed, load: Load) -> float:
     """What a step takes longer in a server than in an engine alone."""
-    return server.step_seconds + server.row_seconds * load.rows if load.rows else 0.0
+    if not load.rows:
+        return 0.0
+    return server.step_seconds + server.row_seconds * load.rows + server.start_seconds * load.started
 
 
 def machine_file() -> Path:

@@ -1,4 +1,4 @@
-"""Measures what a running server adds to its engine: to a call, to a step, and to a row of a step.
+"""Measures what a running server adds to its engine: to a call, to the step that it starts in, to a step and its rows.
 
 Streamed completions of known sizes are timed from outside, alone and several at once; what an engine of the same speed
 would take (simulated) is taken off. The server must run on this machine, with nobody else asking, and without guessing
@@ -37,8 +37,8 @@ async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     generator = random.Random(0)
     found: dict[tuple[int, int], list[float]] = {}
-    kinds = ((1, SHORT), (1, LONG), (TOGETHER, LONG))
-    turn_of = ((1, SHORT),) * SHORTS + kinds[1:]
+    kinds = ((1, SHORT), (TOGETHER, SHORT), (1, LONG), (TOGETHER, LONG))
+    turn_of = kinds[:2] * SHORTS + kinds[2:]
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         with Progress(f"{model}: its server", TURNS * len(turn_of), "turns") as bar:
             for turn in range(TURNS):
@@ -49,13 +49,21 @@ async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
                     bar.advance(1)
                     if turn:  # the first turn warms it up
                         found.setdefault(kind, []).append(seconds - _simulated(speed, rows, output))
-    one, long, many = (statistics.median(found[kind]) for kind in kinds)
-    # A lone call of n tokens: call + n · (step + row); several at once: call + n · (step + rows · row).
+    return fit_server(*(statistics.median(found[kind]) for kind in kinds))
+
+
+def fit_server(one: float, several: float, long: float, several_long: float) -> ServerSpeed:
+    """From what calls took beyond their engine: one of `SHORT` tokens and `TOGETHER` at once, the same of `LONG`.
+
+    r calls of n tokens at once add call + r · start + n · (step + r · row). Nothing adds less than nothing.
+    """
     alone = max((long - one) / (LONG - SHORT), 0.0)
-    call = max(one - SHORT * alone, 0.0)
-    together = max((many - call) / LONG, alone)
-    row = (together - alone) / (TOGETHER - 1)
-    return ServerSpeed(call_seconds=call, step_seconds=max(alone - row, 0.0), row_seconds=min(row, alone))
+    together = max((several_long - several) / (LONG - SHORT), alone)
+    row = min((together - alone) / (TOGETHER - 1), alone)
+    step = alone - row
+    start = max((several - one - SHORT * (TOGETHER - 1) * row) / (TOGETHER - 1), 0.0)
+    call = max(one - start - SHORT * alone, 0.0)
+    return ServerSpeed(call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
 
 
 def _simulated(speed: EngineSpeed, rows: int, output: int) -> float:
