@@ -38,7 +38,7 @@ from peers import BASE, THREADS
 from servers import running
 
 PROMPTS = (48, 100, 200, 300, 400, 700, 1000, 1800)
-BATCHES, CONTEXTS, DECODED = (1, 2, 5, 7, 10, 14, 16), (100, 400, 1500), 32
+BATCHES, CONTEXTS, DECODED = (1, 5, 7, 10, 14), (100, 400, 1500), 32  # of these batches, 1 alone was calibrated with
 TUNED = (StepKind(16, 48, 1), StepKind(8, 128, 1), StepKind(1, 512, 1), StepKind(4, 128, 100), StepKind(6, 200, 40))
 LOADS = (0.3, 0.6, 0.9)
 TRAFFIC = Traffic(parse_lengths("100-400", "prompt"), parse_lengths("16-96", "output"))
