@@ -12,7 +12,7 @@ import yaml
 from bedplate.core.config import dump_config, parse_config
 from bedplate.core.errors import ConfigError, DataError, UnreachableError, UsageError
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.task import Task, load_examples, load_task
+from bedplate.evaluation.task import OutputSpec, Task, load_examples, load_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
 
@@ -80,6 +80,33 @@ def test_the_hash_follows_the_resolved_file(tmp_path: Path) -> None:
     assert load_task(path, ["data.seed=0"]).hash == load_task(path).hash
 
 
+@pytest.mark.parametrize(
+    ("output", "metric", "digest"),
+    [
+        ({"kind": "label", "labels": ["a", "b"]}, "accuracy", "fb226dd656cb9ed7"),
+        (
+            {"kind": "label", "labels": ["a", "b"], "abstain": {"coverage": 0.5}},
+            "selective_accuracy",
+            "3d96fd187eb30415",
+        ),
+        ({"kind": "labels", "labels": ["a", "b"], "separator": ";", "max_tokens": 9}, "macro_f1", "647c1c5c21a16126"),
+        ({"kind": "text", "max_tokens": 8, "stop": ["x"]}, "exact_match", "6f53d45dbc079d7d"),
+        ({"kind": "json", "json_schema": {"type": "object"}}, "json_match", "624c4cd64c7b9372"),
+        ({"kind": "embedding", "documents": {"source": "d.jsonl"}}, "ndcg@10", "3903eb88780a8338"),
+    ],
+)
+def test_hashes_stay_what_they_were(output: dict[str, object], metric: str, digest: str) -> None:
+    """A verdict is known by the task's hash, so a field that comes later may not change that of tasks without it."""
+    given = {"task": "t", "inputs": {"x": {"column": "x"}}, "output": output, "metric": metric}
+    data = {"source": "x.csv", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}}
+    assert Task.model_validate(given | {"data": data}).hash[:16] == digest
+
+
+@pytest.mark.parametrize("late", ["json_schema", "separator", "documents", "abstain"])
+def test_late_fields_are_written_only_where_they_are_given(late: str) -> None:
+    assert late not in OutputSpec.model_validate(BASE["output"]).model_dump()
+
+
 def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
     for path in (write(tmp_path), EXAMPLE):
         task = load_task(path)
@@ -114,7 +141,7 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
         ({"output__labels": ["yes"]}, "at least 2"),
         ({"output__labels": [" yes", "no"]}, "' yes' is empty or has spaces"),
         ({"output__labels": None}, "needs `labels`"),
-        ({"output__max_tokens": 3}, "belong to outputs of kind text"),
+        ({"output__max_tokens": 3}, "`max_tokens` belongs to outputs of kind text, json or labels, not label"),
         ({"output": {"kind": "text", "labels": ["a", "b"]}, "metric": "exact_match"}, "`labels` belongs to"),
         ({"metric": "f1"}, "no metric 'f1'; there are accuracy, macro_f1, "),
         (

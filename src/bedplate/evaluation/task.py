@@ -86,6 +86,11 @@ class AbstainSpec(Strict):
         return self
 
 
+_LATE_FIELDS = ("json_schema", "separator", "documents", "abstain")
+"""Fields of outputs that came after the first task files, left out of what is written where they are not given. Any
+further field belongs here."""
+
+
 class OutputSpec(Strict):
     """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
     ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
@@ -106,11 +111,9 @@ class OutputSpec(Strict):
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Outputs from before there was abstention keep their hashes."""
+        """Task files from before there were the late fields keep their hashes."""
         fields: dict[str, Any] = serialise(self)
-        if self.abstain is None:
-            fields.pop("abstain", None)
-        return fields
+        return {name: value for name, value in fields.items() if value is not None or name not in _LATE_FIELDS}
 
     @field_validator("kind")
     @classmethod
@@ -131,7 +134,7 @@ class OutputSpec(Strict):
     def _fields_of_the_kind(self) -> OutputSpec:
         self._check_labels()
         if self.kind not in ("text", "json", "labels") and self.max_tokens is not None:
-            raise ValueError(f"`max_tokens` and `stop` belong to outputs of kind text, not {self.kind}")
+            raise ValueError(f"`max_tokens` belongs to outputs of kind text, json or labels, not {self.kind}")
         if self.kind != "text" and self.stop is not None:
             raise ValueError(f"`stop` belongs to outputs of kind text, not {self.kind}")
         if self.kind != "json" and self.json_schema is not None:
@@ -316,13 +319,6 @@ class Task(Strict):
     def hash(self) -> str:
         """sha256 (hex) of the resolved file, overrides included."""
         values = self.model_dump(mode="json")
-        for name in (
-            "json_schema",
-            "separator",
-            "documents",
-        ):  # files from before there were such fields keep their hash
-            if values["output"][name] is None:
-                del values["output"][name]
         if isinstance(self.metric, MetricSpec):  # a judge's price or a function's path change no score
             values["metric"] = self.metric_name
         return sha256_json(values)
