@@ -216,3 +216,8 @@ def test_rows_of_one_document_are_put_together_in_order(tmp_path: Path) -> None:
     found = read_documents("t.jsonl", tmp_path)
     assert found.documents == (Document("x", "first second"), Document("y", "alone"))
     assert read_documents("t.jsonl", tmp_path, 1).documents == (Document("x", "first second"),)
+    rows = [{"text": f"text {i}"} for i in range(1, 13)]
+    (tmp_path / "u.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    few = read_documents("u.jsonl", tmp_path, 3).documents
+    assert few == tuple(Document(f"line {i}", f"text {i}") for i in (1, 2, 3))
+    assert len(read_documents("u.jsonl", tmp_path).documents) == 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents to read, where they come from, and how many tokens of each are read at most (None: all)."""
+    """Documents to read, whole, and where they come from."""
 
     documents: tuple[Document, ...]
     source: str
@@ -45,7 +46,8 @@ class Loss:
 
 def read_documents(source: str, directory: Path, limit: int | None = None) -> Documents:
     """Documents of a data set or a .jsonl, .csv or .tsv file: column `text`; rows with one `document` belong together,
-    in their order in the file. limit: only the first so many. DataError where there is no such column."""
+    in the order of their `sentence` or in the file's. Documents stand in the natural order of their names ("line 2"
+    before "line 10"). limit: only the first so many in that order. DataError where there is no column `text`."""
     rows = read_rows(source, directory)
     if "text" not in rows.columns:
         raise DataError(f"{rows.path}: no column 'text'; the columns are {', '.join(rows.columns)}")
@@ -57,9 +59,15 @@ def read_documents(source: str, directory: Path, limit: int | None = None) -> Do
         if value.strip():
             place = int(row["sentence"]) if str(row.get("sentence", "")).isdigit() else line
             parts.setdefault(str(row.get("document", f"line {line}")), []).append((place, value.strip()))
-    names = sorted(parts) if limit is None else sorted(parts)[:limit]
+    names = sorted(parts, key=_natural)[:limit]
     found = tuple(Document(name, " ".join(text for _, text in sorted(parts[name]))) for name in names)
     return Documents(found, source, rows.sha256)
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """Numbers in a name count as numbers; what is then alike is told apart by the name itself."""
+    pieces = re.split(r"([0-9]+)", name)  # texts and numbers by turns
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], name
 
 
 def losses(model: LocalModel, documents: Sequence[Document], description: str = "general text") -> list[Loss]:
