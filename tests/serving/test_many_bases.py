@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
+import httpx
 import numpy as np
 import pytest
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.calls import TIMEOUT_HEADER
 from bedplate.serving.config import BaseConfig
 from bedplate.serving.loading import loaded_house, server_config
 from bedplate.skins.card import card_of, read_card
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith
+from bedplate.skins.skin import BaseReference, EvaluatedWith, cascaded
 
 from .conftest import Server, make_skins, running
 
@@ -39,7 +42,9 @@ def test_two_decoders_with_a_skin_each(files, tmp_path):
             assert server.chat(model=name).status_code == 200
 
 
-def test_an_embedder_is_held_as_it_was_for_the_pool(files, tmp_path):
+@pytest.fixture
+def looking(files, tmp_path):
+    """A second base, and a skin of the first whose demonstrations it chooses, held in bfloat16."""
     second = write_tiny_base(tmp_path / "second", seed=9)
     embedder, skin = load_base(second, dtype="bfloat16"), make_skins(load_base(files.base))[0]
     rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
@@ -51,6 +56,11 @@ def test_an_embedder_is_held_as_it_was_for_the_pool(files, tmp_path):
         neighbours=Neighbours(np.eye(3, 48, dtype=np.float32), rows, 2),
         embedded_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
     )
+    return second, knn
+
+
+def test_an_embedder_is_held_as_it_was_for_the_pool(files, looking, tmp_path):
+    second, knn = looking
     write_skin(knn, tmp_path / "skins" / "knn")
     assert read_card(tmp_path / "skins" / "knn") == card_of(read_skin(tmp_path / "skins" / "knn"))
     config = server_config(files.base, second, skins_directory=tmp_path / "skins")
@@ -65,6 +75,44 @@ def test_an_embedder_is_held_as_it_was_for_the_pool(files, tmp_path):
     config = config.model_copy(update={"bases": (config.bases[0], held)})
     with loaded_house(config) as house:  # told when it is registered, not when it is first asked
         assert knn.name not in house.registry.models
+
+
+def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looking, monkeypatch):
+    second, knn = looking
+    write_skin(cascaded("both", knn, knn, 1.0), second.parent / "both")
+    config = server_config(files.base, second)
+    with loaded_house(config, [knn, second.parent / "both"]) as house, running(house) as url:
+        server, (main, embedder) = Server(url, house, {}), house.registry.engines
+        caller = dataclasses.replace(house.guard.identify({}), tenant="acme")
+        monkeypatch.setattr(house.guard, "identify", lambda headers: caller)
+        queued = {main: [], embedder: []}
+        for engine, requests in queued.items():
+            submit = engine.submit
+            monkeypatch.setattr(engine, "submit", lambda one, r=requests, s=submit: r.append(one) or s(one))
+        for asked in (
+            lambda: server.chat(model=knn.name),
+            lambda: server.chat(model="both"),
+            lambda: server.post("/v1/completions", json={"model": knn.name, "prompt": "hi"}),
+            lambda: server.post("/v1/classify", json={"model": knn.name, "input": ["it broke"]}),
+            lambda: server.post("/tokenize", json={"model": knn.name, "messages": [{"role": "user", "content": "x"}]}),
+        ):
+            assert asked().status_code == 200
+        assert [len(requests) for requests in queued.values()] == [5, 6]
+        for one in (*queued[main], *queued[embedder]):
+            assert one.tenant == "acme"
+            assert one.deadline is not None
+        guest = house.registry.guest(knn.name)
+        with embedder.exclusive():  # it is busy for longer than anybody waits
+            reply = server.post("/v1/classify", json={"model": knn.name, "input": "x"}, headers={TIMEOUT_HEADER: "0.3"})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
+            assert guest.holders == 0
+            with pytest.raises(httpx.ReadTimeout), httpx.Client(trust_env=False, timeout=0.3) as client:
+                client.post(f"{url}/v1/classify", json={"model": knn.name, "input": "x"})
+            end = time.monotonic() + 5
+            while guest.holders and time.monotonic() < end:
+                time.sleep(0.01)
+            assert guest.holders == 0
+        assert server.chat(model=knn.name).status_code == 200
 
 
 @pytest.mark.parametrize("main", ["decoder", "encoder"])

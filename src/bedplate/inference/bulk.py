@@ -22,7 +22,7 @@ from bedplate.core.errors import BedplateError, DataError, RequestError, SkinErr
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.inference.composed import Answers
 from bedplate.inference.predict import Prediction, Predictor
-from bedplate.inference.requests import Request
+from bedplate.inference.requests import Request, Terms
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
@@ -165,7 +165,7 @@ def _on_engine(predictor: Predictor, group: list[Row], tenant: str) -> list[dict
     requests: dict[int, Request] = {}
     for i, row in enumerate(group):
         try:
-            requests[i] = predictor.request(_inputs(predictor, row.value))
+            requests[i] = predictor.request(_inputs(predictor, row.value), terms=Terms(tenant))
         except BedplateError as error:
             answers[i] = _failure(error)
     try:

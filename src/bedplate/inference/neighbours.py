@@ -11,7 +11,7 @@ import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Embed, Embedding, Generation, LookedUp, Result
+from bedplate.inference.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, Terms
 from bedplate.inference.stream import Stream
 from bedplate.skins.nearest import PoolPooling
 from bedplate.skins.neighbours import Neighbours, text_of
@@ -60,12 +60,15 @@ class Lookup:
         )
         self.engine = embedder
 
-    def find(self, rows: Sequence[Mapping[str, str]], *, queued: bool = False) -> list[Found]:
-        """What each row's inputs bring with them. queued: as `embedded`."""
+    def find(self, rows: Sequence[Mapping[str, str]], *, queued: bool = False, terms: Terms = NO_TERMS) -> list[Found]:
+        """What each row's inputs bring with them. queued, terms: as `embedded`."""
         index = self._index
         texts = [text_of(row, self._names) for row in rows]
         found: list[Found] = []
-        for one in embedded(self.engine, texts, index.pooling, index.depth, skin=self._skin.name, queued=queued):
+        vectors = embedded(
+            self.engine, texts, index.pooling, index.depth, skin=self._skin.name, queued=queued, terms=terms
+        )
+        for one in vectors:
             vector, compute = np.array(one.vector, dtype=np.float32), one.timing.compute
             if isinstance(index, Neighbours):
                 found.append(Found(index.demonstrations(vector), LookedUp((), compute)))
@@ -130,12 +133,14 @@ def embedded(
     *,
     skin: str = "",
     queued: bool = False,
+    terms: Terms = NO_TERMS,
 ) -> Iterator[Embedding]:
     """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
     RequestError for one without tokens.
 
     queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
-    otherwise the caller's does.
+    otherwise the caller's does. terms: beginnings are shared within their tenant only; DeadlineError after their
+    deadline.
     """
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
@@ -150,7 +155,7 @@ def embedded(
                     f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
                     param="input",
                 )
-            requests.append(Embed(ids, pooling, depth, skin=skin))
+            requests.append(Embed(ids, pooling, depth, skin=skin, tenant=terms.tenant, deadline=terms.deadline))
         for result in _queued(engine, requests) if queued else engine.run(requests):
             yield cast(Embedding, result)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,10 +13,12 @@ from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
+from bedplate.inference.forms import grammar_of
 from bedplate.inference.inputs import inputs_of
 from bedplate.inference.judged import check_here, held_as
 from bedplate.inference.neighbours import Found, Lookup, citations, text_tokens
 from bedplate.inference.requests import (
+    NO_TERMS,
     Classification,
     Classify,
     Embed,
@@ -30,22 +31,18 @@ from bedplate.inference.requests import (
     Sampling,
     Score,
     Scores,
+    Terms,
 )
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, LabelsOutput, Output, TextOutput
+from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
-from bedplate.text.json_form import labels_rules
 
 if TYPE_CHECKING:
     from bedplate.inference.composed import LoadedCascade
     from bedplate.inference.hosted import HostedPredictor
     from bedplate.inference.local import LocalModel
-
-ORDERED_LABELS = 90
-"""A grammar of two rules for each label holds as many to their order (`grammar.RULES`); more are only held to be
-labels."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,7 @@ class Predictor:
 
     def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
-        return self.ask(self.requests(rows), tenant=tenant, since=start)
+        return self.ask(self.requests(rows, terms=Terms(tenant)), tenant=tenant, since=start)
 
     def ask(self, requests: Sequence[Request], *, tenant: str = "", since: float | None = None) -> list[Prediction]:
         """Predictions for requests of this skin, run together. since: when their time began (`perf_counter`)."""
@@ -159,21 +156,28 @@ class Predictor:
         seconds = (time.perf_counter() - start) / max(len(requests), 1)
         return [self.read(result, seconds) for result in results]
 
-    def request(self, row: str | Mapping[str, str], sampling: Sampling | None = None) -> Request:
+    def request(
+        self, row: str | Mapping[str, str], sampling: Sampling | None = None, *, terms: Terms = NO_TERMS
+    ) -> Request:
         """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
-        return self.requests([row], sampling)[0]
+        return self.requests([row], sampling, terms=terms)[0]
 
     def requests(
-        self, rows: Sequence[str | Mapping[str, str]], sampling: Sampling | None = None, *, queued: bool = False
+        self,
+        rows: Sequence[str | Mapping[str, str]],
+        sampling: Sampling | None = None,
+        *,
+        queued: bool = False,
+        terms: Terms = NO_TERMS,
     ) -> list[Request]:
-        """`request` for each row. What a skin looks up for each call is looked up here, which asks the engine that
-        embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server; otherwise the
-        caller's does."""
+        """`request` for each row. What a skin looks up for each call is looked up here, on these terms, which asks the
+        engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
+        otherwise the caller's does."""
         inputs = [inputs_of(self.skin, row) for row in rows]
         if self._lookup is None:
             return [self._request(one, None, sampling) for one in inputs]
-        found = self._lookup.find(inputs, queued=queued)
+        found = self._lookup.find(inputs, queued=queued, terms=terms)
         return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
 
     def _request(self, inputs: Mapping[str, str], found: Found | None, sampling: Sampling | None) -> Request:
@@ -287,21 +291,6 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def grammar_of(output: Output) -> Grammar | None:
-    """What text generated for this output is held to; None where anything goes, or where nothing is generated."""
-    if isinstance(output, JsonOutput):
-        return Grammar("json_schema", output.schema_text)
-    if isinstance(output, LabelsOutput):
-        if len(output.labels) <= ORDERED_LABELS:
-            return Grammar("ebnf", labels_rules(output.labels))
-        each = {"enum": list(output.labels)}
-        return Grammar("json_schema", json.dumps({"type": "array", "items": each, "maxItems": len(output.labels)}))
-    if isinstance(output, TextOutput) and output.choices:
-        # After a prompt like "Answer:" the natural token begins with a space, which `parse` takes away.
-        return Grammar("choice", json.dumps([space + choice for choice in output.choices for space in ("", " ")]))
-    return None
 
 
 def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:

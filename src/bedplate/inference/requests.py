@@ -99,6 +99,17 @@ class LookedUp:
     compute: float = 0.0
 
 
+@dataclass(frozen=True)
+class Terms:
+    """In whose name, and until when, something is looked up before a request can be made: as `Common` has them."""
+
+    tenant: str = ""
+    deadline: float | None = None
+
+
+NO_TERMS = Terms()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """What every request says of itself.

@@ -42,7 +42,7 @@ async def create_message(request: Request) -> Response:
         asked = read_fields(MessagesRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.chat(chat), "messages")
+        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
         streams = call.submit(prepared, "messages")
         reply = MessageReply(call, asked)
         if asked.stream:
@@ -59,7 +59,7 @@ async def count_tokens(request: Request) -> Response:
         asked = read_fields(CountRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.chat(chat), "messages")
+        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
         return json_response({"input_tokens": len(prepared[0].tokens)})
 
     return await _respond(request, "count_tokens", work)

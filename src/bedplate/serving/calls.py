@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -36,6 +36,8 @@ from bedplate.serving.strict_json import dump_json
 
 if TYPE_CHECKING:
     from bedplate.serving.house import House
+
+T = TypeVar("T")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 CALLER = "bedplate.caller"
@@ -124,7 +126,7 @@ class Call:
         """The model of this name, which stays what it is until the call ends."""
         if self._lease is not None:
             raise RuntimeError("a call has one model")
-        await self._within_its_time(self._take(name), name)
+        await self._within_its_time(self._take(name), f"{name!r} could not be loaded")
         self.request.scope[ACCESS_FACTS]["model"] = self.lease.served.name
         return self.lease.served
 
@@ -132,13 +134,20 @@ class Call:
         # Set here: whoever gives up waiting for this must not lose a lease that has just come.
         self._lease = await self.house.router.lease(name, self)
 
-    async def _within_its_time(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Until the deadline, or until the client goes away."""
+    async def _within_its_time(self, work: Coroutine[Any, Any, T], what: str) -> T:
+        """Until the deadline, or until the client goes away. what: is said to have failed."""
+        return await self._until_deadline(until_disconnect(self.request.receive, work), what)
+
+    async def _until_deadline(self, work: Coroutine[Any, Any, T], what: str) -> T:
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
-                await until_disconnect(self.request.receive, work)
+                return await work
         except TimeoutError:
-            raise DeadlineError(f"{name!r} could not be loaded before the deadline; allow more time") from None
+            raise DeadlineError(f"{what} before the deadline; allow more time") from None
+
+    @property
+    def _terms(self) -> engine_requests.Terms:
+        return engine_requests.Terms(self.caller.tenant, self._deadline)
 
     @property
     def origin(self) -> object:
@@ -151,16 +160,21 @@ class Call:
         return self._lease
 
     async def prepare(
-        self, make: Callable[[], list[engine_requests.Request]], source: str
+        self, make: Callable[[engine_requests.Terms], list[engine_requests.Request]], source: str
     ) -> list[engine_requests.Request]:
-        """The engine requests that `make` makes, in the caller's name. Templates and tokenizers may take a while, so
-        they run beside the loop. source: the field that holds the prompt, for messages about it."""
+        """The engine requests that `make` makes, in the caller's name. source: the field that holds the prompt, for
+        messages about it."""
         try:
-            made = await asyncio.to_thread(make)
+            made = await self.apart(make)
         except RequestError as error:
             name_source(error, source)
             raise
         return [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
+
+    async def apart(self, work: Callable[[engine_requests.Terms], T]) -> T:
+        """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
+        engine, so it runs beside the loop; one whose client has left ends unheard, at the deadline at the latest."""
+        return await self._within_its_time(asyncio.to_thread(work, self._terms), "the prompt could not be made")
 
     def submit(
         self, prepared: Sequence[engine_requests.Request], source: str, limit_field: str = "max_tokens"
@@ -204,12 +218,13 @@ class Call:
         unsure = [stream for stream, one in zip(streams, found, strict=True) if served.is_unsure(one)]
         if not unsure:
             return
-        made = await asyncio.to_thread(served.again, [stream.request for stream in unsure])
+        again = asyncio.to_thread(served.again, [stream.request for stream in unsure], self._terms)
+        made = await self._until_deadline(again, "the prompt of the second skin could not be made")
         made = [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
         asked = submit_all(served.second.engine, made)
         self._streams += asked
-        again = await results(served.second.engine, asked)
-        for stream, one in zip(unsure, again, strict=True):
+        found = await results(served.second.engine, asked)
+        for stream, one in zip(unsure, found, strict=True):
             # It has the usage and the timing that every reader of a result looks at.
             self._passed_on[stream] = cast(engine_requests.Result, PassedOn(stream.result(0), one))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.inference.composed import is_unsure
-from bedplate.inference.requests import Classify, LookedUp, Request, Result, Score, Timing, Usage
+from bedplate.inference.requests import Classify, LookedUp, Request, Result, Score, Terms, Timing, Usage
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.models import Answer
 from bedplate.serving.skins import ServedSkin
@@ -111,26 +111,26 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
         given = [self._input(one) if isinstance(one, str) else one for one in inputs]
-        return [_with(request, one) for request, one in zip(self.first.classify(given), given, strict=True)]
+        return [_with(request, one) for request, one in zip(self.first.classify(given, terms), given, strict=True)]
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
         raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
 
-    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> list[Request]:
         self.first.refuse_settings(asked)
-        return self.classify(texts)
+        return self.classify(texts, terms)
 
     def is_unsure(self, result: Result) -> bool:
         """Whether the second skin is to be asked after this result of the first."""
         assert self._threshold is not None
         return is_unsure(self._threshold, self.first.read(result))
 
-    def again(self, requests: Sequence[Request]) -> list[Request]:
+    def again(self, requests: Sequence[Request], terms: Terms) -> list[Request]:
         """The second skin's requests for those of the first."""
         given = [request.inputs for request in requests if isinstance(request, FirstScore | FirstClassify)]
-        return self.second.classify(given)
+        return self.second.classify(given, terms)
 
     def answer(self, result: Result | PassedOn) -> Answer:
         if isinstance(result, PassedOn):

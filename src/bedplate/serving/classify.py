@@ -49,7 +49,7 @@ async def classify(request: Request) -> Response:
     async def work(call: Call) -> Response:
         asked = read_fields(ClassifyRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.classify(asked.input), "input")
+        prepared = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
         found = await in_turns(call, prepared, "input")
         answers = [served.answer(result) for result in found]
         call.account(asked, found, answers)

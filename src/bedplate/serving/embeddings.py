@@ -41,7 +41,7 @@ async def embeddings(request: Request) -> Response:
         size = served.engine.base.spec.hidden_size
         if asked.dimensions is not None and asked.dimensions > size:
             raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
-        prepared = await call.prepare(lambda: served.embed(asked.input), "input")
+        prepared = await call.prepare(lambda _: served.embed(asked.input), "input")
         found = await in_turns(call, prepared, "input")
         call.account(asked, found, ())
         data = [

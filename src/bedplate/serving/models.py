@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Request, Result, Sampling, Usage
+from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Request, Result, Sampling, Terms, Usage
 from bedplate.serving.fields import SEED_LOW, ChatRequest, CompletionRequest
 from bedplate.serving.formats import compiled
 from bedplate.serving.tools import conversation_tokens
@@ -32,7 +32,8 @@ class Answer:
 
 
 class Served(Protocol):
-    """One model name. `chat` and `complete` give the engine requests of a reply's choices, in their order."""
+    """One model name. `chat` and `complete` give the engine requests of a reply's choices, in their order; what has to
+    be looked up for these is looked up on the caller's terms."""
 
     @property
     def name(self) -> str: ...
@@ -43,8 +44,8 @@ class Served(Protocol):
         """The page that says how it was judged, where there is one."""
         ...
 
-    def chat(self, asked: ChatRequest) -> list[Request]: ...
-    def complete(self, asked: CompletionRequest) -> list[Request]: ...
+    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]: ...
+    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]: ...
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
         """One request for each text (or its token ids)."""
         ...
@@ -53,7 +54,7 @@ class Served(Protocol):
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         ...
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
         """One request for each input; `answer` of its result has the label and its scores."""
         ...
 
@@ -79,7 +80,7 @@ class ServedBase:
         self.engine = engine
         self._tokenizer = engine.base.need_tokenizer()
 
-    def chat(self, asked: ChatRequest) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
         if self._tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         messages = [message.plain() for message in asked.messages]
@@ -88,7 +89,7 @@ class ServedBase:
         grammar = compiled(self.engine, asked.grammar)
         return choices(Generate(tuple(tokens), Sampling(**settings), grammar), asked.choices)
 
-    def complete(self, asked: CompletionRequest) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
         if asked.echo and asked.logprobs is not None:
             settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
@@ -109,7 +110,7 @@ class ServedBase:
     def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
         return cut(cast(Embedding, result).vector, dimensions)
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
     def answer(self, result: Result) -> Answer:
@@ -136,13 +137,13 @@ class ServedEmbedder:
         self.engine = engine
         self._tokenizer = engine.base.need_tokenizer()
 
-    def chat(self, asked: ChatRequest) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
         raise self._only_vectors()
 
-    def complete(self, asked: CompletionRequest) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
         raise self._only_vectors()
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
         raise self._only_vectors()
 
     def _only_vectors(self) -> RequestError:

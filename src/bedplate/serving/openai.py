@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
     async def work(call: Call) -> Response:
         asked = read_fields(ChatRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.chat(asked), "messages")
+        prepared = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
         return await answer(call, ChatReply(call, asked, prepared[0].tokens), prepared)
 
     return await respond(request, "chat", work)
@@ -56,7 +56,7 @@ async def completions(request: Request) -> Response:
     async def work(call: Call) -> Response:
         asked = read_fields(CompletionRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.complete(asked), "prompt")
+        prepared = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
         return await answer(call, CompletionReply(call, asked, [one.tokens for one in prepared]), prepared)
 
     return await respond(request, "completions", work)

@@ -62,7 +62,7 @@ async def rerank(request: Request) -> Response:
         asked = read_fields(RerankRequest, await call.body())
         served = await call.choose(asked.model)
         pairs = _scores_pairs(served)
-        prepared = await call.prepare(lambda: _requests(served, asked, pairs), "documents")
+        prepared = await call.prepare(lambda terms: _requests(served, asked, pairs, terms), "documents")
         found = await in_turns(call, prepared, "documents")
         answers = [served.answer(result) for result in found] if pairs else []
         call.account(asked, found, answers)
@@ -92,9 +92,11 @@ def _scores_pairs(served: Served) -> bool:
     )
 
 
-def _requests(served: Served, asked: RerankRequest, pairs: bool) -> list[engine_requests.Request]:
+def _requests(
+    served: Served, asked: RerankRequest, pairs: bool, terms: engine_requests.Terms
+) -> list[engine_requests.Request]:
     if pairs:
-        return served.classify([{"query": asked.query, "document": text} for text in asked.documents])
+        return served.classify([{"query": asked.query, "document": text} for text in asked.documents], terms)
     return served.embed((asked.query, *asked.documents))
 
 

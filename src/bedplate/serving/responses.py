@@ -33,7 +33,7 @@ async def create_response(request: Request) -> Response:
         keeps = _keeps(call, asked)
         chat, messages = asked.chat(_earlier(call, asked))
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda: served.chat(chat), "input")
+        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "input")
         streams = call.submit(prepared, "input", "max_output_tokens")
         reply = ResponseReply(call, asked, keeps)
         if asked.stream:

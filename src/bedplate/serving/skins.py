@@ -12,7 +12,7 @@ from bedplate.core.errors import RequestError, SkinError
 from bedplate.inference.engine import Engine
 from bedplate.inference.neighbours import citations
 from bedplate.inference.predict import Prediction, Predictor
-from bedplate.inference.requests import Generate, Generation, Request, Result
+from bedplate.inference.requests import Generate, Generation, Request, Result, Terms
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.formats import compiled
 from bedplate.serving.models import Answer, Stripped, choices, cut, finite
@@ -136,13 +136,13 @@ class ServedSkin:
         path = None if self.card.directory is None else self.card.directory / "report.html"
         return path if path is not None and path.is_file() else None
 
-    def chat(self, asked: ChatRequest) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
         if last is None:
             raise RequestError("there is no user message; a skin's input is the last one", param="messages")
-        return self._requests([last.content], asked)
+        return self._requests([last.content], asked, terms)
 
-    def complete(self, asked: CompletionRequest) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
         if asked.echo:
             raise RequestError(f"{self.name!r} is a skin and does not echo its prompt", param="echo")
         if asked.logprobs is not None:
@@ -150,7 +150,7 @@ class ServedSkin:
         texts = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
         if len(texts) < len(asked.prompt):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
-        return self._requests(texts, asked)
+        return self._requests(texts, asked, terms)
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
         if self.card.kind != "embed":
@@ -164,13 +164,13 @@ class ServedSkin:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
         return cut(self._predictor.vector(result), dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]]) -> list[Request]:
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
         rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
-        return self._predictor.requests(rows, queued=True)
+        return self._predictor.requests(rows, queued=True, terms=terms)
 
     def refuse_settings(self, asked: ChatRequest | CompletionRequest) -> None:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
@@ -193,11 +193,11 @@ class ServedSkin:
                     param="logprobs",
                 )
 
-    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest) -> list[Request]:
+    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> list[Request]:
         self.refuse_settings(asked)
         own = self._predictor.grammar
         if self.card.labels:
-            return self._predictor.requests([self._input(text) for text in texts], queued=True)
+            return self._predictor.requests([self._input(text) for text in texts], queued=True, terms=terms)
         changes = asked.sampling()
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
         if cutting is not None:
@@ -209,7 +209,7 @@ class ServedSkin:
         sampling = self._predictor.sampling(**changes)
         requests: list[Request] = []
         rows = [self._input(text) for text in texts]
-        for request in self._predictor.requests(rows, sampling, queued=True):
+        for request in self._predictor.requests(rows, sampling, queued=True, terms=terms):
             requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
         return requests
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
+from bedplate.inference.requests import Terms
 from bedplate.serving.calls import Call, json_response, respond
 from bedplate.serving.fields import TOKEN_LIMIT, ChatRequest, Fields, read_fields
 from bedplate.serving.models import Served
@@ -62,7 +63,7 @@ async def tokenize(request: Request) -> Response:
         served = await choose(call, asked.model)
         base = served.engine.base
         tokenizer = base.need_tokenizer()
-        tokens = await asyncio.to_thread(_tokens, served, tokenizer, asked)
+        tokens = await call.apart(lambda terms: _tokens(served, tokenizer, asked, terms))
         strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
         context = base.spec.context_length
         return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
@@ -120,7 +121,7 @@ async def choose(call: Call, name: str | None) -> Served:
     return await call.choose(name)
 
 
-def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest) -> list[int]:
+def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms: Terms) -> list[int]:
     if asked.prompt is not None:
         return tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
     tools = {} if asked.tools is None else {"tools": asked.tools}
@@ -131,4 +132,4 @@ def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest) -> lis
             raise RequestError(message, param="add_generation_prompt")
         messages = [message.plain() for message in chat.messages]
         return conversation_tokens(tokenizer, messages, chat.usable_tools, answer=False)
-    return list(served.chat(chat)[0].tokens)
+    return list(served.chat(chat, terms)[0].tokens)
