@@ -16,7 +16,8 @@ from bedplate.core.statistics import InsufficientGroups
 from bedplate.evaluation.metrics import Counts
 
 MINIMUM_LABEL_GROUPS = 10
-"""Seen: of a label with 2 to 5 groups that is right six times in ten, 95% lower bounds miss in 6 to 38% of samples."""
+"""Seen without it, on 300 rows with a label that is found six times in ten: 95% lower bounds are above the truth in 34%
+of samples where 1% of the rows have the label, in 8% where 2% have it."""
 
 
 class RareLabel(InsufficientGroups):
