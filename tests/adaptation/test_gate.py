@@ -111,7 +111,20 @@ def test_few_groups_are_insufficient_whatever_the_estimate():
     right = rate(200, 200)
     decision = judge({"lora": evaluation(right, [i // 10 for i in range(200)])}, 0.5)
     assert decision.status == "INSUFFICIENT_DATA"
-    assert "too few groups" in decision.reason
+    assert "20 groups are too few" in decision.reason
+
+
+def test_a_nominee_without_a_bound_takes_it_from_no_other():
+    """It counts among the nominees; the others are judged as if it had failed."""
+    grouped = evaluation(rate(200, 200), [i // 10 for i in range(200)])
+    good, bad = evaluation(rate(195, 200)), evaluation(rate(90, 200))
+    decision = judge({"lora": grouped, "probe": good}, 0.8)
+    assert (decision.status, decision.rung) == ("PASS", "probe")
+    both = {"lora": grouped, "probe": good}
+    found = {c.rung: c for c in gate.confirm(list(both.items()), both, target=0.8, alpha=0.05)}
+    assert found["probe"].lower == good.bound(0.975)
+    assert (found["lora"].lower, found["lora"].passed) == (None, False)
+    assert judge({"lora": grouped, "probe": bad}, 0.8).status == "INSUFFICIENT_DATA"
 
 
 def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_the_target():

@@ -75,6 +75,7 @@ def report(**changes: Any) -> dict[str, Any]:
                     "upper_confidence": 0.97,
                     "passed": True,
                     "needed_n": 90,
+                    "reason": None,
                 }
             ],
         },

@@ -5,8 +5,10 @@ Holm (1979) over the nominees; levels that Bonferroni holds together for the upp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.spec import BudgetSpec
@@ -146,7 +148,8 @@ def _why(candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candi
 
 @dataclass(frozen=True)
 class Confirmation:
-    """One nominee on test: bounds after correction for the number of nominees, at the verdict's level."""
+    """One nominee on test: bounds after correction for the number of nominees, at the verdict's level. reason: why
+    there are none."""
 
     rung: str
     estimate: float
@@ -156,6 +159,7 @@ class Confirmation:
     upper_confidence: float
     passed: bool
     needed_n: int | None
+    reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -166,16 +170,23 @@ def confirm(
 ) -> list[Confirmation]:
     """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
 
-    `lower` and `upper` are None where rows come in too few groups for a bound. `needed_n` is for the valid estimate.
+    `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
+    among the nominees. `needed_n` is for the valid estimate.
     """
     if not tested:
         return []
     level = simultaneous(1 - alpha, len(tested))
-    try:
-        lower = holm_bounds([evaluation.bound for _, evaluation in tested], target, 1 - alpha)
-        upper = [evaluation.bound(level, "upper") for _, evaluation in tested]
-    except InsufficientGroups:
-        lower = upper = None
+    unbounded: dict[int, str] = {}
+
+    def lower_of(i: int, at: float) -> float:
+        try:
+            return tested[i][1].bound(at)
+        except InsufficientGroups as error:
+            unbounded[i] = error.message
+            return -math.inf
+
+    lower = holm_bounds([partial(lower_of, i) for i in range(len(tested))], target, 1 - alpha)
+    upper = [None if i in unbounded else one.bound(level, "upper") for i, (_, one) in enumerate(tested)]
     found: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
         hope = valid[rung]
@@ -183,14 +194,15 @@ def confirm(
             Confirmation(
                 rung=rung,
                 estimate=evaluation.estimate,
-                lower=None if lower is None else lower[i].lower,
-                lower_confidence=level if lower is None else lower[i].confidence,
-                upper=None if upper is None else upper[i],
+                lower=None if i in unbounded else lower[i].lower,
+                lower_confidence=lower[i].confidence,
+                upper=upper[i],
                 upper_confidence=level,
-                passed=lower is not None and lower[i].passed,
+                passed=lower[i].passed,
                 needed_n=needed_n(
                     hope.estimate, target, level, deff=max(evaluation.design_effect, hope.design_effect, 1.0)
                 ),
+                reason=unbounded.get(i),
             )
         )
     return found
@@ -248,10 +260,11 @@ def decide(
         for guard in guards.get(c.rung, ())
         if c.passed and guard.holds is not True
     )
-    if any(c.lower is None for c in ordered):
+    unbounded = next((c for c in ordered if c.reason is not None), None)
+    if unbounded is not None:
         text = (
-            f"{rows} are too few groups for a bound that allows for likeness within groups, whatever the estimate "
-            f"(best: {best.rung}, {best.estimate:.3f}); label rows from more groups."
+            f"No nominee's lower bound clears the target of {target:g} on {rows}, and for {unbounded.rung} there is "
+            f"none, whatever the estimate (best: {best.rung}, {best.estimate:.3f}): {unbounded.reason}."
         )
         return Decision("INSUFFICIENT_DATA", None, text)
     below = [c for c in ordered if c.upper is not None and c.upper < target]

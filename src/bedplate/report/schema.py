@@ -85,6 +85,8 @@ class Confirmation(Part):
     passed: bool
     needed_n: Count | None
     """Test rows for 80% power at the valid estimate; null where none are promised."""
+    reason: str | None
+    """Why its rows allow no bound; null where there is one."""
 
 
 class Nominees(Part):
