@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterator[Row]:
-    """Whole prompts, and decoding steps of several rows, at sizes that calibration did not see."""
+    """Whole prompts, and decoding steps at contexts that calibration did not see, of as many rows but for one."""
     log, generator = StepLog(), random.Random(9)
 
     def prompt(count: int) -> tuple[int, ...]:

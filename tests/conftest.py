@@ -28,6 +28,14 @@ _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What outlives a test, such as a server that many share, has no business in the user's own files either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(tmp_path_factory.mktemp("shared-home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A fresh BEDPLATE_HOME for each test; one marked `real` sees the user's hub cache, so as not to pull twice."""

@@ -154,9 +154,14 @@ def running(house: House, grace: int | None = None) -> Generator[str]:
 
 
 @pytest.fixture(scope="session")
-def server(files: Files) -> Iterator[Server]:
+def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Predictors of another engine on the same files: what the served answers are compared with.
-    with loaded_house(files.base, files.skins) as house, running(house) as url, loaded_house(files.base) as other:
+    state = tmp_path_factory.mktemp("server-state")
+    with (
+        loaded_house(files.base, files.skins, state=state) as house,
+        running(house) as url,
+        loaded_house(files.base) as other,
+    ):
         predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
         yield Server(url, house, predictors)
 

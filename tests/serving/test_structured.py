@@ -45,7 +45,7 @@ NOW = {"type": "function", "function": {"name": "now"}}
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A base whose context holds the tools as well, which cost a byte-sized vocabulary hundreds of tokens."""
     directory = write_tiny_base(tmp_path_factory.mktemp("roomy") / "tiny", context_length=2048)
-    with loaded_house(directory) as house, running(house) as url:
+    with loaded_house(directory, state=tmp_path_factory.mktemp("state")) as house, running(house) as url:
         yield Server(url, house, {})
 
 

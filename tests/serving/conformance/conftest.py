@@ -70,7 +70,7 @@ def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wide(wide_dir: Path, encoder_dir: Path) -> Iterator[Server]:
+def wide(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Models tiny, bert, and the skin judge, which finds documents relevant or not."""
     judge = Skin(
         name="judge",
@@ -82,5 +82,6 @@ def wide(wide_dir: Path, encoder_dir: Path) -> Iterator[Server]:
         prompt=Prompt("{{ query }}: {{ document }} ="),
     )
     bases = (BaseConfig(source=str(wide_dir)), BaseConfig(source=str(encoder_dir), name="bert", dtype="float32"))
-    with loaded_house(ServerConfig(bases=bases), [judge]) as house, running(house) as url:
+    config = ServerConfig(bases=bases, state=tmp_path_factory.mktemp("wide-state"))
+    with loaded_house(config, [judge]) as house, running(house) as url:
         yield Server(url, house, {})
