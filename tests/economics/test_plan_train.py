@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -190,21 +189,15 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         parse_count("--tokens", text)
 
 
-def test_nothing_heavy_is_loaded_and_the_answer_is_quick() -> None:
+def test_nothing_heavy_is_loaded() -> None:
     code = (
         "import sys\nfrom bedplate.cli.main import main\n"
         f"try: main(['plan', 'train', *{LLAMA!r}, '--json'])\nexcept SystemExit as e: assert e.code == 0\n"
         "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    seconds: list[float] = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(seconds) < 0.5  # of computing, so that other processes on the machine do not count
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_room_imports_nothing_heavy() -> None:

@@ -20,9 +20,8 @@ from __future__ import annotations
 import bisect
 import datetime
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 from pydantic import Field, model_validator
@@ -183,8 +182,7 @@ class Machine(Strict):
         return self.model_copy(update={"tuning": (*kept, speed)})
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(NamedTuple):
     """What one step of an engine has to do.
 
     tokens: through the layers. rows: whose next token is chosen. keys: that sequences read, each once for all of its

@@ -12,7 +12,7 @@ import heapq
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -269,12 +269,12 @@ def _decode(service: Service, state: _State, next_arrival: float) -> None:
     count = 1
     if least > 1:
         # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
-        slowest = service.steps.seconds(replace(load, keys=load.keys + least * per_step * len(running)))
+        slowest = service.steps.seconds(load._replace(keys=load.keys + least * per_step * len(running)))
         fitting = (next_arrival - state.now) / slowest if slowest > 0 else least - 1
         count = max(1, int(min(fitting, least - 1)))
     middle = load.keys + (count - 1) / 2 * per_step * len(running)
     ended = running.ending(per_step) if count == 1 else 0
-    _pass_time(service, state, replace(load, keys=middle, ended=ended), count)
+    _pass_time(service, state, load._replace(keys=middle, ended=ended), count)
     _advance(service, state, count)
 
 
@@ -297,4 +297,4 @@ def _advance(service: Service, state: _State, count: int) -> None:
 def _adapted(service: Service, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:
     if not service.adapters:
         return load
-    return replace(load, adapters=len({*running.skins, *beginning}), adapted_tokens=load.tokens)
+    return load._replace(adapters=len({*running.skins, *beginning}), adapted_tokens=load.tokens)

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,7 @@ class _Plan:
                         )
                         bar.advance(1)
         return [
-            Measured(replace(load, keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
+            Measured(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
             for load, found in self._found.items()
             for seconds, keys in [tuple(zip(*found, strict=True))]
         ]
@@ -227,7 +227,7 @@ class _Plan:
 
 def _alike(load: Load) -> Load:
     """The same for steps whose sequences differ in length by a few tokens only."""
-    return replace(load, keys=round(load.keys / (_DECODES * max(load.rows, 1))))
+    return load._replace(keys=round(load.keys / (_DECODES * max(load.rows, 1))))
 
 
 _RATES = {
@@ -258,7 +258,7 @@ def fit_engine(found: Sequence[Measured]) -> dict[str, Any]:
         "head": Curve(counts=rows, seconds=tuple(head.tolist())),
         **dict(zip(_RATES, rates.tolist(), strict=True)),
         "measured": tuple(
-            Spread(load={k: v for k, v in asdict(one.load).items() if v}, seconds=one.seconds, fitted=said)
+            Spread(load={k: v for k, v in one.load._asdict().items() if v}, seconds=one.seconds, fitted=said)
             for one, said in zip(found, fitted.tolist(), strict=True)
         ),
     }

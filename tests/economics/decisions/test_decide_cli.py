@@ -119,19 +119,13 @@ def test_a_mistake_in_a_file_has_its_line(capsys: pytest.CaptureFixture[str], tm
     assert f"line {number}: traffic.horizon_dys: unknown key 'horizon_dys'; did you mean 'horizon_days'?" in err
 
 
-def test_no_torch_no_numpy_and_quick() -> None:
-    """CPU time of the best of three processes: what else runs here does not count."""
+def test_no_torch_no_numpy() -> None:
     code = (
-        "import sys, time\nfrom bedplate.cli.main import main\n"
+        "import sys\nfrom bedplate.cli.main import main\n"
         f"try:\n    main(['plan', 'decide', {str(EXAMPLES / 'open_weights_at_volume.yaml')!r}, '--json'])\n"
-        "except SystemExit:\n    pass\n"
+        "except SystemExit as e:\n    assert e.code == 0\n"
         "heavy = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'scipy', 'matplotlib'}\n"
-        "print(sorted(heavy), time.process_time(), file=sys.stderr)\n"
+        "assert not heavy, heavy"
     )
-    seconds: list[float] = []
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        heavy, _, spent = done.stderr.strip().rpartition(" ")
-        assert heavy == "[]"
-        seconds.append(float(spent))
-    assert min(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
