@@ -202,8 +202,8 @@ def test_mistakes(tiny, tmp_path, capsys):
     (tmp_path / "full" / "file").write_text("mine")
     new = tmp_path / "new"
     for arguments, status, message in (
-        (("export", lora), 2, "need --out"),
-        (("show", lora, "--out", new), 2, "take none"),
+        (("export", lora), 2, "Missing option '--out'"),
+        (("show", lora, "--out", new), 2, "No such option: --out"),
         (("export", probe, "--out", new), 2, "is a probe"),
         (("export", lora, "--out", tmp_path / "full"), 2, "already exists"),
         (("merge", prompt, "--out", new), 2, "only LoRA weights"),

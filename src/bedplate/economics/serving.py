@@ -167,7 +167,7 @@ def plan_serving(
 
 def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Latency:
     """Calls so far apart that none meets another."""
-    calls = [replace(call, at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
+    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
     outcome = simulate(service, calls)
     for limit, found, what in (
         (target.total_seconds, outcome.total(target.share), "its answer's end"),
@@ -185,7 +185,7 @@ def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Lat
 def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
     """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
     so that neither its filling nor the last long answers count."""
-    calls = [replace(call, at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
+    calls = [call._replace(at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
     ends = sorted(zip(simulate(service, calls).total_seconds, calls, strict=True), key=lambda pair: pair[0])
     middle = ends[len(ends) // 5 : len(ends) * 4 // 5]
     seconds = middle[-1][0] - middle[0][0]

@@ -205,18 +205,28 @@ def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
 
 
 def _step(service: Service, state: _State, waiting: deque[tuple[int, Call]], next_arrival: float) -> None:
-    chunks, copied = _chunks(service, state, waiting)
     running = state.running
+    if running and not state.prompts and not waiting:
+        _decode(service, state, next_arrival)
+        return
+    chunks, copied = _chunks(service, state, waiting)
     if not chunks and running:
         _decode(service, state, next_arrival)
         return
     rows = (1 + service.drafted) * len(running)
-    finished = [prompt for prompt, _, end in chunks if end == prompt.call.prompt_tokens]
+    tokens, read, pairs = 0, 0, 0.0
+    finished: list[_Prompt] = []
+    for prompt, begin, end in chunks:
+        tokens += end - begin
+        read += end
+        pairs += (end - begin) * (begin + end + 1) / 2
+        if end == prompt.call.prompt_tokens:
+            finished.append(prompt)
     load = Load(
-        tokens=rows + sum(end - begin for _, begin, end in chunks),
+        tokens=rows + tokens,
         rows=rows + len(finished),
-        keys=running.keys + sum(end for _, _, end in chunks),
-        pairs=sum((end - begin) * (begin + end + 1) / 2 for _, begin, end in chunks),
+        keys=running.keys + read,
+        pairs=pairs,
         copied=copied,
         started=len(finished),
         ended=running.ending(service.tokens_per_decode) + sum(one.call.output_tokens == 1 for one in finished),
@@ -263,16 +273,17 @@ def _cut(prompt: _Prompt, budget: int, chunks: list[tuple[_Prompt, int, int]]) -
 def _decode(service: Service, state: _State, next_arrival: float) -> None:
     """As many steps of the running generations as surely happen before one ends or another call comes."""
     per_step, running = service.tokens_per_decode, state.running
+    spoken = per_step * len(running)
     rows = (1 + service.drafted) * len(running)
     least = max(1, math.ceil(running.least_left / per_step - 1e-9))
     load = _adapted(service, Load(tokens=rows, rows=rows, keys=running.keys), running)
     count = 1
     if least > 1:
         # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
-        slowest = service.steps.seconds(load._replace(keys=load.keys + least * per_step * len(running)))
+        slowest = service.steps.seconds(load._replace(keys=load.keys + least * spoken))
         fitting = (next_arrival - state.now) / slowest if slowest > 0 else least - 1
         count = max(1, int(min(fitting, least - 1)))
-    middle = load.keys + (count - 1) / 2 * per_step * len(running)
+    middle = load.keys + (count - 1) / 2 * spoken
     ended = running.ending(per_step) if count == 1 else 0
     _pass_time(service, state, load._replace(keys=middle, ended=ended), count)
     _advance(service, state, count)

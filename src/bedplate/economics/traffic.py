@@ -11,8 +11,9 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
@@ -106,8 +107,7 @@ def _listed(path: Path, what: str) -> Lengths:
     return Lengths("listed", min(values), max(values), tuple(values))
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call: when it comes (seconds from the start), its prompt's tokens, of them those that are surely cached (its
     skin's own prompt), the tokens of its answer, and the skin that it asks (0 … skins−1)."""
 
@@ -141,15 +141,21 @@ class Traffic:
         """`count` calls at this rate. The same seed gives the same calls at every rate, only nearer together."""
         if not per_second > 0 or not math.isfinite(per_second):
             raise UsageError(f"{per_second} calls a second: it must be over 0")
-        generator = random.Random(seed)
-        at = 0.0
-        found: list[Call] = []
-        for _ in range(count):
-            at += generator.expovariate(1.0)
-            prompt = self.prompt.draw(generator) + self.skin_tokens
-            output = self.output.draw(generator)
-            found.append(Call(at / per_second, prompt, self.skin_tokens, output, generator.randrange(self.skins)))
-        return found
+        return [call._replace(at=call.at / per_second) for call in _drawn(self, count, seed)]
+
+
+@lru_cache(maxsize=16)
+def _drawn(traffic: Traffic, count: int, seed: int) -> tuple[Call, ...]:
+    """Calls that come one a second: a plan asks for the same ones at many rates."""
+    generator = random.Random(seed)
+    at = 0.0
+    found: list[Call] = []
+    for _ in range(count):
+        at += generator.expovariate(1.0)
+        prompt = traffic.prompt.draw(generator) + traffic.skin_tokens
+        output = traffic.output.draw(generator)
+        found.append(Call(at, prompt, traffic.skin_tokens, output, generator.randrange(traffic.skins)))
+    return tuple(found)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -50,6 +50,10 @@ class Entry:
     details: Mapping[str, Any]
     recorded_at: str
 
+    def to_json(self) -> dict[str, Any]:
+        """What it is, where it is, and its details beside."""
+        return {"what": self.what, "id": self.id, "name": self.name, "path": self.path, **self.details}
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -214,6 +218,15 @@ class Catalog:
         if len(found) > 1:
             raise UsageError(f"{wanted!r} begins {len(found)} ids: {', '.join(e.id[:12] for e in found)}; write more")
         return found[0]
+
+    def skin_directory(self, target: str | Path) -> Path:
+        """Where a skin lies, given as its directory or by name or id. UnknownItemError, UsageError."""
+        if Path(target).is_dir():
+            return Path(target)
+        entry = self.find(str(target))
+        if entry.what != "skin" or entry.path is None:
+            raise UsageError(f"{str(target)!r} is a {entry.what}, not a skin with a directory")
+        return Path(entry.path)
 
     def lineage(self, wanted: str) -> Lineage:
         """Everything that an entry came from, and everything that came from it."""
