@@ -1,0 +1,27 @@
+"""`bedplate skins export`: a skin as files of other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist yet.", show_default=False)],
+    base: Annotated[str | None, typer.Option(help="Where the skin's base is now.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write prompt.json (template, messages, output) and, for LoRA weights and soft prompts, what peft loads."""
+    from bedplate.skins.export import export_skin
+    from bedplate.skins.files import read_skin
+
+    read = read_skin(skin)
+    files = export_skin(read, out, base=base)
+    if as_json:
+        print(json.dumps({"name": read.name, "kind": read.kind, "out": str(out), "files": files}))
+        return
+    print(f"{out}: {', '.join(files)}")
