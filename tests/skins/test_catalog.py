@@ -41,6 +41,7 @@ def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, buil
         ("base", "tiny"),
         ("skin", "parent"),
         ("report", "reviews-sentiment"),
+        ("data", "rows"),
     }
     assert up.unknown == (corpus,)
     assert up.descendants == ()

@@ -35,6 +35,7 @@ from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
 if TYPE_CHECKING:
+    from bedplate.adaptation.parent import Parent
     from bedplate.adaptation.rungs.base import Finished
 
 LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
@@ -91,6 +92,9 @@ class Context:
     exhaustive: bool = False
     """Whether budgets and rules of thumb leave nothing out."""
 
+    parent: Parent | None = None
+    """The skin that the new ones take over from."""
+
     @property
     def is_encoder(self) -> bool:
         """Whether the base gives vectors only."""
@@ -100,6 +104,11 @@ class Context:
     def source(self) -> str:
         """Where the base can be found again."""
         return self.at.source
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the skins that new ones take over from."""
+        return () if self.parent is None else (self.parent.id,)
 
     @property
     def model(self) -> LocalModel:
@@ -120,6 +129,7 @@ class Context:
             prompts=dict(self.prompts),
             most_seeds=1,
             until=math.inf,
+            parent=None,
         )
         if self.unfit is None:
             found.pace = self.pace
@@ -268,6 +278,7 @@ class Context:
                 splits={k: v for k, v in self.hashes.items() if not k.startswith("file:")},
                 seed=self.seed if seed is None else seed,
                 code_version=__version__,
+                parents=self.parents,
             ),
             evaluated_with=EvaluatedWith(weights=self.model.engine.weights, kernel=self.model.engine.kernel),
         )
@@ -334,5 +345,6 @@ class Context:
             "budget_seconds": self.clock.seconds,
             **({} if self.clock.usd is None else {"budget_usd": self.clock.usd}),
             **({"exhaustive": True} if self.exhaustive else {}),
+            **({"parents": list(self.parents)} if self.parents else {}),
             "max_prompt_tokens": self.spec.budget.max_prompt_tokens,
         }

@@ -7,32 +7,30 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from bedplate.adaptation import gate, planner, rules
-from bedplate.adaptation.asking import check_answers
 from bedplate.adaptation.bases import Bases
-from bedplate.adaptation.climb import climb, config_of
+from bedplate.adaptation.climb import config_of
 from bedplate.adaptation.clock import Clock, Stopwatch
 from bedplate.adaptation.context import Context, source_of
 from bedplate.adaptation.curve import learning_curve, possible_sizes
-from bedplate.adaptation.entries import Entry, entries, place_of
-from bedplate.adaptation.guards import GuardResult, broken, check_child, guarding_of
-from bedplate.adaptation.lengths import check_lengths
+from bedplate.adaptation.entries import Entry, entries
+from bedplate.adaptation.guards import GuardResult, broken, check_child
+from bedplate.adaptation.parent import read_parent, write_splits
 from bedplate.adaptation.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import (
-    Finished,
     Latency,
     RungOutcome,
     Tested,
     latency,
 )
 from bedplate.adaptation.spec import load_adapt_task
+from bedplate.adaptation.start import check_bases, check_output, climb_entry, contexts_of, run_of
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
@@ -47,8 +45,9 @@ from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.predict import Predictor
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
+from bedplate.skins.run import SETTINGS_FILE
 
-SETTINGS_FILE, NOMINATION_FILE, LOCK_FILE = "task.yaml", "nomination.json", ".lock"
+NOMINATION_FILE, LOCK_FILE = "nomination.json", ".lock"
 
 
 def adapt(
@@ -61,13 +60,15 @@ def adapt(
     overrides: Sequence[str] = (),
     curve: Sequence[int] = (),
     exhaustive: bool = False,
+    parent: Path | str | None = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
     out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
-    leave no rung out, nor parts of one. The same call again goes on where an interrupted one stopped.
+    leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
+    data. The same call again goes on where an interrupted one stopped.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
@@ -78,77 +79,29 @@ def adapt(
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
     watch = Stopwatch()
     out = Path(out)
-    _check_output(out)
+    check_output(out)
     if task.output.kind == "embedding":
         raise UsageError(
             f"{task.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
             f"`bedplate evaluate BASE {task.path}`"
         )
     task.scorer.ready()
-    data = load_examples(task)
+    taken_over = None if parent is None else read_parent(parent, task)
+    data = load_examples(task, None if taken_over is None else taken_over.assigned)
     if curve:
         possible_sizes(curve, len(data.train))
     bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases])
-    finished: dict[str, Finished] = {}
     with closing(bases):
-        contexts = [
-            Context(
-                task,
-                spec,
-                at,
-                data.train,
-                data.valid,
-                data.hashes,
-                data.test.n,
-                place_of(out, at.suffix),
-                clock,
-                seed,
-                finished=finished,
-                suffix=at.suffix,
-                exhaustive=exhaustive,
-            )
-            for at in bases.all
-        ]
-        _check_bases(contexts)
-        _check_output(out)
+        contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
+        check_bases(contexts)
+        check_output(out)
         atomic_write(out / SETTINGS_FILE, dump_config(task))
+        run_of(contexts, out, Path(task_path)).write(out)
+        write_splits(out, data)
         with file_lock(out / LOCK_FILE), ExitStack() as stack:
             for context in contexts:
                 stack.callback(context.close)
             return _Ladder(contexts, data, out, curve, watch).climb()
-
-
-def _check_bases(contexts: Sequence[Context]) -> None:
-    """Every base is loaded once before anything is written: there, able, and with room for the rows."""
-    weights: dict[str, str] = {}
-    for context in contexts:
-        facts = context.at.facts
-        if facts.identity.weights_id in weights:
-            raise UsageError(
-                f"{facts.name} and {weights[facts.identity.weights_id]} are the same base (equal weights); name it once"
-            )
-        weights[facts.identity.weights_id] = facts.name
-    first = next((context for context in contexts if not context.is_encoder), None)
-    if first is not None:
-        check_answers(first.task, first.model.engine, (*first.train, *first.valid))
-    check_lengths(contexts)
-    for name in contexts[0].spec.chosen_rungs:  # which reads what its rung will read beside the rows
-        (first or contexts[0]).settings_of(name)
-    if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
-        guarding_of(contexts[0]).check_files()
-
-
-def _check_output(out: Path) -> None:
-    """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; --out wants a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS_FILE).is_file():
-        raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
 
 
 class _Ladder:
@@ -167,7 +120,7 @@ class _Ladder:
         """All rungs, nomination, test, verdict, report; and once that is written, the learning curves."""
         for entry in self.entries.values():
             self._share(entry)
-            self.outcomes[entry.name] = self._outcome(entry)
+            self.outcomes[entry.name] = climb_entry(entry)
             _say(self.outcomes[entry.name])
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
@@ -209,17 +162,6 @@ class _Ladder:
             report = report.with_curve(learning_curve(self.entries, self.outcomes, self.curve), self.context.clock)
             self._write(report, results)
         return report
-
-    def _outcome(self, entry: Entry) -> RungOutcome:
-        unfit = entry.unfit
-        if unfit is not None:
-            return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
-        outcome = climb(entry.context, entry.rung, entry.directory)
-        named = entry.named(outcome)
-        if outcome.result is not None and named.result is not None:
-            done = Finished(entry.name, entry.rung, entry.context, named.result, outcome.result)
-            self.context.finished[entry.name] = done
-        return named
 
     def _share(self, entry: Entry) -> None:
         """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
@@ -358,11 +300,11 @@ class _Ladder:
                 for result in results.values()
                 if result.skin is not None
             ]
-            report_id = catalog.record_report(
+            catalog.record_report(
                 self.out / "report.json", self.task.task, {"verdict": report.data["verdict"]}, [*weights, *skins]
             )
-            run_id = sha256_json({"run": str(self.out.absolute()), **self.context.fingerprint()})
-            catalog.record_run(run_id, f"adapt {self.task.task}", self.out, {"report": report_id}, weights)
+            catalog.add([self.out / result.child for result in results.values() if result.child is not None])
+            catalog.record_run_of(self.out)
 
 
 @contextmanager

@@ -39,6 +39,17 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Assigned:
+    """Rows (by hash) and groups that are in a split already, by its name."""
+
+    rows: Mapping[str, str]
+    groups: Mapping[str, str]
+
+    def split_of(self, record: Record) -> str | None:
+        return self.rows.get(record.row_hash, self.groups.get(record.group))
+
+
+@dataclass(frozen=True)
 class Deduplicated:
     """`records` sorted by row hash; how many repeats were dropped; and the rows whose copies disagree, dropped too."""
 
@@ -65,10 +76,13 @@ def deduplicate(records: Sequence[Record]) -> Deduplicated:
     return Deduplicated(tuple(kept), len(records) - len(kept) - contradictory, contradictory, tuple(contradictions))
 
 
-def split(records: Sequence[Record], fractions: Mapping[str, float], seed: int) -> dict[str, tuple[Record, ...]]:
+def split(
+    records: Sequence[Record], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
+) -> dict[str, tuple[Record, ...]]:
     """Assign whole groups to the named splits, near their `fractions` of every stratum (they sum to 1).
 
-    Each split's records come sorted by row hash. A split can be empty where there are fewer groups than splits.
+    assigned: groups with a row that is in a split already go there first. Each split's records come sorted by row hash.
+    A split can be empty where there are fewer groups than splits. DataError for a group whose rows are in two.
     """
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
@@ -78,13 +92,27 @@ def split(records: Sequence[Record], fractions: Mapping[str, float], seed: int) 
     totals = Counter(record.stratum for record in records)
     filled: dict[str, Counter[str]] = {name: Counter() for name in fractions}
     result: dict[str, list[Record]] = {name: [] for name in fractions}
-    order = sorted(groups, key=lambda g: (-len(groups[g]), _shuffle_key(seed, g)))
+    fixed = {} if assigned is None else {group: _fixed(group, rows, assigned) for group, rows in groups.items()}
+    order = sorted(groups, key=lambda g: (fixed.get(g) is None, -len(groups[g]), _shuffle_key(seed, g)))
     for group in order:
         counts = Counter(record.stratum for record in groups[group])
-        name = min(fractions, key=lambda s: (_added_distance(counts, filled[s], totals, fractions[s]), -fractions[s]))
+        name = fixed.get(group)
+        if name is None:
+            distances = {s: _added_distance(counts, filled[s], totals, fractions[s]) for s in fractions}
+            name = min(fractions, key=lambda s: (distances[s], -fractions[s]))
         filled[name].update(counts)
         result[name] += groups[group]
     return {name: tuple(sorted(rows, key=lambda r: (r.row_hash, r.id))) for name, rows in result.items()}
+
+
+def _fixed(group: str, records: Sequence[Record], assigned: Assigned) -> str | None:
+    names = sorted({name for record in records if (name := assigned.split_of(record)) is not None})
+    if len(names) > 1:
+        raise DataError(
+            f"the group {group!r} holds rows that are in {names[0]} already and rows that are in {names[1]}, and "
+            "groups are kept whole; take the rows of one of them out, or group as before"
+        )
+    return names[0] if names else None
 
 
 def _added_distance(counts: Counter[str], filled: Counter[str], totals: Counter[str], fraction: float) -> float:

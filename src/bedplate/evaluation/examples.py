@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.data.splits import Record, check_leaks, deduplicate, row_hash, split, split_hash, take
+from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 from bedplate.evaluation.ranking import relevant
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class TestHandle:
     split_hash: str
     _examples: tuple[Example, ...] = field(repr=False)
     openings: list[str] = field(default_factory=list)
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return tuple(sorted({example.group for example in self._examples}))
 
     def open(self, reason: str) -> tuple[Example, ...]:
         """The test examples; `reason` is added to `openings`."""
@@ -80,8 +84,8 @@ class TaskData:
         raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
 
 
-def load_examples(task: Task) -> TaskData:
-    """Read, check, deduplicate and split a task's rows.
+def load_examples(task: Task, assigned: Assigned | None = None) -> TaskData:
+    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there.
 
     Raises DataError naming the file, line and value: a column or label that is not there, a split that is empty or too
     small, a label that train lacks, a text or group in two splits.
@@ -105,13 +109,15 @@ def load_examples(task: Task) -> TaskData:
             records = kept
         fractions = task.data.split.fractions
         assert fractions is not None
-        parts = split(records, fractions, task.data.seed)
+        parts = split(records, fractions, task.data.seed, assigned)
     else:
         parts: dict[str, tuple[Record, ...]] = {}
         for name, file in files.items():
             sources[name] = read_rows(file, task.directory)
             parts[name] = _records(task, sources[name], f"{name}/", documents, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
+    if assigned is not None:
+        _check_unseen(parts, assigned)
     notes += _check_splits(task, parts)
     counts.update({name: len(part) for name, part in parts.items()})
     done = {name: tuple(examples[record.id] for record in part) for name, part in parts.items()}
@@ -130,6 +136,18 @@ def load_examples(task: Task) -> TaskData:
     return TaskData(done["train"], done["valid"], handle, dict(counts), hashes, tuple(notes), licences, documents)
 
 
+def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
+    """What was learned from is not judged by, where files say what is in which split."""
+    for place, name in enumerate(SPLITS):
+        for record in parts[name]:
+            before = assigned.split_of(record)
+            if before in SPLITS[:place]:
+                raise DataError(
+                    f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
+                    "judged by what it has seen; move such rows there"
+                )
+
+
 def _records(
     task: Task,
     rows: Rows,
@@ -140,8 +158,27 @@ def _records(
     notes: list[str],
 ) -> tuple[Record, ...]:
     """Parse and deduplicate one source's rows; adds to `examples` (by id), `counts` and `notes`."""
+    parsed = parse_rows(task, rows, documents, counts, notes, prefix=prefix)
+    found, records = distinct(task, parsed, rows.source, counts, notes)
+    examples.update(found)
+    notes += rows.notes
+    return records
+
+
+def parse_rows(
+    task: Task,
+    rows: Rows,
+    documents: Mapping[str, str] | None,
+    counts: Counter[str],
+    notes: list[str],
+    *,
+    prefix: str = "",
+    labelled: bool = True,
+) -> list[Example]:
+    """Every row that has text, copies of one text among them; adds to `counts` and `notes`. labelled: whether targets
+    are read (without, every target is ""). DataError naming file, line and value."""
     counts.update(rows.counts)
-    needed = [spec.column for spec in task.inputs.values()] + [task.data.target]
+    needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
     for column in needed + ([task.data.group_by] if task.data.group_by else []):
         if column not in rows.columns:
             close = difflib.get_close_matches(column, rows.columns, n=1)
@@ -150,7 +187,7 @@ def _records(
     parsed: list[Example] = []
     empty = 0
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        example = _example(task, row, line, rows, documents)
+        example = _example(task, row, line, rows, documents, labelled)
         if example is None:
             empty += 1
         else:
@@ -163,37 +200,44 @@ def _records(
             f"{rows.path}: the id {again!r} stands on more than one row; "
             "make the column `id` name one row each, or give it another name"
         )
-    parsed = [replace(example, id=prefix + example.id) for example in parsed]
+    counts["empty_text"] += empty
+    return [replace(example, id=prefix + example.id) for example in parsed]
+
+
+def distinct(
+    task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
+) -> tuple[dict[str, Example], tuple[Record, ...]]:
+    """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
     found = {example.id: example for example in parsed}
     strata = _strata(task, [e.target for e in parsed])
     result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, s) for e, s in zip(parsed, strata, strict=True)])
-    examples.update({record.id: found[record.id] for record in result.records})
-    counts.update({"empty_text": empty, "duplicates": result.duplicates, "contradictory": result.contradictory})
+    counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
     for copies in result.contradictions[:3]:
         answers = ", ".join(f"{copy.id}: {copy.target!r}" for copy in copies)
-        notes.append(f"{rows.source}: one text with different targets, all copies dropped ({answers})")
+        notes.append(f"{source}: one text with different targets, all copies dropped ({answers})")
     if len(result.contradictions) > 3:
-        notes.append(f"{rows.source}: {len(result.contradictions) - 3} more such texts were dropped")
-    notes += rows.notes
-    return result.records
+        notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
+    return {record.id: found[record.id] for record in result.records}, result.records
 
 
 def _strata(task: Task, targets: Sequence[str]) -> list[str]:
     """What the splits should hold in proportion: the label, or of several labels the one that is rarest in the file."""
-    if task.output.kind != "labels":
+    if task.output.kind != "labels" or not any(targets):
         return list(targets) if task.labels else [""] * len(targets)
     chosen: list[list[str]] = [json.loads(target) for target in targets]
     counts = Counter(label for labels in chosen for label in labels)
     return [min(labels, key=lambda label: counts[label]) if labels else "" for labels in chosen]
 
 
-def _example(task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None) -> Example | None:
+def _example(
+    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool
+) -> Example | None:
     """One row as an example; None where every input is empty."""
     where = f"{rows.path}, line {line}"
     inputs = {name: _text(row, spec.column, where) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    target = _target(task, row, where, documents)
+    target = _target(task, row, where, documents) if labelled else ""
     digest = row_hash(inputs)
     group = digest
     if task.data.group_by is not None:

@@ -1,4 +1,4 @@
-"""The catalogue: which bases, skins, runs and reports there are, and which came from which.
+"""The catalogue: which data, bases, skins, runs and reports there are, and which came from which.
 
 An index in SQLite (WAL) under `BEDPLATE_HOME`; every fact in it stands in the directories too, so that it can be
 rebuilt from them. Any number of processes may write at once: each record is one transaction, so a writer that is
@@ -10,24 +10,24 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from bedplate.adapters.tensors import read_json_object
 from bedplate.core.errors import BedplateError, DataError, UnknownItemError, UsageError
 from bedplate.core.files import bedplate_home, file_lock, sha256_file
 from bedplate.models.checkpoints.identity import Identity
-from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.skin import BaseReference, Skin
+from bedplate.skins import records
+from bedplate.skins.manifest import SKIN_FILE
+from bedplate.skins.records import Record, What
+from bedplate.skins.skin import Skin
 
-What = Literal["base", "skin", "run", "report"]
-TABLES: dict[What, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports"}
+TABLES: dict[What, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports", "data": "data"}
 WAIT_SECONDS = 60.0
-_VERSION = 1
+_VERSION = 2
 
 _SCHEMA = "".join(
     f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, name TEXT NOT NULL, path TEXT, details TEXT NOT NULL,"
@@ -41,7 +41,8 @@ _SCHEMA = "".join(
 
 @dataclass(frozen=True)
 class Entry:
-    """One base, skin, run or report. `path` is where it lay when it was recorded."""
+    """One base, skin, run, report, or data (a file or a split, by its hash). `path` is where it lay when it was
+    recorded."""
 
     what: What
     id: str
@@ -140,13 +141,17 @@ class Catalog:
             "equivalent_of": identity.equivalent_of,
         }
         with self._transaction():
-            self._put("base", identity.weights_id, name, path, details, parents)
-        return identity.weights_id
+            return self._put(Record("base", identity.weights_id, name, path, details, tuple(parents)))
 
     def record_skin(self, skin: Skin, path: Path | str | None = None) -> str:
-        """Record a skin, its base, its report and its parents. Returns its id."""
+        """Record a skin, the data, bases, run and skins that it was made from, and its report. Returns its id."""
         with self._transaction():
-            return self._put_skin(skin, skin.directory if path is None else path)
+            return self._put(*records.of_skin(skin, skin.directory if path is None else path))
+
+    def record_run_of(self, directory: Path | str) -> str:
+        """Record the run whose run.json lies there, and what it read. Returns its id."""
+        with self._transaction():
+            return self._put(*records.of_run(Path(directory)))
 
     def record_run(
         self,
@@ -158,8 +163,7 @@ class Catalog:
     ) -> str:
         """Record a run (adapting, training, evaluating) and what it read. Returns its id."""
         with self._transaction():
-            self._put("run", run_id, name, path, details or {}, parents)
-        return run_id
+            return self._put(Record("run", run_id, name, path, details or {}, tuple(parents)))
 
     def record_report(
         self,
@@ -169,10 +173,8 @@ class Catalog:
         parents: Iterable[str] = (),
     ) -> str:
         """Record a report file under its sha256, which is returned."""
-        report_id = sha256_file(path)
         with self._transaction():
-            self._put("report", report_id, name, path, details or {}, parents)
-        return report_id
+            return self._put(Record("report", sha256_file(path), name, path, details or {}, tuple(parents)))
 
     def rebuild(self, directories: Iterable[Path | str]) -> Rebuilt:
         """Forget everything, then record every base, skin and report found below `directories`, in one transaction."""
@@ -233,13 +235,29 @@ class Catalog:
         with self._transaction("DEFERRED"):
             entry = self.find(wanted)
             above, below = self._walk(entry.id, "child", "parent"), self._walk(entry.id, "parent", "child")
-            known = {i: self._get(i) for i in (*above, *below)}
+            known = {i: self.get(i) for i in (*above, *below)}
         return Lineage(
             entry,
             tuple(e for i in above if (e := known[i]) is not None),
             tuple(e for i in below if (e := known[i]) is not None),
             tuple(i for i, e in known.items() if e is None),
         )
+
+    def get(self, id_: str) -> Entry | None:
+        """The entry with exactly this id."""
+        for what, table in TABLES.items():
+            row = self._connection.execute(f"SELECT * FROM {table} WHERE id = ?", (id_,)).fetchone()
+            if row is not None:
+                return _entry(what, row)
+        return None
+
+    def parents(self, id_: str) -> list[str]:
+        """Ids of what this was made from, known or not."""
+        return self._next(id_, "child", "parent")
+
+    def children(self, id_: str) -> list[str]:
+        """Ids of what was made from this."""
+        return self._next(id_, "parent", "child")
 
     # --- inside
 
@@ -254,36 +272,21 @@ class Catalog:
             raise
         self._connection.execute("COMMIT")
 
-    def _put(
-        self,
-        what: What,
-        id_: str,
-        name: str,
-        path: Path | str | None,
-        details: Mapping[str, Any],
-        parents: Iterable[str],
-    ) -> None:
-        place = None if path is None else str(Path(path).absolute())
+    def _put(self, *made: Record) -> str:
+        """Record them; returns the id of the last."""
         now = datetime.now(UTC).isoformat()
-        text = json.dumps(dict(details), sort_keys=True, allow_nan=False)
-        self._connection.execute(
-            f"INSERT INTO {TABLES[what]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = coalesce(excluded.path, path),"
-            " details = excluded.details",
-            (id_, name, place, text, now),
-        )
-        rows = [(id_, parent) for parent in parents]
-        self._connection.executemany("INSERT OR IGNORE INTO parents (child, parent) VALUES (?, ?)", rows)
-
-    def _put_skin(self, skin: Skin, path: Path | str | None) -> str:
-        id_, origin = skin_id(skin), skin.provenance
-        details = {"kind": skin.kind, "base": skin.bases["main"].name, "task": origin.task, "rung": origin.rung}
-        parents = [one.weights_id for one in skin.bases.values() if isinstance(one, BaseReference)]
-        parents += origin.parents
-        if origin.report is not None:
-            parents.append(origin.report)
-        self._put("skin", id_, skin.name, path, details, parents)
-        return id_
+        for one in made:
+            place = None if one.path is None else str(Path(one.path).absolute())
+            text = json.dumps(dict(one.details), sort_keys=True, allow_nan=False)
+            self._connection.execute(
+                f"INSERT INTO {TABLES[one.what]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = coalesce(excluded.path, path),"
+                " details = excluded.details",
+                (one.id, one.name, place, text, now),
+            )
+            rows = [(one.id, parent) for parent in one.parents]
+            self._connection.executemany("INSERT OR IGNORE INTO parents (child, parent) VALUES (?, ?)", rows)
+        return made[-1].id
 
     def _scan(self, directories: Iterable[Path | str], found: Rebuilt) -> None:
         for given in directories:
@@ -293,62 +296,28 @@ class Catalog:
             for path in sorted([root, *(p for p in root.rglob("*") if p.is_dir() and not p.is_symlink())]):
                 if (path.parent / SKIN_FILE).is_file():  # part of a skin
                     continue
-                for name, record in ((SKIN_FILE, self._scan_skin), ("base.json", self._scan_base)):
-                    if (path / name).is_file():
-                        self._count(found, path / name, record)
-                if (path / "report.json").is_file() and not (path / SKIN_FILE).is_file():
-                    self._count(found, path / "report.json", self._scan_report)
+                for file in records.files_of(path):
+                    try:
+                        made = records.of_file(file)
+                    except (BedplateError, OSError, ValueError) as error:
+                        found.problems.append(f"{file}: {error}")
+                    else:
+                        self._put(*made)
+                        what = made[-1].what
+                        found.counts[what] = found.counts.get(what, 0) + 1
 
-    @staticmethod
-    def _count(found: Rebuilt, path: Path, record: Any) -> None:
-        try:
-            what = record(path)
-        except (BedplateError, OSError, ValueError) as error:
-            found.problems.append(f"{path}: {error}")
-        else:
-            found.counts[what] = found.counts.get(what, 0) + 1
-
-    def _scan_skin(self, path: Path) -> What:
-        self._put_skin(read_skin(path.parent), path.parent)
-        return "skin"
-
-    def _scan_base(self, path: Path) -> What:
-        fields = read_json_object(path)
-        weights_id = fields.get("weights_id")
-        if not isinstance(weights_id, str):
-            raise DataError("it has no weights_id")
-        details = {key: fields.get(key) for key in ("family", "tokenizer_id", "template_id", "equivalent_of")}
-        lineage = fields.get("lineage")
-        parents = lineage.get("parents") if isinstance(lineage, dict) else None
-        named = [p for p in parents if isinstance(p, str)] if isinstance(parents, list) else []
-        self._put("base", weights_id, path.parent.name, path.parent, details, named)
-        return "base"
-
-    def _scan_report(self, path: Path) -> What:
-        fields = read_json_object(path)
-        details = {key: fields.get(key) for key in ("task", "verdict")}
-        task = fields.get("task")
-        self._put("report", sha256_file(path), task if isinstance(task, str) else path.parent.name, path, details, ())
-        return "report"
-
-    def _get(self, id_: str) -> Entry | None:
-        for what, table in TABLES.items():
-            row = self._connection.execute(f"SELECT * FROM {table} WHERE id = ?", (id_,)).fetchone()
-            if row is not None:
-                return _entry(what, row)
-        return None
+    def _next(self, id_: str, here: str, there: str) -> list[str]:
+        rows = self._connection.execute(f"SELECT {there} FROM parents WHERE {here} = ? ORDER BY 1", (id_,))
+        return [found for (found,) in rows.fetchall()]
 
     def _walk(self, start: str, here: str, there: str) -> list[str]:
         """Ids reached by edges from `here` to `there`, breadth first; a cycle ends where it closes."""
         seen, order = {start}, [start]
         for id_ in order:
-            with closing(
-                self._connection.execute(f"SELECT {there} FROM parents WHERE {here} = ? ORDER BY 1", (id_,))
-            ) as rows:
-                for (following,) in rows:
-                    if following not in seen:
-                        seen.add(following)
-                        order.append(following)
+            for following in self._next(id_, here, there):
+                if following not in seen:
+                    seen.add(following)
+                    order.append(following)
         return order[1:]
 
 

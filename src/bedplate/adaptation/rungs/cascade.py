@@ -80,7 +80,7 @@ class Cascade:
                 splits=first.provenance.splits,
                 seed=context.seed,
                 code_version=__version__,
-                parents=(skin_id(first), skin_id(second)),
+                parents=(skin_id(first), skin_id(second), *context.parents),
             ),
         )
         place = context.out / "skins" / self.name

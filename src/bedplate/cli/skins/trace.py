@@ -1,0 +1,77 @@
+"""`bedplate skins trace`: the lineage of a skin, a base, a run or data as a tree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from bedplate.skins.lineage import Node
+
+_SAID = ("kind", "rung", "seed", "role", "code_version", "parent")
+
+
+def trace(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="SKIN|HASH",
+            help="A directory of a skin, base or run; a data file; or a name, id or hash in the catalogue.",
+            show_default=False,
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a skin came from (run, data, splits, bases, seeds, parents) and what came from it.
+
+    It goes both ways from anything that has a hash: from a skin to its data, and from a data file, a split or a base
+    to every skin that was made from it. Ids and hashes may be cut to their first six characters.
+
+    What lies in directories is read there. What came after is what the catalogue knows: `bedplate adapt` records what
+    it makes, and `bedplate skins list DIR` what lies below a directory.
+
+    \b
+      bedplate skins trace runs/x/skins/lora
+      bedplate skins trace reviews.jsonl          # skins that were made from this file, as it is now
+      bedplate skins trace smollm2-135m
+    """
+    from bedplate.skins.catalog import Catalog
+    from bedplate.skins.lineage import trace as lineage
+
+    with Catalog.open() as catalog:
+        found = lineage(target, catalog)
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    from rich.tree import Tree
+
+    tree = Tree(_line(found.subject), highlight=False)
+    _add(tree.add("came from"), found.came_from, "nothing that is known")
+    _add(tree.add("became"), found.became, "nothing that is known")
+    console().print(tree, soft_wrap=True)
+
+
+def _add(tree: Tree, nodes: Iterable[Node], otherwise: str = "") -> None:
+    for node in nodes:
+        _add(tree.add(_line(node)), node.nodes)
+    if otherwise and not tree.children:
+        tree.add(otherwise)
+
+
+def _line(node: Node) -> str:
+    from rich.markup import escape
+
+    parts = [node.what, "" if node.what == "unknown" else node.name, node.id[:12]]
+    for key in _SAID:
+        if node.facts.get(key) not in (None, ""):
+            parts.append(f"{key} {node.facts[key]}")
+    if node.path is not None:
+        parts.append(f"({node.path}{'' if node.here else ', gone or changed'})")
+    return escape(" ".join(filter(None, parts)))

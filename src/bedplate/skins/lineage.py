@@ -1,0 +1,226 @@
+"""Lineage both ways: from a skin to the run, data, bases and skins that it was made from, and from any of these to what
+was made from it.
+
+What stands in the directories (skin.json, base.json, run.json) is read there. The catalogue says where other things
+lie, and it alone knows what came after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import BedplateError, UnknownItemError
+from bedplate.core.files import sha256_file
+from bedplate.models.checkpoints.base import BASE_FILE
+from bedplate.skins import records
+from bedplate.skins.catalog import Catalog
+from bedplate.skins.files import CASCADED, read_skin
+from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
+from bedplate.skins.records import Record
+from bedplate.skins.run import RUN_FILE, Run
+from bedplate.skins.skin import EndpointReference, Skin
+
+
+@dataclass(frozen=True)
+class Node:
+    """One thing in a lineage. what: skin, base, run, report, data, or unknown (an id that nothing is known of). path:
+    where it lies or lay; here: whether it still does, unchanged. nodes: what it came from, or what came from it."""
+
+    what: str
+    name: str
+    id: str
+    path: str | None = None
+    here: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    nodes: tuple[Node, ...] = ()
+
+    def walk(self) -> Iterator[Node]:
+        """Itself and everything below it."""
+        yield self
+        for node in self.nodes:
+            yield from node.walk()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`subject` without nodes; what it came from, and what came from it, as trees in which everything stands once, as
+    far from the subject as the longest way to it."""
+
+    subject: Node
+    came_from: tuple[Node, ...]
+    became: tuple[Node, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def trace(target: str | Path, catalog: Catalog) -> Trace:
+    """The lineage of a skin, base or run by its directory, of a data file by its content, or of anything by its name,
+    its id or hash, or the beginning of one, in the catalogue. UnknownItemError; UsageError for a beginning of several;
+    SkinError for a skin that does not read."""
+    known = _Known(catalog)
+    id_ = known.identify(target)
+    return Trace(known.node(id_), _tree(id_, known.parents, known), _tree(id_, catalog.children, known))
+
+
+class _Known:
+    """The catalogue, and before it what is read in directories on the way."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._read: dict[str, Record] = {}
+        self._looked: set[str] = set()
+
+    def identify(self, target: str | Path) -> str:
+        path = Path(target)
+        for name in (SKIN_FILE, BASE_FILE, RUN_FILE):
+            if (path / name).is_file():
+                if name == SKIN_FILE:
+                    return self._of_skin(read_skin(path), path)
+                return self._keep(records.of_file(path / name))
+        if path.is_file():
+            found = self._catalog.get(sha256_file(path))
+            if found is None:
+                raise UnknownItemError(
+                    f"the catalogue {self._catalog.path} knows nothing that was made from {path} as it is now; "
+                    "`bedplate skins list DIR` records what lies below a directory"
+                )
+            return found.id
+        return self._catalog.find(str(target)).id
+
+    def parents(self, id_: str) -> list[str]:
+        self._look(id_)
+        read = self._read.get(id_)
+        return list(dict.fromkeys([*(() if read is None else read.parents), *self._catalog.parents(id_)]))
+
+    def node(self, id_: str) -> Node:
+        """It without what is above or below."""
+        here = self._look(id_)
+        read, entry = self._read.get(id_), self._catalog.get(id_)
+        if read is not None:
+            path = read.path if entry is None or read.path is not None else entry.path
+            return Node(read.what, read.name, id_, None if path is None else str(path), here, dict(read.details))
+        if entry is None:
+            return Node("unknown", id_[:12], id_)
+        return Node(entry.what, entry.name, id_, entry.path, here, dict(entry.details))
+
+    def _look(self, id_: str) -> bool:
+        """Read what lies where the thing lay; whether that is still it."""
+        read, entry = self._read.get(id_), self._catalog.get(id_)
+        path = read.path if read is not None and read.path is not None else None if entry is None else entry.path
+        if path is None:
+            return False
+        place, what = Path(path), read.what if read is not None else entry.what if entry is not None else ""
+        if id_ not in self._looked:
+            self._looked.add(id_)
+            with suppress(BedplateError, OSError, ValueError):  # gone, or something else lies there now
+                self._read_again(id_, place, what)
+        return self._lies_at(id_, place, what)
+
+    def _read_again(self, id_: str, place: Path, what: str) -> None:
+        if what == "skin" and manifest_id(read_manifest(place)) == id_ and id_ not in self._read:
+            self._of_skin(read_skin(place), place)
+        elif what == "base" and (place / BASE_FILE).is_file():
+            found = records.of_base(place / BASE_FILE)
+            if found.id == id_:
+                self._keep([found])
+        elif what == "run" and Run.read(place).id == id_:
+            self._keep(records.of_run(place))
+
+    @staticmethod
+    def _lies_at(id_: str, place: Path, what: str) -> bool:
+        try:
+            if what == "skin":
+                return manifest_id(read_manifest(place)) == id_
+            if what == "run":
+                return Run.read(place).id == id_
+            if what == "report":
+                return place.is_file() and sha256_file(place) == id_
+            if what == "base" and (place / BASE_FILE).is_file():
+                return records.of_base(place / BASE_FILE).id == id_
+            return place.exists()
+        except (BedplateError, OSError, ValueError):
+            return False
+
+    def _of_skin(self, skin: Skin, directory: Path) -> str:
+        """A skin with what it names: its bases, and of a cascade the two within it."""
+        for role, used in skin.bases.items():
+            if not isinstance(used, EndpointReference) and used.weights_id not in self._read:
+                place = Path(used.name) if Path(used.name).is_absolute() else None
+                facts = {"role": role, "family": used.family}
+                self._keep([Record("base", used.weights_id, used.name, place, facts, ())])
+        if skin.cascade is not None:
+            for name, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
+                self._of_skin(part, directory / name)
+        *before, own = records.of_skin(skin, directory.absolute())
+        return self._keep([*before, replace(own, details={**own.details, **_facts(skin)})])
+
+    def _keep(self, found: Iterable[Record]) -> str:
+        last = ""
+        for one in found:
+            details, last = dict(one.details), one.id
+            if one.what == "run" and one.path is not None:
+                kept = Run.read(Path(one.path)).model_dump(mode="json", exclude={"id", "bases", "data", "task"})
+                details |= {key: value for key, value in kept.items() if value is not None}
+            old = self._read.get(one.id)
+            if old is not None and one.what == "base":  # what a skin says of it, and what it says of itself
+                details = {**old.details, **details}
+            self._read[one.id] = replace(one, details=details)
+        return last
+
+
+def _facts(skin: Skin) -> dict[str, Any]:
+    """What a skin says of how it was made, besides what has a hash."""
+    origin = skin.provenance
+    remote = [used.name for used in skin.bases.values() if isinstance(used, EndpointReference)]
+    return {
+        "seed": origin.seed,
+        "code_version": origin.code_version,
+        "evaluated_with": None if skin.evaluated_with is None else skin.evaluated_with.model_dump(),
+        **({"endpoints": remote} if remote else {}),
+    }
+
+
+def _tree(start: str, following: Callable[[str], Iterable[str]], known: _Known) -> tuple[Node, ...]:
+    """What is reached from `start`, each thing once: below the farthest of those that lead to it."""
+    edges = _reached(start, following)
+    rank = {id_: number for number, id_ in enumerate(edges)}
+    depth, above = {start: 0}, dict[str, str]()
+    for id_ in edges:
+        for one in edges[id_]:
+            if rank[one] > rank[id_] and depth[id_] + 1 > depth.get(one, 0):  # an edge back closes a cycle
+                depth[one], above[one] = depth[id_] + 1, id_
+    below: dict[str, list[str]] = {}
+    for id_ in edges:
+        if id_ != start:
+            below.setdefault(above[id_], []).append(id_)
+    made: dict[str, Node] = {}
+    for id_ in reversed(edges):
+        made[id_] = replace(known.node(id_), nodes=_sorted(made[one] for one in below.get(id_, ())))
+    return made[start].nodes
+
+
+def _reached(start: str, following: Callable[[str], Iterable[str]]) -> dict[str, list[str]]:
+    """Id → ids that follow, in an order in which whatever leads to a thing stands before it (cycles apart)."""
+    edges: dict[str, list[str]] = {start: list(following(start))}
+    finished: list[str] = []
+    stack = [(start, iter(edges[start]))]
+    while stack:
+        id_, rest = stack[-1]
+        one = next((one for one in rest if one not in edges), None)
+        if one is None:
+            finished.append(id_)
+            stack.pop()
+        else:
+            edges[one] = list(following(one))
+            stack.append((one, iter(edges[one])))
+    return {id_: edges[id_] for id_ in reversed(finished)}
+
+
+def _sorted(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    order = ("run", "skin", "base", "data", "report", "unknown")
+    return tuple(sorted(nodes, key=lambda node: (order.index(node.what), node.name, node.id)))

@@ -1,0 +1,114 @@
+"""What the catalogue keeps of what lies in directories: skins with their data and run, runs, bases, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adapters.tensors import read_json_object
+from bedplate.core.errors import DataError
+from bedplate.core.files import sha256_file
+from bedplate.models.checkpoints.base import BASE_FILE
+from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.manifest import SKIN_FILE
+from bedplate.skins.run import REPORT_FILE, RUN_FILE, SPLIT_NAMES, Run, run_above
+from bedplate.skins.skin import BaseReference, Skin
+
+What = Literal["base", "skin", "run", "report", "data"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing, and the ids of what it was made from."""
+
+    what: What
+    id: str
+    name: str
+    path: Path | str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parents: tuple[str, ...] = ()
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The files of a directory that say what it holds."""
+    names = (SKIN_FILE, BASE_FILE) if (directory / SKIN_FILE).is_file() else (BASE_FILE, RUN_FILE, REPORT_FILE)
+    return [directory / name for name in names if (directory / name).is_file()]
+
+
+def of_file(path: Path) -> list[Record]:
+    """What such a file is about, last, after what it was made from. BedplateError, OSError, ValueError."""
+    if path.name == SKIN_FILE:
+        return of_skin(read_skin(path.parent), path.parent)
+    if path.name == RUN_FILE:
+        return of_run(path.parent)
+    return [of_base(path) if path.name == BASE_FILE else of_report(path)]
+
+
+def of_skin(skin: Skin, path: Path | str | None) -> list[Record]:
+    """A skin, last, after its data and its run. Its parents are the bases, data, run, skins and report that it names,
+    and those that stand above its directory."""
+    origin = skin.provenance
+    data = list(_data({**origin.data, **origin.splits}, origin.task))
+    place = None if path is None else run_above(Path(path))
+    run = [] if place is None else of_run(place)
+    parents = [one.weights_id for one in skin.bases.values() if isinstance(one, BaseReference)]
+    parents += [one.id for one in (*data, *run[-1:])]
+    parents += [*origin.parents, *([] if origin.report is None else [origin.report])]
+    details = {"kind": skin.kind, "base": skin.bases["main"].name, "task": origin.task, "rung": origin.rung}
+    return [*data, *run, Record("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
+
+
+def of_run(directory: Path) -> list[Record]:
+    """A run, last, after the data that it read."""
+    run = Run.read(directory)
+    data = list(_data(run.data, run.task))
+    parents = (*run.bases, *(one.id for one in data), *([] if run.parent_id is None else [run.parent_id]))
+    details = {"task": run.task, "seed": run.seed}
+    return [*data, Record("run", run.id, f"adapt {run.task}", directory, details, parents)]
+
+
+def of_base(path: Path) -> Record:
+    """A base, of its base.json."""
+    fields = read_json_object(path)
+    weights_id = fields.get("weights_id")
+    if not isinstance(weights_id, str):
+        raise DataError("it has no weights_id")
+    details = {key: fields.get(key) for key in ("family", "tokenizer_id", "template_id", "equivalent_of")}
+    lineage = fields.get("lineage")
+    parents: list[Any] = []
+    if isinstance(lineage, dict):
+        several, one = lineage.get("parents"), lineage.get("parent")
+        parents = [*(several if isinstance(several, list) else ()), one if one != weights_id else None]
+    named = tuple(one for one in parents if isinstance(one, str))
+    return Record("base", weights_id, path.parent.name, path.parent, details, named)
+
+
+def of_report(path: Path) -> Record:
+    """A report, whose parents are the bases and skins that it is about."""
+    fields = read_json_object(path)
+    details = {key: fields.get(key) for key in ("task", "verdict")}
+    task = fields.get("task")
+    name = task if isinstance(task, str) else path.parent.name
+    return Record("report", sha256_file(path), name, path, details, _judged(fields.get("lineage")))
+
+
+def _data(hashes: Mapping[str, str], task: str | None) -> Iterator[Record]:
+    """Files (`file:…`) and splits."""
+    for key, digest in hashes.items():
+        if key in SPLIT_NAMES:
+            yield Record("data", digest, f"{key} of {task}", None, {"kind": "split", "task": task})
+        else:
+            yield Record("data", digest, key.removeprefix("file:"), None, {"kind": "file"})
+
+
+def _judged(lineage: Any) -> tuple[str, ...]:
+    if not isinstance(lineage, dict):
+        return ()
+    bases: Any = lineage.get("bases")
+    skins: Any = lineage.get("skins")
+    named: list[tuple[Any, str]] = [(one, "weights_id") for one in (bases if isinstance(bases, list) else ())]
+    named += [(one, "skin_id") for one in (skins.values() if isinstance(skins, dict) else ())]
+    found = [one.get(key) for one, key in named if isinstance(one, dict)]
+    return tuple(id_ for id_ in found if isinstance(id_, str))
