@@ -4,6 +4,7 @@ proportions.py   exact (Clopper-Pearson) and Wilson bounds of a proportion of in
 clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
 bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
 paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
+two_sample.py    two sets of rows: permutation test of whole groups, difference of independent estimates
 multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
 """
 
@@ -30,6 +31,13 @@ from bedplate.core.statistics.paired import (
     swap_test,
 )
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
+from bedplate.core.statistics.two_sample import (
+    TwoSample,
+    independent_difference,
+    mean_distance,
+    share_distance,
+    two_sample,
+)
 
 __all__ = [
     "MINIMUM_GROUPS",
@@ -39,6 +47,7 @@ __all__ = [
     "HolmBound",
     "InsufficientGroups",
     "PairedDifference",
+    "TwoSample",
     "bca_cluster_bootstrap",
     "bca_of_sums",
     "binomial_interval",
@@ -50,14 +59,18 @@ __all__ = [
     "effective_n_interval",
     "holm",
     "holm_bounds",
+    "independent_difference",
     "intraclass_correlation",
     "mcnemar_exact",
+    "mean_distance",
     "mean_of_sums",
     "needed_n",
     "paired_difference",
+    "share_distance",
     "sign_flip",
     "simultaneous",
     "spent_alpha",
     "swap_test",
+    "two_sample",
     "wilson",
 ]

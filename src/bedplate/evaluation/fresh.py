@@ -1,0 +1,69 @@
+"""Rows that came after a task's own: read and checked as those are, and not split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import DataError
+from bedplate.data.sources import read_rows
+from bedplate.data.splits import Record, split_hash
+from bedplate.evaluation.examples import Example, distinct, parse_rows
+from bedplate.evaluation.task import Task
+
+
+@dataclass(frozen=True)
+class FreshRows:
+    """`examples`: one row of each text. every: all rows, copies among them. labelled: whether they have targets;
+    without, every target is "". grouped: whether they have the task's groups, or it has none."""
+
+    examples: tuple[Example, ...]
+    every: tuple[Example, ...]
+    labelled: bool
+    grouped: bool
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """Of texts, targets and groups, whatever their order and their file."""
+        return split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in self.every])
+
+
+def fresh_rows(task: Task, source: Path | str) -> FreshRows:
+    """New rows from a .jsonl, .csv or .tsv file, with targets where it has such a column. DataError."""
+    rows = read_rows(str(source))
+    labelled = task.data.target in rows.columns
+    grouped = task.data.group_by is None or task.data.group_by in rows.columns
+    counts: Counter[str] = Counter()
+    notes: list[str] = []
+    if not labelled:
+        notes.append(f"{source} has no column {task.data.target!r}, so nothing is known of the quality on it")
+    if not grouped:
+        notes.append(
+            f"{source} has no column {task.data.group_by!r}, so each row is taken for a group of its own: where rows "
+            "belong together, a difference is seen too easily"
+        )
+        task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
+    documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
+    parsed = parse_rows(task, rows, documents, counts, notes, labelled=labelled)
+    found, records = distinct(task, parsed, rows.source, counts, notes)
+    if not records:
+        raise DataError(f"{source}: no usable row is left")
+    examples = tuple(found[record.id] for record in records)
+    return FreshRows(examples, tuple(parsed), labelled, grouped, dict(counts), (*notes, *rows.notes), str(source))
+
+
+def every_row(task: Task) -> list[Example]:
+    """All rows of a task's own files, before copies are dropped and rows are split. DataError."""
+    files = task.data.split.files
+    sources = {"": task.data.source or ""} if files is None else {f"{name}/": file for name, file in files.items()}
+    documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
+    found: list[Example] = []
+    for prefix, source in sources.items():
+        rows = read_rows(source, task.directory)
+        found += parse_rows(task, rows, documents, Counter(), [], prefix=prefix)
+    return found
