@@ -3,9 +3,11 @@
 The machine is calibrated first (economics.machine), then predicted at batch sizes, contexts, prompt lengths and
 training steps that calibration did not see, and measured there. The server is simulated with the same calls that a
 client with a timetable then sends it, at shares of the rate that saturates it. Nothing else should run meanwhile: a
-quiet machine is what calibration describes.
+quiet machine is what calibration describes. A machine that others share is faster in one minute than in another, so
+all of it is done in several rounds, each calibrated anew, the server before and after its loads; a row compares the
+medians of the rounds.
 
-usage: predictions.py [--weights int4] [--parts steps,tuning,serving] [--calls 150] [--markdown FILE]
+usage: predictions.py [--weights int4] [--parts steps,tuning,serving] [--rounds 3] [--calls 80] [--markdown FILE]
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from bedplate.economics.machine import EngineSpeed, step_seconds
+from bedplate.economics.machine import EngineSpeed, ServerSpeed, step_seconds
 from bedplate.economics.serving import saturated_rates
 from bedplate.economics.simulation import Service, simulate
 from bedplate.economics.steps import MeasuredSteps
@@ -31,7 +33,7 @@ from bedplate.economics.traffic import Call, Traffic, parse_lengths, percentile
 from bedplate.inference.engine import Engine
 from bedplate.inference.measure import StepLog, load_of, measure_engine
 from bedplate.inference.measure_server import measure_server
-from bedplate.inference.measure_tuning import StepKind, measure_tuning, step_seconds_of
+from bedplate.inference.measure_tuning import StepKind, fastest_steps, measure_tuning
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.models.checkpoints.base import Base, load_base, locate
 from peers import BASE, THREADS
@@ -46,45 +48,74 @@ TRAFFIC = Traffic(parse_lengths("100-400", "prompt"), parse_lengths("16-96", "ou
 
 @dataclass(frozen=True)
 class Row:
-    """One prediction, in seconds."""
+    """One prediction, in seconds: a value of each round."""
 
     what: str
-    measured: float
-    predicted: float
+    measured: tuple[float, ...]
+    predicted: tuple[float, ...]
     goal: float
 
     @property
+    def seconds(self) -> tuple[float, float]:
+        """Measured, and predicted."""
+        return statistics.median(self.measured), statistics.median(self.predicted)
+
+    @property
     def error(self) -> float:
-        return self.predicted / self.measured - 1
+        measured, predicted = self.seconds
+        return predicted / measured - 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--parts", default="steps,tuning,serving")
-    parser.add_argument("--calls", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=80)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--markdown", type=Path)
     asked = parser.parse_args()
     torch.set_num_threads(THREADS)
     base, parts = load_base(locate(BASE)), asked.parts.split(",")
-    rows: list[Row] = []
-    speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
-    if speed is not None and "steps" in parts:
-        rows += steps(base, speed, asked.weights, asked.repeats)
-    if "tuning" in parts:
-        rows += tuning(base)
-    if speed is not None and "serving" in parts:
-        rows += serving(base, speed, asked.weights, asked.calls)
+    found: dict[str, list[Row]] = {}
+    for number in range(asked.rounds):
+        speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
+        rows: list[Row] = []
+        if speed is not None and "steps" in parts:
+            rows += steps(base, speed, asked.weights, asked.repeats)
+        if "tuning" in parts:
+            rows += tuning(base)
+        if speed is not None and "serving" in parts:
+            rows += serving(base, speed, asked.weights, asked.calls, seed=7 + number)
+        print(f"round {number + 1} of {asked.rounds}")
+        for row in rows:
+            print(said(row))
+            found.setdefault(row.what, []).append(row)
+    print("all rounds")
+    rows = [pooled(of) for of in found.values()]
     for row in rows:
-        met = "met" if abs(row.error) <= row.goal else "MISSED"
-        print(
-            f"{row.what}: measured {row.measured * 1e3:.4g} ms, predicted {row.predicted * 1e3:.4g} ms, "
-            f"{row.error:+.1%} (goal {row.goal:.0%}, {met})"
-        )
+        print(said(row))
     if asked.markdown is not None:
         asked.markdown.write_text(markdown(rows), "utf-8")
-    print(json.dumps([{"what": r.what, "measured": r.measured, "predicted": r.predicted} for r in rows]))
+    print(json.dumps([dict(zip(("what", "measured", "predicted"), (r.what, *r.seconds), strict=True)) for r in rows]))
+
+
+def pooled(rows: Sequence[Row]) -> Row:
+    """All rounds' values as one row."""
+    return replace(
+        rows[0],
+        measured=tuple(value for row in rows for value in row.measured),
+        predicted=tuple(value for row in rows for value in row.predicted),
+    )
+
+
+def said(row: Row) -> str:
+    """A row for people."""
+    measured, predicted = row.seconds
+    return (
+        f"{row.what}: measured {measured * 1e3:.4g} ms, predicted {predicted * 1e3:.4g} ms, "
+        f"{row.error:+.1%} (goal {row.goal:.0%}, {'met' if abs(row.error) <= row.goal else 'MISSED'})"
+    )
 
 
 def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterator[Row]:
@@ -109,30 +140,30 @@ def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterato
                 log.records.clear()
                 if what == "prefill":
                     engine.run([generation(prompt(context), 1)])
-                    said = sum(step_seconds(speed, load_of(record)) for record in log.records)
-                    found[kind].append((sum(record.seconds for record in log.records), said))
+                    predicted = sum(step_seconds(speed, load_of(record)) for record in log.records)
+                    found[kind].append((sum(record.seconds for record in log.records), predicted))
                 else:
                     shared = prompt(context - 1)
                     engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
                     decoding = [r for r in log.records if r.decodes == batch == len(r.spans)]
-                    said = statistics.median(step_seconds(speed, load_of(r)) for r in decoding)
-                    found[kind].append((statistics.median(r.seconds for r in decoding), said))
+                    predicted = statistics.median(step_seconds(speed, load_of(r)) for r in decoding)
+                    found[kind].append((statistics.median(r.seconds for r in decoding), predicted))
     for (what, batch, context), times in found.items():
         name = f"prefill of {context} tokens" if what == "prefill" else f"decode step, batch {batch}, context {context}"
         measured, predicted = zip(*times, strict=True)
-        yield Row(name, statistics.median(measured), statistics.median(predicted), 0.15)
+        yield Row(name, measured, predicted, 0.15)
 
 
 def tuning(base: Base) -> Iterator[Row]:
     """LoRA training steps."""
     speed = measure_tuning(base, BASE)
-    for kind in TUNED:
+    for kind, seconds in zip(TUNED, fastest_steps(base, BASE, TUNED), strict=True):
         what = f"LoRA step, {kind.examples} examples of {kind.tokens} tokens, {kind.targets} learned"
-        said = speed.seconds(kind.step_tokens, kind.step_pairs, kind.step_targets)
-        yield Row(what, step_seconds_of(base, kind), said, 0.15)
+        predicted = speed.seconds(kind.step_tokens, kind.step_pairs, kind.step_targets)
+        yield Row(what, (seconds,), (predicted,), 0.15)
 
 
-def serving(base: Base, speed: EngineSpeed, weights: str, count: int) -> Iterator[Row]:
+def serving(base: Base, speed: EngineSpeed, weights: str, count: int, seed: int) -> Iterator[Row]:
     """A live server against the simulation of the same calls."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "server.yaml"
@@ -140,22 +171,32 @@ def serving(base: Base, speed: EngineSpeed, weights: str, count: int) -> Iterato
             f"bases: [{{source: {BASE}, name: {BASE}, weights: {weights}, speculate: false}}]\nport: 0\n", "utf-8"
         )
         with running("--config", str(file)) as url:
-            server = measure_server(url, BASE, speed, base.spec.vocab_size)
-            steps_ = MeasuredSteps(speed.model_copy(update={"server": server}))
-            service = Service(steps_, call_seconds=server.call_seconds)
-            print(f"the server adds: {server.model_dump()}")
-            saturated = saturated_rates(service, TRAFFIC, 1)[0]
-            for load in LOADS:
-                calls = TRAFFIC.calls(load * saturated, count, seed=7)
-                said = simulate(service, calls)
-                found = sent(url, calls, round(load * 100), Path(directory))
-                for share in (0.5, 0.95):
-                    for name, live, simulated in (
-                        ("answer", found["total"], said.total_seconds),
-                        ("first token", found["first"], said.first_token_seconds),
-                    ):
-                        what = f"served at {load:.0%} load, {name} p{100 * share:.0f}"
-                        yield Row(what, percentile(live, share), percentile(simulated, share), 0.20)
+            before = measure_server(url, BASE, speed, base.spec.vocab_size)
+            rates = saturated_rates(_service(speed, before), TRAFFIC, 1)
+            loads = [TRAFFIC.calls(load * rates[0], count, seed) for load in LOADS]
+            live = [sent(url, calls, 100 * seed + number, Path(directory)) for number, calls in enumerate(loads)]
+            server = _between(before, measure_server(url, BASE, speed, base.spec.vocab_size))
+    print(f"the server adds: {server.model_dump()}")
+    service = _service(speed, server)
+    for load, calls, found in zip(LOADS, loads, live, strict=True):
+        simulated = simulate(service, calls)
+        for share in (0.5, 0.95):
+            for name, measured, predicted in (
+                ("answer", found["total"], simulated.total_seconds),
+                ("first token", found["first"], simulated.first_token_seconds),
+            ):
+                what = f"served at {load:.0%} load, {name} p{100 * share:.0f}"
+                yield Row(what, (percentile(measured, share),), (percentile(predicted, share),), 0.20)
+
+
+def _service(speed: EngineSpeed, server: ServerSpeed) -> Service:
+    return Service(MeasuredSteps(speed.model_copy(update={"server": server})), call_seconds=server.call_seconds)
+
+
+def _between(one: ServerSpeed, other: ServerSpeed) -> ServerSpeed:
+    """The means of two calibrations."""
+    first, second = one.model_dump(), other.model_dump()
+    return ServerSpeed(**{name: (first[name] + second[name]) / 2 for name in first})
 
 
 def sent(url: str, calls: list[Call], seed: int, directory: Path) -> dict[str, list[float]]:
@@ -170,10 +211,9 @@ def sent(url: str, calls: list[Call], seed: int, directory: Path) -> dict[str, l
 def markdown(rows: list[Row]) -> str:
     """The documentation's table."""
     lines = ["| what | measured | predicted | error |", "|---|---|---|---|"]
-    lines += [
-        f"| {row.what} | {row.measured * 1e3:.4g} ms | {row.predicted * 1e3:.4g} ms | {row.error:+.1%} |"
-        for row in rows
-    ]
+    for row in rows:
+        measured, predicted = row.seconds
+        lines.append(f"| {row.what} | {measured * 1e3:.4g} ms | {predicted * 1e3:.4g} ms | {row.error:+.1%} |")
     return "\n".join(lines) + "\n"
 
 

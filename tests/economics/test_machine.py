@@ -117,9 +117,11 @@ def test_another_size_is_scaled_part_by_part() -> None:
 
 def test_a_server_adds_to_steps_that_choose_tokens() -> None:
     server = ServerSpeed(call_seconds=0.01, start_seconds=0.005, step_seconds=0.002, row_seconds=0.0003)
-    assert served_seconds(server, Load(4, 4)) == pytest.approx(0.002 + 4 * 0.0003)
-    assert served_seconds(server, Load(99, 4, started=2)) == pytest.approx(0.002 + 4 * 0.0003 + 2 * 0.005)
-    assert served_seconds(server, Load(512, 0)) == 0.0
+    assert served_seconds(server, Load(4, 4), 0.0) == pytest.approx(0.002 + 4 * 0.0003)
+    assert served_seconds(server, Load(99, 4, started=2), 1.0) == pytest.approx(1.002 + 4 * 0.0003 + 2 * 0.005)
+    assert served_seconds(server, Load(512, 0), 0.5) == 0.5
+    slower = server.model_copy(update={"pace": 1.1})
+    assert served_seconds(slower, Load(4, 4), 1.0) == pytest.approx(1.1 + 0.002 + 4 * 0.0003)
 
 
 def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bedplate.economics.traffic import Call
 from bedplate.inference import measure, measure_tuning
 from bedplate.inference.engine import Engine
 from bedplate.inference.measure import Measured, StepLog, fit_engine, load_of, measure_engine
-from bedplate.inference.measure_server import LONG, SHORT, TOGETHER, fit_server, measure_server
+from bedplate.inference.measure_server import KINDS, fit_server, measure_server
 from bedplate.inference.measure_tuning import StepKind
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.inference.stats import StepRecord
@@ -125,11 +125,12 @@ def test_a_tiny_bases_engine_is_measured(base: Base, monkeypatch: pytest.MonkeyP
 
 def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: p.clone() for name, p in base.model.named_parameters()}
-    times = iter([0.5 + 0.01 * t + 1e-5 * p + 0.02 * n for t, p, n in _sizes()])
-    real = measure_tuning.step_seconds_of(base, StepKind(2, 8, 1), rank=2, steps=2)
-    assert 0 < real < 60
+    times = [0.5 + 0.01 * t + 1e-5 * p + 0.02 * n for t, p, n in _sizes()]
+    real = measure_tuning.fastest_steps(base, "tiny", [StepKind(2, 8, 1), StepKind(1, 4, 2)], rank=2)
+    assert len(real) == 2
+    assert all(0 < seconds < 60 for seconds in real)
     assert all(torch.equal(before[name], p) for name, p in base.model.named_parameters())
-    monkeypatch.setattr(measure_tuning, "step_seconds_of", lambda *_: next(times))
+    monkeypatch.setattr(measure_tuning, "fastest_steps", lambda *_: times)
     speed = measure_tuning.measure_tuning(base, "tiny", rank=2)
     # Costs that were made up are found again: 100 tokens in 10 examples, 10 of them learned.
     assert speed.seconds(100, 550, 10) == pytest.approx(0.5 + 1.0 + 5.5e-3 + 0.2, rel=1e-3)
@@ -157,19 +158,21 @@ def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypa
         measure_server("http://127.0.0.1:9", "tiny", nothing, 300)
 
 
-@pytest.mark.parametrize("costs", [(0.004, 0.002, 0.0006, 0.0003), (0.0, 0.003, 0.0, 0.0002), (0.005, 0.0, 0.001, 0.0)])
-def test_what_a_server_adds_is_found_again(costs: tuple[float, float, float, float]) -> None:
-    """Calls of a simulated server with made-up costs, less those of its engine, give the costs."""
-    call, start, step, row = costs
-    server = ServerSpeed(call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
+@pytest.mark.parametrize(
+    "costs",
+    [(1.0, 0.004, 0.002, 0.0006, 0.0003), (1.3, 0.0, 0.003, 0.0, 0.0002), (0.8, 0.005, 0.0, 0.001, 0.0)],
+)
+def test_what_a_server_adds_is_found_again(costs: tuple[float, float, float, float, float]) -> None:
+    """Calls of a simulated server with made-up costs give the costs."""
+    pace, call, start, step, row = costs
+    server = ServerSpeed(pace=pace, call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
     engine = made_up()
-    served = MeasuredSteps(engine.model_copy(update={"server": server}))
-    beyond: list[float] = []
-    for rows, tokens in ((1, SHORT), (TOGETHER, SHORT), (1, LONG), (TOGETHER, LONG)):
-        calls = [Call(0.0, 16, 0, tokens) for _ in range(rows)]
-        alone = simulate(Service(MeasuredSteps(engine, served=False)), calls).seconds
-        beyond.append(simulate(Service(served, call_seconds=call), calls).seconds - alone)
-    found = fit_server(*beyond)
+    service = Service(MeasuredSteps(engine.model_copy(update={"server": server})), call_seconds=call)
+    taken = {
+        (rows, prompt, tokens): simulate(service, [Call(0.0, prompt, 0, tokens) for _ in range(rows)]).seconds
+        for rows, prompt, tokens in KINDS
+    }
+    found = fit_server(engine, taken)
     for name, value in server.model_dump().items():
         assert getattr(found, name) == pytest.approx(value, abs=1e-9), name
 
@@ -218,7 +221,7 @@ def test_an_encoder_has_no_steps_to_measure(minilm_dir: Path) -> None:
     with pytest.raises(UsageError, match="is an encoder"):
         measure_engine(encoder, "minilm")
     with pytest.raises(UsageError, match="is an encoder"):
-        measure_tuning.step_seconds_of(encoder, StepKind(1, 4, 1))
+        measure_tuning.fastest_steps(encoder, "minilm", [StepKind(1, 4, 1)])
 
 
 def test_records_are_plain() -> None:

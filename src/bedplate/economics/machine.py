@@ -90,7 +90,12 @@ class Spread(Strict):
 class ServerSpeed(Strict):
     """What a server adds to its engine, the answers streamed: to a call beside all steps, to the step that ends its
     prompt, to each step of running generations, and to each of their rows (the engine's own threads wait for the cores
-    that reading calls and writing to clients take)."""
+    that reading calls and writing to clients take).
+
+    pace: what the engine's own part of a step takes there, over what it took when it was measured alone.
+    """
+
+    pace: Annotated[float, Field(gt=0)] = 1.0
 
     call_seconds: Seconds
     start_seconds: Seconds = 0.0
@@ -221,11 +226,12 @@ def step_seconds(speed: EngineSpeed, load: Load, shape: Shape | None = None) -> 
     )
 
 
-def served_seconds(server: ServerSpeed, load: Load) -> float:
-    """What a step takes longer in a server than in an engine alone."""
+def served_seconds(server: ServerSpeed, load: Load, alone: float) -> float:
+    """What a step takes in a server that takes `alone` seconds in an engine alone."""
+    engine = server.pace * alone
     if not load.rows:
-        return 0.0
-    return server.step_seconds + server.row_seconds * load.rows + server.start_seconds * load.started
+        return engine
+    return engine + server.step_seconds + server.row_seconds * load.rows + server.start_seconds * load.started
 
 
 def machine_file() -> Path:

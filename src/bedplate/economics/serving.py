@@ -21,13 +21,14 @@ from bedplate.economics.traffic import SECONDS_PER_DAY, Call, Traffic
 
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
-BISECTIONS = 7
+PARTS = 128
+"""Of the saturating rate: a capacity is told to one of them."""
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 FORMULAS: dict[str, tuple[str, str]] = {
     "alone": ("one call on an idle replica: its prompt's and its tokens' steps", "measured steps, or the roofline"),
     "tokens_per_second": ("output tokens a second of a full engine", "discrete-event simulation of the scheduler"),
-    "capacity": ("the most calls a second of one replica within the target", "bisection over the simulation"),
+    "capacity": ("the most calls a second of one replica within the target", "search over the simulation"),
     "replicas": ("⌈busiest rate / capacity⌉ + spare", "arithmetic"),
     "usd_per_call": ("replicas × usd_per_hour × 24 / calls_per_day", "arithmetic: idle machines are paid for"),
     "usd_per_million_tokens": ("usd_per_call / tokens of a call × 10⁶", "prompt and output tokens alike"),
@@ -50,13 +51,11 @@ class Target:
         if not 0 < self.share < 1:
             raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
 
-    def met(self, outcome: Outcome) -> bool:
-        """Whether a simulated run meets it."""
-        checks = (
-            (self.total_seconds, outcome.total),
-            (self.first_token_seconds, outcome.first_token),
-        )
-        return all(limit is None or found(self.share) <= limit for limit, found in checks)
+    def slack(self, outcome: Outcome) -> float:
+        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
+        limit must be there."""
+        checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
+        return min(limit / max(found(self.share), 1e-12) - 1 for limit, found in checks if limit is not None)
 
     @property
     def asks(self) -> bool:
@@ -137,7 +136,7 @@ def plan_serving(
     wanted = target or Target()
     alone = _alone(service, traffic, wanted, seed)
     saturated, full_tokens = saturated_rates(service, traffic, seed)
-    capacity = _capacity(service, traffic, saturated, wanted, seed)
+    capacity = _capacity(service, traffic, saturated, wanted, alone, seed)
     mean_rate = calls_per_day / SECONDS_PER_DAY
     replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
     whole(replicas=replicas)
@@ -145,7 +144,7 @@ def plan_serving(
     usd = None if usd_per_hour is None else replicas * usd_per_hour * 24 / calls_per_day
     return ServingPlan(
         basis=replica.basis,
-        alone=alone,
+        alone=_percentiles(alone, 0.0),
         saturated_calls_per_second=saturated,
         saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
@@ -165,7 +164,7 @@ def plan_serving(
     )
 
 
-def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Latency:
+def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Outcome:
     """Calls so far apart that none meets another."""
     calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
     outcome = simulate(service, calls)
@@ -179,7 +178,7 @@ def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Lat
                 f"target of {limit:g} s by {found - limit:.3g} s: no number of replicas helps. Shorten prompts or "
                 "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
-    return _percentiles(outcome, 0.0)
+    return outcome
 
 
 def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
@@ -201,18 +200,26 @@ def load_curve(
     return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
 
 
-def _capacity(service: Service, traffic: Traffic, saturated: float, target: Target, seed: int) -> float:
+def _capacity(service: Service, traffic: Traffic, saturated: float, target: Target, alone: Outcome, seed: int) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
     if not target.asks:
         return 0.9 * saturated
-    low, high = 0.0, saturated
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        met = target.met(_steady(service, traffic, middle, seed))
-        low, high = (middle, high) if met else (low, middle)
+    # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
+    # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.
+    low, high, above, below = 0, PARTS, target.slack(alone), -1.0
+    looks = 0
+    while high - low > 1:
+        looks += 1
+        share = 0.5 if looks % 3 == 0 else above / (above - below)
+        middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated, seed))
+        if slack >= 0:
+            low, above = middle, slack
+        else:
+            high, below = middle, slack
     # Calls that come one by one meet the target, so a rate just above nothing does.
-    return low or saturated / 2 ** (BISECTIONS + 1)
+    return low / PARTS * saturated or saturated / (2 * PARTS)
 
 
 def _steady(service: Service, traffic: Traffic, rate: float, seed: int) -> Outcome:

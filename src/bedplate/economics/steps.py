@@ -63,7 +63,7 @@ class MeasuredSteps:
     def seconds(self, load: Load) -> float:
         """Of one step."""
         found = step_seconds(self.speed, load, self.shape)
-        return found + served_seconds(self.speed.server, load) if self.served and self.speed.server else found
+        return served_seconds(self.speed.server, load, found) if self.served and self.speed.server else found
 
     @property
     def basis(self) -> str:

@@ -1,7 +1,8 @@
 """Measures what a running server adds to its engine: to a call, to the step that it starts in, to a step and its rows.
 
-Streamed completions of known sizes are timed from outside, alone and several at once; what an engine of the same speed
-would take (simulated) is taken off. The server must run on this machine, with nobody else asking, and without guessing
+Streamed completions of known sizes are timed from outside, alone and several at once. What a longer prompt takes more,
+over what it would take more in an engine alone (simulated), is the engine's pace in the server; the rest is the
+server's own work. The server must run on this machine, with nobody else asking, and without guessing
 tokens (`speculate: false` in its file), because random prompts make text that is guessed too well.
 """
 
@@ -11,7 +12,7 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -23,9 +24,20 @@ from bedplate.economics.simulation import Service, simulate
 from bedplate.economics.steps import MeasuredSteps
 from bedplate.economics.traffic import Call
 
-PROMPT, SHORT, LONG, TOGETHER, TURNS = 64, 1, 49, 8, 10
+PROMPT, LONG_PROMPT = 64, 320
+SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8
 SHORTS = 5
 """Short calls of a turn: what they take beside the engine is little, so that many are needed to see it."""
+Kind = tuple[int, int, int]
+"""Calls at once, tokens of each one's prompt and of its answer."""
+KINDS: tuple[Kind, ...] = (
+    (1, PROMPT, SHORT),
+    (1, LONG_PROMPT, SHORT),
+    (TOGETHER, PROMPT, SHORT),
+    (1, PROMPT, LONG),
+    (TOGETHER, PROMPT, LONG),
+)
+_LEAST_PACE = 0.1  # a machine that did something else in all of the short calls must not make a server of no time
 
 
 def measure_server(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None = None) -> ServerSpeed:
@@ -36,45 +48,50 @@ def measure_server(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
 async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None) -> ServerSpeed:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     generator = random.Random(0)
-    found: dict[tuple[int, int], list[float]] = {}
-    kinds = ((1, SHORT), (TOGETHER, SHORT), (1, LONG), (TOGETHER, LONG))
-    turn_of = kinds[:2] * SHORTS + kinds[2:]
+    turn_of = KINDS[:3] * SHORTS + KINDS[3:]
+    found: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         with Progress(f"{model}: its server", TURNS * len(turn_of), "turns") as bar:
             for turn in range(TURNS):
                 for kind in turn_of:
-                    rows, output = kind
-                    bodies = [_body(model, generator, vocabulary, output) for _ in range(rows)]
+                    rows, prompt, output = kind
+                    bodies = [_body(model, generator, vocabulary, prompt, output) for _ in range(rows)]
                     seconds = await _together(client, bodies)
                     bar.advance(1)
                     if turn:  # the first turn warms it up
-                        found.setdefault(kind, []).append(seconds - _simulated(speed, rows, output))
-    return fit_server(*(statistics.median(found[kind]) for kind in kinds))
+                        found[kind].append(seconds)
+    return fit_server(speed, {kind: statistics.median(seconds) for kind, seconds in found.items()})
 
 
-def fit_server(one: float, several: float, long: float, several_long: float) -> ServerSpeed:
-    """From what calls took beyond their engine: one of `SHORT` tokens and `TOGETHER` at once, the same of `LONG`.
+def fit_server(speed: EngineSpeed, taken: Mapping[Kind, float]) -> ServerSpeed:
+    """From the seconds that calls of each kind took.
 
-    r calls of n tokens at once add call + r · start + n · (step + r · row). Nothing adds less than nothing.
+    r calls of n tokens at once take pace · engine + call + r · start + n · (step + r · row). Nothing adds less than
+    nothing.
     """
+    engine = {kind: _simulated(speed, *kind) for kind in KINDS}
+    short, more = KINDS[:2]
+    further = engine[more] - engine[short]
+    pace = max((taken[more] - taken[short]) / further, _LEAST_PACE) if further > 0 else 1.0
+    one, _, several, long, several_long = (taken[kind] - pace * engine[kind] for kind in KINDS)
     alone = max((long - one) / (LONG - SHORT), 0.0)
     together = max((several_long - several) / (LONG - SHORT), alone)
     row = min((together - alone) / (TOGETHER - 1), alone)
     step = alone - row
     start = max((several - one - SHORT * (TOGETHER - 1) * row) / (TOGETHER - 1), 0.0)
     call = max(one - start - SHORT * alone, 0.0)
-    return ServerSpeed(call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
+    return ServerSpeed(pace=pace, call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
 
 
-def _simulated(speed: EngineSpeed, rows: int, output: int) -> float:
+def _simulated(speed: EngineSpeed, rows: int, prompt: int, output: int) -> float:
     service = Service(MeasuredSteps(speed, served=False), max_rows=max(rows, 1))
-    outcome = simulate(service, [Call(0.0, PROMPT, 0, output) for _ in range(rows)])
+    outcome = simulate(service, [Call(0.0, prompt, 0, output) for _ in range(rows)])
     return outcome.seconds
 
 
-def _body(model: str, generator: random.Random, vocabulary: int, output: int) -> dict[str, Any]:
-    prompt = [generator.randrange(vocabulary) for _ in range(PROMPT)]
-    body: dict[str, Any] = {"model": model, "prompt": prompt, "max_tokens": output, "stream": True}
+def _body(model: str, generator: random.Random, vocabulary: int, prompt: int, output: int) -> dict[str, Any]:
+    tokens = [generator.randrange(vocabulary) for _ in range(prompt)]
+    body: dict[str, Any] = {"model": model, "prompt": tokens, "max_tokens": output, "stream": True}
     return body | {"temperature": 0, "ignore_eos": True}
 
 

@@ -30,7 +30,9 @@ from bedplate.training.loop import train
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
 
-STEPS = 4
+TURNS, STEPS = 3, 2
+"""Each kind of step is measured in so many turns, of so many steps each: a machine that others share has slow seconds,
+and no kind should fall into them alone."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,7 @@ def measure_tuning(base: Base, name: str, *, rank: int = 16, kinds: Sequence[Ste
     was. UsageError for an encoder."""
     from scipy.optimize import nnls
 
-    with Progress(f"{name}: tuning", len(kinds), "sizes") as bar:
-        seconds: list[float] = []
-        for kind in kinds:
-            seconds.append(step_seconds_of(base, kind, rank))
-            bar.advance(1)
+    seconds = fastest_steps(base, name, kinds, rank)
     matrix = np.array([[1.0, kind.step_tokens, kind.step_pairs, kind.step_targets] for kind in kinds])
     costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(kinds)))
     fixed, token, pair, target = costs.tolist()
@@ -93,27 +91,39 @@ def measure_tuning(base: Base, name: str, *, rank: int = 16, kinds: Sequence[Ste
     )
 
 
-def step_seconds_of(base: Base, kind: StepKind, rank: int = 16, steps: int = STEPS) -> float:
-    """The fastest of a few training steps of one kind: other work on the machine disturbs it least. The first is left
-    out."""
+def fastest_steps(
+    base: Base, name: str, kinds: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
+) -> list[float]:
+    """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
+    turn is left out. UsageError for an encoder."""
     if not isinstance(base.model, Decoder):
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
+    found: list[list[float]] = [[] for _ in kinds]
+    with Progress(f"{name}: tuning", turns * len(kinds), "steps") as bar:
+        for _ in range(turns):
+            for kind, seconds in zip(kinds, found, strict=True):
+                seconds.extend(_step_seconds(base, base.model, kind, rank, steps))
+                bar.advance(1)
+    return [min(seconds) for seconds in found]
+
+
+def _step_seconds(base: Base, model: Decoder, kind: StepKind, rank: int, steps: int) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     count = kind.examples * (steps + 1)
     ids = torch.randint(base.spec.vocab_size, (count, kind.tokens), generator=generator).tolist()
     loss = (False,) * (kind.tokens - kind.targets) + (True,) * kind.targets
     examples = [Example(tuple(one), loss, str(number)) for number, one in enumerate(ids)]
     source = ExampleSource(examples, kind.examples, share_prefix=False, micro_tokens=1 << 20)
-    bank = Bank(base.model, 1)
+    bank = Bank(model, 1)
     slot = bank.add(LoraConfig(r=rank, alpha=2.0 * rank), None, 0)
     bank.select(slot)
     try:
         with tempfile.TemporaryDirectory() as directory:
             config = TrainConfig(learning_rate=1e-4, save_steps=None, save_seconds=None)
-            result = train(base.model, source, Sft(), config, Path(directory), bank.parameters(slot))
+            result = train(model, source, Sft(), config, Path(directory), bank.parameters(slot))
             rows = [json.loads(line) for line in result.metrics_path.read_text("utf-8").splitlines()]
     finally:
         bank.select(None)
         bank.remove(slot)
         bank.close()
-    return min(row["tokens"] / row["tokens_per_second"] for row in rows[1:])
+    return [row["tokens"] / row["tokens_per_second"] for row in rows[1:]]

@@ -24,7 +24,7 @@ function hopeless(one, { total, first }) {
     : null;
 }
 
-/** Calls a second of one replica within the target: the plan's bisection, on the loads that it looks at. */
+/** Calls a second of one replica within the target: what the plan's search finds, on the loads that it looks at. */
 function capacity(one, { total, first }) {
   const full = one.saturated_calls_per_second;
   if (total === null && first === null) return 0.9 * full;

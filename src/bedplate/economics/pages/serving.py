@@ -1,7 +1,7 @@
-"""The page of a serving plan: one replica's latency at every load that the bisection for its capacity can look at.
+"""The page of a serving plan: one replica's latency at every load that the search for its capacity can look at.
 
-`serving.plan_serving` halves the range of rates BISECTIONS times, so that whatever the latency target is, it looks at
-multiples of saturated / 2^BISECTIONS only. All of these are simulated here once; the page then finds the capacity of
+`serving.plan_serving` looks, whatever the latency target is, at multiples of a part (1 / PARTS) of the saturating rate
+only. All of these are simulated here once; the page then finds the capacity of
 any target as the plan would. Latencies between two of the loads are interpolated.
 """
 
@@ -15,16 +15,15 @@ from typing import Any
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.economics.replica import Replica
-from bedplate.economics.serving import BISECTIONS, FORMULAS, Target, load_curve, plan_serving
+from bedplate.economics.serving import FORMULAS, PARTS, Target, load_curve, plan_serving
 from bedplate.economics.traffic import Traffic
 from bedplate.report.interactive import interactive_page
 
-GRID = 2**BISECTIONS
 _SCRIPTS = ("fleets.js", "serving.js")
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
 _MORE_FORMULAS = {
-    "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {GRID} simulated loads"),
-    "at_mean": ("calls_per_day / 86400 / replicas", f"interpolated between {GRID} simulated loads"),
+    "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {PARTS} simulated loads"),
+    "at_mean": ("calls_per_day / 86400 / replicas", f"interpolated between {PARTS} simulated loads"),
 }
 
 
@@ -55,7 +54,7 @@ def serving_data(
     if wanted.share != Target().share:
         raise UsageError(f"a page shows what holds for {Target().share:.0%} of the calls, not for {wanted.share:.0%}")
     plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=wanted, spare=spare)  # or its errors
-    with Progress("loads", total=len(replicas) * GRID) as bar:
+    with Progress("loads", total=len(replicas) * PARTS) as bar:
         cases = {name: _case(one, traffic, bar) for name, one in replicas.items()}
     found = {**FORMULAS, **_MORE_FORMULAS}
     return {
@@ -76,7 +75,7 @@ def serving_data(
         "devices": devices,
         "basis": central.basis,
         "memory": dict(central.memory),
-        "grid": GRID,
+        "grid": PARTS,
         "cases": cases,
         "formulas": {name: {"formula": text, "source": source} for name, (text, source) in found.items()},
         "command": list(command),
@@ -84,11 +83,11 @@ def serving_data(
 
 
 def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
-    """One replica: alone, saturated, and by figure a list of its values at 1, 2, … GRID parts of the saturated rate."""
+    """One replica: alone, saturated, and by figure a list of its values at 1, 2, … parts of the saturated rate."""
     plan = plan_serving(replica, traffic, 1.0)
     columns: dict[str, list[float]] = {name: [] for name in _FIGURES}
-    for part in range(1, GRID + 1):
-        (latency,) = load_curve(replica, traffic, plan, loads=(part / GRID,))
+    for part in range(1, PARTS + 1):
+        (latency,) = load_curve(replica, traffic, plan, loads=(part / PARTS,))
         for name, column in columns.items():
             column.append(getattr(latency, name))
         bar.advance(1)
