@@ -4,8 +4,7 @@ The machine is calibrated first (economics.machine), then predicted at batch siz
 training steps that calibration did not see, and measured there. The server is simulated with the same calls that a
 client with a timetable then sends it, at shares of the rate that saturates it. Nothing else should run meanwhile: a
 quiet machine is what calibration describes. A machine that others share is faster in one minute than in another, so
-all of it is done in several rounds, each calibrated anew, the server before and after its loads; a row compares the
-medians of the rounds.
+all of it is done in several rounds, each calibrated before and after; a row compares the medians of the rounds.
 
 usage: predictions.py [--weights int4] [--parts steps,tuning,serving] [--rounds 3] [--calls 80] [--markdown FILE]
 """
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from bedplate.economics.machine import EngineSpeed, ServerSpeed, step_seconds
+from bedplate.economics.machine import EngineSpeed, Load, ServerSpeed, step_seconds
 from bedplate.economics.serving import saturated_rates
 from bedplate.economics.simulation import Service, simulate
 from bedplate.economics.steps import MeasuredSteps
@@ -82,7 +81,10 @@ def main() -> None:
         speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
         rows: list[Row] = []
         if speed is not None and "steps" in parts:
-            rows += steps(base, speed, asked.weights, asked.repeats)
+            taken = steps(base, asked.weights, asked.repeats)
+            after = measure_engine(base, BASE, weights=asked.weights)
+            rows += predicted_steps(taken, (speed, after))
+            speed = after
         if "tuning" in parts:
             rows += tuning(base)
         if speed is not None and "serving" in parts:
@@ -118,7 +120,11 @@ def said(row: Row) -> str:
     )
 
 
-def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterator[Row]:
+Taken = dict[tuple[str, int, int], list[tuple[float, list[Load]]]]
+"""By what was done, how many at once, and the prompt's tokens: seconds, and the steps that they are of."""
+
+
+def steps(base: Base, weights: str, repeats: int) -> Taken:
     """Whole prompts, and decoding steps at contexts that calibration did not see, of as many rows but for one."""
     log, generator = StepLog(), random.Random(9)
 
@@ -130,28 +136,36 @@ def steps(base: Base, speed: EngineSpeed, weights: str, repeats: int) -> Iterato
 
     kinds = [("prefill", 1, tokens) for tokens in PROMPTS]
     kinds += [("decode", batch, context) for context in CONTEXTS for batch in BATCHES]
-    found: dict[tuple[str, int, int], list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    found: Taken = {kind: [] for kind in kinds}
     with Engine(base, weights=weights, speculate=False, on_step=log) as engine:
         engine.run([generation(prompt(64), 8)])
-        # A machine that others share has slow seconds: no kind of step is measured in one of them alone.
+        # No kind of step is measured in one moment alone.
         for _ in range(repeats):
             for kind in kinds:
                 what, batch, context = kind
                 log.records.clear()
                 if what == "prefill":
                     engine.run([generation(prompt(context), 1)])
-                    predicted = sum(step_seconds(speed, load_of(record)) for record in log.records)
-                    found[kind].append((sum(record.seconds for record in log.records), predicted))
+                    taken, seconds = log.records, sum(record.seconds for record in log.records)
                 else:
                     shared = prompt(context - 1)
                     engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
-                    decoding = [r for r in log.records if r.decodes == batch == len(r.spans)]
-                    predicted = statistics.median(step_seconds(speed, load_of(r)) for r in decoding)
-                    found[kind].append((statistics.median(r.seconds for r in decoding), predicted))
+                    taken = [r for r in log.records if r.decodes == batch == len(r.spans)]
+                    seconds = statistics.median(r.seconds for r in taken)
+                found[kind].append((seconds, [load_of(record) for record in taken]))
+    return found
+
+
+def predicted_steps(found: Taken, speeds: Sequence[EngineSpeed]) -> Iterator[Row]:
+    """Against the mean of what calibrations say."""
     for (what, batch, context), times in found.items():
         name = f"prefill of {context} tokens" if what == "prefill" else f"decode step, batch {batch}, context {context}"
-        measured, predicted = zip(*times, strict=True)
-        yield Row(name, measured, predicted, 0.15)
+        of_all = sum if what == "prefill" else statistics.median
+        predicted = [
+            statistics.fmean(of_all(step_seconds(speed, load) for load in loads) for speed in speeds)
+            for _, loads in times
+        ]
+        yield Row(name, tuple(seconds for seconds, _ in times), tuple(predicted), 0.15)
 
 
 def tuning(base: Base) -> Iterator[Row]:

@@ -15,15 +15,15 @@ from bedplate.report import plots
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "quality-vs-cost.svg"
 BEGIN, END = "<!-- demo -->", "<!-- /demo -->"
-HEADER = """\
-| rung | split | accuracy (95% interval) | rows / reviews | USD per 1,000 calls | p50 / p95 ms | training s |
-|---|---|---|---|---|---|---|
-"""
 
 
-def table(report: dict[str, Any]) -> str:
-    """One row for each rung and split that was measured, as in report.json."""
-    lines: list[str] = []
+def table(report: dict[str, Any], groups: str) -> str:
+    """One row for each rung and split that was measured, as in report.json; `groups` names what its groups are."""
+    lines = [
+        f"| rung | split | {report['target']['metric']} (95% interval) | rows / {groups} | USD per 1,000 calls "
+        "| p50 / p95 ms | training s |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in report["rungs"]:
         if row["status"] != "done":
             lines.append(f"| {row['rung']} | {row['status']} | {row['reason']} | | | | |")
@@ -42,7 +42,7 @@ def table(report: dict[str, Any]) -> str:
             f"\n{pair['a']} against {pair['b']}, a pair fixed before test was opened, on the same {pair['n']} rows: "
             f"{pair['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {pair['p_value']:.2g} (paired, clustered).\n"
         )
-    return f"{HEADER}{chr(10).join(lines)}\n\n**{verdict['status']}**: {verdict['reason']}\n{claim}"
+    return f"{chr(10).join(lines)}\n\n**{verdict['status']}**: {verdict['reason']}\n{claim}"
 
 
 def picture(report: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
     after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table(report)}{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}\n{table(report, 'reviews')}{END}{after}", encoding="utf-8")
     PICTURE.write_text(picture(report), encoding="utf-8")
     print(f"{readme} and {PICTURE} hold the numbers of {run}")
 
