@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.splits import (
+    Assigned,
     Record,
     check_leaks,
     deduplicate,
@@ -158,3 +159,28 @@ def test_leaks_are_named() -> None:
 def test_fractions_must_sum_to_one(fractions: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="sum to 1"):
         split([], fractions, 0)
+
+
+@given(rows, st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_what_is_in_a_split_already_stays_there(given_rows: list[Record], seed: int) -> None:
+    records = deduplicate(given_rows).records
+    first = records[::2]
+    before = split(first, FRACTIONS, 0)
+    assigned = Assigned(
+        {r.row_hash: name for name, rows in before.items() for r in rows},
+        {r.group: name for name, rows in before.items() for r in rows},
+    )
+    after = split(records, FRACTIONS, seed, assigned)
+    assert sorted(r.row_hash for rows in after.values() for r in rows) == [r.row_hash for r in records]
+    check_leaks(after)
+    for name, rows in before.items():
+        assert {r.row_hash for r in rows} <= {r.row_hash for r in after[name]}
+    assert split(records, FRACTIONS, seed, Assigned({}, {})) == split(records, FRACTIONS, seed)
+
+
+def test_a_group_cannot_be_in_two_splits_already() -> None:
+    one, two = record("a", "yes", "g"), record("b", "no", "g")
+    assigned = Assigned({one.row_hash: "train", two.row_hash: "test"}, {})
+    with pytest.raises(DataError, match="'g' holds rows that are in test already and rows that are in train"):
+        split([one, two], FRACTIONS, 0, assigned)

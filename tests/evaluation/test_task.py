@@ -351,3 +351,21 @@ def test_a_group_in_two_files_and_a_label_that_valid_lacks(tmp_path: Path) -> No
         file.write("something else,no,g3\n")
     with pytest.raises(DataError, match=r"the group 'g3' stands in train \(row train/line 5\) and in test"):
         load_examples(task)
+
+
+def test_several_sources_are_one_set_of_rows(tmp_path: Path) -> None:
+    """Copies are found across files, and so are rows that contradict one another."""
+    more = [{"text": "text 3", "y": "yes"}, {"text": "text 4", "y": "yes"}, {"text": "new", "y": "no"}]
+    (tmp_path / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), "utf-8")
+    task = load_task(write(tmp_path, rows(), data__source=["rows.jsonl", "again.jsonl"]))
+    loaded = load_examples(task)
+    assert loaded.counts["duplicates"] == 1
+    assert loaded.counts["contradictory"] == 2
+    ids = {e.id for name in ("train", "valid", "test") for e in loaded.examples(name, "a test of sources")}
+    assert len(ids) == 50 - 1 + 1
+    assert "again.jsonl/line 3" in ids
+    assert {"file:rows.jsonl", "file:again.jsonl"} <= loaded.hashes.keys()
+    one = load_examples(load_task(write(tmp_path, rows())))
+    assert one.hashes["file:rows.jsonl"] == loaded.hashes["file:rows.jsonl"]
+    with pytest.raises(ConfigError, match="a source is named twice"):
+        load_task(write(tmp_path, rows(), data__source=["rows.jsonl", "rows.jsonl"]))

@@ -256,7 +256,7 @@ class Guarding:
 def guarding_of(context: Context) -> Guarding:
     """The task's guards of children of the context's base."""
     data, raw = context.task.data, context.raw_text
-    trained_on = [data.source] if data.split.files is None else [*data.split.files.values()]
+    trained_on = [*data.sources]
     if context.spec.raw_text is not None:
         trained_on.append(context.spec.raw_text.source)
     return Guarding(
@@ -264,7 +264,7 @@ def guarding_of(context: Context) -> Guarding:
         context.spec.target.confidence,
         context.out / "guards",
         context.task.directory,
-        tuple(source for source in trained_on if source is not None),
+        tuple(trained_on),
         frozenset() if raw is None else frozenset(one.text for one in raw.documents),
     )
 

@@ -44,7 +44,7 @@ def read_parent(directory: Path | str, task: Task) -> Parent:
         raise UsageError(
             f"{directory} cannot be the parent: it gives a {skin.output.kind}, {task.path} asks for {task.output.kind}"
         )
-    place = made_in(Path(directory), id_)
+    place = made_in(Path(directory), id_, skin)
     if place is None or not (place / SPLITS_FILE).is_file():
         raise UsageError(
             f"{directory} cannot be the parent: no {SPLITS_FILE} of the run that made it is above it, nor where the "
@@ -53,9 +53,9 @@ def read_parent(directory: Path | str, task: Task) -> Parent:
     return Parent(skin, id_, read_splits(place / SPLITS_FILE))
 
 
-def made_in(directory: Path, id_: str) -> Path | None:
+def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
     """The directory of the run that a skin was made in: above it, or where the catalogue knows that run."""
-    found = run_above(directory)
+    found = run_above(directory, skin.provenance.splits)
     if found is not None:
         return found
     with Catalog.open() as catalog:

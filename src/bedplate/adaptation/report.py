@@ -15,6 +15,7 @@ from bedplate.adaptation import gate, planner
 from bedplate.adaptation.clock import Clock, Stopwatch
 from bedplate.adaptation.closer_look import examples, focus
 from bedplate.adaptation.data_card import data_card
+from bedplate.adaptation.environment import environment
 from bedplate.adaptation.guards import GuardResult
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
@@ -147,6 +148,7 @@ def build_report(
             "exhaustive": context.exhaustive,
             "rungs": list(context.spec.chosen_rungs),
             "version": __version__,
+            "environment": environment(),
         },
         "machine": {
             **context.spec.machine.model_dump(mode="json"),
@@ -183,10 +185,10 @@ def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned:
 
 def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
     """The bases and the skins on them, by their hashes; those of the data stand with the data."""
-    made = {name: o.result for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
+    made = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
     return {
         "bases": [_base(context) for context in contexts],
-        "skins": {name: _made(out, result) for name, result in made.items()},
+        "skins": {name: _made(out, outcome) for name, outcome in made.items()},
     }
 
 
@@ -196,7 +198,9 @@ def _base(context: Context) -> dict[str, Any]:
     return {**facts.to_json(), "source": context.source, "family": facts.family, **known}
 
 
-def _made(out: Path, result: Result) -> dict[str, Any]:
+def _made(out: Path, outcome: RungOutcome) -> dict[str, Any]:
+    result = outcome.result
+    assert result is not None
     assert result.skin is not None
     skin = read_skin(out / result.skin)
     return {
@@ -205,6 +209,7 @@ def _made(out: Path, result: Result) -> dict[str, Any]:
         "kind": skin.kind,
         "seed": skin.provenance.seed,
         "parents": list(skin.provenance.parents),
+        "plan": {} if outcome.plan is None else dict(outcome.plan.settings),
         "bases": {
             role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
         },

@@ -209,9 +209,14 @@ class _AdaptTask(Task):
 
 
 def load_adapt_task(
-    path: Path | str, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    rungs: Sequence[str] | None = None,
+    *,
+    beside: Path | None = None,
 ) -> tuple[Task, AdaptSpec]:
-    """A task file and its `adapt` section; `rungs` replaces the file's own. Raises ConfigError, UsageError."""
+    """A task file and its `adapt` section; `rungs` replaces the file's own. beside: the file whose directory relative
+    paths start from, where it is not this one. Raises ConfigError, UsageError."""
     task = load_config(path, Task, overrides)
     if task.adapt is None:
         raise ConfigError(
@@ -219,7 +224,7 @@ def load_adapt_task(
             "(`bedplate adapt --help` shows one)"
         )
     spec = load_config(path, _AdaptTask, overrides).adapt
-    task._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
     if spec.raw_text is not None:
@@ -235,9 +240,8 @@ def load_adapt_task(
 
 def _check_raw_text(text: RawText, task: Task) -> None:
     """ConfigError where the text is the task's own data: a base would be trained on the rows that it is tested with."""
-    own = [task.data.source] if task.data.split.files is None else [*task.data.split.files.values()]
     place = (task.directory / Path(text.source).expanduser()).resolve()
-    if any(one == text.source or (task.directory / one).resolve() == place for one in own if one is not None):
+    if any(one == text.source or (task.directory / one).resolve() == place for one in task.data.sources):
         raise ConfigError(
             f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
             "the rows that it is tested with; name other text of the domain"

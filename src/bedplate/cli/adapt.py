@@ -33,6 +33,13 @@ def adapt(
         bool, typer.Option("--exhaustive", help="Leave nothing out for a budget or by a rule of thumb.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Decides every random choice.")] = 0,
+    parent: Annotated[
+        str | None,
+        typer.Option(
+            help="A skin that the new ones take over from, on newer data: a directory, or a name or id.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> None:
     """Find the cheapest adaptation of a base that provably meets the bar.
@@ -57,6 +64,11 @@ def adapt(
     valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid for itself.
     It takes what the ladder leaves of --budget; what does not fit is left out and said, and the same command with a
     longer one goes on from there.
+
+    With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
+    that they were in, so that nothing is judged by rows it was trained on; new rows are split as always. lora, dora and
+    soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
+    afresh. What users corrected is such new data: `bedplate feedback export`.
     """
     from bedplate.adaptation.curve import parse_sizes
     from bedplate.adaptation.ladder import adapt as climb
@@ -71,11 +83,19 @@ def adapt(
         overrides=overrides or (),
         curve=() if curve is None else parse_sizes(curve),
         exhaustive=exhaustive,
+        parent=None if parent is None else _directory(parent),
     )
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
         return
     show(report)
+
+
+def _directory(skin: str) -> Path:
+    from bedplate.skins.catalog import Catalog
+
+    with Catalog.open() as catalog:
+        return catalog.skin_directory(skin)
 
 
 def show(report: Report) -> None:

@@ -93,16 +93,14 @@ def load_examples(task: Task, assigned: Assigned | None = None) -> TaskData:
     files = task.data.split.files
     counts: Counter[str] = Counter()
     notes: list[str] = []
-    sources: dict[str, Rows] = {}
     examples: dict[str, Example] = {}
     documents, searched = None, {}
     if task.output.documents is not None:
         documents, digest = task.output.documents.read(task.directory)
         searched = {f"file:{task.output.documents.source}": digest}
+    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
     if files is None:
-        assert task.data.source is not None
-        sources["source"] = read_rows(task.data.source, task.directory)
-        records = _records(task, sources["source"], "", documents, examples, counts, notes)
+        records = _records(task, sources, documents, examples, counts, notes)
         if task.data.limit is not None:
             kept = take(records, task.data.limit, task.data.seed)
             counts["over_limit"] += len(records) - len(kept)
@@ -112,9 +110,9 @@ def load_examples(task: Task, assigned: Assigned | None = None) -> TaskData:
         parts = split(records, fractions, task.data.seed, assigned)
     else:
         parts: dict[str, tuple[Record, ...]] = {}
-        for name, file in files.items():
-            sources[name] = read_rows(file, task.directory)
-            parts[name] = _records(task, sources[name], f"{name}/", documents, examples, counts, notes)
+        for name in files:
+            part = {f"{name}/": sources[f"{name}/"]}
+            parts[name] = _records(task, part, documents, examples, counts, notes)
     check_leaks(parts, groups=task.data.group_by is not None)
     if assigned is not None:
         _check_unseen(parts, assigned)
@@ -150,18 +148,20 @@ def _check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> 
 
 def _records(
     task: Task,
-    rows: Rows,
-    prefix: str,
+    sources: Mapping[str, Rows],
     documents: Mapping[str, str] | None,
     examples: dict[str, Example],
     counts: Counter[str],
     notes: list[str],
 ) -> tuple[Record, ...]:
-    """Parse and deduplicate one source's rows; adds to `examples` (by id), `counts` and `notes`."""
-    parsed = parse_rows(task, rows, documents, counts, notes, prefix=prefix)
-    found, records = distinct(task, parsed, rows.source, counts, notes)
+    """Parse the rows of all sources (by the prefix of their ids) and deduplicate them together; adds to `examples` (by
+    id), `counts` and `notes`."""
+    parsed: list[Example] = []
+    for prefix, rows in sources.items():
+        parsed += parse_rows(task, rows, documents, counts, notes, prefix=prefix)
+    found, records = distinct(task, parsed, " and ".join(rows.source for rows in sources.values()), counts, notes)
     examples.update(found)
-    notes += rows.notes
+    notes += [note for rows in sources.values() for note in rows.notes]
     return records
 
 

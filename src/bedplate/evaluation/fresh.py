@@ -59,11 +59,9 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
 
 def every_row(task: Task) -> list[Example]:
     """All rows of a task's own files, before copies are dropped and rows are split. DataError."""
-    files = task.data.split.files
-    sources = {"": task.data.source or ""} if files is None else {f"{name}/": file for name, file in files.items()}
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     found: list[Example] = []
-    for prefix, source in sources.items():
+    for prefix, source in task.data.by_prefix.items():
         rows = read_rows(source, task.directory)
         found += parse_rows(task, rows, documents, Counter(), [], prefix=prefix)
     return found

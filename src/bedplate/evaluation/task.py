@@ -216,7 +216,7 @@ class SplitSpec(Strict):
 class DataSpec(Strict):
     """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed)."""
 
-    source: str | None = None
+    source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
     group_by: str | None = None
     split: SplitSpec
@@ -229,7 +229,23 @@ class DataSpec(Strict):
             raise ValueError("`source` is missing: a data set's name or a file (or give three files under `split`)")
         if self.split.files is not None and (self.source is not None or self.limit is not None):
             raise ValueError("`source` and `limit` do not go with files under `split`")
+        if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
+            raise ValueError("a source is named twice")
         return self
+
+    @property
+    def by_prefix(self) -> dict[str, str]:
+        """What stands before the ids of a source's rows, to tell them from another's → the data set or file."""
+        if self.split.files is not None:
+            return {f"{name}/": file for name, file in self.split.files.items()}
+        if isinstance(self.source, str):
+            return {"": self.source}
+        return {f"{source}/": source for source in self.source or ()}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every data set or file that rows are read from."""
+        return tuple(self.by_prefix.values())
 
 
 def _metric_form(value: Any) -> str:

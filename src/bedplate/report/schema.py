@@ -228,6 +228,8 @@ class SkinMade(Part):
     seed: int | None
     parents: tuple[str, ...]
     """Ids of the skins that it was made from."""
+    plan: dict[str, Any]
+    """What decided how much was done: with data, base and seed all that is needed to make it again."""
     bases: dict[str, str]
     """Role (main, embedder) → weights_id, or an endpoint's model and address."""
 
@@ -251,6 +253,8 @@ class Settings(Part):
     rungs: tuple[str, ...]
     version: str
     """Bedplate's."""
+    environment: dict[str, str]
+    """Versions of the code (its sources' hash too) and of libraries, the processor, and torch's threads."""
 
 
 class RowResult(Part):

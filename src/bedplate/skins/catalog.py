@@ -251,6 +251,15 @@ class Catalog:
                 return _entry(what, row)
         return None
 
+    def lying_at(self, path: Path | str) -> Entry | None:
+        """What lay there when it was recorded, the latest."""
+        for what, table in TABLES.items():
+            statement = f"SELECT * FROM {table} WHERE path = ? ORDER BY recorded_at DESC"
+            row = self._connection.execute(statement, (str(Path(path).absolute()),)).fetchone()
+            if row is not None:
+                return _entry(what, row)
+        return None
+
     def parents(self, id_: str) -> list[str]:
         """Ids of what this was made from, known or not."""
         return self._next(id_, "child", "parent")
@@ -278,10 +287,14 @@ class Catalog:
         for one in made:
             place = None if one.path is None else str(Path(one.path).absolute())
             text = json.dumps(dict(one.details), sort_keys=True, allow_nan=False)
+            known = (
+                "NOTHING"
+                if one.hearsay
+                else "UPDATE SET name = excluded.name, path = coalesce(excluded.path, path), details = excluded.details"
+            )
             self._connection.execute(
                 f"INSERT INTO {TABLES[one.what]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (id) DO UPDATE SET name = excluded.name, path = coalesce(excluded.path, path),"
-                " details = excluded.details",
+                f" ON CONFLICT (id) DO {known}",
                 (one.id, one.name, place, text, now),
             )
             rows = [(one.id, parent) for parent in one.parents]

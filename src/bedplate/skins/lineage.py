@@ -82,8 +82,9 @@ class _Known:
                 if name == SKIN_FILE:
                     return self._of_skin(read_skin(path), path)
                 return self._keep(records.of_file(path / name))
-        if path.is_file():
-            found = self._catalog.get(sha256_file(path))
+        if path.exists():
+            found = self._catalog.get(sha256_file(path)) if path.is_file() else None
+            found = found or self._catalog.lying_at(path)
             if found is None:
                 raise UnknownItemError(
                     f"the catalogue {self._catalog.path} knows nothing that was made from {path} as it is now; "
@@ -147,12 +148,7 @@ class _Known:
             return False
 
     def _of_skin(self, skin: Skin, directory: Path) -> str:
-        """A skin with what it names: its bases, and of a cascade the two within it."""
-        for role, used in skin.bases.items():
-            if not isinstance(used, EndpointReference) and used.weights_id not in self._read:
-                place = Path(used.name) if Path(used.name).is_absolute() else None
-                facts = {"role": role, "family": used.family}
-                self._keep([Record("base", used.weights_id, used.name, place, facts, ())])
+        """A skin with what it names, and of a cascade the two within it."""
         if skin.cascade is not None:
             for name, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
                 self._of_skin(part, directory / name)
@@ -163,12 +159,11 @@ class _Known:
         last = ""
         for one in found:
             details, last = dict(one.details), one.id
+            if one.hearsay and (one.id in self._read or self._catalog.get(one.id) is not None):
+                continue
             if one.what == "run" and one.path is not None:
                 kept = Run.read(Path(one.path)).model_dump(mode="json", exclude={"id", "bases", "data", "task"})
                 details |= {key: value for key, value in kept.items() if value is not None}
-            old = self._read.get(one.id)
-            if old is not None and one.what == "base":  # what a skin says of it, and what it says of itself
-                details = {**old.details, **details}
             self._read[one.id] = replace(one, details=details)
         return last
 

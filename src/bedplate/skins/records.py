@@ -17,6 +17,7 @@ from bedplate.skins.run import REPORT_FILE, RUN_FILE, SPLIT_NAMES, Run, run_abov
 from bedplate.skins.skin import BaseReference, Skin
 
 What = Literal["base", "skin", "run", "report", "data"]
+_BASE_DETAILS = ("family", "tokenizer_id", "template_id", "equivalent_of")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Record:
     path: Path | str | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     parents: tuple[str, ...] = ()
+    hearsay: bool = False
+    """What something else says of it: not recorded over what is known of it already."""
 
 
 def files_of(directory: Path) -> list[Path]:
@@ -47,17 +50,17 @@ def of_file(path: Path) -> list[Record]:
 
 
 def of_skin(skin: Skin, path: Path | str | None) -> list[Record]:
-    """A skin, last, after its data and its run. Its parents are the bases, data, run, skins and report that it names,
-    and those that stand above its directory."""
+    """A skin, last, after its bases, data and run. Its parents are the bases, data, skins and report that it names, and
+    the run above its directory."""
     origin = skin.provenance
     data = list(_data({**origin.data, **origin.splits}, origin.task))
-    place = None if path is None else run_above(Path(path))
+    place = None if path is None else run_above(Path(path), origin.splits)
     run = [] if place is None else of_run(place)
-    parents = [one.weights_id for one in skin.bases.values() if isinstance(one, BaseReference)]
-    parents += [one.id for one in (*data, *run[-1:])]
+    bases = [_referred(one) for one in skin.bases.values() if isinstance(one, BaseReference)]
+    parents = [one.id for one in (*bases, *data, *run[-1:])]
     parents += [*origin.parents, *([] if origin.report is None else [origin.report])]
     details = {"kind": skin.kind, "base": skin.bases["main"].name, "task": origin.task, "rung": origin.rung}
-    return [*data, *run, Record("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
+    return [*bases, *data, *run, Record("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
 
 
 def of_run(directory: Path) -> list[Record]:
@@ -75,7 +78,7 @@ def of_base(path: Path) -> Record:
     weights_id = fields.get("weights_id")
     if not isinstance(weights_id, str):
         raise DataError("it has no weights_id")
-    details = {key: fields.get(key) for key in ("family", "tokenizer_id", "template_id", "equivalent_of")}
+    details = {key: fields.get(key) for key in _BASE_DETAILS}
     lineage = fields.get("lineage")
     parents: list[Any] = []
     if isinstance(lineage, dict):
@@ -92,6 +95,12 @@ def of_report(path: Path) -> Record:
     task = fields.get("task")
     name = task if isinstance(task, str) else path.parent.name
     return Record("report", sha256_file(path), name, path, details, _judged(fields.get("lineage")))
+
+
+def _referred(base: BaseReference) -> Record:
+    place = Path(base.name) if Path(base.name).is_absolute() else None
+    details = {key: getattr(base, key) for key in _BASE_DETAILS}
+    return Record("base", base.weights_id, Path(base.name).name, place, details, hearsay=True)
 
 
 def _data(hashes: Mapping[str, str], task: str | None) -> Iterator[Record]:

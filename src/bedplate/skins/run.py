@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -48,6 +49,8 @@ class Run(Strict):
         return validate(cls, read_json_object(path), path)
 
 
-def run_above(directory: Path) -> Path | None:
-    """The directory of the run that something was made in: the nearest one above it that says so."""
-    return next((place for place in directory.absolute().parents if (place / RUN_FILE).is_file()), None)
+def run_above(directory: Path, splits: Mapping[str, str]) -> Path | None:
+    """The directory of the run that a skin was made in: the nearest one above it, if that judged by the same rows."""
+    place = next((one for one in directory.absolute().parents if (one / RUN_FILE).is_file()), None)
+    judged_by = {name: splits[name] for name in ("valid", "test") if name in splits}
+    return None if place is None or not judged_by.items() <= Run.read(place).data.items() else place

@@ -15,7 +15,7 @@ from bedplate.adaptation.rungs.tuning import Recipe, Tuning
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
-from bedplate.skins.skin import LoraPart
+from bedplate.skins.skin import LoraPart, Skin
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft
@@ -34,6 +34,9 @@ class Lora(Tuning):
         magnitudes = ", with magnitudes" if self.config.dora else ""
         return f"r {self.config.r}, α {self.config.alpha:g}, all linears{magnitudes}"
 
+    def goes_on_from(self, context: Context, parent: Skin) -> bool:
+        return parent.lora is not None and parent.lora.config == self.config
+
     def train(
         self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
@@ -42,7 +45,9 @@ class Lora(Tuning):
             raise UsageError(f"{self.name} needs a decoder")
         with engine.exclusive() as base:
             assert isinstance(base.model, Decoder)
-            slot = bank.add(self.config, None, config.seed)
+            parent = self.start(context)
+            before = None if parent is None or parent.lora is None else parent.lora.tensors
+            slot = bank.add(self.config, before, config.seed, trainable=True)
             bank.select(slot)
             try:
                 result = train(
@@ -52,7 +57,11 @@ class Lora(Tuning):
                     config,
                     work,
                     bank.parameters(slot),
-                    identity={"base": base.identity.weights_id, "lora": self.config.model_dump(mode="json")},
+                    identity={
+                        "base": base.identity.weights_id,
+                        "lora": self.config.model_dump(mode="json"),
+                        **({} if before is None else {"start": list(context.parents)}),
+                    },
                     description=f"{self.name}, seed {config.seed}",
                 )
                 return {"lora": LoraPart(self.config, bank.state(slot))}, result

@@ -22,6 +22,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.models.decoder import Decoder
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
+from bedplate.skins.skin import Skin
 from bedplate.training.batch import Example as TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
@@ -64,6 +65,10 @@ class SoftPrompts(Tuning):
             for one in super().examples(context, prompt, output, chosen)
         ]
 
+    def goes_on_from(self, context: Context, parent: Skin) -> bool:
+        found = parent.soft_prompt
+        return found is not None and (len(found), found.size) == (VECTORS, context.model.base.spec.hidden_size)
+
     def train(
         self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
@@ -71,7 +76,9 @@ class SoftPrompts(Tuning):
         with context.model.engine.exclusive() as base:
             model = base.model
             assert isinstance(model, Decoder)
-            vectors = nn.Parameter(initial_vectors(model, ids, VECTORS))
+            first, parent = initial_vectors(model, ids, VECTORS), self.start(context)
+            before = None if parent is None else parent.soft_prompt
+            vectors = nn.Parameter(first if before is None else before.vectors.clone().to(first))
             with standing_in(model, vectors):
                 result = train(
                     model,
@@ -80,7 +87,10 @@ class SoftPrompts(Tuning):
                     config,
                     work,
                     [("soft_prompt", vectors)],
-                    identity={"base": base.identity.weights_id, "start": ids},
+                    identity={
+                        "base": base.identity.weights_id,
+                        "start": ids if before is None else list(context.parents),
+                    },
                     description=f"{self.name}, seed {config.seed}",
                 )
         return {"soft_prompt": SoftPrompt(vectors.detach().float().cpu())}, result

@@ -129,6 +129,17 @@ class Tuning(ABC):
         """How often a run of so many steps saves its state: fields of `TrainConfig`."""
         return {"save_steps": max(1, steps // 6), "save_seconds": None}
 
+    def start(self, context: Context) -> Skin | None:
+        """The parent, where training goes on from its weights: it stands on this base, and they have this shape."""
+        parent = None if context.parent is None else context.parent.skin
+        if parent is None or parent.kind != self.kind or not parent.base.has_weights_of(context.at.facts.identity):
+            return None
+        return parent if self.goes_on_from(context, parent) else None
+
+    def goes_on_from(self, context: Context, parent: Skin) -> bool:
+        """Whether the weights of a skin of this kind on this base have this rung's shape."""
+        return False
+
     # --- on which base
 
     def standing(self, context: Context) -> Context:
@@ -228,13 +239,15 @@ class Tuning(ABC):
         ]
         settings = plan.settings
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
+        parent = self.start(context)
+        start = "" if parent is None else f", from the weights of {parent.name}"
         return Result(
             rung=self.name,
             evaluation=best.evaluation,
             latency=timing,
             train_seconds=sum(t.seconds for t in trained),
             reason=(
-                f"{self.described()}, {settings['rows']} train rows, {epochs}; "
+                f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
                 f"seed {best.seed} is the best of {len(trained)} on valid"
             ),
             skin=str(directory.relative_to(context.out)),
@@ -243,7 +256,12 @@ class Tuning(ABC):
             seeds=tuple(seeds),
             left_out=plan.left_out,
             export=exported,
-            details={"rows": settings["rows"], "seed": best.seed, "learning_rate": settings["learning_rate"]},
+            details={
+                "rows": settings["rows"],
+                "seed": best.seed,
+                "learning_rate": settings["learning_rate"],
+                **({} if context.parent is None else {"goes_on_from": None if parent is None else context.parent.id}),
+            },
             child=self.child(),
         )
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from bedplate.skins.lineage import Node
 
-_SAID = ("kind", "rung", "seed", "role", "code_version", "parent")
+_SAID = ("kind", "rung", "seed", "code_version", "parent")
 
 
 def trace(
