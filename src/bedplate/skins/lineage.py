@@ -28,7 +28,8 @@ from bedplate.skins.skin import EndpointReference, Skin
 @dataclass(frozen=True)
 class Node:
     """One thing in a lineage. what: skin, base, run, report, data, or unknown (an id that nothing is known of). path:
-    where it lies or lay; here: whether it still does, unchanged. nodes: what it came from, or what came from it."""
+    where it lies or lay; here: whether it still does, unchanged. parents: ids of all that it was made from. nodes: what
+    it came from, or what came from it, each thing in one place only."""
 
     what: str
     name: str
@@ -36,6 +37,7 @@ class Node:
     path: str | None = None
     here: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    parents: tuple[str, ...] = ()
     nodes: tuple[Node, ...] = ()
 
     def walk(self) -> Iterator[Node]:
@@ -64,7 +66,8 @@ def trace(target: str | Path, catalog: Catalog) -> Trace:
     SkinError for a skin that does not read."""
     known = _Known(catalog)
     id_ = known.identify(target)
-    return Trace(known.node(id_), _tree(id_, known.parents, known), _tree(id_, catalog.children, known))
+    subject = replace(known.node(id_), parents=tuple(known.parents(id_)))
+    return Trace(subject, _tree(id_, known.parents, known), _tree(id_, catalog.children, known))
 
 
 class _Known:
@@ -195,7 +198,9 @@ def _tree(start: str, following: Callable[[str], Iterable[str]], known: _Known) 
             below.setdefault(above[id_], []).append(id_)
     made: dict[str, Node] = {}
     for id_ in reversed(edges):
-        made[id_] = replace(known.node(id_), nodes=_sorted(made[one] for one in below.get(id_, ())))
+        made[id_] = replace(
+            known.node(id_), parents=tuple(known.parents(id_)), nodes=_sorted(made[one] for one in below.get(id_, ()))
+        )
     return made[start].nodes
 
 

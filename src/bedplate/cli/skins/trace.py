@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.core.progress import console
-
 if TYPE_CHECKING:
-    from rich.tree import Tree
-
     from bedplate.skins.lineage import Node
 
+_BRANCH, _BELOW = {False: "├── ", True: "└── "}, {False: "│   ", True: "    "}
 _SAID = ("kind", "rung", "seed", "code_version", "parent")
 
 
@@ -50,28 +47,25 @@ def trace(
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    from rich.tree import Tree
-
-    tree = Tree(_line(found.subject), highlight=False)
-    _add(tree.add("came from"), found.came_from, "nothing that is known")
-    _add(tree.add("became"), found.became, "nothing that is known")
-    console().print(tree, soft_wrap=True)
+    print(_line(found.subject))
+    for heading, nodes, last in (("came from", found.came_from, False), ("became", found.became, True)):
+        print(f"{_BRANCH[last]}{heading}{'' if nodes else ' nothing that is known'}")
+        _show(nodes, _BELOW[last])
 
 
-def _add(tree: Tree, nodes: Iterable[Node], otherwise: str = "") -> None:
-    for node in nodes:
-        _add(tree.add(_line(node)), node.nodes)
-    if otherwise and not tree.children:
-        tree.add(otherwise)
+def _show(nodes: Sequence[Node], indent: str) -> None:
+    """Lines are not cut to the width of the screen: paths and hashes are there to be copied."""
+    for number, node in enumerate(nodes, 1):
+        last = number == len(nodes)
+        print(f"{indent}{_BRANCH[last]}{_line(node)}")
+        _show(node.nodes, indent + _BELOW[last])
 
 
 def _line(node: Node) -> str:
-    from rich.markup import escape
-
     parts = [node.what, "" if node.what == "unknown" else node.name, node.id[:12]]
     for key in _SAID:
         if node.facts.get(key) not in (None, ""):
-            parts.append(f"{key} {node.facts[key]}")
+            parts.append(f"{key.replace('_', ' ')} {node.facts[key]}")
     if node.path is not None:
         parts.append(f"({node.path}{'' if node.here else ', gone or changed'})")
-    return escape(" ".join(filter(None, parts)))
+    return " ".join(filter(None, parts))
