@@ -18,7 +18,7 @@ from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE
 from bedplate.skins import records
 from bedplate.skins.catalog import Catalog
-from bedplate.skins.files import CASCADED, read_skin
+from bedplate.skins.files import CASCADED, read_skin, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.records import Record
 from bedplate.skins.run import RUN_FILE, Run
@@ -154,7 +154,9 @@ class _Known:
         """A skin with what it names, and of a cascade the two within it."""
         if skin.cascade is not None:
             for name, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
-                self._of_skin(part, directory / name)
+                entry = self._catalog.get(skin_id(part))
+                apart = None if entry is None or entry.path is None else Path(entry.path)
+                self._of_skin(part, directory / name if apart is None or not apart.is_dir() else apart)
         *before, own = records.of_skin(skin, directory.absolute())
         return self._keep([*before, replace(own, details={**own.details, **_facts(skin)})])
 
