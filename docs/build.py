@@ -25,6 +25,7 @@ PAGES = (
     "task-file",
     "report-json",
     "skin-format",
+    "lineage",
     "serving",
     "operations",
     "batches-and-feedback",

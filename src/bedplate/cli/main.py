@@ -28,7 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
     "serve": ("bedplate.cli.serve", "Serve a base and its skins behind an OpenAI-compatible API."),
-    "skins": ("bedplate.cli.skins", "List, show and verify skins; export one for peft, or merge it into its base."),
+    "skins": ("bedplate.cli.skins", "List, trace, reproduce, compare, verify skins; write one out for peft."),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
