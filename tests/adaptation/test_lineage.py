@@ -245,6 +245,22 @@ def test_a_child_goes_on_from_its_parent_and_keeps_its_rows_apart(
     assert (code, found["status"]) == (0, "identical")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rung", "kind"), [("dora", "lora"), ("soft_prompt", "soft_prompt")])
+def test_other_weights_are_gone_on_from_too(made: tuple[Path, Report], tmp_path: Path, rung: str, kind: str):
+    place, _ = made
+    rows = place / "task" / "rows.jsonl"
+    first = write_task(tmp_path / "a", place / "base" / "tiny", rows=rows, rungs=["zero_shot", rung])
+    adapt(first, tmp_path / "first", exhaustive=True)
+    parent = tmp_path / "first" / "skins" / rung
+    assert read_skin(parent).kind == kind
+    second = write_task(tmp_path / "b", place / "base" / "tiny", rows=rows, rungs=["zero_shot", "lora", rung])
+    report = adapt(second, tmp_path / "second", exhaustive=True, parent=parent)
+    assert report.data["details"][rung]["goes_on_from"] == skin_id(read_skin(parent))
+    assert report.data["details"]["lora"]["goes_on_from"] is None  # weights of another shape
+    assert reproduce(tmp_path / "second" / "skins" / rung, tmp_path / "again").status == "identical"
+
+
 def test_what_cannot_be_a_parent(made: tuple[Path, Report], tmp_path: Path):
     place, _ = made
     task = place / "task" / "task.yaml"

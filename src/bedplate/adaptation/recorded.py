@@ -16,7 +16,7 @@ from bedplate.core.files import read_text
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
-from bedplate.skins.files import read_identified
+from bedplate.skins.files import read_identified, skin_id
 from bedplate.skins.run import REPORT_FILE, RUN_FILE, SETTINGS_FILE, Run
 from bedplate.skins.skin import Skin
 
@@ -91,8 +91,9 @@ def recorded_of(directory: Path, task_file: Path | None) -> Recorded:
 
 def parent_of(recorded: Recorded, task: Task) -> Parent | Difference | None:
     """The skin that it took over from; what differs where that is not there any more."""
-    named = recorded.skin.provenance.parents
-    named = named if recorded.skin.cascade is None else named[2:]  # the first two are the skins in it
+    within = recorded.skin.cascade
+    own = set[str]() if within is None else {skin_id(within.first), skin_id(within.second)}
+    named = [one for one in recorded.skin.provenance.parents if one not in own]
     if not named:
         return None
     places = [] if recorded.run is None or recorded.run.parent is None else [Path(recorded.run.parent)]
