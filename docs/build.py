@@ -25,6 +25,7 @@ PAGES = (
     "task-file",
     "report-json",
     "skin-format",
+    "new-rows",
     "lineage",
     "serving",
     "operations",

@@ -19,7 +19,7 @@ from bedplate.core.errors import BedplateError, UsageError
 VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
-    "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, with error bars."),
+    "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, or say what new rows mean for it."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),

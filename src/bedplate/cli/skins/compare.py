@@ -1,0 +1,77 @@
+"""`bedplate skins compare`: two skins on the same fresh rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bedplate.core.progress import console
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False)],
+    b: Annotated[Path, typer.Argument(help="That of the skin it is compared with.", show_default=False)],
+    rows: Annotated[
+        Path,
+        typer.Argument(metavar="DATA.jsonl", help="New rows with targets: .jsonl, .csv or .tsv.", show_default=False),
+    ],
+    task: Annotated[
+        Path | None, typer.Option(help="The task file. By default that of the run which made the first skin.")
+    ] = None,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="What an hour of this machine costs. Default: as the task file says.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
+) -> None:
+    """Compare two skins on the same rows: quality row by row with whole groups as units, and the time and price of
+    single calls beside it.
+
+    Rows that either skin was trained on, chosen by or judged by are left out and counted, by the hash of their text.
+    The verdict is by the task's metric; the others are for orientation. It is recorded in the ledger: a further verdict
+    on the same rows is exploratory and may spend less error.
+
+    \b
+      bedplate skins compare runs/x/skins/probe runs/x/skins/lora october.jsonl
+    """
+    from bedplate.adaptation.side_by_side import side_by_side
+    from bedplate.core.files import atomic_write
+
+    found = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)
+    report = found.to_json()
+    if out is not None:
+        atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if as_json:
+        for side in ("a", "b"):
+            del report[side]["evaluation"]["rows"]
+        print(json.dumps(report, allow_nan=False))
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    metric = found.comparison.metric
+    table = Table("skin", box=None)
+    for name in (metric, "interval", "p50 ms", "p95 ms", "$/1k calls"):
+        table.add_column(name, justify="right")
+    for side in (found.a, found.b):
+        low, high = side.evaluation.interval
+        price = "" if side.usd_per_1k_calls is None else f"{side.usd_per_1k_calls:.4f}"
+        times = (f"{side.latency.p50 * 1000:.1f}", f"{side.latency.p95 * 1000:.1f}")
+        table.add_row(escape(side.name), f"{side.evaluation.estimate:.3f}", f"{low:.3f}-{high:.3f}", *times, price)
+    console().print(table)
+    print(f"{found.comparison.n} rows in {found.comparison.groups} groups; {found.a.name} minus {found.b.name}:")
+    for one in (found.comparison, *found.others):
+        low, high = one.interval
+        said = f"{one.difference:+.3f} ({one.confidence:.1%} interval {low:+.3f} to {high:+.3f}), p = {one.p_value:.2g}"
+        print(f"  {one.metric}: {said} ({one.test.replace('_', ' ')})")
+    for side in (found.a, found.b):
+        if side.too_long:
+            print(f"note: {side.too_long} rows are too long for {side.name} and count as wrong")
+    for note in found.notes:
+        print(f"note: {note}")
+    print(found.sentence)
+    if out is not None:
+        print(f"written to {out}")

@@ -1,0 +1,260 @@
+"""A skin on new rows, and two skins side by side, through the command line, with what their run left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.tiny import write_tiny_base
+
+from bedplate.adaptation import monitor
+from bedplate.adaptation.parent import write_splits
+from bedplate.cli.main import main
+from bedplate.core.config import dump_config
+from bedplate.core.files import bedplate_home, read_jsonl
+from bedplate.evaluation.examples import SPLITS, load_examples
+from bedplate.evaluation.fresh import fresh_rows
+from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.task import load_task
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.files import skin_id, write_skin
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations, default_prompt
+from bedplate.skins.run import Run
+from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Provenance, Skin
+
+LABELS = ("no", "yes")
+
+
+def rows(start: int, count: int, said: str = "is it so that number {}") -> list[dict[str, Any]]:
+    """Rows whose number looks drawn, so that one hundred is like another; every second is a yes."""
+    numbers = range(start, start + count)
+    return [{"text": said.format(1000 + i * 7919 % 9000), "y": LABELS[i % 2], "g": f"g{i // 3}"} for i in numbers]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], *without: str) -> Path:
+    kept = [{key: value for key, value in row.items() if key not in without} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with two skins that give every row the same label each, of 180 rows in 60 groups, with a report."""
+    root = tmp_path_factory.mktemp("house")
+    base = write_tiny_base(root / "tiny")
+    write(root / "rows.jsonl", [*rows(0, 180), *rows(0, 3)])  # three texts come twice
+    (root / "task.yaml").write_text(
+        "task: numbers\ninputs: {q: {column: text}}\noutput: {kind: label, labels: ['no', 'yes']}\nmetric: accuracy\n"
+        "data: {source: rows.jsonl, target: y, group_by: g, split: {train: 0.5, valid: 0.25, test: 0.25}}\n"
+        "adapt: {bases: [tiny], machine: {usd_per_hour: 3.6, as_of: 2026-11-24}}\n",
+        "utf-8",
+    )
+    task = load_task(root / "task.yaml")
+    data = load_examples(task)
+    run = root / "run"
+    run.mkdir()
+    fields: dict[str, Any] = {"task_file": str(root / "task.yaml"), "seed": 0, "rungs": ("zero_shot",)}
+    Run(id="0" * 64, task="numbers", budget_seconds=None, exhaustive=False, data=dict(data.hashes), **fields).write(run)
+    (run / "task.yaml").write_text(dump_config(task), "utf-8")
+    write_splits(run, data)
+    skin = Skin(
+        name="always-no",
+        kind="prompt",
+        bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
+        inputs={"q": InputField()},
+        output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS), bias=(100.0, 0.0)),
+        prompt=default_prompt("numbers", "Decide.", ["q"], LABELS),
+        evaluated_with=EvaluatedWith(weights="float32"),
+        provenance=Provenance(task="numbers", splits={name: data.hashes[name] for name in SPLITS}),
+    )
+    biased = skin.output.model_copy(update={"bias": (0.0, 100.0)})
+    for one in (skin, replace(skin, name="always-yes", output=biased)):
+        made = {"skin_id": skin_id(one)}
+        row = {"rung": "zero_shot", "split": "test", "estimate": 0.5, "interval": [0.35, 0.65], "n": 45, "groups": 15}
+        report = {
+            "lineage": {"skins": {"zero_shot": made}},
+            "rungs": [row],
+            "target": {"metric": "accuracy", "value": 0.3},
+        }
+        write_skin(one, run / "skins" / one.name, {"report.json": json.dumps(report).encode()})
+    return root
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(one) for one in arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def looked(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    code, printed, complaint = said(capsys, "evaluate", *arguments, "--json")
+    assert (code, complaint) == (0, "")
+    return json.loads(printed)
+
+
+def test_rows_like_the_old_ones_keep_the_skin(house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    skin, new = house / "run/skins/always-no", write(tmp_path / "new.jsonl", rows(180, 150))
+    found = looked(capsys, skin, new, "--out", tmp_path / "out.json")
+    assert found["verdict"] == "keep"
+    assert found["evaluation"]["estimate"] == found["quality"]["estimate"] == 0.5
+    assert (found["evaluation"]["n"], found["evaluation"]["groups"]) == (150, 50)
+    # 3 copies stay where their texts are in train or valid
+    old = load_examples(load_task(house / "task.yaml"))
+    assert 135 <= found["old_rows"] <= 138
+    assert len(old.train) + len(old.valid) == 135
+    assert not any(one["differs"] for one in found["shifts"])
+    assert [one["what"] for one in found["shifts"]] == ["inputs", "length", "labels"]
+    assert len(json.loads((tmp_path / "out.json").read_text("utf-8"))["evaluation"]["rows"]) == 150
+
+
+def test_other_rows_that_it_gets_wrong_mean_to_climb(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    changed = [{**row, "y": "yes"} for row in rows(500, 150, "the delivery of {} came late and the box was open")]
+    code, printed, _ = said(capsys, "evaluate", house / "run/skins/always-no", write(tmp_path / "new.jsonl", changed))
+    assert code == 0
+    assert "Climb again: accuracy is 0.000 on the new rows where the skin's report says 0.500" in printed
+    assert "below the bar and the report beyond chance; new rows differ from old ones in inputs and length" in printed
+    assert "words that came:" in printed
+
+
+def test_rows_without_labels_are_compared_by_input_alone(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = write(tmp_path / "new.jsonl", rows(500, 90, "the delivery of {} came late"), "y")
+    found = looked(capsys, house / "run/skins/always-no", other)
+    assert (found["verdict"], found["quality"], found["evaluation"]) == ("label", None, None)
+    assert [one["what"] for one in found["shifts"]] == ["inputs", "length"]
+    assert "no column 'y'" in " ".join(found["notes"])
+
+
+def test_looks_are_counted_and_the_same_rows_are_one(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    skin = house / "run/skins/always-no"
+    months = [write(tmp_path / f"{i}.jsonl", rows(1000 * i, 60), "y", "g") for i in (1, 2)]
+    found = [looked(capsys, skin, month) for month in (months[0], months[1], months[0])]
+    assert [one["look"] for one in found] == [1, 2, 1]
+    assert found[1]["spent"] == pytest.approx(found[0]["spent"] / 4)
+    assert looked(capsys, house / "run/skins/always-yes", months[0])["look"] == 1
+    assert len(read_jsonl(monitor.looks().path)) == 3
+    assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()
+    assert "each row is taken for a group of its own" in " ".join(found[0]["notes"])
+
+
+def test_rows_that_the_skin_had_say_nothing_of_quality(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    skin = house / "run/skins/always-no"
+    found = looked(capsys, skin, write(tmp_path / "new.jsonl", [*rows(90, 90), *rows(300, 120)]))
+    assert found["evaluation"]["n"] == 120
+    assert "90 of 210 new texts are among those" in " ".join(found["notes"])
+    code, _, complaint = said(capsys, "evaluate", skin, write(tmp_path / "old.jsonl", rows(0, 90)))
+    assert code == 1
+    assert "all rows of" in complaint
+
+
+def test_a_skin_whose_run_is_gone_needs_its_task(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    alone = tmp_path / "elsewhere"
+    shutil.copytree(house / "run/skins/always-no", alone)
+    new = write(tmp_path / "new.jsonl", rows(180, 60))
+    code, _, complaint = said(capsys, "evaluate", alone, new)
+    assert code == 2
+    assert "give the task file with --task" in complaint
+    found = looked(capsys, alone, new, "--task", house / "task.yaml")
+    assert len(found["shifts"]) == 3  # its rows are those of the task file, by their hashes
+    (tmp_path / "task.yaml").write_text(
+        (house / "task.yaml").read_text("utf-8").replace("0.5,", "0.4,").replace("test: 0.25", "test: 0.35"), "utf-8"
+    )
+    shutil.copy(house / "rows.jsonl", tmp_path)
+    found = looked(capsys, alone, new, "--task", tmp_path / "task.yaml")
+    assert found["shifts"] == []
+    assert "had another hash" in " ".join(found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["NEW", "--split", "test"], "go with a task file"),
+        (["TASK", "--task", "TASK"], "goes with new rows"),
+    ],
+)
+def test_options_of_the_other_form_are_refused(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {"NEW": str(write(tmp_path / "new.jsonl", rows(180, 9))), "TASK": str(house / "task.yaml")}
+    given = [names.get(one, one) for one in arguments]
+    code, _, complaint = said(capsys, "evaluate", house / "run/skins/always-no", *given)
+    assert code == 2
+    assert message in complaint
+
+
+# --- two skins
+
+
+def compared(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
+    code, printed, complaint = said(capsys, "skins", "compare", *arguments, "--json")
+    assert (code, complaint) == (0, "")
+    return json.loads(printed)
+
+
+def test_the_better_skin_is_told_with_its_price(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    a, b = house / "run/skins/always-no", house / "run/skins/always-yes"
+    fresh = [{**row, "y": LABELS[i % 4 > 0]} for i, row in enumerate(rows(200, 150))]
+    new = write(tmp_path / "new.jsonl", [*rows(0, 180), *fresh])
+    found = compared(capsys, a, b, new)
+    assert (found["verdict"], found["exploratory"], found["number"]) == ("b", False, 1)
+    right = sum(i % 4 == 0 for i in range(150))
+    assert (found["comparison"]["n"], found["comparison"]["groups"]) == (150, 51)
+    assert found["comparison"]["difference"] == pytest.approx((right - (150 - right)) / 150)
+    assert found["sentence"].startswith("always-yes is better than always-no on these 150 rows (accuracy +0.4")
+    low, high = found["comparison"]["interval"]
+    assert low < found["comparison"]["difference"] < high < 0
+    assert found["comparison"]["confidence"] == pytest.approx(1 - 0.05 * 6 / 3.14159265**2)
+    assert {one["metric"] for one in found["others"]} == {"macro_f1", "exact_match"}
+    assert sum(found["left_out"][str(a)].values()) == 180
+    for side in ("a", "b"):
+        seconds = found[side]["latency"]["mean"]
+        assert found[side]["usd_per_1k_calls"] == pytest.approx(1000 * seconds * 3.6 / 3600)
+    code, printed, _ = said(capsys, "skins", "compare", b, a, new, "--usd-per-hour", "1")
+    assert code == 0
+    assert "always-yes is better than always-no on these 150 rows (accuracy +0.4" in printed
+    assert "EXPLORATORY" not in printed  # the same question, turned round
+
+
+def test_a_further_verdict_on_the_same_rows_is_exploratory(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    new = write(tmp_path / "new.jsonl", rows(200, 120))
+    hashes = [e.row_hash for e in fresh_rows(load_task(house / "task.yaml"), new).examples]
+    Ledger().open("f" * 64, hashes[:5], task="numbers", reason="adapt")
+    found = compared(capsys, house / "run/skins/always-no", house / "run/skins/always-yes", new)
+    assert (found["verdict"], found["exploratory"], found["number"]) == ("undecided", True, 2)
+    assert found["sentence"].startswith("EXPLORATORY: some of these rows have served 1 earlier verdict;")
+
+
+def test_rows_that_one_of_them_had_are_no_fresh_data(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    a, b = house / "run/skins/always-no", house / "run/skins/always-yes"
+    old = write(tmp_path / "old.jsonl", rows(0, 180))
+    code, _, complaint = said(capsys, "skins", "compare", a, b, old)
+    assert code == 1
+    assert "give fresh rows" in complaint
+    code, _, complaint = said(capsys, "skins", "compare", a, b, write(tmp_path / "bare.jsonl", rows(200, 9), "y"))
+    assert code == 1
+    assert "no column 'y'" in complaint
+    code, _, complaint = said(capsys, "skins", "compare", a, a, write(tmp_path / "new.jsonl", rows(200, 9)))
+    assert code == 2
+    assert "the same skin" in complaint
