@@ -41,7 +41,15 @@ def report(**changes: Any) -> dict[str, Any]:
         {"seed": i, "estimate": 0.8 + i / 100, "interval": [0.7, 0.9], "chosen": i == 1, "train_seconds": 1.0}
         for i in range(3)
     ]
-    skin = {"directory": "skins/lora", "skin_id": SHA, "kind": "lora", "seed": 1, "parents": [], "bases": {"main": SHA}}
+    skin = {
+        "directory": "skins/lora",
+        "skin_id": SHA,
+        "kind": "lora",
+        "seed": 1,
+        "parents": [],
+        "plan": {"rows": 300, "seeds": 1},
+        "bases": {"main": SHA},
+    }
     deciles = [3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377]
     values: dict[str, Any] = {
         "schema_version": 2,
@@ -227,6 +235,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "exhaustive": False,
             "rungs": ["lora"],
             "version": "1",
+            "environment": {"bedplate": "1", "threads": "2"},
         },
         "machine": {
             "usd_per_hour": 0.1,
