@@ -210,9 +210,15 @@ class Context:
         return (self.latency_calls + 2) * self.pace.call
 
     @property
+    def single_test_calls(self) -> int:
+        """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
+        return self.test_n if self.labels else min(self.test_n, self.latency_calls)
+
+    @property
     def test_reserve(self) -> float:
-        """Seconds kept for test, one call at a time (two nominees and zero-shot, as is usual), and for the report."""
-        return 3 * self.test_n * self.pace.call * 1.1 + 5.0
+        """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
+        alone = self.single_test_calls
+        return 3.3 * (alone * self.pace.call + self.pace.rows(self.test_n - alone)) + 5.0
 
     @property
     def left(self) -> float:

@@ -258,7 +258,8 @@ class _Ladder:
         return tested, opening
 
     def _tested(self, entry: Entry, result: Result, examples: Sequence[Example]) -> Tested:
-        """One skin, as read back from disk, on test, one call at a time as it will be served."""
+        """One skin, as read back from disk, on test, one call at a time as it will be served. Answers that are written
+        take long: then as many calls as time it, and the other rows in batches."""
         path = self.out / "test" / f"{entry.name}.json"
         key = sha256_json([config_of(entry.context, entry.rung), result.skin_id, self.data.test.split_hash])
         if path.is_file():
@@ -272,15 +273,21 @@ class _Ladder:
         if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
             with _closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
-                predictions = asked = ask(predictor, examples, one_by_one=True)
-            entry.context.clock.charge(sum(p.usd or 0.0 for p in asked if p is not None))
+                order = entry.context.ordered(examples, "latency")
+                count = entry.context.single_test_calls
+                alone = ask(predictor, order[:count], one_by_one=True)
+                rest = ask(predictor, order[count:]) if count < len(order) else []
+            by_id = dict(zip([e.id for e in order], [*alone, *rest], strict=True))
+            predictions = [by_id[e.id] for e in examples]
+            entry.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
+            timed = [p.seconds for p in alone if p is not None]
         else:
             given = [predictor.predict([example.inputs])[0] for example in examples]
             predictions = [one for one in given if not isinstance(one, str)]
             assert len(predictions) == len(examples)  # the references answer as skins do
+            timed = [p.seconds for p in predictions]
         evaluation = evaluate_predictions(self.task, examples, predictions, split="test", seed=self.context.seed)
-        answered = [p.seconds for p in predictions if p is not None]
-        tested = Tested(evaluation, latency(answered or [0.0]), sum(p is None for p in predictions))
+        tested = Tested(evaluation, latency(timed or [0.0]), sum(p is None for p in predictions))
         values = {
             "key": key,
             "evaluation": evaluation.to_json(),
