@@ -17,12 +17,14 @@ from bedplate.adaptation.parent import write_splits
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
+from bedplate.evaluation.drift import Sample, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_task
+from bedplate.inference.predict import Prediction
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.files import skin_id, write_skin
+from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.run import Run
@@ -258,3 +260,27 @@ def test_rows_that_one_of_them_had_are_no_fresh_data(
     code, _, complaint = said(capsys, "skins", "compare", a, a, write(tmp_path / "new.jsonl", rows(200, 9)))
     assert code == 2
     assert "the same skin" in complaint
+
+
+def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> None:
+    class Remote:
+        """Has no engine here."""
+
+        skin, warnings = read_skin(house / "run/skins/always-no"), list[str]()
+
+        def predict(self, rows: Sequence[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+            raise NotImplementedError
+
+        def close(self) -> None:
+            """Nothing is open."""
+
+    old, new = ([row["text"] for row in rows(0, 60)], [row["text"] for row in rows(60, 40, "the box of {} was open")])
+    notes: list[str] = []
+    made = monitor.input_features([*old, *new], Remote(), notes)
+    assert "by their words" in notes[0]
+    samples = Sample(old, None, None, made[:60], range(60)), Sample(new, None, None, made[60:], range(40))
+    assert shifts(*samples, 0.01)[0].differs
+    like = monitor.input_features(old, Remote(), notes)
+    samples = Sample(old[:30], None, None, like[:30], range(30)), Sample(old[30:], None, None, like[30:], range(30))
+    assert not shifts(*samples, 0.01)[0].differs
+    assert monitor.input_features(["a", "a"], Remote(), notes).shape == (2, 0)

@@ -116,6 +116,16 @@ def test_lengths_and_labels_are_told_as_they_are() -> None:
     assert labels.value == pytest.approx(0.6)
 
 
+def test_too_few_groups_to_show_anything_are_named() -> None:
+    old = Sample(["a"] * 30, [f"g{i // 3}" for i in range(30)])
+    alone = shifts(old, Sample(["a" * 99] * 5, ["new"] * 5), 0.05)[0]
+    assert not alone.differs
+    assert alone.says.endswith("so few groups could not show a difference")
+    more = shifts(old, Sample(["a" * 99] * 5, [f"new{i}" for i in range(5)]), 0.05)[0]
+    assert more.differs
+    assert "few groups" not in more.says
+
+
 # --- many looks
 
 

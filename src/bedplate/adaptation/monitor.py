@@ -76,7 +76,7 @@ def drift(
     old, elsewhere = _old_rows(origin, notes)
     question = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
     look = looks().open(sha256_json(question), [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
-    levels = Levels(look.number, 1 - confidence, fresh.labelled)
+    levels = Levels(look.number, round(1 - confidence, 12), fresh.labelled)
     predictor = load(directory, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
@@ -91,7 +91,7 @@ def drift(
         verdict,
         sentence,
         look.number,
-        1 - confidence,
+        levels.alpha,
         levels.spent,
         found,
         measured,
@@ -174,13 +174,14 @@ def _shifts(
     for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
         if len(part) < len(rows):
             notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
-    features = _features([*(_text(old[i]) for i in chosen[0]), *(_text(new[i]) for i in chosen[1])], predictor, notes)
+    texts = [_text(rows[i]) for (rows, _), part in zip(sides, chosen, strict=True) for i in part]
+    features = input_features(texts, predictor, notes)
     labels_of = _labels_of(origin.task) if fresh.labelled else None
     samples: list[Sample] = []
     for (rows, whole), places in zip(sides, chosen, strict=True):
-        texts, groups = [_text(e) for e in rows], [e.group for e in rows] if whole else None
+        groups = [e.group for e in rows] if whole else None
         labels = None if labels_of is None else [labels_of(e.target) for e in rows]
-        samples.append(Sample(texts, groups, labels, features[: len(places)], places))
+        samples.append(Sample([_text(e) for e in rows], groups, labels, features[: len(places)], places))
         features = features[len(places) :]
     return shifts(samples[0], samples[1], levels.shifts, seed)
 
@@ -202,7 +203,7 @@ def _text(example: Example) -> str:
     return "\n".join(example.inputs.values())
 
 
-def _features(texts: Sequence[str], predictor: Answers, notes: list[str]) -> NDArray[np.float64]:
+def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -> NDArray[np.float64]:
     """Leading components of the texts' vectors by the skin's base, or by their words where no base is here."""
     engine = _engine(predictor)
     if engine is None:

@@ -199,7 +199,7 @@ def _inputs(old: Sample, new: Sample, level: float, seed: int) -> Shift:
     found = _test(parts, len(old.features), groups, mean_distance, level, seed)
     times = found.statistic / found.expected if found.expected > 0 else 1.0
     says = f"new inputs lie {times:.1f} times as far from old ones as chance would put them"
-    return _shift("inputs", times, found, says, _words(old.texts, new.texts))
+    return _shift("inputs", times, found, says, level, _words(old.texts, new.texts))
 
 
 def _length(old: Sample, new: Sample, level: float, seed: int) -> Shift:
@@ -211,7 +211,7 @@ def _length(old: Sample, new: Sample, level: float, seed: int) -> Shift:
     found = _test(np.asarray(rankdata(lengths))[:, None], n, _groups(old, new), mean_distance, level, seed)
     before, after = float(lengths[:n].mean()), float(lengths[n:].mean())
     says = f"a new row has {after:.0f} characters on average, an old one {before:.0f}"
-    return _shift("length", after - before, found, says)
+    return _shift("length", after - before, found, says, level)
 
 
 def _labels(
@@ -229,12 +229,19 @@ def _labels(
     before, after = marks[: len(old)].mean(0), marks[len(old) :].mean(0)
     most = int(np.abs(after - before).argmax())
     says = f"{names[most]!r} is right for {after[most]:.1%} of new rows, {before[most]:.1%} of old ones"
-    return _shift("labels", float(np.abs(after - before).sum() / 2), found, says)
+    return _shift("labels", float(np.abs(after - before).sum() / 2), found, says, level)
 
 
 def _shift(
-    what: What, value: float, found: TwoSample, says: str, words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    what: What,
+    value: float,
+    found: TwoSample,
+    says: str,
+    level: float,
+    words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ()),
 ) -> Shift:
+    if found.least > level:
+        says += "; so few groups could not show a difference"
     return Shift(what, value, found.p_value, found.p_value, False, says, words)
 
 
