@@ -212,7 +212,7 @@ def _capacity(service: Service, traffic: Traffic, saturated: float, target: Targ
     while high - low > 1:
         looks += 1
         share = 0.5 if looks % 3 == 0 else above / (above - below)
-        middle = min(max(low + round(share * (high - low)), low + 1), high - 1)
+        middle = min(max(low + math.floor(share * (high - low) + 0.5), low + 1), high - 1)
         slack = target.slack(_steady(service, traffic, middle / PARTS * saturated, seed))
         if slack >= 0:
             low, above = middle, slack

@@ -24,19 +24,28 @@ function hopeless(one, { total, first }) {
     : null;
 }
 
-/** Calls a second of one replica within the target: what the plan's search finds, on the loads that it looks at. */
-function capacity(one, { total, first }) {
+/** How far latencies meet the target: the least of limit / latency − 1. */
+function slack({ total, first }, totalP95, firstP95) {
+  return Math.min(
+    total === null ? Infinity : total / Math.max(totalP95, 1e-12) - 1,
+    first === null ? Infinity : first / Math.max(firstP95, 1e-12) - 1,
+  );
+}
+
+/** Calls a second of one replica within the target: the plan's own search, on the loads that it looks at. */
+function capacity(one, target) {
   const full = one.saturated_calls_per_second;
-  if (total === null && first === null) return 0.9 * full;
+  if (target.total === null && target.first === null) return 0.9 * full;
   let low = 0,
-    high = DATA.grid;
-  while (high - low > 1) {
-    const middle = (low + high) / 2;
-    const met =
-      (total === null || one.loads.total_p95[middle - 1] <= total) &&
-      (first === null || one.loads.first_token_p95[middle - 1] <= first);
-    if (met) low = middle;
-    else high = middle;
+    high = DATA.grid,
+    above = slack(target, one.alone.total_p95, one.alone.first_token_p95),
+    below = -1;
+  for (let looks = 1; high - low > 1; looks++) {
+    const share = looks % 3 === 0 ? 0.5 : above / (above - below);
+    const middle = Math.min(Math.max(low + Math.floor(share * (high - low) + 0.5), low + 1), high - 1);
+    const found = slack(target, one.loads.total_p95[middle - 1], one.loads.first_token_p95[middle - 1]);
+    if (found >= 0) [low, above] = [middle, found];
+    else [high, below] = [middle, found];
   }
   return ((low || 0.5) * full) / DATA.grid;
 }
