@@ -121,7 +121,7 @@ class Scheduler(Generic[I_]):
                 queue.credit += self.quantum
             before, credit = budget, queue.credit
             budget = self._serve(queue, budget, admit, shares)
-            wants_more = self._whole and budget == before and self._starved(queue, budget)
+            wants_more = self._whole and budget == before and self._starved(queue, budget, shares)
             if wants_more:
                 queue.credit += self.quantum
             idle = 0 if budget < before or wants_more or credit <= 0 else idle + 1
@@ -132,9 +132,14 @@ class Scheduler(Generic[I_]):
             self._retire(queue)
         return list(shares.values())
 
-    def _starved(self, queue: Queue[I_], budget: int) -> bool:
-        """Whether its next request would fit the budget, but not the queue's credit."""
-        return bool(queue.running) and queue.credit < queue.running[0].remaining <= budget
+    def _starved(self, queue: Queue[I_], budget: int, shares: dict[int, tuple[I_, int]]) -> bool:
+        """Whether its next request would fit the budget, but not the queue's credit. What this step serves already
+        waits for nothing: queues that took turns in asking for it would never be done."""
+        for item in queue.running:
+            left = item.remaining - shares.get(id(item), (item, 0))[1]
+            if left > 0:
+                return queue.credit < left <= budget
+        return False
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
         """Gives the queue's requests tokens; returns what is left of the budget."""
