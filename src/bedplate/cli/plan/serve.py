@@ -105,7 +105,7 @@ def serve(
         like=like,
         machine=machine,
     )
-    target = Target(_seconds(p95_ms), _seconds(first_token_ms))
+    target = Target(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
         from bedplate.economics.pages.serving import serving_data, serving_page
@@ -131,8 +131,13 @@ def serve(
     _show(model, plans)
 
 
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
+def _seconds(milliseconds: float | None, name: str) -> float | None:
+    from bedplate.economics.bounds import positive
+
+    if milliseconds is None:
+        return None
+    positive(**{name: milliseconds})
+    return milliseconds / 1000
 
 
 # --- for people
