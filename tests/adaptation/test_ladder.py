@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -17,14 +19,16 @@ from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.probe import fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
 from bedplate.adaptation.spec import load_adapt_task
+from bedplate.adaptation.start import LOCK_FILE
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
-from bedplate.core.files import read_jsonl
+from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import load_examples, load_task
 from bedplate.inference.predict import LoadedSkin, Prediction, load
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
+from bedplate.skins.run import Run
 
 ALONE = [name for name in RUNGS if name not in ("retrieval", "continued_pretrain", "hosted", "cascade")]
 """The rungs that need nothing beside the task's rows and its base; the others have tests of their own."""
@@ -220,6 +224,26 @@ def test_a_spent_budget_skips_with_the_reason_and_still_gives_a_verdict(toy_task
         assert "of the budget are left" in report.row(name)["reason"]
     assert report.verdict["status"] == "FAIL"
     assert report.row("majority")["status"] == "done"
+
+
+def test_a_second_call_waits_and_leaves_the_files_of_the_first(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, waits = tmp_path / "out", Event()
+
+    def lock(path: Path) -> AbstractContextManager[None]:
+        waits.set()
+        return file_lock(path)
+
+    monkeypatch.setattr("bedplate.adaptation.ladder.file_lock", lock)
+    with file_lock(out / LOCK_FILE):
+        second = Thread(target=adapt, args=(toy_task, out), kwargs={"seed": 5, "rungs": ["majority"]})
+        second.start()
+        assert waits.wait(120)
+        assert second.is_alive()
+        assert [path.name for path in out.iterdir()] == [LOCK_FILE]
+    second.join(120)
+    assert Run.read(out).seed == 5
 
 
 def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):

@@ -30,7 +30,7 @@ from bedplate.adaptation.rungs.base import (
     latency,
 )
 from bedplate.adaptation.spec import load_adapt_task
-from bedplate.adaptation.start import check_bases, check_output, climb_entry, contexts_of, run_of
+from bedplate.adaptation.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
@@ -47,7 +47,7 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
 from bedplate.skins.run import SETTINGS_FILE
 
-NOMINATION_FILE, LOCK_FILE = "nomination.json", ".lock"
+NOMINATION_FILE = "nomination.json"
 
 
 def adapt(
@@ -95,10 +95,10 @@ def adapt(
         contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
         check_bases(contexts)
         check_output(out)
-        atomic_write(out / SETTINGS_FILE, dump_config(task))
-        run_of(contexts, out, Path(task_path)).write(out)
-        write_splits(out, data)
         with file_lock(out / LOCK_FILE), ExitStack() as stack:
+            atomic_write(out / SETTINGS_FILE, dump_config(task))
+            run_of(contexts, out, Path(task_path)).write(out)
+            write_splits(out, data)
             for context in contexts:
                 stack.callback(context.close)
             return _Ladder(contexts, data, out, curve, watch).climb()

@@ -31,7 +31,7 @@ from bedplate.adaptation.recorded import (
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import Finished, Plan, read_plan, write_plan
 from bedplate.adaptation.spec import AdaptSpec, load_adapt_task
-from bedplate.adaptation.start import check_bases, check_output, climb_entry, contexts_of, run_of
+from bedplate.adaptation.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
 from bedplate.core.config import dump_config
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
@@ -47,7 +47,7 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.run import SETTINGS_FILE
 from bedplate.skins.skin import Skin
 
-REPRODUCTION_FILE, LOCK_FILE = "reproduction.json", ".lock"
+REPRODUCTION_FILE = "reproduction.json"
 Status = Literal["identical", "equivalent", "different", "not_possible"]
 
 
@@ -127,11 +127,11 @@ class _Again:
             if any(one.decides for one in self.differences):
                 return _not_possible(then, self.differences)
             check_bases(contexts)
-            self._mark()
-            atomic_write(self.out / SETTINGS_FILE, dump_config(task))
-            run_of(contexts, self.out, then.beside).write(self.out)
-            write_splits(self.out, data)
             with file_lock(self.out / LOCK_FILE):
+                self._mark()
+                atomic_write(self.out / SETTINGS_FILE, dump_config(task))
+                run_of(contexts, self.out, then.beside).write(self.out)
+                write_splits(self.out, data)
                 return self._climbed(entries(contexts, self.spec.chosen_rungs))
 
     def _mark(self) -> None:
@@ -221,7 +221,7 @@ def judged(parts: Sequence[Part], equal: int, rows: int) -> tuple[Status, str]:
 def _check_place(out: Path, id_: str) -> None:
     """A run of `adapt` is no place: its rungs would be taken for the new ones."""
     marker = out / REPRODUCTION_FILE
-    used = out.is_dir() and any(out.iterdir())
+    used = out.is_dir() and any(one.name != LOCK_FILE for one in out.iterdir())
     if used and (not marker.is_file() or json.loads(read_text(marker)).get("skin_id") != id_):
         raise UsageError(
             f"{out} holds something else than an earlier reproduction of this skin; choose a new directory"

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.context import LATENCY_CALLS
 from bedplate.adaptation.origin import Origin, origin_of
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import ask, single_calls
 from bedplate.adaptation.rungs.base import Latency, latency
 from bedplate.adaptation.spec import Machine
 from bedplate.core.errors import DataError, UsageError
@@ -30,9 +31,6 @@ from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.composed import Answers
 from bedplate.inference.local import LocalModel
 from bedplate.inference.predict import Prediction, load
-
-LATENCY_CALLS = 64
-"""Single calls that each skin is timed by, at most."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +174,8 @@ def _side(
 
 
 def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
-    """Single calls of the first rows, which stand in the order of their hashes; nothing of them is cached."""
-    sample = examples[:LATENCY_CALLS]
-    ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    calls = [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
+    """Single calls of the first rows, which stand in the order of their hashes."""
+    calls = single_calls(predictor, examples[:LATENCY_CALLS])
     if not calls:
         raise DataError(f"every row is too long for {predictor.skin.name}")
     return calls

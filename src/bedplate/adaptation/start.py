@@ -25,6 +25,9 @@ from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.task import Task
 from bedplate.skins.run import SETTINGS_FILE, Run
 
+LOCK_FILE = ".lock"
+"""Held by the process that writes into a run's directory."""
+
 
 def contexts_of(
     task: Task,
@@ -105,7 +108,7 @@ def check_output(out: Path) -> None:
     """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out wants a directory")
-    if out.is_dir() and any(out.iterdir()) and not (out / SETTINGS_FILE).is_file():
+    if out.is_dir() and not (out / SETTINGS_FILE).is_file() and any(one.name != LOCK_FILE for one in out.iterdir()):
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
     place = out.absolute()
     while not place.exists():

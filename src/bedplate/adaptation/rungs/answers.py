@@ -93,18 +93,23 @@ def export(context: Context, skin: Skin, directory: Path) -> Skin:
     return read_skin(directory)
 
 
+def single_calls(predictor: Answers, sample: Sequence[Example]) -> list[Prediction]:
+    """One call after the other, of the rows that fit, as a served skin sees them: new. They may have been asked before,
+    and their prompts be cached; another tenant's are not."""
+    ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
+    return [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
+
+
 def measure(
     context: Context, predictor: Predictor, chosen_by: Mapping[str, Prediction | None]
 ) -> tuple[Latency, Export]:
-    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before. The
-    rows were asked before, and their prompts may still be cached; a served skin sees new ones, so these are timed anew.
+    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before.
 
     `chosen_by`: example id → the prediction that the skin was chosen by.
     """
     sample = context.ordered(context.valid, "latency")[: context.latency_calls]
     sample = [e for e in sample if chosen_by.get(e.id) is not None]
-    ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    again = [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
+    again = single_calls(predictor, sample)
     equal, difference = 0, 0.0
     for example, prediction in zip(sample, again, strict=True):
         before = chosen_by[example.id]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bedplate import __version__
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs.answers import ask, export
+from bedplate.adaptation.rungs.answers import ask, export, single_calls
 from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency, no_time
 from bedplate.core.errors import UsageError
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
@@ -87,10 +87,7 @@ class Cascade:
         skin = export(context, skin, place)
         with _Opened(skin, cheap, dear) as predictor:
             predictions = ask(predictor, context.valid)
-            sample = context.ordered(context.valid, "latency")[: context.latency_calls]
-            ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-            # these rows were just asked: as another tenant, for whom their prompts are not cached
-            calls = [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
+            calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         share = sum(p is not None and p.passed_on for p in predictions) / len(predictions)
         return Result(
