@@ -24,6 +24,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task, load_examples, load_task
 from bedplate.inference.local import LocalModel
+from bedplate.inference.predict import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.completion import completion_tokens
 from bedplate.skins.output import JsonOutput
@@ -53,6 +54,7 @@ def run(
     directory = tmp_path_factory.mktemp(f"ladder-{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setattr("bedplate.adaptation.context.LATENCY_CALLS", 5)  # test has more rows than are timed
         task = write_task(directory, tiny_base, request.param)
         report = adapt(task, directory / "out", rungs=RUNGS_RUN)
     return report, directory
@@ -107,6 +109,21 @@ def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, P
         given = [None if was is None else one for one, was in zip(answers[skin], told, strict=True)]
         assert given == told, rung
         assert report.data["export"][rung]["equal"] == report.data["export"][rung]["rows"] > 0
+
+
+def test_rows_of_test_have_their_own_answers_timed_or_not(run: tuple[Report, Path]):
+    report, directory = run
+    test = load_examples(load_task(directory / "task.yaml")).test
+    examples = test.open("their answers are compared")
+    assert len(examples) > 5
+    for row in (row for row in report.rungs if row["split"] == "test" and row["rung"] in SKINS):
+        with load(directory / "out" / row["skin"]) as skin:
+            alone = [skin.predict([example.inputs])[0].output for example in examples]
+        told = {one["id"]: one["prediction"] for one in report.data["rows"]["test"][row["rung"]]}
+        given = [told[example.id] for example in examples]
+        assert [one for one, was in zip(alone, given, strict=True) if was is not None] == [
+            was for was in given if was is not None
+        ]
 
 
 def test_json_answers_fit_the_schema_unless_they_are_cut_off(run: tuple[Report, Path]):
