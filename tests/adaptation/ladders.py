@@ -82,6 +82,7 @@ class Judged:
     groups: np.ndarray
     estimate: float
     design_effect: float
+    row_variance: None = None
 
     def bound(self, confidence: float, side: str = "lower") -> float:
         return statistics.effective_n_bound(self.scores, self.groups, confidence, side).value

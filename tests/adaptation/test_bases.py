@@ -20,8 +20,9 @@ from bedplate.adaptation import ladder as ladder_module
 from bedplate.adaptation.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report import Report
+from bedplate.adaptation.reproduce import reproduce
 from bedplate.adaptation.rungs import RUNGS, probe
-from bedplate.adaptation.rungs.probe import tempered
+from bedplate.adaptation.rungs.heads import OneOf, tempered
 from bedplate.adaptation.spec import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
@@ -246,7 +247,7 @@ def test_the_temperature_is_the_likeliest_one():
     logit = rng.normal(0, 1.5, 4000)
     codes = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(np.int64)
     head = Head(torch.tensor([[0.0], [3.0]]), torch.zeros(2), ("a", "b"))
-    cooled, temperature = tempered(head, logit.astype(np.float32)[:, None], codes)
+    cooled, temperature = tempered(head, logit.astype(np.float32)[:, None], OneOf(codes, ("a", "b")))
     assert temperature == pytest.approx(3.0, rel=0.1)
     torch.testing.assert_close(cooled.weight * temperature, head.weight)
 
@@ -287,7 +288,10 @@ def test_hosted_models_stand_in_the_same_table(tmp_path: Path, tiny_base: Path, 
         with load(tmp_path / "out" / report.row("hosted")["skin"]) as skin:
             assert isinstance(skin, HostedPredictor)
             assert skin("this product works well") == "positive"
+        made_again = reproduce(tmp_path / "out" / report.row("hosted")["skin"], tmp_path / "again")
     assert again.verdict == report.verdict
+    assert (made_again.status, made_again.rows) == ("identical", 0)  # nobody is paid to be compared
+    assert made_again.estimate == report.row("hosted")["estimate"]
     row = report.row("hosted", "test")
     assert row["base"] == "remote"
     assert row["estimate"] > 0.9

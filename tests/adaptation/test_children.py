@@ -21,6 +21,7 @@ from tests.adaptation.conftest import write_rows, write_task
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.raw_text import RawText, inputs_in, read_raw_text
 from bedplate.adaptation.report import Report
+from bedplate.adaptation.reproduce import reproduce
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.evaluation.examples import Example
@@ -254,3 +255,18 @@ def test_a_disk_that_is_full_is_no_failure_of_the_rung(
     with pytest.raises(UsageError, match="cannot be written"):
         adapt(run[1].parent / "task.yaml", tmp_path / "out", rungs=["majority", "full"])
     assert not (tmp_path / "out" / "test").exists()
+
+
+@pytest.mark.parametrize("rung", CHILDREN)
+def test_a_skin_is_made_again_with_the_base_that_it_stands_on(run: tuple[Report, Path], tmp_path: Path, rung: str):
+    report, out = run
+    row = report.row(rung)
+    assert row is not None
+    skin = out / row["skin"]
+    found = reproduce(skin, tmp_path / "again")
+    assert (found.status, found.equal_answers) == ("identical", found.rows), (found.reason, found.parts)
+    assert found.estimate == found.recorded == row["estimate"]
+    old, new = read_skin(skin).base, read_skin(Path(found.directory or "")).base
+    assert old.weights_id == new.weights_id
+    assert Path(new.name).is_relative_to(tmp_path / "again")
+    assert load_base(new.name).identity.weights_id == new.weights_id

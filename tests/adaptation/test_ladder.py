@@ -16,13 +16,12 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report import Report
 from bedplate.adaptation.rungs import RUNGS, Plan
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
-from bedplate.adaptation.rungs.probe import fit_head
+from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
 from bedplate.adaptation.spec import load_adapt_task
 from bedplate.adaptation.start import LOCK_FILE
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
-from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import load_examples, load_task
 from bedplate.inference.predict import LoadedSkin, Prediction, load
 from bedplate.skins.catalog import Catalog
@@ -288,14 +287,41 @@ def test_the_folded_head_equals_scikit_learn_on_standardised_features(classes: i
     x = (rng.normal(size=(200, 12)) * rng.uniform(0.01, 100, 12) + rng.uniform(-50, 50, 12)).astype(np.float32)
     x[:, 0] += codes * 100
     labels = ["c", "a", "b"][:classes]
-    examples = [Example(str(i), {"x": ""}, labels[c], str(i // 2), "") for i, c in enumerate(codes)]
-    head, strength = fit_head(x, examples, labels, 4)
+    wanted = OneOf.of([labels[c] for c in codes], labels)
+    head, strength = fit_head(x, wanted, [str(i // 2) for i in range(200)], 4)
     standard = StandardScaler().fit(x.astype(np.float64))
     oracle = LogisticRegression(C=strength, max_iter=5000, tol=1e-10).fit(
         standard.transform(x.astype(np.float64)), codes
     )
     ours = torch.softmax(head(torch.from_numpy(x)), dim=1).numpy()
     np.testing.assert_allclose(ours, oracle.predict_proba(standard.transform(x.astype(np.float64))), atol=5e-3)
+
+
+def test_a_head_for_several_labels_equals_scikit_learn_label_by_label():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(2)
+    marks = (rng.random((200, 3)) < [0.5, 0.2, 0.8]).astype(float)
+    x = (rng.normal(size=(200, 12)) * rng.uniform(0.01, 100, 12) + rng.uniform(-50, 50, 12)).astype(np.float32)
+    x[:, :3] += marks.astype(np.float32) * 100
+    labels = ["c", "a", "b"]
+    chosen = [[label for label, mark in zip(labels, row, strict=True) if mark] for row in marks]
+    head, strength = fit_head(x, AnyOf.of(chosen, labels), [str(i // 2) for i in range(200)], 4)
+    standard = StandardScaler().fit(x.astype(np.float64))
+    oracle = OneVsRestClassifier(LogisticRegression(C=strength, max_iter=5000, tol=1e-10))
+    oracle.fit(standard.transform(x.astype(np.float64)), marks)
+    ours = torch.sigmoid(head(torch.from_numpy(x))).numpy()
+    np.testing.assert_allclose(ours, oracle.predict_proba(standard.transform(x.astype(np.float64))), atol=5e-3)
+
+
+def test_a_head_says_of_labels_that_every_row_has_or_none_what_it_saw():
+    x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    head, _ = fit_head(x, AnyOf.of([["a"]] * 40, ["a", "b"]), [str(i) for i in range(40)], 4)
+    told = torch.sigmoid(head(torch.from_numpy(x)))
+    assert bool((told[:, 0] > 0.99).all())
+    assert bool((told[:, 1] < 0.01).all())
 
 
 def test_a_plan_survives_an_interruption(toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

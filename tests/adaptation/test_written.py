@@ -35,6 +35,8 @@ from bedplate.text.tokenizer import Tokenizer
 KINDS = tuple(OUTPUTS)
 RUNGS_RUN = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "soft_prompt", "lora")
 SKINS = ("zero_shot", "few_shot", "soft_prompt", "lora")
+CHOOSES = ("probe",)
+"""Rungs that cannot write, but choose among labels."""
 ANSWER = """
 import json, sys
 from bedplate.inference.predict import load
@@ -82,7 +84,13 @@ def test_every_rung_answers_or_says_why_not_and_the_ladder_ends_in_a_verdict(run
     failed = {row["rung"]: row["reason"] for row in report.rungs if row["status"] == "failed"}
     assert not failed
     status = {row["rung"]: row["status"] for row in report.rungs if row["split"] == "valid"}
-    assert status.pop("probe") == "skipped"
+    probe = report.row("probe")
+    assert probe is not None
+    if report.data["task"] == "toy-labels":
+        assert "labels of at least" in probe["reason"]
+        assert probe["estimate"] > report.row("majority")["estimate"]  # pyright: ignore[reportOptionalSubscript]
+    else:
+        assert status.pop("probe") == "skipped"
     assert set(status.values()) == {"done"}
     assert report.verdict["status"] in {"PASS", "FAIL", "INSUFFICIENT_DATA"}
     assert report.data["details"]["zero_shot"]["phrasings"]["variants"] >= 5
@@ -99,7 +107,7 @@ def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, P
     task = load_task(directory / "task.yaml")
     rows = [example.inputs for example in load_examples(task).valid]
     (directory / "inputs.json").write_text(json.dumps(rows))
-    skins = {rung: str(out / "skins" / rung) for rung in SKINS}
+    skins = {rung: str(out / "skins" / rung) for rung in _skins(report)}
     command = [sys.executable, "-c", ANSWER, str(directory / "inputs.json"), *skins.values()]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     answers = json.loads(done.stdout)
@@ -111,12 +119,16 @@ def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, P
         assert report.data["export"][rung]["equal"] == report.data["export"][rung]["rows"] > 0
 
 
+def _skins(report: Report) -> tuple[str, ...]:
+    return SKINS + (CHOOSES if report.data["task"] == "toy-labels" else ())
+
+
 def test_rows_of_test_have_their_own_answers_timed_or_not(run: tuple[Report, Path]):
     report, directory = run
     test = load_examples(load_task(directory / "task.yaml")).test
     examples = test.open("their answers are compared")
     assert len(examples) > 5
-    for row in (row for row in report.rungs if row["split"] == "test" and row["rung"] in SKINS):
+    for row in (row for row in report.rungs if row["split"] == "test" and row["rung"] in _skins(report)):
         with load(directory / "out" / row["skin"]) as skin:
             alone = [skin.predict([example.inputs])[0].output for example in examples]
         told = {one["id"]: one["prediction"] for one in report.data["rows"]["test"][row["rung"]]}

@@ -263,6 +263,20 @@ def test_needed_n_has_the_power_it_promises(estimate: float, target: float) -> N
     assert abs(doubled - 2 * n) <= 2
 
 
+@pytest.mark.parametrize(("a", "b", "target"), [(2, 8, 0.18), (3, 1, 0.7), (12, 30, 0.27)])
+def test_needed_n_of_a_mean_has_the_power_it_promises(a: float, b: float, target: float) -> None:
+    truth = stats.beta(a, b)
+    n = bs.needed_n(truth.mean(), target, power=0.8, variance=truth.var())
+    assert n is not None
+    share = bs.needed_n(truth.mean(), target, power=0.8)
+    assert share is not None
+    assert n < 0.7 * share  # scores between 0 and 1 vary less than ones that are 0 or 1
+    rng = np.random.default_rng(0)
+    rows = truth.rvs((4_000, n), random_state=rng)
+    lower = rows.mean(1) - stats.t.ppf(0.95, n - 1) * rows.std(1, ddof=1) / np.sqrt(n)
+    assert (lower > target).mean() == pytest.approx(0.8, abs=0.04)
+
+
 def test_needed_n_promises_nothing_at_or_below_the_target() -> None:
     assert bs.needed_n(0.8, 0.8) is None
     assert bs.needed_n(0.7, 0.8) is None
@@ -283,6 +297,7 @@ def test_needed_n_promises_nothing_at_or_below_the_target() -> None:
         lambda: bs.holm([1.5]),
         lambda: bs.spent_alpha(0.05, 0),
         lambda: bs.needed_n(1.2, 0.8),
+        lambda: bs.needed_n(0.9, 0.8, variance=-0.1),
     ],
 )
 def test_wrong_calls_say_so(call) -> None:

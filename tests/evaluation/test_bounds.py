@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 from tests.evaluation.test_harness import examples, task
 
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
@@ -99,6 +100,25 @@ def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: fl
     refused = [one.reason or "" for one in runs if one.lower_bound is None]
     assert all("the label 'c' is a target in" in reason for reason in refused)
     assert (len(refused) >= 57) == (rare == 0.01)
+
+
+def test_what_a_row_adds_to_a_metric_varies_as_the_metric_does() -> None:
+    rng = np.random.default_rng(5)
+    n, rare, recall, others = 300, 0.2, 0.6, 0.9
+    runs = [three_labels(rng, n, rare, recall, others) for _ in range(8)]
+    told = np.mean([one.row_variance for one in runs])
+    drawn: list[float] = []
+    for _ in range(800):
+        wanted = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
+        right = rng.random(n) < np.where(wanted == 2, recall, others)
+        found = np.where(right, wanted, np.where(wanted == 2, rng.integers(0, 2, n), 1 - wanted))
+        drawn.append(f1_score(wanted, found, average="macro"))
+    assert told == pytest.approx(n * np.var(drawn), rel=0.2)
+    of_texts = Task.model_validate(task("accuracy").model_dump() | {"output": {"kind": "text"}, "metric": "token_f1"})
+    rows = examples(["one two", "one two three four", "three"] * 20)
+    mean = evaluate_predictions(of_texts, rows, ["one two"] * 60)
+    assert mean.row_variance == pytest.approx(np.var([row.score for row in mean.rows], ddof=1))
+    assert answered([True, False, True]).row_variance is None
 
 
 def test_a_rare_label_is_named() -> None:

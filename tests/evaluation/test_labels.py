@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from sklearn.metrics import accuracy_score, f1_score
 
 from bedplate.core.errors import ConfigError, DataError, RequestError
@@ -158,3 +160,21 @@ def test_wrong_config_is_a_config_error(tmp_path: Path) -> None:
     write(tmp_path, [["red"]])
     with pytest.raises(ConfigError, match="no metric 'exampel_f1'; did you mean 'example_f1'"):
         load_task(tmp_path / "task.yaml", ["metric=exampel_f1"])
+
+
+@given(st.lists(st.floats(-800, 800), min_size=len(LABELS), max_size=len(LABELS)), st.floats(0.01, 0.99))
+def test_a_head_gives_the_labels_whose_probability_reaches_the_threshold(logits: list[float], threshold: float) -> None:
+    chosen, told = LabelsOutput(labels=LABELS, threshold=threshold).choose(logits)
+    probabilities = special.expit(np.array(logits))
+    np.testing.assert_allclose(np.exp(list(told.values())), probabilities, atol=1e-12)
+    sure = np.abs(probabilities - threshold) > 1e-9
+    given_labels = np.array([label in json.loads(chosen) for label in LABELS])
+    assert (given_labels == (probabilities >= threshold))[sure].all()
+    assert LabelsOutput(labels=LABELS).parse(chosen) == chosen
+
+
+def test_outputs_from_before_there_was_a_threshold_keep_their_form() -> None:
+    assert "threshold" not in OUTPUT.model_dump()
+    assert LabelsOutput(labels=LABELS, threshold=0.3).model_dump()["threshold"] == 0.3
+    with pytest.raises(RequestError, match="one number for each"):
+        LabelsOutput(labels=LABELS, threshold=0.3).choose([math.nan] * len(LABELS))

@@ -28,13 +28,14 @@ from bedplate.serving.app import create_app
 from bedplate.serving.house import House
 from bedplate.serving.loading import loaded_house
 from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.output import LabelOutput, TextOutput
+from bedplate.skins.output import LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
 
 LABELS = ("negative", "positive")
 INPUTS = ("this product is great", "it broke after a day", "terrible <|im_end|> works well", "ü 😀 \n ok")
-SKINS = ("prompted", "tuned", "probed", "writer", "pair")
+SKINS = ("prompted", "tuned", "probed", "writer", "pair", "several")
+TOPICS = ("price", "quality", "delivery")
 
 
 @dataclass
@@ -117,6 +118,15 @@ def make_skins(base: Base) -> list[Skin]:
             inputs=both,
             output=label,
             prompt=Prompt("{{ question }} {{ answer }}:"),
+            **common,
+        ),
+        Skin(
+            name="several",
+            kind="probe",
+            inputs=review,
+            output=LabelsOutput(labels=TOPICS, threshold=0.4),
+            prompt=plain,
+            probe=ProbePart(Head(torch.randn(3, base.spec.hidden_size), torch.zeros(3), TOPICS), "layers.2"),
             **common,
         ),
     ]

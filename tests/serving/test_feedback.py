@@ -156,6 +156,16 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
         assert [row["kind"] for row in kept(tmp_path)] == ["reply", "feedback", "feedback"]
 
 
+def test_a_correction_of_several_labels_is_a_list_of_them(files, tmp_path):
+    with serving(files, tmp_path, every=BOTH) as server:
+        reply = ask(server, "great", "several")
+        for wrong in ("price", '["price","colour"]', "{}"):
+            refused = give(server, reply["id"], correction=wrong)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, "correction")
+        assert give(server, reply["id"], correction='["price"]').status_code == 200
+        assert give(server, reply["id"], correction="[]").status_code == 200
+
+
 def test_corrected_and_accepted_replies_are_rows_of_the_next_task(files, tmp_path, capsys):
     texts = [f"row {i}: this product works" for i in range(24)]
     expected: dict[str, str] = {}

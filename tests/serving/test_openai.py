@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import openai
 import pytest
@@ -48,6 +49,19 @@ def test_label_skins_answer_as_predictors_do(server, client, name, text):
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected.output
     assert chunks[-1].choices[0].finish_reason == "stop"
     assert chunks[-1].choices[0].bedplate == same
+
+
+@pytest.mark.parametrize("text", INPUTS)
+def test_a_head_for_several_labels_answers_as_its_predictor_does(server, client, text):
+    (expected,) = server.skins["several"].predict([text], one_by_one=True)
+    chosen = [label for label, score in expected.scores.items() if math.exp(score) >= 0.4]
+    assert json.loads(expected.output) == chosen
+    choice = client.chat.completions.create(model="several", messages=say(text)).choices[0]
+    assert choice.message.content == expected.output
+    assert choice.bedplate == {"labels": chosen, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
+    (row,) = server.post("/v1/classify", json={"model": "several", "input": text}).json()["data"]
+    assert (row["label"], row["labels"], row["num_classes"]) == (expected.output, chosen, 3)
+    assert row["probs"] == pytest.approx([math.exp(score) for score in expected.scores.values()], abs=1e-4)
 
 
 @pytest.mark.parametrize("text", INPUTS)

@@ -122,7 +122,9 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.integers(0, 9), st.lists(st.integers(1, 60), min_size=1, max_size=7), st.sampled_from([(4, 2), (3, 3), (4, 1)])
+    st.sampled_from([0, 5, 150]),
+    st.lists(st.one_of(st.integers(1, 60), st.integers(90, 300)), min_size=1, max_size=5),
+    st.sampled_from([(4, 2), (3, 3), (4, 1)]),
 )
 def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], heads: tuple[int, int]) -> None:
     """Values and gradients, against the definition with one mask over the whole row."""

@@ -29,6 +29,8 @@ class Judged(Protocol):
     def estimate(self) -> float: ...
     @property
     def design_effect(self) -> float: ...
+    @property
+    def row_variance(self) -> float | None: ...
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
 
 
@@ -55,6 +57,8 @@ class Candidate:
     prompt_tokens: int
     broken: str | None = None
     """The guard that it was shown to break before test was opened, and why."""
+    row_variance: float | None = None
+    """Of a metric that is no share."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,8 @@ def nominate(
 
 
 def _enough(candidate: Candidate, target: float, level: float, test_n: int) -> bool:
-    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=max(candidate.design_effect, 1.0))
+    effect = max(candidate.design_effect, 1.0)
+    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
@@ -190,6 +195,7 @@ def confirm(
     found: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
         hope = valid[rung]
+        effect = max(evaluation.design_effect, hope.design_effect, 1.0)
         found.append(
             Confirmation(
                 rung=rung,
@@ -199,9 +205,7 @@ def confirm(
                 upper=upper[i],
                 upper_confidence=level,
                 passed=lower[i].passed,
-                needed_n=needed_n(
-                    hope.estimate, target, level, deff=max(evaluation.design_effect, hope.design_effect, 1.0)
-                ),
+                needed_n=needed_n(hope.estimate, target, level, deff=effect, variance=hope.row_variance),
                 reason=unbounded.get(i),
             )
         )

@@ -210,6 +210,7 @@ class _Ladder:
                 result.latency.p95 * 1000,
                 result.prompt_tokens,
                 broken(guarded.get(name, ())),
+                result.evaluation.row_variance,
             )
             for name, result in results.items()
             if not self.entries[name].rung.reference

@@ -1,7 +1,8 @@
 """Data sets made of the running interpreter's own standard library: real code, always there, nothing to download.
 
 `stdlib-lines`: the next line of a function, for completion. `stdlib-functions`: a function's text, and what Python's
-own parser says of it. Which rows there are depends on the interpreter's version; the hash of the files says which.
+own parser says of it. `stdlib-search`: what a function's docstring says first, and its code without that. Which rows
+there are depends on the interpreter's version; the hash of the files says which.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ LICENCE = "PSF-2.0"
 CONTEXT_LINES, CONTEXT_CHARACTERS = 12, 800
 LINE_CHARACTERS = (8, 80)
 FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 24), 900
+SAYS_CHARACTERS, SEARCHED_CHARACTERS = (25, 200), 700
 EACH = 3
 """At most so many rows of one module: functions of a module are alike, and what is judged by groups needs many."""
 
@@ -161,6 +163,20 @@ def _signature(lines: list[str], node: Function, digest: str) -> tuple[dict[str,
     return {"code": code, "signature": row}, node.lineno
 
 
+def _described(lines: list[str], node: Function, digest: str) -> tuple[dict[str, Any], int] | None:
+    """The first paragraph of the docstring on one line, and the function's text without the docstring."""
+    says = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    last, body = node.end_lineno or node.lineno, _body_start(node)
+    least, most = SAYS_CHARACTERS
+    doc = node.body[0]
+    named = f"{node.name}(" in says  # that would be a search for a word
+    if named or not least <= len(says) <= most or len(node.body) < 2 or not node.lineno < doc.lineno < body:
+        return None
+    kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno or doc.lineno : last]]
+    code = "\n".join(line[node.col_offset :] if line[: node.col_offset].isspace() else line for line in kept)
+    return None if len(code) > SEARCHED_CHARACTERS else ({"says": says, "code": code}, node.lineno)
+
+
 def _outcome(node: Function) -> tuple[list[str], bool]:
     """Names in the function's own `raise` statements, each once in order; whether it returns or yields a value."""
     raised: dict[str, None] = {}
@@ -183,4 +199,8 @@ def _outcome(node: Function) -> tuple[list[str], bool]:
     return list(raised), gives
 
 
-STDLIB_SETS: dict[str, Maker] = {"stdlib-lines": _next_line, "stdlib-functions": _signature}
+STDLIB_SETS: dict[str, Maker] = {
+    "stdlib-lines": _next_line,
+    "stdlib-functions": _signature,
+    "stdlib-search": _described,
+}

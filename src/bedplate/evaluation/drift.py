@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress
 from bedplate.core.statistics import (
     InsufficientGroups,
     TwoSample,
@@ -196,7 +197,7 @@ def _inputs(old: Sample, new: Sample, level: float, seed: int) -> Shift:
         chosen = [*old.featured, *(len(old.texts) + row for row in new.featured)]
         groups = [groups[row] for row in chosen]
     parts = np.concatenate([old.features, new.features])
-    found = _test(parts, len(old.features), groups, mean_distance, level, seed)
+    found = _test(parts, len(old.features), groups, mean_distance, level, seed, "inputs")
     times = found.statistic / found.expected if found.expected > 0 else 1.0
     says = f"new inputs lie {times:.1f} times as far from old ones as chance would put them"
     return _shift("inputs", times, found, says, level, _words(old.texts, new.texts))
@@ -208,7 +209,7 @@ def _length(old: Sample, new: Sample, level: float, seed: int) -> Shift:
 
     lengths = np.array([len(text) for text in (*old.texts, *new.texts)], dtype=float)
     n = len(old.texts)
-    found = _test(np.asarray(rankdata(lengths))[:, None], n, _groups(old, new), mean_distance, level, seed)
+    found = _test(np.asarray(rankdata(lengths))[:, None], n, _groups(old, new), mean_distance, level, seed, "length")
     before, after = float(lengths[:n].mean()), float(lengths[n:].mean())
     says = f"a new row has {after:.0f} characters on average, an old one {before:.0f}"
     return _shift("length", after - before, found, says, level)
@@ -225,7 +226,7 @@ def _labels(
     wanted = [set(one) for one in (*old, *new)]
     names = sorted(set[str]().union(*wanted)) or [""]
     marks = np.array([[float(name in one) for name in names] for one in wanted])
-    found = _test(marks, len(old), groups, share_distance, level, seed)
+    found = _test(marks, len(old), groups, share_distance, level, seed, "labels")
     before, after = marks[: len(old)].mean(0), marks[len(old) :].mean(0)
     most = int(np.abs(after - before).argmax())
     says = f"{names[most]!r} is right for {after[most]:.1%} of new rows, {before[most]:.1%} of old ones"
@@ -252,12 +253,15 @@ def _test(
     statistic: Between,
     level: float,
     seed: int,
+    what: What,
 ) -> TwoSample:
     """The first `old` rows against the rest, with so many permutations that the smallest p-value is well below what
     Holm's first step asks for."""
     parts = np.column_stack([rows, np.ones(len(rows))])
     second = np.arange(len(rows)) >= old
-    return two_sample(parts, second, groups, statistic, seed=seed, resamples=max(4_999, round(20 / level)))
+    most = max(4_999, round(20 / level))
+    with Progress(what, most, "permutations at most") as bar:
+        return two_sample(parts, second, groups, statistic, seed=seed, resamples=most, advance=bar.advance)
 
 
 def _groups(old: Sample, new: Sample) -> list[Hashable] | None:
@@ -312,11 +316,11 @@ def quality(after: Evaluation, promise: Promise | None, level: float) -> Quality
 
 
 def _needed(after: Evaluation, target: float, confidence: float) -> int | None:
-    """Rows that would show on which side of the bar the metric is: of shares; of other means, more than enough."""
+    """Rows that would show on which side of the bar the metric is."""
     estimate = after.estimate
     if estimate < target:
         estimate, target = 1 - estimate, 1 - target
-    return needed_n(estimate, target, confidence, deff=max(1.0, after.design_effect))
+    return needed_n(estimate, target, confidence, deff=max(1.0, after.design_effect), variance=after.row_variance)
 
 
 # --- what to do

@@ -140,6 +140,19 @@ class Evaluation:
         return float(self.of_sums(self.parts[rows].sum(0)))
 
     @cached_property
+    def row_variance(self) -> float | None:
+        """Of what one row adds to the metric, to first order (the delta method): the metric of n independent rows has
+        this variance over n. None for a share, whose variance its value says."""
+        if self.scoring in ("binary", "answered"):
+            return None
+        if self.n < 2:
+            return 0.0
+        mean, step = self.parts.mean(0), 1e-6 * np.eye(self.parts.shape[1])
+        up, down = mean + step, np.maximum(mean - step, 0.0)  # counts are no less than 0
+        slope = (self.of_sums(up) - self.of_sums(down)) / np.diagonal(up - down)
+        return float(np.var((self.parts - mean) @ slope, ddof=1))
+
+    @cached_property
     def parts(self) -> NDArray[np.float64]:
         """What each row adds to the sums that the metric is made of [n, d]."""
         if self.scoring == "answered":

@@ -17,7 +17,7 @@ def grammar_of(output: Output) -> Grammar | None:
     """What text generated for this output is held to; None where anything goes, or where nothing is generated."""
     if isinstance(output, JsonOutput):
         return Grammar("json_schema", output.schema_text)
-    if isinstance(output, LabelsOutput):
+    if isinstance(output, LabelsOutput) and output.threshold is None:
         if len(output.labels) <= ORDERED_LABELS:
             return Grammar("ebnf", labels_rules(output.labels))
         each = {"enum": list(output.labels)}

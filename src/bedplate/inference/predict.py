@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.compiled import Kernel, Weights
@@ -35,7 +35,15 @@ from bedplate.inference.requests import (
 )
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id
-from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, LabelsOutput, TextOutput
+from bedplate.skins.output import (
+    EmbeddingOutput,
+    JsonOutput,
+    LabelOutput,
+    LabelsOutput,
+    Output,
+    TextOutput,
+    labels_by_score,
+)
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
 
@@ -49,11 +57,12 @@ if TYPE_CHECKING:
 class Prediction:
     """One row's answer.
 
-    output: the parsed output (a label, a text). scores: each label's log-probability among the labels. text: what was
-    generated, or the label. seconds: wall time of the row's own call, or its share of its batch. usd: what a remote
-    model charged for it, None where machine time is the whole cost, or no price is known. passed_on: a cascade's second
-    skin was asked. passages: what the prompt held of documents (`citations`). finish_reason: why a generated text ended
-    ("length": it was cut off), as the engine or the server says; None where none was generated.
+    output: the parsed output (a label, a text). scores: each label's log-probability among the labels, or of being one
+    of the right ones where there may be several. text: what was generated, or the label. seconds: wall time of the
+    row's own call, or its share of its batch. usd: what a remote model charged for it, None where machine time is the
+    whole cost, or no price is known. passed_on: a cascade's second skin was asked. passages: what the prompt held of
+    documents (`citations`). finish_reason: why a generated text ended ("length": it was cut off), as the engine or the
+    server says; None where none was generated.
     """
 
     output: str
@@ -96,7 +105,7 @@ class Predictor:
         if skin.index is not None:
             self._lookup = Lookup(skin, engine, embedder, allow_other_weights=allow_other_weights)
             self.warnings += self._lookup.warnings
-        if isinstance(skin.output, TextOutput | JsonOutput | LabelsOutput):
+        if _writes(skin.output):
             self.sampling()
             if self.grammar is not None:
                 engine.compile(self.grammar)
@@ -240,8 +249,8 @@ class Predictor:
     def sampling(self, **changes: Any) -> Sampling:
         """The skin's own generation settings, with some changed."""
         output = self.skin.output
-        if not isinstance(output, TextOutput | JsonOutput | LabelsOutput):
-            raise RequestError(f"skin {self.skin.name!r} answers with a label; it has no sampling settings")
+        if not _writes(output):
+            raise RequestError(f"skin {self.skin.name!r} answers with labels; it has no sampling settings")
         settings: dict[str, Any] = {"max_tokens": output.max_tokens}
         if isinstance(output, TextOutput):
             settings["stop"] = output.stop
@@ -255,7 +264,7 @@ class Predictor:
     def _parsed(self, result: Result, seconds: float) -> Prediction:
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
-        if isinstance(output, TextOutput | JsonOutput | LabelsOutput):
+        if _writes(output):
             made = cast(Generation, result)
             text = made.text
             whole = isinstance(output, TextOutput) or made.finish_reason == "stop"
@@ -263,10 +272,12 @@ class Predictor:
             return Prediction(found, text, {}, *counts, finish_reason=made.finish_reason)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
-        if isinstance(result, Scores):
-            label, scores = output.parse(result.totals, result.token_counts)
+        if isinstance(output, LabelsOutput):
+            label, scores = output.choose(cast(Classification, result).scores)
+        elif isinstance(result, Scores):
+            label, scores = cast(LabelOutput, output).parse(result.totals, result.token_counts)
         else:
-            label, scores = output.parse(cast(Classification, result).scores)
+            label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
     def embed(self, rows: Sequence[str | Mapping[str, str]]) -> list[tuple[float, ...]]:
@@ -291,6 +302,11 @@ class Predictor:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _writes(output: Output) -> TypeGuard[TextOutput | JsonOutput | LabelsOutput]:
+    """Whether the answer is written token by token."""
+    return isinstance(output, TextOutput | JsonOutput | LabelsOutput) and not labels_by_score(output)
 
 
 def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:

@@ -1,6 +1,7 @@
-"""POST /v1/classify: labels with their probabilities, from a skin whose output is a label.
+"""POST /v1/classify: labels with their probabilities, from a skin that chooses one of some labels, or any of them.
 
-Reference: vLLM's classification API. `probs` are in the order of the skin's labels, which /v1/models lists.
+Reference: vLLM's classification API. `probs` are in the order of the skin's labels, which /v1/models lists. Where any
+number of labels may be right, each has its own probability, `labels` lists the chosen, and `label` is that as text.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ async def classify(request: Request) -> Response:
         for index, answer in enumerate(answers):
             probabilities = list(label_probabilities(answer).values())
             row = {"index": index, "label": answer.text, "probs": probabilities, "num_classes": len(probabilities)}
-            data.append(row)
+            chosen = (answer.extension or {}).get("labels")
+            data.append(row if chosen is None else {**row, "labels": chosen})
         return json_response(
             {
                 "id": f"classify-{call.id}",
@@ -73,6 +75,6 @@ async def classify(request: Request) -> Response:
 
 
 def label_probabilities(answer: Answer) -> dict[str, float]:
-    """Each label's probability among the labels, in their order."""
+    """Each label's probability, in their order."""
     assert answer.extension is not None
     return {label: math.exp(score) for label, score in answer.extension["scores"].items()}

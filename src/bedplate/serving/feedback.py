@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -26,6 +26,7 @@ from bedplate.serving.inside import Unseen
 from bedplate.serving.models import Served
 from bedplate.serving.redaction import RedactionTimeout, Redactor
 from bedplate.serving.strict_json import dump_json, parse_json
+from bedplate.skins.output import LabelsOutput
 
 if TYPE_CHECKING:
     from bedplate.serving.house import House
@@ -276,14 +277,27 @@ async def give(request: Request) -> Response:
             raise RequestError("give a rating, a correction or a comment", param="rating")
         id_, model = await feedback.owned(asked.id, call.caller.tenant)
         served = call.house.registry.models.get(model)
-        labels = None if served is None else served.describe().get("labels")
-        if asked.correction is not None and labels and asked.correction not in labels:
-            message = f"correction is none of the labels of {model}: {', '.join(labels)}"
-            raise RequestError(message, param="correction")
+        if asked.correction is not None and served is not None:
+            _check_correction(asked.correction, model, served.describe())
         await feedback.give(id_, model, call.caller.tenant, asked)
         return json_response({"id": asked.id, "object": "feedback", "model": model, "index": asked.index})
 
     return await respond(request, "feedback", work)
+
+
+def _check_correction(correction: str, model: str, described: Mapping[str, Any]) -> None:
+    """RequestError for what is no answer of a model that chooses among labels."""
+    labels = described.get("labels")
+    if not labels:
+        return
+    if described["output"] == "labels":
+        try:
+            LabelsOutput(labels=tuple(labels)).parse(correction)
+        except RequestError as error:
+            message = f"correction must be a JSON list of labels of {model}: {error.message}"
+            raise RequestError(message, param="correction") from error
+    elif correction not in labels:
+        raise RequestError(f"correction is none of the labels of {model}: {', '.join(labels)}", param="correction")
 
 
 @router.delete("/v1/feedback/{id}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from bedplate.serving.strict_json import parse_json
 from bedplate.serving.tools import refuse_tools
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.files import read_identified
-from bedplate.skins.output import EmbeddingOutput
+from bedplate.skins.output import EmbeddingOutput, LabelsOutput
 from bedplate.skins.skin import EndpointReference, Skin
 from bedplate.skins.verify import check_base, check_judged
 
@@ -243,9 +244,10 @@ class ServedSkin:
             # As it was streamed: `output` may be another writing of it.
             return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, more or None)
         scores = {label: finite(score) for label, score in prediction.scores.items()}
-        return Answer(
-            prediction.output, "stop", result.usage, None, {"label": prediction.output, "scores": scores, **more}
-        )
+        chosen: dict[str, Any] = {"label": prediction.output}
+        if isinstance(self.card.output, LabelsOutput):
+            chosen = {"labels": json.loads(prediction.output)}
+        return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **more})
 
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
         ignored = len(asked.messages) - 1 if isinstance(asked, ChatRequest) else 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from bedplate.core.errors import SkinError
 from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
-from bedplate.skins.output import LabelOutput, Output
+from bedplate.skins.output import Output, labels_by_score
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Kind, Skin
 
@@ -36,8 +36,8 @@ class Card:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What it chooses from; () where it gives something else than a label."""
-        return self.output.labels if isinstance(self.output, LabelOutput) else ()
+        """What it chooses from, one or some of them; () where it writes what it answers."""
+        return labels_by_score(self.output)
 
 
 def read_card(directory: Path | str) -> Card:

@@ -37,7 +37,7 @@ from bedplate.skins.manifest import (
 )
 from bedplate.skins.nearest import INDEX_DIRECTORY, MAX_ROWS_BYTES, VECTORS_FILE
 from bedplate.skins.neighbours import ROWS_FILE
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import labels_by_score
 from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import CascadePart, EndpointReference, LoraPart, ProbePart, Skin
@@ -291,7 +291,8 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
 def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:
     if manifest.probe is None:
         return None
-    if not isinstance(manifest.output, LabelOutput):
+    labels = labels_by_score(manifest.output)
+    if not labels:
         raise SkinError(f"{directory / SKIN_FILE}: a probe's output must be labels, not {manifest.output.kind}")
-    head = read_head(directory / HEAD_FILE, manifest.output.labels, contents[HEAD_FILE])
+    head = read_head(directory / HEAD_FILE, labels, contents[HEAD_FILE])
     return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)

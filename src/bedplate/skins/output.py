@@ -174,11 +174,21 @@ class JsonOutput(Strict):
 
 
 class LabelsOutput(Strict):
-    """Any of the labels, each at most once, as a JSON list in the order of `labels`, of at most `max_tokens` tokens."""
+    """Any of the labels, each at most once, as a JSON list in the order of `labels`: written, in at most `max_tokens`
+    tokens, or, where there is a `threshold`, those whose probability by a head is at least that."""
 
     kind: Literal["labels"] = "labels"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     max_tokens: Annotated[int, Field(ge=1)] = 256
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Outputs that are written have no threshold, and the hashes that they had before there was one."""
+        fields: dict[str, Any] = serialise(self)
+        if self.threshold is None:
+            fields.pop("threshold", None)
+        return fields
 
     @model_validator(mode="after")
     def _distinct(self) -> LabelsOutput:
@@ -204,6 +214,20 @@ class LabelsOutput(Strict):
             raise RequestError(f"the output is no JSON list of labels: {text[:80]!r}")
         return self.canonical(value)
 
+    def choose(self, logits: Sequence[float]) -> tuple[str, dict[str, float]]:
+        """The labels that a head gives, as `canonical` writes them, and each label's log-probability of being right,
+        independent of the others'. RequestError where the logits are not numbers."""
+        assert self.threshold is not None
+        if len(logits) != len(self.labels) or any(math.isnan(logit) for logit in logits):
+            raise RequestError(f"the head's scores are not one number for each of {len(self.labels)} labels")
+        told = {name: -_softplus(-logit) for name, logit in zip(self.labels, logits, strict=True)}
+        return self.canonical(name for name, one in told.items() if one >= math.log(self.threshold)), told
+
+
+def _softplus(x: float) -> float:
+    """log(1 + e^x) without overflow."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
 
 def _json_value(text: str) -> Any:
     """JSON text as a value. RequestError for anything else, numbers without a finite value included."""
@@ -228,3 +252,11 @@ def _compact(value: Any) -> str:
 Output: TypeAlias = Annotated[
     LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")
 ]
+
+
+def labels_by_score(output: Output) -> tuple[str, ...]:
+    """The labels that are told apart by their scores, where one or some of them are the answer; () where the answer is
+    written."""
+    if isinstance(output, LabelsOutput):
+        return () if output.threshold is None else output.labels
+    return output.labels if isinstance(output, LabelOutput) else ()

@@ -18,7 +18,7 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins.neighbours import Neighbours
-from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output
+from bedplate.skins.output import EmbeddingOutput, LabelOutput, LabelsOutput, Output, labels_by_score
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
@@ -262,16 +262,21 @@ class Skin:
         if self.kind == "embed" and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.probe is None:
+            if isinstance(self.output, LabelsOutput) and self.output.threshold is not None:
+                raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
             scored = self.kind not in ("hosted", "cascade")
             if scored and isinstance(self.output, LabelOutput) and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return
-        if not isinstance(self.output, LabelOutput):
-            raise SkinError(f"skin {self.name!r} is a probe, so its output must be one of some labels")
-        if self.probe.head.labels != self.output.labels:
+        labels = labels_by_score(self.output)
+        if not labels:
+            raise SkinError(
+                f"skin {self.name!r} is a probe, so its output must be one of some labels, or any by a threshold"
+            )
+        if self.probe.head.labels != labels:
             raise SkinError(
                 f"skin {self.name!r}: its head was made for the labels {list(self.probe.head.labels)}, "
-                f"its output has {list(self.output.labels)}"
+                f"its output has {list(labels)}"
             )
 
     @property

@@ -1,15 +1,20 @@
-"""Attention over packed rows for training on CPU: dense blocks of neighbouring documents, with its own backward pass.
+"""Attention over packed rows for training on CPU: dense blocks of tokens, with its own backward pass.
 
-Torch's fused kernel spends, on CPU, ten times as long on the gradient of short masked sequences as the products take.
-Here a row is cut, at document borders, into blocks of about `BLOCK` tokens; a block's scores are one batched product
-over [prefix + block], masked, so that no token is gathered or padded. Numerically it is the plain formula: products in
-the model's dtype, softmax in float32.
+Torch's fused kernel spends, on CPU, many times as long on the gradient of masked sequences as the products take. Here a
+row is cut into blocks of at most `BLOCK` tokens: short documents that stand beside each other, or a piece of a long
+one. A block's scores are one batched product over the keys that any of it sees, [prefix + from its document's start
+on], masked, so that no token is gathered or padded and hardly a score is computed for nothing. Numerically it is the
+plain formula: products in the model's dtype, softmax in float32. What softmax gave is kept for the way back where keys
+are few and computed again where they are many (as in FlashAttention, arXiv 2205.14135), so that memory grows with
+tokens and not with the square of a document's length.
 
-Shapes: T tokens, H query heads, G key-value heads, R = H/G, D features of one head, P prefix tokens, n a block's.
+Shapes: T tokens, H query heads, G key-value heads, R = H/G, D features of one head, P prefix tokens, n a block's, K its
+keys.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,26 +26,26 @@ from bedplate.models.layers.attention import Attend, SegmentAttention
 
 BLOCK = 96
 """Larger blocks compute more scores that the mask throws away, smaller ones make more calls."""
-LONGEST = 512
-"""Rows with a longer document go to the fused kernel, whose memory does not grow with the square."""
+KEPT = 256
+"""A block with more keys than this computes its scores again on the way back."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens `start` to `stop` of the row; `mask` [n, K] is added to their scores, K = `prefix` + n keys."""
+    """Tokens `start` to `stop` of the row, which see the row's first `prefix` tokens and those from `first` on; `mask`
+    [n, K] is added to their scores, K = `prefix` + `stop` - `first`."""
 
     start: int
     stop: int
+    first: int
     prefix: int
     mask: Tensor
 
 
 def training_attention(segments_BT: Tensor, dtype: torch.dtype) -> Attend:
-    """How to attend while training: in blocks for an unpadded row of short documents on CPU, else as the model does."""
+    """How to attend while training: in blocks for an unpadded row on CPU, else as the model does."""
     if segments_BT.shape[0] == 1 and segments_BT.device.type == "cpu" and int(segments_BT.min()) >= 0:
-        _, counts = segments_BT[0].unique_consecutive(return_counts=True)
-        if int(counts.max()) <= LONGEST:
-            return BlockAttention(segments_BT[0], dtype)
+        return BlockAttention(segments_BT[0], dtype)
     return SegmentAttention(segments_BT, causal=True)
 
 
@@ -51,22 +56,41 @@ class BlockAttention:
         numbers, counts = (x.tolist() for x in segments_T.unique_consecutive(return_counts=True))
         prefix = counts[0] if numbers[0] == 0 else 0
         self._blocks: list[Block] = []
+        self._masks: dict[tuple[int, int], Tensor] = {}
+        self._dtype = dtype
         if prefix:
-            self._add(0, [prefix], 0, dtype)
+            self._add_document(0, prefix, 0)
         start, lengths = prefix, list[int]()
         for length in counts[1 if prefix else 0 :]:
             if lengths and sum(lengths) + length > BLOCK:
-                self._add(start, lengths, prefix, dtype)
+                self._add(start, lengths, prefix)
                 start, lengths = start + sum(lengths), []
-            lengths.append(length)
+            if length > BLOCK:
+                self._add_document(start, length, prefix)
+                start += length
+            else:
+                lengths.append(length)
         if lengths:
-            self._add(start, lengths, prefix, dtype)
+            self._add(start, lengths, prefix)
 
-    def _add(self, start: int, lengths: list[int], prefix: int, dtype: torch.dtype) -> None:
+    def _add(self, start: int, lengths: list[int], prefix: int) -> None:
+        """Whole documents beside each other."""
         own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in lengths)).bool()
-        seen = torch.cat((torch.ones(len(own), prefix, dtype=torch.bool), own), dim=1)
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
-        self._blocks.append(Block(start, start + len(own), prefix, mask))
+        mask = self._mask(torch.cat((torch.ones(len(own), prefix, dtype=torch.bool), own), dim=1))
+        self._blocks.append(Block(start, start + len(own), start, prefix, mask))
+
+    def _add_document(self, start: int, length: int, prefix: int) -> None:
+        """A document by itself, in pieces of equal size (about)."""
+        pieces = -(-length // BLOCK)
+        edges = [start + length * i // pieces for i in range(pieces + 1)]
+        for begin, end in itertools.pairwise(edges):
+            n, keys = end - begin, prefix + end - start
+            if (n, keys) not in self._masks:  # documents have many pieces of one shape
+                self._masks[n, keys] = self._mask(torch.ones(n, keys, dtype=torch.bool).tril(keys - n))
+            self._blocks.append(Block(begin, end, start, prefix, self._masks[n, keys]))
+
+    def _mask(self, seen: Tensor) -> Tensor:
+        return torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
         q_THD, k_TGD, v_TGD = q_BTHD[0], k_BTGD[0], v_BTGD[0]
@@ -85,14 +109,12 @@ class _PackedAttention(torch.autograd.Function):
         out_GTRD = torch.empty_like(q_GTRD)
         kept: list[Tensor] = []
         for block in blocks:
-            n = block.stop - block.start
             q = q_GTRD[:, block.start : block.stop].reshape(G, -1, D)
             k, v = _keys(k_GTD, block), _keys(v_GTD, block)
-            scores = torch.bmm(q, k.transpose(1, 2)).view(G, n, H // G, -1)
-            scores = torch.add(block.mask[:, None], scores, alpha=scale)
-            p = scores.softmax(-1, dtype=_wide(scores.dtype)).to(q.dtype).view(G, n * (H // G), -1)
-            out_GTRD[:, block.start : block.stop] = torch.bmm(p, v).view(G, n, H // G, D)
-            kept.append(p)
+            p = _weights(q, k, block.mask, scale)
+            out_GTRD[:, block.start : block.stop] = torch.bmm(p, v).view(G, -1, H // G, D)
+            if _keeps(block):
+                kept.append(p)
         ctx.save_for_backward(q_GTRD, k_GTD, v_GTD, *kept)
         ctx.blocks = blocks
         return out_GTRD.transpose(0, 1).reshape(T, H, D)
@@ -105,10 +127,12 @@ class _PackedAttention(torch.autograd.Function):
         grad_GTRD = grad_THD.view(T, G, R, D).transpose(0, 1).contiguous()
         dq_GTRD = torch.empty_like(q_GTRD)
         dk_GTD, dv_GTD = torch.zeros_like(k_GTD), torch.zeros_like(v_GTD)
-        for block, p in zip(ctx.blocks, kept, strict=True):
+        weights = iter(kept)
+        for block in ctx.blocks:
             q = q_GTRD[:, block.start : block.stop].reshape(G, -1, D)
             g = grad_GTRD[:, block.start : block.stop].reshape(G, -1, D)
             k, v = _keys(k_GTD, block), _keys(v_GTD, block)
+            p = next(weights) if _keeps(block) else _weights(q, k, block.mask, scale)
             wide = _wide(p.dtype)
             dp, p_wide = torch.bmm(g, v.transpose(1, 2)).to(wide), p.to(wide)
             ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide).mul_(scale).to(p.dtype)
@@ -119,16 +143,28 @@ class _PackedAttention(torch.autograd.Function):
         return dq_THD, dk_GTD.transpose(0, 1), dv_GTD.transpose(0, 1), None
 
 
+def _keeps(block: Block) -> bool:
+    return block.mask.shape[1] <= KEPT
+
+
+def _weights(q_GnD: Tensor, k_GKD: Tensor, mask_nK: Tensor, scale: float) -> Tensor:
+    """How much each query takes of each key [G, n × R, K]."""
+    n, K = mask_nK.shape
+    scores = torch.bmm(q_GnD, k_GKD.transpose(1, 2)).view(len(q_GnD), n, -1, K)
+    scores = torch.add(mask_nK[:, None], scores, alpha=scale)
+    return scores.softmax(-1, dtype=_wide(scores.dtype)).to(q_GnD.dtype).view(len(q_GnD), -1, K)
+
+
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
 def _keys(x_GTD: Tensor, block: Block) -> Tensor:
-    own = x_GTD[:, block.start : block.stop]
+    own = x_GTD[:, block.first : block.stop]
     return torch.cat((x_GTD[:, : block.prefix], own), dim=1) if block.prefix else own
 
 
 def _add_keys(into_GTD: Tensor, grad_GKD: Tensor, block: Block) -> None:
     if block.prefix:
         into_GTD[:, : block.prefix] += grad_GKD[:, : block.prefix]
-    into_GTD[:, block.start : block.stop] += grad_GKD[:, block.prefix :]
+    into_GTD[:, block.first : block.stop] += grad_GKD[:, block.prefix :]

@@ -2,11 +2,12 @@
 
 Hidden states at a few depths come out of one forward pass, pooled in a few ways: the last token of a prompt or the mean
 of its tokens; the mean or the first token of a text that an encoder reads. Layer and pooling are chosen on valid, and
-the head's confidence is brought to what valid shows (temperature scaling, Guo et al., arXiv 1706.04599).
+so is, where any number of labels may be right, the probability from which one is given.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,16 +20,16 @@ from numpy.typing import NDArray
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
 
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.5
@@ -36,6 +37,9 @@ FEW_ROWS = 300
 _POOLED = {"last": "last token", "mean": "mean of the tokens", "first": "first token"}
 LAYER_ROWS = 300
 """Valid rows that the layer is chosen on; the exported probe is then asked on all of them."""
+
+THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
+"""Probabilities from which a label is given, where there may be several; of equals the first."""
 
 Pooling = Literal["last", "mean", "first"]
 POOLINGS: dict[str, tuple[Pooling, ...]] = {"decoder": ("last", "mean"), "encoder": ("mean", "first")}
@@ -49,10 +53,9 @@ class Probe:
     reference = False
 
     def plan(self, context: Context) -> Plan | Skip:
-        if not context.labels:
-            return Skip(
-                f"a head chooses one of some labels; it cannot write an answer of kind {context.task.output.kind}"
-            )
+        labels = context.task.output.labels or ()
+        if not labels:
+            return Skip(f"a head chooses among labels; it cannot write an answer of kind {context.task.output.kind}")
         layers = context.model.base.spec.layers
         depths = sorted({max(1, round(layers * part)) for part in DEPTHS})
         groups = len({e.group for e in context.train})
@@ -60,9 +63,10 @@ class Probe:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
-        fixed = context.pace.rows(len(context.valid) + held) * part + 66 * context.pace.call
+        fixed = context.pace.passes(len(context.valid) + held) * part + 66 * context.pace.call
         # forward, and the cross-validation of each head
-        each = context.pace.rows(1) * part * 1.2 + len(depths) * len(self._poolings(context)) * 0.0015
+        heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
+        each = context.pace.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
         rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
@@ -80,12 +84,12 @@ class Probe:
         poolings = self._poolings(context)
         features, held = _features(context, train, names, poolings), _features(context, chosen_on, names, poolings)
         tried: list[tuple[str, Pooling]] = [(name, pooling) for pooling in poolings for name in names]
+        wanted, groups = _wanted(context, train), [e.group for e in train]
         search: list[dict[str, Any]] = []
         heads: list[Head] = []
         for name, pooling in tried:
-            head, strength = fit_head(features[name, pooling], train, context.labels, plan.settings["folds"])
-            answers = [context.labels[i] for i in head(torch.from_numpy(held[name, pooling])).argmax(dim=1).tolist()]
-            estimate = evaluate_predictions(context.task, chosen_on, answers).estimate
+            head, strength = fit_head(features[name, pooling], wanted, groups, plan.settings["folds"])
+            estimate = _estimate(context, chosen_on, head, held[name, pooling], _output(context))
             row = {
                 "name": f"{name}, {pooling}",
                 "C": strength,
@@ -97,11 +101,14 @@ class Probe:
             heads.append(head)
         # a tie goes to the pooling that shares the prompt's beginning, and to the earlier layer: cheaper to serve
         best = max(range(len(tried)), key=lambda i: (search[i]["estimate"], -i))
-        codes = np.array([context.labels.index(e.target) for e in chosen_on])
-        head, temperature = tempered(heads[best], held[tried[best]], codes)
+        head, temperature = tempered(heads[best], held[tried[best]], _wanted(context, chosen_on))
+        output = _output(context)
+        if isinstance(output, LabelsOutput):
+            outputs = [_output(context, threshold) for threshold in THRESHOLDS]
+            output = max(outputs, key=lambda one: _estimate(context, chosen_on, head, held[tried[best]], one))
         seconds = time.perf_counter() - start
         part = ProbePart(head, *tried[best])
-        return self._finish(context, plan, part, temperature, seconds, search, len(train))
+        return self._finish(context, plan, part, output, temperature, seconds, search, len(train))
 
     @staticmethod
     def _poolings(context: Context) -> tuple[Pooling, ...]:
@@ -112,13 +119,13 @@ class Probe:
         context: Context,
         plan: Plan,
         part: ProbePart,
+        output: LabelOutput | LabelsOutput,
         temperature: float,
         seconds: float,
         search: list[dict[str, Any]],
         rows: int,
     ) -> Result:
         prompt, _ = context.default_prompt()
-        output = LabelOutput(labels=context.labels)
         directory = context.out / "skins" / self.name
         skin = context.skin(self.name, "probe", prompt, output, probe=part)
         skin = export(context, skin, directory)
@@ -131,6 +138,9 @@ class Probe:
         finally:
             predictor.close()
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        threshold = output.threshold if isinstance(output, LabelsOutput) else None
+        given = "" if threshold is None else f", labels of at least {threshold:g}"
+        more: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
         return Result(
             rung=self.name,
             evaluation=evaluation,
@@ -138,7 +148,7 @@ class Probe:
             train_seconds=seconds,
             reason=(
                 f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
-                f"{rows} train rows, temperature {temperature:.2f}"
+                f"{rows} train rows, temperature {temperature:.2f}{given}"
             ),
             skin=str(directory.relative_to(context.out)),
             skin_id=skin_id(skin),
@@ -146,12 +156,38 @@ class Probe:
             search=tuple(search),
             left_out=plan.left_out,
             export=exported,
-            details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature},
+            details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature, **more},
         )
 
     def predictor(self, context: Context, result: Result) -> Predicts:
         assert result.skin is not None
         return context.predictor(read_skin(context.out / result.skin))
+
+
+def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput | LabelsOutput:
+    """What the head answers with. threshold: where any number of labels may be right."""
+    if context.labels:
+        return LabelOutput(labels=context.labels)
+    return LabelsOutput(labels=context.task.output.labels or (), threshold=threshold)
+
+
+def _wanted(context: Context, examples: Sequence[Example]) -> Wanted:
+    if context.labels:
+        return OneOf.of([e.target for e in examples], context.labels)
+    return AnyOf.of([json.loads(e.target) for e in examples], context.task.output.labels or ())
+
+
+def _estimate(
+    context: Context,
+    examples: Sequence[Example],
+    head: Head,
+    features_ND: NDArray[np.float32],
+    output: LabelOutput | LabelsOutput,
+) -> float:
+    """The task's metric of what the head answers on these rows."""
+    read = output.choose if isinstance(output, LabelsOutput) else output.parse
+    answers = [read(logits)[0] for logits in head(torch.from_numpy(features_ND)).tolist()]
+    return evaluate_predictions(context.task, examples, answers).estimate
 
 
 def _features(
@@ -199,24 +235,6 @@ def _pooled(states_TD: torch.Tensor, shared: int, begin: int, end: int, pooling:
     return (states_TD[:shared].sum(0) + states_TD[begin:end].sum(0)) / (shared + end - begin)
 
 
-def tempered(head: Head, features_ND: NDArray[np.float32], codes: NDArray[np.int64]) -> tuple[Head, float]:
-    """The head with its logits divided by the temperature under which these rows are likeliest; no answer changes."""
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
-
-    logits = head(torch.from_numpy(features_ND)).double().numpy()
-    rows = np.arange(len(codes))
-
-    def loss(log_t: float) -> float:
-        # a slight pull towards 1, so that rows which are all right do not make the head certain of everything
-        return -float(log_softmax(logits / np.exp(log_t), axis=1)[rows, codes].mean()) + 1e-2 * log_t**2
-
-    best: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    log_t = float(best.x)
-    temperature = float(np.exp(log_t))
-    return Head(head.weight / temperature, head.bias / temperature, head.labels), temperature
-
-
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
     """Row numbers, alike in length, in batches of at most BATCH_TOKENS tokens (or one row)."""
     batches: list[list[int]] = [[]]
@@ -228,61 +246,3 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
         batches[-1].append(i)
         tokens += lengths[i]
     return batches
-
-
-def fit_head(
-    features_ND: NDArray[np.float32], examples: Sequence[Example], labels: Sequence[str], folds: int
-) -> tuple[Head, float]:
-    """Logistic regression on standardised features, C by cross-validation over whole groups; returns the head on the
-    features as they are (mean and scale folded in) and C."""
-    from sklearn.model_selection import GroupKFold
-
-    codes = np.array([labels.index(e.target) for e in examples])
-    groups = [e.group for e in examples]
-    mean, scale = features_ND.mean(axis=0, dtype=np.float64), features_ND.std(axis=0, dtype=np.float64)
-    scale[scale < 1e-6] = 1.0
-    x = (features_ND - mean) / scale
-    folds = min(folds, len(set(groups)))
-    losses: dict[float, float] = {}
-    if folds >= 2:
-        for strength in STRENGTHS:
-            losses[strength] = 0.0
-            for fit, held in GroupKFold(folds).split(x, codes, groups):
-                weight, bias = _regression(x[fit], codes[fit], len(labels), strength)
-                logits = x[held] @ weight.T + bias
-                logits -= logits.max(axis=1, keepdims=True)
-                chosen = logits[np.arange(len(held)), codes[held]]
-                losses[strength] -= float((chosen - np.log(np.exp(logits).sum(axis=1))).sum())
-    strength = min(losses, key=lambda c: losses[c]) if losses else 1e-2
-    weight, bias = _regression(x, codes, len(labels), strength)
-    folded = weight / scale
-    return (
-        Head(
-            torch.tensor(folded, dtype=torch.float32),
-            torch.tensor(bias - folded @ mean, dtype=torch.float32),
-            tuple(labels),
-        ),
-        strength,
-    )
-
-
-def _regression(
-    x: NDArray[np.float64], codes: NDArray[np.int64], classes: int, strength: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights [C, D] and biases [C]; a class without a row keeps a weight of zero and a bias of -20."""
-    from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
-
-    weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, -20.0)
-    present = np.unique(codes)
-    if len(present) == 1:
-        bias[present[0]] = 0.0
-        return weight, bias
-    with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
-        model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x, codes)
-    if len(present) == 2:  # scikit-learn keeps one row for two classes: the second's log-odds
-        weight[present[0]], weight[present[1]] = -model.coef_[0] / 2, model.coef_[0] / 2
-        bias[present[0]], bias[present[1]] = -model.intercept_[0] / 2, model.intercept_[0] / 2
-    else:
-        weight[present], bias[present] = model.coef_, model.intercept_
-    return weight, bias

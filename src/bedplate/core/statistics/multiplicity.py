@@ -83,12 +83,18 @@ def spent_alpha(alpha: float, j: int) -> float:
 
 
 def needed_n(
-    estimate: float, target: float, confidence: float = 0.95, power: float = 0.8, deff: float = 1.0
+    estimate: float,
+    target: float,
+    confidence: float = 0.95,
+    power: float = 0.8,
+    deff: float = 1.0,
+    variance: float | None = None,
 ) -> int | None:
     """Rows needed for the one-sided bound to clear `target` with probability `power` if `estimate` is the truth.
 
-    Normal approximation (Fleiss, Levin & Paik 2003, §2.4, with their continuity correction: the bound used here is the
-    exact one), times the design effect. None where the estimate is not above the target: no n would do.
+    Of a share: normal approximation (Fleiss, Levin & Paik 2003, §2.4, with their continuity correction: the bound is
+    the exact one). `variance`, of one row, is for what is no share: (z[confidence] + z[power])² variance / gap².
+    Both times the design effect. None where the estimate is not above the target: no n would do.
     """
     from scipy.special import ndtri
 
@@ -97,11 +103,16 @@ def needed_n(
         raise UsageError(
             f"needs 0 ≤ estimate, target ≤ 1, 0 < power < 1, deff > 0: {estimate=}, {target=}, {power=}, {deff=}"
         )
+    if variance is not None and not variance >= 0:
+        raise UsageError(f"a variance is at least 0: {variance=}")
     if estimate <= target:
         return None
+    gap = estimate - target
+    if variance is not None:
+        reach = max(0.0, float(ndtri(confidence)) + float(ndtri(power))) / gap
+        return max(1, math.ceil(reach**2 * variance * max(1.0, deff)))
     at_target = float(ndtri(confidence)) * math.sqrt(target * (1 - target))
     at_estimate = float(ndtri(power)) * math.sqrt(estimate * (1 - estimate))
-    gap = estimate - target
     plain = max(0.0, (at_target + at_estimate) / gap) ** 2
     if plain == 0:
         plain = 1.0

@@ -49,11 +49,13 @@ def two_sample(
     *,
     seed: int = 0,
     resamples: int = 9_999,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> TwoSample:
     """Whether `statistic` of sums of `parts` [n, d] is larger than chance makes it, one-sided.
 
-    second: bool [n], which sample a row is of. groups: None where every row is one of its own. UsageError for an empty
-    sample, or for other lengths than n.
+    second: bool [n], which sample a row is of. groups: None where every row is one of its own. advance: told after some
+    permutations how many they were, at most `resamples` in all. UsageError for an empty sample, or for other lengths
+    than n.
     """
     rows = np.asarray(parts, dtype=np.float64)
     mask = np.asarray(second, dtype=bool)
@@ -82,6 +84,7 @@ def two_sample(
             last = done + int(places[EXTREMES - extreme - 1]) + 1
             return TwoSample(observed, summed / (done + len(values)), EXTREMES / last, least, last)
         extreme, done = extreme + places.size, done + len(values)
+        advance(len(values))
     return TwoSample(observed, summed / done, (1 + extreme) / (1 + done), least, done)
 
 

@@ -41,7 +41,8 @@ export function about(model) {
     const kind = facts.kind ?? "model";
     return facts.context_length ? `${kind}, ${facts.context_length.toLocaleString("en")} tokens of context` : kind;
   }
-  const output = facts.labels ? `one of ${facts.labels.join(", ")}` : facts.output;
+  const some = facts.output === "labels" ? "any" : "one";
+  const output = facts.labels ? `${some} of ${facts.labels.join(", ")}` : facts.output;
   return `${facts.kind} skin on ${facts.base}: ${inputsOf(model).join(", ")} → ${output}`;
 }
 
