@@ -23,6 +23,7 @@ PAGES = (
     "python-api",
     "cli",
     "task-file",
+    "examples",
     "report-json",
     "skin-format",
     "new-rows",

@@ -1,4 +1,4 @@
-"""Draw the learning curves of a finished run of `adapt --curve` for the docs, and say what they say.
+"""Draw the learning curves of a finished run of `adapt --curve`, and say in the page of examples what they say.
 
 usage: docs/curve.py [RUN]        RUN is runs/reviews-curve by default; writes docs/learning-curve.svg
 """
@@ -14,6 +14,8 @@ from bedplate.report.plots_curve import learning_curve
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "learning-curve.svg"
+PAGE = ROOT / "docs" / "examples.md"
+BEGIN, END = "<!-- curve -->", "<!-- /curve -->"
 
 
 def main() -> None:
@@ -24,7 +26,11 @@ def main() -> None:
             f"error: {run} has no learning curve; `bedplate adapt TASK.yaml --out {run} --curve 50,100,200` adds it"
         )
     PICTURE.write_text(standalone(learning_curve(report["curve"], report["target"]["value"])), encoding="utf-8")
-    print("\n".join([*report["curve"]["left_out"], *report["curve"]["says"], f"drawn in {PICTURE}"]))
+    said = [*report["curve"]["says"], *report["curve"]["left_out"]]
+    shown = "\n".join(["![Accuracy against labels of each rung](learning-curve.svg)", "", *(f"- {one}" for one in said)])
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    print("\n".join([*said, f"drawn in {PICTURE}"]))
 
 
 if __name__ == "__main__":

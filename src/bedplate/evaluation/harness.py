@@ -139,7 +139,7 @@ class Evaluation:
         """The metric over some of the rows, given by number (repeats allowed)."""
         return float(self.of_sums(self.parts[rows].sum(0)))
 
-    @cached_property
+    @property
     def row_variance(self) -> float | None:
         """Of what one row adds to the metric, to first order (the delta method): the metric of n independent rows has
         this variance over n. None for a share, whose variance its value says."""

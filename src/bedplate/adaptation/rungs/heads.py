@@ -133,8 +133,8 @@ def fit_head(features_ND: NDArray[np.float32], wanted: Wanted, groups: Sequence[
     strength = min(losses, key=lambda c: losses[c]) if losses else 1e-2
     weight, bias = wanted.regression(x, strength)
     folded = weight / scale
-    tensors = (torch.tensor(part, dtype=torch.float32) for part in (folded, bias - folded @ mean))
-    return Head(*tensors, wanted.labels), strength
+    rows, shift = torch.tensor(folded, dtype=torch.float32), torch.tensor(bias - folded @ mean, dtype=torch.float32)
+    return Head(rows, shift, wanted.labels), strength
 
 
 def tempered(head: Head, features_ND: NDArray[np.float32], wanted: Wanted) -> tuple[Head, float]:

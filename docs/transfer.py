@@ -1,0 +1,64 @@
+"""Ask the skins of four domains for one another's test rows, and fill the table of the page of worked examples.
+
+usage: docs/transfer.py [RUNS]        RUNS is runs/ by default; a domain's run is RUNS/sentiment-DOMAIN
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bedplate.core.progress import Progress
+from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.harness import Evaluation, evaluate
+from bedplate.evaluation.task import load_examples, load_task
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "examples.md"
+DOMAINS = {"amazon": "products", "movies": "movies", "tweets": "tweets", "news": "news"}
+SKINS = ("zero_shot", "probe", "lora")
+BEGIN, END = "<!-- transfer -->", "<!-- /transfer -->"
+
+
+def main() -> None:
+    runs = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
+    found: dict[tuple[str, str, str], Evaluation] = {}
+    with Progress("transfer", len(SKINS) * len(DOMAINS) ** 2, "skins and domains") as bar:
+        for asked in DOMAINS:
+            task = load_task(runs / f"sentiment-{asked}" / "task.yaml")
+            data = load_examples(task)
+            for skin in SKINS:
+                for learned in DOMAINS:
+                    directory = runs / f"sentiment-{learned}" / "skins" / skin
+                    found[skin, learned, asked] = evaluate(directory, task, split="test", data=data)
+                    bar.advance(1)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{_table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
+    print(f"{PAGE} holds the accuracies of {len(found)} pairs")
+
+
+def _table(found: dict[tuple[str, str, str], Evaluation]) -> str:
+    """Accuracy on a domain's test rows; for a skin of another domain, how far that is from the domain's own skin."""
+    sizes = {asked: found[SKINS[0], asked, asked].n for asked in DOMAINS}
+    lines = [
+        "| skin | adapted on | " + " | ".join(f"on {DOMAINS[asked]} ({n} rows)" for asked, n in sizes.items()) + " |",
+        "|---" * (2 + len(DOMAINS)) + "|",
+    ]
+    for skin in SKINS:
+        for learned in DOMAINS:
+            cells: list[str] = []
+            for asked in DOMAINS:
+                one = found[skin, learned, asked]
+                if learned == asked:
+                    low, high = one.interval
+                    cells.append(f"**{one.estimate:.3f}** ({low:.3f} to {high:.3f})")
+                    continue
+                pair = compare(one, found[skin, asked, asked])
+                low, high = pair.interval
+                cells.append(f"{one.estimate:.3f}, {pair.difference:+.3f} ({low:+.3f} to {high:+.3f})")
+            lines.append(f"| `{skin}` | {DOMAINS[learned]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
