@@ -41,9 +41,10 @@ ASKED = {
 
 def main() -> None:
     runs = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
-    skins = {name: _skin(runs / name) for name in GROUPS}
+    skins = [(name, _skin(runs / name)) for name in GROUPS]
+    skins.insert(3, ("questions", runs / "questions" / "skins" / "retrieval"))  # it has the other base to look up with
     command = ["bedplate", "serve", BASES[0], "--base", BASES[1]]
-    for skin in skins.values():
+    for _, skin in skins:
         command += ["--skin", str(skin.relative_to(ROOT))]
     program = [sys.executable, "-m", "bedplate.cli.main", *command[1:], "--port", "0", "--json"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
@@ -67,9 +68,9 @@ def _skin(run: Path) -> Path:
     return run / next(row["skin"] for row in report["rungs"] if row["rung"] == rung and row["status"] == "done")
 
 
-def _transcript(url: str, skins: dict[str, Path]) -> str:
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    by_name = {json.loads((skin / "skin.json").read_text(encoding="utf-8"))["name"]: name for name, skin in skins.items()}
+def _transcript(url: str, skins: list[tuple[str, Path]]) -> str:
+    client = openai.OpenAI(base_url=url, api_key="none")
+    by_name = {json.loads((skin / "skin.json").read_text(encoding="utf-8"))["name"]: name for name, skin in skins}
     assert set(by_name) <= {model.id for model in client.models.list()}
     lines = ["| model | asked | answers | tokens read, from the cache | ms |", "|---|---|---|---|---|"]
     for model, name in by_name.items():
@@ -80,8 +81,12 @@ def _transcript(url: str, skins: dict[str, Path]) -> str:
         answer = reply.parse()
         usage: Any = answer.usage
         cached = 0 if usage.prompt_tokens_details is None else usage.prompt_tokens_details.cached_tokens
-        said = (answer.choices[0].message.content or "").strip()
-        cells = (f"`{model}`", _cell(ASKED[name]), _cell(said), f"{usage.prompt_tokens}, {cached}")
+        choice: Any = answer.choices[0]
+        said = _cell((choice.message.content or "").strip())
+        looked_up = (getattr(choice, "bedplate", None) or {}).get("passages", ())
+        if looked_up:
+            said += f", having read *{', '.join(passage['document'] for passage in looked_up)}*"
+        cells = (f"`{model}`", _cell(ASKED[name]), said, f"{usage.prompt_tokens}, {cached}")
         lines.append(f"| {' | '.join(cells)} | {reply.elapsed.total_seconds() * 1000:.0f} |")
     return "\n".join(lines)
 

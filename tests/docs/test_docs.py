@@ -142,10 +142,10 @@ def _devices(path: Path) -> None:
 
 
 def _commands(text: str) -> None:
-    """Each command is a verb that exists with options that its help names, or a target of the Makefile."""
+    """Each command is a verb that exists with options that its help names, a target of the Makefile, or a script."""
     help_of = (DOCS / "cli.md").read_text("utf-8")
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for line in text.strip().splitlines():
+    for line in text.replace("\\\n", " ").strip().splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.M), line
@@ -157,8 +157,10 @@ def _commands(text: str) -> None:
             section = help_of.split(f"## {title}\n")[1].split("\n## ")[0]
             for option in (word for word in words if word.startswith("--")):
                 assert option in section, line
+        elif words[:1] == ["python"]:
+            assert (ROOT / words[1]).is_file(), line
         else:
-            assert words[0] in {"git", "cd"}, line
+            assert words[0] in {"git", "cd", "for", "done"}, line
 
 
 def test_the_command_line_page_is_current(builder: ModuleType) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False)],
+    skin: Annotated[str, typer.Argument(help="A skin's directory, or for search a base.", show_default=False)],
     rows: Annotated[
         Path,
         typer.Argument(
