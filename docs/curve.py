@@ -27,7 +27,8 @@ def main() -> None:
         )
     PICTURE.write_text(standalone(learning_curve(report["curve"], report["target"]["value"])), encoding="utf-8")
     said = [*report["curve"]["says"], *report["curve"]["left_out"]]
-    shown = "\n".join(["![Accuracy against labels of each rung](learning-curve.svg)", "", *(f"- {one}" for one in said)])
+    picture = f"![Accuracy against labels of each rung]({PICTURE.name})"
+    shown = "\n".join([picture, "", *(f"- {one}" for one in said)])
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}", encoding="utf-8")
     print("\n".join([*said, f"drawn in {PICTURE}"]))

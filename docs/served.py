@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-
 from examples import GROUPS, PAGE, ROOT
 
 BEGIN, END = "<!-- served -->", "<!-- /served -->"

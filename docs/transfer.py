@@ -16,7 +16,7 @@ from bedplate.evaluation.task import load_examples, load_task
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "examples.md"
 DOMAINS = {"amazon": "products", "movies": "movies", "tweets": "tweets", "news": "news"}
-SKINS = ("zero_shot", "probe", "lora")
+SKINS = ("zero_shot", "probe")
 BEGIN, END = "<!-- transfer -->", "<!-- /transfer -->"
 
 
@@ -45,7 +45,7 @@ def _table(found: dict[tuple[str, str, str], Evaluation]) -> str:
         "|---" * (2 + len(DOMAINS)) + "|",
     ]
     for skin in SKINS:
-        for learned in DOMAINS:
+        for learned, named in DOMAINS.items():
             cells: list[str] = []
             for asked in DOMAINS:
                 one = found[skin, learned, asked]
@@ -56,7 +56,7 @@ def _table(found: dict[tuple[str, str, str], Evaluation]) -> str:
                 pair = compare(one, found[skin, asked, asked])
                 low, high = pair.interval
                 cells.append(f"{one.estimate:.3f}, {pair.difference:+.3f} ({low:+.3f} to {high:+.3f})")
-            lines.append(f"| `{skin}` | {DOMAINS[learned]} | " + " | ".join(cells) + " |")
+            lines.append(f"| `{skin}` | {named} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
