@@ -6,11 +6,13 @@ usage: docs/transfer.py [RUNS]        RUNS is runs/ by default; a domain's run i
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from bedplate.core.progress import Progress
 from bedplate.evaluation.comparison import compare
-from bedplate.evaluation.harness import Evaluation, evaluate
+from bedplate.evaluation.harness import Evaluation, evaluate, load_predictor
 from bedplate.evaluation.task import load_examples, load_task
 
 ROOT = Path(__file__).parent.parent
@@ -24,14 +26,15 @@ def main() -> None:
     runs = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
     found: dict[tuple[str, str, str], Evaluation] = {}
     with Progress("transfer", len(SKINS) * len(DOMAINS) ** 2, "skins and domains") as bar:
-        for asked in DOMAINS:
-            task = load_task(runs / f"sentiment-{asked}" / "task.yaml")
-            data = load_examples(task)
-            for skin in SKINS:
-                for learned in DOMAINS:
-                    directory = runs / f"sentiment-{learned}" / "skins" / skin
-                    found[skin, learned, asked] = evaluate(directory, task, split="test", data=data)
-                    bar.advance(1)
+        tasks = {asked: load_task(runs / f"sentiment-{asked}" / "task.yaml") for asked in DOMAINS}
+        data = {asked: load_examples(task) for asked, task in tasks.items()}
+        for skin in SKINS:
+            for learned in DOMAINS:
+                predictor: Any = load_predictor(runs / f"sentiment-{learned}" / "skins" / skin)
+                with closing(predictor):
+                    for asked, task in tasks.items():
+                        found[skin, learned, asked] = evaluate(predictor, task, split="test", data=data[asked])
+                        bar.advance(1)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{_table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
     print(f"{PAGE} holds the accuracies of {len(found)} pairs")
