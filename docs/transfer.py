@@ -18,7 +18,7 @@ from bedplate.evaluation.task import load_examples, load_task
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "examples.md"
 DOMAINS = {"amazon": "products", "movies": "movies", "tweets": "tweets", "news": "news"}
-SKINS = ("zero_shot", "probe")
+SKINS = ("probe",)
 BEGIN, END = "<!-- transfer -->", "<!-- /transfer -->"
 
 
