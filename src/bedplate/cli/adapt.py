@@ -62,8 +62,8 @@ def adapt(
 
     With --curve each rung is climbed again on nested sets of the train labels, three draws of them, and judged on
     valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid for itself.
-    It takes what the ladder leaves of --budget; what does not fit is left out and said, and the same command with a
-    longer one goes on from there.
+    It takes what the ladder leaves of --budget; what does not fit is left out and said. With a longer one the same
+    command keeps the points, and climbs the ladder's rungs by what the longer time allows.
 
     With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
     that they were in, so that nothing is judged by rows it was trained on; new rows are split as always. lora, dora and
