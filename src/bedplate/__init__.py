@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bedplate.evaluation.harness import evaluate
     from bedplate.evaluation.task import Task
     from bedplate.hub.pull import pull
-    from bedplate.inference.predict import load
+    from bedplate.inference.loaded import load
     from bedplate.serving.app import serve
     from bedplate.skins.skin import Skin
 
@@ -25,7 +25,7 @@ _MODULES: dict[str, str] = {
     "Task": "bedplate.evaluation.task",
     "adapt": "bedplate.adaptation.ladder",
     "evaluate": "bedplate.evaluation.harness",
-    "load": "bedplate.inference.predict",
+    "load": "bedplate.inference.loaded",
     "plan": "bedplate.economics",
     "pull": "bedplate.hub.pull",
     "serve": "bedplate.serving.app",

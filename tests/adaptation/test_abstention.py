@@ -23,7 +23,8 @@ from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec, Task, load_task
-from bedplate.inference.predict import LoadedSkin, Prediction, load
+from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict import Prediction
 from bedplate.skins.output import Abstain, LabelOutput
 
 

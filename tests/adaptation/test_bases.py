@@ -29,7 +29,7 @@ from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.task import load_examples
 from bedplate.inference.hosted import HostedPredictor
-from bedplate.inference.predict import LoadedSkin, load
+from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.skins.catalog import Catalog
 
 PICK = ["majority", "zero_shot", "probe"]

@@ -25,7 +25,7 @@ from bedplate.adaptation.reproduce import reproduce
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.evaluation.examples import Example
-from bedplate.inference.predict import LoadedSkin, load
+from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin
@@ -35,7 +35,7 @@ CHILDREN = ("full", "continued_pretrain")
 TEXTS = ("this product works number 3 a", "a product that broke: terrible quality", "great")
 ASK = """
 import json, sys
-from bedplate.inference.predict import load
+from bedplate.inference.loaded import load
 texts, directories = json.loads(sys.argv[1])
 found = []
 for directory in directories:

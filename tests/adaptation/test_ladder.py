@@ -23,7 +23,8 @@ from bedplate.adaptation.start import LOCK_FILE
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.inference.predict import LoadedSkin, Prediction, load
+from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict import Prediction
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput

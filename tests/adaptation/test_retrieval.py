@@ -19,7 +19,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report import Report
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.inference.predict import LoadedSkin, load
+from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.serving.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin
 

@@ -23,8 +23,8 @@ from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task, load_examples, load_task
+from bedplate.inference.loaded import load
 from bedplate.inference.local import LocalModel
-from bedplate.inference.predict import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.completion import completion_tokens
 from bedplate.skins.output import JsonOutput
@@ -39,7 +39,7 @@ CHOOSES = ("probe",)
 """Rungs that cannot write, but choose among labels."""
 ANSWER = """
 import json, sys
-from bedplate.inference.predict import load
+from bedplate.inference.loaded import load
 rows, found = json.load(open(sys.argv[1])), {}
 for directory in sys.argv[2:]:
     with load(directory) as skin:

@@ -26,7 +26,8 @@ from bedplate.economics.hardware_file import HardwareFile, find_device_in
 from bedplate.economics.prices import load_prices
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
-from bedplate.inference.predict import LoadedSkin, load
+from bedplate.evaluation.task import load_task
+from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.app import loaded_house
 from bedplate.skins.files import write_skin
@@ -117,6 +118,15 @@ def _file(directory: Path, text: str) -> None:
     path = directory / f"{kind}.yaml"  # a case finds the page's prices beside it
     path.write_text(text, "utf-8")
     loaders[kind](path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/task.yaml")), ids=lambda path: path.parent.name)
+def test_task_files_of_examples_are_whole(path: Path) -> None:
+    task = load_task(path)
+    task.scorer.ready()
+    if task.adapt is not None:
+        load_adapt_task(path)
+    assert task.directory == path.parent
 
 
 def _task(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
 from bedplate.evaluation.task import Example, load_examples, load_task
+from bedplate.inference.local import LocalModel
 
 IDS = [f"d{i}" for i in range(15)]
 WORDS = ("apple", "bridge", "cloud", "dune", "ember", "fjord", "grove", "harbour")
@@ -125,6 +127,26 @@ def test_a_base_ranks_with_its_own_vectors(tmp_path: Path) -> None:
     for row, scores in zip(result.rows, near, strict=True):
         given = [scores[int(name)] for name in json.loads(row.prediction or "")]
         assert given == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
+
+
+def test_what_evaluate_loads_it_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, base, closed = write(tmp_path), write_tiny_base(tmp_path / "base"), list[LocalModel]()
+    close = LocalModel.close
+
+    def told(self: LocalModel) -> None:
+        closed.append(self)
+        close(self)
+
+    monkeypatch.setattr(LocalModel, "close", told)
+    evaluate(base, path)
+    assert len(closed) == 1
+    with pytest.raises(UsageError, match="has no `predict`"):
+        evaluate(base, path, data=replace(load_examples(load_task(path)), documents=None))
+    assert len(closed) == 2
+    with bedplate.load(base) as own:
+        assert isinstance(own, LocalModel)
+        evaluate(own, path)
+        assert len(closed) == 2  # what somebody else opened stays open
 
 
 def test_other_documents_are_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

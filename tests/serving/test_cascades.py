@@ -20,7 +20,8 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.engine import Engine
-from bedplate.inference.predict import Prediction, Predictor, load
+from bedplate.inference.loaded import load
+from bedplate.inference.predict import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.house import House
 from bedplate.serving.loading import loaded_house, server_config

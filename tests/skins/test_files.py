@@ -22,7 +22,7 @@ from bedplate.core.files import sha256_file
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
-from bedplate.skins.output import JsonOutput
+from bedplate.skins.output import JsonOutput, LabelsOutput
 from bedplate.skins.skin import BaseReference, Skin
 from bedplate.skins.verify import verify_skin
 
@@ -279,3 +279,22 @@ def test_a_json_skin_comes_back_with_its_schema(tmp_path, base, build_skin):
     edit(tmp_path / "json", {"output": {"kind": "json", "json_schema": {"not": {}}}})
     with pytest.raises(SkinError, match="not"):
         read_skin(tmp_path / "json")
+
+
+def test_a_threshold_belongs_to_a_head_for_the_same_labels(build_skin, base, tmp_path):
+    probe, plain = build_skin(base, "probe"), build_skin(base, "prompt")
+    labels = probe.output.labels
+    several = dataclasses.replace(probe, output=LabelsOutput(labels=labels, threshold=0.3))
+    assert same(read_skin(write_skin(several, tmp_path / "several")), several)
+    assert read_skin(tmp_path / "several").output.threshold == 0.3
+    for parts, message in (
+        ({"output": LabelsOutput(labels=labels)}, "one of some labels, or any by a threshold"),
+        ({"output": LabelsOutput(labels=labels[::-1], threshold=0.3)}, "its head was made for the labels"),
+    ):
+        with pytest.raises(SkinError, match=message):
+            dataclasses.replace(probe, **parts)
+    with pytest.raises(SkinError, match="has a threshold for its labels' probabilities, but no head"):
+        dataclasses.replace(plain, output=LabelsOutput(labels=labels, threshold=0.3))
+    edit(tmp_path / "several", {"output": {"kind": "labels", "labels": list(labels)}})
+    with pytest.raises(SkinError, match="must be a label, or labels with a threshold"):
+        read_skin(tmp_path / "several")

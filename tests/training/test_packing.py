@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,6 +127,7 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
     st.lists(st.one_of(st.integers(1, 60), st.integers(90, 300)), min_size=1, max_size=5),
     st.sampled_from([(4, 2), (3, 3), (4, 1)]),
 )
+@hypothesis.example(150, [300, 20, 97], (4, 2))  # pieces whose weights are kept, and ones whose are computed again
 def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], heads: tuple[int, int]) -> None:
     """Values and gradients, against the definition with one mask over the whole row."""
     segments = torch.tensor([0] * prefix + [i for i, n in enumerate(lengths, 1) for _ in range(n)])

@@ -29,9 +29,10 @@ from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.composed import Answers, CascadePredictor
 from bedplate.inference.engine import Engine
+from bedplate.inference.loaded import load
 from bedplate.inference.local import LocalModel
 from bedplate.inference.neighbours import embed_texts, text_tokens
-from bedplate.inference.predict import Predictor, load
+from bedplate.inference.predict import Predictor
 from bedplate.models.decoder import Decoder
 
 if TYPE_CHECKING:

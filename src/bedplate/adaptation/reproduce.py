@@ -40,8 +40,8 @@ from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples
+from bedplate.inference.loaded import load as load_skin
 from bedplate.inference.local import LocalModel
-from bedplate.inference.predict import load as load_skin
 from bedplate.skins.difference import Part, compare_skins
 from bedplate.skins.files import read_skin
 from bedplate.skins.run import SETTINGS_FILE

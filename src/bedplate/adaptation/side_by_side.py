@@ -29,8 +29,9 @@ from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.composed import Answers
+from bedplate.inference.loaded import load
 from bedplate.inference.local import LocalModel
-from bedplate.inference.predict import Prediction, load
+from bedplate.inference.predict import Prediction
 
 
 @dataclass(frozen=True)

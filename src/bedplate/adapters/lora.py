@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 from torch import Tensor, nn
 
 from bedplate.adapters.dora import MAGNITUDE, row_norms
-from bedplate.core.config import Strict
+from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError
 from bedplate.models.layers.linear import Linear
 
 ALL_LINEAR = "all-linear"
 
 
-class LoraConfig(Strict):
+class LoraConfig(Grown):
     """One adapter's shape.
 
     `targets` is "all-linear" (every linear inside the model's blocks, so not `lm_head`) or names: a module path of
@@ -32,6 +32,8 @@ class LoraConfig(Strict):
     where the bank knows the family's names. `ranks` and `alphas` override `r` and `alpha` by module path. `dora`: every
     adapted linear has magnitudes as well.
     """
+
+    LATE = ("dora",)
 
     r: Annotated[int, Field(ge=1, le=4096)] = 16
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
@@ -41,12 +43,6 @@ class LoraConfig(Strict):
     ranks: dict[str, Annotated[int, Field(ge=1, le=4096)]] = Field(default_factory=dict)
     alphas: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     dora: bool = False
-
-    @model_serializer(mode="wrap")
-    def _plain_as_ever(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Plain LoRA is written as it was before there was DoRA: what is named by its hash keeps its name."""
-        values: dict[str, Any] = handler(self)
-        return values if self.dora else {name: value for name, value in values.items() if name != "dora"}
 
     def rank(self, path: str) -> int:
         """Rank of the adapter of one module path."""

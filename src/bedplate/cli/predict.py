@@ -47,8 +47,8 @@ def predict(
 
     A row that cannot be predicted gets an "error" in place of its output, and the exit code is 1."""
     _check(skin, rows, out, as_json)
+    from bedplate.inference.loaded import load
     from bedplate.inference.local import LocalModel
-    from bedplate.inference.predict import load
 
     start = time.perf_counter()
     loaded = load(

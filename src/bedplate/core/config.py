@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, ClassVar, TypeGuard, TypeVar, cast
 
 import pydantic
 import yaml
@@ -35,6 +35,19 @@ class Strict(pydantic.BaseModel):
                 if isinstance(value, bool) and field is not None and _wants_number_only(field.annotation):
                     raise ValueError(f"{name} is the boolean {str(value).lower()}, but a number is wanted")
         return cast("Any", values)
+
+
+class Grown(Strict):
+    """A configuration that fields came to after files of it were written. Those in `LATE` are left out of what is
+    written while they have their default, so that what is named by its hash keeps its name."""
+
+    LATE: ClassVar[tuple[str, ...]] = ()
+
+    @pydantic.model_serializer(mode="wrap")
+    def _as_ever(self, serialise: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialise(self)
+        known = type(self).model_fields
+        return {k: v for k, v in fields.items() if k not in self.LATE or getattr(self, k) != known[k].default}
 
 
 def load_config(path: Path | str, model: type[M], overrides: Sequence[str] = ()) -> M:

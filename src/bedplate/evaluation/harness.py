@@ -6,6 +6,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
     from bedplate.inference.compiled import Kernel, Weights
+    from bedplate.inference.loaded import Loaded
 
 
 class PredictionLike(Protocol):
@@ -349,17 +351,18 @@ def evaluate(
     if data is None:
         data = load_examples(task)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
-    if isinstance(model, str | Path):
-        model = load_predictor(model)
-    predictor = _asked(model, data, name)
-    reason = f"evaluate {task.task}"
-    if split == "test":
-        question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
-        if task.output.documents is not None:
-            question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-        Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
-    examples = data.examples(split, reason)
-    predictions = predictor.predict([example.inputs for example in examples])
+    with ExitStack() as opened:
+        if isinstance(model, str | Path):
+            model = opened.enter_context(closing(load_predictor(model)))
+        predictor = _asked(model, data, name)
+        reason = f"evaluate {task.task}"
+        if split == "test":
+            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.test.split_hash}
+            if task.output.documents is not None:
+                question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
+            Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
+        examples = data.examples(split, reason)
+        predictions = predictor.predict([example.inputs for example in examples])
     return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
 
 
@@ -379,9 +382,9 @@ def _identity(model: object) -> str:
 
 def load_predictor(
     skin: Path | str, *, weights: Weights | None = None, kernel: Kernel | None = None, allow_other_weights: bool = False
-) -> Predicts | Embeds:
+) -> Loaded:
     """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`); or a base."""
-    from bedplate.inference.predict import load
+    from bedplate.inference.loaded import load
 
     return load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
 

@@ -15,15 +15,13 @@ from pydantic import (
     Discriminator,
     Field,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from bedplate.core.config import Strict, load_config
+from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
@@ -86,17 +84,14 @@ class AbstainSpec(Strict):
         return self
 
 
-_LATE_FIELDS = ("json_schema", "separator", "documents", "abstain")
-"""Fields of outputs that came after the first task files, left out of what is written where they are not given. Any
-further field belongs here."""
-
-
-class OutputSpec(Strict):
+class OutputSpec(Grown):
     """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
     ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
     between the labels of a target that is one text ("red, blue"); without it a target is a list, or JSON text of one.
     kind embedding: a vector, by which `documents` are ranked; a target is the id of a relevant one, or several ids.
     """
+
+    LATE = ("json_schema", "separator", "documents", "abstain")
 
     kind: str
     labels: tuple[str, ...] | None = None
@@ -108,12 +103,6 @@ class OutputSpec(Strict):
     abstain: AbstainSpec | None = None
     """For kind label: no label where the skin is not sure. By accuracy that is wrong; selective_accuracy leaves it out.
     """
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Task files from before there were the late fields keep their hashes."""
-        fields: dict[str, Any] = serialise(self)
-        return {name: value for name, value in fields.items() if value is not None or name not in _LATE_FIELDS}
 
     @field_validator("kind")
     @classmethod

@@ -293,6 +293,9 @@ def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
         return None
     labels = labels_by_score(manifest.output)
     if not labels:
-        raise SkinError(f"{directory / SKIN_FILE}: a probe's output must be labels, not {manifest.output.kind}")
+        raise SkinError(
+            f"{directory / SKIN_FILE}: a probe's output must be a label, or labels with a threshold, not the "
+            f"{manifest.output.kind} that it names"
+        )
     head = read_head(directory / HEAD_FILE, labels, contents[HEAD_FILE])
     return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)

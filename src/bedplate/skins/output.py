@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
 from bedplate.text.json_schema import check_schema
 
@@ -22,7 +22,7 @@ class Abstain(Strict):
     answer: Annotated[str, Field(min_length=1)] = "abstain"
 
 
-class LabelOutput(Strict):
+class LabelOutput(Grown):
     """One label out of a list, or `abstain`'s answer.
 
     `continuations`: the text that is scored for each label after the prompt (" positive"); empty where a head decides.
@@ -30,20 +30,14 @@ class LabelOutput(Strict):
     log-probabilities, "tokens" divides each by its number of tokens.
     """
 
+    LATE = ("abstain",)
+
     kind: Literal["label"] = "label"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     continuations: tuple[str, ...] = ()
     bias: tuple[float, ...] = ()
     normalise: Literal["none", "tokens"] = "none"
     abstain: Abstain | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Outputs from before there was abstention keep their form, and so their hashes."""
-        fields: dict[str, Any] = serialise(self)
-        if self.abstain is None:
-            fields.pop("abstain", None)
-        return fields
 
     @model_validator(mode="before")
     @classmethod
@@ -173,22 +167,16 @@ class JsonOutput(Strict):
         return _compact(value)
 
 
-class LabelsOutput(Strict):
+class LabelsOutput(Grown):
     """Any of the labels, each at most once, as a JSON list in the order of `labels`: written, in at most `max_tokens`
     tokens, or, where there is a `threshold`, those whose probability by a head is at least that."""
+
+    LATE = ("threshold",)
 
     kind: Literal["labels"] = "labels"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     max_tokens: Annotated[int, Field(ge=1)] = 256
     threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Outputs that are written have no threshold, and the hashes that they had before there was one."""
-        fields: dict[str, Any] = serialise(self)
-        if self.threshold is None:
-            fields.pop("threshold", None)
-        return fields
 
     @model_validator(mode="after")
     def _distinct(self) -> LabelsOutput:

@@ -11,8 +11,8 @@ from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 
 if TYPE_CHECKING:
     from bedplate.inference.endpoint import ChatStream, Endpoint
+    from bedplate.inference.loaded import LoadedSkin
     from bedplate.inference.local import LocalModel
-    from bedplate.inference.predict import LoadedSkin
     from bedplate.inference.requests import Sampling
     from bedplate.inference.stream import Stream
 
@@ -235,8 +235,8 @@ def open_local(source: str | None, **settings: Any) -> Partner:
     """A base or a skin's directory. settings: those of `bedplate.load`."""
     if source is None:
         raise UsageError("name a skin or a base, or give --url of a running server")
+    from bedplate.inference.loaded import LoadedSkin, load
     from bedplate.inference.local import LocalModel
-    from bedplate.inference.predict import LoadedSkin, load
 
     loaded = load(source, **settings)
     if isinstance(loaded, LocalModel):
