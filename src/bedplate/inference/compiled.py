@@ -105,10 +105,12 @@ def choose_forward(
         reason = unsupported(base.model, base.dtype, base.device)
         if reason is None and not isinstance(cache, SlotCache):
             reason = "the native path keeps keys and values in slots, and this engine in blocks"
+        if reason is None and kernel == weights == "auto" and own != "bfloat16":
+            reason = "only bfloat16 bases are calibrated"
         if reason is None and kernel == weights == "auto" and not calibrated(base).never_slower("bfloat16"):
             reason = "torch was measured to be faster here"
         if reason is None and bank is not None and isinstance(cache, SlotCache) and isinstance(base.model, Decoder):
-            chosen: WeightFormat = "bfloat16" if weights == "auto" else weights
+            chosen: WeightFormat = weights if weights != "auto" else "float32" if own == "float32" else "bfloat16"
             blocks = _stored_blocks(base) if quantised else {}
             return NativeForward(NativeDecoder(base.model, chosen, blocks=blocks), bank, cache)
     if kernel == "native" or quantised:

@@ -1,6 +1,12 @@
-// Softmax attention of new tokens over a cache of bfloat16 keys and values, in blocks of 128 keys from position 0, merged
-// in their order (https://arxiv.org/abs/2205.14135): a query's arithmetic depends on its own position only.
+// Softmax attention of new tokens over a cache of keys and values, in blocks of 128 keys from position 0, merged in their
+// order (https://arxiv.org/abs/2205.14135): a query's arithmetic depends on its own position only.
+//
+// Two ways with one interface. Pairs: keys and values are bfloat16 and multiplied as they are, in pairs, where the level
+// has that instruction. Floats: they are bfloat16 or float32, and the products are float32. A way has the types of its
+// cache, of its queries and of its weights, a Block of keys (and values) turned to what scores and mix read.
 #pragma once
+#include <type_traits>
+
 #include "simd.h"
 
 constexpr int KEYS = 128;
@@ -8,86 +14,158 @@ constexpr int QUERIES = 4;   // query rows computed together
 constexpr int MAX_HEAD = 256;
 constexpr int NEXT = 3;      // groups of 16 keys between what is read and what is prefetched
 
-// One block's keys turned so that lanes are keys (pair of features by pair), and values so that a word holds two keys.
-struct Block {
-    alignas(64) uint32_t keys[MAX_HEAD / 2][KEYS];
-    alignas(64) uint32_t values[KEYS / 2][MAX_HEAD];
-};
-
 // The running softmax of one query row: largest score, sum, and weighted values [D], not yet divided.
 struct Running {
     float top, total;
     float* values;
 };
 
-// k, v: [count, D] of the block's keys; those beyond count become zeros where a whole group of 16 is read.
-inline void load_block(const uint16_t* k, const uint16_t* v, int count, int D, Block& to) {
-    const int groups = (count + 15) / 16;
-    for (int g = 0; g < groups; ++g) {
-        int n = count - g * 16 < 16 ? count - g * 16 : 16;
-        const uint16_t* from = k + int64_t(g) * 16 * D;
-        const int64_t ahead = int64_t(g + NEXT) * 16 * D;  // the next block follows this one
-        prefetch_bytes(k + ahead, 32 * D);
-        prefetch_bytes(v + ahead, 32 * D);
-        alignas(64) uint16_t spare[16 * MAX_HEAD];
-        if (n < 16) {
-            std::memcpy(spare, from, size_t(n) * D * 2);
-            std::memset(spare + n * D, 0, size_t(16 - n) * D * 2);
-            from = spare;
-        }
-        int c = 0;
-        for (; c + 32 <= D; c += 32) {
-            I turned[16];
-            transpose(from + c, int64_t(D) * 2, turned);
-            for (int i = 0; i < 16; ++i) istore(&to.keys[c / 2 + i][g * 16], turned[i]);
-        }
-        for (; c < D; c += 2)
-            for (int r = 0; r < 16; ++r) std::memcpy(&to.keys[c / 2][g * 16 + r], from + r * D + c, 4);
-        const uint16_t* values = v + int64_t(g) * 16 * D;
-        if (n < 16) {
-            std::memcpy(spare, values, size_t(n) * D * 2);
-            std::memset(spare + n * D, 0, size_t(16 - n) * D * 2);
-            values = spare;
-        }
-        for (int r = 0; r < 16; r += 2)
-            for (int d = 0; d < D; d += 16)
-                istore(&to.values[(g * 16 + r) / 2][d], interleave(values + r * D + d, values + (r + 1) * D + d));
-    }
+// 16 rows of D from `from`, of which n exist, in `spare` where rows that do not exist would be read.
+template <class T>
+const T* whole_group(const T* from, int n, int D, T* spare) {
+    if (n >= 16) return from;
+    std::memcpy(spare, from, size_t(n) * size_t(D) * sizeof(T));
+    std::memset(spare + n * D, 0, size_t(16 - n) * size_t(D) * sizeof(T));
+    return spare;
 }
 
-template <int N, int G>
-INLINE void scores(const Block& block, int group, const uint16_t* const* q, int D, float (*out)[KEYS]) {
-    F acc[N][G];
-    for (int n = 0; n < N; ++n)
-        for (int g = 0; g < G; ++g) acc[n][g] = zero();
-    for (int i = 0; i < D / 2; ++i) {
-        I k[G];
-        for (int g = 0; g < G; ++g) k[g] = iload(&block.keys[i][(group + g) * 16]);
-        for (int n = 0; n < N; ++n) {
-            I x = bcast(q[n] + 2 * i);
-            for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], k[g], x);
-        }
-    }
-    for (int n = 0; n < N; ++n)
-        for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
-}
+template <class T>
+struct Floats {
+    using Cached = T;
+    using Number = float;  // of queries and of weights
 
-template <int N, int G>
-INLINE void mix(const Block& block, int pairs, int feature, uint16_t (*weights)[KEYS], float* const* out) {
-    F acc[N][G];
-    for (int n = 0; n < N; ++n)
-        for (int g = 0; g < G; ++g) acc[n][g] = zero();
-    for (int i = 0; i < pairs; ++i) {
-        I v[G];
-        for (int g = 0; g < G; ++g) v[g] = iload(&block.values[i][feature + g * 16]);
-        for (int n = 0; n < N; ++n) {
-            I p = bcast(weights[n] + 2 * i);
-            for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], v[g], p);
+    // Keys turned so that lanes are keys; values are read where they are.
+    struct Block {
+        alignas(64) float keys[MAX_HEAD][KEYS];
+        const T* values;
+    };
+
+    static void load_block(const T* k, const T* v, int count, int D, Block& to) {
+        const int groups = (count + 15) / 16;
+        to.values = v;
+        for (int g = 0; g < groups; ++g) {
+            alignas(64) T spare[16 * MAX_HEAD];
+            prefetch_bytes(k + int64_t(g + NEXT) * 16 * D, int64_t(sizeof(T)) * 16 * D);
+            prefetch_bytes(v + int64_t(g) * 16 * D, int64_t(sizeof(T)) * 16 * D);
+            const T* from = whole_group(k + int64_t(g) * 16 * D, count - g * 16, D, spare);
+            for (int c = 0; c < D; c += 16) {
+                I rows[16];
+                for (int r = 0; r < 16; ++r) rows[r] = words(load(from + r * D + c));
+                transpose(rows);
+                for (int i = 0; i < 16; ++i) istore(&to.keys[c + i][g * 16], rows[i]);
+            }
         }
     }
-    for (int n = 0; n < N; ++n)
-        for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
-}
+
+    template <int N, int G>
+    static INLINE_MEMBER void scores(const Block& block, int group, const float* const* q, int D, float (*out)[KEYS]) {
+        F acc[N][G];
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) acc[n][g] = zero();
+        for (int i = 0; i < D; ++i) {
+            F k[G];
+            for (int g = 0; g < G; ++g) k[g] = load(&block.keys[i][(group + g) * 16]);
+            for (int n = 0; n < N; ++n) {
+                F x = set1(q[n][i]);
+                for (int g = 0; g < G; ++g) acc[n][g] = fma(k[g], x, acc[n][g]);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
+    }
+
+    template <int N, int G>
+    static INLINE_MEMBER void mix(const Block& block, int count, int D, int feature, float (*weights)[KEYS],
+                                  float* const* out) {
+        F acc[N][G];
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) acc[n][g] = zero();
+        for (int i = 0; i < count; ++i) {
+            F v[G];
+            for (int g = 0; g < G; ++g) v[g] = load(block.values + int64_t(i) * D + feature + g * 16);
+            for (int n = 0; n < N; ++n) {
+                F p = set1(weights[n][i]);
+                for (int g = 0; g < G; ++g) acc[n][g] = fma(v[g], p, acc[n][g]);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
+    }
+};
+
+#ifdef BEDPLATE_BF16
+struct Pairs {
+    using Cached = uint16_t;
+    using Number = uint16_t;
+
+    // One block's keys turned so that lanes are keys (pair of features by pair), and values so that a word holds two keys.
+    struct Block {
+        alignas(64) uint32_t keys[MAX_HEAD / 2][KEYS];
+        alignas(64) uint32_t values[KEYS / 2][MAX_HEAD];
+    };
+
+    // k, v: [count, D] of the block's keys; those beyond count become zeros where a whole group of 16 is read.
+    static void load_block(const uint16_t* k, const uint16_t* v, int count, int D, Block& to) {
+        const int groups = (count + 15) / 16;
+        for (int g = 0; g < groups; ++g) {
+            const int n = count - g * 16;
+            const int64_t ahead = int64_t(g + NEXT) * 16 * D;  // the next block follows this one
+            prefetch_bytes(k + ahead, 32 * D);
+            prefetch_bytes(v + ahead, 32 * D);
+            alignas(64) uint16_t spare[16 * MAX_HEAD];
+            const uint16_t* from = whole_group(k + int64_t(g) * 16 * D, n, D, spare);
+            int c = 0;
+            for (; c + 32 <= D; c += 32) {
+                I turned[16];
+                transpose(from + c, int64_t(D) * 2, turned);
+                for (int i = 0; i < 16; ++i) istore(&to.keys[c / 2 + i][g * 16], turned[i]);
+            }
+            for (; c < D; c += 2)
+                for (int r = 0; r < 16; ++r) std::memcpy(&to.keys[c / 2][g * 16 + r], from + r * D + c, 4);
+            const uint16_t* values = whole_group(v + int64_t(g) * 16 * D, n, D, spare);
+            for (int r = 0; r < 16; r += 2)
+                for (int d = 0; d < D; d += 16)
+                    istore(&to.values[(g * 16 + r) / 2][d], interleave(values + r * D + d, values + (r + 1) * D + d));
+        }
+    }
+
+    template <int N, int G>
+    static INLINE_MEMBER void scores(const Block& block, int group, const uint16_t* const* q, int D, float (*out)[KEYS]) {
+        F acc[N][G];
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) acc[n][g] = zero();
+        for (int i = 0; i < D / 2; ++i) {
+            I k[G];
+            for (int g = 0; g < G; ++g) k[g] = iload(&block.keys[i][(group + g) * 16]);
+            for (int n = 0; n < N; ++n) {
+                I x = bcast(q[n] + 2 * i);
+                for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], k[g], x);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
+    }
+
+    template <int N, int G>
+    static INLINE_MEMBER void mix(const Block& block, int count, int, int feature, uint16_t (*weights)[KEYS],
+                                  float* const* out) {
+        const int pairs = (count + 15) / 16 * 8;
+        F acc[N][G];
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) acc[n][g] = zero();
+        for (int i = 0; i < pairs; ++i) {
+            I v[G];
+            for (int g = 0; g < G; ++g) v[g] = iload(&block.values[i][feature + g * 16]);
+            for (int n = 0; n < N; ++n) {
+                I p = bcast(weights[n] + 2 * i);
+                for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], v[g], p);
+            }
+        }
+        for (int n = 0; n < N; ++n)
+            for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
+    }
+};
+#endif
 
 // Joins a block's softmax into the running one. `first`: there is nothing to join with yet.
 inline void join(Running& into, const Running& block, int D, bool first) {
@@ -105,16 +183,17 @@ inline void join(Running& into, const Running& block, int D, bool first) {
 }
 
 // Softmax over one block for N query rows; seen[n] ≥ 1 of its keys are visible to row n.
-template <int N>
-void attend_rows(const Block& block, int count, const uint16_t* const* q, const int* seen, int D, float scale,
-                 Running* out) {
+template <class Way, int N>
+void attend_rows(const typename Way::Block& block, int count, const typename Way::Number* const* q, const int* seen, int D,
+                 float scale, Running* out) {
     alignas(64) float s[N][KEYS];
-    alignas(64) uint16_t weights[N][KEYS];
+    alignas(64) typename Way::Number weights[N][KEYS];
     float* to[N];
     const int groups = (count + 15) / 16;
     int g = 0;
-    for (; g + 4 <= groups; g += 4) scores<N, 4>(block, g, q, D, s);
-    for (; g < groups; ++g) scores<N, 1>(block, g, q, D, s);
+    constexpr int G = N * 4 <= GROUP_SUMS ? 4 : N * 2 <= GROUP_SUMS ? 2 : 1;
+    for (; g + G <= groups; g += G) Way::template scores<N, G>(block, g, q, D, s);
+    for (; g < groups; ++g) Way::template scores<N, 1>(block, g, q, D, s);
     for (int n = 0; n < N; ++n) {
         const F none = set1(-3.0e38f);
         F top = none;
@@ -127,21 +206,22 @@ void attend_rows(const Block& block, int count, const uint16_t* const* q, const 
         F total = zero();
         for (int i = 0; i < groups; ++i) {
             F p = exp(sub(load(s[n] + i * 16), set1(out[n].top)));
-            store_bf16(weights[n] + i * 16, first_lanes(p, seen[n] - i * 16, zero()));
-            total = add(total, load_bf16(weights[n] + i * 16));
+            store(weights[n] + i * 16, first_lanes(p, seen[n] - i * 16, zero()));
+            total = add(total, load(weights[n] + i * 16));  // as rounded
         }
         out[n].total = sum(total);
         to[n] = out[n].values;
     }
     int d = 0;
-    for (; d + 64 <= D; d += 64) mix<N, 4>(block, groups * 8, d, weights, to);
-    for (; d < D; d += 16) mix<N, 1>(block, groups * 8, d, weights, to);
+    for (; d + 16 * G <= D; d += 16 * G) Way::template mix<N, G>(block, count, D, d, weights, to);
+    for (; d < D; d += 16) Way::template mix<N, 1>(block, count, D, d, weights, to);
 }
 
-inline void attend(const Block& block, int count, const uint16_t* const* q, const int* seen, int N, int D, float scale,
-                   Running* out) {
-    if (N == 4) attend_rows<4>(block, count, q, seen, D, scale, out);
-    else if (N == 3) attend_rows<3>(block, count, q, seen, D, scale, out);
-    else if (N == 2) attend_rows<2>(block, count, q, seen, D, scale, out);
-    else attend_rows<1>(block, count, q, seen, D, scale, out);
+template <class Way>
+void attend(const typename Way::Block& block, int count, const typename Way::Number* const* q, const int* seen, int N, int D,
+            float scale, Running* out) {
+    if (N == 4) attend_rows<Way, 4>(block, count, q, seen, D, scale, out);
+    else if (N == 3) attend_rows<Way, 3>(block, count, q, seen, D, scale, out);
+    else if (N == 2) attend_rows<Way, 2>(block, count, q, seen, D, scale, out);
+    else attend_rows<Way, 1>(block, count, q, seen, D, scale, out);
 }

@@ -16,23 +16,47 @@ const float* keep(Arena& arena, const float* from, int64_t count, int64_t padded
     std::memcpy(to, from, size_t(count) * 4);
     return to;
 }
-}  // namespace
 
-extern "C" {
-
-const char* bedplate_instructions() {
-#ifdef BEDPLATE_AVX512
-    return "avx512";
-#else
-    return "plain";
+// Half of the second-level cache holds the activations; the other half is for the weights that stream by.
+int32_t chunk_for(const Shape& s) {
+    long cache = -1;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
+    if (cache <= 0) cache = 1 << 20;  // not said: what most processors have
+    const Reads form = reads(s.format);
+    const int64_t bytes = int64_t(std::max(s.hidden, s.feedforward)) * (form == BYTES ? 1 : form == HALVES ? 2 : 4);
+    return int32_t(std::min<int64_t>(std::max<int64_t>(cache / 2 / bytes / TILE, 4), 64) * TILE);
 }
 
-// frequencies: [head_dim / 2] radians per token. embedding: [vocabulary, hidden] bfloat16, kept by the caller.
-void* bedplate_new(const Shape* shape, const float* frequencies, const uint16_t* embedding, const float* norm) try {
+#ifdef BEDPLATE_BF16
+using Narrow = Pairs;
+#else
+using Narrow = Floats<uint16_t>;
+#endif
+
+template <class Way>
+void run(Handle& h, const Call& call, Pool& pool) {
+    const int threads = h.model.shape.threads;
+    Forward<Way> forward(h.model, call, h.memory, threads);
+    pool.run(threads, [&](int thread) { forward.work(thread, pool); });
+}
+}  // namespace
+
+// Only these functions are seen from outside: levels may lie in one process without taking each other's code.
+#pragma GCC visibility push(default)
+extern "C" {
+
+// The name of the level that this file was compiled for.
+const char* bedplate_level() { return BEDPLATE_LEVEL; }
+
+// frequencies: [head_dim / 2] radians per token. embedding: [vocabulary, hidden], as wide as the shape says, kept by the
+// caller.
+void* bedplate_new(const Shape* shape, const float* frequencies, const void* embedding, const float* norm) try {
     auto handle = std::make_unique<Handle>();
     Model& m = handle->model;
     m.shape = *shape;
+    m.shape.chunk = chunk_for(*shape);
     m.layers.resize(size_t(shape->layers));
     m.frequencies = keep(m.arena, frequencies, shape->head_dim / 2, shape->head_dim / 2);
     m.norm = keep(m.arena, norm, shape->hidden, shape->hidden);
@@ -59,7 +83,13 @@ int bedplate_linear(void* handle, int layer, int place, int format, int in, int 
     w.format = format, w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
     w.panel_bytes = panel_size(format, in);
     w.data = m.arena.take(w.panels * w.panel_bytes);
-    pack(w, quants, scales, minima);
+    // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.
+    Pool& pool = Pool::shared();
+    const int threads = m.shape.threads;
+    std::lock_guard<std::mutex> one(pool.one_at_a_time);
+    pool.run(threads, [&](int thread) {
+        pack(w, quants, scales, minima, int(share(w.panels, thread, threads)), int(share(w.panels, thread + 1, threads)));
+    });
     if (bias) w.bias = keep(m.arena, bias, out, w.panels * LANES);
     return 0;
 } catch (const std::exception&) {
@@ -76,10 +106,11 @@ int bedplate_forward(void* handle, const Call* call) try {
     Pool& pool = Pool::shared();
     std::lock_guard<std::mutex> one(pool.one_at_a_time);
     h.memory.restart();
-    Forward forward(h.model, *call, h.memory, h.model.shape.threads);
-    pool.run(h.model.shape.threads, [&](int thread) { forward.work(thread, pool); });
+    if (h.model.shape.wide) run<Floats<float>>(h, *call, pool);
+    else run<Narrow>(h, *call, pool);
     return 0;
 } catch (const std::exception&) {
     return 1;
 }
 }
+#pragma GCC visibility pop

@@ -1,8 +1,8 @@
 """A decoder whose whole forward pass is one compiled call: decode, chunked prefill, verification of drafted tokens.
 
-Activations are bfloat16 for bfloat16 weights, and int8 by token and block of 32 features for int8 and int4 weights
-(as in llama.cpp); sums, norms and the residual stream are float32. A token's result is bit for bit the same whatever
-else is in the call and however its sequence is cut into calls.
+Activations are int8 by token and block of 32 features for int8 and int4 weights (as in llama.cpp), bfloat16 for bfloat16
+weights where the processor multiplies those, else float32; sums, norms and the residual stream are float32. A token's
+result is bit for bit the same whatever else is in the call and however its sequence is cut into calls.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import rotary_frequencies
 
-WeightFormat = Literal["bfloat16", "int8", "int4"]
-_BF16, _INT8, _INT4 = 0, 1, 2
+WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
+_FORMATS: dict[WeightFormat, int] = {"bfloat16": 0, "int8": 1, "int4": 2, "float32": 3}
+"""As products.h numbers them."""
+_DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
 
@@ -52,8 +54,7 @@ class Forwarded:
 class NativeAdapter:
     """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
 
-    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), bfloat16 on the CPU, A contiguous
-    and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
+    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
     [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
     """
 
@@ -70,8 +71,8 @@ def unsupported(model: nn.Module, dtype: torch.dtype, device: torch.device) -> s
     """Why this model cannot run natively (no compiler, another architecture or layout), or None if it can."""
     if device.type != "cpu":
         return f"the native path is for CPUs, and the model is on {device}"
-    if dtype != torch.bfloat16:
-        return f"the native path takes bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if dtype not in _DTYPES:
+        return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
     if not isinstance(model, Decoder):
         return "the native path is for decoders"
     spec = model.spec
@@ -98,7 +99,8 @@ class NativeDecoder:
 
     weights: what they are stored as. `blocks`: parameter name → blocks that the checkpoint itself holds, taken as they
     are where the format allows; everything else is quantised here, the head always to 8 bits. threads: default torch's
-    number. Raises UsageError where `unsupported` gives a reason. The model must outlive this: its embedding is shared.
+    number. Raises UsageError where `unsupported` gives a reason, and for weights that are neither quantised nor in the
+    base's dtype. The model must outlive this: its embedding is shared.
     """
 
     def __init__(
@@ -115,6 +117,10 @@ class NativeDecoder:
         found = library or load()
         if reason is not None or isinstance(found, str):
             raise UsageError(f"this model cannot run natively: {reason or found}")
+        self._dtype = model.embedding.weight.dtype
+        own = _DTYPES[self._dtype]
+        if weights not in (own, "int8", "int4"):
+            raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
         self.spec = model.spec
         self.threads = threads or torch.get_num_threads()
@@ -131,7 +137,9 @@ class NativeDecoder:
             spec.vocab_size,
             self.threads,
             spec.norm_eps,
-            weights != "bfloat16",
+            _FORMATS[weights],
+            self._dtype == torch.float32,
+            0,
         )
         frequencies = (
             torch.zeros(spec.head_dim // 2) if spec.rope is None else rotary_frequencies(spec.rope, spec.head_dim)
@@ -167,10 +175,10 @@ class NativeDecoder:
         out, size = weight.shape
         bias_32 = None if bias is None else bias.detach().float().contiguous()
         bias_at = None if bias_32 is None else bias_32.data_ptr()
-        if self.weights == "bfloat16":
-            raw = weight.detach().contiguous()
+        if self.weights in _DTYPES.values():
+            raw, code = weight.detach().contiguous(), _FORMATS[self.weights]
             done = self._library.linear(
-                self._handle, layer, place, _BF16, size, out, raw.data_ptr(), None, None, bias_at
+                self._handle, layer, place, code, size, out, raw.data_ptr(), None, None, bias_at
             )
         else:
             if own is None or (self.weights == "int8" and own.bits == 4):
@@ -179,7 +187,7 @@ class NativeDecoder:
                 self._handle,
                 layer,
                 place,
-                _INT4 if own.bits == 4 else _INT8,
+                _FORMATS["int4" if own.bits == 4 else "int8"],
                 size,
                 out,
                 own.quants.data_ptr(),
@@ -204,8 +212,8 @@ class NativeDecoder:
         """Runs N tokens of a flat batch.
 
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
-        together, in order of position. keys, values: per layer [R, G, C, D] bfloat16, contiguous; the new tokens' are
-        written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of the tokens
+        together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous; the new
+        tokens' are written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of the tokens
         whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return the states
         after them (no logits). states: also return the states after the final norm.
         """
@@ -268,6 +276,8 @@ class NativeDecoder:
         for name, values, limit in zip(("token", "row", "position"), index, limits, strict=True):
             if values.min() < 0 or values.max() >= limit:
                 raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
+        if keys[0].dtype != self._dtype:
+            raise UsageError(f"the cache holds {keys[0].dtype}, and this base's is {self._dtype}")
         if wanted and not 0 <= min(wanted) <= max(wanted) < index.shape[1]:
             raise UsageError(f"a wanted token is outside 0 … {index.shape[1] - 1}")
         if depth is not None and not 0 <= depth <= self.spec.layers:
@@ -286,8 +296,8 @@ class NativeDecoder:
                 if pair is None:
                     continue
                 a, b, scaling = pair
-                if a.dtype != torch.bfloat16 or b.dtype != torch.bfloat16:
-                    raise UsageError(f"layers.{layer}.{name}: the native path takes bfloat16 adapters, not {a.dtype}")
+                if a.dtype != self._dtype or b.dtype != self._dtype:
+                    raise UsageError(f"layers.{layer}.{name}: the adapter is {a.dtype}, and the base is {self._dtype}")
                 if not a.is_contiguous() or not b.t().is_contiguous():
                     raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
                 if a.shape[0] > _MAX_RANK:

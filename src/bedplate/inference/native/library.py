@@ -7,7 +7,8 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from bedplate.inference.native.compiler import build
+from bedplate.inference.native.compiler import Built, build
+from bedplate.inference.native.levels import LEVELS, Level, supported, wanted
 
 PLACES = (
     *(f"attention.{name}" for name in ("q", "k", "v", "o")),
@@ -29,7 +30,9 @@ class Shape(ctypes.Structure):
         ("vocabulary", c_int32),
         ("threads", c_int32),
         ("eps", c_float),
-        ("quantised", c_int32),
+        ("format", c_int32),
+        ("wide", c_int32),
+        ("chunk", c_int32),
     ]
 
 
@@ -71,13 +74,14 @@ class Call(ctypes.Structure):
 
 
 class Library:
-    """The functions of one compiled kernel. `digest` names what it was built from."""
+    """The functions of one compiled kernel. `level` is what it was compiled for, `digest` what it was built from."""
 
     def __init__(self, path: Path, digest: str) -> None:
         self.digest = digest
         library = ctypes.CDLL(str(path))  # CDLL, unlike PyDLL, lets other Python threads run during a call
-        self.instructions = library.bedplate_instructions
-        self.instructions.restype = c_char_p
+        level = library.bedplate_level
+        level.restype = c_char_p
+        self.level: str = level().decode()
         self.new = library.bedplate_new
         self.new.argtypes, self.new.restype = (POINTER(Shape), c_void_p, c_void_p, c_void_p), c_void_p
         self.norms = library.bedplate_norms
@@ -93,13 +97,42 @@ class Library:
         self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Call)), c_int
 
 
+def load(level: str | None = None) -> Library | str:
+    """The kernel of a level, built if need be, or the reason why there is none.
+
+    level: default the best that this processor runs and that can be had. One that it does not run is refused: nothing is
+    loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
+    """
+    if level is not None:
+        here = supported()
+        if isinstance(here, str) or level not in here:
+            return here if isinstance(here, str) else f"this processor does not run the level {level}"
+        return _open(LEVELS[level])
+    names, reasons = wanted(), list[str]()
+    if isinstance(names, str):
+        return names
+    for name in names:
+        found = _open(LEVELS[name])
+        if isinstance(found, Library):
+            return found
+        reasons.append(found)
+    return reasons[0]  # the best level's: the others fail for the same reason, or for a lesser one
+
+
 @cache
-def load(defines: tuple[str, ...] = ()) -> Library | str:
-    """The kernel, built if need be, or the reason why there is none."""
-    built = build(defines)
+def _open(level: Level) -> Library | str:
+    built = build(level)
     if isinstance(built, str):
         return built
+    return open_library(built)
+
+
+def open_library(built: Built) -> Library | str:
+    """A compiled kernel's functions, or why it cannot be loaded."""
     try:
         return Library(built.path, built.digest)
     except (OSError, AttributeError) as error:
-        return f"the compiled kernel {built.path} cannot be loaded ({error}); delete it to have it built again"
+        hint = "delete it to have it built again"
+        if "failed to map segment" in str(error) or "Operation not permitted" in str(error):
+            hint = "its folder is mounted noexec; set BEDPLATE_HOME to one that is not"
+        return f"the compiled kernel {built.path} cannot be loaded ({error}); {hint}"

@@ -16,12 +16,15 @@ extern "C" {
 struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, feedforward, vocabulary, threads;
     float eps;
-    int32_t quantised;
+    int32_t format;             // of the blocks' weights (Format); the head may be stored in another
+    int32_t wide;               // 1: the embedding, keys, values and adapters are float32; 0: bfloat16
+    int32_t chunk;              // tokens whose activations stay in the second-level cache while weights stream by
 };
-// One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], bfloat16. rank 0: none there. With DoRA
-// the outputs are then multiplied by scale [out], and shift [out] gives back what that takes from the bias; or null.
+// One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], as wide as the shape says. rank 0: none
+// there. With DoRA the outputs are then multiplied by scale [out], and shift [out] gives back what that takes from the
+// bias; or null.
 struct LowRank {
-    const uint16_t *a, *b;
+    const void *a, *b;
     int32_t rank;
     float scaling;
     const float *scale, *shift;
@@ -100,17 +103,20 @@ struct Model {
     std::vector<Layer> layers;
     Linear head;
     const float *norm = nullptr, *frequencies = nullptr;
-    const uint16_t* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
+    const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
 
     int q_size() const { return shape.heads * shape.head_dim; }
     int kv_size() const { return shape.kv_heads * shape.head_dim; }
 };
 
-inline Inputs make_inputs(Arena& arena, int64_t tokens, int K) {
+// Room for the forms `first` and `second` (which may be the same).
+inline Inputs make_inputs(Arena& arena, int64_t tokens, int K, Reads first, Reads second) {
     Inputs x;
     x.K = K;
+    if (first == HALVES || second == HALVES) x.half = arena.array<uint16_t>(tokens * K);
+    if (first == FLOATS || second == FLOATS) x.full = arena.array<float>(tokens * K);
+    if (first != BYTES && second != BYTES) return x;
     x.q = arena.array<int8_t>(tokens * K);
-    x.half = arena.array<uint16_t>(tokens * K);
     x.scale = arena.array<float>(tokens * x.blocks());
     x.scaled_sum = arena.array<float>(tokens * x.blocks());
     x.offset = arena.array<int32_t>(tokens * x.blocks());

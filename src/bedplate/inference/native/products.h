@@ -1,18 +1,27 @@
 // Matrix products of weights packed for sixteen lanes. A panel is 16 output features; its lanes are those features.
 //
 // Formats (weights W [out, in], blocks of 32 along `in`):
+//   f32:  word k of a panel holds features' input k.                                  64 bytes per input
 //   bf16: word k of a panel holds features' inputs 2k, 2k+1.                          64 bytes per 2 inputs
 //   int8: per two blocks 16 words of four bytes q + 128, then their float16 scales.    1,088 bytes per two blocks
 //   int4: per block 4 words (low nibbles: inputs 0…15, high: 16…31), 16 scales and 16 minima in float16. 320 bytes
-// Activations are bfloat16, or int8 with one scale per token and block. The order of additions over `in` is fixed and
-// the same for every number of tokens, so a token's result does not depend on what else is in the batch.
+// Activations are int8 with one scale per token and block for int8 and int4; for bf16 they are bfloat16 where the level
+// multiplies pairs of those, else float32, as for f32. The order of additions over `in` is fixed and the same for every
+// number of tokens, so a token's result does not depend on what else is in the batch.
 #pragma once
+#include <algorithm>
+
 #include "simd.h"
 
 constexpr int BLOCK = 32;
 constexpr int TILE = 8;            // tokens of one tile
 constexpr int WIDTH = 256;         // features of one tile row, at most
-enum Format { BF16 = 0, INT8 = 1, INT4 = 2 };
+enum Format { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3 };
+enum Reads { HALVES, BYTES, FLOATS };  // the form of the activations
+
+inline Reads reads(int format) {
+    return format == INT8 || format == INT4 ? BYTES : format == BF16 && PAIRS ? HALVES : FLOATS;
+}
 
 struct Linear {
     int format = BF16, in = 0, out = 0, panels = 0;
@@ -23,32 +32,36 @@ struct Linear {
 };
 
 // Activations of several tokens: int8 `q` [T, K], per block of 32 `scale` and `scaled_sum` (scale · Σq) and `offset`
-// (−128 Σq); `half` [T, K] in bfloat16.
+// (−128 Σq); `half` [T, K] in bfloat16; `full` [T, K] in float32. Which of them are filled, the weights' format says.
 struct Inputs {
     int K = 0;
     int8_t* q = nullptr;
     float *scale = nullptr, *scaled_sum = nullptr;
     int32_t* offset = nullptr;
     uint16_t* half = nullptr;
+    float* full = nullptr;
     int blocks() const { return K / BLOCK; }
 };
 
 inline int64_t panel_size(int format, int in) {
     int64_t blocks = in / BLOCK;
-    int64_t bytes = format == BF16 ? blocks * 1024 : format == INT8 ? (blocks + 1) / 2 * 1088 : blocks * 320;
-    return (bytes + 63) / 64 * 64;
+    if (format == F32) return blocks * 2048;
+    return format == BF16 ? blocks * 1024 : format == INT8 ? (blocks + 1) / 2 * 1088 : blocks * 320;
 }
 
-// quants: bf16 [out, in] halfwords; int8 [out, in] signed bytes; int4 [out, in/32, 16] bytes, low nibble = first half.
-// scales, minima: float16 [out, in/32]. Rows beyond `out` in the last panel are zeros.
-inline void pack(Linear& w, const void* quants, const uint16_t* scales, const uint16_t* minima) {
+// quants: f32 [out, in] words; bf16 [out, in] halfwords; int8 [out, in] signed bytes; int4 [out, in/32, 16] bytes, low nibble = first half.
+// scales, minima: float16 [out, in/32]. Panels first … end − 1 are written. Rows beyond `out` in the last panel are zeros.
+inline void pack(Linear& w, const void* quants, const uint16_t* scales, const uint16_t* minima, int first, int end) {
     int blocks = w.in / BLOCK;
-    for (int p = 0; p < w.panels; ++p) {
+    for (int p = first; p < end; ++p) {
         uint8_t* panel = w.data + p * w.panel_bytes;
         std::memset(panel, 0, w.panel_bytes);
         for (int lane = 0; lane < LANES && p * LANES + lane < w.out; ++lane) {
             int64_t row = p * LANES + lane;
-            if (w.format == BF16) {
+            if (w.format == F32) {
+                const char* from = static_cast<const char*>(quants) + row * w.in * 4;
+                for (int k = 0; k < w.in; ++k) std::memcpy(panel + k * 64 + lane * 4, from + k * 4, 4);
+            } else if (w.format == BF16) {
                 const char* from = static_cast<const char*>(quants) + row * w.in * 2;
                 for (int k = 0; k < w.in / 2; ++k) std::memcpy(panel + k * 64 + lane * 4, from + k * 4, 4);
             } else if (w.format == INT8) {
@@ -72,9 +85,9 @@ inline void pack(Linear& w, const void* quants, const uint16_t* scales, const ui
     }
 }
 
-// The int8 form of one block of 32 values, as two vectors.
+// The int8 form of one block of 32 values, as two vectors. NaN and infinity reach the scale, so they are not lost.
 INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block) {
-    float top = largest(fmax(fabs(a), fabs(b)));
+    float top = any_nan(add(a, b)) ? NAN : largest(fmax(fabs(a), fabs(b)));
     float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
     I x = to_int(mul(a, set1(inverse))), y = to_int(mul(b, set1(inverse)));
     int8_t* q = to.q + token * to.K + block * BLOCK;
@@ -110,16 +123,14 @@ void int4_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
         }
         for (int m = 0; m < M; ++m) {
             const int8_t* a = q + m * x.K + b * BLOCK;
-            I s[P], t[P];
-            for (int p = 0; p < P; ++p) s[p] = t[p] = izero();
+            NibbleDot dot[P];
             for (int i = 0; i < 4; ++i) {
                 I first = bcast(a + 4 * i), second = bcast(a + 16 + 4 * i);
-                for (int p = 0; p < P; ++p)
-                    s[p] = dot_bytes(s[p], lo[p][i], first), t[p] = dot_bytes(t[p], hi[p][i], second);
+                for (int p = 0; p < P; ++p) dot[p].add(lo[p][i], hi[p][i], first, second);
             }
             F by = set1(scale[m * blocks + b]), sums = set1(total[m * blocks + b]);
             for (int p = 0; p < P; ++p) {
-                acc[m][p] = fma(to_float(iadd(s[p], t[p])), mul(d[p], by), acc[m][p]);
+                acc[m][p] = fma(to_float(dot[p].total()), mul(d[p], by), acc[m][p]);
                 acc[m][p] = fma(least[p], sums, acc[m][p]);
             }
         }
@@ -141,22 +152,18 @@ void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
         I u[P][8];
         F d[P];
         for (int p = 0; p < P; ++p) {
-            for (int i = 0; i < 8; ++i) u[p][i] = iload(w + p * panel_bytes + 64 * i);
+            for (int i = 0; i < 8; ++i) u[p][i] = ready_bytes(iload(w + p * panel_bytes + 64 * i));
             if (cold)
                 for (int i = 0; i < 9; ++i) prefetch(w + p * panel_bytes + AHEAD + 64 * i);
             d[p] = load_half(w + p * panel_bytes + (b % 2 ? 544 : 1024));
         }
         for (int m = 0; m < M; ++m) {
             const int8_t* a = q + m * x.K + b * BLOCK;
-            I s[P], t[P];
-            for (int p = 0; p < P; ++p) s[p] = iset1(offset[m * blocks + b]), t[p] = izero();
-            for (int i = 0; i < 4; ++i) {
-                I first = bcast(a + 4 * i), second = bcast(a + 16 + 4 * i);
-                for (int p = 0; p < P; ++p)
-                    s[p] = dot_bytes(s[p], u[p][i], first), t[p] = dot_bytes(t[p], u[p][i + 4], second);
+            for (int p = 0; p < P; ++p) {
+                ByteDot dot(offset[m * blocks + b]);
+                for (int i = 0; i < 4; ++i) dot.add(u[p][i], u[p][i + 4], bcast(a + 4 * i), bcast(a + 16 + 4 * i));
+                acc[m][p] = fma(to_float(dot.total()), mul(d[p], set1(scale[m * blocks + b])), acc[m][p]);
             }
-            F by = set1(scale[m * blocks + b]);
-            for (int p = 0; p < P; ++p) acc[m][p] = fma(to_float(iadd(s[p], t[p])), mul(d[p], by), acc[m][p]);
         }
     }
     for (int m = 0; m < M; ++m)
@@ -164,6 +171,28 @@ void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
 }
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
+template <int M, int P>
+void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+    const float* a = x.full + token * x.K;
+    F acc[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[m][p] = zero();
+    for (int k = 0; k < x.K; ++k, w += 64) {
+        F u[P];
+        for (int p = 0; p < P; ++p) {
+            u[p] = load(reinterpret_cast<const float*>(w + p * panel_bytes));
+            if (cold) prefetch(w + p * panel_bytes + AHEAD);
+        }
+        for (int m = 0; m < M; ++m) {
+            F y = set1(a[m * x.K + k]);
+            for (int p = 0; p < P; ++p) acc[m][p] = fma(u[p], y, acc[m][p]);
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
+}
+
+#ifdef BEDPLATE_BF16
 template <int M, int P>
 void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const uint16_t* h = x.half + token * x.K;
@@ -184,32 +213,57 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
+#else
+// The weights are widened in registers.
+template <int M, int P>
+void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+    const float* a = x.full + token * x.K;
+    F acc[M][P];
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) acc[m][p] = zero();
+    for (int k = 0; k < x.K; k += 2, w += 64) {
+        F even[P], odd[P];
+        for (int p = 0; p < P; ++p) {
+            I both = iload(w + p * panel_bytes);
+            even[p] = lower(both), odd[p] = upper(both);
+            if (cold) prefetch(w + p * panel_bytes + AHEAD);
+        }
+        for (int m = 0; m < M; ++m) {
+            F y = set1(a[m * x.K + k]), z = set1(a[m * x.K + k + 1]);
+            for (int p = 0; p < P; ++p) acc[m][p] = fma(odd[p], z, fma(even[p], y, acc[m][p]));
+        }
+    }
+    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
+}
+#endif
 
 template <int M, int P>
 INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const uint8_t* at = w.panel(panel);
     if (w.format == INT4) int4_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
     else if (w.format == INT8) int8_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
+    else if (w.format == F32) float_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
     else bf16_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
 }
 
-// bfloat16 takes several panels at once, so that enough sums are under way to hide each addition's latency.
+// Floats take several panels at once, so that enough sums are under way to hide each addition's latency.
 template <int M>
 void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     int p = 0;
-    if (w.format == BF16) {
-        constexpr int P = M > 4 ? 2 : 4;
+    constexpr int P = panels_beside(M);
+    if (reads(w.format) != BYTES)
         for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, cold, out + p * LANES, ld);
-    }
     for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, cold, out + p * LANES, ld);
 }
 
 // Features [16 panel, 16 (panel + count)) of tokens [token, token + M) (M ≤ TILE) into out [M, ld], bias added.
 inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, bool cold,
                          float* out, int64_t ld) {
+    const int most = reads(w.format) == BYTES ? BYTE_TILE : FLOAT_TILE;
     int done = 0;
     while (done < M) {
-        int left = M - done, now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        int left = std::min(M - done, most), now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         float* to = out + done * ld;
         if (now == 8) product<8>(w, panel, count, x, token + done, cold && !done, to, ld);
         else if (now == 4) product<4>(w, panel, count, x, token + done, cold && !done, to, ld);

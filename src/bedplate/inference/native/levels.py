@@ -1,0 +1,129 @@
+"""The instruction sets that the kernel is built for, and which of them this processor runs.
+
+One source, compiled once for each level that is wanted; the choice is made at run time by asking the processor
+(`cpuid`, or the system's auxiliary vector), so that no file holds an instruction that the machine lacks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from bedplate.core.errors import UsageError
+
+OVERRIDE = "BEDPLATE_KERNEL_LEVEL"
+"""Environment variable that asks for one level; a lower one than the best is how levels are compared on one machine."""
+
+_X86 = ("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "avxvnni", "avx512bf16")
+_ARM = ("asimddp", "i8mm")
+FEATURES: Mapping[str, tuple[str, ...]] = {"x86_64": _X86, "aarch64": _ARM}
+"""Names of the bits that detect.cpp reports, by architecture."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """needs: features (see FEATURES) of `machine`; None: any. flags: for the compiler. defines: see simd.h.
+
+    chosen: whether it is taken without being asked for. What nobody could run yet is not.
+    """
+
+    name: str
+    machine: str | None = None
+    needs: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    defines: tuple[str, ...] = ()
+    chosen: bool = True
+
+
+_AVX2, _AVX2_FLAGS = ("fma", "f16c", "avx2"), ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni")
+_AVX512_FLAGS = (*_AVX2_FLAGS, *(f"-m{name}" for name in _AVX512[3:]))
+
+LEVELS: Mapping[str, Level] = {
+    level.name: level
+    for level in (
+        Level(
+            "avx512_bf16",
+            "x86_64",
+            (*_AVX512, "avx512bf16"),
+            (*_AVX512_FLAGS, "-mavx512bf16"),
+            ("BEDPLATE_AVX512", "BEDPLATE_BF16"),
+        ),
+        Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("BEDPLATE_AVX512",)),
+        Level(
+            "avx2_vnni",
+            "x86_64",
+            (*_AVX2, "avxvnni"),
+            (*_AVX2_FLAGS, "-mavxvnni"),
+            ("BEDPLATE_AVX2", "BEDPLATE_VNNI"),
+            chosen=False,
+        ),
+        Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("BEDPLATE_AVX2",)),
+        Level(
+            "neon_i8mm",
+            "aarch64",
+            ("asimddp", "i8mm"),
+            ("-march=armv8.2-a+dotprod+i8mm",),
+            ("BEDPLATE_NEON", "BEDPLATE_I8MM"),
+        ),
+        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8.2-a+dotprod",), ("BEDPLATE_NEON",)),
+        Level("plain"),
+    )
+}
+"""Best first."""
+
+
+def machine() -> str:
+    """This process's architecture, as in FEATURES."""
+    found = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(found, found)
+
+
+@cache
+def features() -> frozenset[str] | str:
+    """What this processor offers of FEATURES, or the reason why it could not be asked."""
+    from bedplate.inference.native.compiler import build_detector
+
+    built = build_detector()
+    if isinstance(built, str):
+        return built
+    try:
+        ask = ctypes.CDLL(str(built.path)).bedplate_features
+    except (OSError, AttributeError) as error:
+        return f"{built.path} cannot be loaded ({error})"
+    ask.restype = ctypes.c_uint64
+    bits = ask()
+    return frozenset(name for i, name in enumerate(FEATURES.get(machine(), ())) if bits >> i & 1)
+
+
+def supported() -> tuple[str, ...] | str:
+    """The levels that this processor runs, best first; or the reason why that is not known."""
+    found = features()
+    if isinstance(found, str):
+        return found
+    return tuple(
+        level.name
+        for level in LEVELS.values()
+        if level.machine in (None, machine()) and found.issuperset(level.needs)
+    )
+
+
+def wanted() -> tuple[str, ...] | str:
+    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked.
+
+    Raises UsageError for a level that is not known or that this processor does not run.
+    """
+    asked, here = os.environ.get(OVERRIDE, "").strip(), supported()
+    if asked and asked not in LEVELS:
+        raise UsageError(f"{OVERRIDE} is {asked!r}, which is not a level; use {', '.join(LEVELS)}")
+    if isinstance(here, str):
+        return here
+    if not asked:
+        return tuple(name for name in here if LEVELS[name].chosen)
+    if asked not in here:
+        raise UsageError(f"{OVERRIDE} is {asked!r}, which this processor does not run; it runs {', '.join(here)}")
+    return (asked,)

@@ -1,0 +1,112 @@
+// Sixteen lanes in plain C++ on the compiler's vector types: what every other level must agree with.
+#pragma once
+
+constexpr int BYTE_TILE = 4, FLOAT_TILE = 4;
+constexpr int panels_beside(int) { return 1; }
+constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
+
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef uint8_t B __attribute__((vector_size(64)));
+
+INLINE F set1(float x) { return F{} + x; }
+INLINE I iset1(int32_t x) { return I{} + x; }
+INLINE F zero() { return F{}; }
+INLINE I izero() { return I{}; }
+INLINE F load(const float* p) { F x; std::memcpy(&x, p, 64); return x; }
+INLINE void store(float* p, F x) { std::memcpy(p, &x, 64); }
+INLINE I iload(const void* p) { I x; std::memcpy(&x, p, 64); return x; }
+INLINE void istore(void* p, I x) { std::memcpy(p, &x, 64); }
+INLINE I bcast(const void* p) { int32_t x; std::memcpy(&x, p, 4); return iset1(x); }
+INLINE F add(F a, F b) { return a + b; }
+INLINE F sub(F a, F b) { return a - b; }
+INLINE F mul(F a, F b) { return a * b; }
+INLINE F div(F a, F b) { return a / b; }
+INLINE F fma(F a, F b, F c) { return a * b + c; }
+INLINE F fmax(F a, F b) { return a > b ? a : b; }
+INLINE F fmin(F a, F b) { return a < b ? a : b; }
+INLINE F fabs(F a) { return (F)((I)a & 0x7fffffff); }
+INLINE I iadd(I a, I b) { return a + b; }
+INLINE float sum(F a) { float s = 0; for (int i = 0; i < 16; ++i) s += a[i]; return s; }
+INLINE float largest(F a) { float s = a[0]; for (int i = 1; i < 16; ++i) s = a[i] > s ? a[i] : s; return s; }
+INLINE int32_t isum(I a) { int32_t s = 0; for (int i = 0; i < 16; ++i) s += a[i]; return s; }
+INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
+INLINE F nearest(F x) {  // exact below 2^22 in size, which is all that is asked of it
+    const F magic = set1(12582912.0f);
+    return (x + magic) - magic;
+}
+INLINE I to_int(F a) { return __builtin_convertvector(nearest(a), I); }
+INLINE void store_bytes(int8_t* p, I a) { for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a[i]); }
+INLINE I low_nibbles(I a) { return a & 0x0f0f0f0f; }
+INLINE I high_nibbles(I a) { return (I)((U)a >> 4) & 0x0f0f0f0f; }
+INLINE bool any_nan(F a) {
+    for (int i = 0; i < 16; ++i) if (a[i] != a[i]) return true;
+    return false;
+}
+INLINE F lower(I x) { return (F)((U)x << 16); }
+INLINE F upper(I x) { return (F)((U)x & 0xffff0000u); }
+INLINE I words(F x) { return (I)x; }
+INLINE F floats(I x) { return (F)x; }
+INLINE float half_value(uint16_t h) {
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits;
+    float x;
+    if (rest >= 0x7c00u) bits = sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
+    else if (rest >= 0x400u) bits = sign | ((rest << 13) + (112u << 23));
+    else { x = static_cast<float>(rest) * 5.9604644775390625e-8f; return sign ? -x : x; }
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+INLINE F load_half(const void* p) {
+    uint16_t h[16];
+    std::memcpy(h, p, 32);
+    F x{};
+    for (int i = 0; i < 16; ++i) x[i] = half_value(h[i]);
+    return x;
+}
+INLINE F load(const uint16_t* p) {
+    U x{};
+    for (int i = 0; i < 16; ++i) x[i] = static_cast<uint32_t>(p[i]) << 16;
+    return (F)x;
+}
+INLINE void store(uint16_t* p, F x) {  // to nearest, ties to even; NaN stays NaN
+    U b = (U)x;
+    U r = (b + (0x7fffu + ((b >> 16) & 1u))) >> 16;
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(x[i] == x[i] ? r[i] : (b[i] >> 16) | 64u);
+}
+INLINE F first_lanes(F x, int n, F other) {
+    for (int i = 0; i < 16; ++i) if (i >= n) x[i] = other[i];
+    return x;
+}
+INLINE F power_of_two(F x, F n) {
+    I e = (__builtin_convertvector(n, I) + 127) << 23;
+    return x * (F)e;
+}
+INLINE void transpose(I* x) {
+    for (int r = 0; r < 16; ++r)
+        for (int c = 0; c < r; ++c) {
+            int32_t w = x[r][c];
+            x[r][c] = x[c][r], x[c][r] = w;
+        }
+}
+INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+INLINE I dot_words(I a, I u, I s) {  // u: bytes 0 … 255
+    for (int j = 0; j < 4; ++j) {
+        I x = (I)(((U)u >> (8 * j)) & 255u), y = (I)((U)s << (24 - 8 * j)) >> 24;
+        a += x * y;
+    }
+    return a;
+}
+struct NibbleDot {
+    I s = izero();
+    INLINE_MEMBER void add(I lo, I hi, I first, I second) { s = dot_words(dot_words(s, lo, first), hi, second); }
+    INLINE_MEMBER I total() const { return s; }
+};
+INLINE I ready_bytes(I stored) { return stored; }
+struct ByteDot {
+    I s;
+    INLINE_MEMBER explicit ByteDot(int32_t offset) : s(iset1(offset)) {}
+    INLINE_MEMBER void add(I u, I v, I first, I second) { s = dot_words(dot_words(s, u, first), v, second); }
+    INLINE_MEMBER I total() const { return s; }
+};
