@@ -106,9 +106,7 @@ def supported() -> tuple[str, ...] | str:
     if isinstance(found, str):
         return found
     return tuple(
-        level.name
-        for level in LEVELS.values()
-        if level.machine in (None, machine()) and found.issuperset(level.needs)
+        level.name for level in LEVELS.values() if level.machine in (None, machine()) and found.issuperset(level.needs)
     )
 
 
