@@ -146,8 +146,8 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).norm() / reference.norm())
 
 
-# Only activations are rounded differently from the reference: to 8 bits of mantissa, or to int8 by blocks, at every level
-# alike. What is left in float32 are the order of sums, and e^x.
+# Only activations are rounded differently from the reference: to 8 bits of mantissa, or to int8 by blocks, at every
+# level alike. What is left in float32 are the order of sums, and e^x.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 0.012, "int8": 0.03, "int4": 0.03}
 
 
@@ -385,8 +385,8 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
 
 
 def test_levels_differ_by_rounding_only() -> None:
-    """In int8 and int4, a level that multiplies bfloat16 differs from one that does not by as much as either differs from
-    exact activations, and no more: rounding to 8 bits turns any difference into steps. Neither is the better one."""
+    """In int8 and int4, a level that multiplies bfloat16 differs from one that does not by as much as either differs
+    from exact activations, and no more: rounding to 8 bits turns any difference into steps. Neither is better."""
     model = make(SPECS["grouped"])
     tokens = some_tokens(150, model.spec)
     for weights in FORMATS[1:]:
@@ -433,6 +433,16 @@ def test_denormal_weights_and_unaligned_memory(library: Library, weights: Weight
     tokens = some_tokens(40, spec)
     out = logits(Cache(spec, dtype=dtype).run(NativeDecoder(model, weights, library=library), [(0, 0, tokens)]))
     assert relative(out, wanted_logits(in_float32(model, weights), tokens)) < TOLERANCE[weights]
+
+
+@pytest.mark.parametrize("threads", [1, 7, 64])
+def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
+    model = make(SPECS["grouped"])
+    tokens = some_tokens(100, model.spec)
+    expected = logits(Cache(model.spec).run(NativeDecoder(model, "int4", threads=2), [(0, 0, tokens)]))
+    native, cache = NativeDecoder(model, "int4", threads=threads), Cache(model.spec)
+    assert torch.equal(logits(cache.run(native, [(0, 0, tokens)])), expected)
+    assert torch.equal(logits(cache.run(native, [(1, 0, tokens[:2])])), expected[:2])
 
 
 # Choosing a level

@@ -1,8 +1,8 @@
 """A decoder whose whole forward pass is one compiled call: decode, chunked prefill, verification of drafted tokens.
 
-Activations are int8 by token and block of 32 features for int8 and int4 weights (as in llama.cpp), bfloat16 for bfloat16
-weights where the processor multiplies those, else float32; sums, norms and the residual stream are float32. A token's
-result is bit for bit the same whatever else is in the call and however its sequence is cut into calls.
+Activations are int8 by token and block of 32 features for int8 and int4 weights (as in llama.cpp), bfloat16 for
+bfloat16 weights where the processor multiplies those, else float32; sums, norms and the residual stream are float32.
+A token's result is bit for bit the same whatever else is in the call and however its sequence is cut into calls.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Forwarded:
 class NativeAdapter:
     """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
 
-    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
+    pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous
+    and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
     [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
     """
 
@@ -213,9 +214,9 @@ class NativeDecoder:
 
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
         together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous; the new
-        tokens' are written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of the tokens
-        whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return the states
-        after them (no logits). states: also return the states after the final norm.
+        tokens' are written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of
+        the tokens whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return
+        the states after them (no logits). states: also return the states after the final norm.
         """
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)

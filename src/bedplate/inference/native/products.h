@@ -109,28 +109,39 @@ void int4_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int b = 0; b < blocks; ++b, w += 320) {
-        I lo[P][4], hi[P][4];
+        NibbleDot dot[M][P];
         F d[P], least[P];
         for (int p = 0; p < P; ++p) {
             const uint8_t* at = w + p * panel_bytes;
-            for (int i = 0; i < 4; ++i) {
-                I both = iload(at + 64 * i);
-                lo[p][i] = low_nibbles(both), hi[p][i] = high_nibbles(both);
-            }
             if (cold)
                 for (int i = 0; i < 5; ++i) prefetch(at + AHEAD + 64 * i);
             d[p] = load_half(at + 256), least[p] = load_half(at + 288);
         }
+        auto use = [&](int i, int m, int p, I lo, I hi) {
+            const int8_t* a = q + m * x.K + b * BLOCK + 4 * i;
+            dot[m][p].add(lo, hi, bcast(a), bcast(a + 16));
+        };
+        if constexpr (WORDS_FIRST) {
+            for (int i = 0; i < 4; ++i)
+                for (int p = 0; p < P; ++p) {
+                    I both = iload(w + p * panel_bytes + 64 * i), lo = low_nibbles(both), hi = high_nibbles(both);
+                    for (int m = 0; m < M; ++m) use(i, m, p, lo, hi);
+                }
+        } else {
+            I lo[P][4], hi[P][4];
+            for (int p = 0; p < P; ++p)
+                for (int i = 0; i < 4; ++i) {
+                    I both = iload(w + p * panel_bytes + 64 * i);
+                    lo[p][i] = low_nibbles(both), hi[p][i] = high_nibbles(both);
+                }
+            for (int m = 0; m < M; ++m)
+                for (int i = 0; i < 4; ++i)
+                    for (int p = 0; p < P; ++p) use(i, m, p, lo[p][i], hi[p][i]);
+        }
         for (int m = 0; m < M; ++m) {
-            const int8_t* a = q + m * x.K + b * BLOCK;
-            NibbleDot dot[P];
-            for (int i = 0; i < 4; ++i) {
-                I first = bcast(a + 4 * i), second = bcast(a + 16 + 4 * i);
-                for (int p = 0; p < P; ++p) dot[p].add(lo[p][i], hi[p][i], first, second);
-            }
             F by = set1(scale[m * blocks + b]), sums = set1(total[m * blocks + b]);
             for (int p = 0; p < P; ++p) {
-                acc[m][p] = fma(to_float(dot[p].total()), mul(d[p], by), acc[m][p]);
+                acc[m][p] = fma(to_float(dot[m][p].total()), mul(d[p], by), acc[m][p]);
                 acc[m][p] = fma(least[p], sums, acc[m][p]);
             }
         }
@@ -149,20 +160,38 @@ void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int b = 0; b < blocks; w += b % 2 ? 576 : 512, ++b) {
-        I u[P][8];
         F d[P];
         for (int p = 0; p < P; ++p) {
-            for (int i = 0; i < 8; ++i) u[p][i] = ready_bytes(iload(w + p * panel_bytes + 64 * i));
             if (cold)
                 for (int i = 0; i < 9; ++i) prefetch(w + p * panel_bytes + AHEAD + 64 * i);
             d[p] = load_half(w + p * panel_bytes + (b % 2 ? 544 : 1024));
         }
-        for (int m = 0; m < M; ++m) {
-            const int8_t* a = q + m * x.K + b * BLOCK;
-            for (int p = 0; p < P; ++p) {
-                ByteDot dot(offset[m * blocks + b]);
-                for (int i = 0; i < 4; ++i) dot.add(u[p][i], u[p][i + 4], bcast(a + 4 * i), bcast(a + 16 + 4 * i));
-                acc[m][p] = fma(to_float(dot.total()), mul(d[p], set1(scale[m * blocks + b])), acc[m][p]);
+        auto bytes = [&](int p, int i) { return ready_bytes(iload(w + p * panel_bytes + 64 * i)); };
+        auto add = [&](ByteDot& dot, int m, int i, I first, I second) {
+            const int8_t* a = q + m * x.K + b * BLOCK + 4 * i;
+            dot.add(first, second, bcast(a), bcast(a + 16));
+        };
+        auto finish = [&](ByteDot& dot, int m, int p) {
+            acc[m][p] = fma(to_float(dot.total()), mul(d[p], set1(scale[m * blocks + b])), acc[m][p]);
+        };
+        for (int p = 0; p < P; ++p) {
+            if constexpr (WORDS_FIRST) {
+                ByteDot dot[M];
+                for (int m = 0; m < M; ++m) dot[m].start(offset[m * blocks + b]);
+                for (int i = 0; i < 4; ++i) {
+                    I first = bytes(p, i), second = bytes(p, i + 4);
+                    for (int m = 0; m < M; ++m) add(dot[m], m, i, first, second);
+                }
+                for (int m = 0; m < M; ++m) finish(dot[m], m, p);
+            } else {
+                I u[8];
+                for (int i = 0; i < 8; ++i) u[i] = bytes(p, i);
+                for (int m = 0; m < M; ++m) {
+                    ByteDot dot;
+                    dot.start(offset[m * blocks + b]);
+                    for (int i = 0; i < 4; ++i) add(dot, m, i, u[i], u[i + 4]);
+                    finish(dot, m, p);
+                }
             }
         }
     }

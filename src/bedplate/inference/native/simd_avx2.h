@@ -4,6 +4,7 @@
 
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 4;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 2 ? 1 : 2; }  // of floats: their sums stay in registers
+constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 struct F { __m256 a, b; };
@@ -164,8 +165,8 @@ struct NibbleDot {
 };
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {
-    I s, t = izero();
-    INLINE_MEMBER explicit ByteDot(int32_t offset) : s(iset1(offset)) {}
+    I s = izero(), t = izero();
+    INLINE_MEMBER void start(int32_t offset) { s = iset1(offset); }
     INLINE_MEMBER void add(I u, I v, I first, I second) {
         s = {half_dot(s.a, u.a, first.a), half_dot(s.b, u.b, first.b)};
         t = {half_dot(t.a, v.a, second.a), half_dot(t.b, v.b, second.b)};
@@ -194,7 +195,7 @@ INLINE __m256i half_dot(__m256i w, __m256i x) {
 }
 struct ByteDot {
     I s = izero();
-    INLINE_MEMBER explicit ByteDot(int32_t) {}
+    INLINE_MEMBER void start(int32_t) {}
     INLINE_MEMBER void add(I w, I v, I first, I second) {
         s.a = _mm256_add_epi32(s.a, half_dot(w.a, first.a)), s.b = _mm256_add_epi32(s.b, half_dot(w.b, first.b));
         s.a = _mm256_add_epi32(s.a, half_dot(v.a, second.a)), s.b = _mm256_add_epi32(s.b, half_dot(v.b, second.b));

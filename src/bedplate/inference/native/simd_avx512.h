@@ -4,6 +4,7 @@
 
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 8;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 4 ? 2 : 4; }  // of floats: their sums stay in registers
+constexpr bool WORDS_FIRST = false;  // each word of weights meets all tokens of a tile before the next is read
 constexpr int GROUP_SUMS = 16;  // sums of 16 lanes at once in attention
 
 using F = __m512;
@@ -100,8 +101,8 @@ struct NibbleDot {
 // The same of bytes, stored as q + 128; `offset` is −128 Σ of the signed bytes.
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {
-    I s, t = izero();
-    INLINE_MEMBER explicit ByteDot(int32_t offset) : s(iset1(offset)) {}
+    I s = izero(), t = izero();
+    INLINE_MEMBER void start(int32_t offset) { s = iset1(offset); }
     INLINE_MEMBER void add(I u, I v, I first, I second) {
         s = _mm512_dpbusd_epi32(s, u, first), t = _mm512_dpbusd_epi32(t, v, second);
     }

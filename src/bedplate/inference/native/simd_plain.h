@@ -3,6 +3,7 @@
 
 constexpr int BYTE_TILE = 4, FLOAT_TILE = 4;
 constexpr int panels_beside(int) { return 1; }
+constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 typedef float F __attribute__((vector_size(64)));
@@ -105,8 +106,8 @@ struct NibbleDot {
 };
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {
-    I s;
-    INLINE_MEMBER explicit ByteDot(int32_t offset) : s(iset1(offset)) {}
+    I s = izero();
+    INLINE_MEMBER void start(int32_t offset) { s = iset1(offset); }
     INLINE_MEMBER void add(I u, I v, I first, I second) { s = dot_words(dot_words(s, u, first), v, second); }
     INLINE_MEMBER I total() const { return s; }
 };
