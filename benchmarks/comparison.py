@@ -70,7 +70,7 @@ def start(parser: argparse.ArgumentParser | None = None) -> Started:
     options = parser.parse_args()
     masks.wear(options.mask)
     machine = header()
-    _started.update(machine=machine, json=options.json, benchmark=Path(sys.argv[0]).stem)
+    _started.update(machine=machine, json=options.json)
     return Started(options, machine)
 
 
@@ -94,9 +94,10 @@ def report(rows: Sequence[Row]) -> None:
         fields = {key: value for key, value in asdict(row).items() if key != "lower_is_better"}
         found.append(fields | {"ratio": round(row.ratio, 4)})
     place = _started.get("json") or os.environ.get(JSON_VARIABLE)
-    if place and "machine" in _started:
+    if place:
+        machine = _started.get("machine") or this_machine()
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = {"benchmark": _started["benchmark"], "at": at, "machine": _started["machine"].to_json(), "rows": found}
+        line = {"benchmark": Path(sys.argv[0]).stem, "at": at, "machine": machine.to_json(), "rows": found}
         with Path(place).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     print(json.dumps(found[0] if len(found) == 1 else found), flush=True)

@@ -179,10 +179,8 @@ def serving(base: Base, speed: EngineSpeed, weights: str, count: int, seed: int)
     """A live server against the simulation of the same calls."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "server.yaml"
-        file.write_text(
-            f"bases: [{{source: {BASE}, name: {BASE}, weights: {weights}, dtype: bfloat16, speculate: false}}]\nport: 0\n",
-            "utf-8",
-        )
+        one = f"{{source: {BASE}, name: {BASE}, dtype: bfloat16, weights: {weights}, speculate: false}}"
+        file.write_text(f"bases: [{one}]\nport: 0\n", "utf-8")
         with running("--config", str(file)) as url:
             before = measure_server(url, BASE, speed, base.spec.vocab_size)
             rates = saturated_rates(_service(speed, before), TRAFFIC, 1)
