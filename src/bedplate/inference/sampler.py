@@ -20,6 +20,9 @@ from bedplate.inference.requests import Sampling
 
 # Most rows' mass lies in few tokens: a full sort is done only for rows where these do not hold top_p of it.
 HEAD = 256
+MANY_WORDS = 64
+"""Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
+_NEVER = np.float32(-np.inf)
 
 
 @dataclass
@@ -101,12 +104,13 @@ def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
 
 def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
     """The first of the largest logits among those allowed. A grammar mostly allows few, which are then all that is
-    looked at; where it allows many, the likeliest of all is mostly one of them."""
+    looked at."""
     if allowed_W is None:
         return int(logits_V.argmax())
-    if np.count_nonzero(allowed_W) > len(allowed_W) // 4:
-        first = int(logits_V.argmax())
-        if int(allowed_W[first >> 5]) >> (first & 31) & 1:
+    if np.count_nonzero(allowed_W) > MANY_WORDS:
+        allowed_V = unpack(allowed_W[None], len(logits_V))[0]
+        first = int(np.where(allowed_V, logits_V, _NEVER).argmax())
+        if logits_V[first] > _NEVER:
             return first
     ids = allowed_ids(allowed_W)
     return int(ids[logits_V[ids].argmax()])
