@@ -14,7 +14,7 @@ import sampling
 from comparison import interleaved, report, start
 from peers import THREADS, contest
 
-TOKENS = 512
+TOKENS, TRIAL = 512, 128
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     started = start(parser)
     weights, repeats = started.options.weights, started.options.repeats
-    with contest(TOKENS, weights, lambda peer, tokens: peer.prefill(tokens)) as sides:
+    with contest(TOKENS, weights, lambda peer, tokens: peer.prefill(tokens[:TRIAL])) as sides:
         runs = {
             "ours": lambda: sides.ours(1),
             "llama.cpp": lambda: sides.llama_cpp.prefill(sides.tokens),

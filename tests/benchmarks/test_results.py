@@ -113,10 +113,18 @@ def test_a_llama_that_uses_more_than_the_mask_is_no_peer(
 def test_a_peers_fastest_dtype_is_taken(load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     peers = load("peers")
     seconds = {"bfloat16": 2.0, "float32": 0.5}
-    monkeypatch.setattr(peers, "best_seconds", lambda trial: seconds[trial()])
+    monkeypatch.setattr(peers, "best_seconds", lambda trial, beaten_by: seconds[trial()])
     made, dtype = peers.fastest(lambda dtype: dtype, lambda one: one)
     assert (made, dtype) == ("float32", "float32")
-    assert "bfloat16 2 s, float32 0.5 s: float32 it is" in capsys.readouterr().out
+    assert "float32 0.5 s, bfloat16 2 s: float32 it is" in capsys.readouterr().out
+
+
+def test_a_setting_that_is_far_behind_is_not_tried_twice(load):
+    comparison, calls = load("comparison"), []
+    assert comparison.best_seconds(lambda: calls.append(0), beaten_by=0.0) >= 0
+    assert len(calls) == 1
+    comparison.best_seconds(lambda: calls.append(0))
+    assert len(calls) == 4
 
 
 def test_roofs_are_bytes_over_bandwidth_and_operations_over_the_peak(load):
