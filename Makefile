@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all check bench peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -27,10 +27,16 @@ check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# make bench NAME=prefill; without NAME all of benchmarks/
+# make bench NAME=prefill; without NAME all of benchmarks/. MASK=avx2 or avx512_vnni plays a lower kind of processor (make
+# peers builds its llama.cpp first), JSON=results.jsonl keeps the results for benchmarks/table.py
 bench: $(VENV)/.installed-bench
-	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(filter-out %/comparison.py %/peers.py %/load.py %/servers.py %/arrivals.py,$(wildcard benchmarks/*.py)))); do \
-	  $(BIN)/python $$file; done
+	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out $(SHARED:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py)))); do \
+	  $(if $(JSON),BEDPLATE_BENCH_JSON=$(JSON)) $(BIN)/python $$file $(if $(MASK),--mask $(MASK)); done
+SHARED := arrivals build_peers comparison goals load machine masks peers roof sampling servers table
+
+# llama.cpp for lower kinds of processor, into .peers; some minutes each
+peers: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/build_peers.py $(MASK)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py

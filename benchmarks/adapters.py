@@ -1,8 +1,8 @@
 """16 sequences, each with a LoRA adapter of its own (r 16, all linears), 128 tokens in and 128 out, greedy.
 
-Against peft's mixed batch (`adapter_names`), and against our own base without adapters. Then 32 adapters registered, of
-which 8 are hot: 32 sequences whose adapters follow Zipf's law (exponent 1.2), in groups of 16 as they come.
-Output tokens per second, prompts included in the time.
+Against peft's mixed batch (`adapter_names`) in its fastest dtype here, and against our own base without adapters. Then
+32 adapters registered, of which 8 are hot: 32 sequences whose adapters follow Zipf's law (exponent 1.2), in groups of
+16 as they come. Output tokens per second, prompts included in the time.
 
 usage: adapters.py [--weights int4] [--repeats 3]
 """
@@ -19,15 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
+import goals
+import sampling
 from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
 from bedplate.adapters.peft import peft_files
 from bedplate.inference.engine import Engine
-from bedplate.models.checkpoints.base import Base, load_base, locate
+from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import family_in
-from comparison import Row, interleaved, need, report
-from peers import BASE, THREADS, Transformers, exported, generations, prompt_tokens
+from comparison import Row, interleaved, need, report, start
+from peers import BASE, THREADS, Transformers, exported, fastest, generations, our_base, prompt_tokens
 
-SEQUENCES, PROMPT, OUTPUT = 16, 128, 128
+SEQUENCES, PROMPT, OUTPUT, TRIAL = 16, 128, 128, 4
 REGISTERED, HOT = 32, 8
 LORA = LoraConfig(r=16, alpha=32.0)
 
@@ -45,13 +47,15 @@ def random_adapter(base: Base, seed: int) -> dict[str, torch.Tensor]:
 class Peft:
     """peft's model with all adapters loaded, generating in mixed batches."""
 
-    def __init__(self, directory: Path, base: Base, adapters: Sequence[dict[str, torch.Tensor]], scratch: Path) -> None:
+    def __init__(
+        self, directory: Path, base: Base, adapters: Sequence[dict[str, torch.Tensor]], scratch: Path, dtype: str
+    ) -> None:
         import peft
 
         weights = family_in(base, "hf").weights
-        model: Any = Transformers(directory).model
+        model: Any = Transformers(directory, dtype).model
         for i, tensors in enumerate(adapters):
-            place = scratch / f"adapter{i}"
+            place = scratch / f"adapter{i}-{dtype}"
             place.mkdir()
             for name, content in peft_files(LORA, tensors, weights, base_name=BASE).items():
                 (place / name).write_bytes(content)
@@ -59,7 +63,7 @@ class Peft:
                 model = peft.PeftModel.from_pretrained(model, str(place), adapter_name="0")
             else:
                 model.load_adapter(str(place), adapter_name=str(i))
-        self._model = model.to(torch.bfloat16).eval()
+        self._model = model.to(getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int], length: int) -> None:
@@ -82,10 +86,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
+    started = start(parser)
+    arguments = started.options
     version = need("peft", "peft")
-    torch.set_num_threads(THREADS)
-    base = load_base(locate(BASE))
+    base = our_base()
     tensors = [random_adapter(base, seed) for seed in range(REGISTERED)]
     seeds = count()
 
@@ -98,8 +102,11 @@ def main() -> None:
     ):
         for i, adapter in enumerate(tensors):
             engine.load_adapter(f"skin{i}", LORA, adapter)
-        peft = Peft(directory, base, tensors, directory)
         distinct, traffic = list(range(SEQUENCES)), zipf(2 * SEQUENCES)
+        peft, dtype = fastest(
+            lambda dtype: Peft(directory, base, tensors, directory, dtype),
+            lambda one: one.generate(fresh(SEQUENCES), distinct, TRIAL),
+        )
 
         def ours(adapters: Sequence[int] | None, number: int = SEQUENCES) -> None:
             names = [] if adapters is None else [f"skin{i}" for i in adapters]
@@ -117,24 +124,26 @@ def main() -> None:
             },
             arguments.repeats,
         )
-        # The peer takes minutes: once each, after a few tokens to warm up.
-        peft.generate(fresh(SEQUENCES), distinct, 4)
+        # The peer takes minutes: once each, after the trial that chose its dtype.
         for name, adapters in (("peft", distinct), ("peft, zipf", traffic)):
-            start = time.perf_counter()
+            began = time.perf_counter()
             theirs(adapters)
-            seconds[name] = time.perf_counter() - start
+            seconds[name] = time.perf_counter() - began
         kernel = engine.kernel
+        if arguments.profile:
+            print(sampling.largest_parts(lambda: ours(distinct)))
     tokens = {name: SEQUENCES * OUTPUT * (2 if "zipf" in name else 1) for name in seconds}
     speed = {name: tokens[name] / value for name, value in seconds.items()}
     print(
-        f"{PROMPT} in, {OUTPUT} out, {THREADS} threads, ours {arguments.weights} ({kernel}), peft bfloat16, "
+        f"{PROMPT} in, {OUTPUT} out, {THREADS} threads, ours {arguments.weights} ({kernel}), peft {dtype}, "
         f"medians of {arguments.repeats}, peft once; distinct adapters in the Zipf traffic: {len(set(traffic))}"
     )
+    goal, unit = goals.of(started.machine.level), "tokens/s"
     report(
         [
-            Row("lora16", speed["distinct"], speed["peft"], "tokens/s", "peft", version, goal=4.0),
-            Row("lora16_base", speed["distinct"], speed["base"], "tokens/s", "own base", "-", goal=0.6),
-            Row("lora_zipf", speed["zipf"], speed["peft, zipf"], "tokens/s", "peft", version, goal=4.0),
+            Row("lora16", speed["distinct"], speed["peft"], unit, "peft", version, goal["lora16"], peer_setting=dtype),
+            Row("lora16_base", speed["distinct"], speed["base"], unit, "own base", "-", goal["lora16_base"]),
+            Row("lora_zipf", speed["zipf"], speed["peft, zipf"], unit, "peft", version, goal["lora16"], False, dtype),
         ]
     )
 

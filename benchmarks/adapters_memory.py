@@ -14,13 +14,10 @@ import ctypes
 import gc
 from pathlib import Path
 
-import torch
-
 from adapters import LORA, random_adapter
 from bedplate.inference.engine import Engine
-from bedplate.models.checkpoints.base import load_base, locate
-from comparison import Row, report
-from peers import BASE, THREADS, generations, prompt_tokens
+from comparison import Row, report, start
+from peers import THREADS, generations, our_base, prompt_tokens
 
 PROMPT, OUTPUT = 16, 4
 BFLOAT16 = 2
@@ -38,9 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--adapters", type=int, default=100)
-    arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    base = load_base(locate(BASE), dtype="bfloat16")
+    arguments = start(parser).options
+    base = our_base()
     number, own = arguments.adapters, 0
     settings = {"weights": arguments.weights, "kernel": "native", "adapters": number}
     # No room for cached prefixes: those of 100 adapters would count as the adapters'.
@@ -51,7 +47,7 @@ def main() -> None:
 
         random_adapter(base, 0)  # what torch allocates once
         use(0, None)
-        start = resident()
+        at_first = resident()
         for i in range(number):
             use(i, None)
         before = resident()
@@ -64,7 +60,7 @@ def main() -> None:
         grown = resident() - before
     print(
         f"{number} adapters of {own / number / 1e6:.2f} MB, base {arguments.weights} (native), {THREADS} threads: "
-        f"{start / 1e6:.0f} MB with base and engine, {(before - start) / 1e6:+.1f} MB after {number} answers, "
+        f"{at_first / 1e6:.0f} MB with base and engine, {(before - at_first) / 1e6:+.1f} MB after {number} answers, "
         f"then {grown / 1e6:+.1f} MB with the adapters, {own / 1e6:.1f} MB of which are theirs: {grown / own:.3f} times"
     )
     report([Row("adapters_memory", grown / own, 1.2, "x own bytes", "bound", "-", goal=1.0, lower_is_better=True)])

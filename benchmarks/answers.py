@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from comparison import start
+
 GOAL_SECONDS = 0.5
 DECIDE = Path(__file__).parent.parent / "examples" / "decide"
 COMMANDS: dict[str, list[str]] = {
@@ -31,7 +33,7 @@ COMMANDS: dict[str, list[str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    repeats = start(parser).options.repeats
     found = {name: [seconds(command) for _ in range(repeats)] for name, command in COMMANDS.items()}
     medians = {name: statistics.median(times) for name, times in found.items()}
     for name, median in medians.items():

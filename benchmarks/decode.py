@@ -1,4 +1,5 @@
-"""Decode of 128 tokens after 512, batch 1, greedy, against llama.cpp and transformers (bfloat16), tokens per second.
+"""Decode of 128 tokens after 512, batch 1, greedy, against llama.cpp and transformers (its fastest dtype here), tokens
+per second; and how far that is from reading the weights at the memory's bandwidth.
 
 Each turn runs the prompt alone and then the prompt with its continuation; the difference is the decode.
 
@@ -8,12 +9,21 @@ usage: decode.py [--tokens 128] [--repeats 5] [--weights int4]
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from comparison import interleaved, report
+import goals
+import roof
+import sampling
+from comparison import interleaved, report, start
 from peers import THREADS, LlamaCpp, Transformers, contest
 
-PROMPT = 512
+PROMPT, TRIAL = 512, 16
+
+
+def trial(peer: Transformers, tokens: Sequence[int]) -> None:
+    """A few steps after a short prompt."""
+    peer.prefill(tokens[:32])
+    peer.decode(TRIAL)
 
 
 def main() -> None:
@@ -21,9 +31,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
-    arguments = parser.parse_args()
+    started = start(parser)
+    arguments = started.options
     count: int = arguments.tokens
-    with contest(PROMPT, arguments.weights) as sides:
+    with contest(PROMPT, arguments.weights, trial) as sides:
 
         def whole(peer: LlamaCpp | Transformers) -> Callable[[], None]:
             def run() -> None:
@@ -47,7 +58,11 @@ def main() -> None:
             f"{count} tokens after {PROMPT}, {THREADS} threads, ours in {arguments.weights} ({sides.engine.kernel}), "
             f"medians of {arguments.repeats}"
         )
-        report(sides.rows("decode", speed, goal=1.5))
+        spec, context = sides.engine.base.spec, PROMPT + count / 2
+        print(roof.decode(spec, arguments.weights, context, 1, speed["ours"], started.machine))
+        if arguments.profile:
+            print(sampling.largest_parts(lambda: sides.ours(count + 1)))
+        report(sides.rows("decode", speed, goals.of(started.machine.level)["decode"]))
 
 
 if __name__ == "__main__":

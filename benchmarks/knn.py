@@ -22,7 +22,7 @@ from bedplate.inference.loaded import load
 from bedplate.inference.neighbours import embed_texts
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.prompt import Demonstration
-from comparison import Row, interleaved, report
+from comparison import Row, interleaved, report, start
 
 GOAL_MS = 20.0
 QUESTION = "The battery lasts two days, but the screen scratches if you only look at it."
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--embed", action="store_true")
-    asked = parser.parse_args()
+    asked = start(parser).options
     ours = pool(asked.rows, asked.size, asked.k)
     query = np.random.default_rng(1).normal(size=asked.size).astype(np.float32)
     query /= np.linalg.norm(query)
@@ -91,10 +91,10 @@ def whole(ours: Neighbours, repeats: int) -> None:
     found: list[float] = []
     try:
         for turn in range(repeats + 3):
-            start = time.perf_counter()
+            began = time.perf_counter()
             ours.demonstrations(embed_texts(encoder.engine, [QUESTION], "mean")[0])
             if turn >= 3:
-                found.append(1000 * (time.perf_counter() - start))
+                found.append(1000 * (time.perf_counter() - began))
     finally:
         encoder.close()
     print(

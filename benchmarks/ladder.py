@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from comparison import start
+
 TASK = Path(__file__).parent.parent / "examples/reviews/task.yaml"
 GOAL = 1.3
 
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--task", type=Path, default=TASK)
     parser.add_argument("--budget", default=None, help="by default the task file's")
     parser.add_argument("--rungs", default=None, help="by default the task file's")
-    arguments = parser.parse_args()
+    arguments = start(parser).options
     if arguments.run is not None:
         report(arguments.run, None)
         return
@@ -42,9 +44,9 @@ def main() -> None:
         for name in ("budget", "rungs"):
             if getattr(arguments, name) is not None:
                 command += [f"--{name}", getattr(arguments, name)]
-        start = time.perf_counter()
+        began = time.perf_counter()
         subprocess.run(command, check=True, env={**os.environ, "BEDPLATE_HOME": str(home)})
-        report(out, time.perf_counter() - start)
+        report(out, time.perf_counter() - began)
 
 
 def link_pulled(home: Path) -> None:

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import tempfile
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+import masks
 from bedplate.inference.engine import Engine
 from bedplate.inference.requests import Generate, Sampling
-from bedplate.models.checkpoints.base import load_base, locate
+from bedplate.models.checkpoints.base import Base, load_base, locate
 from bedplate.models.checkpoints.export import export_base
-from comparison import Row, need
+from comparison import Row, best_seconds, need
 
-THREADS = min(2, os.cpu_count() or 1)
+THREADS = torch.get_num_threads()
+"""One for each core, as torch finds them (or OMP_NUM_THREADS says): every contestant gets as many."""
 BASE = "smollm2-135m"
+DTYPES = ("float32", "bfloat16")
+_T = TypeVar("_T")
+
+
+def our_base() -> Base:
+    """The base as the native kernel takes it, on every machine: what is compared is int4 from the same GGUF, and which
+    dtype would be chosen without being asked is another question (defaults.py)."""
+    return load_base(locate(BASE), dtype="bfloat16")
+
+
+def fastest(make: Callable[[str], _T], trial: Callable[[_T], object]) -> tuple[_T, str]:
+    """A peer in its fastest dtype here: made in each, tried briefly at what it will be measured at, the best of three
+    turns. Says what the others would have taken."""
+    found: dict[str, float] = {}
+    best: tuple[_T, str] | None = None
+    for dtype in DTYPES:
+        made = make(dtype)
+        found[dtype] = best_seconds(lambda made=made: trial(made), min(found.values(), default=float("inf")))
+        if found[dtype] == min(found.values()):
+            best = made, dtype
+    assert best is not None
+    tried = ", ".join(f"{dtype} {seconds:.3g} s" for dtype, seconds in found.items())
+    print(f"{type(best[0]).__name__} tried in {tried}: {best[1]} it is", flush=True)
+    return best
 
 
 def prompt_tokens(count: int, vocabulary: int, seed: int = 0) -> list[int]:
@@ -107,9 +133,9 @@ class LlamaCppBatch:
 
 
 class Transformers:
-    """transformers in bfloat16, the exported base, logits of the last position only."""
+    """transformers, the exported base in this dtype, logits of the last position only."""
 
-    def __init__(self, directory: Path, attention: str = "sdpa") -> None:
+    def __init__(self, directory: Path, dtype: str, attention: str = "sdpa") -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -117,7 +143,7 @@ class Transformers:
         # New names that older versions do not know.
         warnings.filterwarnings("ignore", "`past_key_values`|The `paged", FutureWarning)
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.bfloat16, attn_implementation=attention
+            directory, dtype=getattr(torch, dtype), attn_implementation=attention
         ).eval()
         self._cache: Any = None
         self._next = torch.zeros(1, 1, dtype=torch.int64)
@@ -166,12 +192,13 @@ def generations(prompts: Sequence[Sequence[int]], count: int, adapters: Sequence
 
 @dataclass(frozen=True)
 class Contest:
-    """Ours and the peers on one model, with the same prompt; `versions` by peer."""
+    """Ours and the peers on one model, with the same prompt; `versions` by peer, `dtype` of transformers."""
 
     engine: Engine
     tokens: tuple[int, ...]
     llama_cpp: LlamaCpp
     transformers: Transformers
+    dtype: str
     versions: dict[str, str]
     _seeds: Iterator[int] = field(default_factory=count)
 
@@ -181,34 +208,51 @@ class Contest:
         fresh = prompt_tokens(len(self.tokens), self.engine.base.spec.vocab_size, next(self._seeds))
         self.engine.run(generations([fresh], length))
 
-    def rows(self, name: str, speed: Mapping[str, float], goal: float | None = None) -> list[Row]:
-        """Tokens per second by contestant → the benchmark's rows. The goal is against llama.cpp."""
+    def rows(
+        self, name: str, speed: Mapping[str, float], goal: float | None = None, transformers_goal: float | None = None
+    ) -> list[Row]:
+        """Tokens per second by contestant → the benchmark's rows, with the goals against llama.cpp and transformers."""
         peers = {
-            "llama.cpp": ("llama-cpp-python", name, goal),
-            "transformers": ("transformers", f"{name}_transformers", None),
+            "llama.cpp": ("llama-cpp-python", name, goal, ""),
+            "transformers": ("transformers", f"{name}_transformers", transformers_goal, self.dtype),
         }
         return [
-            Row(title, speed["ours"], speed[peer], "tokens/s", package, self.versions[package], goal=wanted)
-            for peer, (package, title, wanted) in peers.items()
+            Row(
+                title,
+                speed["ours"],
+                speed[peer],
+                "tokens/s",
+                package,
+                self.versions[package],
+                goal=wanted,
+                peer_setting=setting,
+            )
+            for peer, (package, title, wanted, setting) in peers.items()
         ]
 
 
 def versions_of_peers() -> dict[str, str]:
-    """By distribution; ends the benchmark where one is missing."""
-    return {
+    """By distribution; ends the benchmark where one is missing, or where llama.cpp is not built for this processor."""
+    found = {
         "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
         "transformers": need("transformers", "transformers"),
     }
+    import llama_cpp
+
+    unfit = masks.llama_unfit(llama_cpp.llama_print_system_info().decode())
+    if unfit is not None:
+        print(f"NOT MEASURED: the installed llama.cpp is no fair peer: {unfit}; install it anew, or make peers")
+        sys.exit(3)
+    return found
 
 
 @contextmanager
-def contest(prompt: int, weights: str) -> Generator[Contest]:
+def contest(prompt: int, weights: str, trial: Callable[[Transformers, Sequence[int]], object]) -> Generator[Contest]:
     """SmolLM2-135M as ours (with weights of this form, no guessing), llama.cpp's and transformers', and `prompt` tokens
-    to begin with."""
+    to begin with. trial: what transformers' dtype is chosen by."""
     versions = versions_of_peers()
-    torch.set_num_threads(THREADS)
-    path = locate(BASE)
-    base = load_base(path)
+    path, base = locate(BASE), our_base()
+    tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
     with exported() as directory, Engine(base, weights=weights, speculate=False) as engine:
-        tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
-        yield Contest(engine, tokens, LlamaCpp(path), Transformers(directory), versions)
+        peer, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda one: trial(one, tokens))
+        yield Contest(engine, tokens, LlamaCpp(path), peer, dtype, versions)

@@ -22,8 +22,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from bedplate.economics.machine import EngineSpeed, Load, ServerSpeed, step_seconds
 from bedplate.economics.serving import saturated_rates
 from bedplate.economics.simulation import Service, simulate
@@ -34,8 +32,9 @@ from bedplate.inference.measure import StepLog, load_of, measure_engine
 from bedplate.inference.measure_server import measure_server
 from bedplate.inference.measure_tuning import StepKind, fastest_steps, measure_tuning
 from bedplate.inference.requests import Generate, Sampling
-from bedplate.models.checkpoints.base import Base, load_base, locate
-from peers import BASE, THREADS
+from bedplate.models.checkpoints.base import Base
+from comparison import start
+from peers import BASE, our_base
 from servers import running
 
 PROMPTS = (48, 100, 200, 300, 400, 700, 1000, 1800)
@@ -73,9 +72,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--markdown", type=Path)
-    asked = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    base, parts = load_base(locate(BASE)), asked.parts.split(",")
+    asked = start(parser).options
+    base, parts = our_base(), asked.parts.split(",")
     found: dict[str, list[Row]] = {}
     for number in range(asked.rounds):
         speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
@@ -181,9 +179,8 @@ def serving(base: Base, speed: EngineSpeed, weights: str, count: int, seed: int)
     """A live server against the simulation of the same calls."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "server.yaml"
-        file.write_text(
-            f"bases: [{{source: {BASE}, name: {BASE}, weights: {weights}, speculate: false}}]\nport: 0\n", "utf-8"
-        )
+        one = f"{{source: {BASE}, name: {BASE}, dtype: bfloat16, weights: {weights}, speculate: false}}"
+        file.write_text(f"bases: [{one}]\nport: 0\n", "utf-8")
         with running("--config", str(file)) as url:
             before = measure_server(url, BASE, speed, base.spec.vocab_size)
             rates = saturated_rates(_service(speed, before), TRAFFIC, 1)

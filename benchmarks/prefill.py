@@ -1,31 +1,42 @@
-"""Prefill of 512 tokens against llama.cpp (the same GGUF) and transformers (bfloat16), batch 1, tokens per second.
+"""Prefill of 512 tokens against llama.cpp (the same GGUF) and transformers (its fastest dtype here), batch 1, tokens
+per second; and how far that is from the product peak of our kernel.
 
-usage: prefill.py [--weights int4]
+usage: prefill.py [--weights int4] [--repeats 9]
 """
 
 from __future__ import annotations
 
 import argparse
 
-from comparison import interleaved, report
+import goals
+import roof
+import sampling
+from comparison import interleaved, report, start
 from peers import THREADS, contest
 
-TOKENS, REPEATS = 512, 9
+TOKENS, TRIAL = 512, 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
-    weights: str = parser.parse_args().weights
-    with contest(TOKENS, weights) as sides:
+    parser.add_argument("--repeats", type=int, default=9)
+    started = start(parser)
+    weights, repeats = started.options.weights, started.options.repeats
+    with contest(TOKENS, weights, lambda peer, tokens: peer.prefill(tokens[:TRIAL])) as sides:
         runs = {
             "ours": lambda: sides.ours(1),
             "llama.cpp": lambda: sides.llama_cpp.prefill(sides.tokens),
             "transformers": lambda: sides.transformers.prefill(sides.tokens),
         }
-        seconds = interleaved(runs, REPEATS)
-        print(f"{TOKENS} tokens, {THREADS} threads, ours in {weights} ({sides.engine.kernel}), median of {REPEATS}")
-        report(sides.rows("prefill", {name: TOKENS / value for name, value in seconds.items()}, goal=3.0))
+        seconds = interleaved(runs, repeats)
+        print(f"{TOKENS} tokens, {THREADS} threads, ours in {weights} ({sides.engine.kernel}), median of {repeats}")
+        speed = {name: TOKENS / value for name, value in seconds.items()}
+        print(roof.prefill(sides.engine.base.spec, weights, TOKENS, speed["ours"], started.machine))
+        if started.options.profile:
+            print(sampling.largest_parts(lambda: sides.ours(1)))
+        goal = goals.of(started.machine.level)
+        report(sides.rows("prefill", speed, goal["prefill"], goal["prefill_transformers"]))
 
 
 if __name__ == "__main__":

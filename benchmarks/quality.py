@@ -12,14 +12,12 @@ import argparse
 import math
 from collections.abc import Sequence
 
-import torch
-
 from bedplate.data.sources import read_rows
 from bedplate.inference.engine import Engine
 from bedplate.inference.requests import Generate, Generation, Sampling
-from bedplate.models.checkpoints.base import Base, load_base, locate
-from comparison import Row, report
-from peers import BASE, THREADS
+from bedplate.models.checkpoints.base import Base
+from comparison import Row, report, start
+from peers import our_base
 
 WINDOW = 512
 
@@ -46,9 +44,8 @@ def perplexity(engine: Engine, texts: Sequence[tuple[int, ...]]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=16384)
-    arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    base = load_base(locate(BASE))
+    arguments = start(parser).options
+    base = our_base()
     texts = windows(base, arguments.tokens)
     found: dict[str, float] = {}
     for weights, kernel in (("bfloat16", "torch"), ("bfloat16", "native"), ("int8", "native"), ("int4", "native")):

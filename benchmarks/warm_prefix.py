@@ -10,13 +10,10 @@ import statistics
 import time
 from itertools import count
 
-import torch
-
 from bedplate.inference.engine import Engine
 from bedplate.inference.requests import Generate, Sampling
-from bedplate.models.checkpoints.base import load_base, locate
-from comparison import Row, report
-from peers import BASE, THREADS, prompt_tokens
+from comparison import Row, report, start
+from peers import THREADS, our_base, prompt_tokens
 
 PROMPT, QUESTION = 2000, 24
 
@@ -25,9 +22,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
-    base = load_base(locate(BASE))
+    arguments = start(parser).options
+    base = our_base()
     seeds = count(1)
     skin = prompt_tokens(PROMPT, base.spec.vocab_size)
     with Engine(base, weights=arguments.weights, speculate=False) as engine:
@@ -35,9 +31,9 @@ def main() -> None:
         def first_token(prompt: list[int]) -> float:
             tokens = (*prompt, *prompt_tokens(QUESTION, base.spec.vocab_size, next(seeds)))
             request = Generate(tokens, Sampling(max_tokens=1, ignore_eos=True), shared_tokens=PROMPT)
-            start = time.perf_counter()
+            began = time.perf_counter()
             engine.run([request])
-            return time.perf_counter() - start
+            return time.perf_counter() - began
 
         engine.pin(skin)
         cold, warm = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Event, Thread
@@ -13,6 +14,7 @@ import torch
 from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.pace import Pace
 from bedplate.adaptation.report import Report
 from bedplate.adaptation.rungs import RUNGS, Plan
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
@@ -22,6 +24,7 @@ from bedplate.adaptation.spec import load_adapt_task
 from bedplate.adaptation.start import LOCK_FILE
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
+from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_examples, load_task
 from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.inference.predict import Prediction
@@ -129,29 +132,60 @@ def test_exported_skins_give_the_reports_answers(run: tuple[Report, Path, Path])
         assert [a.output for a in answers] == [each["prediction"] for each in report.data["rows"]["test"][row["rung"]]]
 
 
+def own_copy(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the shared run and its home, for a test that adds to them: others look at what the run left, in any order."""
+    for name in ("home", "out"):
+        shutil.copytree(directory / name, tmp_path / name)
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    return tmp_path / "out"
+
+
 def test_the_same_command_reuses_everything_and_says_the_same(
-    run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch
+    run: tuple[Report, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     report, directory, task = run
-    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+    out = own_copy(directory, tmp_path, monkeypatch)
 
     def refuse(*_: object) -> object:
         raise AssertionError("a finished rung was fitted again")
 
     for rung in RUNGS.values():
         monkeypatch.setattr(type(rung), "fit", refuse)
-    again = adapt(task, directory / "out", seed=0, rungs=ALONE)
+    again = adapt(task, out, seed=0, rungs=ALONE)
     for key in report.data:
         if key != "timing":
             assert again.data[key] == report.data[key], key
-    assert len(read_jsonl(directory / "home" / "ledger" / "test-openings.jsonl")) == 1
+    assert len(read_jsonl(Ledger().path)) == 1
+
+
+def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a measured limit left out stays out: another nominee would open test again, as a second verdict."""
+    rungs = ["majority", "zero_shot", "few_shot"]
+
+    def climb(call: float, **settings: object) -> Report:
+        pace = Pace(token=1e-6, call=call, tokens=10.0)
+        monkeypatch.setattr("bedplate.adaptation.context.measure_pace", lambda *_: pace)
+        return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
+
+    busy, quiet = climb(100.0), climb(0.001)
+    assert busy.row("few_shot")["status"] == "skipped"
+    assert "takes 100000 ms here" in busy.row("few_shot")["reason"]
+    for key in busy.data:
+        if key != "timing":
+            assert quiet.data[key] == busy.data[key], key
+    openings = Ledger().path
+    assert [entry["number"] for entry in read_jsonl(openings)] == [1]
+    other = climb(0.001, **{"adapt.budget.p95_ms": 50_000})
+    assert other.row("few_shot")["status"] == "done", "another limit is another question"
 
 
 def test_another_verdict_on_the_same_rows_is_exploratory(
     run: tuple[Report, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     _, directory, task = run
-    monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
+    own_copy(directory, tmp_path, monkeypatch)
     again = adapt(task, tmp_path / "other", rungs=["zero_shot"], overrides=["adapt.target.value=0.3"])
     assert again.verdict["exploratory"] is True
     assert again.verdict["reason"].startswith("EXPLORATORY")

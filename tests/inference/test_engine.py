@@ -334,7 +334,7 @@ def test_closing_fails_what_has_not_ended(tiny_dir: Path) -> None:
     stream = engine.submit(Generate((5,), Sampling(max_tokens=500, ignore_eos=True)))
     engine.close()
     with pytest.raises(UsageError, match="closed"):
-        stream.result(timeout=5)
+        stream.result(timeout=60)
     with pytest.raises(UsageError, match="closed"):
         engine.submit(Generate((5,)))
 

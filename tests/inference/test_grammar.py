@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.grammar import CACHED, Grammars, Matcher, mask_words, unpack
+from bedplate.inference.grammar import CACHED, Grammars, Matcher, allowed_ids, mask_words, unpack, withhold
 from bedplate.inference.requests import Grammar, Sampling
 from bedplate.inference.sampler import RowState, sample
 from bedplate.text.tokenizer import Tokenizer
@@ -250,6 +250,77 @@ def follow(matcher: Matcher, tokens: Sequence[int], vocab_size: int) -> int:
             return count
         matcher.advance(token)
     return len(tokens)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar("json_schema", json.dumps({"type": "array", "items": {"enum": ["red", "green"]}, "maxItems": 9})),
+        Grammar("json_object", ""),
+        Grammar("regex", r"[a-z]{2,5}@[a-z]+\.com"),
+        Grammar("choice", json.dumps(["red", "green", "reddish brown", "blue sky"])),
+        Grammar("ebnf", 'start: "a" [start] "b" | /[0-9]+/'),
+    ],
+    ids=lambda grammar: grammar.kind,
+)
+def test_what_is_permitted_without_a_mask_is_what_the_mask_allows(
+    grammars: Grammars, tokenizer: Tokenizer, grammar: Grammar
+) -> None:
+    """Every token at every step of some texts: yes only for what the mask allows, and no only where tokens are forced
+    or for the end of a text."""
+    noise = np.random.default_rng(0)
+    allowed = np.zeros((1, mask_words(tokenizer.vocab_size)), dtype=np.int32)
+    asked = 0
+    for _ in range(3):
+        matcher = grammars.matcher(grammar)
+        for _ in range(12):
+            matcher.fill(allowed[0])
+            bits = unpack(allowed, tokenizer.vocab_size)[0]
+            assert allowed_ids(allowed[0]).tolist() == np.flatnonzero(bits).tolist()
+            forced = matcher.forced()
+            for token in set(range(tokenizer.vocab_size)) - {END}:
+                assert matcher.permits(token) == (bool(bits[token]) and not forced), (token, forced)
+                asked += 1
+            texts = np.flatnonzero(bits)[np.flatnonzero(bits) != END]
+            if not len(texts):
+                break
+            matcher.advance(int(noise.choice(texts)))
+            if matcher.complete:
+                break
+    assert asked > tokenizer.vocab_size
+
+
+@settings(max_examples=60, deadline=None)
+@given(ids=st.sets(st.integers(0, 99)), out=st.sets(st.integers(0, 99)))
+def test_ids_are_taken_out_of_a_mask_unless_none_would_be_left(ids: set[int], out: set[int]) -> None:
+    words = np.zeros(mask_words(100), dtype=np.int32)
+    for index in ids:
+        words.view(np.uint32)[index // 32] |= np.uint32(1 << index % 32)
+    assert withhold(words, out) is bool(ids - out)
+    assert allowed_ids(words).tolist() == sorted(ids - out or ids)
+
+
+def test_a_likeliest_token_is_the_same_with_and_without_a_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """What a row is permitted at once is what the sampler would have chosen over its whole mask."""
+    noise = torch.Generator().manual_seed(3)
+    schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 4}}, "required": ["a"]}
+    row = RowState(
+        Sampling(max_tokens=200, ignore_eos=True),
+        (1,),
+        matcher=grammars.matcher(Grammar("json_schema", json.dumps(schema))),
+        end_ids=frozenset({END}),
+    )
+    permitted = 0
+    for _ in range(150):
+        logits = torch.randn(1, tokenizer.vocab_size, generator=noise)
+        likeliest, chosen = int(logits.argmax()), int(sample(logits, [row])[0])
+        if row.permits(likeliest):
+            permitted += 1
+            assert chosen == likeliest
+        row.take(chosen)
+        if row.complete:
+            break
+    assert permitted > 5
 
 
 def test_forced_tokens_are_those_that_the_masks_leave(grammars: Grammars, tokenizer: Tokenizer) -> None:

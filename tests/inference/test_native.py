@@ -553,8 +553,8 @@ def test_runs_in_a_forked_process(model_and_native: tuple[Decoder, NativeDecoder
     process = context.Process(target=_decode_in_child, args=(queue, native, model.spec))
     process.start()
     try:
-        assert queue.get(timeout=30) == expected
+        assert queue.get(timeout=240) == expected
     finally:
-        process.join(10)
+        process.join(60)
         if process.is_alive():
             process.kill()

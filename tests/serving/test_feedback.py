@@ -378,10 +378,10 @@ def test_own_expressions_come_after_named_ones():
 
 def test_an_expression_that_runs_away_is_stopped():
     redactor = Redactor((Expression(name="evil", pattern=r"(?:a+b?)+c"),))
-    start = time.monotonic()
+    start = time.thread_time()  # of this thread alone: the machine may be busy
     with pytest.raises(RedactionTimeout):
         redactor.clean("a" * 5000)
-    assert time.monotonic() - start < 2
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def priced(files: Files, tmp_path) -> Iterator[Server]:
 
 
 def scrape(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    with httpx.Client(trust_env=False, timeout=2) as client:
+    with httpx.Client(trust_env=False, timeout=30) as client:
         response = client.get(f"{server.url}/metrics")
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/plain")
@@ -121,18 +121,18 @@ def test_a_scrape_does_not_wait_for_the_engine(priced, monkeypatch):
 
     def holds(logits, rows):
         inside.set()
-        leave.wait(20)
+        leave.wait(60)
         return sample(logits, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr("bedplate.inference.runner.sample", holds)
         with send(priced, ENDLESS), send(priced, ENDLESS):
-            assert inside.wait(10)
+            assert inside.wait(60)
             began = time.perf_counter()
             found = scrape(priced)
             seconds = time.perf_counter() - began
             leave.set()
-    assert seconds < 1.0
+    assert seconds < 30  # not when the step is over, which waits for this
     assert of(found, "num_requests_running") + of(found, "num_requests_waiting") >= 1
     assert priced.idle()
 

@@ -99,7 +99,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
 def test_fields(live, fields, param, stream):
     begin = time.monotonic()
     refused(live.chat(**fields, stream=stream), 400, param=param)
-    assert time.monotonic() - begin < 5  # the machine may be busy
+    assert time.monotonic() - begin < 30  # a pattern that runs away takes for ever  # the machine may be busy
 
 
 def test_the_context(live):
@@ -123,7 +123,7 @@ def test_costly_patterns_work_or_are_refused(live):
         begin = time.monotonic()
         reply = live.chat(guided_regex=pattern, max_tokens=8)
         assert reply.status_code == 200 or refused(reply, 400, param="guided_regex")
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30  # a pattern that runs away takes for ever
 
 
 def test_many_schemas_take_bounded_time_and_memory(live):

@@ -207,9 +207,8 @@ def test_what_cannot_be_enforced_is_refused(server: Server, fields: dict[str, An
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param), error
     assert len(error["message"]) < 700
-    assert (
-        response.elapsed.total_seconds() < 5
-    )  # the machine may be busy; the processor time is tested with the grammar
+    # the machine may be busy; the processor time is tested with the grammar
+    assert response.elapsed.total_seconds() < 30
     assert server.chat(guided_choice=["ok"], max_tokens=9).json()["choices"][0]["message"]["content"] == "ok"
     assert server.idle()
 

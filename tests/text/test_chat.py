@@ -206,10 +206,10 @@ HOSTILE = [
 @pytest.mark.parametrize("source", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "STEPS", 200_000)
-    start = time.monotonic()
+    start = time.process_time()  # not the clock's: the machine may be busy
     with pytest.raises(TemplateError):
         ChatTemplate(source).render([{"role": "user", "content": "x"}])
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_time_runs_out_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,15 @@ from bedplate.adaptation.abstention import abstaining
 from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs import Result, Rung, Skip
-from bedplate.adaptation.rungs.base import RungOutcome, read_plan, read_result, write_plan, write_result
+from bedplate.adaptation.rungs.base import (
+    RungOutcome,
+    read_plan,
+    read_result,
+    read_skip,
+    write_plan,
+    write_result,
+    write_skip,
+)
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Job, LocalExecutor
 from bedplate.core.files import DISK_FULL, sha256_json
@@ -38,6 +46,11 @@ def climb(
         context.clock.charge(result.usd)
         plan = read_plan(directory, config)
         return RungOutcome(rung.name, "done", result.reason, result, seconds, plan, reused=True)
+    limits = _limits_of(context, config)
+    left_out = read_skip(directory, limits) if within is None else None
+    if left_out is not None:
+        skipped, seconds = left_out
+        return RungOutcome(rung.name, "skipped", skipped.reason, None, seconds, skip=skipped.kind, reused=True)
     job = Job(rung.name, lambda: _fit(context, rung, directory, config, within))
     outcome = next(LocalExecutor().run([job]))
     if outcome.error is not None:
@@ -52,6 +65,8 @@ def climb(
         return RungOutcome(rung.name, "failed", what, None, outcome.seconds, read_plan(directory, config))
     if isinstance(outcome.value, Skip):
         skipped = outcome.value
+        if within is None and skipped.kind == "budget":
+            write_skip(directory, limits, outcome.seconds, skipped)
         return RungOutcome(rung.name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind)
     assert outcome.value is not None
     write_result(directory, config, outcome.seconds, outcome.value)
@@ -70,6 +85,15 @@ def config_of(context: Context, rung: Rung) -> str:
     own = context.settings_of(rung.name)
     settings = {} if own is None else {"settings": own}
     return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **context.fingerprint()})
+
+
+def _limits_of(context: Context, config: str) -> str:
+    """Names what decides, beside the machine's speed at the moment, whether a limit of time or money leaves the rung
+    out. Once that is decided it stays so: a repeated command that found time for another rung would bring another
+    nominee, and so another verdict, to rows that had served one."""
+    spec = context.spec
+    guards = spec.guards.model_dump(mode="json")
+    return sha256_json([config, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
 
 
 def _fit(context: Context, rung: Rung, directory: Path, config: str, within: Clock | None) -> Result | Skip:

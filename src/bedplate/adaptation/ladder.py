@@ -68,7 +68,8 @@ def adapt(
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
-    data. The same call again goes on where an interrupted one stopped.
+    data. The same call again goes on where an interrupted one stopped; what it did and what a limit made it leave out
+    stays as it was.
 
     Raises ConfigError, DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.

@@ -80,20 +80,26 @@ class Generating:
         """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
         going, step = list(rows), 0
         while going:
-            plain = [row for row in going if row.job.plain and greedy is not None]
-            drawn = [row for row in going if not (row.job.plain and greedy is not None)]
+            drawn: list[Row] = []
             on: list[Row] = []
-            if greedy is not None:
-                for row in plain:
-                    token, logprob = greedy.tokens[row.at + step], greedy.logprobs[row.at + step]
+            for row in going:
+                if greedy is None or not row.job.plain:
+                    drawn.append(row)
+                    continue
+                token, logprob = greedy.tokens[row.at + step], greedy.logprobs[row.at + step]
+                # A row under a grammar mostly may have its likeliest token: then no mask is made.
+                if row.job.state is not None and row.job.state.permits(token):
                     if self._take(row.job, token, logprob, None) and row.draft[step : step + 1] == [token]:
                         on.append(row)
+                else:
+                    drawn.append(row)
             if drawn:
                 assert logits_WV is not None
                 at = [row.at + step for row in drawn]
                 with contextlib.nullcontext() if greedy is None else _one_thread():
-                    # Mostly all rows are drawn, and need not be copied.
-                    logits_BV = logits_WV if at == list(range(len(logits_WV))) else logits_WV[at]
+                    # Mostly the rows stand together, and need not be copied.
+                    together = at == list(range(at[0], at[0] + len(at)))
+                    logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
                     chosen = sample(logits_BV, [row.job.state for row in drawn if row.job.state is not None])
                     sums = logits_BV.logsumexp(dim=-1).tolist() if greedy is None else [greedy.logsumexp[i] for i in at]
                     picked = logits_BV.gather(1, chosen[:, None])[:, 0].tolist()
@@ -185,8 +191,8 @@ def _timing(job: Job) -> Timing:
 
 
 def is_plain(request: Generate) -> bool:
-    """Whether the likeliest token is all that is asked for."""
+    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
     s = request.sampling
     greedy = s.temperature == 0 and not s.logprobs and s.min_tokens == 0
     penalties = s.repetition_penalty != 1.0 or bool(s.presence_penalty or s.frequency_penalty or s.logit_bias)
-    return greedy and not penalties and request.grammar is None
+    return greedy and not penalties

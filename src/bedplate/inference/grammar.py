@@ -120,6 +120,18 @@ class Matcher:
         if self.failure is not None:
             allowed_W.fill(-1)
 
+    def permits(self, token: int) -> bool:
+        """Whether a mask would allow this token, which no end of a text is; to ask for one token costs a hundredth of
+        a mask. False is also the answer where only a mask tells: where the next tokens are forced it holds the one
+        that text is written with, and others that spell the same are left out."""
+        if self.failure is not None:
+            return False
+        begin = time.thread_time()
+        found = not self._inner.compute_ff_tokens() and self._inner.validate_tokens([token]) == 1
+        self._left -= time.thread_time() - begin
+        self._left += STEP_SECONDS if found else 0.0  # where it is not, the mask's own call grants the step's time
+        return found
+
     def advance(self, token: int) -> None:
         """Takes a token that the last mask allowed."""
         begin = time.thread_time()
@@ -150,6 +162,26 @@ class Matcher:
 def mask_words(vocab_size: int) -> int:
     """W: 32-bit words of one row's mask."""
     return (vocab_size + 31) // 32
+
+
+def allowed_ids(allowed_W: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The ids that one row's mask allows, ascending."""
+    words = allowed_W.nonzero()[0]
+    bits = np.unpackbits(allowed_W[words].view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    at, bit = bits.nonzero()
+    return words[at] * 32 + bit
+
+
+def withhold(allowed_W: NDArray[np.int32], ids: Iterable[int]) -> bool:
+    """Takes ids out of a row's mask; leaves it as it is, and says False, where nothing would be left."""
+    before = allowed_W.copy()
+    words_W = allowed_W.view(np.uint32)
+    for index in ids:
+        words_W[index >> 5] &= np.uint32(~(1 << (index & 31)) & 0xFFFFFFFF)
+    if allowed_W.any():
+        return True
+    allowed_W[:] = before
+    return False
 
 
 def unpack(allowed_CW: NDArray[np.int32], vocab_size: int) -> NDArray[np.bool_]:

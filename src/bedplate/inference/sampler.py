@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.inference.grammar import Matcher, mask_words, unpack
+from bedplate.inference.grammar import Matcher, allowed_ids, mask_words, unpack, withhold
 from bedplate.inference.requests import Sampling
 
 # Most rows' mass lies in few tokens: a full sort is done only for rows where these do not hold top_p of it.
 HEAD = 256
+MANY_WORDS = 64
+"""Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
+_NEVER = np.float32(-np.inf)
 
 
 @dataclass
@@ -55,6 +58,12 @@ class RowState:
         if self.matcher is not None:
             self.matcher.advance(token)
 
+    def permits(self, token: int) -> bool:
+        """Whether the likeliest token may be chosen, where that can be told without a mask."""
+        if token in self.withheld:
+            return False
+        return self.matcher is None or (token not in self.end_ids and self.matcher.permits(token))
+
     @property
     def complete(self) -> bool:
         """Nothing may follow any more: the grammar has come to its end."""
@@ -78,7 +87,8 @@ class RowState:
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Next token ids int64 [B]. The logits stay as they are."""
-    allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
+    vocab_size = logits_BV.shape[-1]
+    allowed = _allowed(rows, vocab_size)  # first: a device still computing the logits is not waited for
     logits_BV = penalise(logits_BV.float(), rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawing and logits_BV.is_cpu:
@@ -92,43 +102,43 @@ def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     return chosen
 
 
-def _likeliest(logits_V: NDArray[np.float32], allowed_V: NDArray[np.bool_] | None) -> int:
+def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
     """The first of the largest logits among those allowed. A grammar mostly allows few, which are then all that is
     looked at."""
-    if allowed_V is None:
+    if allowed_W is None:
         return int(logits_V.argmax())
-    ids = allowed_V.nonzero()[0]
+    if np.count_nonzero(allowed_W) > MANY_WORDS:
+        allowed_V = unpack(allowed_W[None], len(logits_V))[0]
+        first = int(np.where(allowed_V, logits_V, _NEVER).argmax())
+        if logits_V[first] > _NEVER:
+            return first
+    ids = allowed_ids(allowed_W)
     return int(ids[logits_V[ids].argmax()])
 
 
-def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.bool_]]:
-    """By row, what it may choose [V]; rows that may choose everything are left out."""
-    held = [i for i, row in enumerate(rows) if row.matcher is not None]
-    packed_CW = np.zeros((len(held), mask_words(vocab_size)), dtype=np.int32)
-    for words_W, i in zip(packed_CW, held, strict=True):
-        matcher = rows[i].matcher
-        assert matcher is not None
-        matcher.fill(words_W)
-    allowed = dict(zip(held, unpack(packed_CW, vocab_size), strict=True))
+def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.int32]]:
+    """By row, the mask of what it may choose [W]; rows that may choose everything are left out."""
+    allowed: dict[int, NDArray[np.int32]] = {}
     for i, row in enumerate(rows):
-        withheld = list(row.withheld)
-        if not withheld:
+        withheld = row.withheld
+        if row.matcher is None and not withheld:
             continue
-        if i not in allowed:
-            allowed[i] = np.ones(vocab_size, dtype=np.bool_)
-        before = allowed[i][withheld]
-        allowed[i][withheld] = False
-        if not allowed[i].any():  # the grammar is at its end: it wins over `min_tokens`
-            allowed[i][withheld] = before
+        words_W = np.full(mask_words(vocab_size), -1, dtype=np.int32)
+        if row.matcher is not None:
+            row.matcher.fill(words_W)
+        if vocab_size % 32:
+            words_W.view(np.uint32)[-1] &= np.uint32((1 << vocab_size % 32) - 1)
+        withhold(words_W, withheld)  # a grammar that is at its end wins over `min_tokens`
+        allowed[i] = words_W
     return allowed
 
 
-def _hold(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.bool_]]) -> Tensor:
+def _hold(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]]) -> Tensor:
     """The logits with minus infinity where a row may not choose; a copy where there is such a row."""
     if not allowed:
         return logits_BV
-    mask_CV = torch.from_numpy(np.stack(list(allowed.values()))).to(logits_BV.device)
-    if len(allowed) == len(logits_BV) and list(allowed) == sorted(allowed):
+    mask_CV = torch.from_numpy(unpack(np.stack(list(allowed.values())), logits_BV.shape[-1])).to(logits_BV.device)
+    if len(allowed) == len(logits_BV):
         return logits_BV.masked_fill(~mask_CV, -torch.inf)
     index = torch.tensor(list(allowed), device=logits_BV.device)
     return logits_BV.index_copy(0, index, logits_BV[index].masked_fill(~mask_CV, -torch.inf))

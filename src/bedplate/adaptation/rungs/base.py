@@ -142,7 +142,7 @@ class Finished:
         return self.context.at if self.child is None else self.context.at.child(self.child)
 
 
-RESULT_FILE, PLAN_FILE = "result.json", "plan.json"
+RESULT_FILE, PLAN_FILE, SKIP_FILE = "result.json", "plan.json", "skip.json"
 
 
 def write_plan(directory: Path, config: str, plan: Plan) -> None:
@@ -156,6 +156,21 @@ def read_plan(directory: Path, config: str) -> Plan | None:
     if values is None or values.pop("config", None) != config:
         return None
     return Plan(values["settings"], values["seconds"], tuple(values["left_out"]), values.get("usd", 0.0))
+
+
+def write_skip(directory: Path, limits: str, seconds: float, skip: Skip) -> None:
+    """Keep what a limit left out, so that the same command leaves it out again, whatever the machine is doing then."""
+    values = {"limits": limits, "seconds": seconds, **asdict(skip)}
+    atomic_write(directory / SKIP_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_skip(directory: Path, limits: str) -> tuple[Skip, float] | None:
+    """What an earlier run left out under the same limits, with the seconds that this took, or None."""
+    values = _read(directory / SKIP_FILE)
+    if values is None or values.pop("limits", None) != limits:
+        return None
+    seconds = float(values.pop("seconds"))
+    return Skip(**values), seconds
 
 
 def write_result(directory: Path, config: str, seconds: float, result: Result) -> None:

@@ -1,0 +1,31 @@
+"""What is to be reached against the peers, by kind of processor: the ratios that a benchmark's rows are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+WORK = (
+    "prefill",
+    "prefill_transformers",
+    "decode",
+    "batch16",
+    "batch16_transformers",
+    "lora16",
+    "lora16_base",
+    "constrained",
+)
+GOALS: Mapping[str, Mapping[str, float | None]] = {
+    "avx512_bf16": dict(zip(WORK, (6.0, 2.0, 2.0, 4.0, 4.0, 10.0, 0.65, 0.9), strict=True)),
+    "avx512_vnni": dict(zip(WORK, (4.0, 1.3, 1.5, 3.0, 3.0, 6.0, 0.6, 0.9), strict=True)),
+    "avx2": dict(zip(WORK, (2.0, None, 1.2, 2.0, 2.0, 3.0, 0.5, 0.9), strict=True)),
+}
+"""By the level of our kernel. Levels that are not here are held to none."""
+
+
+def of(level: str) -> Mapping[str, float | None]:
+    """The goals of a level, under each name that a kernel gives it (`avx512_vnni_bf16`, `avx2_vnni`)."""
+    if level.startswith("avx512"):
+        return GOALS["avx512_bf16" if level == "avx512" or "bf16" in level else "avx512_vnni"]
+    if level.startswith("avx2"):
+        return GOALS["avx2"]
+    return dict.fromkeys(WORK)
