@@ -93,16 +93,35 @@ def choose(model: Decoder, trained: Trained, asked: Asked = "auto") -> Arithmeti
     own = held(model)
     if asked != "auto" and own.dtype not in ("bfloat16", "float32"):
         raise UsageError(f"training in {asked} is for bases in bfloat16 or float32, and this one is {own.dtype}")
-    device = model.embedding.weight.device
-    ways = candidates(own, device, trained)
-    if asked != "auto":
-        ways = [way for way in ways if way.dtype == asked] or [Arithmetic(asked)]
-    if len(ways) == 1 or sum(p.numel() for p in model.layers.parameters()) < LEAST_WEIGHTS:
-        return ways[0]
-    seconds = measured(model.spec, trained, ways)
-    best = min(seconds, key=lambda way: seconds[way])
-    first = ways[0]
+    ways = candidates(own, model.embedding.weight.device, trained)
+    of_these = [way for way in ways if asked in ("auto", way.dtype)] or [Arithmetic(asked)]
+    if len(of_these) == 1 or not _worth_measuring(model):
+        return of_these[0]
+    return _best(measured(model.spec, trained, ways), of_these)
+
+
+def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arithmetic:
+    """The fastest of these ways; the first of them unless another is clearly faster."""
+    best, first = min(ways, key=lambda way: seconds.get(way, float("inf"))), ways[0]
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
+
+
+def _worth_measuring(model: Decoder) -> bool:
+    return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
+
+
+def token_seconds(model: Decoder, asked: Asked = "auto") -> float | None:
+    """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
+    of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
+    ways = candidates(held(model), model.embedding.weight.device, "adapters")
+    if len(ways) == 1 or not _worth_measuring(model):
+        return None
+    seconds, way = measured(model.spec, "adapters", ways), choose(model, "adapters", asked)
+    if way not in seconds:
+        return None
+    length, prefix = _lengths(model.spec)
+    tokens = prefix + _DOCUMENTS * (length - prefix)
+    return seconds[way] / tokens * model.spec.layers / _blocks(model.spec)
 
 
 def measured(spec: TransformerSpec, trained: Trained, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
@@ -169,11 +188,7 @@ def by_turns(
 
 def _step_of(spec: TransformerSpec, trained: Trained, way: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
-    blocks = min(2, spec.layers)
-    model = Decoder(spec.with_(layers=blocks, vocab_size=_VOCABULARY), "meta")
-    if blocks > 1 and sum(p.numel() for p in model.layers.parameters()) > 2 * _MOST_BLOCK_WEIGHTS:
-        blocks = 1
-    model = Decoder(spec.with_(layers=blocks, vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
+    model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
     parameters = list(model.parameters())
     if trained == "adapters":
         model.requires_grad_(False)
@@ -182,8 +197,8 @@ def _step_of(spec: TransformerSpec, trained: Trained, way: Arithmetic) -> Callab
         slot = bank.add(LoraConfig(r=16, alpha=32.0))
         bank.select(slot)
         parameters = [p for _, p in bank.parameters(slot)]
-    length = min(_PREFIX + _OWN, spec.context_length)
-    prefix = tuple(i % _VOCABULARY for i in range(min(_PREFIX, length // 2)))
+    length, shared = _lengths(spec)
+    prefix = tuple(i % _VOCABULARY for i in range(shared))
     loss = (False,) * (length - 1) + (True,)
     examples = [
         Example((*prefix, *((7 * n + i) % _VOCABULARY for i in range(length - len(prefix)))), loss, str(n))
@@ -197,6 +212,18 @@ def _step_of(spec: TransformerSpec, trained: Trained, way: Arithmetic) -> Callab
             parameter.grad = None
 
     return step
+
+
+def _lengths(spec: TransformerSpec) -> tuple[int, int]:
+    """Tokens of a document, and how many of them all documents share."""
+    length = min(_PREFIX + _OWN, spec.context_length)
+    return length, min(_PREFIX, length // 2)
+
+
+def _blocks(spec: TransformerSpec) -> int:
+    one = Decoder(spec.with_(layers=1, vocab_size=_VOCABULARY), "meta").layers
+    large = sum(p.numel() for p in one.parameters()) > _MOST_BLOCK_WEIGHTS
+    return 1 if large else min(2, spec.layers)
 
 
 def set_products(model: torch.nn.Module, products: Products) -> None:

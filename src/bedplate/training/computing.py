@@ -17,6 +17,7 @@ from bedplate.core.errors import TrainingError
 from bedplate.core.memory import free_bytes
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.products import Products
 from bedplate.training.arithmetic import Arithmetic
 
 ROOM = 1.1
@@ -52,7 +53,7 @@ def computing(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> Generato
         raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; free some, or use a smaller base")
     before: list[tuple[nn.Parameter, Tensor]] = []
     linears = [m for model in models.values() for m in model.modules() if isinstance(m, Linear)]
-    products = [linear.products for linear in linears]
+    products: list[Products] = [linear.products for linear in linears]
     try:
         for parameter in _changed(models, arithmetic.torch_dtype):
             before.append((parameter, parameter.data))
