@@ -54,7 +54,7 @@ class _Adapted(torch.autograd.Function):
         g_TO = grad.reshape(-1, grad.shape[-1])
         gh_Tr = (g_TO @ b).mul_(ctx.scaling)
         # h first: a product with few rows and many columns runs faster than its transpose
-        gb = (h_Tr.t() @ g_TO).t().to(ctx.dtypes[1], memory_format=torch.contiguous_format)
+        gb = (h_Tr.t() @ g_TO).t().contiguous().to(ctx.dtypes[1])
         ga = (gh_Tr.t() @ x_TI).to(ctx.dtypes[0])
         gx: Tensor | None = None
         if ctx.needs_input_grad[0]:
