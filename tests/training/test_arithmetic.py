@@ -222,3 +222,13 @@ def test_turns_take_the_best_and_drop_what_fails_or_is_far_behind() -> None:
     assert ran[ONEDNN] == 2
     with pytest.raises(UsageError, match=r"no arithmetic can train this base here: bfloat16: could not create"):
         by_turns({BF16: step(BF16)}, lambda: now)
+
+
+def test_what_a_training_token_takes_is_of_all_blocks(monkeypatch) -> None:
+    model = Decoder(SPEC, dtype=torch.bfloat16)
+    times = {BF16: 0.4, F32: 0.8, ONEDNN: 0.2}
+    monkeypatch.setattr(arithmetics, "measured", lambda *_: times)
+    # 2 of 4 blocks; 12 documents of 32 tokens after 16 that they share
+    assert arithmetics.token_seconds(model) == pytest.approx(0.2 * 2 / 400)
+    assert arithmetics.token_seconds(model, "bfloat16") == pytest.approx(0.4 * 2 / 400)
+    assert arithmetics.token_seconds(Decoder(tiny_spec())) is None
