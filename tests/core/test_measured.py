@@ -1,4 +1,4 @@
-"""Measurements of a machine are kept, bound to all that they depend on; a home that cannot be written costs a warning."""
+"""Measurements of a machine are kept, bound to all they depend on; a home that cannot be written costs a warning."""
 
 from __future__ import annotations
 
