@@ -1,9 +1,10 @@
-"""LoRA tuning (r 16, all linears, bfloat16) against peft + transformers and trl's SFTTrainer, each in a process of its
+"""LoRA tuning (r 16, all linears) against peft + transformers and trl's SFTTrainer, each in a process of its
 own: examples per second, loss on held-out examples, and the most memory that was resident.
 
 Two kinds of examples: `short`, the demo's reviews with the label to learn; `long`, 512 tokens of reviews in a row, the
 last 128 to learn. All see the same examples, steps, schedule and clipping, from A's usual random start. peft pads a
-batch to its longest; SFTTrainer packs examples into rows of a batch's tokens, best fit, as its `packing` does. The
+batch to its longest; SFTTrainer packs examples into rows of a batch's tokens, best fit, as its `packing` does. Ours
+computes in what is measured to be fastest, peft and trl in the faster of float32 and bfloat16 under autocast. The
 processes take turns; medians over the turns are reported. Memory is the process's peak at the end of training
 (imports, base and all).
 
@@ -39,7 +40,18 @@ from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
 from comparison import Row, need, report
 from peers import BASE, THREADS
-from tune import LORA, TASK, padded, review_examples
+from tune import (
+    LORA,
+    SETTINGS,
+    TASK,
+    Setting,
+    chunks,
+    computing_in,
+    fastest_setting,
+    padded,
+    peft_model,
+    review_examples,
+)
 
 RATE, SEED = 5e-4, 0
 BATCH = {"short": 16, "long": 4}
@@ -86,7 +98,7 @@ def read_examples(path: Path) -> list[Example]:
 Scored = Callable[[Sequence[Example]], float]
 
 
-def ours(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
+def ours(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
     from bedplate.adapters.bank import Bank
     from bedplate.training.loop import evaluate_loss, train
     from bedplate.training.objectives import Sft
@@ -109,34 +121,23 @@ def ours(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Sc
     return seconds, score
 
 
-def adapted(base: Path) -> Any:
-    import peft
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
-    config = peft.LoraConfig(
-        r=LORA.r, lora_alpha=LORA.alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
-    )
-    return peft.get_peft_model(model, config)
-
-
 @torch.no_grad()
-def padded_loss(model: Any, held: Sequence[Example], batch: int) -> float:
+def padded_loss(model: Any, held: Sequence[Example], batch: int, setting: Setting) -> float:
     model.eval()
     total, count = 0.0, 0
     for i in range(0, len(held), batch):
         ids, mask, labels = padded(held[i : i + batch])
         targets = int((labels != -100).sum())
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing_in(setting):
             total += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * targets
         count += targets
     return total / count
 
 
-def with_peft(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
-    """The usual loop, under autocast, which is its fastest setting here."""
+def with_peft(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
+    """The usual loop."""
     torch.manual_seed(SEED)
-    model = adapted(base).train()
+    model = peft_model(base, setting).train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     config = TrainConfig(learning_rate=RATE)
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
@@ -145,7 +146,7 @@ def with_peft(base: Path, examples: Sequence[Example], batch: int) -> tuple[floa
     for number, i in enumerate(steps):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(number, len(steps))
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing_in(setting):
             ids, mask, labels = padded(examples[i : i + batch])
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
@@ -153,10 +154,10 @@ def with_peft(base: Path, examples: Sequence[Example], batch: int) -> tuple[floa
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-    return time.perf_counter() - started, lambda held: padded_loss(model, held, batch)
+    return time.perf_counter() - started, lambda held: padded_loss(model, held, batch, setting)
 
 
-def with_trl(base: Path, examples: Sequence[Example], batch: int) -> tuple[float, Scored]:
+def with_trl(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
     """SFTTrainer with packing: rows as long as a batch of ours has tokens, one row a step."""
     import datasets
     import transformers
@@ -183,7 +184,7 @@ def with_trl(base: Path, examples: Sequence[Example], batch: int) -> tuple[float
             weight_decay=0.0,
             max_grad_norm=config.clip or 1.0,
             num_train_epochs=1,
-            bf16=True,
+            bf16=setting != "float32",
             use_cpu=True,
             gradient_checkpointing=False,
             save_strategy="no",
@@ -193,7 +194,7 @@ def with_trl(base: Path, examples: Sequence[Example], batch: int) -> tuple[float
             seed=SEED,
         )
         torch.manual_seed(SEED)
-        model = adapted(base)
+        model = peft_model(base, setting)
         tokenizer = transformers.AutoTokenizer.from_pretrained(base)
         trainer = trl.SFTTrainer(
             model, args=settings, train_dataset=datasets.Dataset.from_dict(rows), processing_class=tokenizer
@@ -201,29 +202,30 @@ def with_trl(base: Path, examples: Sequence[Example], batch: int) -> tuple[float
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-    return seconds, lambda held: padded_loss(model, held, batch)
+    return seconds, lambda held: padded_loss(model, held, batch, setting)
 
 
-CONTENDERS: dict[str, Callable[[Path, Sequence[Example], int], tuple[float, Scored]]] = {
+CONTENDERS: dict[str, Callable[[Path, Sequence[Example], int, Setting], tuple[float, Scored]]] = {
     "ours": ours,
     "peft": with_peft,
     "trl": with_trl,
 }
 
 
-def one(name: str, workload: str, scratch: Path) -> Measured:
+def one(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
     """In this process."""
     torch.set_num_threads(THREADS)
     warnings.filterwarnings("ignore")
     examples, held = (read_examples(scratch / f"{workload}-{split}.jsonl") for split in ("train", "valid"))
-    seconds, score = CONTENDERS[name](scratch / "base", examples, BATCH[workload])
+    seconds, score = CONTENDERS[name](scratch / "base", examples, BATCH[workload], setting)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Measured(len(examples), seconds, score(held), peak)
 
 
-def apart(name: str, workload: str, scratch: Path) -> Measured:
+def apart(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
     """The same in a new process."""
     command = [sys.executable, __file__, "--one", name, "--workloads", workload, "--scratch", str(scratch)]
+    command += ["--setting", setting]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
@@ -255,10 +257,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workloads", nargs="+", choices=tuple(BATCH), default=list(BATCH))
     parser.add_argument("--one", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
-        print(json.dumps(asdict(one(arguments.one, arguments.workloads[0], arguments.scratch))))
+        print(json.dumps(asdict(one(arguments.one, arguments.workloads[0], arguments.scratch, arguments.setting))))
         return
     transformers = need("transformers", "transformers")
     versions = {
@@ -277,18 +280,19 @@ def main() -> None:
             some = max(2, count // 8)
             write_examples(scratch / f"long-{split}.jsonl", long_examples(tokenizer, rows, some))
         del base
+        setting = fastest_setting(scratch / "base", chunks(read_examples(scratch / "short-train.jsonl"))[:2])
         for workload in arguments.workloads:
             measured: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
             for turn in range(arguments.turns):
                 for name in CONTENDERS:
-                    result = apart(name, workload, scratch)
+                    result = apart(name, workload, scratch, setting)
                     measured[name].append(result)
                     print(
                         f"{workload}, turn {turn}, {name}: {result.examples / result.seconds:.2f} examples/s, "
                         f"held-out loss {result.loss:.4f}, peak {result.peak / 1e6:.0f} MB",
                         flush=True,
                     )
-            found += rows_of(workload, measured, versions)
+            found += rows_of(workload, measured, {name: f"{v}, {setting}" for name, v in versions.items()})
     report(found)
 
 

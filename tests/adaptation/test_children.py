@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tests.adaptation.conftest import write_rows, write_task
+from tests.near import assert_near
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.raw_text import RawText, inputs_in, read_raw_text
@@ -131,7 +132,7 @@ def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, P
     with torch.no_grad():
         expected = reference(tokens).logits[0]
         found = child.model.head(child.model(Inputs(tokens)).hidden[0])
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert_near(found, expected)
 
 
 def test_raw_text_is_learned(run: tuple[Report, Path]):

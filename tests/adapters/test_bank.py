@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.dora import MAGNITUDE
@@ -57,7 +58,7 @@ def test_the_update_is_scaling_times_b_a_x(decoder, rslora, scale):
     x = torch.randn(3, 32)
     a, b = state["layers.0.attention.q.lora_A"], state["layers.0.attention.q.lora_B"]
     expected = x.double() @ (linear.weight.double() + scale * b.double() @ a.double()).T
-    torch.testing.assert_close(linear(x).double(), expected, atol=1e-5, rtol=1e-5)
+    assert_near(linear(x).double(), expected)
     assert decoder.layers[0].attention.k.low_rank is None
 
 
@@ -88,7 +89,7 @@ def test_a_mixed_batch_equals_separate_runs(make_decoder, monkeypatch, rows, lon
         mixed = decoder(Inputs(tokens.reshape(1, -1), segments=segments)).hidden.reshape(apart.shape)
     else:
         mixed = run(decoder, bank, index, tokens)
-    torch.testing.assert_close(mixed, apart, atol=2e-5, rtol=2e-5)
+    assert_near(mixed, apart)
 
 
 def test_stacked_and_segmented_paths_agree(decoder):
@@ -101,7 +102,7 @@ def test_stacked_and_segmented_paths_agree(decoder):
     rows = Rows(index, (0, 1))
     x = torch.randn(4, 3, 32)
     y = site.module(x)
-    torch.testing.assert_close(site.stacked(x, y, rows), site.segmented(x, y, rows), atol=1e-5, rtol=1e-5)
+    assert_near(site.stacked(x, y, rows), site.segmented(x, y, rows))
     assert torch.equal(site.stacked(x, y, rows)[1], torch.zeros(3, 48))
 
 
@@ -124,9 +125,9 @@ def test_a_mixed_batch_with_magnitudes_equals_the_merged_models(make_decoder):
             bank.merge(slot)
             merged = run(model, bank, None, TOKENS[row : row + 1])
             bank.unmerge(slot)
-            torch.testing.assert_close(mixed[row : row + 1], merged, atol=3e-5, rtol=3e-5)
+            assert_near(mixed[row : row + 1], merged)
             assert not torch.allclose(merged, base[row : row + 1], atol=1e-2)
-        torch.testing.assert_close(mixed[3], base[3], atol=1e-5, rtol=1e-5)
+        assert_near(mixed[3], base[3])
 
 
 def test_served_magnitudes_can_be_trained_after(decoder):
@@ -141,14 +142,14 @@ def test_served_magnitudes_can_be_trained_after(decoder):
         parameter.requires_grad_(True)
     trained = decoder(Inputs(TOKENS)).hidden
     trained.sum().backward()
-    torch.testing.assert_close(trained, served, atol=1e-6, rtol=1e-6)
+    assert_near(trained, served)
     with torch.no_grad():
         decoder.layers[0].attention.q.weight.mul_(2.0)
     changed = decoder(Inputs(TOKENS)).hidden
     other = Bank(decoder)
     bank.select(None)
     other.select(other.add(config, bank.state(slot)))
-    torch.testing.assert_close(changed, decoder(Inputs(TOKENS)).hidden, atol=1e-6, rtol=1e-6)
+    assert_near(changed, decoder(Inputs(TOKENS)).hidden)
 
 
 def test_gradients_arrive_in_float32_parameters_of_a_bfloat16_model(make_decoder):
@@ -184,7 +185,8 @@ def test_mixed_rows_train_each_adapter_as_alone(make_decoder):
         gradients.append([p.grad.clone() for p in parameters])
         for p in parameters:
             p.grad = None
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
+    for one, other in zip(*gradients, strict=True):
+        assert_near(one, other)
 
 
 def test_an_optimizer_step_is_seen_by_mixed_rows(decoder):
@@ -199,7 +201,7 @@ def test_an_optimizer_step_is_seen_by_mixed_rows(decoder):
             parameter.mul_(2.0)
     after = run(decoder, bank, index)
     assert not torch.allclose(before[0], after[0])
-    torch.testing.assert_close(after[:1], run(decoder, bank, 0, TOKENS[:1]), atol=1e-5, rtol=1e-5)
+    assert_near(after[:1], run(decoder, bank, 0, TOKENS[:1]))
     torch.testing.assert_close(before[1], after[1])
 
 
@@ -231,7 +233,7 @@ def test_merge_equals_the_adapter_and_unmerge_restores_bitwise(decoder):
     adapted, base = run(decoder, bank, slot), run(decoder, bank, None)
     bank.merge(slot)
     merged = run(decoder, bank, None)
-    torch.testing.assert_close(merged, adapted, atol=2e-5, rtol=2e-5)
+    assert_near(merged, adapted)
     assert not torch.allclose(merged, base)
     with pytest.raises(UsageError, match="merged"):
         bank.select(slot)

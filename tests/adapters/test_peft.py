@@ -7,6 +7,7 @@ import peft
 import pytest
 import safetensors.torch
 import torch
+from tests.near import assert_near
 from tests.references import reference_bert, reference_llama
 
 from bedplate.adapters.bank import Bank
@@ -79,7 +80,7 @@ def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
     bank.select(slot)
     with torch.no_grad():
         expected = theirs(TOKENS).logits
-    torch.testing.assert_close(logits(model), expected, atol=2e-6, rtol=2e-6)
+    assert_near(logits(model), expected)
     assert not torch.allclose(base, expected, atol=1e-2)
     again, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
     assert read.keys() == tensors.keys()
@@ -120,13 +121,12 @@ def test_a_peft_adapter_in_our_bank_gives_its_logits(tmp_path, targets, dora):
     assert ours_config.dora is dora
     slot = bank.add(ours_config, tensors)
     bank.select(slot)
-    near = {"atol": 4e-6, "rtol": 4e-6} if dora else {"atol": 2e-6, "rtol": 2e-6}
     with torch.no_grad():
         expected = theirs(TOKENS).logits
-        torch.testing.assert_close(logits(model), expected, **near)
+        assert_near(logits(model), expected)
         bank.merge(slot)
-        torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(theirs.merge_and_unload()(TOKENS).logits, logits(model), atol=1e-5, rtol=1e-5)
+        assert_near(logits(model), expected)
+        assert_near(theirs.merge_and_unload()(TOKENS).logits, logits(model))
 
 
 def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
@@ -141,7 +141,7 @@ def test_an_encoder_adapter_in_peft_gives_our_hidden_states(tmp_path):
     bank.select(bank.add(config, tensors))
     with torch.no_grad():
         expected = theirs(TOKENS).last_hidden_state
-    torch.testing.assert_close(model(Inputs(TOKENS)).hidden, expected, atol=2e-6, rtol=2e-6)
+    assert_near(model(Inputs(TOKENS)).hidden, expected)
 
 
 def test_peft_starts_and_trains_like_us(tmp_path):
@@ -160,7 +160,7 @@ def test_peft_starts_and_trains_like_us(tmp_path):
     for name, parameter in bank.parameters(slot):
         path, part = name.rsplit(".", 1)
         key = f"base_model.model.{hf_module_name(LLAMA.weights, path)}.{part}.default.weight"
-        torch.testing.assert_close(parameter.grad, reference_gradients[key], atol=1e-6, rtol=1e-4)
+        assert_near(parameter.grad, reference_gradients[key], what=key)
 
 
 def test_target_modules_are_short_and_name_nothing_else():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tests.near import assert_near
 
 import bedplate
 from bedplate.core.errors import RequestError
@@ -36,7 +37,7 @@ def test_load_by_directory_generates_from_text_and_messages(tiny_dir: Path, refe
 
 def test_logits_and_scores(model: LocalModel, reference: Any) -> None:
     tokens = model.tokenizer.encode("the product is great")
-    torch.testing.assert_close(model.logits(tokens), reference(torch.tensor([tokens])).logits[0], atol=2e-5, rtol=2e-5)
+    assert_near(model.logits(tokens), reference(torch.tensor([tokens])).logits[0])
     scores = model.score("the product is", [" great", " terrible quality"])
     for text, score in zip((" great", " terrible quality"), scores, strict=True):
         whole = model.tokenizer.encode("the product is" + text)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.inference.mixtures import mixture, random_prompt
+from tests.near import assert_near
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
@@ -143,7 +144,7 @@ def test_attention_over_blocks_equals_attention_over_slots(data: st.DataObject) 
         q, k, v = (torch.randn(1, N, n, 8, generator=generator) for n in (6, 2, 2))
         for layer in (0, 2):
             ours, theirs = paged.attend(spans)(layer, q, k, v), slots.attend(spans)(layer, q, k, v)
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+            assert_near(ours, theirs)
     for row in done:
         paged.free(row)
     assert paged.free_blocks == paged.blocks

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType
+from tests.near import assert_near
 from tests.references import reference_bert, reference_llama
 from tests.tiny import write_tiny_base
 
@@ -90,7 +91,7 @@ def test_bert_round_trip_is_bitwise_and_transformers_agrees(tmp_path: Path, dtyp
     ours = load_base(tmp_path / "b", dtype="float32").model(Inputs(tokens)).hidden
     with torch.inference_mode():
         expected = reloaded.float().eval()(tokens).last_hidden_state
-    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    assert_near(ours, expected)
 
 
 def test_every_rope_of_transformers_survives_the_export(tmp_path: Path) -> None:

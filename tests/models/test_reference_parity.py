@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.near import assert_near
 from tests.references import BERT_VARIANTS, LLAMA_VARIANTS, converted, reference_bert, reference_llama
 
 from bedplate.models.decoder import Decoder
@@ -30,16 +31,16 @@ def test_llama_logits_loss_and_gradients(variant: str, dtype: torch.dtype, seed:
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
 
-    torch.testing.assert_close(logits, theirs.logits, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    torch.testing.assert_close(loss, theirs.loss.to(dtype), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert_near(logits, theirs.logits, rel=TOLERANCE[dtype])
+    assert_near(loss, theirs.loss.to(dtype), rel=TOLERANCE[dtype])
     for name in ("layers.0", "layers.2"):
         expected = theirs.hidden_states[int(name[-1])]
-        torch.testing.assert_close(out.captured[name], expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        assert_near(out.captured[name], expected, rel=TOLERANCE[dtype])
     gradients = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
         expected = gradients[family.weights.to_external(name)].grad
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, expected, atol=1e-4, rtol=1e-4)
+        assert_near(parameter.grad, expected, rel=1e-4, what=name)
 
 
 @pytest.mark.parametrize("variant", BERT_VARIANTS)
@@ -56,9 +57,9 @@ def test_bert_hidden_states_pooler_and_gradients(variant: str, dtype: torch.dtyp
     pooled = ours.head(out.hidden[:, 0])
     (out.hidden.square().sum() + pooled.sum()).backward()
 
-    torch.testing.assert_close(out.hidden, theirs.last_hidden_state, atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(out.captured["layers.1"], theirs.hidden_states[1], atol=2e-5, rtol=2e-5)
-    torch.testing.assert_close(pooled, theirs.pooler_output, atol=2e-5, rtol=2e-5)
+    assert_near(out.hidden, theirs.last_hidden_state)
+    assert_near(out.captured["layers.1"], theirs.hidden_states[1])
+    assert_near(pooled, theirs.pooler_output)
     gradients = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
         assert parameter.grad is not None
@@ -74,7 +75,7 @@ def test_padded_bert_rows_equal_transformers_with_a_mask(seed: int) -> None:
     mask = torch.arange(12) < lengths[:, None]
     theirs = reference(tokens, attention_mask=mask.long()).last_hidden_state
     out = ours(Inputs(tokens, segments=torch.where(mask, 1, -1))).hidden
-    torch.testing.assert_close(out[mask], theirs[mask], atol=2e-5, rtol=2e-5)
+    assert_near(out[mask], theirs[mask])
 
 
 def test_bfloat16_logits_stay_near_float32(seed: int) -> None:
@@ -104,5 +105,5 @@ def test_depth_stops_early_with_the_reference_hidden_state(depth: int) -> None:
         hook.remove()
     expected = [embedded, *(s[0] if isinstance(s, tuple) else s for s in states)][depth]
     out = ours(Inputs(tokens), capture=(f"layers.{depth}",), depth=depth)
-    torch.testing.assert_close(out.hidden, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(out.captured[f"layers.{depth}"], expected, atol=1e-5, rtol=1e-5)
+    assert_near(out.hidden, expected)
+    assert_near(out.captured[f"layers.{depth}"], expected)

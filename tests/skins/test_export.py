@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from tests.near import assert_near
 from tests.tiny import write_tiny_base
 from torch import Tensor
 
@@ -121,7 +122,7 @@ def test_an_exported_soft_prompt_computes_the_same_in_peft(tiny, tmp_path, capsy
         found = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits.detach()
     base = theirs(tiny)
     whole = torch.cat([skin.soft_prompt.vectors.expand(2, -1, -1), base.get_input_embeddings()(TOKENS)], dim=1)
-    torch.testing.assert_close(found, base(inputs_embeds=whole).logits.detach(), atol=1e-5, rtol=1e-5)
+    assert_near(found, base(inputs_embeds=whole).logits.detach())
 
 
 def test_an_exported_chat_is_the_skins_own_conversation(tiny, tmp_path, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from tests.near import assert_near
 from tests.references import reference_llama
 from tests.tiny import write_tiny_base
 from tests.training.against_peft import examples, loss_of, ours
@@ -35,9 +36,9 @@ def behind(virtual: int, some: list[Example]) -> list[Example]:
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 5e-6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, tolerance: float, share: bool):
+def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, share: bool):
     reference = reference_llama(seed, **({"attention_bias": True} if seed else {})).to(dtype)
     model = ours(reference)
     start = torch.randn(P, 48, dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -47,7 +48,6 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
     with torch.no_grad():
         weight.copy_(start)
     batches = [examples(10 * seed + step) for step in range(STEPS)]
-    near = {"atol": tolerance, "rtol": tolerance}
 
     # one batch: loss and gradient
     vectors = nn.Parameter(start.clone())
@@ -58,10 +58,10 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
         term = Sft()({"policy": model}, first)["sft"]
     mean = term.total / term.weight
     mean.backward()
-    torch.testing.assert_close(mean, loss, **near)
+    assert_near(mean, loss)
     assert vectors.grad is not None
     assert float(vectors.grad.abs().max()) > 1e-3
-    torch.testing.assert_close(vectors.grad, weight.grad, **near)
+    assert_near(vectors.grad, weight.grad)
 
     # several AdamW steps, through the training loop
     vectors = nn.Parameter(start.clone())
@@ -78,9 +78,9 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
     with standing_in(model, vectors):
         result = train(model, source, Sft(), settings, tmp_path / "run", [("soft_prompt", vectors)])
     seen = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
-    assert seen == pytest.approx(losses, abs=tolerance)
+    assert_near(seen, losses)
     assert not torch.allclose(vectors, start, atol=RATE)
-    torch.testing.assert_close(vectors.detach(), weight.detach(), **near)
+    assert_near(vectors.detach(), weight.detach())
 
     # and what the trained prompts say
     tokens = torch.tensor([batches[0][0].ids])
@@ -88,7 +88,7 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, to
         expected = theirs.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
         with standing_in(model, vectors):
             found = model.head(model(Inputs(torch.cat([torch.tensor([stand_ins(P)]), tokens], dim=1))).hidden[0])
-    torch.testing.assert_close(found, expected, **near)
+    assert_near(found, expected)
 
 
 def test_the_start_is_pefts_from_a_text(tmp_path: Path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.memory import free_bytes
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.local import LocalModel
 from bedplate.models.checkpoints.base import load_base, locate
@@ -150,17 +151,6 @@ def suffixes_of(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
             unique, count = f"{short}-{count}", count + 1
         found.append(unique)
     return ["", *found[1:]] if names else []
-
-
-def free_bytes() -> int | None:
-    """Memory that may still be taken, or None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def _facts(given: str, model: LocalModel) -> BaseFacts:

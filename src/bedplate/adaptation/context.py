@@ -353,4 +353,5 @@ class Context:
             **({"exhaustive": True} if self.exhaustive else {}),
             **({"parents": list(self.parents)} if self.parents else {}),
             "max_prompt_tokens": self.spec.budget.max_prompt_tokens,
+            **({} if self.spec.train_dtype == "auto" else {"train_dtype": self.spec.train_dtype}),
         }

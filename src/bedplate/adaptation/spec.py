@@ -138,6 +138,8 @@ class AdaptSpec(Strict):
     hosted: tuple[HostedSpec, ...] = ()
     """Remote models, as further candidates."""
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
+    train_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What training computes in; "auto" is what a step of the base is measured to be fastest in here."""
     guards: GuardsSpec = GuardsSpec()
 
     @model_validator(mode="before")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.adapters.adapted import adapted
 from bedplate.adapters.dora import Magnitude, dora_update
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import Linear
@@ -54,6 +55,11 @@ class LowRank:
         # as in peft, all of DoRA's update sees the input that was dropped out
         product = F.linear(x, module.weight) if dropping else without_bias(y, module)
         return dora_update(product, update, self.scale() - 1.0)
+
+    def trains_alone(self, module: Linear) -> bool:
+        """Whether A and B are trained and nothing else of this linear is."""
+        fixed = not module.weight.requires_grad and (module.bias is None or not module.bias.requires_grad)
+        return self.magnitude is None and self.a.requires_grad and self.b.requires_grad and fixed
 
     def scale(self) -> Tensor:
         """What a linear with magnitudes multiplies its outputs by: [O]."""
@@ -109,10 +115,10 @@ class Site:
         self.path = path
         self.module = module
         self.adapters: dict[int, LowRank] = {}
-        self._hook: Callable[[Tensor, Tensor], Tensor] | None = None
+        self._hook: Callable[[Tensor], Tensor] | None = None
         self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
 
-    def set_hook(self, hook: Callable[[Tensor, Tensor], Tensor] | None) -> None:
+    def set_hook(self, hook: Callable[[Tensor], Tensor] | None) -> None:
         if self.module.low_rank is not self._hook:
             raise UsageError(
                 f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
@@ -124,14 +130,25 @@ class Site:
         if adapter is None:
             self.set_hook(None)
             return
-        module = self.module
-        self.set_hook(lambda x, y: adapter(x, y, module.training))
+        self.set_hook(lambda x: self._one(x, adapter))
 
     def select_rows(self, rows: Rows) -> None:
         if any(slot in self.adapters for slot in rows.slots):
-            self.set_hook(lambda x, y: self._mixed(x, y, rows))
+            self.set_hook(lambda x: self._mixed_output(x, rows))
         else:
             self.set_hook(None)
+
+    def _one(self, x: Tensor, adapter: LowRank) -> Tensor:
+        module = self.module
+        dropping = module.training and adapter.dropout > 0.0
+        if torch.is_grad_enabled() and adapter.trains_alone(module) and not dropping:
+            return adapted(x, module, adapter.a, adapter.b, adapter.scaling)
+        y = module.plain(x)
+        return y + adapter(x, y, module.training)
+
+    def _mixed_output(self, x: Tensor, rows: Rows) -> Tensor:
+        y = self.module.plain(x)
+        return y + self._mixed(x, y, rows)
 
     def _mixed(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
         n = rows.index_N.numel()

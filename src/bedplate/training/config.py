@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Grown
+from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _NO_MATTER = ("save_steps", "save_seconds")
 
 
-class TrainConfig(Strict):
+class TrainConfig(Grown):
     """AdamW (https://arxiv.org/abs/1711.05101) under a schedule.
 
     warmup, decay: fractions of all steps (decay is WSD's). final: the last learning rate as a fraction of the peak.
     weight_decay falls on matrices only. clip: the largest allowed norm of the whole gradient; None lets any pass.
     steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
+    dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
     """
+
+    LATE: ClassVar[tuple[str, ...]] = ("dtype",)
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: ScheduleName = "cosine"
@@ -35,6 +39,7 @@ class TrainConfig(Strict):
     seed: int = 0
     save_steps: Annotated[int, Field(ge=1)] | None = None
     save_seconds: Annotated[float, Field(gt=0)] | None = 60.0
+    dtype: Asked = "auto"
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

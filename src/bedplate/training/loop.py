@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -16,7 +17,9 @@ from torch import nn
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.models.decoder import Decoder
+from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.batch import Batch
+from bedplate.training.computing import computing, lacks_room
 from bedplate.training.config import TrainConfig
 from bedplate.training.interrupts import Interrupts
 from bedplate.training.metrics import MetricsLog
@@ -35,12 +38,14 @@ from bedplate.training.state import (
     set_random_states,
 )
 
+logger = logging.getLogger("bedplate.training")
 OnCheckpoint = Callable[[int, Models], None]
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run did, over all its resumptions; seconds are spent in steps. The last step's losses by term."""
+    """What a finished run did, over all its resumptions; seconds are spent in steps. The last step's losses by term.
+    arithmetic: what it computed in."""
 
     steps: int
     examples: int
@@ -49,6 +54,7 @@ class TrainResult:
     losses: dict[str, float]
     resumed_at: int | None
     metrics_path: Path
+    arithmetic: Arithmetic
 
 
 @dataclass
@@ -78,6 +84,8 @@ def train(
 
     models: the policy, or one model per role of the objective. out: where state and metrics go; a saved state there is
     resumed, to the same weights bit by bit (same machine, same number of threads), and a finished run is only loaded.
+    It computes in the dtype that `config.dtype` asks for, or in what is measured to be fastest here; a resumed run in
+    what it began with. Afterwards the models are in their own dtype again, frozen weights bit by bit what they were.
     identity: what else a resumed run must have in common with the saved one, such as the base's weights_id.
     on_checkpoint(step, models) is called after each save that `save_steps` asks for, and after the last; what it draws
     from the global random generators is undone.
@@ -89,10 +97,52 @@ def train(
     missing = set(objective.roles) - set(roles)
     if missing:
         raise UsageError(f"the objective {objective.name} needs a model for the role {sorted(missing)[0]!r}")
-    optimization = Optimization(trainable, config)
-    with _only_trained(roles, optimization), run_directory(out), seeded(config.seed):
-        run = _Run(roles, source, objective, config, out, optimization, on_checkpoint, dict(identity or {}))
-        return run.finish(description)
+    trained = dict(trainable)
+    about: dict[str, Any] = {
+        "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in trained.items()},
+        "identity": dict(identity or {}),
+    }
+    with run_directory(out):
+        arithmetic = _arithmetic(roles, config, out, trained)
+        with computing(_movable(roles), arithmetic) as originals:
+            optimization = Optimization(trained.items(), config, originals)
+            with _only_trained(roles, optimization), seeded(config.seed):
+                run = _Run(roles, source, objective, config, out, optimization, on_checkpoint, about, arithmetic)
+                try:
+                    return run.finish(description)
+                finally:
+                    optimization.hand_back()
+
+
+def _movable(roles: Models) -> Models:
+    """The models whose dtype may change for the run: all, or none where they differ."""
+    dtypes = {p.dtype for model in roles.values() for p in model.parameters()}
+    return roles if len(dtypes) == 1 else {}
+
+
+def _arithmetic(roles: Models, config: TrainConfig, out: Path, trained: Mapping[str, nn.Parameter]) -> Arithmetic:
+    """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows."""
+    policy = roles.get("policy", next(iter(roles.values())))
+    own, saved = held(policy), load_state(out)
+    if saved is not None:
+        try:
+            # runs of earlier versions computed in what their models were held in
+            return Arithmetic.of_json(saved.values.get("arithmetic", own.to_json()))
+        except (KeyError, ValueError, TypeError) as error:
+            raise TrainingError(
+                f"{out}: the saved state names no arithmetic ({error}); delete it to start anew"
+            ) from error
+    movable = _movable(roles)
+    if not movable:
+        return own
+    weights = {id(p) for model in roles.values() for p in model.parameters()}
+    kind = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
+    found = choose(policy, kind, config.dtype)
+    reason = lacks_room(movable, found)
+    if reason is None or config.dtype != "auto":
+        return found
+    logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
+    return own
 
 
 @contextmanager
@@ -127,10 +177,11 @@ class _Run:
         out: Path,
         optimization: Optimization,
         on_checkpoint: OnCheckpoint | None,
-        identity: dict[str, Any],
+        about: dict[str, Any],
+        arithmetic: Arithmetic,
     ) -> None:
         self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
-        self.optimization, self.on_checkpoint = optimization, on_checkpoint
+        self.optimization, self.on_checkpoint, self.arithmetic = optimization, on_checkpoint, arithmetic
         self.device = next(iter(optimization.parameters.values())).device
         self.tally = _Tally()
         self.total = self._total_steps()
@@ -138,8 +189,7 @@ class _Run:
             "objective": objective.name,
             "config": config.numbers(),
             "source": source.identity,
-            "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in optimization.parameters.items()},
-            "identity": identity,
+            **about,
         }
 
     def _total_steps(self) -> int:
@@ -168,7 +218,14 @@ class _Run:
             self._steps(log, bar, interrupts)
         done = self.tally
         return TrainResult(
-            done.step, done.examples, done.tokens, done.seconds, done.losses, resumed_at, self.out / METRICS_FILE
+            done.step,
+            done.examples,
+            done.tokens,
+            done.seconds,
+            done.losses,
+            resumed_at,
+            self.out / METRICS_FILE,
+            self.arithmetic,
         )
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
@@ -260,6 +317,7 @@ class _Run:
         random_tensors, random_values = random_states()
         values = {
             "fingerprint": self.fingerprint,
+            "arithmetic": self.arithmetic.to_json(),
             "source": self.source.state(),
             "metrics_bytes": log.position(),
             "random": random_values,

@@ -18,13 +18,18 @@ class Optimization:
 
     A half-precision parameter has a float32 master that collects the gradients of the micro-batches and takes the
     update; the parameter is the master, rounded. Decay falls on parameters of two and more dimensions.
+
+    originals: by a parameter's id, what it held before the run changed its dtype; masters start from that.
     """
 
-    def __init__(self, trainable: NamedParameters, config: TrainConfig) -> None:
+    def __init__(
+        self, trainable: NamedParameters, config: TrainConfig, originals: Mapping[int, Tensor] | None = None
+    ) -> None:
         self.parameters = dict(trainable)
+        self._originals = dict(originals or {})
         if not self.parameters:
             raise TrainingError("nothing is to be trained: `trainable` is empty")
-        self._masters = {name: _master(p) for name, p in self.parameters.items()}
+        self._masters = {name: _master(p, self._originals.get(id(p), p)) for name, p in self.parameters.items()}
         self._clip = config.clip
         matrices = [m for m in self._masters.values() if m.dim() >= 2]
         others = [m for m in self._masters.values() if m.dim() < 2]
@@ -75,6 +80,13 @@ class Optimization:
             if self._masters[name] is not parameter:
                 parameter.copy_(self._masters[name])
 
+    @torch.no_grad()
+    def hand_back(self) -> None:
+        """Brings what was learned into the originals, in their own dtype."""
+        for name, parameter in self.parameters.items():
+            if id(parameter) in self._originals:
+                self._originals[id(parameter)].copy_(self._masters[name])
+
     def tensors(self) -> dict[str, Tensor]:
         """Parameters (their masters) and moments by name."""
         found: dict[str, Tensor] = {}
@@ -101,7 +113,7 @@ class Optimization:
         self._write_back()
 
 
-def _master(parameter: nn.Parameter) -> nn.Parameter:
+def _master(parameter: nn.Parameter, original: Tensor) -> nn.Parameter:
     if parameter.dtype in {torch.float32, torch.float64}:
         return parameter
-    return nn.Parameter(parameter.detach().float())
+    return nn.Parameter(original.detach().to(torch.float32, copy=True))

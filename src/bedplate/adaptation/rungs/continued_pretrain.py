@@ -128,7 +128,11 @@ class ContinuedPretrain:
             list(chosen.values()), row, BATCH_ROWS, micro_rows=micro, seed=context.seed, ids=list(chosen)
         )
         config = TrainConfig(
-            learning_rate=plan.settings["learning_rate"], weight_decay=0.1, seed=context.seed, save_seconds=120.0
+            learning_rate=plan.settings["learning_rate"],
+            weight_decay=0.1,
+            seed=context.seed,
+            save_seconds=120.0,
+            dtype=context.spec.train_dtype,
         )
         losses: dict[str, float] = {}
         with context.model.engine.exclusive() as base:
@@ -159,6 +163,7 @@ class ContinuedPretrain:
             "tokens": result.tokens,
             "config": config.numbers(),
             "steps": result.steps,
+            "arithmetic": result.arithmetic.to_json(),
             "code_version": __version__,
         }
         write_child(context, self.name, model, made)

@@ -65,6 +65,7 @@ class Full(Tuning):
             "config": config.numbers(),
             "examples": source.identity["examples"],
             "steps": result.steps,
+            "arithmetic": result.arithmetic.to_json(),
             "code_version": __version__,
         }
         write_child(context, self.name, model, made)

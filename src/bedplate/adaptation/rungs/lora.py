@@ -11,7 +11,7 @@ from typing import Any
 
 from bedplate.adaptation.asking import TaskOutput
 from bedplate.adaptation.context import Context
-from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, Tuning
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
@@ -73,8 +73,8 @@ class Lora(Tuning):
 LORA = Lora(
     "lora",
     LoraConfig(r=16, alpha=32.0),
-    # forward, backward through the activations, the low-rank updates; an answer without LoRA is worth less
-    Recipe(learning_rate=5e-4, cost=3.3, reaches=True),
+    # an answer without LoRA is worth less
+    Recipe(learning_rate=5e-4, cost=ADAPTER_COST, reaches=True),
 )
 
 DORA = Lora(

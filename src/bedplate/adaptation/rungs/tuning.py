@@ -21,12 +21,16 @@ from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Kind, Skin
+from bedplate.training.arithmetic import token_seconds
 from bedplate.training.batch import Example as TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
 from bedplate.training.loop import TrainResult
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import STATE_FILE
+
+ADAPTER_COST = 3.3
+"""Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Trained:
 
     skin: Skin
     seed: int
-    seconds: float
+    done: TrainResult
     evaluation: Evaluation
     by_id: Mapping[str, Prediction | None] = field(repr=False)
 
@@ -109,9 +113,17 @@ class Tuning(ABC):
     def seconds(self, context: Context, rows: int, seeds: int) -> float:
         """Expected: training at the measured pace, and valid with each seed's skin."""
         pace, recipe = context.pace, self.recipe
-        virtual = self.virtual * pace.token / recipe.batch  # a batch computes its shared beginning once
-        training = (pace.passes(rows) + rows * virtual) * recipe.cost * recipe.epochs
+        virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
+        tokens = rows * (pace.tokens + pace.target + virtual)
+        training = tokens * self.token_seconds(context) * recipe.epochs
         return seeds * (training + pace.rows(len(context.valid), tuned=True) + context.timing) * 1.05
+
+    def token_seconds(self, context: Context) -> float:
+        """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
+        ways that training has not; no less than the prefill that was measured among this task's other work."""
+        model, cost = context.model.base.model, self.recipe.cost
+        measured = token_seconds(model, context.spec.train_dtype) if isinstance(model, Decoder) else None
+        return max(context.pace.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def wish(self, context: Context) -> float:
         """Seconds for every row and every seed."""
@@ -179,11 +191,13 @@ class Tuning(ABC):
             work = directory / f"seed-{seed}"
             source = ExampleSource(examples, settings["batch"], seed=seed, epochs=settings["epochs"], order="shuffled")
             saving = self.saving(source.steps or 1)
-            config = TrainConfig(learning_rate=settings["learning_rate"], seed=seed, **saving)
+            config = TrainConfig(
+                learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
+            )
             parts, done = self.train(context, source, config, work, output)
             stands = self.standing(context)
             skin = stands.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
-            trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done.seconds))
+            trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
         for one in trained:  # finished: the optimizer's state has no further use
@@ -208,7 +222,7 @@ class Tuning(ABC):
         return found
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, seconds: float) -> Trained:
+    def _judge(context: Context, skin: Skin, seed: int, done: TrainResult) -> Trained:
         predictor = context.predictor(skin)
         try:
             predictions = ask(predictor, context.valid)
@@ -216,7 +230,7 @@ class Tuning(ABC):
             predictor.close()
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, seconds, evaluation, by_id)
+        return Trained(skin, seed, done, evaluation, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
         directory = context.out / "skins" / self.name
@@ -232,7 +246,7 @@ class Tuning(ABC):
                 "seed": t.seed,
                 "estimate": t.evaluation.estimate,
                 "interval": list(t.evaluation.interval),
-                "train_seconds": t.seconds,
+                "train_seconds": t.done.seconds,
                 "chosen": t is best,
             }
             for t in trained
@@ -245,7 +259,7 @@ class Tuning(ABC):
             rung=self.name,
             evaluation=best.evaluation,
             latency=timing,
-            train_seconds=sum(t.seconds for t in trained),
+            train_seconds=sum(t.done.seconds for t in trained),
             reason=(
                 f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
                 f"seed {best.seed} is the best of {len(trained)} on valid"
@@ -260,6 +274,7 @@ class Tuning(ABC):
                 "rows": settings["rows"],
                 "seed": best.seed,
                 "learning_rate": settings["learning_rate"],
+                "computed_in": best.done.arithmetic.name,
                 **({} if context.parent is None else {"goes_on_from": None if parent is None else context.parent.id}),
             },
             child=self.child(),

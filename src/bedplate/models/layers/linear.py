@@ -9,17 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.products import FrozenProduct, Products
+
 
 class Linear(nn.Module):
-    """`y = x Wᵀ + b (+ low_rank(x, x Wᵀ + b))`.
+    """`y = x Wᵀ + b`, or what `low_rank` makes of it.
 
-    `low_rank` is None, or a function from the layer's input [..., in_features] and its own output [..., out_features]
-    to an update of that output (LoRA: https://arxiv.org/abs/2106.09685). It is no part of the module's state.
+    `low_rank` is None, or a function from the layer's input [..., in_features] to the whole output [..., out_features],
+    for which it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies by weights
+    that are not trained, while gradients are recorded. Neither is part of the module's state.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    low_rank: Callable[[Tensor, Tensor], Tensor] | None
+    low_rank: Callable[[Tensor], Tensor] | None
+    products: Products
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Linear(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.low_rank = None
+        self.products = "torch"
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -48,8 +53,14 @@ class Linear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        return y if self.low_rank is None else y + self.low_rank(x, y)
+        return self.plain(x) if self.low_rank is None else self.low_rank(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The layer without `low_rank`."""
+        if self.products == "torch" or not x.requires_grad or self.weight.requires_grad:
+            return F.linear(x, self.weight, self.bias)
+        y: Tensor = FrozenProduct.apply(x, self.weight, self.products)  # type: ignore[assignment]
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"

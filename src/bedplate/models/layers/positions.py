@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from bedplate.models.layers.gradients import rotate_halves
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope
 
 Rotation = tuple[Tensor, Tensor]
@@ -50,5 +51,7 @@ def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype) -> R
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
     """`x` turned by its tokens' angles."""
     cos, sin = by
+    if x_BTHD.is_cpu and x_BTHD.requires_grad and torch.is_grad_enabled():
+        return rotate_halves(x_BTHD, cos, sin)
     first, second = x_BTHD.chunk(2, dim=-1)
     return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,234 @@
+"""What a run computes in: chosen by measurement, kept by a resumed run, never left behind in the base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import tiny_spec
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.lora import LoraConfig
+from bedplate.core.errors import TrainingError, UsageError
+from bedplate.models.decoder import Decoder
+from bedplate.models.layers.linear import Linear
+from bedplate.training import arithmetic as arithmetics
+from bedplate.training import computing
+from bedplate.training.arithmetic import Arithmetic, by_turns, candidates, choose, measured
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import train
+from bedplate.training.objectives import Sft
+from bedplate.training.sources import ExampleSource
+from bedplate.training.state import load_state
+
+BF16, F32, ONEDNN = Arithmetic("bfloat16"), Arithmetic("float32"), Arithmetic("float32", "onednn")
+CONFIG = TrainConfig(learning_rate=0.01, save_seconds=None)
+CPU = torch.device("cpu")
+
+
+def lora_run(model: Decoder, examples, out: Path, config: TrainConfig = CONFIG, steps: int | None = None):
+    """An adapter trained on all linears: what the run says, its losses, its tensors."""
+    bank = Bank(model)
+    slot = bank.add(LoraConfig(r=4, alpha=8.0))
+    bank.select(slot)
+    source = ExampleSource(examples, 4, epochs=3)
+    try:
+        if steps is not None:
+
+            def stop(step: int, _) -> None:
+                if step == steps:
+                    raise InterruptedError
+
+            with pytest.raises(InterruptedError):
+                train(model, source, Sft(), config, out, bank.parameters(slot), stop)
+            return None
+        result = train(model, source, Sft(), config, out, bank.parameters(slot))
+        losses = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
+        return result, losses, bank.state(slot)
+    finally:
+        bank.close()
+
+
+def says(monkeypatch: pytest.MonkeyPatch, found: Arithmetic) -> None:
+    """The measurement finds this."""
+    monkeypatch.setattr("bedplate.training.loop.choose", lambda *_: found)
+
+
+def bits(model: Decoder) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("own", [torch.bfloat16, torch.float32])
+def test_what_is_learned_is_the_same_beyond_rounding_and_the_base_the_same_bit_by_bit(
+    own, make_decoder, make_examples, tmp_path, monkeypatch
+) -> None:
+    model, examples = make_decoder(own), make_examples(12)
+    before, places = bits(model), {name: p.data_ptr() for name, p in model.named_parameters()}
+    learned: dict[Arithmetic, list[float]] = {}
+    for number, found in enumerate((BF16, F32, ONEDNN)):
+        says(monkeypatch, found)
+        result, losses, _ = lora_run(model, examples, tmp_path / str(number))
+        assert result.arithmetic == found
+        learned[found] = losses
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+        # what reads the weights by their address, as a compiled kernel does, still finds them
+        assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
+        assert all(m.products == "torch" for m in model.modules() if isinstance(m, Linear))
+    assert learned[F32][0] - learned[F32][-1] > 0.1
+    assert learned[ONEDNN] == pytest.approx(learned[F32], rel=1e-4)
+    # 8 bits of mantissa
+    assert learned[BF16] == pytest.approx(learned[F32], rel=2e-2)
+
+
+def test_widened_training_is_training_of_the_widened_base(make_decoder, make_examples, tmp_path, monkeypatch) -> None:
+    says(monkeypatch, F32)
+    narrow, examples = make_decoder(torch.bfloat16), make_examples(8)
+    wide = make_decoder(torch.bfloat16).float()
+    _, ours, tensors = lora_run(narrow, examples, tmp_path / "narrow")
+    _, theirs, expected = lora_run(wide, examples, tmp_path / "wide")
+    assert ours == theirs
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("first", [BF16, F32, ONEDNN])
+def test_a_resumed_run_computes_as_it_began(first, make_decoder, make_examples, tmp_path, monkeypatch) -> None:
+    """Whatever a new measurement says: the same weights bit by bit."""
+    examples, config = make_examples(12), CONFIG.model_copy(update={"save_steps": 2})
+    says(monkeypatch, first)
+    _, losses, expected = lora_run(make_decoder(torch.bfloat16), examples, tmp_path / "whole", config)
+    lora_run(make_decoder(torch.bfloat16), examples, tmp_path / "parts", config, steps=4)
+    says(monkeypatch, F32 if first == BF16 else BF16)
+    result, seen, tensors = lora_run(make_decoder(torch.bfloat16), examples, tmp_path / "parts", config)
+    assert (result.resumed_at, result.arithmetic) == (4, first)
+    assert seen == losses
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("own", "found"), [(torch.bfloat16, F32), (torch.float32, BF16)])
+def test_weights_that_are_trained_keep_float32_masters_and_go_back_rounded(
+    own, found, make_decoder, make_examples, tmp_path, monkeypatch
+) -> None:
+    says(monkeypatch, found)
+    model, before = make_decoder(own), bits(make_decoder(own))
+    source = ExampleSource(make_examples(8), 4, epochs=2)
+    train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters())
+    state = load_state(tmp_path)
+    assert state is not None
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == own
+        assert parameter.grad is None
+        master = state.tensors[f"parameter/{name}"]
+        assert master.dtype == torch.float32
+        assert torch.equal(parameter, master.to(own)), name
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) == len(before)
+    # a float32 base is not rounded to bfloat16 on the way
+    if own == torch.float32:
+        assert any(not torch.equal(p, p.bfloat16().float()) for p in model.parameters())
+
+
+def test_what_is_asked_for_is_computed_in(make_decoder, make_examples, tmp_path) -> None:
+    for dtype in ("float32", "bfloat16"):
+        config = CONFIG.model_copy(update={"dtype": dtype})
+        result, _, _ = lora_run(make_decoder(torch.bfloat16), make_examples(4), tmp_path / dtype, config)
+        assert result.arithmetic.dtype == dtype
+    other = CONFIG.model_copy(update={"dtype": "bfloat16"})
+    with pytest.raises(TrainingError, match=r'config\.dtype: saved "float32", now "bfloat16"'):
+        lora_run(make_decoder(torch.bfloat16), make_examples(4), tmp_path / "float32", other)
+    with pytest.raises(UsageError, match="training in bfloat16 is for bases in bfloat16 or float32"):
+        lora_run(make_decoder(torch.float64), make_examples(4), tmp_path / "wide", other)
+    assert "dtype" not in CONFIG.numbers()  # states of earlier versions are resumed
+    assert other.numbers()["dtype"] == "bfloat16"
+
+
+def test_memory_that_does_not_suffice(make_decoder, make_examples, tmp_path, monkeypatch, caplog) -> None:
+    model, examples = make_decoder(torch.bfloat16), make_examples(4)
+    needed = 4 * sum(p.numel() for p in model.parameters())
+    assert computing.extra_bytes({"policy": model}, F32) == needed
+    assert computing.extra_bytes({"policy": model}, BF16) == 0
+    monkeypatch.setattr(computing, "free_bytes", lambda: needed)
+    says(monkeypatch, F32)
+    result, _, _ = lora_run(model, examples, tmp_path / "auto")
+    assert result.arithmetic == BF16
+    assert "training in float32 is faster here, but the weights in float32 take" in caplog.text
+    asked = CONFIG.model_copy(update={"dtype": "float32"})
+    with pytest.raises(
+        TrainingError, match=r"computes in float32, but the weights in float32 take .* GB of memory are"
+    ):
+        lora_run(model, examples, tmp_path / "asked", asked)
+    monkeypatch.setattr(computing, "free_bytes", lambda: int(1.2 * needed))
+    result, _, _ = lora_run(model, examples, tmp_path / "enough")
+    assert result.arithmetic == F32
+
+
+# --- the choice
+
+SPEC = tiny_spec(vocab_size=61, hidden_size=256, layers=4, heads=4, kv_heads=4, head_dim=64, feedforward_size=512)
+
+
+def test_the_fastest_is_chosen_where_it_is_clearly_so(monkeypatch) -> None:
+    model = Decoder(SPEC, dtype=torch.bfloat16)
+    times = {BF16: 1.0, F32: 0.99, ONEDNN: 2.0}
+    monkeypatch.setattr(arithmetics, "measured", lambda *_: times)
+    assert choose(model, "adapters") == BF16
+    times |= {ONEDNN: 0.5}
+    assert choose(model, "adapters") == ONEDNN
+    del times[BF16]  # it cannot run here
+    assert choose(model, "adapters") == ONEDNN
+    assert choose(Decoder(tiny_spec(), dtype=torch.bfloat16), "adapters") == BF16  # too small to be measured
+    assert candidates(F32, CPU, "weights") == [F32, BF16]
+    assert candidates(Arithmetic("float64"), CPU, "adapters") == [Arithmetic("float64")]
+    assert candidates(F32, torch.device("cuda"), "adapters") == [F32]
+
+
+def test_a_measurement_is_made_once_and_a_damaged_one_again(isolated_home, monkeypatch) -> None:
+    before = torch.get_rng_state()
+    ways = candidates(BF16, CPU, "adapters")
+    found = measured(SPEC, "adapters", ways)
+    assert F32 in found
+    assert torch.equal(torch.get_rng_state(), before)
+    kept = list((isolated_home / "machine").glob("training-*.json"))
+    assert len(kept) == 1
+    measure, made = arithmetics.measure, []
+    monkeypatch.setattr(arithmetics, "measure", lambda *args: made.append(args) or measure(*args))
+    assert measured(SPEC, "adapters", ways) == found
+    assert not made
+    for damage in ("", "[]", '{"key": 1}', kept[0].read_text().replace('"dtype": "float32"', '"dtype": "int8"')):
+        kept[0].write_text(damage)
+        assert F32 in measured(SPEC, "adapters", ways)
+    assert len(made) == 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
+    measured(SPEC, "weights", candidates(BF16, CPU, "weights"))
+    assert len(list((isolated_home / "machine").glob("training-*.json"))) == 2
+
+
+def test_turns_take_the_best_and_drop_what_fails_or_is_far_behind() -> None:
+    now, ran = 0.0, {BF16: 0, F32: 0, ONEDNN: 0}
+
+    def step(way: Arithmetic, *seconds: float):
+        def run() -> None:
+            nonlocal now
+            if not seconds:
+                raise RuntimeError("could not create a primitive descriptor")
+            now += seconds[min(ran[way], len(seconds) - 1)]
+            ran[way] += 1
+
+        return run
+
+    steps = {BF16: step(BF16), F32: step(F32, 9.0, 1.5, 1.0, 2.0), ONEDNN: step(ONEDNN, 9.0, 40.0)}
+    assert by_turns(steps, lambda: now) == {F32: 1.0, ONEDNN: 40.0}
+    assert ran[ONEDNN] == 2
+    with pytest.raises(UsageError, match=r"no arithmetic can train this base here: bfloat16: could not create"):
+        by_turns({BF16: step(BF16)}, lambda: now)
+
+
+def test_what_a_training_token_takes_is_of_all_blocks(monkeypatch) -> None:
+    model = Decoder(SPEC, dtype=torch.bfloat16)
+    times = {BF16: 0.4, F32: 0.8, ONEDNN: 0.2}
+    monkeypatch.setattr(arithmetics, "measured", lambda *_: times)
+    # 2 of 4 blocks; 12 documents of 32 tokens after 16 that they share
+    assert arithmetics.token_seconds(model) == pytest.approx(0.2 * 2 / 400)
+    assert arithmetics.token_seconds(model, "bfloat16") == pytest.approx(0.4 * 2 / 400)
+    assert arithmetics.token_seconds(Decoder(tiny_spec())) is None
