@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.adaptation.documents import DocumentsSpec
+from bedplate.adaptation.format_spec import FormatsSpec
 from bedplate.adaptation.guard_spec import GuardsSpec
 from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.proposer_spec import ProposerSpec
@@ -139,6 +140,7 @@ class AdaptSpec(Strict):
     """Remote models, as further candidates."""
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
     guards: GuardsSpec = GuardsSpec()
+    formats: FormatsSpec = FormatsSpec()
 
     @model_validator(mode="before")
     @classmethod
