@@ -41,8 +41,8 @@ def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mappi
     speeds = measured(model, writes=writes)
     if isinstance(speeds, str):
         return speeds
-    allowed = {one: times for one, times in speeds.items() if one in spec.allowed}
-    wanted = [one for one, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
+    allowed: dict[Format, float] = {one: times for one, times in speeds.items() if one in spec.allowed}
+    wanted: list[Format] = [one for one, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
     if not wanted:
         said = ", ".join(f"{one} {times:.2f}" for one, times in allowed.items())
         what = "decoding" if writes else "reading prompts"
