@@ -409,7 +409,7 @@ def test_on_the_real_base_a_prompt_keeps_the_format_that_is_measured_to_be_faste
     """Which is faster is this machine's to say; that the file's own 4-bit blocks lose nothing that shows is not."""
     monkeypatch.setattr(formats, "CLEARLY", 0.0)
     task = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
-    asked = ["adapt.formats={weights: [int4], margin: 0.05}", "adapt.target.value=0.5"]
+    asked = ["adapt.formats={weights: [int4], margin: 0.05}", "adapt.target.value=0.5", "adapt.budget={}"]
     report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=asked)
     chosen = report.data["formats"]["zero_shot"]
     if not chosen["tried"]:
