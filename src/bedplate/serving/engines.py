@@ -76,7 +76,8 @@ def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Seque
 
 def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Way:
     """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
-    dtype, weights = dtype_name(base.dtype), config.weights
+    dtype = dtype_name(base.dtype)
+    weights = config.weights
     if weights == "fastest":
         way = apart_now(lambda: fastest_as_stored(base))
         return Way(dtype, "auto", "torch") if way == "torch" else Way(dtype, way, "native")
