@@ -83,7 +83,8 @@ def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequ
         return Way(dtype, "auto", "torch") if way == "torch" else Way(dtype, way, "native")
     kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
     # Quantised weights run on one kernel only, which the engine finds.
-    follows = config.kernel == "auto" and weights not in QUANTISED and len(kernels) == 1
+    quantised = config.weights in QUANTISED
+    follows = config.kernel == "auto" and not quantised and len(kernels) == 1
     return Way(dtype, weights, KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel)
 
 
