@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.calibrate import Way as Fastest
 from bedplate.inference.calibrate import fastest_as_stored
 from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
@@ -79,7 +80,7 @@ def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequ
     dtype = dtype_name(base.dtype)
     weights = config.weights
     if weights == "fastest":
-        way = apart_now(lambda: fastest_as_stored(base))
+        way: Fastest = apart_now(lambda: fastest_as_stored(base))
         return Way(dtype, "auto", "torch") if way == "torch" else Way(dtype, way, "native")
     kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
     # Quantised weights run on one kernel only, which the engine finds.
