@@ -22,11 +22,19 @@ from bedplate.adaptation.rungs.base import Tested as OnTest
 from bedplate.adaptation.spec import RUNG_NAMES, BudgetSpec
 
 
-def context(call: float = 0.1, rows: int = 500, exhaustive: bool = False, usd_left: float = 1.0, **budget: Any) -> Any:
+def context(
+    call: float = 0.1,
+    rows: int = 500,
+    exhaustive: bool = False,
+    usd_left: float = 1.0,
+    gain: float = 1.0,
+    **budget: Any,
+) -> Any:
     return SimpleNamespace(
         exhaustive=exhaustive,
         train=[None] * rows,
         pace=SimpleNamespace(call=call),
+        format_gain=gain,
         spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
         usd_left=usd_left,
     )
@@ -81,6 +89,11 @@ def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked()
     dear = planner.ruled_out(context(call=0.2, usd_per_1k_calls=0.1), "few_shot")
     assert dear is not None
     assert "cost $0.2000 here, the budget is $0.1" in dear.reason
+    # a format that is faster here may bring the calls into the budget, where nominees are tried in it
+    assert planner.ruled_out(context(call=0.2, p95_ms=150, gain=1.5), "lora") is None
+    slower = planner.ruled_out(context(call=0.2, p95_ms=90, gain=2.0), "lora")
+    assert slower is not None
+    assert "takes 200 ms here (the median) and 2.0 times less in a format" in slower.reason
     few = planner.ruled_out(context(rows=40), "full")
     assert few is not None
     assert few.kind == "rule"
@@ -93,7 +106,7 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
 
     class Seen:
         clock = SimpleNamespace(used=100.0)
-        exhaustive, usd_left, train = False, float("inf"), [None] * 500
+        exhaustive, usd_left, train, format_gain = False, float("inf"), [None] * 500, 1.0
         pace = SimpleNamespace(call=0.1, token=0.001)
         spec = SimpleNamespace(
             budget=BudgetSpec(),

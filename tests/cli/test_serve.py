@@ -65,7 +65,7 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, mon
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.base.dtype) == ("int4", torch.bfloat16)
     # What is fastest is measured; what it chooses is taken only where it is asked for.
-    monkeypatch.setattr("bedplate.serving.loading.fastest_as_stored", lambda base: "int8")
+    monkeypatch.setattr("bedplate.serving.engines.fastest_as_stored", lambda base: "int8")
     for given, weights in ((("--weights", "fastest"), "int8"), ((), "bfloat16")):
         assert run(capsys, bases[0], *given)[0] == 0
         with loaded_house(asked.pop()) as house:

@@ -24,6 +24,8 @@ def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
         "p95_ms": 2.0,
         "train_seconds": 0.5,
         "skin": f"skins/{rung}",
+        "weights": "bfloat16",
+        "kernel": "native",
         "coverage": None,
         "answered": None,
         **more,
@@ -31,7 +33,8 @@ def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
 
 
 def skipped(rung: str, reason: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("estimate", "interval", "usd_per_1k_calls", "p50_ms", "p95_ms", "train_seconds", "skin"))
+    empty = dict.fromkeys(("estimate", "interval", "usd_per_1k_calls", "p50_ms", "p95_ms", "train_seconds"))
+    empty |= dict.fromkeys(("skin", "weights", "kernel"))
     return {**row(rung, 0, 0), "status": "skipped", "reason": reason, "n": 0, "groups": 0, **empty}
 
 
@@ -116,6 +119,47 @@ def report(**changes: Any) -> dict[str, Any]:
                 "rests_on": "no prompted rung made a skin",
             }
         ],
+        "formats": {
+            "lora": {
+                "weights": "bfloat16",
+                "kernel": "native",
+                "kept": "int4",
+                "reason": "3 answers changed, worse by at most 0.008",
+                "tried": [
+                    {
+                        "weights": "int4",
+                        "kernel": "native",
+                        "kept": True,
+                        "reason": "3 answers changed, worse by at most 0.008",
+                        "own_estimate": 0.881,
+                        "estimate": 0.88,
+                        "difference": -0.001,
+                        "lower": -0.008,
+                        "confidence": 0.95,
+                        "margin": 0.01,
+                        "n": 100,
+                        "groups": 50,
+                        "changed": 3,
+                        "needed_n": None,
+                        "own_p50_ms": 12.3,
+                        "own_p95_ms": 14.0,
+                        "own_usd_per_1k_calls": 0.0004,
+                        "p50_ms": 6.7,
+                        "p95_ms": 8.0,
+                        "usd_per_1k_calls": 0.0002,
+                    }
+                ],
+                "left_out": [],
+            },
+            "probe": {
+                "weights": "bfloat16",
+                "kernel": "native",
+                "kept": None,
+                "reason": "valid has too few rows for it",
+                "tried": [],
+                "left_out": [{"weights": "int8", "kind": "budget", "reason": "no seconds"}],
+            },
+        },
         "guards": {
             "lora": [
                 {
@@ -250,6 +294,7 @@ def report(**changes: Any) -> dict[str, Any]:
             "usd": 0.0014,
             "rungs": {"majority": 0.1, "lora": 10.0},
             "guards": {"lora": 0.5},
+            "formats": {"lora": 0.7},
             "tests": {"lora": 1.0},
             "processor_seconds": 22.5,
             "resumed": False,

@@ -35,6 +35,12 @@ def test_the_page_says_what_the_report_says():
         "labelled bad; lora, probe say",
         "64 of 64 rows answered as before",
         "chat:\nno template",
+        "bfloat16 (native)",
+        "int4 (native)",
+        "12.3 → 6.7",
+        "3 answers changed, worse by at most 0.008",
+        "no format was tried",
+        "valid has too few rows for it",
     ):
         assert said in page, said
     assert page == adaptation_page(report())  # the same report gives the same bytes

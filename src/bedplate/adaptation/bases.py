@@ -4,18 +4,21 @@ and are loaded again when they are asked."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bedplate.core.memory import free_bytes
+from bedplate.inference.compiled import Weights
 from bedplate.inference.compute import ComputeLock
+from bedplate.inference.judged import QUANTISED
 from bedplate.inference.local import LocalModel
 from bedplate.models.checkpoints.base import load_base, locate
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.decoder import Decoder
 from bedplate.models.precision import dtype_name
+from bedplate.skins.skin import EvaluatedWith
 
 ROOM = 3
 """Free memory that a base wants, in its own sizes: itself, what tuning keeps beside it, and some air."""
@@ -60,6 +63,8 @@ class TaskBase:
         """By how many that need it while others are loaded."""
         self._bases = bases
         self._model: LocalModel | None = None
+        self._formats: dict[str, LocalModel] = {}
+        """On engines of quantised weights, which share the base's own module."""
         self._facts: BaseFacts | None = None
 
     @property
@@ -96,8 +101,34 @@ class TaskBase:
         was written anew."""
         return self._bases.child(self, directory, fresh)
 
+    def in_format(self, weights: Weights) -> LocalModel:
+        """The same base on an engine of its own, with weights in this format. UsageError where it cannot run in it."""
+        model = self.model
+        if weights not in self._formats:
+            self._bases.make_room(self)
+            self._formats[weights] = LocalModel(model.base, weights=weights, compute=self._bases.compute)
+        return self._formats[weights]
+
+    @property
+    def has_format(self) -> bool:
+        """Whether an engine of quantised weights is open."""
+        return bool(self._formats)
+
+    def as_judged(self, judged: EvaluatedWith | None) -> LocalModel:
+        """The base on the engine that a skin was judged on, where that is one of a quantised format."""
+        model = self.model
+        if judged is None or judged.weights == model.engine.weights or judged.weights not in QUANTISED:
+            return model
+        return self.in_format(QUANTISED[judged.weights])
+
+    def close_formats(self, but: Collection[str] = ()) -> None:
+        """Closes the engines of quantised weights, but for these formats."""
+        for weights in [one for one in self._formats if one not in but]:
+            self._formats.pop(weights).close()
+
     def close(self) -> None:
         """Leaves memory."""
+        self.close_formats()
         model, self._model = self._model, None
         if model is not None:
             model.close()

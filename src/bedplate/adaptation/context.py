@@ -14,12 +14,15 @@ from bedplate.adaptation.asking import TaskOutput, Written, asked
 from bedplate.adaptation.bases import TaskBase
 from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.documents import read_documents
+from bedplate.adaptation.format_speed import worth_trying
 from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.pace import Pace, embedding_pace, measure_pace
 from bedplate.adaptation.raw_text import read_raw_text
 from bedplate.adaptation.spec import AdaptSpec
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
+from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.suites.text import Documents
@@ -132,13 +135,13 @@ class Context:
             parent=None,
         )
         if self.unfit is None:
-            found.pace = self.pace
+            found.pace, found.format_gain = self.pace, self.format_gain
         return found
 
     def on(self, base: TaskBase, out: Path) -> Context:
         """The same on a child of this base, which is as fast; what is made there goes into `out`."""
         found = replace(self, at=base, out=out, prompts={}, embedders={}, most_seeds=1)
-        found.pace = self.pace
+        found.pace, found.format_gain = self.pace, self.format_gain
         return found
 
     @cached_property
@@ -214,11 +217,31 @@ class Context:
         """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
         return self.test_n if self.labels else min(self.test_n, self.latency_calls)
 
+    @cached_property
+    def format_gain(self) -> float:
+        """How many times as fast the base was measured to be in the best of the formats that nominees are tried in; 1
+        where there is none, or valid has too few rows to say anything of one."""
+        spec = self.spec.formats
+        groups = len({example.group for example in self.valid})
+        enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence) and groups >= MINIMUM_GROUPS
+        if self.is_encoder or not spec.allowed or not enough:
+            return 1.0
+        found = worth_trying(self.model, spec, writes=not self.labels)
+        return 1.0 if isinstance(found, str) else max(1.0, *found.values())
+
     @property
-    def test_reserve(self) -> float:
+    def for_test(self) -> float:
         """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
         alone = self.single_test_calls
         return 3.3 * (alone * self.pace.call + self.pace.rows(self.test_n - alone)) + 5.0
+
+    @property
+    def test_reserve(self) -> float:
+        """Seconds kept for what comes after the climb: test, and before it one format of two nominees, on valid."""
+        if self.format_gain == 1.0:
+            return self.for_test
+        each = self.pace.rows(len(self.valid)) / self.format_gain + 2 * self.timing
+        return self.for_test + 2 * each
 
     @property
     def left(self) -> float:
@@ -303,8 +326,9 @@ class Context:
             self.embedders.popitem()[1].close()
 
     def predictor(self, skin: Skin) -> Predictor:
+        """The skin on this base, in the weights that it says it was judged with."""
         second = None if skin.embedder is None else self.embedder(skin.embedder.name)
-        return self.model.predictor(skin, embedder=second)
+        return self.at.as_judged(skin.evaluated_with).predictor(skin, embedder=second)
 
     def settings_of(self, rung: str) -> Any:
         """What the task file says for one rung alone, as JSON; None for the others."""

@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from bedplate.adaptation import gate, planner, rules
+from bedplate.adaptation import formats, gate, planner, rules
 from bedplate.adaptation.bases import Bases
 from bedplate.adaptation.climb import config_of
 from bedplate.adaptation.clock import Clock, Stopwatch
@@ -116,9 +117,12 @@ class _Ladder:
         chosen = planner.order(self.spec.chosen_rungs, rules.favoured(self.expectations))
         self.entries = {entry.name: entry for entry in entries(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
+        self.formats: dict[str, formats.Chosen] = {}
+        """What became of the formats of candidates that they were looked at for."""
 
     def climb(self) -> Report:
-        """All rungs, nomination, test, verdict, report; and once that is written, the learning curves."""
+        """All rungs, nomination in the weights to serve, test, verdict, report; and once that is written, the learning
+        curves."""
         for entry in self.entries.values():
             self._share(entry)
             self.outcomes[entry.name] = climb_entry(entry)
@@ -143,10 +147,11 @@ class _Ladder:
             guards=guarded,
         )
         bases = {name: entry.base for name, entry in self.entries.items()}
+        served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
         report = build_report(
             self.contexts,
             self.data,
-            self.outcomes,
+            served,
             bases,
             nomination,
             tested,
@@ -154,8 +159,9 @@ class _Ladder:
             alpha,
             confirmations,
             decision,
-            predictions=rules.score(self.expectations, self.outcomes, tested, self.context.seed),
+            predictions=rules.score(self.expectations, served, tested, self.context.seed),
             guards=guarded,
+            formats=self.formats,
             watch=self.watch,
         )
         self._write(report, results)
@@ -180,18 +186,61 @@ class _Ladder:
 
     # --- the gate
 
-    def _nominated(self, results: Mapping[str, Result]) -> tuple[gate.Nomination, dict[str, list[GuardResult]]]:
+    def _nominated(self, results: dict[str, Result]) -> tuple[gate.Nomination, dict[str, list[GuardResult]]]:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
-        for another, before test is opened."""
+        for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
+        those of `results`; what these make cheaper may be nominated in the place of another."""
         guarded: dict[str, list[GuardResult]] = {}
         while True:
             nomination = self._nominate(results, guarded)
             unchecked = [name for name in nomination.nominees if name not in guarded and self._children(name)]
-            if not unchecked:
-                return nomination, guarded
             for name in unchecked:
                 with self.watch.timed("guards", name):
                     guarded[name] = [one for at, child in self._children(name) for one in check_child(at, child)]
+            untried = [] if unchecked else self._untried(nomination, results, guarded)
+            for name in untried:
+                with self.watch.timed("formats", name):
+                    self.formats[name], results[name] = formats.choose(self.context.finished[name])
+            if not unchecked and not untried:
+                kept = {chosen.kept for chosen in self.formats.values()}
+                for one in self.context.finished.values():
+                    one.base.close_formats(but=[name for name in kept if name is not None])
+                return nomination, guarded
+
+    def _untried(
+        self, nomination: gate.Nomination, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> list[str]:
+        """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or
+        price keeps out, where a format could change that."""
+        if not self.spec.formats.allowed:
+            return []
+        made = [name for name in self.context.finished if name in results and name not in self.formats]
+        out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
+        return [name for name in made if name in nomination.nominees or name in out]
+
+    def _could_fit(
+        self, name: str, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> bool:
+        """Whether a candidate above the target is out of the budget now and would not be where its calls took as much
+        less time as a format was measured to save."""
+        now = self._candidate(name, results[name], guarded)
+        times = self.context.finished[name].context.format_gain
+        then = replace(now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times)
+        budget, out = self.spec.budget, gate.infeasible
+        return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
+
+    def _candidate(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Candidate:
+        """A skin as nomination looks at it."""
+        return gate.Candidate(
+            name,
+            result.evaluation.estimate,
+            result.evaluation.design_effect,
+            1000 * result.price(self.spec.machine.usd_per_hour, result.latency.mean),
+            result.latency.p95 * 1000,
+            result.prompt_tokens,
+            broken(guarded.get(name, ())),
+            result.evaluation.row_variance,
+        )
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
         """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
@@ -201,18 +250,8 @@ class _Ladder:
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        rate = self.spec.machine.usd_per_hour
         candidates = [
-            gate.Candidate(
-                name,
-                result.evaluation.estimate,
-                result.evaluation.design_effect,
-                1000 * result.price(rate, result.latency.mean),
-                result.latency.p95 * 1000,
-                result.prompt_tokens,
-                broken(guarded.get(name, ())),
-                result.evaluation.row_variance,
-            )
+            self._candidate(name, result, guarded)
             for name, result in results.items()
             if not self.entries[name].rung.reference
         ]

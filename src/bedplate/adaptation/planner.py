@@ -28,17 +28,19 @@ def ruled_out(context: Context, name: str) -> Skip | None:
         return Skip(f"{len(context.train)} labels are fewer than the {least} that it is worth trying with", "rule")
     if name not in WHOLE_PROMPT:
         return None
-    budget, call = context.spec.budget, context.pace.call
-    if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
+    budget, call, times = context.spec.budget, context.pace.call, context.format_gain
+    even = "" if times == 1.0 else f" and {times:.1f} times less in a format"
+    if budget.p95_ms is not None and call / times * 1000 > budget.p95_ms:
         return Skip(
-            f"a call with the plain prompt alone takes {call * 1000:.0f} ms here (the median), the budget's p95 is "
-            f"{budget.p95_ms:g} ms",
+            f"a call with the plain prompt alone takes {call * 1000:.0f} ms here (the median){even}, the budget's p95 "
+            f"is {budget.p95_ms:g} ms",
             "budget",
         )
     usd = call * usd_per_second(context) * 1000
-    if budget.usd_per_1k_calls is not None and usd > budget.usd_per_1k_calls:
+    if budget.usd_per_1k_calls is not None and usd / times > budget.usd_per_1k_calls:
         return Skip(
-            f"1,000 calls with the plain prompt alone cost ${usd:.4f} here, the budget is ${budget.usd_per_1k_calls:g}",
+            f"1,000 calls with the plain prompt alone cost ${usd:.4f} here{even}, the budget is "
+            f"${budget.usd_per_1k_calls:g}",
             "budget",
         )
     return None

@@ -16,6 +16,7 @@ from bedplate.adaptation.clock import Clock, Stopwatch
 from bedplate.adaptation.closer_look import examples, focus
 from bedplate.adaptation.data_card import data_card
 from bedplate.adaptation.environment import environment
+from bedplate.adaptation.formats import Chosen, not_tried
 from bedplate.adaptation.guards import GuardResult
 from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
 from bedplate.core.files import atomic_write
@@ -87,12 +88,13 @@ def build_report(
     *,
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],
+    formats: Mapping[str, Chosen],
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
 
-    contexts: one for each base, the task's first in front. outcomes, tested: by candidate. bases: candidate → the base
-    it stands on, as the task file names it; None where none has a part in it.
+    contexts: one for each base, the task's first in front. outcomes, tested: by candidate, in the weights to serve.
+    bases: candidate → the base it stands on, as the task file names it; None where none has a part in it.
     """
     context = contexts[0]
     evaluations = {name: t.evaluation for name, t in tested.items()}
@@ -113,14 +115,18 @@ def build_report(
             "rung": decision.rung,
             "exploratory": opening is not None and opening.exploratory,
         },
-        "rungs": [{**row, "base": bases[row["rung"]]} for row in _rows(outcomes, tested, rate)],
+        "rungs": [
+            {**row, "base": bases[row["rung"]], **_held(context.out, row["skin"])}
+            for row in _rows(outcomes, tested, rate)
+        ],
         "nominees": {**nomination.to_json(), "confirmations": [c.to_json() for c in confirmations]},
         "comparisons": [_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared],
         "target": {"metric": context.task.metric_name, **context.spec.target.model_dump(mode="json")},
         "predictions": [dict(one) for one in predictions],
         "guards": {name: [one.to_json() for one in found] for name, found in guards.items()},
         "forecasts": [one.to_json() for one in planner.forecasts(context, outcomes)],
-        "not_tried": planner.not_tried(outcomes),
+        "formats": {name: one.to_json() for name, one in formats.items()},
+        "not_tried": [*planner.not_tried(outcomes), *not_tried(formats)],
         "search": {name: list(o.result.search) for name, o in outcomes.items() if o.result and o.result.search},
         "details": {name: dict(o.result.details) for name, o in outcomes.items() if o.result},
         "export": {name: asdict(o.result.export) for name, o in outcomes.items() if o.result and o.result.export},
@@ -162,6 +168,7 @@ def build_report(
             "usd": context.clock.spent,
             "rungs": {name: round(o.seconds, 2) for name, o in outcomes.items()},
             "guards": watch.of("guards"),
+            "formats": watch.of("formats"),
             "tests": watch.of("tests"),
             "processor_seconds": round(watch.processor, 1),
             "resumed": any(o.reused for o in outcomes.values()),
@@ -214,6 +221,12 @@ def _made(out: Path, outcome: RungOutcome) -> dict[str, Any]:
             role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
         },
     }
+
+
+def _held(out: Path, skin: str | None) -> dict[str, str | None]:
+    """The weights and the kernel that a skin was judged with; a cascade's two skins say their own."""
+    judged = None if skin is None else read_skin(out / skin).evaluated_with
+    return {"weights": None, "kernel": None} if judged is None else judged.model_dump()
 
 
 def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:

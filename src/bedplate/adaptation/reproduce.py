@@ -18,6 +18,7 @@ from bedplate.adaptation.climb import config_of
 from bedplate.adaptation.clock import Clock
 from bedplate.adaptation.context import Context, source_of
 from bedplate.adaptation.entries import COMPOSED, WITHOUT_BASE, Entry, entries
+from bedplate.adaptation.format_trial import in_weights
 from bedplate.adaptation.parent import Parent, write_splits
 from bedplate.adaptation.recorded import (
     Difference,
@@ -40,6 +41,7 @@ from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples
+from bedplate.inference.judged import QUANTISED
 from bedplate.inference.loaded import load as load_skin
 from bedplate.inference.local import LocalModel
 from bedplate.skins.difference import Part, compare_skins
@@ -178,7 +180,7 @@ class _Again:
             write_plan(entry.directory, config, Plan(settings))
 
     def _compared(self, done: Finished) -> Reproduction:
-        old, new = self.then.skin, read_skin(done.directory)
+        old, new = self.then.skin, self._made(done)
         parts = compare_skins(old, new)
         comparison, equal, rows = None, 0, 0
         if not old.is_remote:
@@ -194,14 +196,21 @@ class _Again:
             reason,
             tuple(self.differences),
             tuple(self.notes),
-            str(done.directory),
+            str(new.directory),
             parts,
             rows,
             equal,
             self.then.estimate,
-            done.result.evaluation.estimate,
+            done.result.evaluation.estimate if comparison is None else comparison.a,
             comparison,
         )
+
+    def _made(self, done: Finished) -> Skin:
+        """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
+        new, judged = read_skin(done.directory), self.then.skin.evaluated_with
+        if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
+            return new
+        return in_weights(done, judged)
 
 
 def judged(parts: Sequence[Part], equal: int, rows: int) -> tuple[Status, str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.adaptation.documents import DocumentsSpec
+from bedplate.adaptation.format_spec import FormatsSpec
 from bedplate.adaptation.guard_spec import GuardsSpec
 from bedplate.adaptation.hosted_spec import HostedSpec
 from bedplate.adaptation.proposer_spec import ProposerSpec
@@ -141,6 +142,7 @@ class AdaptSpec(Strict):
     train_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What training computes in; "auto" is what a step of the base is measured to be fastest in here."""
     guards: GuardsSpec = GuardsSpec()
+    formats: FormatsSpec = FormatsSpec()
 
     @model_validator(mode="before")
     @classmethod

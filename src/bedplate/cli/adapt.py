@@ -56,6 +56,7 @@ def adapt(
         target: {value: 0.80, confidence: 0.95}
         budget: {p95_ms: 500, usd_per_1k_calls: 0.05, train_minutes: 10, max_prompt_tokens: 600}
         machine: {usd_per_hour: 0.10, as_of: 2026-11-24}
+        formats: auto               # int8, int4 where faster here and not shown to be worse by 0.01; none; or a list
         rungs: auto
 
     Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
@@ -138,6 +139,10 @@ def show(report: Report) -> None:
         for guard in guards:
             held = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
             screen.print(f"{rung}: the {guard['guard']} guard {held}: {escape(guard['reason'])}", highlight=False)
+    for rung, found in data["formats"].items():
+        stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
+        served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
+        screen.print(f"{rung} {served}: {escape(found['reason'])}", highlight=False)
     for one in data["predictions"]:
         said = {"true": "held", "false": "did not hold", "undecided": "is undecided"}[one["held"]]
         screen.print(f"rule of thumb ({one['rule']}) {said}: {escape(one['prediction'])}", highlight=False)

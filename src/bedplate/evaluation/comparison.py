@@ -1,4 +1,5 @@
-"""Two evaluations of one metric on the same rows, row by row: their difference, its interval, and a p-value."""
+"""Two evaluations of one metric on the same rows: their difference, its interval and a p-value, and how much worse the
+second may be."""
 
 from __future__ import annotations
 
@@ -10,8 +11,10 @@ from numpy.typing import NDArray
 
 from bedplate.core import statistics
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups
+from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups
+from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
 from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,43 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     return Comparison(
         a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
     )
+
+
+def drop_between(before: Evaluation, after: Evaluation, confidence: float, seed: int = 0) -> Drop:
+    """How much worse `after` is than `before` on the same rows, with one-sided bounds: for non-inferiority.
+
+    Rows that do not change say little of those that were not seen: the bounds are never nearer than what
+    `independent_rows` could hide. A statistic of all rows is bounded as `compare` bounds it. Raises UsageError as that.
+    """
+    found = compare(before, after, seed, 2 * confidence - 1)
+    units = min(independent_rows(before), independent_rows(after))
+    if before.scoring in ("binary", "real"):
+        place = {row.row_hash: row.score for row in after.rows}
+        scores, groups = [row.score for row in before.rows], [row.group for row in before.rows]
+        return mean_drop(scores, [place[row.row_hash] for row in before.rows], groups, confidence, units=units)
+    low, high = found.interval
+    se = (high - low) / 2 / _normal_quantile(confidence)
+    if found.groups < MINIMUM_GROUPS:
+        return Drop(found.difference, None, None, se, confidence, found.n, found.groups)
+    unseen = hidden(units, confidence)
+    low, high = min(low, found.difference - unseen), max(high, found.difference + unseen)
+    return Drop(found.difference, low, high, se, confidence, found.n, found.groups)
+
+
+def independent_rows(evaluation: Evaluation) -> float:
+    """What an evaluation's rows are worth as independent ones, by the design effect of its own scores (as in
+    `effective_n_bound`); of a mean over labels, what those of the rarest label are worth."""
+    rows = float(evaluation.n)
+    if evaluation.scoring == "counts" and METRICS[evaluation.metric].per_label:
+        wanted = [label for row in evaluation.rows for label in evaluation.labels_of(row.target)]
+        rows = float(max(min(wanted.count(label) for label in evaluation.labels), 1))
+    return max(rows / max(evaluation.design_effect, 1.0), 1.0)
+
+
+def _normal_quantile(confidence: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(confidence))
 
 
 def _compare_statistic(

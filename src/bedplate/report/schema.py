@@ -14,7 +14,7 @@ from bedplate.core.config import Strict
 from bedplate.report.schema_curve import Curve
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
-from bedplate.report.schema_plan import Forecast, Guard, GuardRow, Machine, NotTried, Prediction, Timing
+from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Machine, NotTried, Prediction, Timing
 
 SCHEMA_VERSION = 2
 
@@ -71,6 +71,10 @@ class Row(Part):
     train_seconds: Seconds | None
     skin: str | None
     """Directory of its skin, relative to the report's; null for references."""
+    weights: str | None = None
+    kernel: str | None = None
+    """What it was judged and is served with; null for references, remote models and cascades (whose two skins have
+    their own)."""
 
 
 class Confirmation(Part):
@@ -293,6 +297,8 @@ class ReportFile(Part):
     """Made before the climb; they order it and decide nothing."""
     guards: dict[str, tuple[Guard, ...]]
     """Of nominees that stand on a child base."""
+    formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
+    """By candidate."""
     forecasts: tuple[Forecast, ...]
     not_tried: tuple[NotTried, ...]
     search: dict[str, tuple[Tried, ...]]

@@ -1,5 +1,5 @@
 """The parts of report.json about the climb itself: rules of thumb, forecasts, what was not tried, guards of child
-bases, the machine, and where the time went (see `report.schema`)."""
+bases, formats, the machine, and where the time went (see `report.schema`)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import Field
 from bedplate.report.schema_part import Count, Part, Seconds, Share
 
 Dollars = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0)]
 
 
 class Prediction(Part):
@@ -81,6 +82,60 @@ class GuardRow(Part):
     tokens: Count | None = None
 
 
+class TriedFormat(Part):
+    """A skin in a format of quantised weights, beside itself in its own weights, on the same rows of valid."""
+
+    weights: str
+    kernel: str
+    kept: bool
+    reason: str
+    """What the numbers say, in a sentence."""
+    own_estimate: float
+    estimate: float
+    """In the format."""
+    difference: float
+    """In the format minus in its own weights."""
+    lower: float | None
+    """One-sided bound of the difference at `confidence`; null where there is none. A format is kept where this lies
+    above -margin and its median call takes clearly less time."""
+    confidence: Share
+    margin: Share
+    n: Count
+    groups: Count
+    changed: Count
+    """Answers that are not the same."""
+    needed_n: Count | None
+    """Rows for 80% power at this difference; null where it is decided or none would do."""
+    own_p50_ms: Milliseconds
+    own_p95_ms: Milliseconds
+    own_usd_per_1k_calls: Dollars
+    """Single calls in its own weights, timed in turns with those in the format."""
+    p50_ms: Milliseconds
+    p95_ms: Milliseconds
+    usd_per_1k_calls: Dollars
+
+
+class FormatLeftOut(Part):
+    """A format that was not tried."""
+
+    weights: str
+    kind: Literal["impossible", "budget"]
+    reason: str
+
+
+class Formats(Part):
+    """The weights that a candidate is served in: looked at for nominees, before test was opened."""
+
+    weights: str | None
+    kernel: str | None
+    """What it was climbed in; null where that is not one base of this machine, or no format could be."""
+    kept: str | None
+    """The format that it is judged on test and served in instead; null: none."""
+    reason: str
+    tried: tuple[TriedFormat, ...]
+    left_out: tuple[FormatLeftOut, ...]
+
+
 class Machine(Part):
     usd_per_hour: Dollars
     as_of: str
@@ -98,6 +153,8 @@ class Timing(Part):
     usd: Dollars
     rungs: dict[str, Seconds]
     guards: dict[str, Seconds]
+    formats: dict[str, Seconds] = Field(default_factory=dict[str, float])
+    """By candidate; empty in reports from before there were any."""
     tests: dict[str, Seconds]
     processor_seconds: Seconds
     """Of this process, summed over its threads."""

@@ -6,20 +6,16 @@ import contextlib
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.calibrate import fastest_as_stored
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
-from bedplate.inference.judged import KERNELS, QUANTISED, dtype_of
-from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
-from bedplate.models.precision import dtype_name
 from bedplate.serving.config import BaseConfig, LimitsConfig, ServerConfig
+from bedplate.serving.engines import opened, resident
 from bedplate.serving.guard import guard_for
 from bedplate.serving.house import House
 from bedplate.serving.models import Served, ServedBase, ServedEmbedder
@@ -27,7 +23,7 @@ from bedplate.serving.registry import Registry
 from bedplate.serving.residency import apart_now
 from bedplate.serving.shelf import Found, Shelf
 from bedplate.skins.card import Card, card_of, parts_of, read_card
-from bedplate.skins.skin import EvaluatedWith, Skin
+from bedplate.skins.skin import Skin
 
 log = logging.getLogger("bedplate.serving")
 
@@ -70,8 +66,9 @@ def loaded_house(
     """Bases and skins, loaded; the engines are closed at the end.
 
     base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
-    configuration, and are verified whole; those of the skins directory when they are first asked for. Raises SkinError
-    for a skin of no base here, UsageError for names that collide.
+    configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
+    every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
+    here, UsageError for names that collide.
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
     given: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
@@ -80,21 +77,22 @@ def loaded_house(
     found = Found((), ()) if config.skins_directory is None else Shelf(config.skins_directory).scan()
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(found.cards)
-    loaded = [apart_now(lambda one=one: _load(one, len(config.bases), cards, lying)) for one in config.bases]
+    loaded = [apart_now(lambda one=one: resident(one, len(config.bases), cards, lying)) for one in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        engines = [stack.enter_context(engine) for engine in _engines(config, loaded, [*cards, *lying])]
+        held = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         limits = config.limits
         registry = Registry(
-            engines,
+            [engine for _, engine in held],
             adapters=limits.adapters,
             prompt_skins=limits.prompt_skins,
             prefix_bytes=limits.prefix_bytes,
             allow_other_weights=config.allow_other_weights,
         )
-        for engine, one in zip(engines, config.bases, strict=True):
-            registry.add(_served(engine, one.name or engine.base.name))
+        for one in loaded:
+            engine = next(engine for base, engine in held if base is one)  # of several the first has the base's name
+            registry.add(_served(engine, one.config.name or engine.base.name))
         for source, name in sources:
             served = registry.skin(source, name)
             apart_now(served.check)
@@ -111,87 +109,5 @@ def _whole(cards: Sequence[Card]) -> list[Card]:
     return [one for card in cards for one in (parts_of(card) or [card])]
 
 
-def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]) -> Generator[Engine]:
-    """One for each base; they compute in turns. Where the file leaves weights or kernel open, they are what the base's
-    skins were judged with, if they agree: others are never chosen behind their back."""
-    compute, limits = ComputeLock(), config.limits
-    # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
-    # sets of weights, here or on another engine.
-    slots = limits.adapters * (len(config.bases) + 1)
-    for base, one in zip(loaded, config.bases, strict=True):
-        judged = _of(base, cards)
-        weights, kernels = {it.weights for it in judged}, {it.kernel for it in judged}
-        agreed = weights.pop() if len(weights) == 1 and one.weights == "auto" and one.dtype is None else ""
-        # Quantised weights run on one kernel only, which the engine finds.
-        follows = one.kernel == "auto" and one.weights not in (*QUANTISED, "fastest")
-        kernel = kernels.pop() if len(kernels) == 1 and follows else ""
-        if one.weights == "fastest":
-            open_ = apart_now(lambda base=base: _fastest(base))
-        else:
-            open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
-        engine = apart_now(
-            lambda base=base, open_=open_, speculate=one.speculate: Engine(
-                base,
-                weights=open_.weights,
-                kernel=open_.kernel,
-                max_rows=limits.max_rows,
-                max_waiting=limits.max_waiting,
-                adapters=slots,
-                speculate=speculate,
-                compute=compute,
-            )
-        )
-        log.info("%s: %s weights, %s kernel", base.name, engine.weights, engine.kernel)
-        yield engine
-
-
-class Opened(NamedTuple):
-    """How an engine is opened."""
-
-    weights: Weights
-    kernel: Kernel
-
-
-def _fastest(base: Base) -> Opened:
-    way = fastest_as_stored(base)
-    return Opened("auto", "torch") if way == "torch" else Opened(way, "native")
-
-
 def _served(engine: Engine, name: str) -> Served:
     return ServedBase(engine, name) if isinstance(engine.base.model, Decoder) else ServedEmbedder(engine, name)
-
-
-def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequence[Card]) -> Base:
-    """A base, its weights held as its skins were judged where the file does not say how.
-
-    The skins that were given decide; where there are none, those of the skins directory, if they agree.
-    """
-    # The only base must be that of all skins; which of several it is, its weights tell.
-    asked = config.dtype or (None if config.weights == "auto" else dtype_of(config.weights))
-    known = asked or (_judged([card.evaluated_with for card in given if card.evaluated_with]) if bases == 1 else None)
-    base = load_base(config.source, dtype="auto" if known is None else dtype_of(known), device=config.device)
-    if base.tokenizer is None:
-        raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
-    if known is not None:
-        return base
-    wanted = _judged(_of(base, given)) or _judged(_of(base, scanned), strict=False)
-    if wanted is None or dtype_of(wanted) in ("auto", dtype_name(base.dtype)):
-        return base
-    return load_base(config.source, dtype=dtype_of(wanted), device=config.device)
-
-
-def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
-    """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
-    on_it = [card.evaluated_with for card in cards if card.base.has_weights_of(base.identity)]
-    for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
-    return [one for one in (*on_it, *for_others) if one is not None]
-
-
-def _judged(found: Sequence[EvaluatedWith], strict: bool = True) -> str | None:
-    judged = {one.weights for one in found}
-    if len(judged) > 1 and strict:
-        raise UsageError(
-            f"the skins were judged with different weights ({', '.join(sorted(judged))}): serve them apart, or choose "
-            "one with dtype and allow other weights"
-        )
-    return judged.pop() if len(judged) == 1 else None

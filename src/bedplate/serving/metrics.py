@@ -17,11 +17,9 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 import bedplate
-from bedplate.inference.engine import Engine
 from bedplate.serving.access import Exchange
 from bedplate.serving.calls import Finished, tokens_of
 from bedplate.serving.house import House
-from bedplate.serving.models import ServedBase
 
 router = APIRouter()
 
@@ -174,7 +172,7 @@ class Metrics(Collector):
             )
         }
         for engine in self._house.registry.engines:
-            label, stats = (self._engine_label(engine),), engine.stats()
+            label, stats = (self._house.registry.label(engine),), engine.stats()
             free = stats.cache_capacity_bytes
             full = (stats.cache_bytes - stats.cache_pinned_bytes) / free if free else 0.0
             up = engine.alive and not engine.stalled(self._house.config.stall_seconds)
@@ -189,10 +187,3 @@ class Metrics(Collector):
             counters["engine_step_seconds"].add_metric(label, stats.step_seconds)
         yield from gauges.values()
         yield from counters.values()
-
-    def _engine_label(self, engine: Engine) -> str:
-        """The name that the engine's base is served under."""
-        served = self._house.registry.models.values()
-        return next(
-            (one.name for one in served if one.engine is engine and isinstance(one, ServedBase)), engine.base.name
-        )

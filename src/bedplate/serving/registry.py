@@ -22,7 +22,7 @@ from bedplate.serving.residency import Guest, Moved, Pool, State, apart
 from bedplate.serving.shelf import Found
 from bedplate.serving.skins import ServedSkin
 from bedplate.skins.card import Card, card_of, parts_of
-from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, Skin
+from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, EvaluatedWith, Skin
 
 
 @dataclass(eq=False)
@@ -90,15 +90,16 @@ class Registry:
             )
         if source.kind == "cascade":
             return self._cascade(source, name)
-        engine, second = self._engine_of(mine), None
-        here = ", ".join(engine.base.name for engine in self.engines)
+        judged, embedded = source.evaluated_with, source.embedded_with
+        engine, second = self._engine_of(mine, judged), None
+        here = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
         if engine is None:
             raise SkinError(
                 f"skin {source.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…); served here "
                 f"is {here}"
             )
         if source.embedder is not None:
-            second = self._engine_of(source.embedder)
+            second = self._engine_of(source.embedder, embedded)
             if second is None:
                 raise SkinError(
                     f"skin {source.name!r} chooses its demonstrations with the base {source.embedder.name} (weights "
@@ -120,8 +121,21 @@ class Registry:
         adapted = next((part for part in parts if part.card.kind in ADAPTED), None)
         return self.plain if adapted is None else self.adapters[adapted.engine]
 
-    def _engine_of(self, base: BaseReference) -> Engine | None:
-        return next((one for one in self.engines if base.has_weights_of(one.base.identity)), None)
+    def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
+        """The engine of this base that holds it as was `judged`, else its first."""
+        its = [one for one in self.engines if base.has_weights_of(one.base.identity)]
+        wanted = None if judged is None else (judged.weights, judged.kernel)
+        return next((one for one in its if (one.weights, one.kernel) == wanted), its[0] if its else None)
+
+    def label(self, engine: Engine) -> str:
+        """What an engine is called: by its base's name, and where that stands for another engine, by how it holds it
+        as well."""
+        bases = [one for one in self.models.values() if not isinstance(one, ServedSkin)]
+        own = next((one.name for one in bases if one.engine is engine), None)
+        if own is not None:
+            return own
+        named = next((one.name for one in bases if one.engine.base.identity == engine.base.identity), engine.base.name)
+        return f"{named} ({engine.weights}, {engine.kernel})"
 
     def add(self, served: Served) -> None:
         """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""

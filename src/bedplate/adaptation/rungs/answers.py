@@ -93,11 +93,11 @@ def export(context: Context, skin: Skin, directory: Path) -> Skin:
     return read_skin(directory)
 
 
-def single_calls(predictor: Answers, sample: Sequence[Example]) -> list[Prediction]:
+def single_calls(predictor: Answers, sample: Sequence[Example], tenant: str = "timing") -> list[Prediction]:
     """One call after the other, of the rows that fit, as a served skin sees them: new. They may have been asked before,
     and their prompts be cached; another tenant's are not."""
     ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    return [p for p in ask(predictor, sample, one_by_one=True, tenant="timing") if p is not None]
+    return [p for p in ask(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
 
 
 def measure(
@@ -110,13 +110,20 @@ def measure(
     sample = context.ordered(context.valid, "latency")[: context.latency_calls]
     sample = [e for e in sample if chosen_by.get(e.id) is not None]
     again = single_calls(predictor, sample)
+    return latency([p.seconds for p in again]), agreement(sample, again, chosen_by)
+
+
+def agreement(
+    sample: Sequence[Example], again: Sequence[Prediction], chosen_by: Mapping[str, Prediction | None]
+) -> Export:
+    """Single calls of a sample against the predictions, by example id, that the skin was chosen by."""
     equal, difference = 0, 0.0
     for example, prediction in zip(sample, again, strict=True):
         before = chosen_by[example.id]
         assert before is not None
         equal += prediction.output == before.output
         difference = max([difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores)])
-    return latency([p.seconds for p in again]), Export(len(again), equal, difference)
+    return Export(len(again), equal, difference)
 
 
 def longest_prompt(predictor: Predictor, examples: Sequence[Example]) -> int:

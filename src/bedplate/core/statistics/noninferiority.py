@@ -49,16 +49,36 @@ class Drop:
         return math.ceil(self.n * max(wanted**2, 1 / self.n))
 
 
-def mean_drop(before: ArrayLike, after: ArrayLike, groups: Sequence[Hashable], confidence: float = 0.95) -> Drop:
+def mean_drop(
+    before: ArrayLike,
+    after: ArrayLike,
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    *,
+    units: float | None = None,
+) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
 
-    t with G - 1 degrees of freedom on the cluster-robust error. The bounds are never nearer than 1 - alpha^(1/G), what
-    G groups without a change could hide. No bounds under `MINIMUM_GROUPS` groups.
+    t with G - 1 degrees of freedom on the cluster-robust error. The bounds are never nearer than `hidden` of the units:
+    by default the G groups, as if a whole group changed together or not at all; where rows of a group are known to be
+    nearly independent, their effective number. No bounds under `MINIMUM_GROUPS` groups.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
-    return _drop(x - y, np.ones_like(x), codes, count, confidence, 1 - (1 - confidence) ** (1 / count))
+    return _drop(
+        x - y, np.ones_like(x), codes, count, confidence, hidden(count if units is None else units, confidence)
+    )
+
+
+def hidden(units: float, confidence: float) -> float:
+    """The share of changes that so many independent units without any could hide: 1 - alpha^(1/units)."""
+    return 1 - (1 - confidence) ** (1 / units)
+
+
+def units_needed(margin: float, confidence: float) -> int:
+    """The least independent units that, without any change, show a share of changes to be under the margin."""
+    return math.floor(math.log(1 - confidence) / math.log(1 - margin)) + 1
 
 
 def rate_rise(

@@ -1,0 +1,146 @@
+"""Skins of one base that were judged in different weights, behind one server: each on an engine of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from tests.tiny import write_tiny_base
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine import Engine
+from bedplate.inference.native.library import load
+from bedplate.inference.predict import Predictor
+from bedplate.models.checkpoints.base import load_base
+from bedplate.serving import engines as opening
+from bedplate.serving.loading import loaded_house, server_config
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.skin import EvaluatedWith
+
+from .conftest import Server, make_skins, running
+
+WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
+TEXTS = ("this product is great", "it broke after a day", "works well", "terrible")
+
+needs_native = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A base, and skins on it: a prompt in int4, LoRA weights in bfloat16, a probe in int8, a prompt on torch."""
+    root = tmp_path_factory.mktemp("mixed")
+    directory = write_tiny_base(root / "tiny", dtype=torch.bfloat16, **WIDE)
+    prompted, tuned, probed, *_ = make_skins(load_base(directory))
+    skins = [
+        dataclasses.replace(skin, name=name, evaluated_with=EvaluatedWith(weights=weights, kernel=kernel))
+        for skin, name, weights, kernel in (
+            (prompted, "in-int4", "int4", "native"),
+            (tuned, "in-bfloat16", "bfloat16", "native"),
+            (probed, "in-int8", "int8", "native"),
+            (prompted, "on-torch", "bfloat16", "torch"),
+        )
+    ]
+    return directory, [write_skin(skin, root / skin.name) for skin in skins]
+
+
+@needs_native
+def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
+    directory, skins = mixed
+    with caplog.at_level(logging.INFO, "bedplate.serving"), loaded_house(directory, skins) as house:
+        registry = house.registry
+        held = [(engine.weights, engine.kernel) for engine in registry.engines]
+        assert sorted(held) == [("bfloat16", "native"), ("bfloat16", "torch"), ("int4", "native"), ("int8", "native")]
+        assert len({id(engine.base.model) for engine in registry.engines}) == 1
+        assert registry.models["tiny"].engine is registry.engine
+        assert registry.engine.weights == "bfloat16"  # the base's own name is for its own dtype
+        for path in skins:
+            judged, engine = read_skin(path).evaluated_with, registry.models[path.name].engine
+            assert (engine.weights, engine.kernel) == (judged.weights, judged.kernel)
+        labels = [registry.label(engine) for engine in registry.engines]
+        assert labels[0] == "tiny"
+        assert len(set(labels)) == 4
+        assert "tiny (int4, native)" in labels
+        for weights, kernel in held:
+            assert any(f"{weights} weights, {kernel} kernel" in line for line in caplog.messages)
+        assert any("MB more in memory" in line for line in caplog.messages)
+        with running(house) as url:
+            server = Server(url, house, {})
+            for _ in range(2):  # in turns, so that one engine's adapter would be seen by another's rows
+                for path in skins:
+                    skin = read_skin(path)
+                    found = server.post("/v1/classify", json={"model": path.name, "input": TEXTS})
+                    assert found.status_code == 200, found.text
+                    said = np.array([one["probs"] for one in found.json()["data"]])
+                    np.testing.assert_allclose(said, expected(directory, skin), atol=0.02)
+            assert server.chat(model="tiny").status_code == 200
+            with httpx.Client(trust_env=False) as client:
+                text = client.get(f"{url}/metrics").text
+            seen = re.findall(r'bedplate:engine_up{model_name="([^"]+)"} 1.0', text)
+            assert sorted(seen) == sorted(labels)
+            assert server.idle()
+
+
+def expected(directory: Path, skin) -> np.ndarray:
+    """The labels' probabilities that the skin gives alone on its base."""
+    base, judged = load_base(directory), skin.evaluated_with
+    with Engine(base, weights=judged.weights, kernel=judged.kernel) as one, Predictor(one, skin) as predictor:
+        return np.exp([list(found.scores.values()) for found in predictor.predict(TEXTS)])
+
+
+@needs_native
+def test_what_the_file_says_holds_alone(mixed):
+    directory, skins = mixed
+    with loaded_house(directory, skins[:1]) as house:  # they agree: one engine, as ever
+        assert [engine.weights for engine in house.registry.engines] == ["int4"]
+    config = server_config(directory, weights="int4", allow_other_weights=True)
+    with loaded_house(config, skins) as house:
+        assert [engine.weights for engine in house.registry.engines] == ["int4"]
+        assert house.registry.models["in-bfloat16"].describe()["warnings"]
+    with (
+        pytest.raises(Exception, match="judged with bfloat16"),
+        loaded_house(server_config(directory, weights="int4"), skins[:2]),
+    ):
+        pass
+
+
+@needs_native
+def test_skins_that_lie_in_the_directory_find_their_engines_and_stop_nobody(mixed, tmp_path, monkeypatch, caplog):
+    directory, skins = mixed
+    for path in skins[:2]:
+        write_skin(read_skin(path), tmp_path / path.name)
+    config = server_config(directory, skins_directory=tmp_path)
+    with loaded_house(config) as house:
+        assert {engine.weights for engine in house.registry.engines} == {"bfloat16", "int4"}
+        assert {"in-int4", "in-bfloat16"} <= house.registry.models.keys()
+    whole = opening.Engine
+
+    def small(base, *, weights, **settings):
+        if weights == "int4":
+            raise UsageError("no room for it")
+        return whole(base, weights=weights, **settings)
+
+    monkeypatch.setattr(opening, "Engine", small)
+    with loaded_house(config) as house:
+        assert [engine.weights for engine in house.registry.engines] == ["bfloat16"]
+        assert "in-int4" not in house.registry.models
+    assert "tiny is not held with int4 weights: no room for it" in caplog.messages
+    with pytest.raises(UsageError, match="no room"), loaded_house(directory, skins[:2]):  # given by hand: it must be
+        pass
+
+
+def test_a_base_in_two_dtypes_has_two_modules(tmp_path):
+    directory = write_tiny_base(tmp_path / "tiny", dtype=torch.float32)
+    prompted, tuned, *_ = make_skins(load_base(directory))
+    half = dataclasses.replace(tuned, evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"))
+    with loaded_house(directory, [half, prompted]) as house:
+        held = {engine.weights: engine.base for engine in house.registry.engines}
+        assert held.keys() == {"bfloat16", "float32"}
+        assert held["bfloat16"].model is not held["float32"].model
+        assert house.registry.models["tuned"].engine.weights == "bfloat16"
+        assert house.registry.models["prompted"].engine.weights == "float32"
