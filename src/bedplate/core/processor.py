@@ -1,0 +1,268 @@
+"""The processor that this process may use: its cores, not its hyperthreads, and what a container's quota leaves of them.
+
+Everything is read from Linux's own files under a root (`/` by default, another in tests); what is not there is left out,
+and a count is then the more cautious one. Where the files lie:
+https://www.kernel.org/doc/html/latest/admin-guide/cputopology.html (cores), …/cgroup-v2.html (`cpu.max`),
+…/scheduler/sched-bwc.html (`cpu.cfs_quota_us`, version 1).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_CPUS = Path("sys/devices/system/cpu")
+_NODES = Path("sys/devices/system/node")
+_GROUPS = Path("sys/fs/cgroup")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+# (implementer, part) of /proc/cpuinfo → name, from Linux's arch/arm64/include/asm/cputype.h.
+_ARM: dict[tuple[int, int], str] = {
+    (0x41, 0xD03): "ARM Cortex-A53",
+    (0x41, 0xD05): "ARM Cortex-A55",
+    (0x41, 0xD07): "ARM Cortex-A57",
+    (0x41, 0xD08): "ARM Cortex-A72",
+    (0x41, 0xD09): "ARM Cortex-A73",
+    (0x41, 0xD0A): "ARM Cortex-A75",
+    (0x41, 0xD0B): "ARM Cortex-A76",
+    (0x41, 0xD0C): "ARM Neoverse-N1",
+    (0x41, 0xD40): "ARM Neoverse-V1",
+    (0x41, 0xD41): "ARM Cortex-A78",
+    (0x41, 0xD44): "ARM Cortex-X1",
+    (0x41, 0xD47): "ARM Cortex-A710",
+    (0x41, 0xD49): "ARM Neoverse-N2",
+    (0x41, 0xD4F): "ARM Neoverse-V2",
+    (0x41, 0xD83): "ARM Neoverse-V3AE",
+    (0x41, 0xD84): "ARM Neoverse-V3",
+    (0x41, 0xD8E): "ARM Neoverse-N3",
+    (0xC0, 0xAC3): "Ampere-1",
+    (0xC0, 0xAC4): "Ampere-1a",
+    (0x46, 0x001): "Fujitsu A64FX",
+    (0x48, 0xD01): "HiSilicon TSV110",
+    (0x61, 0x022): "Apple M1 (efficiency)",
+    (0x61, 0x023): "Apple M1 (performance)",
+    (0x6D, 0xD49): "Microsoft Azure Cobalt 100",
+}
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What this process may use of its machine.
+
+    allowed: logical processors in the affinity mask; online: those of the machine. cores: physical ones among the
+    allowed. quota: cores' worth of time that control groups grant (0.5: half of one core's), None: no limit. sockets,
+    nodes: packages and NUMA nodes that the allowed ones are on. caches: bytes of one "L1d", "L2", "L3" as the first
+    allowed processor sees them, where known. load: processes that ran or waited over the last minute.
+    """
+
+    name: str
+    architecture: str
+    online: int
+    allowed: int
+    cores: int
+    quota: float | None
+    sockets: int
+    nodes: int
+    caches: Mapping[str, int]
+    load: float | None
+
+    @property
+    def threads(self) -> int:
+        """How many threads compute fastest here: one for each core, within the quota's whole cores, at least one.
+
+        A second hyperthread shares its core's multipliers. A quota of 2.5 gives two: threads that wait for each other
+        at every product all stop when the quota is spent.
+        """
+        return self.cores if self.quota is None else max(1, min(self.cores, int(self.quota + 1e-6)))
+
+    def to_json(self) -> dict[str, Any]:
+        """For reports."""
+        return {**asdict(self), "caches": dict(self.caches), "threads": self.threads}
+
+
+@cache
+def processor() -> Processor:
+    """This machine's, as this process found it when it first asked."""
+    return read_processor()
+
+
+def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = None) -> Processor:
+    """The processor of the machine whose /proc and /sys lie under `root`; `allowed`: the affinity mask's logical
+    processors (default: this process's own)."""
+    online = _online(root)
+    if allowed is None:
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else online
+    mask = sorted(allowed) or [0]
+    return Processor(
+        name=processor_name(root),
+        architecture=platform.machine(),
+        online=max(len(online), 1),
+        allowed=len(mask),
+        cores=len({_core(root, cpu) for cpu in mask}),
+        quota=_quota(root),
+        sockets=len({_package(root, cpu) for cpu in mask}),
+        nodes=max(_nodes(root, mask), 1),
+        caches=_caches(root, mask[0]),
+        load=_load(root),
+    )
+
+
+def processor_name(root: Path = Path("/")) -> str:
+    """As the system gives it, such as "AMD EPYC 9654"; of an ARM core the name of its design."""
+    fields: dict[str, str] = {}
+    for line in _lines(root / "proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    for key in ("model name", "cpu model", "cpu"):
+        if fields.get(key):
+            return fields[key]
+    implementer, part = _number(fields.get("CPU implementer")), _number(fields.get("CPU part"))
+    if implementer is not None and part is not None:
+        return _ARM.get((implementer, part), f"ARM implementer {implementer:#x}, part {part:#x}")
+    return platform.processor() or platform.machine() or "unknown"
+
+
+# --- cores
+
+
+def _online(root: Path) -> set[int]:
+    listed = cpu_list(_text(root / _CPUS / "online") or "")
+    return listed or set(range(os.cpu_count() or 1))
+
+
+def _core(root: Path, cpu: int) -> object:
+    """What hyperthreads of one core have in common; a processor of its own where the system does not say."""
+    topology = root / _CPUS / f"cpu{cpu}" / "topology"
+    for name in ("core_cpus_list", "thread_siblings_list"):  # the second is the older name
+        siblings = cpu_list(_text(topology / name) or "")
+        if cpu in siblings:
+            return frozenset(siblings)
+    package, core = _text(topology / "physical_package_id"), _text(topology / "core_id")
+    return (package, core) if core else cpu
+
+
+def _package(root: Path, cpu: int) -> str:
+    return _text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0"
+
+
+def _nodes(root: Path, mask: Collection[int]) -> int:
+    nodes = [path for path in _children(root / _NODES) if re.fullmatch(r"node\d+", path.name)]
+    return sum(bool(cpu_list(_text(node / "cpulist") or "") & set(mask)) for node in nodes)
+
+
+def cpu_list(text: str) -> set[int]:
+    """The numbers of a list such as "0-3,8"; nothing for what is none."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if ends is None:
+            return set()
+        found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+    return found
+
+
+# --- caches
+
+
+def _caches(root: Path, cpu: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for index in _children(root / _CPUS / f"cpu{cpu}" / "cache"):
+        kind, level, size = (_text(index / name) for name in ("type", "level", "size"))
+        bytes_ = _bytes(size or "")
+        if bytes_ and level and kind in ("Data", "Unified"):
+            found["L1d" if level == "1" else f"L{level}"] = bytes_
+    return dict(sorted(found.items()))
+
+
+def _bytes(text: str) -> int | None:
+    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    return None if found is None else int(found[1]) * _UNITS.get(found[2], 1)
+
+
+# --- quotas
+
+
+def _quota(root: Path) -> float | None:
+    """The smallest of the limits of this process's control group and of those above it."""
+    return min(_quotas(root), default=None)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    for line in _lines(root / "proc/self/cgroup"):
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            for mount in (_GROUPS, _GROUPS / "unified"):  # the second where both versions are mounted
+                yield from _limits(root / mount, path, _limit_v2)
+        elif "cpu" in controllers.split(","):
+            for mount in {controllers, "cpu", "cpu,cpuacct"}:
+                yield from _limits(root / _GROUPS / mount, path, _limit_v1)
+
+
+def _limits(mount: Path, path: str, limit: Any) -> Iterator[float]:
+    """Of a group and all above it. In a container the path may be the host's, which is not there: its mount then begins
+    with the container's own group."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    for depth in range(len(parts), -1, -1):
+        found: float | None = limit(mount.joinpath(*parts[:depth]))
+        if found is not None:
+            yield found
+
+
+def _limit_v2(group: Path) -> float | None:
+    quota, _, period = (_text(group / "cpu.max") or "max").partition(" ")
+    return _cores(quota, period or "100000")
+
+
+def _limit_v1(group: Path) -> float | None:
+    return _cores(_text(group / "cpu.cfs_quota_us") or "-1", _text(group / "cpu.cfs_period_us") or "")
+
+
+def _cores(quota: str, period: str) -> float | None:
+    """Microseconds of every period → cores; None for "max", −1 and damaged files."""
+    try:
+        time, span = int(quota), int(period)
+    except ValueError:
+        return None
+    return time / span if time > 0 and span > 0 else None
+
+
+# --- files
+
+
+def _load(root: Path) -> float | None:
+    try:
+        return float((_text(root / "proc/loadavg") or "").split()[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _number(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text, 0)
+    except ValueError:
+        return None
+
+
+def _children(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError:
+        return []
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    return (_text(path) or "").splitlines()
