@@ -118,7 +118,7 @@ class _Again:
         self.differences += [*data_differences(then.skin, data), *code_differences(then)]
         if any(one.decides for one in self.differences):
             return _not_possible(then, self.differences)
-        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases])
+        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.asked(task))
         with closing(bases), ExitStack() as stack:
             contexts = self._contexts(data, bases, parent)
             for context in contexts:

@@ -29,8 +29,8 @@ from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
-    from bedplate.inference.compiled import Kernel, Weights
     from bedplate.inference.loaded import Loaded
+    from bedplate.inference.ways import Kernel, Weights
 
 
 class PredictionLike(Protocol):
@@ -381,12 +381,17 @@ def _identity(model: object) -> str:
 
 
 def load_predictor(
-    skin: Path | str, *, weights: Weights | None = None, kernel: Kernel | None = None, allow_other_weights: bool = False
+    skin: Path | str,
+    *,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
+    allow_other_weights: bool = False,
 ) -> Loaded:
     """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`); or a base."""
     from bedplate.inference.loaded import load
 
-    return load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    return load(skin, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
 
 
 def _asked(model: object, data: TaskData, name: str) -> Predicts:

@@ -26,11 +26,11 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.economics.machine import Curve, EngineSpeed, Load, Machine, Spread
 from bedplate.economics.steps import shape_of
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Engine
 from bedplate.inference.native.compiler import cpu_name
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.inference.stats import StepRecord
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.calibrate import fastest_as_stored
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
-from bedplate.inference.judged import KERNELS, QUANTISED, dtype_of
+from bedplate.inference.judged import KERNELS, dtype_of
+from bedplate.inference.opening import Asked, chosen, held_in
+from bedplate.inference.ways import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.precision import dtype_name
@@ -125,10 +125,10 @@ def _engines(config: ServerConfig, loaded: Sequence[Base], cards: Sequence[Card]
         # Quantised weights run on one kernel only, which the engine finds.
         follows = one.kernel == "auto" and one.weights not in (*QUANTISED, "fastest")
         kernel = kernels.pop() if len(kernels) == 1 and follows else ""
-        if one.weights == "fastest":
-            open_ = apart_now(lambda base=base: _fastest(base))
+        if one.weights == "fastest" or not judged:
+            open_ = apart_now(lambda base=base, one=one: _fastest(base, one))
         else:
-            open_ = Opened(QUANTISED.get(agreed, one.weights), KERNELS.get(kernel, one.kernel))
+            open_ = Opened(QUANTISED.get(agreed) or one.weights, KERNELS.get(kernel, one.kernel))
         engine = apart_now(
             lambda base=base, open_=open_, speculate=one.speculate: Engine(
                 base,
@@ -152,9 +152,15 @@ class Opened(NamedTuple):
     kernel: Kernel
 
 
-def _fastest(base: Base) -> Opened:
-    way = fastest_as_stored(base)
-    return Opened("auto", "torch") if way == "torch" else Opened(way, "native")
+def _fastest(base: Base, one: BaseConfig) -> Opened:
+    """As asked; where that leaves a choice, in the measured fastest way of those that the loaded dtype leaves."""
+    held = held_in(chosen(one.source, _asked(one, dtype_name(base.dtype)), one.device).way)
+    return Opened(held.weights, held.kernel)
+
+
+def _asked(one: BaseConfig, loaded: str | None = None) -> Asked:
+    weights = None if one.weights in ("auto", "fastest") else one.weights
+    return Asked(one.dtype, weights, one.kernel, loaded=None if one.dtype is not None else loaded)
 
 
 def _served(engine: Engine, name: str) -> Served:
@@ -169,7 +175,11 @@ def _load(config: BaseConfig, bases: int, given: Sequence[Card], scanned: Sequen
     # The only base must be that of all skins; which of several it is, its weights tell.
     asked = config.dtype or (None if config.weights == "auto" else dtype_of(config.weights))
     known = asked or (_judged([card.evaluated_with for card in given if card.evaluated_with]) if bases == 1 else None)
-    base = load_base(config.source, dtype="auto" if known is None else dtype_of(known), device=config.device)
+    if known is None:
+        dtype = chosen(config.source, _asked(config), config.device).way.dtype
+    else:
+        dtype = dtype_of(known)
+    base = load_base(config.source, dtype=dtype, device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
     if known is not None:
