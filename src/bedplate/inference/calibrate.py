@@ -22,6 +22,7 @@ import torch
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, sha256_json
 from bedplate.core.processor import processor
+from bedplate.inference.levels import level_of
 from bedplate.inference.native.library import load
 from bedplate.inference.threads import engine_threads
 from bedplate.inference.trial import PROMPT, ROWS, Pass, Trial
@@ -93,7 +94,7 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
     return {
         "version": VERSION,
         "cpu": processor().name,
-        "level": None if isinstance(library, str) else library.instructions().decode(),
+        "level": None if isinstance(library, str) else level_of(library),
         "library": None if isinstance(library, str) else library.digest,
         "threads": [engine_threads(), torch.get_num_threads()],
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],

@@ -38,7 +38,7 @@ _BLOCK_WEIGHTS, _HEAD_WEIGHTS = 1 << 25, 1 << 22
 """A block of more weights is made smaller in its own proportions; of the head no more is computed than this."""
 _FEW_BLOCKS = 1 << 23
 _DOCUMENTS = 8
-_BITS = {"int8": 9.0, "int4": 5.0}  # with a block's scales (and minima)
+_BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its minimum, of 16 bits each
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class Trial:
             decoder = NativeDecoder(model, weights, blocks=_made_up_blocks(model, way.weights), threads=threads)
             self._native = NativeForward(decoder, None, cache)
             self._forward = self._native
-        bits = _BITS.get(way.weights, 8.0 * dtype.itemsize)
-        self._left_out = int((block_weights(spec) * spec.layers + _head_weights(spec)) * bits / 8)
-        self._left_out -= int((block_weights(self.short) * self.short.layers + _head_weights(self.short)) * bits / 8)
+        self._left_out = read_bytes(spec, way) - read_bytes(self.short, way)
         self.parts = tuple(self._decoder_parts() if isinstance(model, Decoder) else self._encoder_parts())
 
     def _decoder_parts(self) -> list[Part]:
@@ -128,7 +126,7 @@ class Trial:
     def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
         """Seconds of each pass of the whole base, from those of the timed parts: a step of so many rows, a prompt of
         PROMPT tokens (an encoder's documents of as many tokens together)."""
-        blocks = block_weights(self.whole) * self.whole.layers / (block_weights(self.short) * self.short.layers)
+        blocks = product_weights(self.whole) / product_weights(self.short)
         head = _head_weights(self.whole) / max(_head_weights(self.short), 1)
         found: dict[Pass, float] = {}
         for of in ROWS:
@@ -155,6 +153,18 @@ def block_weights(spec: TransformerSpec) -> int:
     """Weights of one block's products."""
     attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     return attention + (3 if spec.gated else 2) * spec.hidden_size * spec.feedforward_size
+
+
+def product_weights(spec: TransformerSpec) -> int:
+    """Weights of all blocks' products."""
+    return block_weights(spec) * spec.layers
+
+
+def read_bytes(spec: TransformerSpec, way: Way) -> int:
+    """Bytes of weights that one pass reads: the blocks', and a decoder's head's (which is of 8 bits at least)."""
+    whole = 8.0 * DTYPES[way.dtype].itemsize
+    bits, head = _BITS.get(way.weights, whole), _BITS["int8"] if way.weights in QUANTISED else whole
+    return int((product_weights(spec) * bits + _head_weights(spec) * head) / 8)
 
 
 def _head_weights(spec: TransformerSpec) -> int:
