@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -38,6 +39,9 @@ ANSWER = 64
 """Tokens that the reference mix writes after a prompt of PROMPT."""
 
 VERSION = 1
+_MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What keeps torch's products from instructions that the processor has."""
+
 _TURNS, _LONGEST, _AGREE, _HOPELESS = 40, 3.0, 1.15, 2.5
 """Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
 given up."""
@@ -97,7 +101,7 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
         "level": None if isinstance(library, str) else level_of(library),
         "library": None if isinstance(library, str) else library.digest,
         "threads": [engine_threads(), torch.get_num_threads()],
-        "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
+        "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability(), *map(os.environ.get, _MASKS)],
         "spec": spec.key(),
         "ways": [list(way) for way in ways],
     }
