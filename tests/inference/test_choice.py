@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tests.references import reference_bert
 from tests.tiny import tiny_spec, write_tiny_base
 
 import bedplate
@@ -130,6 +132,12 @@ def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
         directory = write_tiny_base(tmp_path / name, dtype=dtype, **SIZES)
         stored = read_stored(directory)
         assert (stored.types, stored.spec) == ({name}, load_base(directory).spec)
+    reference_bert(0).save_pretrained(tmp_path / "encoder")
+    tensors = load_file(tmp_path / "encoder" / "model.safetensors")
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]  # as older checkpoints have them: no weights
+    save_file(tensors, tmp_path / "encoder" / "model.safetensors", {"format": "pt"})
+    assert read_stored(tmp_path / "encoder").types == {"float32"}
+    assert load_base(tmp_path / "encoder").dtype == torch.float32
     base = load_base(tmp_path / "float32")
     for kind, types in (("q4_1", {"q4_1"}), ("f16", {"float16"}), ("bf16", {"bfloat16"}), ("q5_0", {"q5_0"})):
         export_gguf(base, tmp_path / f"{kind}.gguf", kind)
