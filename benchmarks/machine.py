@@ -85,8 +85,7 @@ def kernel_level() -> str:
     library = load()
     if isinstance(library, str):
         return f"no native kernel ({library})"
-    level = getattr(library, "level", None)
-    return str(getattr(level, "name", level)) if level is not None else library.instructions().decode()
+    return library.level
 
 
 def kernel_peaks() -> dict[str, float]:

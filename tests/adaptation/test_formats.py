@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,10 +35,11 @@ from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples, load_task
-from bedplate.inference.calibrate import Calibration
+from bedplate.inference.calibrate import Measured
 from bedplate.inference.loaded import LoadedSkin, load
 from bedplate.inference.local import LocalModel
 from bedplate.inference.native.library import load as library
+from bedplate.inference.ways import Way
 from bedplate.skins.files import read_skin
 
 WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
@@ -65,10 +67,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_quick(patch: pytest.MonkeyPatch) -> None:
-    counts = (1, 16, 256)
-    speeds = {"torch": 1.0, "bfloat16": 1.0, "int8": 2.0, "int4": 0.5}
-    found = Calibration({way: dict.fromkeys(counts, speed) for way, speed in speeds.items()})  # pyright: ignore
-    patch.setattr(format_speed, "calibrated", lambda base: found)
+    seconds = {"float32": 1.0, "bfloat16": 1.0, "int8": 0.5, "int4": 2.0}
+
+    def found(spec: object, ways: Sequence[Way]) -> Measured:
+        return Measured(
+            {way: dict.fromkeys(("decode_1", "decode_16", "prefill"), seconds[way.weights]) for way in ways}
+        )
+
+    patch.setattr(format_speed, "measured_ways", found)
     patch.setattr(formats, "CLEARLY", 0.0)
 
 
@@ -248,7 +254,7 @@ def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, many: Path, tmp_p
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
     assert chosen["tried"] == []
-    assert "cannot be calibrated" in chosen["reason"]
+    assert "native path" in chosen["reason"]
     assert report.row("probe", "test")["skin"] == "skins/probe"
 
 
@@ -385,9 +391,14 @@ def test_formats_that_cannot_be(given: Any):
         FormatsSpec.model_validate(given)
 
 
-def test_what_the_measurement_makes_worth_trying(quick: None):
+def test_what_the_measurement_makes_worth_trying(quick: None, monkeypatch: pytest.MonkeyPatch):
     def model(weights: str, kernel: str = "native") -> Any:
-        return SimpleNamespace(engine=SimpleNamespace(weights=weights, kernel=kernel), base=None)
+        return SimpleNamespace(
+            engine=SimpleNamespace(weights=weights, kernel=kernel),
+            base=SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cpu"), spec=None),
+        )
+
+    monkeypatch.setattr(format_speed, "impossible", lambda *_: None)
 
     auto, named = FormatsSpec(), FormatsSpec.model_validate(["int4", "int8"])
     assert format_speed.worth_trying(model("bfloat16"), auto, writes=False) == {"int8": 2.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.inference.calibrate import Measured
 from bedplate.inference.native.library import load
+from bedplate.inference.ways import Way
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving import app
 from bedplate.serving.config import ServerConfig
 from bedplate.serving.loading import loaded_house, server_config
@@ -64,10 +68,16 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, mon
     assert run(capsys, wide, "--weights", "int4")[0] == 0
     with loaded_house(asked.pop()) as house:
         assert (house.registry.engine.weights, house.registry.engine.base.dtype) == ("int4", torch.bfloat16)
-    # What is fastest is measured; what it chooses is taken only where it is asked for.
-    monkeypatch.setattr("bedplate.serving.engines.fastest_as_stored", lambda base: "int8")
-    for given, weights in ((("--weights", "fastest"), "int8"), ((), "bfloat16")):
-        assert run(capsys, bases[0], *given)[0] == 0
+    # Without skins the default is the measured fastest way of those that keep what the checkpoint stores.
+    export_gguf(load_base(bases[0]), tmp_path / "x.gguf", "q8_0")
+    costs = {"int8": 1.0, "bfloat16": 2.0, "float32": 3.0}
+
+    def fake(spec: object, ways: Sequence[Way], **_: object) -> Measured:
+        return Measured({way: {"prefill": costs[way.weights]} for way in ways})
+
+    monkeypatch.setattr("bedplate.inference.choice.measured", fake)
+    for given, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
+        assert run(capsys, tmp_path / "x.gguf", *given)[0] == 0
         with loaded_house(asked.pop()) as house:
             assert house.registry.engine.weights == weights
     code, error = run(capsys, bases[0], "--weights", "fastest", "--kernel", "torch")

@@ -1,8 +1,7 @@
-"""Quantised blocks against the gguf package's own arithmetic, and the calibration that chooses between formats."""
+"""Quantised blocks against the gguf package's own arithmetic."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import gguf
@@ -11,22 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference import calibrate, compiled
-from bedplate.inference.calibrate import COUNTS, Calibration, calibrated
-from bedplate.inference.engine import Engine
-from bedplate.inference.native.library import load
 from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
-from bedplate.models.checkpoints.base import load_base
-from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, read_blocks, write_gguf
 from bedplate.models.families import FAMILIES
-
-COUNTED = ("torch", "bfloat16", "int8", "int4")
-native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 
 
 def matrix(rows: int = 64, columns: int = 96, seed: int = 0) -> Tensor:
@@ -98,76 +87,3 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> No
             expected = expected[order]
         assert blocks[name].bits == int(kind[1])
         np.testing.assert_allclose(dequantise(blocks[name]), expected, rtol=1e-6, atol=1e-7)
-
-
-# Calibration
-
-
-def test_what_a_calibration_says() -> None:
-    torch_speeds = {1: 10.0, 16: 100.0, 256: 1000.0}
-    found = Calibration(
-        {
-            "torch": torch_speeds,
-            "bfloat16": {1: 20.0, 16: 90.0, 256: 2000.0},
-            "int8": {1: 30.0, 16: 150.0, 256: 900.0},
-            "int4": {1: 50.0, 16: 200.0, 256: 1500.0},
-        }
-    )
-    assert [found.never_slower(w) for w in ("bfloat16", "int8", "int4")] == [False, False, True]
-    assert (found.fastest(COUNTED), found.fastest(COUNTED, 256)) == ("int4", "bfloat16")
-    assert found.fastest(COUNTED[:2]) == "bfloat16"
-
-
-@native_only
-@pytest.mark.parametrize(("kind", "way"), [("q4_1", "int4"), ("q8_0", "int8"), ("f16", "bfloat16")])
-def test_the_fastest_way_keeps_the_checkpoints_own_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, way: str
-) -> None:
-    """The fewer the bits, the faster is what this machine is said to be; only what the file holds may be chosen."""
-    speeds = {name: dict.fromkeys(COUNTS, speed) for name, speed in zip(COUNTED, (1.0, 2.0, 3.0, 4.0), strict=True)}
-    monkeypatch.setattr(calibrate, "calibrated", lambda base: Calibration(speeds))
-    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
-    export_gguf(load_base(write_tiny_base(tmp_path / "base", **sizes)), tmp_path / "x.gguf", kind)
-    assert calibrate.fastest_as_stored(load_base(tmp_path / "x.gguf", dtype="bfloat16")) == way
-    assert calibrate.fastest_as_stored(load_base(tmp_path / "x.gguf", dtype="float32")) == "torch"
-
-
-@native_only
-@pytest.mark.parametrize(("native", "kernel"), [(0.5, "torch"), (2.0, "native")])
-def test_an_engine_runs_natively_where_that_is_no_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: float, kernel: str
-) -> None:
-    speeds = {name: {1: 9.0, 16: 9.0, 256: 9.0 * (1 if name == "torch" else native)} for name in COUNTED}
-    monkeypatch.setattr(compiled, "calibrated", lambda base: Calibration(speeds))
-    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
-    base = load_base(write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **sizes))
-    with Engine(base) as engine:
-        assert (engine.kernel, engine.weights) == (kernel, "bfloat16")
-    with Engine(base, kernel="native") as engine:
-        assert engine.kernel == "native"
-
-
-@native_only
-def test_a_calibration_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_SECONDS", 0.05)
-    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16}
-    base = load_base(write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **sizes))
-    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
-    load.cache_clear()
-    first = calibrated(base, threads=1)
-    assert all(speed > 0 for way in first.speeds.values() for speed in way.values())
-    (path,) = (tmp_path / "home" / "machine").iterdir()
-    assert calibrated(base, threads=1) == first
-    record = json.loads(path.read_text())
-    record["speeds"]["torch"]["1"] = 123.0
-    path.write_text(json.dumps(record))
-    assert calibrated(base, threads=1).speeds["torch"][1] == 123.0
-    path.write_text("{")  # a damaged record is measured again
-    assert set(calibrated(base, threads=1).speeds["int4"]) == set(COUNTS)
-    load.cache_clear()
-
-
-def test_what_cannot_be_calibrated(tmp_path: Path) -> None:
-    base = load_base(write_tiny_base(tmp_path / "base"))
-    with pytest.raises(UsageError, match="bfloat16 bases"):
-        calibrated(base)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.memory import free_bytes
-from bedplate.inference.compiled import Weights
 from bedplate.inference.compute import ComputeLock
-from bedplate.inference.judged import QUANTISED
+from bedplate.inference.judged import KERNELS
 from bedplate.inference.local import LocalModel
-from bedplate.models.checkpoints.base import load_base, locate
+from bedplate.inference.opening import Asked, open_base
+from bedplate.inference.ways import QUANTISED, Weights
+from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.decoder import Decoder
 from bedplate.models.precision import dtype_name
@@ -22,6 +23,11 @@ from bedplate.skins.skin import EvaluatedWith
 
 ROOM = 3
 """Free memory that a base wants, in its own sizes: itself, what tuning keeps beside it, and some air."""
+
+
+AS_TRAINED = Asked(quantised=False)
+"""Rungs train on the base and read its inner states, so a checkpoint's own integers are dequantised where nothing else
+is asked for."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,9 @@ class TaskBase:
     """One base of a task. given: as the task file names it; suffix: what tells its candidates from the first base's
     ("" for the first). It is in memory from the first use of `model` until `close`."""
 
-    def __init__(self, given: str, source: str, suffix: str, bases: Bases) -> None:
+    def __init__(self, given: str, source: str, suffix: str, bases: Bases, asked: Asked) -> None:
         self.given, self.source, self.suffix = given, source, suffix
+        self._asked = asked
         self.held = 0
         """By how many that need it while others are loaded."""
         self._bases = bases
@@ -72,9 +79,9 @@ class TaskBase:
         """The base on its engine, loaded if it is not. HubError, CheckpointError."""
         if self._model is None:
             self._bases.make_room(self)
-            base = load_base(self.source)
-            base.need_tokenizer()
-            self._model = LocalModel(base, compute=self._bases.compute)
+            opened = open_base(self.source, self._asked)
+            opened.base.need_tokenizer()
+            self._model = opened.model(self._bases.compute)
             self._facts = self._facts or _facts(self.given, self._model)
         self._bases.used(self)
         return self._model
@@ -137,10 +144,10 @@ class TaskBase:
 class Bases:
     """The bases of a task in the task file's order; the first is the task's own, whose candidates bear no suffix."""
 
-    def __init__(self, given: Sequence[str], sources: Sequence[str]) -> None:
+    def __init__(self, given: Sequence[str], sources: Sequence[str], asked: Asked = AS_TRAINED) -> None:
         self.compute = ComputeLock()
         suffixes = suffixes_of(given)
-        self.all = [TaskBase(*one, self) for one in zip(given, sources, suffixes, strict=True)]
+        self.all = [TaskBase(*one, self, asked) for one in zip(given, sources, suffixes, strict=True)]
         self._children: dict[str, TaskBase] = {}
         self._order: list[TaskBase] = []
         """In memory, the one that was used last at the end."""
@@ -150,7 +157,7 @@ class Bases:
         if fresh and source in self._children:
             self._children.pop(source).close()
         if source not in self._children:
-            self._children[source] = TaskBase(source, source, parent.suffix, self)
+            self._children[source] = TaskBase(source, source, parent.suffix, self, _as(parent.facts))
         return self._children[source]
 
     def used(self, base: TaskBase) -> None:
@@ -198,6 +205,12 @@ def _facts(given: str, model: LocalModel) -> BaseFacts:
         engine.kernel,
         sum(p.numel() * p.element_size() for p in base.model.parameters()),
     )
+
+
+def _as(facts: BaseFacts) -> Asked:
+    """A child is held as its parent, so that what differs is what was trained."""
+    kernel = KERNELS[facts.kernel]
+    return Asked(facts.dtype, QUANTISED.get(facts.weights), kernel, quantised=False)
 
 
 def _file_bytes(path: Path) -> int:

@@ -27,15 +27,16 @@ from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.suites.text import Documents
 from bedplate.evaluation.task import Task
+from bedplate.inference.judged import judged_now
 from bedplate.inference.local import LocalModel
+from bedplate.inference.opening import Asked, open_base
 from bedplate.inference.predict import Predictor
-from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
+from bedplate.skins.skin import BaseReference, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
 
 if TYPE_CHECKING:
     from bedplate.adaptation.parent import Parent
@@ -285,7 +286,7 @@ class Context:
         if embedder is not None:
             second = self.embedder(embedder)
             bases["embedder"] = BaseReference.of(embedder, second.base.family.key[1], second.base.identity)
-            embedded_with = EvaluatedWith(weights=second.engine.weights, kernel=second.engine.kernel)
+            embedded_with = judged_now(second.engine)
         return Skin(
             name=self.skin_name(rung),
             kind=kind,
@@ -309,15 +310,15 @@ class Context:
                 code_version=__version__,
                 parents=self.parents,
             ),
-            evaluated_with=EvaluatedWith(weights=self.model.engine.weights, kernel=self.model.engine.kernel),
+            evaluated_with=judged_now(self.model.engine),
         )
 
     def embedder(self, source: str) -> LocalModel:
         """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""
         if source not in self.embedders:
-            base = load_base(source)
-            base.need_tokenizer()
-            self.embedders[source] = LocalModel(base)
+            opened = open_base(source, Asked(use="score", quantised=False))
+            opened.base.need_tokenizer()
+            self.embedders[source] = opened.model()
         return self.embedders[source]
 
     def close(self) -> None:

@@ -8,29 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bedplate.adaptation.format_spec import FORMATS, Format, FormatsSpec
-from bedplate.core.errors import UsageError
-from bedplate.inference.calibrate import Way, calibrated
+from bedplate.inference.calibrate import measured as measured_ways
+from bedplate.inference.choice import impossible
 from bedplate.inference.local import LocalModel
+from bedplate.inference.ways import Way
+from bedplate.models.precision import dtype_name
 
-DECODE, PREFILL = 1, 256
-"""Tokens of a pass that writes an answer, and of one that reads a prompt."""
 CLEARLY = 1.05
 """Times as fast; speeds that differ by less are not told apart."""
 
 
 def measured(model: LocalModel, *, writes: bool) -> Mapping[Format, float] | str:
-    """How many times as fast as now the base would be in each format: tokens per second of decoding where answers are
-    written, else of reading prompts. Or why it cannot run in any."""
-    engine = model.engine
-    try:
-        found = calibrated(model.base)
-    except UsageError as error:
-        return error.message
-    ways: dict[str, Way] = {"bfloat16": "bfloat16", "int8": "int8", "int4": "int4"}
-    now: Way = "torch" if engine.kernel == "torch" else ways[engine.weights]
-    tokens = DECODE if writes else PREFILL
-    before = found.speeds[now][tokens]
-    return {one: found.speeds[one][tokens] / before for one in FORMATS if one != engine.weights}
+    """How many times as fast as now the base would be in each format: at decoding where answers are written,
+    else at reading prompts. Or why it cannot run in any."""
+    base, engine = model.base, model.engine
+    own = dtype_name(base.dtype)
+    now = Way(own, "torch" if engine.kernel == "torch" else "native", engine.weights)
+    formats: dict[Format, Way] = {one: Way(own, "native", one) for one in FORMATS if one != engine.weights}
+    reasons = [impossible(base.spec, way, base.device) for way in formats.values()]
+    reason = next((one for one in reasons if one is not None), None)
+    if reason is not None:
+        return reason
+    found = measured_ways(base.spec, [now, *formats.values()])
+    of = "decode_1" if writes else "prefill"
+    return {one: found.seconds[now][of] / found.seconds[way][of] for one, way in formats.items()}
 
 
 def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mapping[Format, float] | str:

@@ -92,7 +92,7 @@ def adapt(
     data = load_examples(task, None if taken_over is None else taken_over.assigned)
     if curve:
         possible_sizes(curve, len(data.train))
-    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases])
+    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.asked(task))
     with closing(bases):
         contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
         check_bases(contexts)

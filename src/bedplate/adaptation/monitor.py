@@ -36,7 +36,7 @@ from bedplate.inference.predict import Predictor
 from bedplate.models.decoder import Decoder
 
 if TYPE_CHECKING:
-    from bedplate.inference.compiled import Kernel, Weights
+    from bedplate.inference.ways import Kernel, Weights
 
 MOST_ROWS = 500
 """Rows of each sample that are embedded."""
@@ -54,6 +54,7 @@ def drift(
     new: Path | str,
     *,
     task_file: Path | None = None,
+    dtype: str | None = None,
     weights: Weights | None = None,
     kernel: Kernel | None = None,
     allow_other_weights: bool = False,
@@ -78,7 +79,7 @@ def drift(
     question = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
     look = looks().open(sha256_json(question), [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
     levels = Levels(look.number, round(1 - confidence, 12), fresh.labelled)
-    predictor = load(directory, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
     try:

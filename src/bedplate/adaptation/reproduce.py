@@ -41,9 +41,9 @@ from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples
-from bedplate.inference.judged import QUANTISED
 from bedplate.inference.loaded import load as load_skin
 from bedplate.inference.local import LocalModel
+from bedplate.inference.ways import QUANTISED
 from bedplate.skins.difference import Part, compare_skins
 from bedplate.skins.files import read_skin
 from bedplate.skins.run import SETTINGS_FILE
@@ -120,7 +120,7 @@ class _Again:
         self.differences += [*data_differences(then.skin, data), *code_differences(then)]
         if any(one.decides for one in self.differences):
             return _not_possible(then, self.differences)
-        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases])
+        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.asked(task))
         with closing(bases), ExitStack() as stack:
             contexts = self._contexts(data, bases, parent)
             for context in contexts:

@@ -20,6 +20,8 @@ from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.task import Task
+from bedplate.inference.opening import Asked
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
@@ -143,6 +145,12 @@ class AdaptSpec(Strict):
     """What training computes in; "auto" is what a step of the base is measured to be fastest in here."""
     guards: GuardsSpec = GuardsSpec()
     formats: FormatsSpec = FormatsSpec()
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] | None = None
+    """What the bases are loaded and trained in; by default the measured faster of what keeps their weights."""
+    weights: Weights | None = None
+    """What the engine's products read; by default weights in that dtype."""
+    kernel: Kernel | None = None
+    """What computes them; by default the measured faster."""
 
     @model_validator(mode="before")
     @classmethod
@@ -188,6 +196,10 @@ class AdaptSpec(Strict):
         if not isinstance(rungs, str):
             check_rungs(rungs)
         return rungs
+
+    def asked(self, task: Task) -> Asked:
+        """How the task's bases are to be opened."""
+        return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
 
     @property
     def chosen_rungs(self) -> tuple[str, ...]:

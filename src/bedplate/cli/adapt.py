@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,18 @@ def adapt(
             help="A skin that the new ones take over from, on newer data: a directory, or a name or id.",
             show_default=False,
         ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16", "float64"] | None,
+        typer.Option(help="What bases are loaded and trained in. Default: adapt.dtype, else the measured faster."),
+    ] = None,
+    weights: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8", "int4"] | None,
+        typer.Option(help="What products read. Default: adapt.weights, else weights in that dtype."),
+    ] = None,
+    kernel: Annotated[
+        Literal["auto", "torch", "native"] | None,
+        typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> None:
@@ -74,14 +86,18 @@ def adapt(
     from bedplate.adaptation.curve import parse_sizes
     from bedplate.adaptation.ladder import adapt as climb
     from bedplate.adaptation.spec import parse_budget
+    from bedplate.inference.threads import use_cores
 
+    use_cores()
+    options = {"dtype": dtype, "weights": weights, "kernel": kernel}
+    held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
     report = climb(
         task_file,
         out,
         rungs=None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
         budget=None if budget is None else parse_budget(budget),
         seed=seed,
-        overrides=overrides or (),
+        overrides=[*(overrides or ()), *held],
         curve=() if curve is None else parse_sizes(curve),
         exhaustive=exhaustive,
         parent=None if parent is None else _directory(parent),

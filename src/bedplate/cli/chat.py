@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -45,13 +47,11 @@ def chat(
     base: Annotated[
         str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="By default what a skin was judged with, else auto.", show_default=False)
-    ] = None,
+    dtype: JudgedDtype = None,
+    weights: JudgedWeights = None,
+    kernel: JudgedKernel = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Other weights than a skin was judged with only warn.")
-    ] = False,
+    allow_other_weights: AllowOtherWeights = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server may send nothing.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each line that is read.")] = False,
 ) -> int:
@@ -59,9 +59,11 @@ def chat(
     from bedplate.inference.chat.conversation import Conversation
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk
+    from bedplate.inference.threads import use_cores
 
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    loading: dict[str, Any] = {"dtype": dtype, "device": device, "base": base}
+    use_cores()
+    loading: dict[str, Any] = {"dtype": dtype, "weights": weights, "kernel": kernel, "device": device, "base": base}
     loading["allow_other_weights"] = allow_other_weights
     with contextlib.ExitStack() as stack:
         if url is not None:

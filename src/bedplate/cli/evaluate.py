@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bedplate.cli.options import AllowOtherWeights, JudgedKernel, JudgedWeights
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from bedplate.evaluation.drift import Drift, Quality
     from bedplate.evaluation.harness import Evaluation
     from bedplate.evaluation.task import TaskData
-    from bedplate.inference.compiled import Kernel, Weights
 
 
 def evaluate(
@@ -35,6 +34,7 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
+    dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
     kernel: JudgedKernel = None,
     allow_other_weights: AllowOtherWeights = False,
@@ -51,14 +51,15 @@ def evaluate(
       bedplate evaluate runs/x/skins/lora task.yaml --split test
       bedplate evaluate runs/x/skins/lora october.jsonl
     """
+    loading = {"dtype": dtype, "weights": weights, "kernel": kernel, "allow_other_weights": allow_other_weights}
     if rows.suffix.lower() in (".yaml", ".yml"):
         if task is not None:
             raise UsageError("--task goes with new rows; here the task file is the argument itself")
-        _on_split(skin, rows, split or "valid", out, overrides or (), weights, kernel, allow_other_weights, as_json)
+        _on_split(skin, rows, split or "valid", out, overrides or (), loading, as_json)
         return
     if split is not None or overrides:
         raise UsageError("--split and --set go with a task file (.yaml); new rows are taken whole")
-    _on_new_rows(skin, rows, task, out, weights, kernel, allow_other_weights, as_json)
+    _on_new_rows(skin, rows, task, out, loading, as_json)
 
 
 def _on_split(
@@ -67,18 +68,18 @@ def _on_split(
     split: str,
     out: Path | None,
     overrides: Sequence[str],
-    weights: Weights | None,
-    kernel: Kernel | None,
-    allow_other_weights: bool,
+    loading: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     from bedplate.evaluation import harness
     from bedplate.evaluation.task import load_examples, load_task
     from bedplate.inference.predict import Predictor
+    from bedplate.inference.threads import use_cores
 
+    use_cores()
     task = load_task(task_file, overrides)
     data = load_examples(task)
-    loaded = harness.load_predictor(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    loaded = harness.load_predictor(skin, **loading)
     if isinstance(loaded, Predictor):
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -98,14 +99,14 @@ def _on_new_rows(
     rows: Path,
     task: Path | None,
     out: Path | None,
-    weights: Weights | None,
-    kernel: Kernel | None,
-    allow_other_weights: bool,
+    loading: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     from bedplate.adaptation.monitor import drift
+    from bedplate.inference.threads import use_cores
 
-    found = drift(skin, rows, task_file=task, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    use_cores()
+    found = drift(skin, rows, task_file=task, **loading)
     report = found.to_json()
     _write(report, out)
     if as_json:

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
+from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 
 
@@ -27,7 +28,9 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Leave out what is less likely than this part of the likeliest.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    dtype: Dtype = "auto",
+    weights: Weights = "auto",
+    kernel: Kernel = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
@@ -35,10 +38,11 @@ def generate(
     if system is not None and not chat:
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
-    from bedplate.inference.local import LocalModel
+    from bedplate.inference.opening import Asked, open_base
     from bedplate.inference.requests import Generate, Generation, Sampling
-    from bedplate.models.checkpoints.base import load_base
+    from bedplate.inference.threads import use_cores
 
+    use_cores()
     sampling = Sampling(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -48,7 +52,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    with LocalModel(load_base(base, dtype=dtype, device=device)) as model:
+    with open_base(base, Asked(dtype, weights, kernel), device).model() as model:
         if chat:
             messages = [{"role": "user", "content": text}]
             if system is not None:
@@ -67,6 +71,8 @@ def generate(
             "finish_reason": result.finish_reason,
             "prompt_tokens": result.usage.prompt_tokens,
             "completion_tokens": result.usage.completion_tokens,
+            "weights": model.engine.weights,
+            "kernel": model.engine.kernel,
         }
         print(json.dumps(fields))
     else:

@@ -12,8 +12,24 @@ import typer
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "float64"],
+    typer.Option(help="What the base is loaded in. auto: the measured fastest that keeps what is stored."),
+]
+Weights = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8", "int4"],
+    typer.Option(help="What products read. auto: the measured fastest that keeps what is stored (see doctor)."),
+]
+Kernel = Annotated[
+    Literal["auto", "torch", "native"],
+    typer.Option(help="What computes: torch, or the compiled decoder for CPUs. auto: the measured faster."),
+]
+JudgedDtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16", "float64"] | None,
+    typer.Option(help="What the base is loaded in. By default what the skin was judged with.", show_default=False),
+]
 JudgedWeights = Annotated[
-    Literal["auto", "bfloat16", "int8", "int4"] | None,
+    Literal["auto", "float32", "bfloat16", "int8", "int4"] | None,
     typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
 ]
 JudgedKernel = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import AllowOtherWeights, JudgedKernel, JudgedWeights
+from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
 
@@ -34,9 +34,7 @@ def predict(
         str | None, typer.Option(help="Where the skin's base is, when not where it was made.", show_default=False)
     ] = None,
     batch: Annotated[int, typer.Option(help="Rows that are computed together.", min=1)] = 64,
-    dtype: Annotated[
-        str | None, typer.Option(help="By default what the skin was judged with.", show_default=False)
-    ] = None,
+    dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
     kernel: JudgedKernel = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -49,7 +47,9 @@ def predict(
     _check(skin, rows, out, as_json)
     from bedplate.inference.loaded import load
     from bedplate.inference.local import LocalModel
+    from bedplate.inference.threads import use_cores
 
+    use_cores()
     start = time.perf_counter()
     loaded = load(
         skin,

@@ -45,8 +45,8 @@ def serve(
         str | None, typer.Option(help="float32, bfloat16, float16 or auto. Default: what the skins were judged with.")
     ] = None,
     weights: Annotated[
-        Literal["auto", "fastest", "bfloat16", "int8", "int4"],
-        typer.Option(help="What products read. auto: as skins were judged. fastest: measured, as stored."),
+        Literal["auto", "fastest", "float32", "bfloat16", "int8", "int4"],
+        typer.Option(help="What products read. auto: as skins were judged, else the fastest of what is stored."),
     ] = "auto",
     kernel: Annotated[
         Literal["auto", "torch", "native"],
@@ -74,6 +74,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     from bedplate.core.config import load_config
+    from bedplate.inference.threads import use_cores
     from bedplate.serving.config import ServerConfig
 
     if (base is None) == (config is None):
@@ -101,6 +102,7 @@ def serve(
             keys=keys,
             open=open_to_all,
         )
+    use_cores()
     write_logs(settings.logs)
 
     def announce(url: str, house: House) -> None:

@@ -1,7 +1,7 @@
-"""The processor that this process may use: its cores, not its hyperthreads, and what a container's quota leaves of them.
+"""The processor that this process may use: its cores, not hyperthreads, and what a container's quota leaves of them.
 
-Everything is read from Linux's own files under a root (`/` by default, another in tests); what is not there is left out,
-and a count is then the more cautious one. Where the files lie:
+Everything is read from Linux's own files under a root (`/` by default, another in tests); what is not there is left
+out. Where the files lie:
 https://www.kernel.org/doc/html/latest/admin-guide/cputopology.html (cores), …/cgroup-v2.html (`cpu.max`),
 …/scheduler/sched-bwc.html (`cpu.cfs_quota_us`, version 1).
 """

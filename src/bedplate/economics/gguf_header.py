@@ -16,10 +16,13 @@ _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
 # Value type → how struct reads it.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+# Type of a tensor → its name, of those that are told apart (ggml_type of ggml.h).
+_TENSORS = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 28: "f64", 30: "bf16"}
 
 
 def read_gguf_header(path: Path) -> dict[str, Any]:
-    """The file's single values by key, and what a family needs beside them: `tensor_names` and `embedding_rows`.
+    """The file's single values by key, and what a family needs beside them: `tensor_names` and `embedding_rows`; and
+    `matrix_types`, the types that its matrices are stored in ("q4_1", "f16", …, or a number for another one).
 
     Lists (the vocabulary and the like) are passed over. Raises CheckpointError for what is no whole GGUF file.
     """
@@ -72,14 +75,18 @@ def _read(cursor: _Cursor) -> dict[str, Any]:
         else:
             found[key] = cursor.text() if kind == _STRING else cursor.scalar(_scalar(kind))
     names: list[str] = []
+    matrices: set[str] = set()
     for _ in range(tensors):
         name = cursor.text()
         shape = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]  # the fastest dimension first
-        cursor.skip(4 + 8)  # its type, and where it lies
+        kind = cursor.scalar("I")
+        cursor.skip(8)  # where it lies
         names.append(name)
+        if len(shape) > 1:
+            matrices.add(_TENSORS.get(kind, f"type {kind}"))
         if name == "token_embd.weight":
             found["embedding_rows"] = shape[-1] if shape else 0
-    return found | {"tensor_names": tuple(names)}
+    return found | {"tensor_names": tuple(names), "matrix_types": tuple(sorted(matrices))}
 
 
 def _skip_list(cursor: _Cursor) -> None:

@@ -29,7 +29,6 @@ from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
-    from bedplate.inference.compiled import Kernel, Weights
     from bedplate.inference.loaded import Loaded
 
 
@@ -380,13 +379,12 @@ def _identity(model: object) -> str:
     return skin_id(model.skin) if asked else uuid.uuid4().hex
 
 
-def load_predictor(
-    skin: Path | str, *, weights: Weights | None = None, kernel: Kernel | None = None, allow_other_weights: bool = False
-) -> Loaded:
-    """The skin with its base, as it was judged where nothing else is asked for (`bedplate.load`); or a base."""
+def load_predictor(skin: Path | str, **how: Any) -> Loaded:
+    """The skin with its base, as it was judged where nothing else is asked for; or a base. how: as in `bedplate.load`:
+    dtype, weights, kernel, allow_other_weights."""
     from bedplate.inference.loaded import load
 
-    return load(skin, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    return load(skin, **how)
 
 
 def _asked(model: object, data: TaskData, name: str) -> Predicts:

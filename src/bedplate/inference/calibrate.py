@@ -1,144 +1,176 @@
-"""Which way of running a base's blocks is faster on this machine: a short measurement, kept on disk.
+"""How long a base's passes take in each of some ways here: measured in a few hundred milliseconds, kept on disk.
 
-Torch in bfloat16 and the native decoder in each weight format run the same passes of 1, 16 and 256 tokens through two
-of the base's blocks, taking turns; the head is left out. The best of each way counts, so that other work on the
-machine disturbs less. Only bfloat16 bases that the native decoder supports can be calibrated.
+The ways take turns, and the best time of each counts, so that other work on the machine disturbs less; a way that is
+far behind after its first turn is measured no further. What is kept is bound to the processor, the kernel's level and
+build, the threads, torch and the base's architecture: a home directory may be shared by machines of different kinds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, sha256_json
-from bedplate.inference.native.compiler import cpu_name
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
+from bedplate.core.processor import processor
 from bedplate.inference.native.library import load
-from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
-from bedplate.models.inputs import Inputs
+from bedplate.inference.threads import engine_threads
+from bedplate.inference.trial import PROMPT, ROWS, Pass, Trial
+from bedplate.inference.ways import Way
+from bedplate.models.specs.transformer import TransformerSpec
 
-Way = Literal["torch", "bfloat16", "int8", "int4"]
-COUNTS = (1, 16, 256)
-_BLOCKS, _SECONDS, _VOCABULARY = 2, 1.0, 64
-_STORED: dict[str, WeightFormat] = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
+log = logging.getLogger("bedplate.inference")
+
+Use = Literal["generate", "score"]
+"""What a base is opened for: it writes, or it reads (labels, embeddings, scores)."""
+
+ANSWER = 64
+"""Tokens that the reference mix writes after a prompt of PROMPT."""
+
+VERSION = 1
+_MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What keeps torch's products from instructions that the processor has."""
+
+_TURNS, _LONGEST, _AGREE, _HOPELESS = 40, 3.0, 1.15, 2.5
+"""Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
+given up."""
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Tokens per second through all of a base's blocks, by way and by tokens of a pass."""
+class Measured:
+    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn."""
 
-    speeds: Mapping[Way, Mapping[int, float]]
+    seconds: Mapping[Way, Mapping[Pass, float]]
+    dropped: tuple[Way, ...] = ()
 
-    def fastest(self, ways: Sequence[Way], tokens: int = 1) -> Way:
-        """The fastest of some ways for passes of so many tokens (one of COUNTS)."""
-        return max(ways, key=lambda way: self.speeds[way][tokens])
+    def cost(self, way: Way, use: Use = "generate") -> float:
+        """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
+        sequences that are decoded together. For "score", and for encoders, the prompt alone."""
+        one = self.seconds[way]
+        if use == "score" or "decode_1" not in one:
+            return one["prefill"]
+        return 2 * one["prefill"] + ANSWER * (one["decode_1"] + one["decode_16"] / ROWS["decode_16"])
 
-    def never_slower(self, weights: WeightFormat) -> bool:
-        """Whether native passes of any size were no slower than torch's."""
-        return all(self.speeds[weights][count] >= self.speeds["torch"][count] for count in COUNTS)
+    def rate(self, way: Way, of: Pass) -> float | None:
+        """Tokens a second of a pass, over all its rows; None where the base has no such pass."""
+        tokens = ROWS.get(of, PROMPT)
+        return tokens / self.seconds[way][of] if of in self.seconds[way] else None
+
+    def fastest(self, ways: Sequence[Way], use: Use = "generate") -> Way:
+        """The way whose mix takes least time; of equal ones the first. Torch's own ways are candidates like the others,
+        so that what is chosen is never slower than the best of them in this measurement."""
+        return min(ways, key=lambda way: self.cost(way, use))
 
 
-def calibrated(base: Base, threads: int | None = None) -> Calibration:
-    """The measurement for this machine, a base's shape and the number of threads (default: torch's): read, or made
-    now.
+def measured(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+    """The measurement of these ways for a base of this architecture on this machine's CPU: read, or made now.
 
-    Raises UsageError where the native decoder cannot run the base.
+    Every way must be possible here. again: whatever was kept.
     """
-    reason, library = unsupported(base.model, base.dtype, base.device), load()
-    if reason is not None or isinstance(library, str) or not isinstance(base.model, Decoder):
-        raise UsageError(f"{base.name} cannot be calibrated: {reason or library}")
-    count = threads or torch.get_num_threads()
-    key = {
-        "cpu": cpu_name(),
-        "threads": count,
-        "library": library.digest,
-        "torch": str(torch.__version__),
-        "spec": base.spec.key(),
-    }
-    path = bedplate_home() / "machine" / f"calibration-{sha256_json(key)[:16]}.json"
+    key = _key(spec, ways)
+    path = bedplate_home() / "machine" / f"ways-{sha256_json(key)[:16]}.json"
+    found = None if again else _read(path, key, ways)
+    if found is not None:
+        return found
+    found = measure(spec, ways)
+    record = {**key, "dropped": [list(way) for way in found.dropped]}
+    record["seconds"] = [[list(way), dict(seconds)] for way, seconds in found.seconds.items()]
     try:
-        return _parse(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or a damaged one: measured again
-    found = _measure(base.model, count)
-    atomic_write(path, json.dumps({**key, "speeds": found.speeds}, indent=2) + "\n")
+        atomic_write(path, json.dumps(record, indent=1) + "\n")
+    except UsageError as error:
+        log.warning("the measurement of this machine is not kept, and is made again next time: %s", error)
     return found
 
 
-def fastest_as_stored(base: Base) -> Way:
-    """The fastest way to decode on weights that are the checkpoint's own: bfloat16, or the integers of a GGUF whose
-    blocks are all taken as they are. Torch where the native decoder cannot run the base."""
-    if unsupported(base.model, base.dtype, base.device) is not None:
-        return "torch"
-    blocks = set(base.stored_dtype.split("+")) - {"f32", "f16", "bf16"} if base.family.key[0] == "gguf" else set()
-    ways: list[Way] = ["torch", "bfloat16"]
-    if blocks and blocks <= set(_STORED):
-        # Blocks of 8 bits stay what they are beside those of 4.
-        ways.append("int4" if "int4" in {_STORED[kind] for kind in blocks} else "int8")
-    return calibrated(base).fastest(ways)
+def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
+    library = load() if any(way.kernel == "native" for way in ways) else ""
+    return {
+        "version": VERSION,
+        "cpu": processor().name,
+        "level": None if isinstance(library, str) else library.level,
+        "library": None if isinstance(library, str) else library.digest,
+        "threads": [engine_threads(), torch.get_num_threads()],
+        "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability(), *map(os.environ.get, _MASKS)],
+        "spec": spec.key(),
+        "ways": [list(way) for way in ways],
+    }
 
 
-def _parse(record: Mapping[str, Any]) -> Calibration:
-    speeds = {way: {count: float(record["speeds"][way][str(count)]) for count in COUNTS} for way in get_args(Way)}
-    return Calibration(cast("dict[Way, dict[int, float]]", speeds))
+def _read(path: Path, key: Mapping[str, Any], ways: Sequence[Way]) -> Measured | None:
+    """What was kept, if it is whole and of this machine; None otherwise, and it is measured again."""
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if {name: record[name] for name in key} != key:
+            return None
+        seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
+        dropped = tuple(Way(*way) for way in record["dropped"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return Measured(seconds, dropped) if set(seconds) == set(ways) else None
 
 
-def _measure(model: Decoder, threads: int) -> Calibration:
-    short = _first_blocks(model)
-    spec = short.spec
-    shape = (1, spec.kv_heads, max(COUNTS), spec.head_dim)
-    keys, values = ([torch.zeros(shape, dtype=torch.bfloat16) for _ in range(spec.layers)] for _ in range(2))
-    runs: dict[tuple[Way, int], Callable[[], object]] = {}
-    for count in COUNTS:
-        runs["torch", count] = _torch_run(short, count)
-    for weights in get_args(WeightFormat):
-        native = NativeDecoder(short, weights, threads=threads)
-        for count in COUNTS:
-            runs[weights, count] = _native_run(native, keys, values, count)
-    best = dict.fromkeys(runs, float("inf"))
-    until = time.perf_counter() + _SECONDS
-    while time.perf_counter() < until or max(best.values()) == float("inf"):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    share = spec.layers / model.spec.layers
-    ways: tuple[Way, ...] = get_args(Way)
-    return Calibration({way: {count: share * count / best[way, count] for count in COUNTS} for way in ways})
+def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
+    passes: tuple[Pass, ...] = (*ROWS, "prefill")
+    found: dict[Pass, float] = {one: float(times[one]) for one in passes if one in times or one == "prefill"}
+    if not all(math.isfinite(value) and value > 0 for value in found.values()):
+        raise ValueError("a time that cannot be")
+    return found
 
 
-def _first_blocks(model: Decoder) -> Decoder:
-    """A decoder of the first blocks, which it shares with `model`, and of a small vocabulary."""
-    short = Decoder(model.spec.with_(layers=min(_BLOCKS, model.spec.layers), vocab_size=_VOCABULARY), "meta")
-    rows = model.embedding.weight.detach()
-    short.embedding.weight = nn.Parameter(rows[torch.arange(_VOCABULARY) % len(rows)].clone(), requires_grad=False)
-    short.layers = model.layers[: short.spec.layers]
-    short.norm = model.norm
-    if short.lm_head is not None:
-        short.lm_head.weight = short.embedding.weight
-    return short.eval()
+def measure(spec: TransformerSpec, ways: Sequence[Way]) -> Measured:
+    """Measures these ways now, by turns: in some tenths of a second for bases of a few hundred million weights, in some
+    seconds where other work keeps the times from agreeing."""
+    with ExitStack() as stack:
+        trials = {way: stack.enter_context(closing(Trial(spec, way, engine_threads()))) for way in ways}
+        return by_turns(trials, time.perf_counter)
 
 
-def _torch_run(model: Decoder, count: int) -> Callable[[], object]:
-    tokens = torch.arange(count)[None] % _VOCABULARY
+def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float]) -> Measured:
+    """Times every part of every trial, by turns, until the two best times of each agree or patience ends."""
+    swept = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
+    times: dict[Way, dict[tuple[Pass, str], list[float]]] = {way: {} for way in trials}
+    running, until = list(trials), clock() + _LONGEST
 
-    def run() -> None:
-        with torch.inference_mode():
-            model(Inputs(tokens), depth=model.spec.layers)
+    def found() -> Measured:
+        seconds = {way: trials[way].seconds({at: best[0] for at, best in times[way].items()}) for way in trials}
+        return Measured(seconds, tuple(way for way in trials if way not in running))
 
-    return run
+    for turn in range(_TURNS):
+        for way in running:
+            for part in trials[way].parts:
+                if not turn and part.whole:
+                    part.run()  # whatever is set up at the first call
+                if part.sweep:
+                    swept[: part.sweep // 4].sum()
+                start = clock()
+                part.run()
+                best = times[way].setdefault((part.of, part.name), [])
+                best[:] = sorted((*best, max(clock() - start, 1e-9)))[:2]
+        if not turn:
+            running = _hopeful(found(), running)
+        elif clock() >= until or all(best[1] <= _AGREE * best[0] for way in running for best in times[way].values()):
+            break
+    return found()
 
 
-def _native_run(
-    native: NativeDecoder, keys: list[torch.Tensor], values: list[torch.Tensor], count: int
-) -> Callable[[], object]:
-    tokens = [token % _VOCABULARY for token in range(count)]
-    return lambda: native.forward(tokens, [0] * count, range(count), keys, values, [], depth=native.spec.layers)
+def _hopeful(found: Measured, ways: Sequence[Way]) -> list[Way]:
+    """The ways that are not far behind the best in both uses. The best of torch's stays: what is chosen is said against
+    it."""
+    kept: list[Way] = []
+    torch_ways = [way for way in ways if way.kernel == "torch"]
+    uses: tuple[Use, ...] = ("generate", "score")
+    for use in uses:
+        limit = _HOPELESS * found.cost(found.fastest(ways, use), use)
+        kept += [way for way in ways if found.cost(way, use) <= limit]
+        kept += [found.fastest(torch_ways, use)] if torch_ways else []
+    return [way for way in ways if way in kept]

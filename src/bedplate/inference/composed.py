@@ -19,8 +19,8 @@ from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.inputs import inputs_of
 from bedplate.inference.judged import Held, check_here, held_as
 from bedplate.inference.local import LocalModel
+from bedplate.inference.opening import Opened, open_as
 from bedplate.inference.predict import Prediction
-from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
 
 
@@ -130,10 +130,9 @@ class _Opener:
         held = held_as(judged)
         key = (base.weights_id, held)
         if key not in self._models:
-            loaded = load_base(base.name, dtype=held.dtype, device=self._device)
-            held = check_here(skin, loaded, held, None, self._allowed)
-            model = LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=self._compute)
-            self._models[key] = self._stack.enter_context(model)
+            opened = open_as(base.name, held, self._device)
+            held = check_here(skin, opened.base, opened.held, None, self._allowed)
+            self._models[key] = self._stack.enter_context(Opened(opened.base, held).model(self._compute))
         return self._models[key]
 
 

@@ -18,7 +18,8 @@ from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import BusyError, DeadlineError, UsageError
 from bedplate.inference.adapters import Adapters, Loaded
 from bedplate.inference.checks import check_request, check_vectors
-from bedplate.inference.compiled import Kernel, NativeForward, Weights, choose_forward
+from bedplate.inference.choice import choose_forward
+from bedplate.inference.compiled import NativeForward
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.forward import TorchForward
 from bedplate.inference.generation import Generating
@@ -31,6 +32,7 @@ from bedplate.inference.runner import Runner, Work
 from bedplate.inference.scheduler import Scheduler
 from bedplate.inference.stats import Counters, OnStep, Stats, StepRecord
 from bedplate.inference.stream import Stream
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES

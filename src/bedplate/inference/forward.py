@@ -15,7 +15,7 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.adapters import Loaded
 from bedplate.inference.kv_cache import KVCache, Span
-from bedplate.models.checkpoints.base import Base
+from bedplate.models.build import Model
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 
@@ -66,12 +66,23 @@ class Forward(Protocol):
     def __call__(self, batch: Batch) -> Forwarded: ...
 
 
+class Resident(Protocol):
+    """What a forward pass needs of a base (`models.checkpoints.base.Base` has it)."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
 class TorchForward:
     """The base's own module."""
 
     name = "torch"
 
-    def __init__(self, base: Base, bank: Bank | None, cache: KVCache | None) -> None:
+    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None) -> None:
         self._base, self._bank, self._cache = base, bank, cache
         self.weights = str(base.dtype).removeprefix("torch.")
 

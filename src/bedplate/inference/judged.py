@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.native.decoder import unsupported
+from bedplate.inference.ways import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.precision import DTYPES
+from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.skins.skin import EvaluatedWith, Skin
 
 KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
 """As `evaluated_with` names them, and as an engine takes them."""
-QUANTISED: dict[str, Weights] = {"int8": "int8", "int4": "int4"}
+
+
+class Runs(Protocol):
+    """What is asked of an engine here (`inference.engine.Engine` has it)."""
+
+    @property
+    def base(self) -> Base: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -25,11 +36,23 @@ class Held:
     kernel: Kernel
 
 
-def dtype_of(weights: str) -> str:
-    """The dtype that a base is loaded as for weights of this name: quantised ones are made from bfloat16."""
+def dtype_of(weights: str, beneath: str | None = None) -> str:
+    """The dtype that a base is loaded as for weights of this name: quantised ones are made from bfloat16, where it is
+    not said what lies beneath them."""
     if weights in QUANTISED:
-        return "bfloat16"
+        return beneath or "bfloat16"
     return weights if weights in DTYPES else "auto"
+
+
+def judged_now(engine: Runs) -> EvaluatedWith:
+    """How what this engine answers is judged."""
+    return judged_as(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
+
+
+def judged_as(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
+    """How what was answered on these weights is judged; `beneath` is the dtype of the base that they stand beside."""
+    told = weights in QUANTISED and beneath != "bfloat16"
+    return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if told else None)
 
 
 def held_as(
@@ -41,7 +64,7 @@ def held_as(
 ) -> Held:
     """What was asked for (None: not), and as `judged` where it was not; "auto" where nobody says anything."""
     if dtype is None and weights is None and judged is not None:
-        dtype, weights = dtype_of(judged.weights), QUANTISED.get(judged.weights)
+        dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
     elif dtype is None:
         dtype = "auto" if weights is None else dtype_of(weights)
     # Quantised weights run on one kernel only, which the engine finds.

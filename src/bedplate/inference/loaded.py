@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.composed import LoadedCascade, open_skin
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.hosted import HostedPredictor
 from bedplate.inference.judged import check_here, held_as
 from bedplate.inference.local import LocalModel
+from bedplate.inference.opening import Asked, Opened, open_as, open_base
 from bedplate.inference.predict import Predictor
-from bedplate.models.checkpoints.base import load_base
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.skins.files import SKIN_FILE, read_skin
 from bedplate.skins.skin import Skin
 
@@ -57,26 +57,26 @@ def load(
 ) -> Loaded:
     """Loads a base (catalogue name, directory, .gguf file, hf:owner/name), or a skin's directory with its base.
 
-    dtype: "float32", "bfloat16", …, or "auto". weights: what products read ("auto", "bfloat16", "int8", "int4"), and
-    kernel: what computes them ("auto", "torch", "native"), as Engine takes them. By default all three are "auto" for a
-    base, and for a skin what it was judged with. base, embedder: where a skin's base and the one that embeds for it
-    are, when not where it was made; the second is always held as it was for the skin's pool. Raises HubError,
-    CheckpointError, SkinError; UsageError where this machine or base cannot do what was asked.
+    dtype: "float32", "bfloat16", …, or "auto". weights: what products read ("auto", "float32", "bfloat16", "int8",
+    "int4"), and kernel: what computes them ("auto", "torch", "native"). By default a base is opened in the fastest way
+    on this machine that keeps what its checkpoint stores, and a skin's as it was judged. base, embedder: where a skin's
+    base and the one that embeds for it are, when not where it was made; the second is always held as it was for the
+    skin's pool. Raises HubError, CheckpointError, SkinError; UsageError where this machine or base cannot do what was
+    asked.
     """
     directory = Path(source)
     if not (directory / SKIN_FILE).is_file():
-        held = held_as(None, dtype=dtype, weights=weights, kernel=kernel)
-        return LocalModel(load_base(source, dtype=held.dtype, device=device), weights=held.weights, kernel=held.kernel)
+        return open_base(source, Asked(dtype, weights, kernel), device).model()
     skin = read_skin(directory)
     if skin.is_remote or skin.cascade is not None:
         _only_as_written(skin, dtype, base, embedder, weights, kernel)
         return open_skin(skin, device=device, allow_other_weights=allow_other_weights)
     held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
-    loaded = load_base(base or skin.base.name, dtype=held.dtype, device=device)
-    held = check_here(skin, loaded, held, kernel, allow_other_weights)
+    opened = open_as(base or skin.base.name, held, device)
+    held = check_here(skin, opened.base, opened.held, kernel, allow_other_weights)
     with ExitStack() as stack:
         compute = ComputeLock()
-        model = stack.enter_context(LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute))
+        model = stack.enter_context(Opened(opened.base, held).model(compute))
         second = None
         if skin.embedder is not None:
             second = stack.enter_context(_embedder(skin, embedder, device, compute, allow_other_weights))
@@ -97,7 +97,6 @@ def _embedder(
     skin: Skin, source: str | Path | None, device: str, compute: ComputeLock, allow_other_weights: bool
 ) -> LocalModel:
     assert skin.embedder is not None
-    held = held_as(skin.embedded_with)
-    loaded = load_base(source or skin.embedder.name, dtype=held.dtype, device=device)
-    held = check_here(skin, loaded, held, None, allow_other_weights)
-    return LocalModel(loaded, weights=held.weights, kernel=held.kernel, compute=compute)
+    opened = open_as(source or skin.embedder.name, held_as(skin.embedded_with), device, "score")
+    held = check_here(skin, opened.base, opened.held, None, allow_other_weights)
+    return Opened(opened.base, held).model(compute)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Compute, Engine
 from bedplate.inference.neighbours import text_tokens
 from bedplate.inference.predict import Predictor
 from bedplate.inference.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs

@@ -23,14 +23,14 @@ import torch
 
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
+from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
 from bedplate.economics.machine import Curve, EngineSpeed, Load, Machine, Spread
 from bedplate.economics.steps import shape_of
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.engine import Engine
-from bedplate.inference.native.compiler import cpu_name
 from bedplate.inference.requests import Generate, Sampling
 from bedplate.inference.stats import StepRecord
+from bedplate.inference.ways import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.decoder import Decoder
 
@@ -44,15 +44,19 @@ _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 
 def measure_machine() -> Machine:
     """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
-    with Progress("this machine", 3, "measurements") as bar:
+    with Progress("this machine", 4, "measurements") as bar:
         bandwidth = _bandwidth()
         bar.advance(1)
         flops: dict[str, float] = {}
         for dtype in (torch.float32, torch.bfloat16):
             flops[str(dtype).removeprefix("torch.")] = _products(dtype)
             bar.advance(1)
+        eight = _int8_products()
+        if eight is not None:
+            flops["int8"] = eight
+        bar.advance(1)
     return Machine(
-        cpu=cpu_name(),
+        cpu=processor().name,
         threads=torch.get_num_threads(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         measured_at=datetime.date.today(),
@@ -71,6 +75,15 @@ def _bandwidth() -> float:
 def _products(dtype: torch.dtype) -> float:
     a, b = torch.ones(_SIZE, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)
     return 2 * _SIZE**3 / _best(lambda: a @ b)
+
+
+def _int8_products() -> float | None:
+    """Of integers of 8 bits, summed in 32; None where torch cannot compute them on this machine."""
+    a, b = (torch.ones(_SIZE, _SIZE, dtype=torch.int8) for _ in range(2))
+    try:
+        return 2 * _SIZE**3 / _best(lambda: torch._int_mm(a, b))  # pyright: ignore[reportPrivateUsage]
+    except RuntimeError:
+        return None
 
 
 def _best(run: Callable[[], object]) -> float:

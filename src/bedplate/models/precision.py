@@ -1,10 +1,6 @@
-"""Choosing a dtype and a device: what was asked for, else what is measured to be faster here."""
+"""Choosing a dtype and a device: what was asked for, else what is stored, and the first GPU."""
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
-from functools import cache
 
 import torch
 
@@ -38,42 +34,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
-    """`dtype` as asked. "auto" is the type the checkpoint is `stored` in; None (quantised) takes the faster here."""
+def resolve_dtype(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:
+    """`dtype` as asked. "auto" is the type the checkpoint is `stored` in; None (quantised) is bfloat16, which most
+    bases were trained in. Nothing is measured here: what is fastest is for whoever opens an engine to find out."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return faster_dtype(device) if stored is None else stored
+        return torch.bfloat16 if stored is None else stored
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-_TURNS, _CLEARLY = 24, 1.25
-
-
-@cache
-def faster_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, or float32 where its matrix product, of a small model's size, clearly takes less time on this device.
-
-    Clearly, because the answer must not depend on what else the machine is doing: the two take turns, and the best of
-    each counts. A processor without products in bfloat16 emulates them at a fraction of the speed.
-    """
-    products = {dtype: _product(device, dtype) for dtype in (torch.bfloat16, torch.float32)}
-    best = dict.fromkeys(products, float("inf"))
-    for _ in range(_TURNS):
-        for dtype, product in products.items():
-            start = time.perf_counter()
-            product()
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return torch.float32 if best[torch.float32] * _CLEARLY < best[torch.bfloat16] else torch.bfloat16
-
-
-def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    a = torch.ones(256, 1024, device=device, dtype=dtype)
-    b = torch.ones(1024, 1024, device=device, dtype=dtype)
-
-    def run() -> object:
-        return (a @ b)[0, 0].item()  # waits for the device
-
-    return run

@@ -22,16 +22,16 @@ class BaseConfig(Strict):
 
     name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
     form in which its products read its weights, `kernel` what computes them; "auto" is what the skins were judged with,
-    and without skins the base's own dtype. "fastest" weights: what was measured to decode fastest on this machine, of
-    the base's dtype and of what the checkpoint itself stores (a GGUF's 4-bit blocks, say). speculate: guess tokens by
-    prompt look-up; what is said does not depend on it. By default where the kernel makes it cheap.
+    and without skins what was measured fastest on this machine of all that keep what the checkpoint stores (a GGUF's
+    own 4-bit blocks among them). "fastest" weights: that, whatever the skins were judged with. speculate: guess tokens
+    by prompt look-up; what is said does not depend on it. By default where the kernel makes it cheap.
     """
 
     source: str
     name: str | None = None
     dtype: str | None = None
     device: str = "auto"
-    weights: Literal["auto", "fastest", "bfloat16", "int8", "int4"] = "auto"
+    weights: Literal["auto", "fastest", "float32", "bfloat16", "int8", "int4"] = "auto"
     kernel: Literal["auto", "torch", "native"] = "auto"
     speculate: bool | None = None
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.calibrate import Way as Fastest
-from bedplate.inference.calibrate import fastest_as_stored
-from bedplate.inference.compiled import Kernel, Weights
 from bedplate.inference.compute import ComputeLock
 from bedplate.inference.engine import Engine
-from bedplate.inference.judged import KERNELS, QUANTISED, dtype_of
+from bedplate.inference.judged import KERNELS, dtype_of
+from bedplate.inference.opening import Asked, chosen, held_in
+from bedplate.inference.ways import QUANTISED, Kernel, Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.config import BaseConfig, ServerConfig
@@ -56,37 +55,55 @@ class Resident:
 def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Sequence[Card]) -> Resident:
     """Loads a base, and finds how it is to be held. given: the skins that were named; lying: those of the skins
     directory. UsageError for one without a tokenizer."""
-    asked = config.dtype or (None if config.weights == "auto" else dtype_of(config.weights))
+    open_weights = config.weights in ("auto", "fastest")
+    asked = config.dtype or (None if open_weights else dtype_of(config.weights))
     # The only base must be that of all skins; which of several it is, its weights tell.
     hint = [card.evaluated_with for card in given if card.evaluated_with] if bases == 1 else []
-    base = _load(config, asked or (dtype_of(_ordered(hint)[0].weights) if hint else "auto"))
-    if asked is not None:
+    if asked is None and hint:
+        first = _dtype(_ordered(hint)[0])
+    else:
+        first = asked or chosen(config.source, _asked(config), config.device).way.dtype
+    base = _load(config, first)
+    if asked is not None or config.weights == "fastest":
         return Resident(config, base, (_as_asked(config, base, given, lying),))
     ways: list[Way] = []
     named = _of(base, given)
     for judged in _ordered([*named, *_of(base, lying)]):
         kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
-        way = Way(dtype_of(judged.weights), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
+        way = Way(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
         if not any((way.dtype, way.weights, way.kernel) == (one.dtype, one.weights, one.kernel) for one in ways):
             ways.append(way)
-    ways = ways or [replace(_OPEN, kernel=config.kernel)]
+    ways = ways or [_fastest(config, base)]
     if not _is_of(base, ways[0].dtype):
         base = _load(config, ways[0].dtype)
     return Resident(config, base, tuple(ways))
 
 
+def _dtype(judged: EvaluatedWith) -> str:
+    return dtype_of(judged.weights, judged.dtype)
+
+
 def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Way:
     """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
-    dtype = dtype_name(base.dtype)
-    weights = config.weights
-    if weights == "fastest":
-        way: Fastest = apart_now(lambda: fastest_as_stored(base))
-        return Way(dtype, "auto", "torch") if way == "torch" else Way(dtype, way, "native")
     kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
+    if config.weights == "fastest" or not kernels:
+        return _fastest(config, base)
     # Quantised weights run on one kernel only, which the engine finds.
-    quantised = config.weights in QUANTISED
-    follows = config.kernel == "auto" and not quantised and len(kernels) == 1
-    return Way(dtype, weights, KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel)
+    follows = config.kernel == "auto" and config.weights not in QUANTISED and len(kernels) == 1
+    kernel = KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel
+    return Way(dtype_name(base.dtype), config.weights, kernel)
+
+
+def _fastest(config: BaseConfig, base: Base) -> Way:
+    """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
+    dtype = dtype_name(base.dtype)
+    held = held_in(apart_now(lambda: chosen(config.source, _asked(config, dtype), config.device).way))
+    return Way(dtype, held.weights, held.kernel)
+
+
+def _asked(config: BaseConfig, loaded: str | None = None) -> Asked:
+    weights = None if config.weights in ("auto", "fastest") else config.weights
+    return Asked(config.dtype, weights, config.kernel, loaded=None if config.dtype is not None else loaded)
 
 
 def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:
@@ -144,7 +161,7 @@ def _engine(
 
 
 def _load(config: BaseConfig, dtype: str) -> Base:
-    base = load_base(config.source, dtype=dtype_of(dtype), device=config.device)
+    base = load_base(config.source, dtype=dtype, device=config.device)
     if base.tokenizer is None:
         raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
     return base

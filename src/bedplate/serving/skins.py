@@ -14,6 +14,7 @@ from bedplate.inference.engine import Engine
 from bedplate.inference.neighbours import citations
 from bedplate.inference.predict import Prediction, Predictor
 from bedplate.inference.requests import Generate, Generation, Request, Result, Terms
+from bedplate.models.precision import dtype_name
 from bedplate.serving.fields import ChatRequest, CompletionRequest
 from bedplate.serving.formats import compiled
 from bedplate.serving.models import Answer, Stripped, choices, cut, finite
@@ -67,7 +68,8 @@ class ServedSkin:
         self.warnings: list[str] = []
         for one, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
             if one is not None:
-                self.warnings += check_judged(card.name, judged, one.weights, one.kernel, allow_other_weights)
+                beneath = dtype_name(one.base.dtype)
+                self.warnings += check_judged(card.name, judged, one.weights, one.kernel, allow_other_weights, beneath)
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None

@@ -14,7 +14,7 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.address import api_address
-from bedplate.core.config import Strict
+from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins.neighbours import Neighbours
@@ -107,11 +107,15 @@ class Provenance(Strict):
     report: str | None = None
 
 
-class EvaluatedWith(Strict):
-    """The weights' storage type and the kernels that a skin was judged with."""
+class EvaluatedWith(Grown):
+    """The weights' storage type and the kernels that a skin was judged with. dtype: of the base that quantised weights
+    were made from, where that was not bfloat16; keys and values are kept in it."""
+
+    LATE = ("dtype",)
 
     weights: str
     kernel: str = "torch"
+    dtype: str | None = None
 
 
 class Limits(Strict):

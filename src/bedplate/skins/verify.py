@@ -11,7 +11,7 @@ from bedplate.adapters.lora import block_linears, check_tensors, match_targets
 from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
-from bedplate.models.precision import dtype_name
+from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.skins.files import family_of
 from bedplate.skins.output import EmbeddingOutput
@@ -48,7 +48,7 @@ def verify_skin(
     check_base(skin.name, skin.base, skin.prompt.format, base)
     _check_parts(skin, base)
     held = weights or dtype_name(base.dtype)
-    return check_judged(skin.name, skin.evaluated_with, held, kernel, allow_other_weights)
+    return check_judged(skin.name, skin.evaluated_with, held, kernel, allow_other_weights, dtype_name(base.dtype))
 
 
 def verify_embedder(
@@ -64,7 +64,7 @@ def verify_embedder(
     check_base(skin.name, skin.embedder, "plain", base)
     _check_pool(skin, base.spec)
     held = weights or dtype_name(base.dtype)
-    return check_judged(skin.name, skin.embedded_with, held, kernel, allow_other_weights)
+    return check_judged(skin.name, skin.embedded_with, held, kernel, allow_other_weights, dtype_name(base.dtype))
 
 
 def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBase) -> None:
@@ -88,14 +88,23 @@ def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBa
 
 
 def check_judged(
-    name: str, judged: EvaluatedWith | None, weights: str, kernel: str | None, allow_other_weights: bool
+    name: str,
+    judged: EvaluatedWith | None,
+    weights: str,
+    kernel: str | None,
+    allow_other_weights: bool,
+    dtype: str | None = None,
 ) -> list[str]:
-    """What differs between how a skin was judged and how it would run: SkinError, or where allowed, warnings."""
+    """What differs between how a skin was judged and how it would run: SkinError, or where allowed, warnings. dtype: of
+    the base beneath, which counts where its weights are quantised."""
     if judged is None:
         return []
     differences: list[str] = []
     if judged.weights != weights:
         differences.append(f"skin {name!r} was judged with {judged.weights} weights and would run with {weights}")
+    elif weights not in DTYPES and dtype is not None and dtype != (judged.dtype or "bfloat16"):
+        beneath = judged.dtype or "bfloat16"
+        differences.append(f"skin {name!r} was judged with {weights} made from {beneath}, and this base is {dtype}")
     if kernel is not None and judged.kernel != kernel:
         differences.append(f"skin {name!r} was judged with the {judged.kernel} kernel and would run with {kernel}")
     if differences and not allow_other_weights:

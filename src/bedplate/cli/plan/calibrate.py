@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.cli.options import Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
@@ -18,10 +19,9 @@ def calibrate(
     base: Annotated[
         str | None, typer.Argument(help="The base whose engine is measured too; none: the machine alone.")
     ] = None,
-    weights: Annotated[
-        Literal["auto", "bfloat16", "int8", "int4"], typer.Option(help="What its products read.")
-    ] = "auto",
-    kernel: Annotated[Literal["auto", "torch", "native"], typer.Option(help="What computes.")] = "auto",
+    dtype: Dtype = "auto",
+    weights: Weights = "auto",
+    kernel: Kernel = "auto",
     tuning: Annotated[bool, typer.Option("--tuning", help="Measure LoRA training steps as well.")] = False,
     rank: Annotated[int, typer.Option(help="Of the LoRA adapters that are measured.", min=1)] = 16,
     url: Annotated[
@@ -37,7 +37,9 @@ def calibrate(
     on the machine disturbs it. What was measured before of other bases stays in the file."""
     from bedplate.economics.machine import machine_file, read_machine, write_machine
     from bedplate.inference.measure import measure_machine
+    from bedplate.inference.threads import use_cores
 
+    use_cores()
     if base is None and (tuning or url is not None):
         raise UsageError("--tuning and --url are about a base; name it: bedplate plan calibrate BASE")
     where = machine_file() if out is None else out
@@ -48,7 +50,7 @@ def calibrate(
             machine = machine.model_copy(update={"engines": before.engines, "tuning": before.tuning})
     write_machine(machine, where)
     if base is not None:
-        machine = _measure_base(machine, base, weights, kernel, rank, tuning, url, where)
+        machine = _measure_base(machine, base, dtype, weights, kernel, rank, tuning, url, where)
     if as_json:
         print(machine.model_dump_json())
         return
@@ -58,8 +60,9 @@ def calibrate(
 def _measure_base(
     machine: Machine,
     base: str,
-    weights: Literal["auto", "bfloat16", "int8", "int4"],
-    kernel: Literal["auto", "torch", "native"],
+    dtype: Dtype,
+    weights: Weights,
+    kernel: Kernel,
     rank: int,
     tuning: bool,
     url: str | None,
@@ -68,10 +71,11 @@ def _measure_base(
     """Measures one thing after the other and keeps each as soon as it is there."""
     from bedplate.economics.machine import write_machine
     from bedplate.inference.measure import measure_engine
-    from bedplate.models.checkpoints.base import load_base
+    from bedplate.inference.opening import Asked, open_base
 
-    loaded = load_base(base)
-    speed = measure_engine(loaded, base, weights=weights, kernel=kernel, adapter_rank=rank)
+    opened = open_base(base, Asked(dtype, weights, kernel, quantised=not tuning))
+    loaded, held = opened.base, opened.held
+    speed = measure_engine(loaded, base, weights=held.weights, kernel=held.kernel, adapter_rank=rank)
     machine = machine.with_engine(speed)
     write_machine(machine, out)
     if url is not None:

@@ -68,7 +68,8 @@ def load_base(
 ) -> Base:
     """Loads a base from a catalogue name, a directory, a .gguf file or hf:owner/name.
 
-    dtype: "auto" keeps the checkpoint's own; for quantised files, the faster of bfloat16 and float32 on this machine.
+    dtype: "auto" keeps the checkpoint's own, and is bfloat16 for quantised files, on every machine. `bedplate.load`
+    opens a base in what is fastest here.
     Raises HubError, CheckpointError (missing, truncated, inconsistent files) or UnsupportedModelError.
     """
     path, target = locate(source), resolve_device(device)
@@ -97,7 +98,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     spec = _spec(family, reader.metadata | extra, len(reader.names), str(path))
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
-    wanted = resolve_dtype(dtype, device, stored)
+    wanted = resolve_dtype(dtype, stored)
 
     def fetch(ours: str, theirs: str) -> Tensor:
         heads = spec.heads if family.weights.transform(ours) == "rope_interleaved_q" else spec.kv_heads
@@ -133,7 +134,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
         stored = reader.get(embedding).dtype
-        wanted = resolve_dtype(dtype, device, stored)
+        wanted = resolve_dtype(dtype, stored)
         model, weights_id = _fill(
             spec, family, reader.names, lambda _, theirs: reader.get(theirs), wanted, device, str(path)
         )

@@ -49,6 +49,13 @@ class SafetensorsReader:
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
 
+    def matrix_types(self) -> frozenset[str]:
+        """The types that matrices of real numbers are stored in, as the files name them ("BF16"); their values are not
+        read. Tables of integers, such as positions, are no weights."""
+        slices = [self._open(file).get_slice(name) for name, file in self._where.items()]
+        types = {str(one.get_dtype()) for one in slices if len(one.get_shape()) > 1}
+        return frozenset(one for one in types if one.startswith(("F", "BF")))
+
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
             where: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["weight_map"])

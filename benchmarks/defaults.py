@@ -1,0 +1,91 @@
+"""`generate` with defaults against every other way to run the base, at each level of the kernel that this machine has.
+
+96 greedy tokens after a prompt of 256, SmolLM2-135M from its GGUF, no guessing ahead. What the defaults chose is set
+beside the fastest of all ways that keep what the file stores; goal: within 10%. Each level runs in a process of its
+own, in which torch and oneDNN are held to the like instructions.
+
+usage: defaults.py [--repeats 5] [--level LEVEL]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from itertools import count
+
+from bedplate.inference.calibrate import measured
+from bedplate.inference.choice import impossible
+from bedplate.inference.engine import Engine
+from bedplate.inference.native.levels import LEVELS, supported
+from bedplate.inference.opening import chosen, held_in
+from bedplate.inference.threads import use_cores
+from bedplate.inference.ways import Way, own_ways, read_stored
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.precision import resolve_device
+from comparison import Row, interleaved, report
+from peers import BASE, generations, prompt_tokens
+
+PROMPT, ANSWER, GOAL = 256, 96, 0.9
+LEVEL = "BEDPLATE_KERNEL_LEVEL"
+MASKS: dict[str, dict[str, str]] = {
+    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"},
+    "avx2_vnni": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "plain": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+"""What holds torch to a level's instructions; of the others it uses all that there are."""
+
+
+def compare(level: str, repeats: int) -> Row:
+    """The defaults' tokens a second against the fastest way's, at the level of this process."""
+    use_cores()
+    stored = read_stored(BASE)
+    device = resolve_device("cpu")
+    ways = [way for way in own_ways(stored.types) if impossible(stored.spec, way, device) is None]
+    measured(stored.spec, ways, again=True)
+    default = chosen(BASE, device=device)
+    print(f"{level}: the defaults are {default.way}: {default.why}")
+    fresh = count()
+    with ExitStack() as stack:
+        engines: dict[Way, Engine] = {}
+        for way in ways:
+            held = held_in(way)
+            base = load_base(BASE, dtype=held.dtype, device=device)
+            engine = Engine(base, weights=held.weights, kernel=held.kernel, speculate=False)
+            engines[way] = stack.enter_context(engine)
+
+        def run(engine: Engine) -> None:
+            tokens = prompt_tokens(PROMPT, stored.spec.vocab_size, next(fresh))  # new ones, so that nothing is cached
+            engine.run(generations([tokens], ANSWER))
+
+        runs = {str(way): (lambda engine=engine: run(engine)) for way, engine in engines.items()}
+        seconds = interleaved(runs, repeats)
+    for name, taken in sorted(seconds.items(), key=lambda one: one[1]):
+        print(f"  {name}: {ANSWER / taken:.1f} tokens/s")
+    best = min(seconds, key=lambda name: seconds[name])
+    ours = ANSWER / seconds[str(default.way)]
+    return Row(f"defaults_{level}", ours, ANSWER / seconds[best], "tokens/s", f"fastest: {best}", "-", GOAL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--level", default=None)
+    arguments = parser.parse_args()
+    if arguments.level is not None:
+        report([compare(arguments.level, arguments.repeats)])
+        return
+    here = supported()
+    for level in ("none",) if isinstance(here, str) else (one for one in here if LEVELS[one].chosen):
+        environment = os.environ | MASKS.get(level, {})
+        if level != "none":
+            environment |= {LEVEL: level}
+        command = [sys.executable, __file__, "--level", level, "--repeats", str(arguments.repeats)]
+        subprocess.run(command, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()

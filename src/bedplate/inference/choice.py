@@ -1,0 +1,133 @@
+"""Which way a base is run: what was asked for, and where that leaves a choice, what this machine measured fastest.
+
+One way for all passes of an engine, never one for some and another for the rest: a row's result would depend on its
+company.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import torch
+
+from bedplate.adapters.bank import Bank
+from bedplate.core.errors import UsageError
+from bedplate.inference.calibrate import Measured, Use, measured
+from bedplate.inference.compiled import NativeForward
+from bedplate.inference.forward import Forward, TorchForward
+from bedplate.inference.kv_cache import KVCache, SlotCache
+from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
+from bedplate.inference.native.library import load
+from bedplate.inference.threads import engine_threads
+from bedplate.inference.ways import QUANTISED, Kernel, Way, Weights, asked_ways
+from bedplate.models.build import build
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.checkpoints.gguf import RawBlocks, read_blocks
+from bedplate.models.decoder import Decoder
+from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.models.specs.transformer import TransformerSpec
+
+log = logging.getLogger("bedplate.inference")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way, why it is this one, and what was measured for it (None: there was no choice)."""
+
+    way: Way
+    why: str
+    measured: Measured | None = None
+
+
+def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate") -> Choice:
+    """The fastest of these ways on this machine. UsageError where none can be had, with the reason."""
+    reasons = {way: impossible(spec, way, device) for way in ways}
+    possible = [way for way in ways if reasons[way] is None]
+    if not possible:
+        raise UsageError(f"{ways[0]} cannot run here: {reasons[ways[0]]}")
+    library = load() if len(possible) < len(ways) and device.type == "cpu" else None
+    if isinstance(library, str) and library in reasons.values():
+        _warn(library)
+    if device.type != "cpu":
+        return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
+    if len(possible) == 1:
+        return Choice(possible[0], "the only way here, or as asked")
+    found = measured(spec, possible)
+    best = found.fastest(possible, use)
+    return Choice(best, why(found, best, possible, use), found)
+
+
+def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
+    """The chosen way against the next one and against torch's best, in words."""
+    reads = use == "score" or "decode_1" not in found.seconds[best]
+    mix = "a prompt" if reads else "a prompt and an answer"
+    said = [f"measured fastest for {mix}"]
+    others = sorted((way for way in ways if way != best), key=lambda way: found.cost(way, use))
+    torch_best = next((way for way in others if way.kernel == "torch"), None)
+    shown = [others[0]] if torch_best in (None, others[0]) else [others[0], torch_best]
+    said += [f"{way} takes {found.cost(way, use) / found.cost(best, use):.2f} times as long" for way in shown]
+    return "; ".join(said)
+
+
+def impossible(spec: TransformerSpec, way: Way, device: torch.device) -> str | None:
+    """Why a base of this architecture cannot be run in this way here, or None if it can."""
+    if way.kernel == "torch":
+        return None
+    one_block = build(spec.with_(layers=1), DTYPES[way.dtype], "meta")
+    return unsupported(one_block, DTYPES[way.dtype], device)
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once in a process: what is lost where the kernel itself cannot be had."""
+    log.warning("no native kernel (%s): torch computes instead, and weights of 4 or 8 bits cannot be used", reason)
+
+
+def choose_forward(
+    base: Base,
+    bank: Bank | None,
+    cache: KVCache | None,
+    torch_forward: TorchForward,
+    weights: Weights,
+    kernel: Kernel,
+) -> Forward:
+    """How a loaded base's passes are run: on its own weights where nothing else is asked for, natively where that
+    measured faster.
+
+    Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
+    """
+    own = dtype_name(base.dtype)
+    quantised = weights in QUANTISED
+    if weights != "auto" and not quantised and weights != own:
+        raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
+    if kernel != "torch" and not isinstance(cache, SlotCache):
+        if kernel == "native" or quantised:
+            what = "and this engine in blocks" if isinstance(base.model, Decoder) else "and an encoder has none"
+            raise UsageError(
+                f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
+                f"and values in slots, {what}"
+            )
+        return torch_forward
+    try:
+        ways = asked_ways((own,), dtype=own, weights=weights, kernel=kernel)
+        way = choose(base.spec, ways, base.device).way
+    except UsageError as error:
+        raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
+    if way.kernel == "torch":
+        return torch_forward
+    assert isinstance(base.model, Decoder)
+    assert isinstance(cache, SlotCache)
+    blocks = _stored_blocks(base) if quantised else {}
+    decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
+    return NativeForward(decoder, bank, cache)
+
+
+def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
+    """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
+    if base.family.key[0] != "gguf":
+        return {}
+    return read_blocks(base.path, base.family.weights, base.spec.heads, base.spec.kv_heads)

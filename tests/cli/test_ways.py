@@ -1,0 +1,109 @@
+"""--dtype, --weights and --kernel: what becomes of them, verb by verb, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import write_tiny_base
+
+from bedplate.adaptation import ladder
+from bedplate.adaptation.bases import Bases
+from bedplate.adaptation.spec import load_adapt_task
+from bedplate.cli.main import main
+from bedplate.core.errors import ConfigError
+from bedplate.inference.native.library import load
+from bedplate.inference.opening import Asked
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
+
+TASK = """
+task: t
+inputs: {text: {column: text, kind: text}}
+output: {kind: label, labels: [a, b]}
+instructions: Say a or b.
+data: {source: rows.jsonl, target: label, split: {train: 0.6, valid: 0.2, test: 0.2}, seed: 0}
+metric: accuracy
+adapt:
+  bases: [base]
+  target: {value: 0.8}
+  machine: {usd_per_hour: 0.1, as_of: 2026-01-01}
+"""
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "base", dtype=torch.bfloat16, **SIZES)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, arguments)])
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("options", "weights", "kernel"),
+    [
+        (["--kernel", "torch", "--dtype", "float32"], "float32", "torch"),
+        (["--weights", "bfloat16", "--kernel", "native"], "bfloat16", "native"),
+        (["--weights", "int4"], "int4", "native"),
+    ],
+)
+def test_generate_runs_as_it_is_asked_to(
+    directory: Path, capsys: pytest.CaptureFixture[str], options: list[str], weights: str, kernel: str
+) -> None:
+    code, out, _ = run(capsys, "generate", directory, "the", "--max-tokens", 2, "--json", *options)
+    found = json.loads(out)
+    assert (code, found["weights"], found["kernel"]) == (0, weights, kernel)
+
+
+def test_what_cannot_be_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "generate", directory, "the", "--weights", "int4", "--kernel", "torch")
+    assert code == 2
+    assert error.startswith(f"error: {directory}: int4 weights run on the native kernel")
+    code, _, error = run(capsys, "generate", directory, "the", "--dtype", "float8")
+    assert code == 2
+    assert "--dtype" in error
+    code, _, error = run(capsys, "chat", directory, "--weights", "bfloat16", "--dtype", "float32")
+    assert code == 2
+    assert "read from a base of that dtype" in error
+
+
+def test_adapts_options_are_written_over_the_task_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[list[str]] = []
+
+    def fake(*_: object, overrides: list[str], **__: object) -> None:
+        given.append(overrides)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(ladder, "adapt", fake)
+    line = ["adapt", tmp_path / "task.yaml", "--out", tmp_path / "out"]
+    run(capsys, *line, "--dtype", "float32", "--kernel", "torch", "metric=f1")
+    run(capsys, *line, "--weights", "int4")
+    assert given == [["metric=f1", "adapt.dtype=float32", "adapt.kernel=torch"], ["adapt.weights=int4"]]
+
+
+def test_a_task_file_says_how_bases_are_held(tmp_path: Path, directory: Path) -> None:
+    (tmp_path / "task.yaml").write_text(TASK)
+    task, spec = load_adapt_task(tmp_path / "task.yaml")
+    assert spec.asked(task) == Asked(use="score", quantised=False)
+    task, spec = load_adapt_task(tmp_path / "task.yaml", ["adapt.dtype=float32", "adapt.kernel=torch"])
+    bases = Bases(["base"], [str(directory)], spec.asked(task))
+    try:
+        facts = bases.all[0].facts
+        assert (facts.dtype, facts.weights, facts.kernel) == ("float32", "float32", "torch")
+        child = bases.all[0].child(directory)  # whatever it is stored in, it is held as its parent
+        assert (child.facts.dtype, child.facts.kernel) == ("float32", "torch")
+    finally:
+        bases.close()
+    with pytest.raises(ConfigError, match=r"adapt.weights"):
+        load_adapt_task(tmp_path / "task.yaml", ["adapt.weights=int3"])

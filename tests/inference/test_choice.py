@@ -1,0 +1,470 @@
+"""Which way a base is run: on made-up measurements, and as this machine measures tiny bases."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.references import reference_bert
+from tests.tiny import tiny_spec, write_tiny_base
+
+import bedplate
+from bedplate.core.errors import UsageError
+from bedplate.core.files import bedplate_home
+from bedplate.inference import calibrate, choice
+from bedplate.inference.calibrate import Measured, by_turns, measured
+from bedplate.inference.choice import choose
+from bedplate.inference.engine import Engine
+from bedplate.inference.local import LocalModel
+from bedplate.inference.native.library import load
+from bedplate.inference.opening import Asked, chosen, open_base
+from bedplate.inference.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
+from bedplate.inference.ways import Way, asked_ways, own_blocks, own_dtypes, own_ways, read_stored
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.export import export_gguf
+from bedplate.models.specs.presets import PRESETS
+from bedplate.models.specs.transformer import TransformerSpec
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+T32, T16 = Way("float32", "torch", "float32"), Way("bfloat16", "torch", "bfloat16")
+N32, N16 = Way("float32", "native", "float32"), Way("bfloat16", "native", "bfloat16")
+INT4, INT8 = Way("bfloat16", "native", "int4"), Way("bfloat16", "native", "int8")
+native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
+
+
+def times(decode: float, prefill: float) -> dict[Pass, float]:
+    return {"decode_1": decode, "decode_16": 16 * decode, "prefill": prefill}
+
+
+def said(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Way, float | tuple[float, float]]) -> list[Sequence[Way]]:
+    """This machine's measurement is made up, and every way possible; returns what was asked for."""
+    asked: list[Sequence[Way]] = []
+
+    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+        asked.append(tuple(ways))
+        pairs = {way: seconds.get(way, 9.0) for way in ways}
+        return Measured({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})
+
+    monkeypatch.setattr(choice, "measured", fake)
+    monkeypatch.setattr(choice, "impossible", lambda spec, way, device: None)
+    return asked
+
+
+# --- ways
+
+
+@pytest.mark.parametrize(
+    ("types", "dtypes"),
+    [
+        (["bfloat16"], ("bfloat16", "float32")),
+        (["float32"], ("float32",)),
+        (["float32", "bfloat16"], ("float32",)),
+        (["float16"], ("float16", "float32")),
+        (["float16", "bfloat16"], ("float32",)),
+        (["float64"], ("float64",)),
+        (["q4_1", "q8_0"], ("bfloat16", "float32")),
+        (["type 14", "float32"], ("bfloat16", "float32")),
+    ],
+)
+def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ...]) -> None:
+    assert own_dtypes(types) == dtypes
+
+
+@pytest.mark.parametrize(
+    ("types", "blocks"),
+    [
+        (["q4_1"], "int4"),
+        (["q4_0", "q8_0"], "int4"),
+        (["q8_0"], "int8"),
+        (["q8_0", "float16"], None),
+        (["q4_1", "type 14"], None),
+        (["bfloat16"], None),
+        ([], None),
+    ],
+)
+def test_blocks_are_the_files_own_only_where_all_are_taken(types: list[str], blocks: str | None) -> None:
+    assert own_blocks(types) == blocks
+    assert [way.weights for way in own_ways(types) if way.weights in ("int4", "int8")] == ([blocks] if blocks else [])
+    assert not [way for way in own_ways(types, quantised=False) if way.weights in ("int4", "int8")]
+
+
+def test_what_is_asked_for_narrows_the_ways() -> None:
+    own = frozenset(("q4_1", "q8_0"))
+    assert asked_ways(own) == asked_ways(own, dtype="auto", weights="auto", kernel="auto") == (T16, N16, T32, N32, INT4)
+    assert asked_ways(own, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
+    assert asked_ways(own, kernel="torch") == (T16, T32)
+    assert asked_ways(own, kernel="native") == (N16, N32, INT4)
+    assert asked_ways(own, weights="int8") == (INT8,)
+    assert asked_ways(own, weights="int4", dtype="float32") == (Way("float32", "native", "int4"),)
+    assert asked_ways(("bfloat16",), weights="float32", kernel="torch") == (T32,)
+    assert asked_ways(("float32",), dtype="bfloat16") == (T16, N16)  # as asked, though it rounds
+    assert asked_ways(("float16",), kernel="native") == (N32,)
+    assert asked_ways(("float16",), dtype="float16") == (Way("float16", "torch", "float16"),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"dtype": "int3"}, "dtype 'int3' is not known"),
+        ({"weights": "int4", "kernel": "torch"}, "int4 weights run on the native kernel"),
+        ({"weights": "int4", "dtype": "float16"}, "made from bfloat16 or float32"),
+        ({"weights": "bfloat16", "dtype": "float32"}, "read from a base of that dtype"),
+        ({"dtype": "float16", "kernel": "native"}, "takes bases in bfloat16 and float32, and float16 was asked for"),
+    ],
+)
+def test_what_does_not_go_together(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        asked_ways(("bfloat16",), **asked)
+    with pytest.raises(UsageError, match="takes no float64"):
+        asked_ways(("float64",), kernel="native")
+
+
+def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        directory = write_tiny_base(tmp_path / name, dtype=dtype, **SIZES)
+        stored = read_stored(directory)
+        assert (stored.types, stored.spec) == ({name}, load_base(directory).spec)
+    reference_bert(0).save_pretrained(tmp_path / "encoder")
+    tensors = load_file(tmp_path / "encoder" / "model.safetensors")
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]  # as older checkpoints have them: no weights
+    save_file(tensors, tmp_path / "encoder" / "model.safetensors", {"format": "pt"})
+    assert read_stored(tmp_path / "encoder").types == {"float32"}
+    assert load_base(tmp_path / "encoder").dtype == torch.float32
+    base = load_base(tmp_path / "float32")
+    for kind, types in (("q4_1", {"q4_1"}), ("f16", {"float16"}), ("bf16", {"bfloat16"}), ("q5_0", {"q5_0"})):
+        export_gguf(base, tmp_path / f"{kind}.gguf", kind)
+        stored = read_stored(tmp_path / f"{kind}.gguf")
+        assert (stored.types, stored.spec.key()) == (types, load_base(tmp_path / f"{kind}.gguf").spec.key())
+
+
+# --- the choice
+
+
+def test_the_mix_decides_and_prefill_alone_where_a_base_only_reads() -> None:
+    found = Measured({T32: times(0.03, 0.3), N16: times(0.01, 0.5), INT4: times(0.005, 0.9)})
+    assert [round(found.cost(way), 3) for way in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
+    assert found.fastest([T32, N16, INT4]) == N16
+    assert found.fastest([T32, N16, INT4], "score") == T32
+    assert found.fastest([INT4, T32]) == INT4
+    assert (found.rate(N16, "decode_1"), found.rate(N16, "prefill")) == (100.0, PROMPT / 0.5)
+    encoder = Measured({T32: {"prefill": 0.2}, T16: {"prefill": 0.1}})
+    assert encoder.fastest([T32, T16]) == T16
+    assert encoder.rate(T16, "decode_1") is None
+
+
+def test_a_machine_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch in bfloat16 is slower than in float32; so may the kernel's be, or not."""
+    said(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 1.0, INT4: 0.5})
+    spec, types = tiny_spec(), ("bfloat16",)
+    assert choose(spec, own_ways(types), CPU).way == N32
+    assert choose(spec, asked_ways(types, kernel="torch"), CPU).way == T32
+    assert choose(spec, own_ways(("q4_0",)), CPU).way == INT4
+    assert choose(spec, own_ways(("q4_0",), quantised=False), CPU).way == N32
+    said(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 3.0, INT4: 2.5})
+    assert choose(spec, own_ways(("q4_0",)), CPU).way == T32  # never slower than the best of torch's own
+
+
+def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    said(monkeypatch, {T16: 8.0, N16: 2.0, T32: 6.0, N32: 3.0, INT4: 1.0})
+    why = choose(tiny_spec(), own_ways(("q4_0",)), CPU).why
+    assert why == (
+        "measured fastest for a prompt and an answer; native bfloat16 takes 2.00 times as long; "
+        "torch float32 takes 6.00 times as long"
+    )
+
+
+def test_nothing_is_measured_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = said(monkeypatch, {})
+    assert choose(tiny_spec(), (INT8,), CPU).way == INT8
+    assert choose(tiny_spec(), own_ways(("q4_0",)), torch.device("cuda")).way == T16
+    assert asked == []
+
+
+def test_what_cannot_be_had_here_is_left_out_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = said(monkeypatch, {T16: 2.0, T32: 1.0})
+    monkeypatch.setattr(
+        choice, "impossible", lambda spec, way, device: "there is no compiler" if way.kernel == "native" else None
+    )
+    assert choose(tiny_spec(), own_ways(("q4_0",)), CPU).way == T32
+    assert asked == [(T16, T32)]
+    with pytest.raises(UsageError, match="native int4 cannot run here: there is no compiler"):
+        choose(tiny_spec(), (INT4,), CPU)
+
+
+def test_one_line_says_what_is_lost_without_a_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    choice._warn.cache_clear()
+    for name in ("choice", "native.decoder"):
+        monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
+    directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
+    with caplog.at_level(logging.WARNING, "bedplate"):
+        assert chosen(directory).way.kernel == "torch"
+        assert chosen(directory).way.kernel == "torch"
+    assert [record.getMessage()[:35] for record in caplog.records] == ["no native kernel (no C++ compiler):"]
+    choice._warn.cache_clear()
+
+
+# --- measuring
+
+
+@dataclass
+class FakePart:
+    """Takes its next time on the fake clock."""
+
+    of: Pass
+    name: str
+    clock: list[float]
+    takes: list[float]
+    sweep: int = 0
+    whole: bool = True
+    runs: int = 0
+
+    def run(self) -> None:
+        self.clock[0] += self.takes[min(self.runs, len(self.takes) - 1)]
+        self.runs += 1
+
+
+class FakeTrial:
+    def __init__(self, clock: list[float], *takes: float) -> None:
+        self.parts = (FakePart("prefill", "blocks", clock, list(takes)),)
+
+    def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
+        return {"prefill": best["prefill", "blocks"]}
+
+
+def turns(takes: Mapping[Way, Sequence[float]]) -> tuple[Measured, dict[Way, int]]:
+    clock = [0.0]
+    trials: Any = {way: FakeTrial(clock, *values) for way, values in takes.items()}
+    found = by_turns(trials, lambda: clock[0])
+    return found, {way: trial.parts[0].runs for way, trial in trials.items()}
+
+
+def test_the_best_of_the_turns_counts_and_the_first_call_does_not() -> None:
+    found, runs = turns({T32: [9.0, 0.05, 0.04, 0.04], N16: [9.0, 0.04, 0.06, 0.03, 0.03]})
+    assert {way: one["prefill"] for way, one in found.seconds.items()} == pytest.approx({T32: 0.04, N16: 0.04})
+    assert runs == {T32: 3, N16: 3}  # beyond patience, so no third turn
+
+
+def test_turns_go_on_until_times_agree() -> None:
+    found, runs = turns({T32: [0.1, 0.05, 0.02, 0.03, 0.02], N16: [0.1, 0.04, 0.04]})
+    assert runs == {T32: 5, N16: 5}
+    assert found.seconds[T32]["prefill"] == pytest.approx(0.02)
+
+
+def test_a_hopeless_way_has_one_turn_and_torchs_best_stays() -> None:
+    found, runs = turns({T16: [0.1, 0.9], T32: [0.1, 0.5, 0.45, 0.4], N16: [0.1, 0.05], INT4: [0.1, 0.3]})
+    assert found.dropped == (T16, INT4)
+    assert (runs[T16], runs[INT4]) == (2, 2)
+    assert (runs[T32], runs[N16]) == (3, 3)
+    assert set(found.seconds) == {T16, T32, N16, INT4}
+
+
+def test_measuring_ends_where_times_never_agree() -> None:
+    rising = [0.4 * 2.0**-i for i in range(60)]
+    _, runs = turns({T32: rising})
+    assert runs[T32] <= calibrate._TURNS + 1
+
+
+# --- trials
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "llama-3.1-8b", "llama-3.1-70b"])
+def test_a_trial_is_small_and_in_proportion(name: str) -> None:
+    spec = PRESETS[name].spec
+    short = shortened(spec)
+    assert short.layers * block_weights(short) <= 5e7
+    assert short.vocab_size * short.hidden_size <= 5e6
+    assert short.heads // short.kv_heads == spec.heads // spec.kv_heads
+    assert (short.feedforward_size / short.hidden_size) == pytest.approx(
+        spec.feedforward_size / spec.hidden_size, rel=0.1
+    )
+
+
+@pytest.mark.parametrize("way", [T32, T16, N16, INT8, INT4])
+def test_every_part_of_a_trial_runs(way: Way) -> None:
+    if way.kernel == "native" and isinstance(load(), str):
+        pytest.skip(f"no native kernel here: {load()}")
+    trial = Trial(tiny_spec(**SIZES), way, 1)
+    try:
+        for part in trial.parts:
+            part.run()
+            assert part.sweep == 0 or part.of != "prefill"
+    finally:
+        trial.close()
+    assert [(part.of, part.name) for part in trial.parts] == [
+        *((of, name) for of in ROWS for name in ("head", "blocks", "fixed")),
+        ("prefill", "blocks"),
+    ]
+    best = {("decode_1", "head"): 4.0, ("decode_1", "blocks"): 3.0, ("decode_1", "fixed"): 1.0}
+    best |= {("decode_16", name): seconds for (_, name), seconds in best.items()} | {("prefill", "blocks"): 1.0}
+    found = trial.seconds(best)  # type: ignore[arg-type]
+    assert found == pytest.approx({"decode_1": 1 + 2 * 1.5 + 1, "decode_16": 5.0, "prefill": 3.0})
+
+
+def test_an_encoders_trial_has_prompts_only() -> None:
+    spec = PRESETS["minilm-l6"].spec.with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
+    trial = Trial(spec, T16, 1)
+    trial.parts[0].run()
+    assert [part.of for part in trial.parts] == ["prefill"]
+    assert trial.seconds({("prefill", "blocks"): 2.0}) == {"prefill": pytest.approx(2.0 * spec.layers)}
+
+
+# --- what is kept
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[TransformerSpec]:
+    """Measuring is instant; what was measured."""
+    done: list[TransformerSpec] = []
+
+    def fake(spec: TransformerSpec, ways: Sequence[Way]) -> Measured:
+        done.append(spec)
+        return Measured({way: times(1.0 + i, 1.0) for i, way in enumerate(ways)}, tuple(ways[1:]))
+
+    monkeypatch.setattr(calibrate, "measure", fake)
+    return done
+
+
+def kept() -> Path:
+    (path,) = (bedplate_home() / "machine").iterdir()
+    return path
+
+
+def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
+    first = measured(tiny_spec(), (T32, T16))
+    assert measured(tiny_spec(), (T32, T16)) == first
+    assert len(counted) == 1
+    assert measured(tiny_spec(), (T32, T16), again=True) == first
+    assert len(counted) == 2
+    measured(tiny_spec(layers=4), (T32, T16))
+    measured(tiny_spec(), (T32,))
+    assert len(counted) == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: "{",
+        lambda record: "[]",
+        lambda record: "",
+        lambda record: json.dumps(record | {"cpu": "another processor"}),
+        lambda record: json.dumps(record | {"level": "avx10"}),
+        lambda record: json.dumps(record | {"seconds": record["seconds"][:1]}),
+        lambda record: json.dumps(record | {"seconds": [[["x"], {}]]}),
+        lambda record: json.dumps(record | {"seconds": [[way, {"prefill": 0}] for way, _ in record["seconds"]]}),
+        lambda record: json.dumps(record | {"seconds": [[way, {"prefill": "nan"}] for way, _ in record["seconds"]]}),
+    ],
+)
+def test_a_damaged_or_foreign_record_is_measured_again(counted: list[TransformerSpec], damage: Any) -> None:
+    first = measured(tiny_spec(), (T32, T16))
+    whole = kept().read_text()
+    kept().write_text(damage(json.loads(whole)))
+    assert measured(tiny_spec(), (T32, T16)) == first
+    assert len(counted) == 2
+    assert json.loads(kept().read_text()) == json.loads(whole)
+
+
+def test_another_processor_has_a_record_of_its_own(
+    counted: list[TransformerSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home directory may be shared by machines of different kinds."""
+    measured(tiny_spec(), (T32, T16))
+    from dataclasses import replace
+
+    other = replace(calibrate.processor(), name="another processor")
+    monkeypatch.setattr(calibrate, "processor", lambda: other)
+    measured(tiny_spec(), (T32, T16))
+    monkeypatch.undo()
+    assert len(counted) == 2
+    assert len(list((bedplate_home() / "machine").iterdir())) == 2
+
+
+def test_a_home_that_cannot_be_written_is_said_and_does_no_harm(
+    counted: list[TransformerSpec], caplog: pytest.LogCaptureFixture
+) -> None:
+    bedplate_home().mkdir(parents=True, exist_ok=True)
+    (bedplate_home() / "machine").write_text("a file where a directory should be")
+    with caplog.at_level(logging.WARNING, "bedplate"):
+        assert measured(tiny_spec(), (T32,)).seconds[T32]["prefill"] == 1.0
+    assert "is not kept" in caplog.text
+
+
+def test_a_real_measurement_of_a_tiny_base() -> None:
+    ways = [way for way in own_ways(("q4_1",)) if choice.impossible(tiny_spec(**SIZES), way, CPU) is None]
+    found = measured(tiny_spec(**SIZES), ways)
+    assert set(found.seconds) == set(ways)
+    assert all(seconds > 0 for one in found.seconds.values() for seconds in one.values())
+    assert found.fastest(ways) not in found.dropped
+    assert measured(tiny_spec(**SIZES), ways) == found
+
+
+# --- bases and engines
+
+
+@native_only
+@pytest.mark.parametrize(("kind", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("bf16", "bfloat16")])
+def test_a_base_is_opened_in_its_own_blocks_where_they_are_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, weights: str
+) -> None:
+    export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", kind)
+    said(monkeypatch, {T32: 5.0, T16: 4.0, N16: 2.0, INT8: 1.0, INT4: 0.5})
+    with bedplate.load(tmp_path / "x.gguf") as model:
+        assert isinstance(model, LocalModel)
+        assert (model.engine.weights, model.engine.kernel) == (weights, "native")
+        assert model.base.dtype == torch.bfloat16
+    with open_base(tmp_path / "x.gguf", Asked(quantised=False)).model() as model:
+        assert (model.engine.weights, model.engine.kernel) == ("bfloat16", "native")
+    said(monkeypatch, {T32: 1.0, T16: 4.0, N16: 2.0, INT8: 3.0, INT4: 3.0})
+    with bedplate.load(tmp_path / "x.gguf") as model:
+        assert isinstance(model, LocalModel)
+        assert (model.engine.weights, model.engine.kernel) == ("float32", "torch")
+
+
+@native_only
+def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
+    for asked, weights, kernel in (
+        ({"dtype": "float32", "kernel": "torch"}, "float32", "torch"),
+        ({"kernel": "torch", "weights": "bfloat16"}, "bfloat16", "torch"),
+        ({"weights": "int8"}, "int8", "native"),
+        ({"dtype": "bfloat16", "kernel": "native"}, "bfloat16", "native"),
+    ):
+        with bedplate.load(directory, **asked) as model:
+            assert isinstance(model, LocalModel)
+            assert (model.engine.weights, model.engine.kernel) == (weights, kernel)
+    with pytest.raises(UsageError, match=r"base: int4 weights run on the native kernel"):
+        bedplate.load(directory, weights="int4", kernel="torch")
+    narrow = write_tiny_base(tmp_path / "narrow", dtype=torch.bfloat16)
+    with pytest.raises(UsageError, match=r"native int4 cannot run here: .*multiple of"):
+        bedplate.load(narrow, weights="int4")
+
+
+@native_only
+@pytest.mark.parametrize(("native", "kernel"), [(1.1, "torch"), (0.5, "native")])
+def test_an_engine_runs_natively_where_that_measured_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: float, kernel: str
+) -> None:
+    base = load_base(write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES))
+    asked = said(monkeypatch, {T16: 1.0, N16: native})
+    with Engine(base) as engine:
+        assert (engine.kernel, engine.weights) == (kernel, "bfloat16")
+    assert asked == [(T16, N16)]
+    with Engine(base, kernel="native") as engine:
+        assert engine.kernel == "native"
+    assert len(asked) == 1
+
+
+def test_a_quantised_file_is_bfloat16_for_whoever_loads_it_alone(tmp_path: Path) -> None:
+    """Models measure nothing: on every machine it is the same."""
+    export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", "q4_1")
+    assert load_base(tmp_path / "x.gguf").dtype == torch.bfloat16
+    assert load_base(tmp_path / "base").dtype == torch.float32

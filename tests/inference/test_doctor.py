@@ -1,0 +1,112 @@
+"""`bedplate doctor`: the bounds against hand arithmetic, and what the command says of a tiny base."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.references import reference_bert
+from tests.tiny import tiny_spec, write_tiny_base
+
+from bedplate.cli.main import main
+from bedplate.core.files import bedplate_home
+from bedplate.economics.machine import Machine
+from bedplate.inference import calibrate, doctor, measure
+from bedplate.inference.doctor import bound, examine
+from bedplate.inference.trial import block_weights, read_bytes
+from bedplate.inference.ways import Way
+from bedplate.models.checkpoints.base import load_base, parameter_count
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+T16, INT4 = Way("bfloat16", "torch", "bfloat16"), Way("bfloat16", "native", "int4")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "_BYTES", 1 << 20)
+    monkeypatch.setattr(measure, "_SIZE", 64)
+    monkeypatch.setattr(calibrate, "_LONGEST", 0.05)
+
+
+def machine(**rates: float) -> Machine:
+    return Machine(
+        cpu="x",
+        threads=1,
+        memory_bytes=1,
+        measured_at=datetime.date(2026, 1, 1),
+        bandwidth_bytes_per_second=1e6,
+        flops_per_second=rates,
+    )
+
+
+def test_bounds_by_hand(tmp_path: Path) -> None:
+    spec = tiny_spec(**SIZES)
+    model = load_base(write_tiny_base(tmp_path / "base", **SIZES)).model
+    norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    head = spec.vocab_size * 64
+    blocks = parameter_count(model) - norms - (1 if spec.tied_head else 2) * head
+    assert 3 * block_weights(spec) == blocks
+    assert read_bytes(spec, T16) == 2 * (blocks + head)
+    # 32 values of 4 bits with a scale and a minimum of 16 bits; of 8 bits, the head's, with a scale.
+    assert read_bytes(spec, INT4) == pytest.approx(blocks * (16 + 4) / 32 + head * (32 + 2) / 32, abs=1)
+    slow_memory = machine(float32=1e15, bfloat16=1e15, int8=1e15)
+    assert bound(spec, T16, "decode_1", slow_memory) == pytest.approx(2 * (blocks + head) / 1e6)
+    slow_products = machine(float32=1e3, bfloat16=1e3, int8=1e2)
+    assert bound(spec, T16, "decode_16", slow_products) == pytest.approx(2 * 16 * (blocks + head) / 1e3)
+    assert bound(spec, T16, "prefill", slow_products) == pytest.approx(2 * 256 * blocks / 1e3)
+    assert bound(spec, INT4, "prefill", slow_products) == pytest.approx(2 * 256 * blocks / 1e2)
+
+
+def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
+    directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
+    found = examine(str(directory))
+    assert found.stored == ("bfloat16",)
+    assert found.chosen in [one.way for one in found.readings if one.own and one.reason is None]
+    assert {one.way.weights for one in found.readings} == {"bfloat16", "float32", "int8", "int4"}
+    for one in found.readings:
+        assert (one.reason is None) == bool(one.rates)
+        assert set(one.rates) == set(one.of_roof)
+        assert all(rate > 0 for rate in one.rates.values())
+    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert values["chosen"]["kernel"] == found.chosen.kernel
+    assert values["roofs"]["flops_per_second"].keys() >= {"float32", "bfloat16"}
+    (kept,) = (bedplate_home() / "machine").iterdir()
+    assert kept.name.startswith("ways-")
+
+
+def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for name in ("choice", "native.decoder", "doctor", "levels"):
+        monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
+    found = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
+    assert (found.chosen.kernel, found.kernel.level, found.kernel.reason) == ("torch", None, "no C++ compiler (c++)")
+    monkeypatch.setattr(doctor, "examine", lambda base: found)
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    said = capsys.readouterr().out
+    assert not stop.value.code
+    assert "kernel     none: no C++ compiler (c++); torch computes" in said
+    assert "chosen: torch float32: the only way here" in said
+
+
+def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
+    reference_bert(0).save_pretrained(tmp_path)
+    found = examine(str(tmp_path))
+    assert {of for one in found.readings for of in one.rates} == {"prefill"}
+
+
+def test_the_command(tmp_path: Path) -> None:
+    directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
+    line = [sys.executable, "-m", "bedplate.cli.main", "doctor", str(directory)]
+    done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=True, timeout=250)
+    values = json.loads(done.stdout)
+    assert values["base"] == {"name": str(directory), "stored": ["bfloat16"]}
+    assert values["threads"]["from_environment"] is True  # the tests' own OMP_NUM_THREADS
+    done = subprocess.run([*line[:-1], str(tmp_path / "none")], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr.startswith("error: ")) == (2, True)
