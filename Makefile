@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-all kernels check wheel bench docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -21,6 +21,10 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-bench
 	$(PYTEST) -m "slow or not slow"
 
+# Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
+kernels: $(VENV)/.installed-test
+	$(PYTEST) -m slow -rs tests/inference/test_native_arm.py tests/inference/test_native_wheel.py
+
 check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,6 +35,11 @@ check: $(VENV)/.installed-test $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(sort $(filter-out %/comparison.py %/peers.py %/load.py %/servers.py %/arrivals.py,$(wildcard benchmarks/*.py)))); do \
 	  $(BIN)/python $$file; done
+
+# dist/*.whl with the native kernel for this machine; make wheel ARCH=aarch64 uses a cross compiler
+wheel: $(VENV)/.installed-test
+	BEDPLATE_WHEEL_MACHINE=$(ARCH) $(BIN)/python -c \
+	  'from setuptools import build_meta; print(build_meta.build_wheel("dist", {"--global-option": ["-q"]}))'
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py

@@ -2,8 +2,8 @@
 architecture.
 
 BEDPLATE_WHEEL_MACHINE (x86_64, aarch64; default: this machine's) says which; asked for by name, nothing may be missing.
-Without a compiler the wheel holds no kernel and fits every machine. Editable installs compile nothing: there the kernel is
-compiled on first use.
+Without a compiler the wheel holds no kernel and fits every machine. Editable installs compile nothing: there the kernel
+is compiled on first use.
 """
 
 import os
@@ -32,7 +32,8 @@ class WheelWithKernels(bdist_wheel):
         self.kernels_for = self._compile(package / "inference" / "native" / "prebuilt")
         if self.kernels_for is not None:
             self.root_is_pure = False
-            self.distribution.has_ext_modules = lambda: True  # so that setuptools takes it as it takes extension modules
+            # setuptools then takes it as it takes extension modules
+            self.distribution.has_ext_modules = lambda: True
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:

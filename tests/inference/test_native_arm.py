@@ -1,4 +1,4 @@
-"""The kernel's ARM levels: compiled by the cross compiler, run under an emulator, against the plain level of this machine.
+"""The kernel's ARM levels: cross compiled, run under an emulator, compared with the plain level of this machine.
 
 What is compared passes through the same NativeDecoder: it is recorded here and replayed there (see native_driver.cpp).
 """
@@ -52,8 +52,9 @@ CASES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "bfloat16 in int4": (torch.bfloat16, "int4"),
 }
 BOUNDS = {"float32": 4e-6, "bfloat16": 1e-3, "int8": 0.03, "int4": 0.03}
-"""Relative, by weights, for sums in another order: of float32; of a cache that such a difference rounds to another bfloat16;
-of activations that it rounds to another int8. Until that happens for the first time, every format is as exact as float32."""
+"""Relative, by weights, for sums in another order: of float32; of a cache that such a difference rounds to another
+bfloat16; of activations that it rounds to another int8. Until that happens for the first time, every format is as exact
+as float32."""
 EXACT, FIRST = 2e-6, 8
 
 _missing = next((f"no {name} here" for name in (GCC, QEMU) if shutil.which(name) is None), None)
@@ -146,15 +147,11 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
     for threads in (2, 3):
         native = NativeDecoder(make(dtype), weights, threads=threads, library=recorder.as_library())
         shape = (4, SPEC.kv_heads, 256, SPEC.head_dim)
-        keys, values = (
-            [torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan)
-        )
+        keys, values = ([torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan))
         recorder.new_cache(keys)
         if threads == 2:
             wanted = range(len(tokens))
-            out.append(
-                native.forward(tokens, [1] * len(tokens), list(wanted), keys, values, wanted, states=True)
-            )
+            out.append(native.forward(tokens, [1] * len(tokens), list(wanted), keys, values, wanted, states=True))
             out.append(native.forward(tokens[:9], [0] * 9, list(range(9)), keys, values, [], depth=1))
         else:
             first, second = an_adapter(native, dtype, 8, False), an_adapter(native, dtype, 5, True)

@@ -171,7 +171,7 @@ for name in LEVELS:
 
 @whole_wheel
 @pytest.mark.skipif(machine() != "x86_64", reason="the emulated processors are x86")
-@pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"BASELINE NOT TESTED: no {QEMU} here; apt-get install qemu-user")
+@pytest.mark.skipif(shutil.which(QEMU) is None, reason=f"BASELINE NOT TESTED: no {QEMU}; apt-get install qemu-user")
 @pytest.mark.parametrize(("processor", "level"), [("Nehalem", "plain"), ("Haswell", "avx2")])
 def test_an_emulated_processor_gets_what_it_runs_and_no_more(
     installed: Path, processor: str, level: str, tmp_path: Path

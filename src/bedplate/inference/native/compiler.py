@@ -118,7 +118,8 @@ def opened(level: Level | None, load: Callable[[Built], T]) -> T | str:
 def _unloadable(built: Built, error: Exception) -> str:
     if "failed to map segment" in str(error) or "Operation not permitted" in str(error):
         where = "the package" if built.shipped else "BEDPLATE_HOME"
-        return f"the kernel {built.path} cannot be loaded: its folder is mounted noexec; move {where} to one that is not"
+        reason = f"its folder is mounted noexec; move {where} to one that is not"
+        return f"the kernel {built.path} cannot be loaded: {reason}"
     hint = "install the package again" if built.shipped else "delete it to have it built again"
     return f"the kernel {built.path} cannot be loaded ({error}); {hint}"
 

@@ -1,7 +1,7 @@
 """What a wheel ships: the kernel for every level of one architecture, and what chooses among them.
 
-Only the build step (setup.py) and the tests run this. The files need the C library alone: the compiler's own libraries are
-linked in, so that none of them has to be there, or is taken from another package in the same process.
+Only the build step (setup.py) and the tests run this. The files need the C library alone: the compiler's own libraries
+are linked in, so that none of them has to be there, or is taken from another package in the same process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LINKED_IN = (
     "-s",
 )
 _OLDEST = (2, 17)
-"""No wheel of this package asks for less of the C library (https://peps.python.org/pep-0599/): torch's do not either."""
+"""The oldest C library that is asked for, that of manylinux2014 (https://peps.python.org/pep-0599/)."""
 
 
 def compiler_for(arch: str) -> list[str] | None:
