@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all check bench peers docs clean
+.PHONY: demo test test-all kernels check wheel bench peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -20,6 +20,10 @@ test: $(VENV)/.installed-test
 # The slow tests too; the bench extra brings llama.cpp's bindings, which may compile for minutes
 test-all: $(VENV)/.installed-bench
 	$(PYTEST) -m "slow or not slow"
+
+# Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
+kernels: $(VENV)/.installed-test
+	$(PYTEST) -m slow -rs tests/inference/test_native_arm.py tests/inference/test_native_wheel.py
 
 check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -37,6 +41,11 @@ SHARED := arrivals build_peers comparison goals load machine masks peers roof sa
 # llama.cpp for lower kinds of processor, into .peers; some minutes each
 peers: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/build_peers.py $(MASK)
+
+# dist/*.whl with the native kernel for this machine; make wheel ARCH=aarch64 uses a cross compiler
+wheel: $(VENV)/.installed-test
+	BEDPLATE_WHEEL_MACHINE=$(ARCH) $(BIN)/python -c \
+	  'from setuptools import build_meta; print(build_meta.build_wheel("dist", {"--global-option": ["-q"]}))'
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py

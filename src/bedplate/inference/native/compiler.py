@@ -1,7 +1,7 @@
 """Finds the native kernel of a level: as it was shipped, or built on first use with the machine's own C++ compiler.
 
 A built one is kept once per source, compiler, flags and architecture, with the hash of its bytes beside it: a file that
-was cut off or comes from elsewhere is built again, not loaded.
+was cut off or is for another architecture is built again, not loaded.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, file_lock
-from bedplate.inference.native.levels import Level, machine
+from bedplate.inference.native.levels import BASELINE, Level, machine
 
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
@@ -31,20 +32,44 @@ FLAGS = (
     "-pthread",
     "-fvisibility=hidden",
     "-ffp-contract=off",
+    "-Wno-psabi",
 )
-"""No contraction of a·b + c by the compiler's own choice: it could differ between a vector loop and its remainder."""
+"""No contraction of a·b + c by the compiler's own choice: it could differ between a vector loop and its remainder. No
+remarks on how vectors are passed to functions: no function that others call takes one."""
 PREBUILT = Path(__file__).parent / "prebuilt"
 """What a wheel ships, in a folder per architecture, with manifest.json: source hash, and each file's hash."""
-_KERNEL, _DETECTOR = "decoder.cpp", "detect.cpp"
+ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+"""Numbers of architectures in ELF headers (https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html)."""
 _SECONDS = 300
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one shared library is made of. Named as it is shipped; the flags hold no path."""
+
+    name: str
+    source: str
+    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled file: where it is, and the hash of everything it was made from."""
+    """A compiled file: where it is, the hash of everything it was made from, and whether it came with the package."""
 
     path: Path
     digest: str
+    shipped: bool = False
+
+
+def unit_of(level: Level | None, arch: str) -> Unit:
+    """The kernel for a level, or (None) what tells a processor's features, to be compiled for an architecture."""
+    baseline = BASELINE.get(arch, ())
+    if level is None:
+        return Unit("detect", "detect.cpp", (*FLAGS, *baseline))
+    defines = (*(f"-D{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
+    return Unit(level.name, "decoder.cpp", (*FLAGS, *baseline, *level.flags, *defines))
 
 
 def sources() -> tuple[Path, ...]:
@@ -62,15 +87,41 @@ def find_compiler() -> list[str] | None:
     return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
-def build(level: Level) -> Built | str:
-    """The kernel compiled for a level, or the reason why there is none."""
-    flags = [*FLAGS, *level.flags, *(f"-D{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"']
-    return _shipped(level.name) or _compiled(_KERNEL, flags)
+def build(level: Level | None) -> Built | str:
+    """The kernel for a level (None: what tells this processor's features), or the reason why there is none."""
+    unit = unit_of(level, machine())
+    return _shipped(unit.name) or _compiled(unit)
 
 
-def build_detector() -> Built | str:
-    """What tells this processor's features, or the reason why it cannot be had."""
-    return _shipped("detect") or _compiled(_DETECTOR, list(FLAGS))
+def opened(level: Level | None, load: Callable[[Built], T]) -> T | str:
+    """What `load` makes of the kernel for a level, or the reason why it cannot be had.
+
+    load may raise OSError or AttributeError. A shipped file that this system does not load is built here instead.
+    """
+    built = build(level)
+    if isinstance(built, str):
+        return built
+    try:
+        return load(built)
+    except (OSError, AttributeError) as error:
+        reason = _unloadable(built, error)
+    if built.shipped:
+        again = _compiled(unit_of(level, machine()))
+        if isinstance(again, Built):
+            try:
+                return load(again)
+            except (OSError, AttributeError) as error:
+                return _unloadable(again, error)
+    return reason
+
+
+def _unloadable(built: Built, error: Exception) -> str:
+    if "failed to map segment" in str(error) or "Operation not permitted" in str(error):
+        where = "the package" if built.shipped else "BEDPLATE_HOME"
+        reason = f"its folder is mounted noexec; move {where} to one that is not"
+        return f"the kernel {built.path} cannot be loaded: {reason}"
+    hint = "install the package again" if built.shipped else "delete it to have it built again"
+    return f"the kernel {built.path} cannot be loaded ({error}); {hint}"
 
 
 def source_digest() -> str:
@@ -90,7 +141,7 @@ def _shipped(name: str) -> Built | None:
         whole = manifest["source"] == source_digest() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Built(path, sha256) if whole and platform.system() == "Linux" else None
+    return Built(path, sha256, shipped=True) if whole and platform.system() == "Linux" else None
 
 
 @cache
@@ -98,7 +149,7 @@ def _version(command: tuple[str, ...]) -> str:
     return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def _compiled(source: str, flags: Sequence[str]) -> Built | str:
+def _compiled(unit: Unit) -> Built | str:
     """Results lie in $BEDPLATE_HOME/native; processes that want the same one wait for the first."""
     command = find_compiler()
     if command is None:
@@ -109,7 +160,7 @@ def _compiled(source: str, flags: Sequence[str]) -> Built | str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"the C++ compiler {shlex.join(command)} does not run ({error})"
     content = hashlib.sha256()
-    for part in (*command, version, *flags, source, machine(), source_digest()):
+    for part in (*command, version, *unit.flags, unit.source, machine(), source_digest()):
         content.update(part.encode() + b"\0")
     digest = content.hexdigest()
     target = bedplate_home() / "native" / f"{digest}.so"
@@ -117,7 +168,7 @@ def _compiled(source: str, flags: Sequence[str]) -> Built | str:
         if not _is_whole(target):
             with file_lock(target.with_suffix(".lock")):
                 if not _is_whole(target):  # whoever held the lock before may have built it
-                    reason = _compile(command, flags, source, target)
+                    reason = _keep(command, unit, target)
                     if reason is not None:
                         return reason
     except UsageError as error:
@@ -128,9 +179,56 @@ def _compiled(source: str, flags: Sequence[str]) -> Built | str:
 def _is_whole(target: Path) -> bool:
     """A file that was cut off would end the process when its pages are touched."""
     try:
-        return hashlib.sha256(target.read_bytes()).hexdigest() == target.with_suffix(".sha256").read_text("utf-8")
-    except OSError:
+        content = target.read_bytes()
+        known = target.with_suffix(".sha256").read_text("utf-8")
+    except (OSError, ValueError):
         return False
+    return hashlib.sha256(content).hexdigest() == known and not is_foreign(target, machine())
+
+
+def is_foreign(path: Path, arch: str) -> bool:
+    """Whether a shared library is known to be for another architecture than `arch`."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    known = ELF_MACHINES.get(arch)
+    return known is not None and head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") != known
+
+
+def _keep(command: Sequence[str], unit: Unit, target: Path) -> str | None:
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        reason = run_compiler(command, unit, temporary)
+        if reason is not None:
+            return reason
+        if is_foreign(temporary, machine()):
+            return f"{shlex.join(command)} compiles for another architecture than this machine's ({machine()})"
+        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        temporary.replace(target)
+        atomic_write(target.with_suffix(".sha256"), sha256)
+    except OSError as error:
+        return f"the kernel cannot be kept in {target.parent}: {error}"
+    finally:
+        temporary.unlink(missing_ok=True)
+    return None
+
+
+def run_compiler(command: Sequence[str], unit: Unit, target: Path, more: Sequence[str] = ()) -> str | None:
+    """Compiles to `target`, with `more` flags; returns the reason where that fails."""
+    source = Path(__file__).parent / unit.source
+    try:
+        done = subprocess.run(
+            [*command, *unit.flags, *more, str(source), "-o", str(target)],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{shlex.join(command)} failed on the kernel: {error}"
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+        return f"{shlex.join(command)} failed on the kernel: {lines[0].strip()}"
+    return None
 
 
 def _cpu() -> str:
@@ -149,26 +247,3 @@ def cpu_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _compile(command: Sequence[str], flags: Sequence[str], source: str, target: Path) -> str | None:
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        done = subprocess.run(
-            [*command, *flags, str(Path(__file__).parent / source), "-o", str(temporary)],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-            return f"{shlex.join(command)} failed on the kernel: {lines[0].strip()}"
-        sha256 = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        temporary.replace(target)
-        atomic_write(target.with_suffix(".sha256"), sha256)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{shlex.join(command)} failed on the kernel: {error}"
-    finally:
-        temporary.unlink(missing_ok=True)
-    return None

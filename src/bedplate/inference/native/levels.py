@@ -24,9 +24,14 @@ FEATURES: Mapping[str, tuple[str, ...]] = {"x86_64": _X86, "aarch64": _ARM}
 """Names of the bits that detect.cpp reports, by architecture."""
 
 
+BASELINE: Mapping[str, tuple[str, ...]] = {"x86_64": ("-march=x86-64",), "aarch64": ("-march=armv8-a",)}
+"""Flags that keep a compiler to what every processor of an architecture runs, whatever its own default is."""
+
+
 @dataclass(frozen=True)
 class Level:
-    """needs: features (see FEATURES) of `machine`; None: any. flags: for the compiler. defines: see simd.h.
+    """needs: features (see FEATURES) of `machine`; None: any. flags: for the compiler, no more than what `needs` allows
+    (so Armv8.0, not the later version that brought them). defines: see simd.h.
 
     chosen: whether it is taken without being asked for. What nobody could run yet is not.
     """
@@ -67,10 +72,10 @@ LEVELS: Mapping[str, Level] = {
             "neon_i8mm",
             "aarch64",
             ("asimddp", "i8mm"),
-            ("-march=armv8.2-a+dotprod+i8mm",),
+            ("-march=armv8-a+dotprod+i8mm",),
             ("BEDPLATE_NEON", "BEDPLATE_I8MM"),
         ),
-        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8.2-a+dotprod",), ("BEDPLATE_NEON",)),
+        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8-a+dotprod",), ("BEDPLATE_NEON",)),
         Level("plain"),
     )
 }
@@ -86,18 +91,25 @@ def machine() -> str:
 @cache
 def features() -> frozenset[str] | str:
     """What this processor offers of FEATURES, or the reason why it could not be asked."""
-    from bedplate.inference.native.compiler import build_detector
+    from bedplate.inference.native.compiler import opened
 
-    built = build_detector()
-    if isinstance(built, str):
-        return built
-    try:
-        ask = ctypes.CDLL(str(built.path)).bedplate_features
-    except (OSError, AttributeError) as error:
-        return f"{built.path} cannot be loaded ({error})"
-    ask.restype = ctypes.c_uint64
-    bits = ask()
-    return frozenset(name for i, name in enumerate(FEATURES.get(machine(), ())) if bits >> i & 1)
+    found = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
+    if isinstance(found, str):
+        return found
+    found.restype = ctypes.c_uint64
+    return features_of(found(), machine())
+
+
+def features_of(bits: int, arch: str) -> frozenset[str]:
+    """The names of what detect.cpp reports on a processor of an architecture."""
+    return frozenset(name for i, name in enumerate(FEATURES.get(arch, ())) if bits >> i & 1)
+
+
+def runs(found: frozenset[str], arch: str) -> tuple[str, ...]:
+    """The levels that a processor with these features runs, best first."""
+    return tuple(
+        level.name for level in LEVELS.values() if level.machine in (None, arch) and found.issuperset(level.needs)
+    )
 
 
 def supported() -> tuple[str, ...] | str:
@@ -105,9 +117,7 @@ def supported() -> tuple[str, ...] | str:
     found = features()
     if isinstance(found, str):
         return found
-    return tuple(
-        level.name for level in LEVELS.values() if level.machine in (None, machine()) and found.issuperset(level.needs)
-    )
+    return runs(found, machine())
 
 
 def wanted() -> tuple[str, ...] | str:

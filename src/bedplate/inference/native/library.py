@@ -7,7 +7,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
-from bedplate.inference.native.compiler import Built, build
+from bedplate.inference.native.compiler import opened
 from bedplate.inference.native.levels import LEVELS, Level, supported, wanted
 
 PLACES = (
@@ -119,20 +119,17 @@ def load(level: str | None = None) -> Library | str:
     return reasons[0]  # the best level's: the others fail for the same reason, or for a lesser one
 
 
+def native_absent() -> str | None:
+    """One line that says that there is no native kernel here, why, and what is lost; None where there is one.
+
+    Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
+    """
+    found = load()
+    if isinstance(found, Library):
+        return None
+    return f"no native kernel: {found}. Decoders run on torch, which is slower, and without int8 and int4 weights"
+
+
 @cache
 def _open(level: Level) -> Library | str:
-    built = build(level)
-    if isinstance(built, str):
-        return built
-    return open_library(built)
-
-
-def open_library(built: Built) -> Library | str:
-    """A compiled kernel's functions, or why it cannot be loaded."""
-    try:
-        return Library(built.path, built.digest)
-    except (OSError, AttributeError) as error:
-        hint = "delete it to have it built again"
-        if "failed to map segment" in str(error) or "Operation not permitted" in str(error):
-            hint = "its folder is mounted noexec; set BEDPLATE_HOME to one that is not"
-        return f"the compiled kernel {built.path} cannot be loaded ({error}); {hint}"
+    return opened(level, lambda built: Library(built.path, built.digest))

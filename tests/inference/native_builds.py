@@ -1,0 +1,33 @@
+"""Compiled kernels and drivers that several tests share, made once for all workers of a run."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from bedplate.core.files import file_lock
+from bedplate.inference.native import compiler
+
+STRICT = ("-Wall", "-Wextra", "-Werror")
+
+
+def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills; whoever comes first makes it, the others wait."""
+    own = factory.getbasetemp()
+    folder = (own if worker == "master" else own.parent) / name
+    with file_lock(folder.with_suffix(".lock")):
+        if not (folder / "made").exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def compile_driver(command: Sequence[str], to: Path) -> None:
+    """native_driver.cpp, with warnings as errors."""
+    source, headers = Path(__file__).parent / "native_driver.cpp", compiler.sources()[0].parent
+    flags = ["-std=c++17", "-O1", "-Wno-psabi", *STRICT, f"-I{headers}", str(source), "-o", str(to), "-ldl"]
+    subprocess.run([*command, *flags], check=True, timeout=250)

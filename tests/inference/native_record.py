@@ -1,0 +1,147 @@
+"""What a native decoder tells its kernel, written down so that native_driver.cpp can tell it to another one."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape
+
+
+class Recorder:
+    """Stands between a NativeDecoder and a kernel: passes every call on and writes it to `path`."""
+
+    def __init__(self, library: Library, path: Path) -> None:
+        self._library, self._file = library, path.open("wb")
+        self.level, self.digest, self.bytes = library.level, library.digest, library.bytes
+        self._adapters: dict[int, int] = {}
+        self._written = 0  # adapters, of all decoders so far
+        self._cache_bytes = 0
+        self._told: tuple[int, ...] = ()
+
+    def as_library(self) -> Library:
+        return cast(Library, self)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _numbers(self, *values: int) -> None:
+        self._file.write(struct.pack(f"<{len(values)}q", *values))
+
+    def _array(self, address: int | None, size: int) -> None:
+        if not address:
+            return self._numbers(-1)
+        self._numbers(size)
+        self._file.write(ctypes.string_at(address, size))
+        return None
+
+    def new(self, shape: Shape, frequencies: int, embedding: int, norm: int) -> int | None:
+        self._shape, self._width = shape, 4 if shape.wide else 2
+        q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        inner, outer, wide = shape.hidden, shape.hidden, shape.feedforward
+        self._sizes = [(inner, q), (inner, kv), (inner, kv), (q, outer), (inner, wide), (inner, wide), (wide, outer)]
+        self._told, self._adapters = (), {}
+        self._numbers(ord("N"))
+        self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
+        self._array(frequencies, shape.head_dim // 2 * 4)
+        self._array(embedding, shape.vocabulary * shape.hidden * self._width)
+        self._array(norm, shape.hidden * 4)
+        return self._library.new(shape, frequencies, embedding, norm)
+
+    def norms(self, handle: int, layer: int, attention: int, feedforward: int) -> int:
+        self._numbers(ord("M"), layer)
+        self._array(attention, self._shape.hidden * 4)
+        self._array(feedforward, self._shape.hidden * 4)
+        return self._library.norms(handle, layer, attention, feedforward)
+
+    def linear(self, handle: int, *a: Any) -> int:
+        layer, place, code, size, out, quants, scales, minima, bias = a
+        self._numbers(ord("W"), layer, place, code, size, out)
+        self._array(quants, {0: 2 * size, 1: size, 2: size // 2, 3: 4 * size}[code] * out)
+        self._array(scales, out * size // 32 * 2)
+        self._array(minima, out * size // 32 * 2)
+        self._array(bias, out * 4)
+        return self._library.linear(handle, *a)
+
+    def free(self, handle: int) -> None:
+        self._library.free(handle)
+
+    def forward(self, handle: int, call: Call) -> int:
+        layers = self._shape.layers
+        pointers = ctypes.c_void_p * layers
+        keys, values = (pointers.from_address(address) for address in (call.keys, call.values))
+        cache = tuple(int(address) for pair in zip(keys, values, strict=True) for address in pair)
+        if cache != self._told:
+            self._numbers(ord("C"))
+            for address in cache:
+                self._array(address, self._cache_bytes)
+            self._told = cache
+        numbers: list[int] | None = None
+        if call.adapters:
+            tables = (ctypes.c_void_p * call.tokens_count).from_address(call.adapters)
+            numbers = [-1 if address is None else self._adapter(address) for address in tables]
+        N = call.tokens_count
+        self._numbers(ord("F"), N, call.wanted_count, call.depth, int(bool(call.hidden)))
+        self._numbers(call.row_stride, call.group_stride)
+        for address in (call.tokens, call.rows, call.positions):
+            self._array(address, 8 * N)
+        self._array(call.wanted, 8 * call.wanted_count)
+        if numbers is None:
+            self._numbers(-1)
+        else:
+            self._numbers(8 * N, *numbers)
+        return self._library.forward(handle, call)
+
+    def new_cache(self, tensors: Sequence[Tensor]) -> None:
+        """To be called with a cache's tensors before its first forward."""
+        self._cache_bytes = tensors[0].numel() * tensors[0].element_size()
+        self._told = ()
+
+    def _adapter(self, address: int) -> int:
+        if address not in self._adapters:
+            self._adapters[address] = self._written
+            self._written += 1
+            self._numbers(ord("A"))
+            table = (LowRank * (self._shape.layers * len(PLACES))).from_address(address)
+            for i, low in enumerate(table):
+                size, out = self._sizes[i % len(PLACES)]
+                self._numbers(low.rank, 4)
+                self._file.write(struct.pack("<f", low.scaling))
+                self._array(low.a, low.rank * size * self._width)
+                self._array(low.b, low.rank * out * self._width)
+                self._array(low.scale, out * 4)
+                self._array(low.shift, out * 4)
+        return self._adapters[address]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One forward's results; see Forwarded."""
+
+    logits_WV: Tensor
+    argmax_W: Tensor
+    logsumexp_W: Tensor
+    hidden: Tensor
+
+
+def read_output(path: Path, vocabulary: int) -> list[Replayed]:
+    """What the driver wrote, per forward."""
+    content, at = path.read_bytes(), 0
+    arrays: list[Tensor] = []
+    while at < len(content):
+        (size,) = struct.unpack_from("<q", content, at)
+        dtype = torch.int64 if len(arrays) % 4 == 1 else torch.float32
+        data = bytearray(content[at + 8 : at + 8 + size])
+        arrays.append(torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype))
+        at += 8 + size
+    return [
+        Replayed(logits.view(-1, vocabulary), best, total, hidden)
+        for logits, best, total, hidden in zip(*(arrays[i::4] for i in range(4)), strict=True)
+    ]

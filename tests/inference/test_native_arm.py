@@ -1,0 +1,251 @@
+"""The kernel's ARM levels: cross compiled, run under an emulator, compared with the plain level of this machine.
+
+What is compared passes through the same NativeDecoder: it is recorded here and replayed there (see native_driver.cpp).
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tests.inference.native_builds import STRICT, compile_driver, once
+from tests.inference.native_record import Recorder, Replayed, read_output
+from torch import Tensor
+
+from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat
+from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
+from bedplate.inference.native.library import PLACES, load
+from bedplate.inference.native.prebuild import levels_of, prebuild
+from bedplate.models.build import build
+from bedplate.models.decoder import Decoder
+from bedplate.models.specs.transformer import Rope, TransformerSpec
+
+GCC, QEMU, ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
+PROCESSORS = {"cortex-a72": "plain", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
+"""Emulated processors, and the best level of each."""
+SPEC = TransformerSpec(
+    kind="decoder",
+    vocab_size=331,
+    hidden_size=96,
+    layers=2,
+    heads=6,
+    kv_heads=2,
+    head_dim=32,
+    feedforward_size=160,
+    context_length=512,
+    rope=Rope(10_000.0),
+    attention_bias=True,
+    feedforward_bias=True,
+)
+CASES: dict[str, tuple[torch.dtype, WeightFormat]] = {
+    "float32": (torch.float32, "float32"),
+    "float32 in int8": (torch.float32, "int8"),
+    "float32 in int4": (torch.float32, "int4"),
+    "bfloat16": (torch.bfloat16, "bfloat16"),
+    "bfloat16 in int8": (torch.bfloat16, "int8"),
+    "bfloat16 in int4": (torch.bfloat16, "int4"),
+}
+BOUNDS = {"float32": 4e-6, "bfloat16": 1e-3, "int8": 0.03, "int4": 0.03}
+"""Relative, by weights, for sums in another order: of float32; of a cache that such a difference rounds to another
+bfloat16; of activations that it rounds to another int8. Until that happens for the first time, every format is as exact
+as float32."""
+EXACT, FIRST = 2e-6, 8
+
+_missing = next((f"no {name} here" for name in (GCC, QEMU) if shutil.which(name) is None), None)
+pytestmark = [
+    pytest.mark.slow,  # `make kernels` runs it
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(machine() == "aarch64", reason="this machine runs the ARM levels itself: test_native.py does"),
+    pytest.mark.skipif(
+        _missing is not None, reason=f"ARM NOT TESTED: {_missing}; apt-get install g++-aarch64-linux-gnu qemu-user"
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The compiled kernels and the driver, for the emulator."""
+
+    folder: Path
+
+    def run(self, processor: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [QEMU, "-L", ROOT, "-cpu", processor, str(self.folder / "driver"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+    def kernel(self, level: str) -> str:
+        return str(self.folder / f"{level}.so")
+
+
+@pytest.fixture(scope="session")
+def arm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Arm:
+    """Compiled as a wheel's files are, with warnings as errors."""
+
+    def make(folder: Path) -> None:
+        assert prebuild(folder, "aarch64", [GCC, *STRICT]) == {}
+        compile_driver([GCC], folder / "driver")
+
+    return Arm(once(tmp_path_factory, worker_id, "arm", make))
+
+
+# What is recorded: a whole sequence; the same in pieces, beside others that have adapters; then those alone.
+
+
+@dataclass(frozen=True)
+class Case:
+    path: Path
+    weights: WeightFormat
+    expected: list[Forwarded]
+
+
+PIECES = (1, 2, 61, 3, 16, 1, 40, 26)
+
+
+def make(dtype: torch.dtype) -> Decoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(SPEC)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or name.endswith("bias"):
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+    assert isinstance(model, Decoder)
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def tokens_of(count: int, seed: int) -> list[int]:
+    return torch.randint(0, SPEC.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def an_adapter(native: NativeDecoder, dtype: torch.dtype, rank: int, scaled: bool) -> NativeAdapter:
+    generator = torch.Generator().manual_seed(rank)
+    model = make(dtype)
+    pairs, scales = {}, {}
+    for layer in range(SPEC.layers):
+        for name in PLACES:
+            path = f"layers.{layer}.{name}"
+            out, size = model.get_submodule(path).weight.shape  # type: ignore[union-attr,misc]
+            a = (torch.randn(rank, size, generator=generator) * 0.1).to(dtype)
+            b = (torch.randn(rank, out, generator=generator) * 0.1).to(dtype)
+            pairs[path] = (a, b.t(), 1.5)
+            if scaled:
+                shift = torch.randn(out, generator=generator) * 0.01
+                scales[path] = (torch.rand(out, generator=generator) + 0.5, shift)
+    return native.adapter(pairs, scales)
+
+
+def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwarded]:
+    library = load("plain")
+    assert not isinstance(library, str), library
+    recorder, out = Recorder(library, path), list[Forwarded]()
+    tokens, others = tokens_of(sum(PIECES), 1), tokens_of(40, 2)
+    for threads in (2, 3):
+        native = NativeDecoder(make(dtype), weights, threads=threads, library=recorder.as_library())
+        shape = (4, SPEC.kv_heads, 256, SPEC.head_dim)
+        keys, values = ([torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan))
+        recorder.new_cache(keys)
+        if threads == 2:
+            wanted = range(len(tokens))
+            out.append(native.forward(tokens, [1] * len(tokens), list(wanted), keys, values, wanted, states=True))
+            out.append(native.forward(tokens[:9], [0] * 9, list(range(9)), keys, values, [], depth=1))
+        else:
+            first, second = an_adapter(native, dtype, 8, False), an_adapter(native, dtype, 5, True)
+            done = 0
+            for number, size in enumerate(PIECES):
+                part, beside = tokens[done : done + size], others[number * 5 : number * 5 + 5]
+                batch = [*part, *beside, *beside]
+                rows = [3] * size + [2] * 5 + [0] * 5
+                place = list(range(number * 5, number * 5 + 5))
+                positions = [*range(done, done + size), *place, *place]
+                adapters = [None] * size + [first] * 5 + [second] * 5
+                out.append(native.forward(batch, rows, positions, keys, values, range(len(batch)), adapters))
+                done += size
+        native.close()
+    recorder.close()
+    return out
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    dtype, weights = CASES[request.param]
+    path = tmp_path_factory.mktemp("case") / "case"
+    yield Case(path, weights, record(path, dtype, weights))
+    path.unlink()
+
+
+def relative(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+def replay(arm: Arm, processor: str, level: str, case: Path, to: Path) -> list[Replayed]:
+    done = arm.run(processor, arm.kernel(level), str(case), str(to))
+    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", level)
+    return read_output(to, SPEC.vocab_size)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, tmp_path: Path) -> None:
+    got = replay(arm, processor, PROCESSORS[processor], case.path, tmp_path / "out")
+    assert len(got) == len(case.expected) == 2 + len(PIECES)
+    bound = BOUNDS[case.weights]
+    for number, (ours, expected) in enumerate(zip(got, case.expected, strict=True)):
+        if expected.hidden_ND is not None:
+            assert relative(ours.hidden, expected.hidden_ND.flatten()) < bound
+        if expected.logits_WV is None:
+            continue
+        assert relative(ours.logits_WV, expected.logits_WV) < bound, number
+        assert torch.equal(ours.argmax_W, ours.logits_WV.argmax(-1))
+        torch.testing.assert_close(ours.logsumexp_W, ours.logits_WV.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    whole = got[0].logits_WV
+    assert case.expected[0].logits_WV is not None
+    assert relative(whole[:FIRST], case.expected[0].logits_WV[:FIRST]) < EXACT
+    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:], PIECES, strict=True)])
+    assert torch.equal(pieces, whole), "a token's result depends on its batch"
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_detector_says_what_the_processor_runs(arm: Arm, processor: str) -> None:
+    done = arm.run(processor, str(arm.folder / "detect.so"))
+    assert done.returncode == 0, done.stderr
+    found = runs(features_of(int(done.stdout), "aarch64"), "aarch64")
+    names = [level.name for level in levels_of("aarch64")]
+    assert list(found) == names[names.index(PROCESSORS[processor]) :]
+    assert LEVELS[found[0]].chosen
+
+
+@pytest.mark.parametrize(("processor", "level"), [("cortex-a72", "neon_dotprod"), ("cortex-a76", "neon_i8mm")])
+def test_the_emulator_does_not_run_more_than_its_processor(
+    arm: Arm, processor: str, level: str, tmp_path: Path
+) -> None:
+    record(tmp_path / "case", torch.float32, "int8")
+    done = arm.run(processor, arm.kernel(level), str(tmp_path / "case"), str(tmp_path / "out"))
+    assert done.returncode == -signal.SIGILL
+
+
+def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> None:
+    for weights in ("float32", "int8", "int4"):
+        library = load("plain")
+        assert not isinstance(library, str), library
+        recorder = Recorder(library, tmp_path / "case")
+        model = make(torch.float32)
+        model.embedding.weight[7] = torch.nan
+        model.embedding.weight[8] = 1e-40 * torch.arange(SPEC.hidden_size)
+        native = NativeDecoder(model, weights, threads=2, library=recorder.as_library())  # type: ignore[arg-type]
+        shape = (4, SPEC.kv_heads, 32, SPEC.head_dim)
+        keys, values = ([torch.zeros(shape) for _ in range(SPEC.layers)] for _ in range(2))
+        recorder.new_cache(keys)
+        expected = native.forward([7, 8, 8, 9], [0, 1, 2, 3], [0, 0, 0, 0], keys, values, range(4))
+        native.close()
+        recorder.close()
+        assert expected.logits_WV is not None
+        for processor, level in PROCESSORS.items():
+            (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+            # The embedding is also the head: its column 7 is NaN for all, row 0 altogether.
+            assert torch.equal(got.logits_WV.isnan(), expected.logits_WV.isnan())
+            fine = ~expected.logits_WV.isnan()
+            assert relative(got.logits_WV[fine], expected.logits_WV[fine]) < BOUNDS[weights]
