@@ -25,7 +25,7 @@ from bedplate.inference.threads import use_cores
 from bedplate.inference.ways import Way, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
-from comparison import Row, interleaved, report
+from comparison import JSON_VARIABLE, Row, header, interleaved, report
 from peers import BASE, generations, prompt_tokens
 
 PROMPT, ANSWER, GOAL = 256, 96, 0.9
@@ -74,8 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--level", default=None)
+    parser.add_argument("--json", default=None, help="append each level's result to this file as one line")
     arguments = parser.parse_args()
+    if arguments.json is not None:
+        os.environ[JSON_VARIABLE] = arguments.json
     if arguments.level is not None:
+        header()
         report([compare(arguments.level, arguments.repeats)])
         return
     here = supported()

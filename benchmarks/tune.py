@@ -43,7 +43,7 @@ from bedplate.training.examples import completion_example
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
-from comparison import Row, need, report
+from comparison import Row, need, report, start
 from peers import THREADS
 
 BATCH = 16
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=600)
     parser.add_argument("--valid", type=int, default=320)
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = start(parser).options
     versions = f"{need('peft', 'peft')} + {need('transformers', 'transformers')}"
     import transformers
 

@@ -38,7 +38,7 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import Example
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
-from comparison import Row, need, report
+from comparison import Row, need, report, start
 from peers import BASE, THREADS
 from tune import (
     LORA,
@@ -259,7 +259,8 @@ def main() -> None:
     parser.add_argument("--one", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    # A child answers in JSON alone; its parent has said where it runs.
+    arguments = parser.parse_args() if "--one" in sys.argv else start(parser).options
     if arguments.one is not None:
         print(json.dumps(asdict(one(arguments.one, arguments.workloads[0], arguments.scratch, arguments.setting))))
         return
