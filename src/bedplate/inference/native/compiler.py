@@ -26,7 +26,7 @@ from bedplate.inference.native.levels import BASELINE, Level, machine
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = (
     "-O3",
-    "-std=c++17",
+    "-std=c++20",
     "-shared",
     "-fPIC",
     "-pthread",

@@ -7,6 +7,7 @@
 namespace {
 struct Handle {
     Model model;
+    Pace paces[3];  // of a few tokens, of a batch that decodes, of prompts
     Arena memory;  // of one call, reused by the next
 };
 
@@ -37,9 +38,11 @@ using Narrow = Floats<uint16_t>;
 
 template <class Way>
 void run(Handle& h, const Call& call, Pool& pool) {
-    const int threads = h.model.shape.threads;
+    const int most = h.model.shape.threads;
+    Pace& pace = h.paces[call.tokens_count < ALONE ? 0 : call.tokens_count < 32 ? 1 : 2];
+    const int threads = pace.threads(most);
     Forward<Way> forward(h.model, call, h.memory, threads);
-    pool.run(threads, [&](int thread) { forward.work(thread, pool); });
+    pace.learn(threads, most, pool.run(threads, [&](int thread) { forward.work(thread, pool); }));
 }
 }  // namespace
 

@@ -1,11 +1,13 @@
 // A small pool: the calling thread and its workers run one function together and meet at barriers.
-// Waiting spins for a moment (the next step of a decode comes soon), then sleeps in the kernel, so an idle pool costs
-// no CPU. No OpenMP: torch brings its own, and two of them on the same cores fight.
+// Waiting spins for a moment (the others are about to arrive, the next step of a decode comes soon), then sleeps in the
+// kernel: an idle pool costs no CPU, and where other processes want the cores, the core of a thread that waits is free for
+// the one that it waits for. No OpenMP: torch brings its own, and two of them on the same cores fight.
 #pragma once
 #include <pthread.h>
-#include <sched.h>
+#include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -23,6 +25,39 @@ INLINE void relax() {
 #endif
 }
 
+// How many threads calls of one size are worth. Results do not depend on their number, so it may follow the machine: where
+// other work holds the cores, threads that wait for each other at every barrier take many times what one alone takes.
+class Pace {
+public:
+    // Of at most `most`.
+    int threads(int most) {
+        if (now_ == 0 || now_ > most) now_ = most;
+        if (now_ < most && --patience_ < 0) return std::min(2 * now_, most);  // try more once again
+        return now_;
+    }
+
+    // used: what `threads` gave; share: of the call's time, what its first thread computed.
+    void learn(int used, int most, double share) {
+        if (used > now_) {  // a trial
+            if (share < ENOUGH) {
+                patience_ = calls_ = std::min(2 * calls_, LONGEST);
+                return;
+            }
+            now_ = used, calls_ = FIRST, patience_ = FIRST, bad_ = 0;
+            return;
+        }
+        bad_ = share < ENOUGH ? bad_ + 1 : 0;
+        if (bad_ < 2 || now_ == 1) return;  // once may be chance
+        now_ = std::max(now_ / 2, 1), bad_ = 0, patience_ = calls_ = FIRST;
+        (void)most;
+    }
+
+private:
+    static constexpr double ENOUGH = 0.5;  // below it, half as many threads take less time
+    static constexpr int FIRST = 16, LONGEST = 256;
+    int now_ = 0, bad_ = 0, patience_ = FIRST, calls_ = FIRST;
+};
+
 class Pool {
 public:
     // One pool for the library, and a new one in a process that was forked: it has none of its parent's threads.
@@ -39,9 +74,11 @@ public:
 
     std::mutex one_at_a_time;  // held by who calls run
 
-    // Runs work(thread) on threads 0 … count−1; 0 is the caller.
-    void run(int count, const std::function<void(int)>& work) {
+    // Runs work(thread) on threads 0 … count−1; 0 is the caller. Returns the share of the time in which 0 computed.
+    double run(int count, const std::function<void(int)>& work) {
         grow(count);
+        const int64_t began = wall(), computed = thread_time();
+        leader_ = true, spun_ = 0;
         work_ = &work;
         count_ = count;
         arrived_.store(0, std::memory_order_relaxed);
@@ -52,7 +89,9 @@ public:
         }
         if (sleepers_.load(std::memory_order_acquire) > 0) wake_.notify_all();
         work(0);
-        wait([&] { return left_.load(std::memory_order_acquire) == 0; });
+        for (int left; (left = left_.load(std::memory_order_acquire)) != 0;) wait(left_, left);
+        leader_ = false;
+        return double(thread_time() - computed - spun_) / double(std::max<int64_t>(wall() - began, 1));
     }
 
     // Every thread of the run waits here for the others.
@@ -62,18 +101,32 @@ public:
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
             arrived_.store(0, std::memory_order_relaxed);
             phase_.store(phase + 1, std::memory_order_release);
+            phase_.notify_all();
         } else {
-            wait([&] { return phase_.load(std::memory_order_acquire) != phase; });
+            wait(phase_, phase);
         }
     }
 
 private:
-    template <class Done> static void wait(Done done) {
-        // The others are at work, so this is short unless the machine gave their core to somebody else.
-        for (int i = 0; !done(); ++i) {
-            if (i < 4000) relax();
-            else sched_yield();
+    // Returns once `value` is no longer `old`.
+    template <class T> static void wait(const std::atomic<T>& value, T old) {
+        const int64_t began = leader_ ? wall() : 0;
+        bool changed = false;
+        for (int i = 0; i < SPINS && !changed; ++i) {
+            changed = value.load(std::memory_order_acquire) != old;
+            if (!changed) relax();
         }
+        // What it spins is no computing. Where another process took the core meanwhile, less than this was spun.
+        if (leader_) spun_ += std::min<int64_t>(wall() - began, LONGEST_SPIN);
+        if (!changed) value.wait(old, std::memory_order_acquire);
+    }
+
+    static int64_t wall() { return nanoseconds(CLOCK_MONOTONIC); }
+    static int64_t thread_time() { return nanoseconds(CLOCK_THREAD_CPUTIME_ID); }
+    static int64_t nanoseconds(clockid_t clock) {
+        timespec now{};
+        clock_gettime(clock, &now);
+        return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
     }
 
     void grow(int count) {
@@ -88,7 +141,7 @@ private:
             await(seen);
             ++seen;
             if (number < count_) (*work_)(number);
-            left_.fetch_sub(1, std::memory_order_release);
+            if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_all();
         }
     }
 
@@ -105,6 +158,11 @@ private:
         wake_.wait(hold, [&] { return ticket_.load(std::memory_order_acquire) != seen; });
         sleepers_.fetch_sub(1);
     }
+
+    static constexpr int SPINS = 4000;  // some tens of microseconds
+    static constexpr int64_t LONGEST_SPIN = 200000;  // nanoseconds
+    static inline thread_local bool leader_ = false;
+    static inline thread_local int64_t spun_ = 0;
 
     std::mutex sleep_;
     std::condition_variable wake_;
