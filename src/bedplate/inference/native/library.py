@@ -100,8 +100,8 @@ class Library:
 def load(level: str | None = None) -> Library | str:
     """The kernel of a level, built if need be, or the reason why there is none.
 
-    level: default the best that this processor runs and that can be had. One that it does not run is refused: nothing is
-    loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
+    level: default the best that this processor runs and that can be had. One that it does not run is refused: nothing
+    is loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
     """
     if level is not None:
         here = supported()
