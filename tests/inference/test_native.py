@@ -18,7 +18,7 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.native import compiler, levels
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.levels import LEVELS, Level
-from bedplate.inference.native.library import Library, load, open_library
+from bedplate.inference.native.library import Library, load
 from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
@@ -69,8 +69,8 @@ def library(request: pytest.FixtureRequest) -> Library:
     if request.param == EVEX:
         same, wide = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
         flags = (*(flag for flag in same.flags if flag != "-mavxvnni"), *wide)
-        built = compiler.build(Level(EVEX, flags=flags, defines=(*same.defines, "BEDPLATE_EVEX")))
-        found = built if isinstance(built, str) else open_library(built)
+        level = Level(EVEX, flags=flags, defines=(*same.defines, "BEDPLATE_EVEX"))
+        found = compiler.opened(level, lambda built: Library(built.path, built.digest))
     else:
         found = load(request.param)
     assert isinstance(found, Library), found
@@ -515,11 +515,11 @@ def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
 
 def test_a_file_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
-    built = compiler.build_detector()
+    built = compiler.build(None)
     assert not isinstance(built, str)
     whole = built.path.read_bytes()
     built.path.write_bytes(whole[: len(whole) // 2])
-    again = compiler.build_detector()
+    again = compiler.build(None)
     assert not isinstance(again, str)
     assert again.path.read_bytes() == whole
 
@@ -527,16 +527,16 @@ def test_a_file_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pyt
 def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert compiler.build_detector() == "$CXX names 'no-such-compiler', which is not there"
+    assert compiler.build(None) == "$CXX names 'no-such-compiler', which is not there"
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no C++ compiler" in str(compiler.build_detector())
+    assert "no C++ compiler" in str(compiler.build(None))
     broken = tmp_path / "broken"
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no space" >&2\nexit 1\n')
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("PATH", "/bin:/usr/bin")
-    assert str(compiler.build_detector()).endswith("failed on the kernel: error: no space")
+    assert str(compiler.build(None)).endswith("failed on the kernel: error: no space")
     assert not list((tmp_path / "native").glob("*.so"))
 
 

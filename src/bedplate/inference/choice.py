@@ -21,7 +21,7 @@ from bedplate.inference.compiled import NativeForward
 from bedplate.inference.forward import Forward, TorchForward
 from bedplate.inference.kv_cache import KVCache, SlotCache
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
-from bedplate.inference.native.library import load
+from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.threads import engine_threads
 from bedplate.inference.ways import QUANTISED, Kernel, Way, Weights, asked_ways
 from bedplate.models.build import build
@@ -51,7 +51,7 @@ def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use
         raise UsageError(f"{ways[0]} cannot run here: {reasons[ways[0]]}")
     library = load() if len(possible) < len(ways) and device.type == "cpu" else None
     if isinstance(library, str) and library in reasons.values():
-        _warn(library)
+        _warn()
     if device.type != "cpu":
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
@@ -82,9 +82,9 @@ def impossible(spec: TransformerSpec, way: Way, device: torch.device) -> str | N
 
 
 @cache
-def _warn(reason: str) -> None:
+def _warn() -> None:
     """Once in a process: what is lost where the kernel itself cannot be had."""
-    log.warning("no native kernel (%s): torch computes instead, and weights of 4 or 8 bits cannot be used", reason)
+    log.warning("%s", native_absent())
 
 
 def choose_forward(

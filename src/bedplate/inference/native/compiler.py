@@ -229,21 +229,3 @@ def run_compiler(command: Sequence[str], unit: Unit, target: Path, more: Sequenc
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
         return f"{shlex.join(command)} failed on the kernel: {lines[0].strip()}"
     return None
-
-
-def _cpu() -> str:
-    """What tells one kind of processor from another: a home directory may be shared by machines of different kinds."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return platform.processor()
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-
-
-def cpu_name() -> str:
-    """The processor's name, as the system gives it."""
-    for line in _cpu().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

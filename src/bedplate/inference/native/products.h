@@ -199,25 +199,35 @@ void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 
+// Where a vector is a struct of several registers, GCC keeps sums in registers only in loops that are unrolled whole.
+#define UNROLL _Pragma("GCC unroll 16")
+
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>
 void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const float* a = x.full + token * x.K;
     F acc[M][P];
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int k = 0; k < x.K; ++k, w += 64) {
         F u[P];
+        UNROLL
         for (int p = 0; p < P; ++p) {
             u[p] = load(reinterpret_cast<const float*>(w + p * panel_bytes));
             if (cold) prefetch(w + p * panel_bytes + AHEAD);
         }
+        UNROLL
         for (int m = 0; m < M; ++m) {
             F y = set1(a[m * x.K + k]);
+            UNROLL
             for (int p = 0; p < P; ++p) acc[m][p] = fma(u[p], y, acc[m][p]);
         }
     }
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 
@@ -248,21 +258,28 @@ template <int M, int P>
 void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
     const float* a = x.full + token * x.K;
     F acc[M][P];
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int k = 0; k < x.K; k += 2, w += 64) {
         F even[P], odd[P];
+        UNROLL
         for (int p = 0; p < P; ++p) {
             I both = iload(w + p * panel_bytes);
             even[p] = lower(both), odd[p] = upper(both);
             if (cold) prefetch(w + p * panel_bytes + AHEAD);
         }
+        UNROLL
         for (int m = 0; m < M; ++m) {
             F y = set1(a[m * x.K + k]), z = set1(a[m * x.K + k + 1]);
+            UNROLL
             for (int p = 0; p < P; ++p) acc[m][p] = fma(odd[p], z, fma(even[p], y, acc[m][p]));
         }
     }
+    UNROLL
     for (int m = 0; m < M; ++m)
+        UNROLL
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
 }
 #endif

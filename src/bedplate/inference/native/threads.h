@@ -37,7 +37,7 @@ public:
     }
 
     // used: what `threads` gave; share: of the call's time, what its first thread computed.
-    void learn(int used, int most, double share) {
+    void learn(int used, double share) {
         if (used > now_) {  // a trial
             if (share < ENOUGH) {
                 patience_ = calls_ = std::min(2 * calls_, LONGEST);
@@ -49,7 +49,6 @@ public:
         bad_ = share < ENOUGH ? bad_ + 1 : 0;
         if (bad_ < 2 || now_ == 1) return;  // once may be chance
         now_ = std::max(now_ / 2, 1), bad_ = 0, patience_ = calls_ = FIRST;
-        (void)most;
     }
 
 private:
