@@ -28,11 +28,23 @@ _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
 
 
+def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
+    """Kernels are built, and this machine is measured, once for all tests and workers of a run: neither depends on the
+    test. Workers' folders lie side by side in the run's."""
+    base = factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    for name in ("native", "machine"):
+        (run / "of-this-machine" / name).mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(run / "of-this-machine" / name)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What outlives a test, such as a server that many share, has no business in the user's own files either."""
+    home = tmp_path_factory.mktemp("shared-home")
+    _share_machine(home, tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(tmp_path_factory.mktemp("shared-home")))
+        patch.setenv("BEDPLATE_HOME", str(home))
         yield
 
 
@@ -40,6 +52,7 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A fresh BEDPLATE_HOME for each test; one marked `real` sees the user's hub cache, so as not to pull twice."""
     home = tmp_path_factory.mktemp("home")
+    _share_machine(home, tmp_path_factory)
     if request.node.get_closest_marker("real"):
         (REAL_HOME / "hub").mkdir(parents=True, exist_ok=True)
         (home / "hub").symlink_to(REAL_HOME / "hub")
@@ -47,6 +60,13 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixt
         patch.setenv("BEDPLATE_HOME", str(home))
         patch.delenv("COLUMNS", raising=False)  # tables are as wide as where they go
         yield home
+
+
+@pytest.fixture
+def own_machine(isolated_home: Path) -> Path:
+    """A home in which nothing was measured yet."""
+    (isolated_home / "machine").unlink()
+    return isolated_home
 
 
 def _real(name: str) -> Path:

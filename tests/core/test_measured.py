@@ -9,6 +9,8 @@ import pytest
 from bedplate.core.measured import measured_once
 from bedplate.core.memory import free_bytes
 
+pytestmark = pytest.mark.usefixtures("own_machine")
+
 
 def test_kept_by_kind_and_key(isolated_home: Path) -> None:
     made: list[float] = []

@@ -32,6 +32,8 @@ from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
 
+pytestmark = pytest.mark.usefixtures("own_machine")
+
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
 T32, T16 = Way("float32", "torch", "float32"), Way("bfloat16", "torch", "bfloat16")

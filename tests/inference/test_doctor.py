@@ -23,6 +23,8 @@ from bedplate.inference.trial import block_weights, read_bytes
 from bedplate.inference.ways import Way
 from bedplate.models.checkpoints.base import load_base, parameter_count
 
+pytestmark = pytest.mark.usefixtures("own_machine")
+
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
 T16, INT4 = Way("bfloat16", "torch", "bfloat16"), Way("bfloat16", "native", "int4")
 

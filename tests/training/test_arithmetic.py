@@ -23,6 +23,8 @@ from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import load_state
 
+pytestmark = pytest.mark.usefixtures("own_machine")
+
 BF16, F32, ONEDNN = Arithmetic("bfloat16"), Arithmetic("float32"), Arithmetic("float32", "onednn")
 CONFIG = TrainConfig(learning_rate=0.01, save_seconds=None)
 CPU = torch.device("cpu")

@@ -165,7 +165,7 @@ class Bases:
 
     def make_room(self, base: TaskBase) -> None:
         """Closes those that were used longest ago until `base` has room, or none is left."""
-        for other in [one for one in self._order if one.loaded and not one.held]:
+        for other in [one for one in self._order if one is not base and one.loaded and not one.held]:
             free = free_bytes()
             if free is None or free >= ROOM * base.wants:
                 return

@@ -126,14 +126,14 @@ def kept_trial(done: Finished, weights: str) -> Trial | None:
         return None
     try:
         values: dict[str, Any] = json.loads(read_text(path))
-    except ValueError as error:
+        if values.pop("key", None) != _key(done, weights):
+            return None
+        values["evaluation"] = Evaluation.from_json(values["evaluation"])
+        values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
+        values["export"] = Export(**values["export"])
+        trial = Trial(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error
-    if values.pop("key", None) != _key(done, weights):
-        return None
-    values["evaluation"] = Evaluation.from_json(values["evaluation"])
-    values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
-    values["export"] = Export(**values["export"])
-    trial = Trial(**values)
     done.context.clock.add(trial.seconds)
     return trial
 

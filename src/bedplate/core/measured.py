@@ -31,7 +31,7 @@ def measured_once(
         record = json.loads(path.read_text("utf-8"))
         if record["key"] == json.loads(json.dumps(dict(key))):
             return from_json(record["found"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # none yet, or a damaged one
     found = measure()
     try:

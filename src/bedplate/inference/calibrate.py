@@ -114,7 +114,7 @@ def _read(path: Path, key: Mapping[str, Any], ways: Sequence[Way]) -> Measured |
             return None
         seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
         dropped = tuple(Way(*way) for way in record["dropped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return Measured(seconds, dropped) if set(seconds) == set(ways) else None
 

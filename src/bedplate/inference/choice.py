@@ -16,6 +16,7 @@ import torch
 
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
+from bedplate.core.memory import free_bytes
 from bedplate.inference.calibrate import Measured, Use, measured
 from bedplate.inference.compiled import NativeForward
 from bedplate.inference.forward import Forward, TorchForward
@@ -23,6 +24,7 @@ from bedplate.inference.kv_cache import KVCache, SlotCache
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.threads import engine_threads
+from bedplate.inference.trial import read_bytes
 from bedplate.inference.ways import QUANTISED, Kernel, Way, Weights, asked_ways
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base
@@ -32,6 +34,9 @@ from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 
 log = logging.getLogger("bedplate.inference")
+
+TELLS = 1.03
+"""Times as long; ways that differ by less are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,36 @@ def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
         return Choice(possible[0], "the only way here, or as asked")
+    possible, left_out = fitting(spec, possible)
+    if len(possible) == 1:
+        return Choice(possible[0], f"the only way that memory has room for; {left_out}")
     found = measured(spec, possible)
-    best = found.fastest(possible, use)
-    return Choice(best, why(found, best, possible, use), found)
+    best = pick(spec, found, possible, use)
+    said = why(found, best, possible, use)
+    return Choice(best, f"{said}; {left_out}" if left_out else said, found)
+
+
+def needs(spec: TransformerSpec, way: Way) -> int:
+    """Bytes of a base's weights in this way: the module's, and beside them what the native kernel packed."""
+    parameters = sum(p.numel() for p in build(spec, DTYPES[way.dtype], "meta").parameters())
+    return parameters * DTYPES[way.dtype].itemsize + (read_bytes(spec, way) if way.kernel == "native" else 0)
+
+
+def fitting(spec: TransformerSpec, ways: Sequence[Way]) -> tuple[list[Way], str]:
+    """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
+    free = free_bytes()
+    sizes = {way: needs(spec, way) for way in ways}
+    fit = [way for way in ways if free is None or sizes[way] <= free] or [min(ways, key=lambda way: sizes[way])]
+    out = [f"{way} would take {sizes[way] / 1e9:.1f} GB" for way in ways if way not in fit]
+    return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
+
+
+def pick(spec: TransformerSpec, found: Measured, ways: Sequence[Way], use: Use = "generate") -> Way:
+    """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
+    memory."""
+    best = found.cost(found.fastest(ways, use), use)
+    level = [way for way in ways if found.cost(way, use) <= TELLS * best]
+    return min(level, key=lambda way: (needs(spec, way), found.cost(way, use)))
 
 
 def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:

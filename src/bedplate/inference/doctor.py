@@ -16,7 +16,7 @@ import torch
 from bedplate.core.processor import Processor, processor
 from bedplate.economics.machine import Machine
 from bedplate.inference.calibrate import Measured, Use, measure, measured
-from bedplate.inference.choice import impossible, why
+from bedplate.inference.choice import fitting, impossible, pick, why
 from bedplate.inference.measure import measure_machine
 from bedplate.inference.native.compiler import find_compiler
 from bedplate.inference.native.levels import supported
@@ -113,18 +113,18 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
     own = own_ways(types)
     others = _others(spec, own)
     reasons = {way: impossible(spec, way, _CPU) for way in (*own, *others)}
-    possible = [way for way in own if reasons[way] is None]
+    possible, _ = fitting(spec, [way for way in own if reasons[way] is None])
     found = measured(spec, possible, again=True)
-    rest = [way for way in others if reasons[way] is None]
+    rest = [way for way in (*own, *others) if reasons[way] is None and way not in possible]
     beside = measure(spec, rest) if rest else Measured({})
-    best = found.fastest(possible, use)
+    best = pick(spec, found, possible, use)
     readings: list[Reading] = []
     for way in (*own, *others):
         reason = reasons[way]
         if reason is not None:
             readings.append(Reading(way, way in own, {}, {}, reason=reason))
         else:
-            readings.append(_reading(spec, way, found if way in own else beside, machine, way in own))
+            readings.append(_reading(spec, way, found if way in possible else beside, machine, way in own))
     return Findings(
         processor(),
         (engine_threads(), torch.get_num_threads()),

@@ -66,7 +66,8 @@ def held_as(
     if dtype is None and weights is None and judged is not None:
         dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
     elif dtype is None:
-        dtype = "auto" if weights is None else dtype_of(weights)
+        same = judged is not None and judged.weights == weights
+        dtype = "auto" if weights is None else dtype_of(weights, judged.dtype if judged is not None and same else None)
     # Quantised weights run on one kernel only, which the engine finds.
     if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
         kernel = KERNELS.get(judged.kernel)

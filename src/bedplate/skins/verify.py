@@ -110,7 +110,8 @@ def check_judged(
     if differences and not allow_other_weights:
         raise SkinError(
             f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
-            f"(weights {judged.weights}, kernel {judged.kernel}), or allow other weights explicitly"
+            f"(weights {judged.weights}, kernel {judged.kernel}"
+            f"{'' if judged.dtype is None else f', dtype {judged.dtype}'}), or allow other weights explicitly"
         )
     return differences
 

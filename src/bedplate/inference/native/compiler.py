@@ -82,8 +82,11 @@ def find_compiler() -> list[str] | None:
     """The command of $CXX, or the first of c++, g++ and clang++ on the path."""
     chosen = os.environ.get("CXX", "").strip()
     if chosen:
-        command = shlex.split(chosen)
-        return command if shutil.which(command[0]) else None
+        try:
+            command = shlex.split(chosen)
+        except ValueError:  # a quotation without its end
+            return None
+        return command if command and shutil.which(command[0]) else None
     return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
@@ -157,7 +160,7 @@ def _compiled(unit: Unit) -> Built | str:
         return f"$CXX names {asked!r}, which is not there" if asked else f"no C++ compiler ({', '.join(COMPILERS)})"
     try:
         version = _version(tuple(command))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"the C++ compiler {shlex.join(command)} does not run ({error})"
     content = hashlib.sha256()
     for part in (*command, version, *unit.flags, unit.source, machine(), source_digest()):

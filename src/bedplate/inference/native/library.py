@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 from bedplate.inference.native.compiler import opened
 from bedplate.inference.native.levels import LEVELS, Level, supported, wanted
+
+log = logging.getLogger("bedplate.inference")
 
 PLACES = (
     *(f"attention.{name}" for name in ("q", "k", "v", "o")),
@@ -114,9 +117,17 @@ def load(level: str | None = None) -> Library | str:
     for name in names:
         found = _open(LEVELS[name])
         if isinstance(found, Library):
+            if reasons:
+                _warn(names[0], reasons[0], name)
             return found
         reasons.append(found)
     return reasons[0]  # the best level's: the others fail for the same reason, or for a lesser one
+
+
+@cache
+def _warn(better: str, reason: str, level: str) -> None:
+    """Once in a process: what is lost where a better level cannot be had."""
+    log.warning("the native kernel runs at the level %s, not %s, which would be faster: %s", level, better, reason)
 
 
 def native_absent() -> str | None:

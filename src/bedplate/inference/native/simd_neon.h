@@ -4,6 +4,7 @@
 
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 4;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 2 ? 1 : 2; }  // of floats: their sums stay in registers
+constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 struct F { float32x4_t a, b, c, d; };
@@ -183,11 +184,11 @@ INLINE I ready_bytes(I x) { return {quarter_signed(x.a), quarter_signed(x.b), qu
 INLINE int32x4_t quarter_byte_dot(int32x4_t s, int32x4_t w, int32x4_t x) { return quarter_dot(s, w, x); }
 #endif
 struct ByteDot {
-    I s;
+    I s = izero();
 #ifdef BEDPLATE_I8MM
-    INLINE_MEMBER explicit ByteDot(int32_t offset) : s(iset1(offset)) {}
+    INLINE_MEMBER void start(int32_t offset) { s = iset1(offset); }
 #else
-    INLINE_MEMBER explicit ByteDot(int32_t) : s(izero()) {}
+    INLINE_MEMBER void start(int32_t) {}
 #endif
     INLINE_MEMBER void add(I u, I v, I first, I second) {
         s.a = quarter_byte_dot(quarter_byte_dot(s.a, u.a, first.a), v.a, second.a);
