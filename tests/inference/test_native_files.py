@@ -116,13 +116,14 @@ def test_a_folder_that_is_mounted_noexec_is_said(tmp_path: Path) -> None:
     assert line.endswith(f"its folder is mounted noexec; move BEDPLATE_HOME to one that is not{LOST}")
 
 
-def test_a_compiler_for_another_architecture_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_for_another_architecture_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if machine() == "aarch64" or shutil.which(CROSS) is None:
         pytest.skip(f"needs {CROSS}")
     monkeypatch.setattr(compiler, "BASELINE", {})  # its flags it would refuse
     monkeypatch.setenv("CXX", CROSS)
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
     assert build(None) == f"{CROSS} compiles for another architecture than this machine's ({machine()})"
-    assert not [path for path in Path(os.environ["BEDPLATE_HOME"], "native").iterdir() if path.suffix != ".lock"]
+    assert not [path for path in (tmp_path / "native").iterdir() if path.suffix != ".lock"]
 
 
 # What a wheel brought

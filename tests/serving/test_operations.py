@@ -115,7 +115,7 @@ def answers(url: str, path: str) -> tuple[int, str] | None:
 
 SLOW_LOADING = """
 import sys, time
-import bedplate.serving.loading as loading
+import bedplate.serving.engines as loading
 load = loading._load
 def slowly(*arguments, **settings):
     time.sleep(float(sys.argv[1]))
