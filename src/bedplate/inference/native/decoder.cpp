@@ -42,7 +42,7 @@ void run(Handle& h, const Call& call, Pool& pool) {
     Pace& pace = h.paces[call.tokens_count < ALONE ? 0 : call.tokens_count < 32 ? 1 : 2];
     const int threads = pace.threads(most);
     Forward<Way> forward(h.model, call, h.memory, threads);
-    pace.learn(threads, pool.run(threads, [&](int thread) { forward.work(thread, pool); }));
+    pool.run(threads, [&](int thread) { forward.work(thread, pool); }, &pace);
 }
 }  // namespace
 

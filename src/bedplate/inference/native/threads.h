@@ -32,29 +32,30 @@ public:
     // Of at most `most`.
     int threads(int most) {
         if (now_ == 0 || now_ > most) now_ = most;
-        if (now_ < most && --patience_ < 0) return std::min(2 * now_, most);  // try more once again
-        return now_;
+        return now_ < most && waited_ >= rest_ ? std::min(2 * now_, most) : now_;  // try more once again
     }
 
-    // used: what `threads` gave; share: of the call's time, what its first thread computed.
-    void learn(int used, double share) {
+    // used: what `threads` gave; share: of the call's `nanoseconds`, in which its first thread computed.
+    void learn(int used, double share, int64_t nanoseconds) {
+        const bool bad = share < ENOUGH;
         if (used > now_) {  // a trial
-            if (share < ENOUGH) {
-                patience_ = calls_ = std::min(2 * calls_, LONGEST);
-                return;
-            }
-            now_ = used, calls_ = FIRST, patience_ = FIRST, bad_ = 0;
+            waited_ = 0;
+            if (bad) rest_ = std::min(2 * rest_, LONGEST);
+            else now_ = used, rest_ = SHORTEST, slow_ = 0;
             return;
         }
-        bad_ = share < ENOUGH ? bad_ + 1 : 0;
-        if (bad_ < 2 || now_ == 1) return;  // once may be chance
-        now_ = std::max(now_ / 2, 1), bad_ = 0, patience_ = calls_ = FIRST;
+        waited_ += nanoseconds;
+        slow_ = bad ? slow_ + nanoseconds : 0;
+        if (slow_ < SHORTEST || now_ == 1) return;  // what is short may be chance
+        now_ = std::max(now_ / 2, 1), rest_ = SHORTEST, waited_ = slow_ = 0;
     }
 
 private:
     static constexpr double ENOUGH = 0.5;  // below it, half as many threads take less time
-    static constexpr int FIRST = 16, LONGEST = 256;
-    int now_ = 0, bad_ = 0, patience_ = FIRST, calls_ = FIRST;
+    static constexpr int64_t SHORTEST = 30000000, LONGEST = 2000000000;
+    int now_ = 0;
+    // Nanoseconds: of slow calls, one after another; with fewer threads than there may be; of these before the next trial.
+    int64_t slow_ = 0, waited_ = 0, rest_ = SHORTEST;
 };
 
 class Pool {
@@ -73,8 +74,8 @@ public:
 
     std::mutex one_at_a_time;  // held by who calls run
 
-    // Runs work(thread) on threads 0 … count−1; 0 is the caller. Returns the share of the time in which 0 computed.
-    double run(int count, const std::function<void(int)>& work) {
+    // Runs work(thread) on threads 0 … count−1; 0 is the caller. pace is told of the share of the time that 0 computed.
+    void run(int count, const std::function<void(int)>& work, Pace* pace = nullptr) {
         grow(count);
         const int64_t began = wall(), computed = thread_time();
         leader_ = true, spun_ = 0;
@@ -90,7 +91,9 @@ public:
         work(0);
         for (int left; (left = left_.load(std::memory_order_acquire)) != 0;) wait(left_, left);
         leader_ = false;
-        return double(thread_time() - computed - spun_) / double(std::max<int64_t>(wall() - began, 1));
+        if (!pace) return;
+        const int64_t taken = std::max<int64_t>(wall() - began, 1);
+        pace->learn(count, double(thread_time() - computed - spun_) / double(taken), taken);
     }
 
     // Every thread of the run waits here for the others.
