@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from bedplate.adaptation.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
@@ -24,10 +26,13 @@ from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, temp
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
+from bedplate.training.arithmetic import choose
+from bedplate.training.computing import computing, lacks_room
 
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
@@ -206,7 +211,7 @@ def _features(
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
     found: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
-    with context.model.engine.exclusive() as base, torch.inference_mode():
+    with context.model.engine.exclusive() as base, _fastest(context, base.model), torch.inference_mode():
         for batch in _batches([len(p) - shared for p in prompts]):
             tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
             spans: list[tuple[int, int]] = []
@@ -224,6 +229,14 @@ def _features(
                 rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
                 found[name, pooling][batch] = torch.stack(rows).cpu().numpy()
     return found
+
+
+def _fastest(context: Context, model: nn.Module) -> AbstractContextManager[object]:
+    """The base in the arithmetic that its products are measured to be fastest in, where memory allows."""
+    if not isinstance(model, Decoder):
+        return nullcontext()
+    models, arithmetic = {"base": model}, choose(model, "adapters", context.spec.train_dtype)
+    return nullcontext() if lacks_room(models, arithmetic) else computing(models, arithmetic)
 
 
 def _pooled(states_TD: torch.Tensor, shared: int, begin: int, end: int, pooling: Pooling) -> torch.Tensor:
