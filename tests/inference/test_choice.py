@@ -470,3 +470,36 @@ def test_a_quantised_file_is_bfloat16_for_whoever_loads_it_alone(tmp_path: Path)
     export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", "q4_1")
     assert load_base(tmp_path / "x.gguf").dtype == torch.bfloat16
     assert load_base(tmp_path / "base").dtype == torch.float32
+
+
+# --- memory
+
+
+def fixed(monkeypatch: pytest.MonkeyPatch, free: int, costs: dict[Way, float]) -> None:
+    monkeypatch.setattr(choice, "free_bytes", lambda: free)
+    monkeypatch.setattr(
+        choice, "measured", lambda spec, ways, **_: Measured({way: {"prefill": costs[way]} for way in ways})
+    )
+
+
+def test_a_way_that_memory_has_no_room_for_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny_spec()
+    costs = {T16: 2.0, T32: 1.0}
+    whole = choice.needs(spec, T32)
+    assert whole == 2 * choice.needs(spec, T16)
+    fixed(monkeypatch, whole, costs)
+    assert choose(spec, (T16, T32), CPU, "score").way == T32
+    fixed(monkeypatch, whole - 1, costs)
+    found = choose(spec, (T16, T32), CPU, "score")
+    assert found.way == T16
+    assert "torch float32 would take" in found.why
+    fixed(monkeypatch, 0, costs)  # nothing fits: the smallest is tried
+    assert choose(spec, (T16, T32), CPU, "score").way == T16
+    # of what is loaded already, the module needs no room
+    assert choose(spec, (T16, T32), CPU, "score", loaded=True).way == T32
+
+
+def test_of_ways_that_cannot_be_told_apart_the_smaller_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cost, way in ((1.01, T16), (1.2, T32)):
+        fixed(monkeypatch, 1 << 40, {T16: cost, T32: 1.0})
+        assert choose(tiny_spec(), (T16, T32), CPU, "score").way == way

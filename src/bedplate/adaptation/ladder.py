@@ -211,12 +211,13 @@ class _Ladder:
         self, nomination: gate.Nomination, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> list[str]:
         """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or
-        price keeps out, where a format could change that."""
+        price keeps out, where a format could change that. The cheapest nominee comes first, for time may end: it is the
+        one that is served if it passes."""
         if not self.spec.formats.allowed:
             return []
         made = [name for name in self.context.finished if name in results and name not in self.formats]
         out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
-        return [name for name in made if name in nomination.nominees or name in out]
+        return [*(name for name in nomination.nominees if name in made), *out]
 
     def _could_fit(
         self, name: str, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]

@@ -48,8 +48,11 @@ class Choice:
     measured: Measured | None = None
 
 
-def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate") -> Choice:
-    """The fastest of these ways on this machine. UsageError where none can be had, with the reason."""
+def choose(
+    spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate", *, loaded: bool = False
+) -> Choice:
+    """The fastest of these ways on this machine. loaded: the module is in memory already, so that only what lies beside
+    it needs room. UsageError where none can be had, with the reason."""
     reasons = {way: impossible(spec, way, device) for way in ways}
     possible = [way for way in ways if reasons[way] is None]
     if not possible:
@@ -61,7 +64,7 @@ def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
         return Choice(possible[0], "the only way here, or as asked")
-    possible, left_out = fitting(spec, possible)
+    possible, left_out = fitting(spec, possible, loaded=loaded)
     if len(possible) == 1:
         return Choice(possible[0], f"the only way that memory has room for; {left_out}")
     found = measured(spec, possible)
@@ -70,16 +73,20 @@ def choose(spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use
     return Choice(best, f"{said}; {left_out}" if left_out else said, found)
 
 
-def needs(spec: TransformerSpec, way: Way) -> int:
-    """Bytes of a base's weights in this way: the module's, and beside them what the native kernel packed."""
+def needs(spec: TransformerSpec, way: Way, *, loaded: bool = False) -> int:
+    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what the native kernel
+    packed."""
+    packed = read_bytes(spec, way) if way.kernel == "native" else 0
+    if loaded:
+        return packed
     parameters = sum(p.numel() for p in build(spec, DTYPES[way.dtype], "meta").parameters())
-    return parameters * DTYPES[way.dtype].itemsize + (read_bytes(spec, way) if way.kernel == "native" else 0)
+    return parameters * DTYPES[way.dtype].itemsize + packed
 
 
-def fitting(spec: TransformerSpec, ways: Sequence[Way]) -> tuple[list[Way], str]:
+def fitting(spec: TransformerSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:
     """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
     free = free_bytes()
-    sizes = {way: needs(spec, way) for way in ways}
+    sizes = {way: needs(spec, way, loaded=loaded) for way in ways}
     fit = [way for way in ways if free is None or sizes[way] <= free] or [min(ways, key=lambda way: sizes[way])]
     out = [f"{way} would take {sizes[way] / 1e9:.1f} GB" for way in ways if way not in fit]
     return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
@@ -146,7 +153,7 @@ def choose_forward(
         return torch_forward
     try:
         ways = asked_ways((own,), dtype=own, weights=weights, kernel=kernel)
-        way = choose(base.spec, ways, base.device).way
+        way = choose(base.spec, ways, base.device, loaded=True).way
     except UsageError as error:
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
     if way.kernel == "torch":
