@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.inference.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
@@ -30,22 +31,6 @@ FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 EVEX = "avx2_vnni in AVX-512's encoding"
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
-
-
-def spec_of(**changes: Any) -> TransformerSpec:
-    spec = TransformerSpec(
-        kind="decoder",
-        vocab_size=331,
-        hidden_size=96,
-        layers=2,
-        heads=6,
-        kv_heads=2,
-        head_dim=32,
-        feedforward_size=160,
-        context_length=512,
-        rope=Rope(10_000.0),
-    )
-    return spec.with_(**changes)
 
 
 SPECS = {

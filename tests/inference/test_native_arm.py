@@ -16,6 +16,7 @@ import pytest
 import torch
 from tests.inference.native_builds import STRICT, compile_driver, once
 from tests.inference.native_record import Recorder, Replayed, read_output
+from tests.inference.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat
@@ -24,25 +25,11 @@ from bedplate.inference.native.library import PLACES, load
 from bedplate.inference.native.prebuild import levels_of, prebuild
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 GCC, QEMU, ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 PROCESSORS = {"cortex-a72": "plain", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
 """Emulated processors, and the best level of each."""
-SPEC = TransformerSpec(
-    kind="decoder",
-    vocab_size=331,
-    hidden_size=96,
-    layers=2,
-    heads=6,
-    kv_heads=2,
-    head_dim=32,
-    feedforward_size=160,
-    context_length=512,
-    rope=Rope(10_000.0),
-    attention_bias=True,
-    feedforward_bias=True,
-)
+SPEC = spec_of(attention_bias=True, feedforward_bias=True)
 CASES: dict[str, tuple[torch.dtype, WeightFormat]] = {
     "float32": (torch.float32, "float32"),
     "float32 in int8": (torch.float32, "int8"),
