@@ -352,18 +352,24 @@ def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
     assert len(counted) == 4
 
 
+def with_seconds(record: Any, seconds: Any) -> str:
+    return json.dumps(record | {"found": record["found"] | {"seconds": seconds}})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda record: "{",
         lambda record: "[]",
         lambda record: "",
-        lambda record: json.dumps(record | {"cpu": "another processor"}),
-        lambda record: json.dumps(record | {"level": "avx10"}),
-        lambda record: json.dumps(record | {"seconds": record["seconds"][:1]}),
-        lambda record: json.dumps(record | {"seconds": [[["x"], {}]]}),
-        lambda record: json.dumps(record | {"seconds": [[way, {"prefill": 0}] for way, _ in record["seconds"]]}),
-        lambda record: json.dumps(record | {"seconds": [[way, {"prefill": "nan"}] for way, _ in record["seconds"]]}),
+        lambda record: json.dumps(record | {"key": record["key"] | {"cpu": "another processor"}}),
+        lambda record: json.dumps(record | {"key": record["key"] | {"level": "avx10"}}),
+        lambda record: with_seconds(record, record["found"]["seconds"][:1]),
+        lambda record: with_seconds(record, [[["x"], {}]]),
+        lambda record: with_seconds(record, [[way, {"prefill": 0}] for way, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[way, {"prefill": "nan"}] for way, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[way, {"prefill": 10**400}] for way, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[way, {"prefill": 1, "x": 1}] for way, _ in record["found"]["seconds"]]),
     ],
 )
 def test_a_damaged_or_foreign_record_is_measured_again(counted: list[TransformerSpec], damage: Any) -> None:

@@ -20,15 +20,18 @@ def measured_once(
     measure: Callable[[], T],
     to_json: Callable[[T], Any],
     from_json: Callable[[Any], T],
+    *,
+    again: bool = False,
 ) -> T:
     """What `measure` found earlier under the same key, or finds now. key: all that the numbers depend on, the processor
     included, since a home directory may be shared by machines of different kinds.
 
-    A file that is damaged or of another key is measured again; one that cannot be written costs a warning.
+    again: whatever was kept. A file that is damaged or of another key is measured again; one that cannot be written
+    costs a warning.
     """
     path = bedplate_home() / "machine" / f"{kind}-{sha256_json(dict(key))[:16]}.json"
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = {} if again else json.loads(path.read_text("utf-8"))
         if record["key"] == json.loads(json.dumps(dict(key))):
             return from_json(record["found"])
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):

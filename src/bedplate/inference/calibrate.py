@@ -7,29 +7,23 @@ build, the threads, torch and the base's architecture: a home directory may be s
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from bedplate.core.errors import UsageError
-from bedplate.core.files import atomic_write, bedplate_home, sha256_json
+from bedplate.core.measured import measured_once
 from bedplate.core.processor import processor
 from bedplate.inference.native.library import load
 from bedplate.inference.threads import engine_threads
 from bedplate.inference.trial import PROMPT, ROWS, Pass, Trial
 from bedplate.inference.ways import Way
 from bedplate.models.specs.transformer import TransformerSpec
-
-log = logging.getLogger("bedplate.inference")
 
 Use = Literal["generate", "score"]
 """What a base is opened for: it writes, or it reads (labels, embeddings, scores)."""
@@ -77,19 +71,14 @@ def measured(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False)
 
     Every way must be possible here. again: whatever was kept.
     """
-    key = _key(spec, ways)
-    path = bedplate_home() / "machine" / f"ways-{sha256_json(key)[:16]}.json"
-    found = None if again else _read(path, key, ways)
-    if found is not None:
-        return found
-    found = measure(spec, ways)
-    record = {**key, "dropped": [list(way) for way in found.dropped]}
-    record["seconds"] = [[list(way), dict(seconds)] for way, seconds in found.seconds.items()]
-    try:
-        atomic_write(path, json.dumps(record, indent=1) + "\n")
-    except UsageError as error:
-        log.warning("the measurement of this machine is not kept, and is made again next time: %s", error)
-    return found
+    return measured_once(
+        "ways",
+        _key(spec, ways),
+        lambda: measure(spec, ways),
+        _to_json,
+        lambda found: _from_json(found, ways),
+        again=again,
+    )
 
 
 def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
@@ -106,22 +95,23 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, key: Mapping[str, Any], ways: Sequence[Way]) -> Measured | None:
-    """What was kept, if it is whole and of this machine; None otherwise, and it is measured again."""
-    try:
-        record = json.loads(path.read_text("utf-8"))
-        if {name: record[name] for name in key} != key:
-            return None
-        seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
-        dropped = tuple(Way(*way) for way in record["dropped"])
-    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    return Measured(seconds, dropped) if set(seconds) == set(ways) else None
+def _to_json(found: Measured) -> dict[str, Any]:
+    seconds = [[list(way), dict(times)] for way, times in found.seconds.items()]
+    return {"seconds": seconds, "dropped": [list(way) for way in found.dropped]}
+
+
+def _from_json(record: Mapping[str, Any], ways: Sequence[Way]) -> Measured:
+    """The inverse of `_to_json`. ValueError and the like for what is not a measurement of these ways."""
+    seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
+    if set(seconds) != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
+        raise ValueError("another measurement")
+    return Measured(seconds, tuple(Way(*way) for way in record["dropped"]))
 
 
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
+    """Of all passes, or, for a base that only reads, of prompts alone."""
     passes: tuple[Pass, ...] = (*ROWS, "prefill")
-    found: dict[Pass, float] = {one: float(times[one]) for one in passes if one in times or one == "prefill"}
+    found: dict[Pass, float] = {one: float(times[one]) for one in (passes if len(times) > 1 else ("prefill",))}
     if not all(math.isfinite(value) and value > 0 for value in found.values()):
         raise ValueError("a time that cannot be")
     return found

@@ -232,11 +232,13 @@ def _features(
 
 
 def _fastest(context: Context, model: nn.Module) -> AbstractContextManager[object]:
-    """The base in the arithmetic that its products are measured to be fastest in, where memory allows."""
+    """The base in the arithmetic that its products are measured to be fastest in, where memory allows. Weights are
+    widened for it, never rounded: the head is served on features of the base as it is held."""
     if not isinstance(model, Decoder):
         return nullcontext()
     models, arithmetic = {"base": model}, choose(model, "adapters", context.spec.train_dtype)
-    return nullcontext() if lacks_room(models, arithmetic) else computing(models, arithmetic)
+    narrower = arithmetic.torch_dtype.itemsize < model.embedding.weight.dtype.itemsize
+    return nullcontext() if narrower or lacks_room(models, arithmetic) else computing(models, arithmetic)
 
 
 def _pooled(states_TD: torch.Tensor, shared: int, begin: int, end: int, pooling: Pooling) -> torch.Tensor:
