@@ -63,24 +63,32 @@ public:
     // One pool for the library, and a new one in a process that was forked: it has none of its parent's threads.
     static Pool& shared() {
         static std::mutex making;
-        static Pool* pool = nullptr;
-        static pid_t owner = 0;
-        if (owner != getpid()) {
+        static std::atomic<Pool*> pool{nullptr};
+        static std::atomic<pid_t> owner{0};
+        if (owner.load(std::memory_order_acquire) != getpid()) {
             std::lock_guard<std::mutex> hold(making);
-            if (owner != getpid()) pool = new Pool, owner = getpid();
+            if (owner.load(std::memory_order_relaxed) != getpid()) {
+                pool.store(new Pool, std::memory_order_relaxed);
+                owner.store(getpid(), std::memory_order_release);
+            }
         }
-        return *pool;
+        return *pool.load(std::memory_order_relaxed);
     }
 
     std::mutex one_at_a_time;  // held by who calls run
 
     // Runs work(thread) on threads 0 … count−1; 0 is the caller. pace is told of the share of the time that 0 computed.
     void run(int count, const std::function<void(int)>& work, Pace* pace = nullptr) {
-        grow(count);
         const int64_t began = wall(), computed = thread_time();
+        count_ = count;
+        if (count == 1) {  // nobody is woken, and nobody waited for
+            work(0);
+            if (pace) pace->learn(1, 1.0, wall() - began);
+            return;
+        }
+        grow(count);
         leader_ = true, spun_ = 0;
         work_ = &work;
-        count_ = count;
         arrived_.store(0, std::memory_order_relaxed);
         left_.store(workers_, std::memory_order_relaxed);  // also those without a share answer: none is ever a run behind
         {
