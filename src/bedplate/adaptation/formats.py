@@ -1,7 +1,8 @@
 """Quantised weights as candidates: a nominee is asked again on valid in each format that is faster here, the fastest
-first, and keeps the first that is not shown to be worse and whose own calls take clearly less time (the median).
+first, and keeps the first that is shown to cost less than the task's margin and whose own calls take clearly less time
+(the median).
 
-Not worse is non-inferiority (`core.statistics.noninferiority`): the upper bound of the paired drop on valid lies under
+That is non-inferiority (`core.statistics.noninferiority`): the upper bound of the paired drop on valid lies under
 the task's margin. Nothing is fitted again: biases, thresholds and heads are those that were found in the base's own
 weights. Several formats need no correction, because test judges the one that will be served.
 """
