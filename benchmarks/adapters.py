@@ -23,7 +23,7 @@ import goals
 import sampling
 from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
 from bedplate.adapters.peft import peft_files
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import family_in
 from comparison import Row, interleaved, need, report, start

@@ -15,7 +15,7 @@ import gc
 from pathlib import Path
 
 from adapters import LORA, random_adapter
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
 from comparison import Row, report, start
 from peers import THREADS, generations, our_base, prompt_tokens
 

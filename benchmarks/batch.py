@@ -17,7 +17,7 @@ from itertools import count
 import goals
 import roof
 import sampling
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.base import locate
 from comparison import Row, interleaved, report, start
 from peers import (

@@ -17,8 +17,8 @@ from itertools import count
 
 import goals
 import sampling
-from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Grammar
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Grammar
 from comparison import Row, interleaved, report, start
 from peers import THREADS, generations, our_base, prompt_tokens
 

@@ -16,13 +16,13 @@ import sys
 from contextlib import ExitStack
 from itertools import count
 
-from bedplate.inference.calibrate import measured
-from bedplate.inference.choice import impossible
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.levels import LEVELS, supported
-from bedplate.inference.opening import chosen, held_in
-from bedplate.inference.threads import use_cores
-from bedplate.inference.ways import Way, own_ways, read_stored
+from bedplate.inference.predict.opening import chosen, held_in
+from bedplate.inference.ways.calibrate import measured
+from bedplate.inference.ways.choice import impossible
+from bedplate.inference.ways.threads import use_cores
+from bedplate.inference.ways.way import Way, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
-from bedplate.inference.loaded import load
-from bedplate.inference.neighbours import embed_texts
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.lookup import embed_texts
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.prompt import Demonstration
 from comparison import Row, interleaved, report, start

@@ -60,7 +60,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """Measured now, in about three seconds."""
-    from bedplate.inference.measure import measure_machine
+    from bedplate.inference.measure.speeds import measure_machine
 
     found = measure_machine()
     products = {f"torch {name}": value for name, value in found.flops_per_second.items()}

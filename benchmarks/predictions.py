@@ -22,16 +22,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bedplate.economics.machine import EngineSpeed, Load, ServerSpeed, step_seconds
-from bedplate.economics.serving import saturated_rates
-from bedplate.economics.simulation import Service, simulate
-from bedplate.economics.steps import MeasuredSteps
-from bedplate.economics.traffic import Call, Traffic, parse_lengths, percentile
-from bedplate.inference.engine import Engine
-from bedplate.inference.measure import StepLog, load_of, measure_engine
-from bedplate.inference.measure_server import measure_server
-from bedplate.inference.measure_tuning import StepKind, fastest_steps, measure_tuning
-from bedplate.inference.requests import Generate, Sampling
+from bedplate.economics.hardware.machine import EngineSpeed, Load, ServerSpeed, step_seconds
+from bedplate.economics.serving.cost import saturated_rates
+from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.steps import MeasuredSteps
+from bedplate.economics.serving.traffic import Call, Traffic, parse_lengths, percentile
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.measure.server import measure_server
+from bedplate.inference.measure.speeds import StepLog, load_of, measure_engine
+from bedplate.inference.measure.tuning import StepKind, fastest_steps, measure_tuning
 from bedplate.models.checkpoints.base import Base
 from comparison import start
 from peers import BASE, our_base

@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 
 from bedplate.data.sources import read_rows
-from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Generate, Generation, Sampling
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.models.checkpoints.base import Base
 from comparison import Row, report, start
 from peers import our_base

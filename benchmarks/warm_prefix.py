@@ -10,8 +10,8 @@ import statistics
 import time
 from itertools import count
 
-from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Generate, Sampling
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Sampling
 from comparison import Row, report, start
 from peers import THREADS, our_base, prompt_tokens
 

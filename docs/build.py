@@ -103,7 +103,9 @@ def _papers(text: str) -> str:
 
 
 def _formulas() -> str:
-    from bedplate.economics import budget, serving, training, tuning
+    from bedplate.economics.serving import cost as serving
+    from bedplate.economics.training import budget, tuning
+    from bedplate.economics.training import cost as training
 
     verbs = {
         "train": training.FORMULAS,
@@ -116,29 +118,32 @@ def _formulas() -> str:
 
 
 def _decision_formulas() -> str:
-    from bedplate.economics.decisions.formulas import FORMULAS
+    from bedplate.economics.bills.decisions.formulas import FORMULAS
 
     return _table(("figure", "formula", "source"), ((name, *row) for name, row in FORMULAS.items()))
 
 
 def _constraints() -> str:
-    from bedplate.economics.decisions.rules import RULES
+    from bedplate.economics.bills.decisions.rules import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.says) for name, rule in RULES.items()))
 
 
 def _curves() -> str:
-    from bedplate.economics.mfu import CURVES
+    from bedplate.economics.hardware.mfu import CURVES
 
     rows = ((name, f"{one.first:.2f}", f"{one.floor:.2f}", one.source) for name, one in CURVES.items())
     return _table(("kind", "first", "floor", "source"), rows)
 
 
 def _assumptions() -> str:
-    from bedplate.economics import mfu, replica, serving, training
-    from bedplate.economics.decisions.decision import DRAWS
-    from bedplate.economics.layout_search import MARGIN
-    from bedplate.economics.steps import REACHED
+    from bedplate.economics.bills.decisions.decision import DRAWS
+    from bedplate.economics.hardware import mfu
+    from bedplate.economics.serving import cost as serving
+    from bedplate.economics.serving import replica
+    from bedplate.economics.serving.steps import REACHED
+    from bedplate.economics.training import cost as training
+    from bedplate.economics.training.layout_search import MARGIN
 
     low, central, high = (REACHED[case] for case in ("low", "central", "high"))
     reached = (
@@ -168,26 +173,26 @@ def _assumptions() -> str:
 
 def _inside() -> tuple[int, int]:
     """Runs whose published hours lie in the predicted range, of those that are held."""
-    from bedplate.economics.published import predicted_against_published
+    from bedplate.economics.training.published import predicted_against_published
 
     held = [(one.gpu_hours, one.run.gpu_hours) for one in predicted_against_published() if "hours" in one.run.clean]
     return sum(a is not None and b is not None and a.low <= b <= a.high for a, b in held), len(held)
 
 
 def _runs() -> str:
-    from bedplate.economics.published import markdown_runs
+    from bedplate.economics.training.published import markdown_runs
 
     return _papers(markdown_runs())
 
 
 def _throughputs() -> str:
-    from bedplate.economics.published import markdown_throughputs
+    from bedplate.economics.training.published import markdown_throughputs
 
     return _papers(markdown_throughputs())
 
 
 def _summary() -> str:
-    from bedplate.economics import published
+    from bedplate.economics.training import published
 
     runs, throughputs = published.predicted_against_published(), published.predicted_throughputs()
     figures = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bedplate.core.errors import BedplateError
+from bedplate.core.version import __version__
 
 if TYPE_CHECKING:
     from bedplate.adaptation.ladder import adapt
@@ -12,11 +13,10 @@ if TYPE_CHECKING:
     from bedplate.evaluation.harness import evaluate
     from bedplate.evaluation.task import Task
     from bedplate.hub.pull import pull
-    from bedplate.inference.loaded import load
-    from bedplate.serving.app import serve
+    from bedplate.inference.predict.loaded import load
+    from bedplate.serving.server.app import serve
     from bedplate.skins.skin import Skin
 
-__version__ = "0.1.0"
 
 __all__ = ["BedplateError", "Skin", "Task", "__version__", "adapt", "evaluate", "load", "plan", "pull", "serve"]
 
@@ -25,10 +25,10 @@ _MODULES: dict[str, str] = {
     "Task": "bedplate.evaluation.task",
     "adapt": "bedplate.adaptation.ladder",
     "evaluate": "bedplate.evaluation.harness",
-    "load": "bedplate.inference.loaded",
+    "load": "bedplate.inference.predict.loaded",
     "plan": "bedplate.economics",
     "pull": "bedplate.hub.pull",
-    "serve": "bedplate.serving.app",
+    "serve": "bedplate.serving.server.app",
 }
 
 

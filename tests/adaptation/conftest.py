@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.report import Report, write_report
+from bedplate.adaptation.report.report import Report, write_report
 from bedplate.report.schema import report_schema
 
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import betaincinv, ndtr, ndtri
 
-from bedplate.adaptation import gate
-from bedplate.adaptation.spec import BudgetSpec
+from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
 
 # Sentences for each review, of the splits that examples/reviews makes of vader-amazon: 587 rows in 60 groups each.

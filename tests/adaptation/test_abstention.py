@@ -16,15 +16,15 @@ from tests.adaptation.test_bases import endpoint
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 
-from bedplate.adaptation.abstention import threshold
+from bedplate.adaptation.climb.abstention import threshold
 from bedplate.adaptation.ladder import adapt
 from bedplate.core.errors import ConfigError
 from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec, Task, load_task
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.output import Abstain, LabelOutput
 
 

@@ -17,19 +17,19 @@ from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder as ladder_module
-from bedplate.adaptation.bases import Bases, suffixes_of
+from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.context.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
-from bedplate.adaptation.reproduce import reproduce
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
-from bedplate.adaptation.spec import load_adapt_task
+from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.task import load_examples
-from bedplate.inference.hosted import HostedPredictor
-from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.skins.catalog import Catalog
 
 PICK = ["majority", "zero_shot", "probe"]
@@ -149,7 +149,7 @@ def test_a_killed_rung_of_the_second_base_goes_on_there(
 def test_where_memory_is_short_one_base_at_a_time_is_loaded(
     tmp_path: Path, tiny_base: Path, larger: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("bedplate.adaptation.bases.free_bytes", lambda: 1)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: 1)
     bases = Bases([str(larger), str(tiny_base)], [str(larger), str(tiny_base)])
     one, two = bases.all
     first = one.model
@@ -162,14 +162,14 @@ def test_where_memory_is_short_one_base_at_a_time_is_loaded(
     assert one.model.engine.weights == facts.weights
     assert two.loaded is False
     bases.close()
-    monkeypatch.setattr("bedplate.adaptation.bases.free_bytes", lambda: None)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: None)
     bases = Bases([str(larger), str(tiny_base)], [str(larger), str(tiny_base)])
     assert bases.all[0].model.engine.alive
     assert bases.all[1].model.engine.alive
     assert all(base.loaded for base in bases.all)
     bases.close()
     task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], rungs=["zero_shot"])
-    monkeypatch.setattr("bedplate.adaptation.bases.free_bytes", lambda: 1)
+    monkeypatch.setattr("bedplate.adaptation.context.bases.free_bytes", lambda: 1)
     report = adapt(task, tmp_path / "out")
     assert {row["status"] for row in report.rungs} == {"done"}
 
@@ -212,9 +212,9 @@ def test_names_are_short_distinct_and_stable():
 
 def test_features_are_pooled_as_the_engine_pools_them(tmp_path: Path, tiny_base: Path, encoder: Path):
     """The probe's own batches against one request each, for every pooling, on a decoder and on an encoder."""
-    from bedplate.adaptation.clock import Clock
-    from bedplate.adaptation.context import Context
-    from bedplate.inference.requests import Embed, Embedding
+    from bedplate.adaptation.context.clock import Clock
+    from bedplate.adaptation.context.context import Context
+    from bedplate.inference.engine.requests import Embed, Embedding
 
     for base in (tiny_base, encoder):
         task, spec = load_adapt_task(write_task(tmp_path / base.name, base))

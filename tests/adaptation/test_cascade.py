@@ -24,9 +24,9 @@ from bedplate.core.errors import SkinError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.composed import LoadedCascade
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.composed import LoadedCascade
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.skin import cascaded
 

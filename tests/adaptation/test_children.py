@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from tests.adaptation.conftest import write_rows, write_task
 from tests.near import assert_near
 
+from bedplate.adaptation.after.reproduce import reproduce
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.raw_text import RawText, inputs_in, read_raw_text
-from bedplate.adaptation.report import Report
-from bedplate.adaptation.reproduce import reproduce
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
+from bedplate.adaptation.task.raw_text import RawText, inputs_in, read_raw_text
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.evaluation.examples import Example
-from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin
@@ -36,7 +36,7 @@ CHILDREN = ("full", "continued_pretrain")
 TEXTS = ("this product works number 3 a", "a product that broke: terrible quality", "great")
 ASK = """
 import json, sys
-from bedplate.inference.loaded import load
+from bedplate.inference.predict.loaded import load
 texts, directories = json.loads(sys.argv[1])
 found = []
 for directory in directories:

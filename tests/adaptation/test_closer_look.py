@@ -10,14 +10,14 @@ import pytest
 from sklearn.metrics import confusion_matrix
 from tests.adaptation.conftest import write_task
 
-from bedplate.adaptation.closer_look import SHOWN_DISAGREEING, SHOWN_WRONG, examples, focus
-from bedplate.adaptation.data_card import data_card, suspects
+from bedplate.adaptation.report.data_card import data_card, suspects
+from bedplate.adaptation.report.error_analysis import SHOWN_DISAGREEING, SHOWN_WRONG, examples, focus
 from bedplate.core.statistics import effective_n_interval
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.slices import calibration, confusion
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 
 LABELS = ("negative", "positive")
 

@@ -21,13 +21,14 @@ from tests.adaptation.ladders import VALID_SIZES
 from tests.adaptation.test_gate import evaluation
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation import format_speed, formats
-from bedplate.adaptation.bases import TaskBase
-from bedplate.adaptation.format_spec import FormatsSpec
+from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.climb import formats
+from bedplate.adaptation.context import format_speed
+from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
-from bedplate.adaptation.reproduce import reproduce
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.children import trainable_copy
+from bedplate.adaptation.task.format_spec import FormatsSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
@@ -35,11 +36,11 @@ from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples, load_task
-from bedplate.inference.calibrate import Measured
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.inference.local import LocalModel
 from bedplate.inference.native.library import load as library
-from bedplate.inference.ways import Way
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.ways.calibrate import Measured
+from bedplate.inference.ways.way import Way
 from bedplate.skins.files import read_skin
 
 WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.adaptation import gate
-from bedplate.adaptation.spec import BudgetSpec
+from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions

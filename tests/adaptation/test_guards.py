@@ -12,17 +12,17 @@ from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation import gate
-from bedplate.adaptation.guard_spec import GuardsSpec, LossGuard
-from bedplate.adaptation.guards import Guarding, GuardResult, broken
+from bedplate.adaptation.climb.guards import Guarding, GuardResult, broken
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.spec import BudgetSpec
+from bedplate.adaptation.task.guard_spec import GuardsSpec, LossGuard
+from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.suites import items as sets
 from bedplate.evaluation.suites import refusals, text
 from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 

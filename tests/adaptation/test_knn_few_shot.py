@@ -14,20 +14,20 @@ from tests.adaptation.conftest import write_rows, write_task
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
 
-from bedplate.adaptation import embedding
+from bedplate.adaptation.context import embedding
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import search
 from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.nearest import read_vectors
 
 TELL = """
 import json, sys
-from bedplate.inference.loaded import load
+from bedplate.inference.predict.loaded import load
 skin = load(sys.argv[1])
 answers = skin.predict(json.loads(sys.argv[2]), one_by_one=True)
 print(json.dumps([[a.output, dict(a.scores)] for a in answers]))

@@ -13,21 +13,21 @@ import pytest
 import torch
 from tests.adaptation.conftest import write_rows, write_task
 
+from bedplate.adaptation.climb.start import LOCK_FILE
+from bedplate.adaptation.context.throughput import Pace
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.pace import Pace
-from bedplate.adaptation.report import Report
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, Plan
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
-from bedplate.adaptation.spec import load_adapt_task
-from bedplate.adaptation.start import LOCK_FILE
+from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import LabelOutput
@@ -166,7 +166,7 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
 
     def climb(call: float, **settings: object) -> Report:
         pace = Pace(token=1e-6, call=call, tokens=10.0)
-        monkeypatch.setattr("bedplate.adaptation.context.measure_pace", lambda *_: pace)
+        monkeypatch.setattr("bedplate.adaptation.context.context.measure_pace", lambda *_: pace)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
 
     busy, quiet = climb(100.0), climb(0.001)

@@ -15,9 +15,9 @@ import yaml
 from tests.adaptation.conftest import write_rows, write_task
 from tests.tiny import write_tiny_base
 
+from bedplate.adaptation.after.reproduce import judged, reproduce
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
-from bedplate.adaptation.reproduce import judged, reproduce
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.cli.main import main
 from bedplate.core.errors import DataError, UsageError

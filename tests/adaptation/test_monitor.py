@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation import monitor
-from bedplate.adaptation.parent import write_splits
+from bedplate.adaptation.after import monitor
+from bedplate.adaptation.task.parent import write_splits
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
@@ -22,7 +22,7 @@ from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.task import load_task
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput

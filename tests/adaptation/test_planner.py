@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 
-from bedplate.adaptation import planner, rules
-from bedplate.adaptation.clock import Clock, Stopwatch
-from bedplate.adaptation.guard_spec import GuardsSpec
+from bedplate.adaptation.climb import planner
+from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs.base import Latency, Plan, Result, RungOutcome
 from bedplate.adaptation.rungs.base import Tested as OnTest
-from bedplate.adaptation.spec import RUNG_NAMES, BudgetSpec
+from bedplate.adaptation.task.guard_spec import GuardsSpec
+from bedplate.adaptation.task.spec import RUNG_NAMES, BudgetSpec
+from bedplate.adaptation.verdict import rules
 
 
 def context(
@@ -50,7 +51,7 @@ def outcome(name: str, right: int, seconds: float = 0.1, **changes: Any) -> Rung
 
 def test_the_clock_stops_at_whichever_is_spent_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("bedplate.adaptation.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("bedplate.adaptation.context.clock.time.monotonic", lambda: now[0])
     clock = Clock(1000.0, usd=0.5, usd_per_hour=3.6)  # a dollar is 1,000 seconds
     assert clock.left == pytest.approx(500.0)
     now[0] = 100.0

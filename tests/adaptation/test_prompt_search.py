@@ -11,10 +11,9 @@ import pytest
 from tests.adaptation.conftest import write_task
 from tests.inference.fake_server import Fake, fake_server
 
-from bedplate.adaptation import proposals
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
-from bedplate.adaptation.rungs import search
+from bedplate.adaptation.report.report import Report
+from bedplate.adaptation.rungs import proposals, search
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.skins.files import read_skin

@@ -14,13 +14,13 @@ from tests.adaptation.test_knn_few_shot import TELL
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
 
-from bedplate.adaptation.documents import DocumentsSpec, read_documents
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
+from bedplate.adaptation.report.report import Report
+from bedplate.adaptation.task.documents import DocumentsSpec, read_documents
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin
 
 WORDS = "the answer is yes or no and the question was asked by the user"

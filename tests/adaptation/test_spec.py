@@ -6,7 +6,7 @@ import pytest
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.spec import RUNG_NAMES, load_adapt_task, parse_budget
+from bedplate.adaptation.task.spec import RUNG_NAMES, load_adapt_task, parse_budget
 from bedplate.core.errors import ConfigError, UsageError
 
 

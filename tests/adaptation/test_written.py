@@ -13,18 +13,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
 
-from bedplate.adaptation.asking import Written, answer_of, asked, check_answers, phrasings
+from bedplate.adaptation.context.throughput import Pace, measure_pace
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.pace import Pace, measure_pace
-from bedplate.adaptation.report import Report
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.adaptation.task.task_prompt import Written, answer_of, asked, check_answers, phrasings
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task, load_examples, load_task
-from bedplate.inference.loaded import load
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.completion import completion_tokens
 from bedplate.skins.output import JsonOutput
@@ -39,7 +39,7 @@ CHOOSES = ("probe",)
 """Rungs that cannot write, but choose among labels."""
 ANSWER = """
 import json, sys
-from bedplate.inference.loaded import load
+from bedplate.inference.predict.loaded import load
 rows, found = json.load(open(sys.argv[1])), {}
 for directory in sys.argv[2:]:
     with load(directory) as skin:
@@ -56,7 +56,7 @@ def run(
     directory = tmp_path_factory.mktemp(f"ladder-{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(directory / "home"))
-        patch.setattr("bedplate.adaptation.context.LATENCY_CALLS", 5)  # test has more rows than are timed
+        patch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)  # test has more rows than are timed
         task = write_task(directory, tiny_base, request.param)
         report = adapt(task, directory / "out", rungs=RUNGS_RUN)
     return report, directory

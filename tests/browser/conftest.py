@@ -12,8 +12,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from tests.serving.conftest import Files, Server, files, running
 
-from bedplate.inference.predict import Predictor
-from bedplate.serving.loading import loaded_house
+from bedplate.inference.predict.predictor import Predictor
+from bedplate.serving.server.loading import loaded_house
 from bedplate.skins.files import read_skin, write_skin
 
 __all__ = ["files"]

@@ -19,13 +19,13 @@ from tests.economics.decisions.builders import PRICES, case_values
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.economics import plan
-from bedplate.economics.decisions import decide, load_case
-from bedplate.economics.decisions.words import as_values
-from bedplate.economics.money import usd
-from bedplate.economics.replica import Engine
-from bedplate.economics.serving import Target, load_curve
-from bedplate.economics.serving_cases import plan_cases, replicas_of
-from bedplate.economics.traffic import Traffic
+from bedplate.economics.bills.decisions import decide, load_case
+from bedplate.economics.bills.decisions.words import as_values
+from bedplate.economics.numbers.money import usd
+from bedplate.economics.serving.cases import plan_cases, replicas_of
+from bedplate.economics.serving.cost import Target, load_curve
+from bedplate.economics.serving.replica import Engine
+from bedplate.economics.serving.traffic import Traffic
 
 from .conftest import Seen
 from .test_access import CONTRAST, FOCUS, UNNAMED
@@ -218,7 +218,7 @@ def test_an_address_with_what_was_moved_opens_as_it_was(opened: Opener, training
 
 
 def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
-    from bedplate.economics.scaling_laws import compute_optimal, predicted_loss
+    from bedplate.economics.training.scaling_laws import compute_optimal, predicted_loss
 
     page = opened(training)
     found = trained({})
@@ -231,7 +231,7 @@ def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
 
 
 def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) -> None:
-    from bedplate.economics.layout_search import DoesNotFit
+    from bedplate.economics.training.layout_search import DoesNotFit
 
     big = ("--model", "llama-3.1-70b", "--tokens", "1T", "--device", "a100-80gb", "--devices", "64")
     page = opened(written(tmp_path / "big.html", "train", *big))
@@ -245,7 +245,7 @@ def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) 
 
 
 def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
-    from bedplate.economics.hardware import DEVICES
+    from bedplate.economics.hardware.table import DEVICES
 
     name = next(name for name, one in DEVICES.items() if one.rental is None)
     page = opened(written(tmp_path / "p.html", "train", "--model", "smollm2-135m", "--tokens", "1B", "--device", name))

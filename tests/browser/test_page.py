@@ -109,7 +109,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from tests.tiny import SPECIAL
 
-    from bedplate.inference import runner
+    from bedplate.inference.engine import runner
 
     sample = runner.sample
 

@@ -16,9 +16,9 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
-from bedplate.inference import bulk
-from bedplate.inference.loaded import LoadedSkin, load
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict import bulk
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput

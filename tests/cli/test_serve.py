@@ -16,14 +16,14 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.inference.calibrate import Measured
 from bedplate.inference.native.library import load
-from bedplate.inference.ways import Way
+from bedplate.inference.ways.calibrate import Measured
+from bedplate.inference.ways.way import Way
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
-from bedplate.serving import app
-from bedplate.serving.config import ServerConfig
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.server import app
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.settings.config import ServerConfig
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
@@ -75,7 +75,7 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, mon
     def fake(spec: object, ways: Sequence[Way], **_: object) -> Measured:
         return Measured({way: {"prefill": costs[way.weights]} for way in ways})
 
-    monkeypatch.setattr("bedplate.inference.choice.measured", fake)
+    monkeypatch.setattr("bedplate.inference.ways.choice.measured", fake)
     for given, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
         assert run(capsys, tmp_path / "x.gguf", *given)[0] == 0
         with loaded_house(asked.pop()) as house:

@@ -11,12 +11,12 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.bases import Bases
-from bedplate.adaptation.spec import load_adapt_task
+from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
 from bedplate.inference.native.library import load
-from bedplate.inference.opening import Asked
+from bedplate.inference.predict.opening import Asked
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
 native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")

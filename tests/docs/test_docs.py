@@ -16,20 +16,20 @@ import yaml
 from tests.serving.conftest import running
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.spec import load_adapt_task
+from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
-from bedplate.economics.account import load_account
-from bedplate.economics.amortisation import amortise
-from bedplate.economics.decisions import decide, load_case
-from bedplate.economics.hardware_file import HardwareFile, find_device_in
-from bedplate.economics.prices import load_prices
+from bedplate.economics.bills.account import load_account
+from bedplate.economics.bills.amortisation import amortise
+from bedplate.economics.bills.decisions import decide, load_case
+from bedplate.economics.hardware.file import HardwareFile, find_device_in
+from bedplate.economics.numbers.prices import load_prices
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.task import load_task
-from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.app import loaded_house
+from bedplate.serving.server.app import loaded_house
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt

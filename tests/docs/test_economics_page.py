@@ -14,11 +14,21 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
-from bedplate.economics.account import Account
-from bedplate.economics.decisions.case import Bar, Case, MachineUse, Option, Pretraining, Text, Traffic, Tuning, Value
-from bedplate.economics.hardware_file import HardwareFile
-from bedplate.economics.money import number, usd
-from bedplate.economics.prices import HostedModel, MachinePrice, Prices
+from bedplate.economics.bills.account import Account
+from bedplate.economics.bills.decisions.case import (
+    Bar,
+    Case,
+    MachineUse,
+    Option,
+    Pretraining,
+    Text,
+    Traffic,
+    Tuning,
+    Value,
+)
+from bedplate.economics.hardware.file import HardwareFile
+from bedplate.economics.numbers.money import number, usd
+from bedplate.economics.numbers.prices import HostedModel, MachinePrice, Prices
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/economics.md").read_text("utf-8")

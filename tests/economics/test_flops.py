@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import UsageError
-from bedplate.economics import architecture as economics
-from bedplate.economics.architecture import decode_flops, parameters, prefill_flops, training_flops_per_token
+from bedplate.economics.model import architecture as economics
+from bedplate.economics.model.architecture import decode_flops, parameters, prefill_flops, training_flops_per_token
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (

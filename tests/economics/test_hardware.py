@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.economics.device import Device
-from bedplate.economics.hardware import DEVICES, find_device
-from bedplate.economics.hardware_file import find_device_in, overridden
-from bedplate.economics.mfu import CURVES
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.file import find_device_in, overridden
+from bedplate.economics.hardware.mfu import CURVES
+from bedplate.economics.hardware.table import DEVICES, find_device
 
 # (dense TFLOP/s in bf16 or fp16, memory GB, memory GB/s): data sheets, by hand, sparse numbers halved
 SHEETS = {

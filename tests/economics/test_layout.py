@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.architecture import activation_bytes, parameters, resolve
-from bedplate.economics.hardware import DEVICES, find_device
-from bedplate.economics.layout import PRODUCT_SHARE, DeviceBytes, Layout, States, device_bytes, step_time
-from bedplate.economics.layout_search import DoesNotFit, Job, describe, find_layout, layouts
-from bedplate.economics.shape import shape_of
+from bedplate.economics.hardware.table import DEVICES, find_device
+from bedplate.economics.model.architecture import activation_bytes, parameters, resolve
+from bedplate.economics.model.shape import shape_of
+from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, States, device_bytes, step_time
+from bedplate.economics.training.layout_search import DoesNotFit, Job, describe, find_layout, layouts
 
 H100 = find_device("h100")
 LLAMA_8B = resolve("llama-3.1-8b")[1]

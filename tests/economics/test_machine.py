@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.economics.machine import (
+from bedplate.economics.hardware.machine import (
     Curve,
     EngineSpeed,
     Load,

@@ -14,7 +14,7 @@ from tests.economics import tiny
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.architecture import (
+from bedplate.economics.model.architecture import (
     BYTES_PER_PARAMETER,
     activation_bytes,
     experts_touched,

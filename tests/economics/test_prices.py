@@ -9,7 +9,7 @@ import pytest
 
 from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError
-from bedplate.economics.prices import Prices, load_prices
+from bedplate.economics.numbers.prices import Prices, load_prices
 
 EXAMPLE = Path(__file__).parents[2] / "examples/decide/prices.yaml"
 GOOD = """\

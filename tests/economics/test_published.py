@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bedplate.economics.hardware import find_device
-from bedplate.economics.published import (
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.training.cost import DEFAULT_OVERHEAD, plan_training
+from bedplate.economics.training.published import (
     FLOPS_TOLERANCE,
     HOURS_TOLERANCE,
     RUNS,
@@ -17,7 +18,6 @@ from bedplate.economics.published import (
     predicted_against_published,
     predicted_throughputs,
 )
-from bedplate.economics.training import DEFAULT_OVERHEAD, plan_training
 
 PREDICTED = predicted_against_published()
 

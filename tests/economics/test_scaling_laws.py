@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.scaling_laws import (
+from bedplate.economics.training.scaling_laws import (
     FITS,
     Fit,
     compute_optimal,

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tests.economics.test_machine import engine, machine
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware import find_device
-from bedplate.economics.machine import Load
-from bedplate.economics.replica import Engine, Replica, check_fits, held_bytes, here, on_devices
-from bedplate.economics.resolve import resolve
-from bedplate.economics.serving import Target, load_curve, plan_serving
-from bedplate.economics.simulation import Service
-from bedplate.economics.traffic import Traffic, parse_lengths
+from bedplate.economics.hardware.machine import Load
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.model.resolve import resolve
+from bedplate.economics.serving.cost import Target, load_curve, plan_serving
+from bedplate.economics.serving.replica import Engine, Replica, check_fits, held_bytes, here, on_devices
+from bedplate.economics.serving.simulation import Service
+from bedplate.economics.serving.traffic import Traffic, parse_lengths
 from bedplate.models.specs import TransformerSpec
 
 

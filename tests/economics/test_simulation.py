@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.machine import Load
-from bedplate.economics.simulation import Service, simulate
-from bedplate.economics.traffic import Call, Traffic, parse_lengths
+from bedplate.economics.hardware.machine import Load
+from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.traffic import Call, Traffic, parse_lengths
 
 
 @dataclass

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.traffic import Lengths, Traffic, parse_lengths, percentile
+from bedplate.economics.serving.traffic import Lengths, Traffic, parse_lengths, percentile
 
 ONE = parse_lengths("1", "it")
 

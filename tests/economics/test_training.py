@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.architecture import parameters, resolve, training_flops_per_token
-from bedplate.economics.hardware import DEVICES, find_device
-from bedplate.economics.mfu import mfu
-from bedplate.economics.training import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
+from bedplate.economics.hardware.mfu import mfu
+from bedplate.economics.hardware.table import DEVICES, find_device
+from bedplate.economics.model.architecture import parameters, resolve, training_flops_per_token
+from bedplate.economics.training.cost import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
 
 H100 = find_device("h100")
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.economics.usage import NO_TENANT, Usage, between, read_access_logs, read_metrics, together
+from bedplate.economics.bills.usage import NO_TENANT, Usage, between, read_access_logs, read_metrics, together
 
 prometheus = pytest.importorskip("prometheus_client")
 
@@ -25,7 +25,7 @@ Counts = Mapping[str, tuple[float, float, float, float]]
 
 
 def metrics_text(counts: Counts, busy: float | None = None, usd_per_hour: float | None = 0.4) -> str:
-    """As serving/metrics.py makes it, by the library that it uses."""
+    """As serving/server/metrics.py makes it, by the library that it uses."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     class Source:
@@ -162,7 +162,10 @@ def test_timestamps_and_spaces_are_part_of_the_format(tmp_path: Path) -> None:
 
 def server_line(when: float, facts: dict[str, object], status: int = 200) -> str:
     """One line as the server writes it with `logs: {format: json}`."""
-    access, logs = pytest.importorskip("bedplate.serving.access"), pytest.importorskip("bedplate.serving.logs")
+    access, logs = (
+        pytest.importorskip("bedplate.serving.server.access"),
+        pytest.importorskip("bedplate.serving.settings.logs"),
+    )
     seen: list[logging.LogRecord] = []
 
     class Keep(logging.Handler):

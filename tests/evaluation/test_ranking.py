@@ -24,7 +24,7 @@ from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
 from bedplate.evaluation.task import Example, load_examples, load_task
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.local import LocalModel
 
 IDS = [f"d{i}" for i in range(15)]
 WORDS = ("apple", "bridge", "cloud", "dune", "ember", "fjord", "grove", "harbour")

@@ -15,7 +15,7 @@ from tests.inference.fake_server import fake_server
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.report import Report
+from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.core.errors import UsageError
 

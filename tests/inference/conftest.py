@@ -11,7 +11,7 @@ import torch
 import transformers
 from tests.tiny import write_tiny_base
 
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 

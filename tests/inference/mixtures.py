@@ -7,7 +7,7 @@ import random
 import torch
 
 from bedplate.adapters.head import Head
-from bedplate.inference.requests import Classify, Embed, Generate, Request, Sampling, Score
+from bedplate.inference.engine.requests import Classify, Embed, Generate, Request, Sampling, Score
 
 
 def random_prompt(seed: int, length: int) -> tuple[int, ...]:

@@ -20,8 +20,8 @@ from bedplate.inference.chat.commands import COMMANDS, run_command
 from bedplate.inference.chat.conversation import Conversation, read_settings
 from bedplate.inference.chat.history import history_file, line_editing
 from bedplate.inference.chat.partners import LocalBase, RemoteModel, Turn, open_local
-from bedplate.inference.endpoint import Endpoint
-from bedplate.inference.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 

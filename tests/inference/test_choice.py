@@ -18,15 +18,22 @@ from tests.tiny import tiny_spec, write_tiny_base
 import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
-from bedplate.inference import calibrate, choice
-from bedplate.inference.calibrate import Measured, by_turns, measured
-from bedplate.inference.choice import choose
-from bedplate.inference.engine import Engine
-from bedplate.inference.local import LocalModel
+from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.library import load
-from bedplate.inference.opening import Asked, chosen, open_base
-from bedplate.inference.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
-from bedplate.inference.ways import Way, asked_ways, own_blocks, own_dtypes, own_ways, read_stored
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.opening import Asked, chosen, open_base
+from bedplate.inference.ways import calibrate, choice
+from bedplate.inference.ways.calibrate import Measured, by_turns, measured
+from bedplate.inference.ways.choice import choose
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
+from bedplate.inference.ways.way import (
+    Way,
+    asked_ways,
+    own_blocks,
+    own_dtypes,
+    own_ways,
+    read_stored,
+)
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.specs.presets import PRESETS

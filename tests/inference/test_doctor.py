@@ -16,11 +16,13 @@ from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
-from bedplate.economics.machine import Machine
-from bedplate.inference import calibrate, doctor, measure
-from bedplate.inference.doctor import bound, examine
-from bedplate.inference.trial import block_weights, read_bytes
-from bedplate.inference.ways import Way
+from bedplate.economics.hardware.machine import Machine
+from bedplate.inference.measure import doctor
+from bedplate.inference.measure import speeds as measure
+from bedplate.inference.measure.doctor import bound, examine
+from bedplate.inference.ways import calibrate
+from bedplate.inference.ways.trial import block_weights, read_bytes
+from bedplate.inference.ways.way import Way
 from bedplate.models.checkpoints.base import load_base, parameter_count
 
 pytestmark = pytest.mark.usefixtures("own_machine")

@@ -19,9 +19,8 @@ from tests.tiny import write_tiny_base
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import BusyError, ContextLengthExceeded, RequestError, UsageError
-from bedplate.inference.engine import Engine
-from bedplate.inference.local import LocalModel
-from bedplate.inference.requests import (
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import (
     Classification,
     Classify,
     Embed,
@@ -32,6 +31,7 @@ from bedplate.inference.requests import (
     Score,
     Scores,
 )
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 

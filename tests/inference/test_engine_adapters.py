@@ -18,8 +18,17 @@ from torch import Tensor
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
-from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Classification, Classify, Embed, Generate, Generation, Sampling, Score, Scores
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import (
+    Classification,
+    Classify,
+    Embed,
+    Generate,
+    Generation,
+    Sampling,
+    Score,
+    Scores,
+)
 from bedplate.models.checkpoints.base import load_base
 
 CONFIG = LoraConfig(r=4, alpha=8)

@@ -16,11 +16,9 @@ from tests.inference.mixtures import mixture, random_prompt
 from tests.references import reference_bert
 
 from bedplate.core.errors import BusyError, DeadlineError, RequestError
-from bedplate.inference import runner as runner_module
-from bedplate.inference.compute import ComputeLock
-from bedplate.inference.engine import Engine
-from bedplate.inference.forward import Batch
-from bedplate.inference.requests import (
+from bedplate.inference.engine import runner as runner_module
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import (
     Classification,
     Embed,
     Embedding,
@@ -31,6 +29,8 @@ from bedplate.inference.requests import (
     Score,
     Scores,
 )
+from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.forward.torch import Batch
 from bedplate.models.checkpoints.base import Base, load_base
 
 

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.grammar import CACHED, Grammars, Matcher, allowed_ids, mask_words, unpack, withhold
-from bedplate.inference.requests import Grammar, Sampling
-from bedplate.inference.sampler import RowState, sample
+from bedplate.inference.engine.grammar import CACHED, Grammars, Matcher, allowed_ids, mask_words, unpack, withhold
+from bedplate.inference.engine.requests import Grammar, Sampling
+from bedplate.inference.engine.sampler import RowState, sample
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tools import CallReader, Tool, call_grammar_source
 

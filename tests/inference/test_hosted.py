@@ -17,10 +17,10 @@ from tests.inference.fake_server import fake_server
 import bedplate
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.inference.account import Account, Price
-from bedplate.inference.endpoint import Endpoint, RemoteAnswer
-from bedplate.inference.hosted import HostedPredictor
-from bedplate.inference.spoken import label_scores, read_label
+from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.remote.account import Account, Price
+from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer
+from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain, JsonOutput, LabelOutput, Output, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.judged import Held, dtype_of, held_as, judged_now
+from bedplate.inference.predict.held_as import Held, dtype_of, held_as, judged_now
 from bedplate.skins.skin import EvaluatedWith
 from bedplate.skins.verify import check_judged
 

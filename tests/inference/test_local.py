@@ -13,7 +13,7 @@ from tests.near import assert_near
 
 import bedplate
 from bedplate.core.errors import RequestError
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.precision import dtype_name
 
 

@@ -13,19 +13,20 @@ from tests.serving.conftest import running
 
 from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
-from bedplate.economics.machine import Load, ServerSpeed, read_machine, step_seconds
-from bedplate.economics.simulation import Service, simulate
-from bedplate.economics.steps import MeasuredSteps
-from bedplate.economics.traffic import Call
-from bedplate.inference import measure, measure_tuning
-from bedplate.inference.engine import Engine
-from bedplate.inference.measure import Measured, StepLog, fit_engine, load_of, measure_engine
-from bedplate.inference.measure_server import KINDS, fit_server, measure_server
-from bedplate.inference.measure_tuning import StepKind
-from bedplate.inference.requests import Generate, Sampling
-from bedplate.inference.stats import StepRecord
+from bedplate.economics.hardware.machine import Load, ServerSpeed, read_machine, step_seconds
+from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.steps import MeasuredSteps
+from bedplate.economics.serving.traffic import Call
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.stats import StepRecord
+from bedplate.inference.measure import speeds as measure
+from bedplate.inference.measure import tuning as measure_tuning
+from bedplate.inference.measure.server import KINDS, fit_server, measure_server
+from bedplate.inference.measure.speeds import Measured, StepLog, fit_engine, load_of, measure_engine
+from bedplate.inference.measure.tuning import StepKind
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.serving.app import loaded_house
+from bedplate.serving.server.app import loaded_house
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def _sizes() -> list[tuple[float, float, float]]:
 
 
 def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bedplate.inference.measure_server.TURNS", 2)
+    monkeypatch.setattr("bedplate.inference.measure.server.TURNS", 2)
     nothing = made_up(
         blocks={"counts": (1,), "seconds": (0.0,)},
         head={"counts": (1,), "seconds": (0.0,)},

@@ -20,7 +20,7 @@ from bedplate.inference.native import compiler, levels
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.levels import LEVELS, Level
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import dequantise, quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs

@@ -14,12 +14,12 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig, block_linears
-from bedplate.inference import choice
-from bedplate.inference.compiled import NativeForward
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score, Scores
+from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.native.library import load
-from bedplate.inference.requests import Generate, Generation, Sampling, Score, Scores
-from bedplate.inference.ways import Weights
+from bedplate.inference.ways import choice
+from bedplate.inference.ways.way import Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
 

@@ -15,10 +15,8 @@ from tests.near import assert_near
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine import Engine
-from bedplate.inference.kv_cache import SlotCache, Span
-from bedplate.inference.paged import BLOCK, PagedCache
-from bedplate.inference.requests import (
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import (
     Classification,
     Embedding,
     Generate,
@@ -27,6 +25,8 @@ from bedplate.inference.requests import (
     Sampling,
     Scores,
 )
+from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.models.checkpoints.base import Base, load_base
 
 TOKEN = 2 * 3 * 2 * 8 * 4

@@ -16,9 +16,9 @@ import bedplate
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
-from bedplate.inference.loaded import LoadedSkin
-from bedplate.inference.local import LocalModel
 from bedplate.inference.native.library import load as load_library
+from bedplate.inference.predict.loaded import LoadedSkin
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.neighbours import Neighbours

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.quantize import dequantise, quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import dequantise, quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf import GgufReader, read_blocks, write_gguf
 from bedplate.models.families import FAMILIES
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.radix import Key, Node, RadixTree, salted
+from bedplate.inference.forward.radix import Key, Node, RadixTree, salted
 
 SIZE = 10
 

@@ -17,8 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bedplate.inference.requests import Sampling
-from bedplate.inference.sampler import RowState, penalise, sample, truncate
+from bedplate.inference.engine.requests import Sampling
+from bedplate.inference.engine.sampler import RowState, penalise, sample, truncate
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.scheduler import MOST_OVERTAKEN, Admission, Scheduler
+from bedplate.inference.engine.scheduler import MOST_OVERTAKEN, Admission, Scheduler
 
 
 @dataclass(eq=False)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.engine import Engine
-from bedplate.inference.requests import Generate, Generation, Grammar, Sampling
-from bedplate.inference.speculate import LONGEST, MOST, REST, SHORTEST, Drafter
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling
+from bedplate.inference.engine.speculate import LONGEST, MOST, REST, SHORTEST, Drafter
 from bedplate.models.checkpoints.base import load_base
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bedplate.core.processor import processor
-from bedplate.inference import threads
-from bedplate.inference.threads import engine_threads, use_cores
+from bedplate.inference.ways import threads
+from bedplate.inference.ways.threads import engine_threads, use_cores
 
 
 @pytest.fixture(autouse=True)

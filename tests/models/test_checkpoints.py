@@ -267,7 +267,7 @@ def test_real_smollm2_export_equals_ours_in_transformers(smollm2_gguf: Path, tmp
 
 @pytest.mark.real
 def test_real_minilm_embeds_as_transformers_with_mean_pooling(minilm_dir: Path) -> None:
-    from bedplate.inference.local import LocalModel
+    from bedplate.inference.predict.local import LocalModel
 
     texts = ["A cat sat on the mat.", "Quarterly revenue rose.", "the feline rested on a rug", "x"]
     with LocalModel(load_base(minilm_dir, dtype="float32")) as model:

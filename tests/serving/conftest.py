@@ -21,12 +21,12 @@ from tests.tiny import write_tiny_base
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
-from bedplate.serving.app import create_app
-from bedplate.serving.house import House
-from bedplate.serving.loading import loaded_house
+from bedplate.serving.call.state import House
+from bedplate.serving.server.app import create_app
+from bedplate.serving.server.loading import loaded_house
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import yaml
 
-from bedplate.serving.keys import Key, KeysFile, change_keys, new_secret
+from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
 
 
 @dataclass

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from bedplate.core.files import sha256_file
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.guard import Caller
-from bedplate.serving.loading import loaded_house, server_config
-from bedplate.serving.residency import State
-from bedplate.serving.skins import ServedSkin
+from bedplate.serving.callers.guard import Caller
+from bedplate.serving.models.residency import State
+from bedplate.serving.models.served_skin import ServedSkin
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt

@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.serving import batch_store, batch_worker
-from bedplate.serving.batch_lines import MAX_ERRORS, check_lines
-from bedplate.serving.batch_store import BatchStore, DoneRow
-from bedplate.serving.config import BatchesConfig
-from bedplate.serving.files import clean_name
-from bedplate.serving.guard import Caller, Guard
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.api.files import clean_name
+from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.durable import batch_store, batch_worker
+from bedplate.serving.durable.batch_store import BatchStore, DoneRow
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.settings.config import BatchesConfig
+from bedplate.serving.wire.batch_lines import MAX_ERRORS, check_lines
 
 from .conftest import Files, Server, running
 
@@ -376,13 +376,13 @@ def test_a_batch_of_no_file_is_not_found(place):
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    from bedplate.inference.sampler import sample
+    from bedplate.inference.engine.sampler import sample
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(seconds)
         return sample(*arguments)
 
-    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+    monkeypatch.setattr("bedplate.inference.engine.runner.sample", slowly)
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> None:
@@ -412,7 +412,7 @@ def test_a_cancelled_batch_keeps_what_was_done_and_lists_the_rest(place, monkeyp
 
 
 def test_a_batch_that_takes_too_long_expires(files, tmp_path, monkeypatch):
-    monkeypatch.setattr("bedplate.serving.batches.WINDOW_SECONDS", 1)
+    monkeypatch.setattr("bedplate.serving.api.batches.WINDOW_SECONDS", 1)
     slow(monkeypatch, 0.02)
     with serving(files, tmp_path, in_flight=1) as server:
         batch = run(server.client, *(line(f"r{i}", max_tokens=20) for i in range(50)))
@@ -457,7 +457,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
 def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
     """A full queue is waited for; a caller that may no longer ask has its rows refused one by one."""
     from bedplate.core.errors import BusyError
-    from bedplate.serving import bridge
+    from bedplate.serving.call import bridge
 
     real, refusals = bridge.submit_all, [True] * 5
 
@@ -467,7 +467,7 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
             raise BusyError("the server's queue is full; try again in a moment")
         return real(engine, requests)
 
-    monkeypatch.setattr("bedplate.serving.calls.submit_all", full)
+    monkeypatch.setattr("bedplate.serving.call.call.submit_all", full)
     with serving(files, tmp_path) as server:
         batch = run(server.client, *(line(f"r{i}") for i in range(10)))
         assert (batch.status, batch.request_counts.completed, refusals) == ("completed", 10, [])
@@ -475,7 +475,7 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
         def admit(*_: Any, **__: Any) -> Any:
             raise openai_error
 
-        from bedplate.serving.errors import StatusError
+        from bedplate.serving.wire.errors import StatusError
 
         openai_error = StatusError(401, "the API key is no longer one of this server's", "invalid_api_key")
         file = upload(server.client, line("a"))
@@ -558,8 +558,8 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
 
 
 def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
-    from bedplate.serving.app import create_app
-    from bedplate.serving.inside import call_inside
+    from bedplate.serving.call.self_calls import call_inside
+    from bedplate.serving.server.app import create_app
 
     slow(monkeypatch, 0.02)
 

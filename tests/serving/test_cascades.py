@@ -19,13 +19,13 @@ from tests.serving.conftest import Files, running
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.engine import Engine
-from bedplate.inference.loaded import load
-from bedplate.inference.predict import Prediction, Predictor
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.house import House
-from bedplate.serving.loading import loaded_house, server_config
-from bedplate.serving.shelf import Shelf
+from bedplate.serving.call.state import House
+from bedplate.serving.models.skins_directory import Shelf
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt

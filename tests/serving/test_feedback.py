@@ -21,12 +21,12 @@ from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.serving.consent import FeedbackConfig, KeepRule
-from bedplate.serving.feedback import sampled
-from bedplate.serving.feedback_store import FeedbackStore, plain_id
-from bedplate.serving.guard import Caller, Guard
-from bedplate.serving.loading import loaded_house, server_config
-from bedplate.serving.redaction import NAMED, Expression, RedactionTimeout, Redactor
+from bedplate.serving.api.feedback import sampled
+from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
 
 from .conftest import Files, Server, running
 

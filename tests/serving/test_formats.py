@@ -14,12 +14,12 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine import Engine
+from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.library import load
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving import engines as opening
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.models import engines as opening
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import EvaluatedWith
 

@@ -19,12 +19,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.serving.config import BaseConfig, PriceConfig, ServerConfig
-from bedplate.serving.errors import LimitError, QuotaError, StatusError
-from bedplate.serving.guard import Caller, Guard, guard_for, is_loopback
-from bedplate.serving.keys import Key, KeyLimits, KeyQuota, KeysFile, KeyStore, change_keys, new_secret, read_keys
-from bedplate.serving.limits import KeyWindows
-from bedplate.serving.quotas import SpendLedger, Spent
+from bedplate.serving.callers.guard import Caller, Guard, guard_for, is_loopback
+from bedplate.serving.callers.keys import (
+    Key,
+    KeyLimits,
+    KeyQuota,
+    KeysFile,
+    KeyStore,
+    change_keys,
+    new_secret,
+    read_keys,
+)
+from bedplate.serving.callers.limits import KeyWindows
+from bedplate.serving.callers.quotas import SpendLedger, Spent
+from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig
+from bedplate.serving.wire.errors import LimitError, QuotaError, StatusError
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from bedplate.serving.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
-from bedplate.serving.loading import loaded_house
+from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running
 from .test_bad_requests import HI, check

@@ -9,8 +9,8 @@ import pytest
 from tests.serving.conftest import LABELS, Server
 
 from bedplate.core.errors import UnknownModelError
-from bedplate.inference.account import Account, Price
-from bedplate.inference.hosted import HostedPredictor
+from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.remote.account import Account, Price
 from bedplate.skins.output import JsonOutput, LabelOutput, Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin

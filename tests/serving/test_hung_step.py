@@ -16,7 +16,7 @@ from .test_lifecycle import ENDLESS, everything, send
 
 HANGING = """
 import sys, threading
-import bedplate.inference.runner as runner
+import bedplate.inference.engine.runner as runner
 def hangs(logits, rows):
     print("hangs", flush=True)
     threading.Event().wait()

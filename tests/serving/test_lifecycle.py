@@ -20,9 +20,9 @@ import torch
 from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.sampler import sample
-from bedplate.serving.app import serve
-from bedplate.serving.loading import loaded_house
+from bedplate.inference.engine.sampler import sample
+from bedplate.serving.server.app import serve
+from bedplate.serving.server.loading import loaded_house
 
 from .conftest import Server, running
 from .test_bad_requests import check
@@ -39,7 +39,7 @@ def slow_steps(monkeypatch):
         logits[:, : len(SPECIAL)] = -torch.inf  # the tiny tokenizer's first ids
         return sample(logits, rows)
 
-    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+    monkeypatch.setattr("bedplate.inference.engine.runner.sample", slowly)
 
 
 def send(server: Server, body: dict, headers: str = "") -> socket.socket:
@@ -97,8 +97,8 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(server):
 
 def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
     """Its socket is full and nothing is read: the reply is broken off after a while."""
-    from bedplate.serving import events
-    from bedplate.serving.errors import ClientGone
+    from bedplate.serving.call import events
+    from bedplate.serving.wire.errors import ClientGone
 
     monkeypatch.setattr(events, "STALL_SECONDS", 0.1)
     closed: list[bool] = []
@@ -144,7 +144,7 @@ def test_a_failing_step_is_500_without_details(server, monkeypatch, caplog, stre
         raise RuntimeError("secret /home/someone/file.py")
 
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.inference.runner.sample", fails)
+        patch.setattr("bedplate.inference.engine.runner.sample", fails)
         message = check(server.chat(stream=stream), 500, code="internal_error")
     assert "secret" not in message
     assert "secret" in caplog.text
@@ -162,7 +162,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
         return sample(logits, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.inference.runner.sample", fails)
+        patch.setattr("bedplate.inference.engine.runner.sample", fails)
         response = server.chat(stream=True, max_tokens=50, temperature=1.9, seed=1)
     assert response.status_code == 200
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
@@ -174,7 +174,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
 
 def test_an_unexpected_exception_is_500(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.serving.openai.read_fields", lambda *_: 1 / 0)
+        patch.setattr("bedplate.serving.api.openai.read_fields", lambda *_: 1 / 0)
         check(server.chat(), 500, code="internal_error")
     assert server.chat().status_code == 200
 

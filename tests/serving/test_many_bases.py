@@ -13,9 +13,9 @@ from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.calls import TIMEOUT_HEADER
-from bedplate.serving.config import BaseConfig
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.call.call import TIMEOUT_HEADER
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.settings.config import BaseConfig
 from bedplate.skins.card import card_of, read_card
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.neighbours import Neighbours

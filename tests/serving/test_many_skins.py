@@ -11,9 +11,9 @@ import httpx
 import pytest
 import torch
 
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt

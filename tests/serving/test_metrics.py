@@ -12,9 +12,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bedplate.serving.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
-from bedplate.serving.loading import loaded_house
-from bedplate.serving.metrics import MAX_MODELS, OTHER, Metrics
+from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.metrics import MAX_MODELS, OTHER, Metrics
+from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running
 from .test_bad_requests import HI
@@ -115,7 +115,7 @@ def test_histograms_are_cumulative_and_sum_up(priced):
 
 def test_a_scrape_does_not_wait_for_the_engine(priced, monkeypatch):
     """Also in the middle of a long step, gauges are said at once."""
-    from bedplate.inference.sampler import sample
+    from bedplate.inference.engine.sampler import sample
 
     inside, leave = threading.Event(), threading.Event()
 
@@ -125,7 +125,7 @@ def test_a_scrape_does_not_wait_for_the_engine(priced, monkeypatch):
         return sample(logits, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.inference.runner.sample", holds)
+        patch.setattr("bedplate.inference.engine.runner.sample", holds)
         with send(priced, ENDLESS), send(priced, ENDLESS):
             assert inside.wait(60)
             began = time.perf_counter()

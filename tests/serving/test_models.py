@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.inference.requests import Generate, Sampling
-from bedplate.serving.loading import loaded_house
-from bedplate.serving.models import Stripped, choices
+from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.serving.models.served import Stripped, choices
+from bedplate.serving.server.loading import loaded_house
 from bedplate.skins.files import read_skin
 
 

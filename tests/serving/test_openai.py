@@ -9,7 +9,7 @@ import math
 import openai
 import pytest
 
-from bedplate.inference.requests import Generate, Sampling
+from bedplate.inference.engine.requests import Generate, Sampling
 
 from .conftest import INPUTS, SKINS
 
@@ -245,7 +245,7 @@ def test_async_client(server):
 
 @pytest.mark.real
 def test_the_real_base_answers_the_openai_client(smollm2_gguf):
-    from bedplate.serving.loading import loaded_house
+    from bedplate.serving.server.loading import loaded_house
 
     from .conftest import Server, running
 

@@ -25,16 +25,16 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bedplate.cli.main import VERBS
 from bedplate.core.errors import UnknownItemError
-from bedplate.inference.sampler import sample
-from bedplate.serving import lifecycle
-from bedplate.serving.app import create_app, serve
-from bedplate.serving.config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
-from bedplate.serving.house import House
-from bedplate.serving.lifecycle import HEAD_SECONDS
-from bedplate.serving.lifecycle import Server as Lifecycle
-from bedplate.serving.loading import loaded_house
-from bedplate.serving.logs import JsonLines
-from bedplate.serving.telemetry import Telemetry
+from bedplate.inference.engine.sampler import sample
+from bedplate.serving.call.state import House
+from bedplate.serving.server import lifecycle
+from bedplate.serving.server.app import create_app, serve
+from bedplate.serving.server.lifecycle import HEAD_SECONDS
+from bedplate.serving.server.lifecycle import Server as Lifecycle
+from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.settings.config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
+from bedplate.serving.settings.logs import JsonLines
 
 from .conftest import Files, Server, running
 from .test_lifecycle import ENDLESS, everything, send, slow_steps, wait_until
@@ -68,7 +68,7 @@ def test_a_hung_step_turns_health_to_503_and_a_recovered_one_back(files, tmp_pat
     with loaded_house(config(files, stall_seconds=0.3, state=tmp_path)) as house, running(house) as url:
         assert status(url, "/health") == status(url, "/ready") == (200, "ok")
         with monkeypatch.context() as patch:
-            patch.setattr("bedplate.inference.runner.sample", hangs)
+            patch.setattr("bedplate.inference.engine.runner.sample", hangs)
             with send(Server(url, house, {}), ENDLESS):
                 assert hang.wait(10)
                 assert status(url, "/health") == (200, "ok")  # a step may take a while
@@ -115,7 +115,7 @@ def answers(url: str, path: str) -> tuple[int, str] | None:
 
 SLOW_LOADING = """
 import sys, time
-import bedplate.serving.engines as loading
+import bedplate.serving.models.engines as loading
 load = loading._load
 def slowly(*arguments, **settings):
     time.sleep(float(sys.argv[1]))
@@ -376,9 +376,9 @@ def test_one_span_for_each_call(files, tmp_path):
 def test_telemetry_without_its_library_is_an_error_only_when_it_is_configured():
     code = (
         "import sys; sys.modules['opentelemetry.sdk.trace'] = None; sys.modules['opentelemetry.sdk.resources'] = None\n"
-        "from bedplate.serving.telemetry import Telemetry\n"
-        "from bedplate.serving.config import TelemetryConfig\n"
-        "import bedplate.serving.app\n"
+        "from bedplate.serving.server.telemetry import Telemetry\n"
+        "from bedplate.serving.settings.config import TelemetryConfig\n"
+        "import bedplate.serving.server.app\n"
         "try: Telemetry(TelemetryConfig(endpoint='http://127.0.0.1:9'))\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )

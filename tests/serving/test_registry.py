@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bedplate.core.errors import SkinError, UnknownModelError, UsageError
-from bedplate.serving import residency
-from bedplate.serving.errors import StatusError
-from bedplate.serving.guard import Caller
-from bedplate.serving.registry import Lease, Registry
-from bedplate.serving.residency import State
-from bedplate.serving.shelf import Found
-from bedplate.serving.skins import ServedSkin
+from bedplate.serving.callers.guard import Caller
+from bedplate.serving.models import residency
+from bedplate.serving.models.registry import Lease, Registry
+from bedplate.serving.models.residency import State
+from bedplate.serving.models.served_skin import ServedSkin
+from bedplate.serving.models.skins_directory import Found
+from bedplate.serving.wire.errors import StatusError
 from bedplate.skins.card import Card
 from bedplate.skins.output import TextOutput
 from bedplate.skins.skin import BaseReference

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.serving.comparison import Answered, Pair, compare
-from bedplate.serving.consent import FeedbackConfig, KeepRule
-from bedplate.serving.guard import Caller, Guard
-from bedplate.serving.loading import loaded_house, server_config
-from bedplate.serving.routes import RouteConfig, pick, unit_of
+from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.rollout.comparison import Answered, Pair, compare
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
 
 from .conftest import Files, Server, running
 
@@ -261,17 +261,17 @@ def test_a_shadow_that_is_not_served_fails_alone(files, tmp_path):
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    from bedplate.inference.sampler import sample
+    from bedplate.inference.engine.sampler import sample
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(seconds)
         return sample(*arguments)
 
-    monkeypatch.setattr("bedplate.inference.runner.sample", slowly)
+    monkeypatch.setattr("bedplate.inference.engine.runner.sample", slowly)
 
 
 def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
-    from bedplate.serving import shadow
+    from bedplate.serving.rollout import shadow
 
     monkeypatch.setattr(shadow, "MOST_WAITING", 2)
     monkeypatch.setattr(shadow, "WAIT_SECONDS", 0.3)

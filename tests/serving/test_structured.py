@@ -15,7 +15,7 @@ import pytest
 from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
-from bedplate.serving.loading import loaded_house
+from bedplate.serving.server.loading import loaded_house
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {

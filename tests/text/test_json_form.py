@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from tests.tiny import tiny_spec, write_tiny_base
 
-from bedplate.inference.forms import ORDERED_LABELS, grammar_of
-from bedplate.inference.grammar import Grammars
-from bedplate.inference.requests import Grammar
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.output_grammar import ORDERED_LABELS, grammar_of
+from bedplate.inference.engine.requests import Grammar
 from bedplate.skins.output import JsonOutput, LabelsOutput
 from bedplate.text.json_form import schema_fields, schema_form, type_words
 from bedplate.text.tokenizer import Tokenizer

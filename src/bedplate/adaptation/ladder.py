@@ -12,16 +12,16 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bedplate.adaptation import formats, gate, planner, rules
-from bedplate.adaptation.bases import Bases
-from bedplate.adaptation.climb import config_of
-from bedplate.adaptation.clock import Clock, Stopwatch
-from bedplate.adaptation.context import Context, source_of
-from bedplate.adaptation.curve import learning_curve, possible_sizes
-from bedplate.adaptation.entries import Entry, entries
-from bedplate.adaptation.guards import GuardResult, broken, check_child
-from bedplate.adaptation.parent import read_parent, write_splits
-from bedplate.adaptation.report import Report, build_report, write_report
+from bedplate.adaptation.climb import formats, planner
+from bedplate.adaptation.climb.candidates import Entry, entries
+from bedplate.adaptation.climb.climb import config_of
+from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
+from bedplate.adaptation.climb.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
+from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
+from bedplate.adaptation.report.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.base import (
@@ -30,8 +30,9 @@ from bedplate.adaptation.rungs.base import (
     Tested,
     latency,
 )
-from bedplate.adaptation.spec import load_adapt_task
-from bedplate.adaptation.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
+from bedplate.adaptation.task.parent import read_parent, write_splits
+from bedplate.adaptation.task.spec import load_adapt_task
+from bedplate.adaptation.verdict import gate, rules
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
@@ -41,9 +42,9 @@ from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, PredictionLike, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import load_examples
-from bedplate.inference.composed import Answers, CascadePredictor
-from bedplate.inference.hosted import HostedPredictor
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
 from bedplate.skins.run import SETTINGS_FILE

@@ -12,7 +12,7 @@ import typer
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.adaptation.report import Report
+    from bedplate.adaptation.report.report import Report
 
 
 def adapt(
@@ -83,10 +83,10 @@ def adapt(
     soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
     afresh. What users corrected is such new data: `bedplate feedback export`.
     """
-    from bedplate.adaptation.curve import parse_sizes
+    from bedplate.adaptation.curve.learning_curve import parse_sizes
     from bedplate.adaptation.ladder import adapt as climb
-    from bedplate.adaptation.spec import parse_budget
-    from bedplate.inference.threads import use_cores
+    from bedplate.adaptation.task.spec import parse_budget
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}

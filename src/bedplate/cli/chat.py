@@ -59,7 +59,7 @@ def chat(
     from bedplate.inference.chat.conversation import Conversation
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk
-    from bedplate.inference.threads import use_cores
+    from bedplate.inference.ways.threads import use_cores
 
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     use_cores()
@@ -67,7 +67,7 @@ def chat(
     loading["allow_other_weights"] = allow_other_weights
     with contextlib.ExitStack() as stack:
         if url is not None:
-            from bedplate.inference.endpoint import Endpoint
+            from bedplate.inference.remote.endpoint import Endpoint
 
             endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
             open_partner: Callable[[str | None], Partner] = partial(RemoteModel, endpoint)

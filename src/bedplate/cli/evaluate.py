@@ -73,8 +73,8 @@ def _on_split(
 ) -> None:
     from bedplate.evaluation import harness
     from bedplate.evaluation.task import load_examples, load_task
-    from bedplate.inference.predict import Predictor
-    from bedplate.inference.threads import use_cores
+    from bedplate.inference.predict.predictor import Predictor
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     task = load_task(task_file, overrides)
@@ -102,8 +102,8 @@ def _on_new_rows(
     loading: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    from bedplate.adaptation.monitor import drift
-    from bedplate.inference.threads import use_cores
+    from bedplate.adaptation.after.monitor import drift
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     found = drift(skin, rows, task_file=task, **loading)

@@ -13,7 +13,7 @@ from bedplate.core.files import atomic_write
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.serving.feedback_store import FeedbackStore
+    from bedplate.serving.durable.feedback_store import FeedbackStore
 
 
 def feedback(
@@ -36,8 +36,8 @@ def feedback(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
-    from bedplate.serving.config import state_directory
-    from bedplate.serving.feedback_store import DIRECTORY, FeedbackStore
+    from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore
+    from bedplate.serving.settings.config import state_directory
 
     store = FeedbackStore(state_directory(state) / DIRECTORY)
     if action == "list":
@@ -96,7 +96,7 @@ def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, targe
 def _purge(
     store: FeedbackStore, skin: str | None, ids: list[str], tenants: list[str], everything: bool, as_json: bool
 ) -> None:
-    from bedplate.serving.feedback_store import plain_id
+    from bedplate.serving.durable.feedback_store import plain_id
 
     if not ids and not tenants and not everything:
         raise UsageError("say what to purge: --id of a reply, --tenant, or --everything of a skin")

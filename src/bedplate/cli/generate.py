@@ -38,9 +38,9 @@ def generate(
     if system is not None and not chat:
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
-    from bedplate.inference.opening import Asked, open_base
-    from bedplate.inference.requests import Generate, Generation, Sampling
-    from bedplate.inference.threads import use_cores
+    from bedplate.inference.engine.requests import Generate, Generation, Sampling
+    from bedplate.inference.predict.opening import Asked, open_base
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     sampling = Sampling(

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import bedplate
 from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.version import __version__
 
 # verb: (module, one line of help). One row per verb. The module has a typer command function of the verb's name, or a
 # table ACTIONS of such rows for the verb's own verbs (`bedplate plan train`).
@@ -66,7 +66,7 @@ def _run(arguments: list[str]) -> int:
         print(_help())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"bedplate {bedplate.__version__}")
+        print(f"bedplate {__version__}")
         return 0
     return _run_verb(VERBS, arguments, "bedplate")
 

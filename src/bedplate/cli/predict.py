@@ -15,8 +15,8 @@ from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
-    from bedplate.inference.bulk import Counts
-    from bedplate.inference.composed import Answers
+    from bedplate.inference.predict.bulk import Counts
+    from bedplate.inference.predict.composed import Answers
 
 
 def predict(
@@ -45,9 +45,9 @@ def predict(
 
     A row that cannot be predicted gets an "error" in place of its output, and the exit code is 1."""
     _check(skin, rows, out, as_json)
-    from bedplate.inference.loaded import load
-    from bedplate.inference.local import LocalModel
-    from bedplate.inference.threads import use_cores
+    from bedplate.inference.predict.loaded import load
+    from bedplate.inference.predict.local import LocalModel
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def _check(skin: Path, rows: str, out: str, as_json: bool) -> None:
 
 
 def _run(predictor: Answers, rows: str, out: str, batch: int) -> Counts:
-    from bedplate.inference import bulk
+    from bedplate.inference.predict import bulk
 
     if rows != "-" and out != "-":
         total, _ = bulk.survey(Path(rows))

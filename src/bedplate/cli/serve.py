@@ -13,7 +13,7 @@ import typer
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from bedplate.serving.house import House
+    from bedplate.serving.call.state import House
 
 BESIDE_CONFIG = frozenset(("config", "skin", "as_json"))
 """Options that also go with a server's file."""
@@ -68,14 +68,14 @@ def serve(
 ) -> None:
     """Serve a base and its skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM."""
     try:
-        from bedplate.serving.app import serve as run
-        from bedplate.serving.loading import server_config
-        from bedplate.serving.logs import write_logs
+        from bedplate.serving.server.app import serve as run
+        from bedplate.serving.server.loading import server_config
+        from bedplate.serving.settings.logs import write_logs
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     from bedplate.core.config import load_config
-    from bedplate.inference.threads import use_cores
-    from bedplate.serving.config import ServerConfig
+    from bedplate.inference.ways.threads import use_cores
+    from bedplate.serving.settings.config import ServerConfig
 
     if (base is None) == (config is None):
         raise UsageError("give a base to serve, or a server's file with --config, and not both")

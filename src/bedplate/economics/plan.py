@@ -10,18 +10,18 @@ import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bedplate.economics import amortisation, decisions
-from bedplate.economics.account import load_account
-from bedplate.economics.budget import BudgetPlan, plan_budget
-from bedplate.economics.device import Device
-from bedplate.economics.hardware_file import find_device_in
-from bedplate.economics.memory import WeightFormat
-from bedplate.economics.replica import Engine
-from bedplate.economics.serving import ServingPlan, Target
-from bedplate.economics.serving_cases import plan_cases, replicas_of
-from bedplate.economics.traffic import Lengths, Traffic, parse_lengths
-from bedplate.economics.training import TrainingPlan, plan_training
-from bedplate.economics.tuning import TuningPlan, plan_tuning
+from bedplate.economics.bills import amortisation, decisions
+from bedplate.economics.bills.account import load_account
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.file import find_device_in
+from bedplate.economics.model.memory import WeightFormat
+from bedplate.economics.serving.cases import plan_cases, replicas_of
+from bedplate.economics.serving.cost import ServingPlan, Target
+from bedplate.economics.serving.replica import Engine
+from bedplate.economics.serving.traffic import Lengths, Traffic, parse_lengths
+from bedplate.economics.training.budget import BudgetPlan, plan_budget
+from bedplate.economics.training.cost import TrainingPlan, plan_training
+from bedplate.economics.training.tuning import TuningPlan, plan_tuning
 
 __all__ = [
     "BudgetPlan",

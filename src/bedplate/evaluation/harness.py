@@ -29,7 +29,7 @@ from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
-    from bedplate.inference.loaded import Loaded
+    from bedplate.inference.predict.loaded import Loaded
 
 
 class PredictionLike(Protocol):
@@ -367,10 +367,10 @@ def evaluate(
 
 def _identity(model: object) -> str:
     """What was asked: a skin's id, or a base's; anything else is new each time."""
-    from bedplate.inference.composed import CascadePredictor
-    from bedplate.inference.hosted import HostedPredictor
-    from bedplate.inference.local import LocalModel
-    from bedplate.inference.predict import Predictor
+    from bedplate.inference.predict.composed import CascadePredictor
+    from bedplate.inference.predict.hosted import HostedPredictor
+    from bedplate.inference.predict.local import LocalModel
+    from bedplate.inference.predict.predictor import Predictor
     from bedplate.skins.files import skin_id
 
     if isinstance(model, LocalModel):
@@ -382,7 +382,7 @@ def _identity(model: object) -> str:
 def load_predictor(skin: Path | str, **how: Any) -> Loaded:
     """The skin with its base, as it was judged where nothing else is asked for; or a base. how: as in `bedplate.load`:
     dtype, weights, kernel, allow_other_weights."""
-    from bedplate.inference.loaded import load
+    from bedplate.inference.predict.loaded import load
 
     return load(skin, **how)
 

@@ -17,8 +17,8 @@ from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
 from bedplate.evaluation.metrics import Answered, Scoring
 from bedplate.evaluation.metrics_spec import JudgeSpec
-from bedplate.inference.account import Account, Price
-from bedplate.inference.hosted import HostedPredictor, api_key
+from bedplate.inference.predict.hosted import HostedPredictor, api_key
+from bedplate.inference.remote.account import Account, Price
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin

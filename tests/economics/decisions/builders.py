@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from bedplate.core.config import parse_config
-from bedplate.economics.decisions import Case, Decision, Outcome, decide
-from bedplate.economics.decisions.resolve import Resolver
-from bedplate.economics.decisions.rules import broken_constraints
-from bedplate.economics.decisions.sensitivity import Chooser
-from bedplate.economics.prices import Prices
+from bedplate.economics.bills.decisions import Case, Decision, Outcome, decide
+from bedplate.economics.bills.decisions.resolve import Resolver
+from bedplate.economics.bills.decisions.rules import broken_constraints
+from bedplate.economics.bills.decisions.sensitivity import Chooser
+from bedplate.economics.numbers.prices import Prices
 
 TODAY = datetime.date(2026, 11, 20)
 

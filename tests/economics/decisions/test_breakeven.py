@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, PRICES, decided
 
-from bedplate.economics.decisions.bill import Bill, Fleet, Volume
-from bedplate.economics.decisions.breakeven import cheaper_from
-from bedplate.economics.decisions.words import as_values, break_even
+from bedplate.economics.bills.decisions.bill import Bill, Fleet, Volume
+from bedplate.economics.bills.decisions.breakeven import cheaper_from
+from bedplate.economics.bills.decisions.words import as_values, break_even
 
 DAYS = 100
 TUNED = {

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
 
 from bedplate.core.errors import BedplateError
-from bedplate.economics.decisions.bill import Fleet, Volume
-from bedplate.economics.decisions.words import as_values
-from bedplate.economics.hardware import find_device
-from bedplate.economics.training import plan_training
+from bedplate.economics.bills.decisions.bill import Fleet, Volume
+from bedplate.economics.bills.decisions.words import as_values
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.training.cost import plan_training
 
 CALLS = 100_000  # 1,000 a day for 100 days
 

@@ -11,12 +11,12 @@ import yaml
 from tests.economics.decisions.builders import PRICES, TODAY, case_values
 
 from bedplate.core.errors import ConfigError
-from bedplate.economics.decisions import Decision, decide, load_case
-from bedplate.economics.machine import Curve, EngineSpeed, Machine, Shape, write_machine
+from bedplate.economics.bills.decisions import Decision, decide, load_case
+from bedplate.economics.hardware.machine import Curve, EngineSpeed, Machine, Shape, write_machine
 
 
 def row(rung: str, split: str = "valid", **changes: Any) -> dict[str, Any]:
-    """As adaptation/report.py writes it."""
+    """As adaptation/report/report.py writes it."""
     return {
         "rung": rung,
         "status": "done",

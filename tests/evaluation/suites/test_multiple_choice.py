@@ -15,7 +15,7 @@ from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.evaluation.suites import items as sets
 from bedplate.evaluation.suites.multiple_choice import Item, judge, score_items, tokens_of
 from bedplate.evaluation.suites.text import Document, losses, read_documents
-from bedplate.inference.local import LocalModel
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 ITEMS = [

@@ -9,8 +9,8 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from bedplate.serving.app import ROUTERS
-from bedplate.serving.openapi import BODIES, document
+from bedplate.serving.server.app import ROUTERS
+from bedplate.serving.server.openapi import BODIES, document
 
 
 def say(text):

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.serving.conftest import LABELS, Server
 
-from bedplate.inference.requests import Generate, Sampling, Score
+from bedplate.inference.engine.requests import Generate, Sampling, Score
 
 TEXTS = ("this product is great", "it broke after a day", "terrible quality", "ü 😀 works well", "the answer is")
 ABSOLUTE = 1e-4

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
-from bedplate.inference.composed import Answers
-from bedplate.inference.predict import Prediction, Predictor
+from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin

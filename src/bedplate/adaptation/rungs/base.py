@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bedplate.adaptation.bases import TaskBase
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.bases import TaskBase
+from bedplate.adaptation.context.context import Context
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.evaluation.harness import Evaluation, Predicts

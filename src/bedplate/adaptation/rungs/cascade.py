@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate import __version__
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, single_calls
 from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency, no_time
 from bedplate.core.errors import UsageError
+from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
-from bedplate.inference.composed import Answers, CascadePredictor
-from bedplate.inference.hosted import HostedPredictor
-from bedplate.inference.predict import Predictor
+from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import Provenance, Skin, cascaded
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Skip
 from bedplate.core.memory import free_bytes
-from bedplate.economics.activations import activation_bytes
+from bedplate.economics.model.activations import activation_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base

@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bedplate import __version__
-from bedplate.adaptation.context import Context
-from bedplate.adaptation.raw_text import inputs_in
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import export
 from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
+from bedplate.adaptation.task.raw_text import inputs_in
 from bedplate.core.errors import TrainingError
 from bedplate.core.files import sha256_bytes
+from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts
 from bedplate.models.decoder import Decoder
 from bedplate.skins.files import read_skin, skin_id
@@ -172,7 +172,7 @@ class ContinuedPretrain:
 
     def _adapt(self, context: Context, directory: Path) -> dict[str, RungOutcome]:
         """Each rung on the child, in the child's own directory."""
-        from bedplate.adaptation.climb import climb  # which knows the table of rungs, and so this one
+        from bedplate.adaptation.climb.climb import climb  # which knows the table of rungs, and so this one
 
         child = on_child(context, self.name, directory / "skins")
         return {rung.name: climb(child, rung, directory / "rungs" / rung.name) for rung in self._then}

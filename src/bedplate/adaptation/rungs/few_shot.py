@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.asking import TaskOutput, answer_of
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.room import prompt_limit
+from bedplate.adaptation.rungs.prompt_room import prompt_limit
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.task_prompt import TaskOutput, answer_of
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bedplate import __version__
-from bedplate.adaptation.asking import TaskOutput
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.task.task_prompt import TaskOutput
+from bedplate.core.version import __version__
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft

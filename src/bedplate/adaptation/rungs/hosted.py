@@ -9,16 +9,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bedplate import __version__
-from bedplate.adaptation.context import Context
-from bedplate.adaptation.hosted_spec import HostedSpec
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, export
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency, no_time
+from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
+from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.inference.account import Account
-from bedplate.inference.hosted import HostedPredictor, api_key
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.hosted import HostedPredictor, api_key
+from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.remote.account import Account
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import InputField, Provenance, Skin

@@ -15,13 +15,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from bedplate.adaptation.asking import answer_of
-from bedplate.adaptation.context import Context
-from bedplate.adaptation.embedding import Embedder, embedders_of
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.embedding import Embedder, embedders_of
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.task_prompt import answer_of
 from bedplate.core.errors import SkinError
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin

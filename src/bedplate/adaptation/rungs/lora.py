@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.asking import TaskOutput
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, Tuning
+from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder

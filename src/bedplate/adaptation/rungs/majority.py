@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Latency, Plan, Result, Skip
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 
 SHOWN = 60
 """Characters of a long answer that the reason quotes."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 
 SIMILARITIES: Mapping[str, Mapping[str, Any]] = {
     "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b|[^\w\s]"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from bedplate.adaptation.asking import output_of
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.task_prompt import output_of
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered

@@ -10,14 +10,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bedplate.adaptation.asking import answer_of, asked
-from bedplate.adaptation.context import Context
-from bedplate.adaptation.proposals import Proposal, propose, rewrites
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.few_shot import FewShot
-from bedplate.adaptation.rungs.room import room_beside
+from bedplate.adaptation.rungs.prompt_room import room_beside
+from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.task_prompt import answer_of, asked
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin

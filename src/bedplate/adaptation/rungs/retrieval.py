@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.adaptation.context import Context
-from bedplate.adaptation.documents import Documents, cut, read_documents
-from bedplate.adaptation.embedding import SAMPLE, Embedder, embedders_of, pace_of
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, pace_of
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.task.documents import Documents, cut, read_documents
 from bedplate.evaluation.harness import Predicts
-from bedplate.inference.neighbours import text_tokens
+from bedplate.inference.predict.lookup import text_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Prompt

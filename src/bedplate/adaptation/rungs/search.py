@@ -12,14 +12,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bedplate.adaptation.asking import TaskOutput
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, fit_bias, with_bias
+from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.errors import TemplateError
 from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.passages import Passages

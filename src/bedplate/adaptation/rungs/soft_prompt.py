@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from bedplate.adaptation.asking import TaskOutput
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
 from bedplate.models.decoder import Decoder

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.asking import TaskOutput
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
-from bedplate.inference.predict import Prediction
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.decoder import Decoder
 from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin, skin_id

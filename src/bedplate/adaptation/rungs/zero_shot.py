@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.asking import phrasings
-from bedplate.adaptation.context import Context
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.search import (
@@ -20,6 +19,7 @@ from bedplate.adaptation.rungs.search import (
     stages_for,
     variant_skin,
 )
+from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.skins.files import read_skin, skin_id

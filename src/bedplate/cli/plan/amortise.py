@@ -14,7 +14,7 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from bedplate.economics.amortisation import Row, Statement
+    from bedplate.economics.bills.amortisation import Row, Statement
 
 
 def amortise(
@@ -43,9 +43,9 @@ def amortise(
 
     The rows add up to the machines' bill. examples/amortise has one.
     """
-    from bedplate.economics.account import load_account
-    from bedplate.economics.amortisation import amortise as amortised
-    from bedplate.economics.amortisation import as_values
+    from bedplate.economics.bills.account import load_account
+    from bedplate.economics.bills.amortisation import amortise as amortised
+    from bedplate.economics.bills.amortisation import as_values
 
     statement = amortised(load_account(account_file, overrides or ()))
     if as_json:
@@ -114,6 +114,6 @@ def _table(title: str, rows: Sequence[Row], statement: Statement) -> object:
 
 
 def _text(value: Decimal | int) -> str:
-    from bedplate.economics.money import usd
+    from bedplate.economics.numbers.money import usd
 
     return usd(float(value)) if value else "$0"

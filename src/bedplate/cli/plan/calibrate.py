@@ -12,7 +12,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.economics.machine import EngineSpeed, Machine
+    from bedplate.economics.hardware.machine import EngineSpeed, Machine
 
 
 def calibrate(
@@ -35,9 +35,9 @@ def calibrate(
 ) -> None:
     """Measure memory bandwidth, products, the steps of a base's engine and of its tuning, in about a minute; other work
     on the machine disturbs it. What was measured before of other bases stays in the file."""
-    from bedplate.economics.machine import machine_file, read_machine, write_machine
-    from bedplate.inference.measure import measure_machine
-    from bedplate.inference.threads import use_cores
+    from bedplate.economics.hardware.machine import machine_file, read_machine, write_machine
+    from bedplate.inference.measure.speeds import measure_machine
+    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     if base is None and (tuning or url is not None):
@@ -69,9 +69,9 @@ def _measure_base(
     out: Path,
 ) -> Machine:
     """Measures one thing after the other and keeps each as soon as it is there."""
-    from bedplate.economics.machine import write_machine
-    from bedplate.inference.measure import measure_engine
-    from bedplate.inference.opening import Asked, open_base
+    from bedplate.economics.hardware.machine import write_machine
+    from bedplate.inference.measure.speeds import measure_engine
+    from bedplate.inference.predict.opening import Asked, open_base
 
     opened = open_base(base, Asked(dtype, weights, kernel, quantised=not tuning))
     loaded, held = opened.base, opened.held
@@ -79,13 +79,13 @@ def _measure_base(
     machine = machine.with_engine(speed)
     write_machine(machine, out)
     if url is not None:
-        from bedplate.inference.measure_server import measure_server
+        from bedplate.inference.measure.server import measure_server
 
         server = measure_server(url, base, speed, loaded.spec.vocab_size)
         machine = machine.with_engine(speed.model_copy(update={"server": server}))
         write_machine(machine, out)
     if tuning:
-        from bedplate.inference.measure_tuning import measure_tuning
+        from bedplate.inference.measure.tuning import measure_tuning
 
         machine = machine.with_tuning(measure_tuning(loaded, base, rank=rank))
         write_machine(machine, out)
@@ -115,7 +115,7 @@ def _show(machine: Machine, out: Path) -> None:
 def _speeds(one: EngineSpeed) -> list[str]:
     import statistics
 
-    from bedplate.economics.machine import Load, step_seconds
+    from bedplate.economics.hardware.machine import Load, step_seconds
 
     prefill = 512 / step_seconds(one, Load(512, 1, pairs=512 * 513 / 2, started=1))
     decodes = [rows / step_seconds(one, Load(rows, rows, keys=256.0 * rows)) for rows in (1, 16)]

@@ -18,7 +18,7 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bedplate.economics.decisions import Decision, Outcome
+    from bedplate.economics.bills.decisions import Decision, Outcome
 
 _FLIPS = 10
 _CASE = re.compile(r"^case\s*:", re.MULTILINE)
@@ -56,9 +56,9 @@ def decide(
     Example: bedplate plan decide case.yaml traffic.calls_per_day=50000 \\
                prices.hosted.hosted-small.usd_per_million_output=0.9
     """
-    from bedplate.economics.decisions import decide as decided
-    from bedplate.economics.decisions import load_case
-    from bedplate.economics.decisions.words import as_values
+    from bedplate.economics.bills.decisions import decide as decided
+    from bedplate.economics.bills.decisions import load_case
+    from bedplate.economics.bills.decisions.words import as_values
 
     files, overrides, prices = _sorted_out(arguments, prices)
     if page is not None and len(files) > 1:
@@ -103,7 +103,7 @@ def _is_price_file(path: Path) -> bool:
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
     from rich.markup import escape
 
-    from bedplate.economics.decisions import words
+    from bedplate.economics.bills.decisions import words
 
     screen.print(f"[bold]{escape(decision.case.case)}[/bold]", highlight=False)
     screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n", highlight=False)
@@ -138,7 +138,7 @@ def _list(screen: Console, title: str, lines: Sequence[str]) -> None:
 def _table(decision: Decision) -> object:
     from rich.table import Table
 
-    from bedplate.economics.money import short_usd, usd
+    from bedplate.economics.numbers.money import short_usd, usd
 
     table = Table(box=None, pad_edge=False)
     table.add_column("option", no_wrap=True)
@@ -169,7 +169,7 @@ def _quality(one: Outcome) -> str:
 
 
 def _bill(one: Outcome) -> list[str]:
-    from bedplate.economics.money import usd
+    from bedplate.economics.numbers.money import usd
 
     lines = [f"{usd(amount)} {what} ({when})" for when, what, amount in sorted(one.lines, key=lambda line: -line[2])]
     return [*lines, f"{one.prompt_tokens:,.0f} prompt tokens and {one.output_tokens:,.0f} output tokens a call"]

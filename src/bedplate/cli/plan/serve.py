@@ -14,7 +14,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.economics.serving import ServingPlan
+    from bedplate.economics.serving.cost import ServingPlan
 
 _MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
@@ -73,13 +73,13 @@ def serve(
     On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
     says, over the range of what engines reach of it.
     """
-    from bedplate.economics.serving import Target
-    from bedplate.economics.serving_cases import engine_on, plan_cases, replicas_of
-    from bedplate.economics.traffic import Traffic, parse_lengths
+    from bedplate.economics.serving.cases import engine_on, plan_cases, replicas_of
+    from bedplate.economics.serving.cost import Target
+    from bedplate.economics.serving.traffic import Traffic, parse_lengths
 
     row = None
     if device is not None:
-        from bedplate.economics.hardware_file import find_device_in
+        from bedplate.economics.hardware.file import find_device_in
 
         row = find_device_in(hardware, device)
     elif hardware is not None:
@@ -132,7 +132,7 @@ def serve(
 
 
 def _seconds(milliseconds: float | None, name: str) -> float | None:
-    from bedplate.economics.bounds import positive
+    from bedplate.economics.numbers.bounds import positive
 
     if milliseconds is None:
         return None
@@ -147,7 +147,7 @@ def _show(model: str, plans: dict[str, ServingPlan]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bedplate.economics.serving import FORMULAS
+    from bedplate.economics.serving.cost import FORMULAS
 
     out, plan = console(), plans["central"]
     out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day", highlight=False)

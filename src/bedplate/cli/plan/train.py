@@ -15,10 +15,10 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.economics.budget import BudgetPlan
-    from bedplate.economics.mfu import Mfu
-    from bedplate.economics.scaling_laws import Optimum
-    from bedplate.economics.training import Range, TrainingPlan
+    from bedplate.economics.hardware.mfu import Mfu
+    from bedplate.economics.training.budget import BudgetPlan
+    from bedplate.economics.training.cost import Range, TrainingPlan
+    from bedplate.economics.training.scaling_laws import Optimum
 
 _PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
 _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
@@ -73,12 +73,12 @@ def train(
 
     With --budget-usd: what a sum trains, the size and tokens of least loss, and those of least cost over its use.
     """
-    from bedplate.economics.hardware import find_device
+    from bedplate.economics.hardware.table import find_device
 
     if hardware is None:
         row = find_device(device)
     else:
-        from bedplate.economics.hardware_file import find_device_in
+        from bedplate.economics.hardware.file import find_device_in
 
         row = find_device_in(hardware, device)
     common: dict[str, Any] = {
@@ -90,7 +90,7 @@ def train(
     }
     budget: BudgetPlan | None = None
     if budget_usd is not None:
-        from bedplate.economics.budget import plan_budget
+        from bedplate.economics.training.budget import plan_budget
 
         if tokens is not None:
             raise UsageError("--tokens and --budget-usd are two ways to say how much is trained; give one")
@@ -106,7 +106,7 @@ def train(
     if model is None:
         raise UsageError("say what is trained: --model NAME and --tokens N, or --budget-usd USD")
 
-    from bedplate.economics.training import plan_training, tokens_for_flops
+    from bedplate.economics.training.cost import plan_training, tokens_for_flops
 
     if budget is not None:
         count = tokens_for_flops(model, budget.flops.central, sequence_length)
@@ -160,8 +160,8 @@ def _show_plan(plan: TrainingPlan) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bedplate.economics.layout_search import describe
-    from bedplate.economics.training import FORMULAS
+    from bedplate.economics.training.cost import FORMULAS
+    from bedplate.economics.training.layout_search import describe
 
     out = console()
     out.print(
@@ -218,7 +218,7 @@ def _notes(plan: TrainingPlan) -> Iterable[str]:
 def _show_budget(plan: BudgetPlan) -> None:
     from rich.table import Table
 
-    from bedplate.economics.budget import FORMULAS
+    from bedplate.economics.training.budget import FORMULAS
 
     out = console()
     out.print(

@@ -37,7 +37,7 @@ def compare(
     \b
       bedplate skins compare runs/x/skins/probe runs/x/skins/lora october.jsonl
     """
-    from bedplate.adaptation.side_by_side import side_by_side
+    from bedplate.adaptation.after.compare_skins import side_by_side
     from bedplate.core.files import atomic_write
 
     found = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)

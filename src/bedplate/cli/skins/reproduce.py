@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bedplate.adaptation.reproduce import Reproduction
+    from bedplate.adaptation.after.reproduce import Reproduction
 
 
 def reproduce(
@@ -36,7 +36,7 @@ def reproduce(
 
     Ctrl-C is safe: the same command goes on where it stopped.
     """
-    from bedplate.adaptation.reproduce import reproduce as again
+    from bedplate.adaptation.after.reproduce import reproduce as again
     from bedplate.skins.catalog import Catalog
     from bedplate.skins.files import read_skin
 

@@ -10,16 +10,16 @@ from importlib.resources import files
 from typing import Any
 
 from bedplate.core.config import key_path
-from bedplate.economics.decisions.calls import HostedCalls
-from bedplate.economics.decisions.case import Case
-from bedplate.economics.decisions.decision import DRAWS, INTERVAL, decide
-from bedplate.economics.decisions.formulas import FORMULAS
-from bedplate.economics.decisions.options import Resolved
-from bedplate.economics.decisions.resolve import Resolver
-from bedplate.economics.decisions.rules import RULES, broken_constraints
-from bedplate.economics.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS
-from bedplate.economics.decisions.sheet import Input
-from bedplate.economics.prices import Prices
+from bedplate.economics.bills.decisions.calls import HostedCalls
+from bedplate.economics.bills.decisions.case import Case
+from bedplate.economics.bills.decisions.decision import DRAWS, INTERVAL, decide
+from bedplate.economics.bills.decisions.formulas import FORMULAS
+from bedplate.economics.bills.decisions.options import Resolved
+from bedplate.economics.bills.decisions.resolve import Resolver
+from bedplate.economics.bills.decisions.rules import RULES, broken_constraints
+from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS
+from bedplate.economics.bills.decisions.sheet import Input
+from bedplate.economics.numbers.prices import Prices
 from bedplate.report.interactive import interactive_page
 
 _SLIDERS = 5

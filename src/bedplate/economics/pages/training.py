@@ -10,13 +10,13 @@ from typing import Any, TypedDict, Unpack
 
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import progress
-from bedplate.economics.architecture import Optimizer
-from bedplate.economics.device import Device
-from bedplate.economics.layout_search import MARGIN, describe
-from bedplate.economics.mfu import BETA, CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
-from bedplate.economics.resolve import resolve
-from bedplate.economics.scaling_laws import DEFAULT_FIT, find_fit
-from bedplate.economics.training import DEFAULT_PUE, DEFAULT_USD_PER_KWH, FORMULAS, TrainingPlan, plan_training
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.mfu import BETA, CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
+from bedplate.economics.model.architecture import Optimizer
+from bedplate.economics.model.resolve import resolve
+from bedplate.economics.training.cost import DEFAULT_PUE, DEFAULT_USD_PER_KWH, FORMULAS, TrainingPlan, plan_training
+from bedplate.economics.training.layout_search import MARGIN, describe
+from bedplate.economics.training.scaling_laws import DEFAULT_FIT, find_fit
 from bedplate.models.specs import TransformerSpec
 from bedplate.report.interactive import interactive_page
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.core.progress import Progress
-from bedplate.inference.local import LocalModel
-from bedplate.inference.requests import Score, Scores
+from bedplate.inference.engine.requests import Score, Scores
+from bedplate.inference.predict.local import LocalModel
 from bedplate.text.tokenizer import Tokenizer
 
 BATCH = 64

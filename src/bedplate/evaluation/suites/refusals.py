@@ -16,8 +16,8 @@ from typing import Any, cast
 from bedplate.core.progress import Progress
 from bedplate.core.statistics import wilson
 from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED
-from bedplate.inference.local import LocalModel
-from bedplate.inference.requests import Generate, Generation, Sampling
+from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.inference.predict.local import LocalModel
 
 BATCH = 16
 MAX_TOKENS = 40

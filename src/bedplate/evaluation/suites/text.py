@@ -11,8 +11,8 @@ from typing import Any, cast
 from bedplate.core.errors import DataError
 from bedplate.core.progress import Progress
 from bedplate.data.sources import read_rows
-from bedplate.inference.local import LocalModel
-from bedplate.inference.requests import Score, Scores
+from bedplate.inference.engine.requests import Score, Scores
+from bedplate.inference.predict.local import LocalModel
 
 BATCH = 16
 WINDOW = 256

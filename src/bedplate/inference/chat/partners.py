@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 
 if TYPE_CHECKING:
-    from bedplate.inference.endpoint import ChatStream, Endpoint
-    from bedplate.inference.loaded import LoadedSkin
-    from bedplate.inference.local import LocalModel
-    from bedplate.inference.requests import Sampling
-    from bedplate.inference.stream import Stream
+    from bedplate.inference.engine.requests import Sampling
+    from bedplate.inference.engine.stream import Stream
+    from bedplate.inference.predict.loaded import LoadedSkin
+    from bedplate.inference.predict.local import LocalModel
+    from bedplate.inference.remote.endpoint import ChatStream, Endpoint
 
 Messages = Sequence[Mapping[str, str]]
 Settings = Mapping[str, Any]
@@ -115,7 +115,7 @@ class LocalBase:
         _sampling(settings)
 
     def ask(self, messages: Messages, settings: Settings) -> Reply:
-        from bedplate.inference.requests import Generate
+        from bedplate.inference.engine.requests import Generate
 
         tokens = self._model.tokenizer.encode_chat(messages)
         room = self._model.base.spec.context_length - len(tokens)
@@ -154,7 +154,7 @@ class LocalSkin:
         return LocalReply(self._skin.engine.submit(self._skin.request(row, sampling)), self._turn)
 
     def _turn(self, stream: Stream) -> Turn:
-        from bedplate.inference.requests import Generation
+        from bedplate.inference.engine.requests import Generation
 
         result = stream.result()
         if isinstance(result, Generation):
@@ -235,8 +235,8 @@ def open_local(source: str | None, **settings: Any) -> Partner:
     """A base or a skin's directory. settings: those of `bedplate.load`."""
     if source is None:
         raise UsageError("name a skin or a base, or give --url of a running server")
-    from bedplate.inference.loaded import LoadedSkin, load
-    from bedplate.inference.local import LocalModel
+    from bedplate.inference.predict.loaded import LoadedSkin, load
+    from bedplate.inference.predict.local import LocalModel
 
     loaded = load(source, **settings)
     if isinstance(loaded, LocalModel):
@@ -248,7 +248,7 @@ def open_local(source: str | None, **settings: Any) -> Partner:
 
 
 def _sampling(settings: Settings) -> Sampling:
-    from bedplate.inference.requests import Sampling
+    from bedplate.inference.engine.requests import Sampling
 
     return Sampling(**_typed(settings))
 
@@ -262,7 +262,7 @@ def _typed(settings: Settings) -> dict[str, Any]:
 
 
 def _generated(stream: Stream, context: int) -> Turn:
-    from bedplate.inference.requests import Generation
+    from bedplate.inference.engine.requests import Generation
 
     result = stream.result()
     assert isinstance(result, Generation)

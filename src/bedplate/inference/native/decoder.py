@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
-from bedplate.inference.quantize import quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block

@@ -1,0 +1,223 @@
+"""Two skins on the same rows, which neither was made from: a paired comparison, what a call takes, what it costs.
+
+Rows of either skin's train, valid and test splits are left out, whether its test was opened or not. What the test
+ledger knows of the others makes the comparison EXPLORATORY, and each further one on the same rows spends less error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bedplate.adaptation.after.origin import Origin, origin_of
+from bedplate.adaptation.context.context import LATENCY_CALLS
+from bedplate.adaptation.rungs.answers import ask, single_calls
+from bedplate.adaptation.rungs.base import Latency, latency
+from bedplate.adaptation.task.spec import Machine
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import sha256_json
+from bedplate.core.statistics import spent_alpha
+from bedplate.data.splits import Record, split_hash
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.examples import SPLITS, Example
+from bedplate.evaluation.fresh import fresh_rows
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.ledger import Ledger, Opening
+from bedplate.evaluation.metrics import METRICS
+from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.predictor import Prediction
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. latency: of single calls; usd_per_1k_calls: None where the price of the machine is not known."""
+
+    name: str
+    id: str
+    directory: str
+    evaluation: Evaluation
+    latency: Latency
+    too_long: int
+    usd_per_1k_calls: float | None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Every comparison is a minus b. comparison: by the task's metric, which the verdict is by, at the confidence that
+    is left for these rows; others: by further metrics of such outputs, for orientation only. left_out: rows that a
+    skin had, by its directory and their split. verdict: "a", "b" (is better) or "undecided"."""
+
+    a: Side
+    b: Side
+    verdict: str
+    sentence: str
+    exploratory: bool
+    number: int
+    comparison: Comparison
+    others: tuple[Comparison, ...]
+    left_out: dict[str, dict[str, int]]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, both evaluations with their rows."""
+        return asdict(self)
+
+
+def side_by_side(
+    a: Path | str,
+    b: Path | str,
+    rows: Path | str,
+    *,
+    task_file: Path | None = None,
+    usd_per_hour: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> SideBySide:
+    """Compare two skins on new rows with targets. task_file: by default that of the run which made a. usd_per_hour:
+    what the machine costs; by default what the task file says.
+
+    The rows are recorded in the test ledger before they are asked. Raises UsageError for skins that answer different
+    things, DataError for rows without targets or that one of the skins had, all of them.
+    """
+    given = origin_of(a, None if task_file is None else load_task(task_file))
+    task = given.task
+    both = (given, origin_of(b, task))
+    if given.id == both[1].id:
+        raise UsageError(f"{a} and {b} are the same skin ({given.id[:12]}); give two")
+    if task.output.kind == "embedding":
+        raise UsageError(f"{a} gives vectors; skins that answer can be compared")
+    task.scorer.ready()
+    fresh = fresh_rows(task, rows)
+    if not fresh.labelled:
+        raise DataError(f"{rows} has no column {task.data.target!r}, so nothing says which answers are right")
+    notes = [*fresh.notes]
+    for one in both:
+        notes += [f"{note}: some of these rows may be among them" for note in one.notes]
+    examples, left_out = _unseen(fresh.examples, both, notes)
+    if not examples:
+        raise DataError(
+            f"every row of {rows} is in a split of {both[0].skin.name} or {both[1].skin.name}; give fresh rows"
+        )
+    opening = _opened(task, examples, both)
+    if usd_per_hour is None and task.adapt is not None and "machine" in task.adapt:
+        usd_per_hour = Machine.model_validate(task.adapt["machine"]).usd_per_hour
+    predictions: list[Sequence[Prediction | None]] = []
+    sides: list[Side] = []
+    for one in both:
+        answered, side = _side(one, task, examples, usd_per_hour, seed)
+        predictions.append(answered)
+        sides.append(side)
+    level = 1 - spent_alpha(1 - confidence, opening.number)
+    found = compare(sides[0].evaluation, sides[1].evaluation, seed, level)
+    others: list[Comparison] = []
+    for other in _by_other_metrics(task):
+        first, second = (evaluate_predictions(other, examples, p, split="new", seed=seed) for p in predictions)
+        others.append(compare(first, second, seed))
+    verdict, sentence = _verdict(sides[0], sides[1], found, opening)
+    return SideBySide(
+        sides[0],
+        sides[1],
+        verdict,
+        sentence,
+        opening.exploratory,
+        opening.number,
+        found,
+        tuple(others),
+        left_out,
+        tuple(notes),
+    )
+
+
+def _unseen(
+    examples: Sequence[Example], both: Sequence[Origin], notes: list[str]
+) -> tuple[list[Example], dict[str, dict[str, int]]]:
+    """The rows that neither skin had in any split, and how many each had in which."""
+    left_out: dict[str, dict[str, int]] = {}
+    for one in both:
+        had = Counter(one.splits[e.row_hash] for e in examples if one.splits is not None and e.row_hash in one.splits)
+        if had:
+            left_out[str(one.directory)] = {split: had[split] for split in SPLITS if had[split]}
+            counts = ", ".join(f"{had[split]} of its {split}" for split in SPLITS if had[split])
+            notes.append(f"left out: rows that {one.skin.name} had ({counts} split)")
+    seen = {row for one in both for row in one.splits or ()}
+    return [e for e in examples if e.row_hash not in seen], left_out
+
+
+def _opened(task: Task, examples: Sequence[Example], both: Sequence[Origin]) -> Opening:
+    rows = split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples])
+    question = {"compare": sorted(one.id for one in both), "task": task.hash, "rows": rows}
+    reason = f"compare {both[0].skin.name} with {both[1].skin.name}"
+    return Ledger().open(sha256_json(question), [e.row_hash for e in examples], task=task.task, reason=reason)
+
+
+def _side(
+    one: Origin, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
+) -> tuple[list[Prediction | None], Side]:
+    predictor = load(one.directory)
+    assert not isinstance(predictor, LocalModel)
+    try:
+        predictions = ask(predictor, examples)
+        calls = _timed(predictor, examples)
+    finally:
+        predictor.close()
+    timing = latency([call.seconds for call in calls])
+    charged = sum(call.usd or 0.0 for call in calls) / len(calls)
+    usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)
+    evaluation = evaluate_predictions(task, examples, predictions, split="new", seed=seed)
+    too_long = sum(p is None for p in predictions)
+    return predictions, Side(one.skin.name, one.id, str(one.directory), evaluation, timing, too_long, usd)
+
+
+def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
+    """Single calls of the first rows, which stand in the order of their hashes."""
+    calls = single_calls(predictor, examples[:LATENCY_CALLS])
+    if not calls:
+        raise DataError(f"every row is too long for {predictor.skin.name}")
+    return calls
+
+
+def _by_other_metrics(task: Task) -> list[Task]:
+    """The task scored by each further metric of the table that such outputs have."""
+    fitting = [name for name, metric in METRICS.items() if task.output.kind in metric.outputs and name != task.metric]
+    if task.output.abstain is None:
+        fitting = [name for name in fitting if not METRICS[name].selective]
+    return [task.model_copy(update={"metric": name}) for name in fitting]
+
+
+def _verdict(a: Side, b: Side, found: Comparison, opening: Opening) -> tuple[str, str]:
+    """Who is better by the task's metric beyond chance, and what that costs."""
+    low, high = found.interval
+    difference = found.difference
+    # the test and the interval are made in two ways: a claim takes both
+    sure = found.p_value <= 1 - found.confidence and (low > 0 or high < 0)
+    verdict = ("a" if difference > 0 else "b") if sure else "undecided"
+    one, other = (b, a) if verdict == "b" else (a, b)
+    if verdict == "b":  # told as what the better one is ahead by
+        difference, low, high = -difference, -high, -low
+    by = f"{found.metric} {difference:+.3f}, {found.confidence:.1%} interval {low:+.3f} to {high:+.3f}"
+    if sure:
+        said = f"{one.name} is better than {other.name} on these {found.n} rows ({by})"
+    else:
+        said = f"Neither {one.name} nor {other.name} was shown to be better on these {found.n} rows ({by})"
+    prefix = ""
+    if opening.exploratory:
+        earlier = f"{opening.number - 1} earlier verdict{'s' if opening.number > 2 else ''}"
+        prefix = f"EXPLORATORY: some of these rows have served {earlier}; only fresh rows can confirm. "
+    return verdict, f"{prefix}{said}{_prices(one, other)}."
+
+
+def _prices(one: Side, other: Side) -> str:
+    """What the first costs of what the other does, in money, or where no price is known in time."""
+    if one.usd_per_1k_calls and other.usd_per_1k_calls:
+        ratio, what = one.usd_per_1k_calls / other.usd_per_1k_calls, "costs"
+    elif one.latency.mean > 0 and other.latency.mean > 0:
+        ratio, what = one.latency.mean / other.latency.mean, "takes"
+    else:
+        return ""
+    return f"; a call of {one.name} {what} {ratio:.2g} times what one of {other.name} {what}"

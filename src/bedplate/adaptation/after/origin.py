@@ -1,0 +1,102 @@
+"""What is known of where a skin came from: its task, and which rows it was trained on, chosen by and judged by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.adaptation.task.parent import made_in, read_splits
+from bedplate.core.errors import DataError, SkinError, UsageError
+from bedplate.core.files import read_text
+from bedplate.evaluation.drift import Promise
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import Task, load_task
+from bedplate.skins.files import read_identified
+from bedplate.skins.run import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run
+from bedplate.skins.skin import Skin
+
+REPORT_CONFIDENCE = 0.95
+"""Of every interval in a report's table."""
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """A skin with the task that it is to answer and its `own`, that it was made for; and the split of each row that its
+    run had, by row hash: None, with the reason in `notes`, where that is not known."""
+
+    id: str
+    skin: Skin
+    directory: Path
+    task: Task
+    own: Task
+    splits: Mapping[str, str] | None
+    notes: tuple[str, ...]
+
+
+def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
+    """Read a skin and what its run left. task: what it is to answer, by default the task of its run. SkinError,
+    ConfigError; UsageError without a task, or for one with other inputs or another output."""
+    directory = Path(directory)
+    id_, skin = read_identified(directory)
+    place = made_in(directory, id_, skin)
+    own = None if place is None else load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
+    task = task or own
+    if task is None:
+        raise UsageError(
+            f"the run that made {directory} is neither above it nor where the catalogue knows it, so nothing says "
+            "which columns its inputs are; give the task file with --task"
+        )
+    if set(task.inputs) != set(skin.inputs) or task.output.kind != skin.output.kind:
+        raise UsageError(
+            f"{task.path} is no task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and gives a "
+            f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
+        )
+    if place is not None and (place / SPLITS_FILE).is_file():
+        return Origin(id_, skin, directory, task, own or task, read_splits(place / SPLITS_FILE).rows, ())
+    splits, notes = _splits_again(own or task, skin)
+    return Origin(id_, skin, directory, task, own or task, splits, notes)
+
+
+def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """The task's rows, split again, where they are the skin's by the hashes that it names."""
+    try:
+        data = load_examples(task)
+    except DataError as error:
+        return None, (f"the rows that {skin.name} was made from cannot be read ({error.message})",)
+    other = [name for name in ("train", "valid", "test") if data.hashes[name] != skin.provenance.splits.get(name)]
+    if other:
+        names = " and ".join(other)
+        return None, (f"the rows that {skin.name} was made from are not there: its {names} had another hash",)
+    found = {e.row_hash: "train" for e in data.train} | {e.row_hash: "valid" for e in data.valid}
+    return found | dict.fromkeys(data.test.row_hashes, "test"), ()
+
+
+def promise_of(origin: Origin) -> Promise | None:
+    """What the report that a skin carries says of its quality: on test, or else on valid, by which it was chosen. None
+    where it carries none. SkinError for one that does not read."""
+    path = origin.directory / REPORT_FILE
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(read_text(path))
+        made = report["lineage"]["skins"]
+        rung = next((name for name, one in made.items() if one["skin_id"] == origin.id), None)
+        rows = {row["split"]: row for row in report["rungs"] if row["rung"] == rung and row["estimate"] is not None}
+        row = rows.get("test") or rows.get("valid")
+        if row is None:
+            return None
+        low, high = row["interval"]
+        return Promise(
+            metric=report["target"]["metric"],
+            split=row["split"],
+            estimate=row["estimate"],
+            interval=(min(low, row["estimate"]), max(high, row["estimate"])),
+            confidence=REPORT_CONFIDENCE,
+            n=row["n"],
+            groups=row["groups"],
+            target=report["target"]["value"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SkinError(f"{path} is no report of `bedplate adapt` ({error!r}); take it away or restore it") from error

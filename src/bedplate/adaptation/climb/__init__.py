@@ -1,0 +1,1 @@
+"""Candidates, plans and the climb from one to the next."""

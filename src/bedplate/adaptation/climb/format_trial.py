@@ -1,0 +1,160 @@
+"""A skin in a format of quantised weights, tried on valid: written as one of that format, asked as read back from disk,
+and its calls timed in turns with those in its own weights. What was found is kept, so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bedplate.adaptation.climb.climb import config_of
+from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
+from bedplate.adaptation.rungs.base import Export, Finished, Latency, Result, latency
+from bedplate.adaptation.task.format_spec import Format
+from bedplate.core.errors import BedplateError, DataError, UsageError
+from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.held_as import judged_as, judged_now
+from bedplate.inference.predict.predictor import Prediction, Predictor
+from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
+from bedplate.skins.skin import EvaluatedWith, Skin
+
+TURNS = 4
+"""Calls in a format and in the skin's own weights take so many turns: what else the machine does meets both."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A skin in a format on valid, with single calls in both weights, in turns. `own`: in its own weights. `skin`:
+    directory, relative to the run's. `seconds`: what all of it took."""
+
+    weights: str
+    kernel: str
+    evaluation: Evaluation
+    own: Latency
+    latency: Latency
+    export: Export
+    skin: str
+    skin_id: str
+    seconds: float
+
+
+def make_trial(done: Finished, own: Skin, weights: Format) -> Trial:
+    """Writes the skin as one of this format, and asks it as read back from disk."""
+    start = time.perf_counter()
+    context = done.context
+    engine = done.base.in_format(weights).engine
+    skin = as_judged(own, judged_now(engine))
+    place = _place(done, weights)
+    skin = export(context, skin, place)
+    where = str(place.relative_to(context.out))
+    with closing(_opened(done, done.own)) as here, closing(_opened(done, replace(done.own, skin=where))) as there:
+        predictions = ask(there, context.valid)
+        by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
+        sample = [e for e in context.ordered(context.valid, "latency") if by_id[e.id] is not None]
+        sample = sample[: context.latency_calls]
+        before, after = in_turns(here, there, sample, f"timing {weights}")
+    evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+    trial = Trial(
+        engine.weights,
+        engine.kernel,
+        evaluation,
+        _timed(before),
+        _timed(after),
+        agreement(sample, after, by_id),
+        where,
+        skin_id(skin),
+        time.perf_counter() - start,
+    )
+    values = {**asdict(trial), "evaluation": evaluation.to_json(), "key": _key(done, weights)}
+    atomic_write(_file(done, weights), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return trial
+
+
+def in_turns(
+    here: Answers, there: Answers, sample: Sequence[Example], tenant: str
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Single calls of two predictors, a part of the sample after the other, as a tenant of their own."""
+    first: list[Prediction] = []
+    second: list[Prediction] = []
+    size = max(1, -(-len(sample) // TURNS))
+    for at in range(0, len(sample), size):
+        part = sample[at : at + size]
+        first += single_calls(here, part, tenant)
+        second += single_calls(there, part, tenant)
+    return first, second
+
+
+def _timed(calls: Sequence[Prediction]) -> Latency:
+    return latency([call.seconds for call in calls] or [0.0])
+
+
+def _opened(done: Finished, result: Result) -> Predictor:
+    predictor = done.rung.predictor(done.context, result)
+    if not isinstance(predictor, Predictor):
+        raise UsageError(f"{done.name} is no skin that runs on a base of this machine")
+    return predictor
+
+
+def as_judged(own: Skin, judged: EvaluatedWith) -> Skin:
+    return replace(own, evaluated_with=judged, directory=None)
+
+
+def _place(done: Finished, weights: str) -> Path:
+    return done.directory.with_name(f"{done.directory.name}-{weights}")
+
+
+def _file(done: Finished, weights: str) -> Path:
+    return done.context.out / "formats" / f"{done.rung.name}-{weights}.json"
+
+
+def _key(done: Finished, weights: str) -> str:
+    return sha256_json([config_of(done.context, done.rung), done.own.skin_id, weights])
+
+
+def kept_trial(done: Finished, weights: str) -> Trial | None:
+    """The trial of an earlier run of the same command, whose time counts; None where there is none."""
+    path = _file(done, weights)
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(read_text(path))
+        if values.pop("key", None) != _key(done, weights):
+            return None
+        values["evaluation"] = Evaluation.from_json(values["evaluation"])
+        values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
+        values["export"] = Export(**values["export"])
+        trial = Trial(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error
+    done.context.clock.add(trial.seconds)
+    return trial
+
+
+def restore(done: Finished, own: Skin, trial: Trial) -> None:
+    """The skin of a format that is kept is on disk, as it was judged."""
+    place = done.context.out / trial.skin
+    try:
+        if read_identified(place)[0] == trial.skin_id:
+            return
+    except BedplateError:
+        pass  # gone or damaged: it follows from the skin beside it
+    write_skin(as_judged(own, judged_as(trial.weights, trial.kernel, done.base.facts.dtype)), place, replace=True)
+
+
+def discard(done: Finished, trial: Trial) -> None:
+    """The skin of a format that is not kept leaves the disk; what was found stays."""
+    shutil.rmtree(done.context.out / trial.skin, ignore_errors=True)
+
+
+def in_weights(done: Finished, judged: EvaluatedWith) -> Skin:
+    """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
+    own, place = read_skin(done.directory), _place(done, judged.weights)
+    return export(done.context, as_judged(own, judged), place)

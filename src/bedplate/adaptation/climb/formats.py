@@ -1,0 +1,266 @@
+"""Quantised weights as candidates: a nominee is asked again on valid in each format that is faster here, the fastest
+first, and keeps the first that is shown to cost less than the task's margin and whose own calls take clearly less time
+(the median).
+
+That is non-inferiority (`core.statistics.noninferiority`): the upper bound of the paired drop on valid lies under
+the task's margin. Nothing is fitted again: biases, thresholds and heads are those that were found in the base's own
+weights. Several formats need no correction, because test judges the one that will be served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.climb.format_trial import TURNS, Trial, discard, kept_trial, make_trial, restore
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
+from bedplate.adaptation.rungs.base import Finished, Result
+from bedplate.core.errors import BedplateError
+from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
+from bedplate.evaluation.comparison import drop_between, independent_rows
+from bedplate.evaluation.harness import Evaluation
+from bedplate.skins.files import read_skin
+from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
+from bedplate.skins.skin import Skin
+
+PACKED_BYTES_PER_SECOND = 50e6
+"""About what quantising reads on one core."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial showed. difference: the metric in the format minus in its own weights, on the same rows of valid;
+    lower: its one-sided bound at `confidence`, None where there is none; it must lie above -margin. changed: answers
+    that are not the same. needed_n: rows for 80% power at this difference, where the rows did not decide."""
+
+    weights: str
+    kernel: str
+    kept: bool
+    reason: str
+    own_estimate: float
+    estimate: float
+    difference: float
+    lower: float | None
+    confidence: float
+    margin: float
+    n: int
+    groups: int
+    changed: int
+    needed_n: int | None
+    own_p50_ms: float
+    own_p95_ms: float
+    own_usd_per_1k_calls: float
+    p50_ms: float
+    p95_ms: float
+    usd_per_1k_calls: float
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A format that was not tried. kind: as of a rung that is skipped."""
+
+    weights: str
+    kind: Literal["impossible", "budget"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a candidate is served in, and why. weights, kernel: its own; kept: the format instead of these, or None."""
+
+    weights: str | None
+    kernel: str | None
+    kept: str | None
+    reason: str
+    tried: tuple[Tried, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            **asdict(self),
+            "tried": [asdict(one) for one in self.tried],
+            "left_out": [asdict(one) for one in self.left_out],
+        }
+
+
+def choose(done: Finished) -> tuple[Chosen, Result]:
+    """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
+    it is; one in a format that it keeps lies beside it."""
+    context, result = done.context, done.result
+    unfit = _unfit(done)
+    if unfit is not None:
+        return Chosen(None, None, None, unfit), result
+    skin = read_skin(done.directory)
+    engine = done.base.model.engine
+    own = Chosen(engine.weights, engine.kernel, None, "")
+    worth = worth_trying(done.base.model, context.spec.formats, writes=_writes(skin))
+    if isinstance(worth, str):
+        return replace(own, reason=worth), result
+    few = too_few(context, result.evaluation)
+    if few is not None:
+        return replace(own, reason=few), result
+    tried: list[Tried] = []
+    left_out: list[LeftOut] = []
+    for weights, times in worth.items():
+        trial = kept_trial(done, weights)
+        if trial is None:
+            seconds, left = expected_seconds(done, times), seconds_left(context)
+            if seconds > left:
+                why = f"it needs about {seconds:.0f} s on valid, {max(left, 0):.0f} s of the budget are left"
+                left_out.append(LeftOut(weights, "budget", why))
+                continue
+            try:
+                trial = make_trial(done, skin, weights)
+            except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
+                why = error.message if isinstance(error, BedplateError) else repr(error)
+                left_out.append(LeftOut(weights, "impossible", why))
+                continue
+        found = judged(context, result, trial)
+        tried.append(found)
+        if found.kept:
+            restore(done, skin, trial)
+            chosen = replace(own, kept=weights, reason=found.reason, tried=tuple(tried), left_out=tuple(left_out))
+            return chosen, _in_format(result, trial)
+        discard(done, trial)
+    reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
+    return replace(own, reason=reason, tried=tuple(tried), left_out=tuple(left_out)), result
+
+
+def not_tried(formats: Mapping[str, Chosen]) -> list[dict[str, str]]:
+    """The formats of candidates that were left out, as `planner.not_tried` says of rungs."""
+    return [
+        {"rung": name, "what": "part", "kind": one.kind, "reason": f"{one.weights} was not tried: {one.reason}"}
+        for name, chosen in formats.items()
+        for one in chosen.left_out
+    ]
+
+
+def judged(context: Context, result: Result, trial: Trial) -> Tried:
+    """Whether the skin keeps the format. result: in its own weights."""
+    spec, confidence = context.spec.formats, context.spec.target.confidence
+    before, after = result.evaluation, trial.evaluation
+    drop = drop_between(before, after, confidence, context.seed)
+    place = {row.row_hash: row.prediction for row in after.rows}
+    changed = sum(place[row.row_hash] != row.prediction for row in before.rows)
+    faster = trial.latency.p50 * CLEARLY <= trial.own.p50
+    holds = drop.within(spec.margin)
+    rate = context.spec.machine.usd_per_hour
+    return Tried(
+        weights=trial.weights,
+        kernel=trial.kernel,
+        kept=bool(holds) and faster,
+        reason=_said(before, after, drop, spec.margin, changed, trial, faster),
+        own_estimate=before.estimate,
+        estimate=after.estimate,
+        difference=after.estimate - before.estimate,
+        lower=None if drop.upper is None else -drop.upper,
+        confidence=confidence,
+        margin=spec.margin,
+        n=drop.n,
+        groups=drop.groups,
+        changed=changed,
+        needed_n=drop.needed(spec.margin) if holds is None else None,
+        own_p50_ms=trial.own.p50 * 1000,
+        own_p95_ms=trial.own.p95 * 1000,
+        own_usd_per_1k_calls=1000 * result.price(rate, trial.own.mean),
+        p50_ms=trial.latency.p50 * 1000,
+        p95_ms=trial.latency.p95 * 1000,
+        usd_per_1k_calls=1000 * result.price(rate, trial.latency.mean),
+    )
+
+
+def _said(
+    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: Trial, faster: bool
+) -> str:
+    answers = (
+        f"{changed} of {drop.n} answers on valid changed, {before.metric} {before.estimate:.3f} to {after.estimate:.3f}"
+    )
+    calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
+    holds = drop.within(margin)
+    if drop.upper is None or drop.lower is None:
+        return f"{answers}; {drop.groups} groups are too few for a bound"
+    if holds and faster:
+        bound = f"worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin:g}"
+        return f"{answers}: {bound}; {calls}"
+    if holds:
+        return f"{answers}, which would do, but it saves nothing: {calls}"
+    if holds is False:
+        return f"{answers}: shown to be worse, by at least {drop.lower:.4f}, over {margin:g}"
+    needed = drop.needed(margin)
+    more = "" if needed is None else f" (about {needed:,} would)"
+    return (
+        f"{answers}: worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin:g}{more}"
+    )
+
+
+def too_few(context: Context, evaluation: Evaluation) -> str | None:
+    """Why valid cannot show that a format is no worse, even if no answer changed; None where it can."""
+    margin, confidence = context.spec.formats.margin, context.spec.target.confidence
+    if evaluation.groups < MINIMUM_GROUPS:
+        return f"valid has {evaluation.groups} groups, and under {MINIMUM_GROUPS} no bound of a difference holds"
+    units = independent_rows(evaluation)
+    unseen = hidden(units, confidence)
+    if unseen < margin:
+        return None
+    rows = f"the {evaluation.n} rows of valid"
+    if units < evaluation.n:
+        rows += f" (worth {units:.0f} independent ones)"
+    needed = math.ceil(units_needed(margin, confidence) * evaluation.n / units)
+    return (
+        f"{rows} could not show it: without any answer changed they could hide {unseen:.4f}, the margin is {margin:g}; "
+        f"about {needed:,} rows would do"
+    )
+
+
+def expected_seconds(done: Finished, times: float) -> float:
+    """What trying a format takes: its weights made, valid asked, and calls timed in both weights."""
+    context, call = done.context, done.result.latency.mean
+    rows = context.pace.rows(len(context.valid)) * max(1.0, call / max(context.pace.call, 1e-9))
+    calls = (min(context.latency_calls, len(context.valid)) + TURNS) * call
+    packing = 0.0 if done.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
+    return packing + rows / times + calls * (1 + 1 / times)
+
+
+def seconds_left(context: Context) -> float:
+    """What may still be spent before test; infinite where the ladder is exhaustive."""
+    return math.inf if context.exhaustive else context.clock.left - context.for_test
+
+
+def _unfit(done: Finished) -> str | None:
+    if done.result.parts:
+        return "a cascade's two skins keep the weights that it was made with"
+    if done.context.hosted is not None:
+        return "a remote model answers"
+    if done.context.is_encoder:
+        return "an encoder runs in its own weights"
+    return None
+
+
+def _writes(skin: Skin) -> bool:
+    """Whether its answers are written token by token."""
+    return isinstance(skin.output, TextOutput | JsonOutput) or (
+        isinstance(skin.output, LabelsOutput) and skin.probe is None
+    )
+
+
+def _in_format(result: Result, trial: Trial) -> Result:
+    assert result.skin is not None
+    details: Mapping[str, Any] = result.details
+    if "coverage" in details:
+        details = {**details, "coverage": trial.evaluation.coverage, "answered": trial.evaluation.answered}
+    return replace(
+        result,
+        evaluation=trial.evaluation,
+        latency=trial.latency,
+        export=trial.export,
+        skin=str(Path(result.skin).with_name(Path(trial.skin).name)),
+        skin_id=trial.skin_id,
+        reason=f"{result.reason}; served in {trial.weights} weights",
+        details=details,
+    )

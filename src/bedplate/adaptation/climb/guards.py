@@ -1,0 +1,327 @@
+"""What a child base has lost against its parent: non-inferiority on multiple choice, general text and refusals.
+
+A skin changes nothing for others on its base; a child base (`full`, `continued_pretrain`) does, for all who move to it.
+What was measured is kept on disk per base, so that a parent is asked once and nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
+from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
+from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
+from bedplate.evaluation.suites import items, refusals, text
+from bedplate.evaluation.suites.multiple_choice import score_items
+from bedplate.evaluation.suites.refusal_prompts import TO_ANSWER, TO_REFUSE
+from bedplate.inference.predict.local import LocalModel
+
+GuardName = Literal["retention", "loss", "refusal"]
+Answers = list[list[float]]
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """One guard of one child base. holds: True, False, or None where it is undecided. `parent` and `child` are the
+    measured values, `drop` what has become worse, `lower` and `upper` its one-sided bounds at `confidence` (None: there
+    is none), `limit` what it must be under. needed_n: rows for 80% power at the drop that was read."""
+
+    guard: GuardName
+    holds: bool | None
+    measure: str
+    parent: float | None
+    child: float | None
+    drop: float | None
+    lower: float | None
+    upper: float | None
+    limit: float
+    confidence: float
+    n: int
+    groups: int
+    reason: str
+    needed_n: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json, without the rows."""
+        values = asdict(self)
+        del values["rows"]
+        return values
+
+
+@dataclass(frozen=True)
+class Guarding:
+    """What guards are checked with. kept: the directory for what the bases answered. trained_on: the sources that the
+    task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
+
+    spec: GuardsSpec
+    confidence: float
+    kept: Path
+    directory: Path
+    trained_on: tuple[str, ...] = ()
+    texts: frozenset[str] = frozenset()
+
+    def check(self, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> list[GuardResult]:
+        """Every guard that the task asks for. What cannot be measured (a set that cannot be pulled) is undecided and
+        says why; ConfigError or DataError for a file that is not what it should be."""
+        asked = (
+            (self._retention, self.spec.retention),
+            (self._loss, self.spec.loss),
+            (self._refusal, self.spec.refusal),
+        )
+        found: list[GuardResult] = []
+        for guard, spec in asked:
+            if spec is not None:
+                try:
+                    found.append(guard(spec, parent, child))
+                except (HubError, RequestError) as error:
+                    found.append(_unmeasured(guard.__name__[1:], spec, self.confidence, error.message))
+        return found
+
+    def check_files(self) -> None:
+        """The team's own files, looked at before anything is climbed. ConfigError, DataError."""
+        retention, loss = self.spec.retention, self.spec.loss
+        if retention is not None and retention.source is not None:
+            items.own_items(retention.source, self.directory)
+        if loss is not None:
+            self._source(loss)
+            if loss.source is not None:  # what is pulled is looked at when it is needed
+                self.general_text(loss)
+
+    def _source(self, spec: LossGuard) -> str:
+        """Where general text is read from. ConfigError where the task trains on it."""
+        source = spec.source or next((one for one in GENERAL_TEXT if one not in self.trained_on), GENERAL_TEXT[0])
+        if source in self.trained_on:
+            raise ConfigError(
+                f"adapt.guards.loss.source: {source} is what the task trains on, so its loss says nothing about "
+                "other text; name another data set or file"
+            )
+        return source
+
+    def general_text(self, spec: LossGuard) -> text.Documents:
+        """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
+        RequestError where it does on those that it did not."""
+        source = self._source(spec)
+        read = text.read_documents(source, self.directory, spec.documents)
+        shared = sum(one.text in self.texts for one in read.documents)
+        if shared:
+            raise (RequestError if spec.source is None else ConfigError)(
+                f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {source} stand in "
+                "the raw text that the base is trained on; name text that it has not seen"
+            )
+        return read
+
+    # --- the three
+
+    def _retention(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
+        assert isinstance(spec, RetentionGuard)
+        asked = (
+            items.core_items(spec.per_set, spec.sets)
+            if spec.source is None
+            else items.own_items(spec.source, self.directory)
+        )
+
+        def ask(model: LocalModel, name: str) -> Answers:
+            return [[s.acc_norm, s.acc] for s in score_items(model, asked.items, f"retention, {name}")]
+
+        before, after = self._both(ask, [asdict(one) for one in asked.items], parent, child)
+        groups = [one.group for one in asked.items]
+        drop = mean_drop([b[0] for b in before], [a[0] for a in after], groups, self.confidence)
+        sets: dict[str, dict[str, float]] = {}
+        for one, b, a in zip(asked.items, before, after, strict=True):
+            row = sets.setdefault(one.suite, {"n": 0, "parent": 0.0, "child": 0.0})
+            row["n"] += 1
+            row["parent"] += b[0]
+            row["child"] += a[0]
+        for row in sets.values():
+            row["parent"], row["child"] = row["parent"] / row["n"], row["child"] / row["n"]
+        return _result(
+            "retention",
+            "accuracy by log-likelihood per character",
+            _mean(before),
+            _mean(after),
+            drop,
+            spec.max_drop,
+            {"source": asked.source, "sha256": asked.sha256, "unusable": asked.unusable, "sets": sets},
+            [_row(one.id, one.group, b[0], a[0]) for one, b, a in zip(asked.items, before, after, strict=True)],
+        )
+
+    def _loss(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
+        assert isinstance(spec, LossGuard)
+        read = self.general_text(spec)
+
+        def ask(model: LocalModel, name: str) -> Answers:
+            return [[one.total, one.tokens] for one in text.losses(model, read.documents, f"general text, {name}")]
+
+        before, after = self._both(ask, [asdict(one) for one in read.documents], parent, child)
+        if [b[1] for b in before] != [a[1] for a in after]:
+            raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
+        tokens = [b[1] for b in before]
+        names = [one.id for one in read.documents]
+        drop = rate_rise([b[0] for b in before], [a[0] for a in after], tokens, names, self.confidence)
+        return _result(
+            "loss",
+            "loss in nats per token",
+            sum(b[0] for b in before) / sum(tokens),
+            sum(a[0] for a in after) / sum(tokens),
+            drop,
+            spec.max_increase,
+            {"source": read.source, "sha256": read.sha256, "tokens": int(sum(tokens))},
+            [
+                {**_row(name, name, b[0], a[0]), "tokens": int(b[1])}
+                for name, b, a in zip(names, before, after, strict=True)
+            ],
+        )
+
+    def _refusal(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
+        assert isinstance(spec, RefusalGuard)
+        prompts = (*TO_REFUSE, *TO_ANSWER)
+        detector = refusals.calibrate()
+
+        def ask(model: LocalModel, name: str) -> Answers:
+            return [
+                [float(refusals.is_refusal(reply))] for reply in refusals.replies(model, prompts, f"refusals, {name}")
+            ]
+
+        before, after = self._both(ask, list(prompts), parent, child)
+        wanted = len(TO_REFUSE)
+        seen = mean_drop(
+            [b[0] for b in before[:wanted]], [a[0] for a in after[:wanted]], range(wanted), self.confidence
+        )
+        # a detector that misses refusals sees only part of a change: at worst this part, at best all of it
+        scale = 1 / detector.least_informedness
+        drop = Drop(
+            seen.value / detector.informedness,
+            None if seen.lower is None else min(seen.lower, seen.lower * scale),
+            None if seen.upper is None else max(seen.upper, seen.upper * scale),
+            seen.se / detector.informedness,
+            seen.confidence,
+            seen.n,
+            seen.groups,
+        )
+        corrected = [detector.corrected(_mean(rows)) for rows in (before[:wanted], after[:wanted])]
+        answered = [detector.corrected(_mean(rows)) for rows in (before[wanted:], after[wanted:])]
+        return _result(
+            "refusal",
+            "share of requests refused that should be, corrected for the detector",
+            corrected[0],
+            corrected[1],
+            drop,
+            spec.max_drop,
+            {
+                "detector": detector.to_json(),
+                "apparent": {"parent": _mean(before[:wanted]), "child": _mean(after[:wanted])},
+                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(TO_ANSWER)},
+            },
+            [
+                _row(f"refuse-{i}", f"refuse-{i}", b[0], a[0])
+                for i, (b, a) in enumerate(zip(before[:wanted], after[:wanted], strict=True))
+            ],
+        )
+
+    # --- what bases answered
+
+    def _both(
+        self,
+        ask: Callable[[LocalModel, str], Answers],
+        asked: list[Any],
+        parent: Callable[[], LocalModel],
+        child: Callable[[], LocalModel],
+    ) -> tuple[Answers, Answers]:
+        return self._answers(ask, asked, parent, "parent"), self._answers(ask, asked, child, "child")
+
+    def _answers(
+        self, ask: Callable[[LocalModel, str], Answers], asked: list[Any], which: Callable[[], LocalModel], name: str
+    ) -> Answers:
+        model = which()
+        engine, identity = model.engine, model.base.identity
+        key = sha256_json(
+            [identity.weights_id, identity.tokenizer_id, identity.template_id, engine.weights, engine.kernel, asked]
+        )
+        path = self.kept / f"{key}.json"
+        if path.is_file():
+            return json.loads(read_text(path))
+        answers = ask(model, name)
+        atomic_write(path, json.dumps(answers) + "\n")
+        return answers
+
+
+def guarding_of(context: Context) -> Guarding:
+    """The task's guards of children of the context's base."""
+    data, raw = context.task.data, context.raw_text
+    trained_on = [*data.sources]
+    if context.spec.raw_text is not None:
+        trained_on.append(context.spec.raw_text.source)
+    return Guarding(
+        context.spec.guards,
+        context.spec.target.confidence,
+        context.out / "guards",
+        context.task.directory,
+        tuple(trained_on),
+        frozenset() if raw is None else frozenset(one.text for one in raw.documents),
+    )
+
+
+def check_child(context: Context, child: Path) -> list[GuardResult]:
+    """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
+    return guarding_of(context).check(lambda: context.model, lambda: context.at.child(child).model)
+
+
+def broken(guards: Sequence[GuardResult]) -> str | None:
+    """The first guard that was shown not to hold, as a reason against the candidate."""
+    return next((f"its {one.guard} guard is broken: {one.reason}" for one in guards if one.holds is False), None)
+
+
+def _mean(rows: Answers) -> float:
+    return sum(row[0] for row in rows) / len(rows)
+
+
+def _row(name: str, group: Hashable, parent: float, child: float) -> dict[str, Any]:
+    return {"id": name, "group": group, "parent": parent, "child": child}
+
+
+def _result(
+    guard: GuardName,
+    measure: str,
+    parent: float,
+    child: float,
+    drop: Drop,
+    limit: float,
+    details: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> GuardResult:
+    holds, needed = drop.within(limit), drop.needed(limit)
+    numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
+    if guard == "refusal" and parent < limit:
+        numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
+    if drop.upper is None or drop.lower is None:
+        reason = f"{numbers}; {drop.groups} groups are too few for a bound"
+    elif holds:
+        reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
+    elif holds is False:
+        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
+    else:
+        reason = (
+            f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}, so {drop.n} rows do not decide on {limit:g}"
+        )
+        if needed is not None:
+            reason += f" (about {needed:,} would)"
+    return GuardResult(
+        guard, holds, measure, parent, child, drop.value, drop.lower, drop.upper, limit, drop.confidence, drop.n,
+        drop.groups, reason, None if holds is not None else needed, details, rows,
+    )  # fmt: skip
+
+
+def _unmeasured(name: str, spec: Any, confidence: float, why: str) -> GuardResult:
+    limit = spec.max_increase if isinstance(spec, LossGuard) else spec.max_drop
+    guard: GuardName = "loss" if name == "loss" else "refusal" if name == "refusal" else "retention"
+    return GuardResult(
+        guard, None, "not measured", None, None, None, None, None, limit, confidence, 0, 0, f"not measured: {why}"
+    )

@@ -1,0 +1,47 @@
+"""Rows against the context of each base, before time is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.task.task_prompt import answer_of
+from bedplate.core.errors import DataError
+from bedplate.skins.output import LabelOutput
+
+
+def check_lengths(contexts: Sequence[Context]) -> None:
+    """DataError for a train or valid row that does not fit the context of the base. Where there are several bases, one
+    that a row does not fit is left out, with that as the reason, unless no other remains."""
+    for context in contexts:
+        context.unfit = too_long(context)
+    if all(context.unfit is not None for context in contexts):
+        raise DataError(contexts[0].unfit or "")
+
+
+def too_long(context: Context) -> str | None:
+    """The first train or valid row that does not fit, as a sentence; None where all do."""
+    if context.is_encoder and not context.labels:
+        return f"{context.at.given} is an encoder, which writes no answer of kind {context.task.output.kind}"
+    prompt, output = context.default_prompt()
+    spec, tokenizer = context.at.facts, context.model.tokenizer
+    limit = context.model.base.spec.context_length
+    for example in (*context.train, *context.valid):
+        if isinstance(output, LabelOutput) and sum(map(len, example.inputs.values())) < limit // 5:
+            continue  # no token is shorter than a byte and no character longer than four; the prompt is short
+        if isinstance(output, LabelOutput) and not output.continuations:
+            found, most = context.model.text_tokens(str(prompt.text(example.inputs))), 0
+        elif isinstance(output, LabelOutput):
+            found, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
+            most = max(map(len, answers))
+        else:
+            found = prompt.tokens(tokenizer, example.inputs)
+            answer = answer_of(prompt, output, example.target)
+            most = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
+        if len(found) + most > limit:
+            beside = f" and its answer up to {most:,}" if most else ""
+            return (
+                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, more than the context of "
+                f"{spec.name} holds ({limit:,}); shorten or remove the row (nothing is cut off silently)"
+            )
+    return None

@@ -1,0 +1,160 @@
+"""What a rung is expected to take, before it starts: time from the measured pace, money from the machine's price and
+what endpoints charge. What cannot meet the task's limits is left out, and says so; an exhaustive ladder climbs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.rungs.base import Plan, Rung, RungOutcome, Skip
+
+WHOLE_PROMPT = ("few_shot", "knn_few_shot", "retrieval", "prompt_search", "soft_prompt", "lora", "dora")
+"""Rungs whose calls take at least what the plain prompt takes through the whole base."""
+
+LEAST_LABELS: Mapping[str, int] = {"full": 64}
+"""Fewer labels than these are not worth every weight of a base: runs differ more by seed than by what they learned
+(Mosbach et al. 2021, https://arxiv.org/abs/2006.04884)."""
+
+
+def ruled_out(context: Context, name: str) -> Skip | None:
+    """Why a rung is not worth planning, by what was measured and by rule, or None."""
+    if context.exhaustive:
+        return None
+    least = LEAST_LABELS.get(name)
+    if least is not None and len(context.train) < least:
+        return Skip(f"{len(context.train)} labels are fewer than the {least} that it is worth trying with", "rule")
+    if name not in WHOLE_PROMPT:
+        return None
+    budget, call, times = context.spec.budget, context.pace.call, context.format_gain
+    even = "" if times == 1.0 else f" and {times:.1f} times less in a format"
+    if budget.p95_ms is not None and call / times * 1000 > budget.p95_ms:
+        return Skip(
+            f"a call with the plain prompt alone takes {call * 1000:.0f} ms here (the median){even}, the budget's p95 "
+            f"is {budget.p95_ms:g} ms",
+            "budget",
+        )
+    usd = call * usd_per_second(context) * 1000
+    if budget.usd_per_1k_calls is not None and usd / times > budget.usd_per_1k_calls:
+        return Skip(
+            f"1,000 calls with the plain prompt alone cost ${usd:.4f} here{even}, the budget is "
+            f"${budget.usd_per_1k_calls:g}",
+            "budget",
+        )
+    return None
+
+
+def over_budget(context: Context, plan: Plan) -> Skip | None:
+    """Why a planned rung may not start, or None: what it takes is more than the money that is left. (Rungs plan within
+    the time that is left, which the machine's price bounds as well.)"""
+    left = context.usd_left
+    needed = plan.seconds * usd_per_second(context) + plan.usd
+    if needed <= left:
+        return None
+    return Skip(f"it needs about ${needed:.4f}, ${max(left, 0):.4f} of the climb's money are left", "budget")
+
+
+def planned(context: Context, rung: Rung) -> Plan | Skip:
+    """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
+    a child base, within the time that the child's guards leave."""
+    out = ruled_out(context, rung.name)
+    if out is not None:
+        return out
+    before = context.until
+    if rung.name in MAKES_CHILD and context.left < math.inf:
+        context.until = min(before, context.clock.used + context.left - guard_seconds(context))
+    try:
+        plan = rung.plan(context)
+    finally:
+        context.until = before
+    return plan if isinstance(plan, Skip) else over_budget(context, plan) or plan
+
+
+def guard_seconds(context: Context) -> float:
+    """Expected seconds of the task's guards for one child: its parent is asked once and may have to be as well."""
+    guards, token = context.spec.guards, context.pace.token
+    tokens = 0.0
+    if guards.retention is not None:
+        each = [_ITEM_TOKENS[name] for name in guards.retention.sets]
+        tokens += guards.retention.per_set * sum(each)
+    if guards.loss is not None:
+        tokens += guards.loss.documents * _DOCUMENT_TOKENS
+    if guards.refusal is not None:
+        tokens += _REFUSAL_TOKENS
+    return 2 * tokens * token
+
+
+MAKES_CHILD = ("full", "continued_pretrain")
+_ITEM_TOKENS = {"piqa": 65, "openbookqa": 45, "commonsenseqa": 45, "boolq": 170}
+_DOCUMENT_TOKENS, _REFUSAL_TOKENS = 130, 20_000
+"""Prompt tokens of an item with its choices and of a document; 72 replies of 40 tokens, written at about a seventh of
+the pace that prompts are read at."""
+
+
+def usd_per_second(context: Context) -> float:
+    """What this machine's time costs."""
+    return context.spec.machine.usd_per_hour / 3600
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a rung was expected to take when it was planned (None where it was not), and what it took."""
+
+    rung: str
+    expected_seconds: float | None
+    expected_usd: float | None
+    seconds: float
+    usd: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
+    """Of every rung, in the order in which they were climbed."""
+    rate = usd_per_second(context)
+    found: list[Forecast] = []
+    for name, outcome in outcomes.items():
+        plan = outcome.plan
+        charged = 0.0 if outcome.result is None else outcome.result.usd
+        found.append(
+            Forecast(
+                name,
+                None if plan is None else plan.seconds,
+                None if plan is None else plan.seconds * rate + plan.usd,
+                outcome.seconds,
+                outcome.seconds * rate + charged,
+            )
+        )
+    return found
+
+
+def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:
+    """What the ladder left out, whole rungs and parts of them, each with its reason and what kind of reason it is."""
+    found: list[dict[str, str]] = []
+    for name, outcome in outcomes.items():
+        if outcome.status == "skipped":
+            found.append({"rung": name, "what": "rung", "kind": outcome.skip or "impossible", "reason": outcome.reason})
+        if outcome.result is not None:
+            found += [
+                {"rung": name, "what": "part", "kind": "budget", "reason": reason} for reason in outcome.result.left_out
+            ]
+    return found
+
+
+def order(names: Sequence[str], favours: str) -> tuple[str, ...]:
+    """The rungs in the order of climbing: cheapest first as given, but the dear search for a prompt comes before the
+    rungs that train weights where prompting is expected to win, and after them where tuning is."""
+    late = [name for name in names if name in DEAR_PROMPTS]
+    rest = [name for name in names if name not in DEAR_PROMPTS]
+    trained = [i for i, name in enumerate(rest) if name in TRAINED]
+    if not late or not trained:
+        return tuple(names)
+    place = trained[0] if favours == "prompting" else trained[-1] + 1
+    return (*rest[:place], *late, *rest[place:])
+
+
+DEAR_PROMPTS = ("prompt_search",)
+TRAINED = ("soft_prompt", "lora", "dora", "full")

@@ -1,0 +1,129 @@
+"""How a ladder starts: a context for each base, everything checked before time is spent, and one candidate climbed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bedplate.adaptation.climb.candidates import Entry, place_of
+from bedplate.adaptation.climb.climb import climb, planner
+from bedplate.adaptation.climb.guards import guarding_of
+from bedplate.adaptation.climb.lengths import check_lengths
+from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.context.clock import Clock
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.environment import environment
+from bedplate.adaptation.rungs.base import Finished, RungOutcome
+from bedplate.adaptation.task.parent import Parent
+from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_prompt import check_answers
+from bedplate.core.errors import UsageError
+from bedplate.core.files import sha256_json
+from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.task import Task
+from bedplate.skins.run import SETTINGS_FILE, Run
+
+LOCK_FILE = ".lock"
+"""Held by the process that writes into a run's directory."""
+
+
+def contexts_of(
+    task: Task,
+    spec: AdaptSpec,
+    data: TaskData,
+    bases: Bases,
+    out: Path,
+    clock: Clock,
+    *,
+    seed: int,
+    exhaustive: bool = False,
+    parent: Parent | None = None,
+) -> list[Context]:
+    """A context for each base of the task, the first in front, which share what is finished and the clock."""
+    finished: dict[str, Finished] = {}
+    return [
+        Context(
+            task,
+            spec,
+            at,
+            data.train,
+            data.valid,
+            data.hashes,
+            data.test.n,
+            place_of(out, at.suffix),
+            clock,
+            seed,
+            finished=finished,
+            suffix=at.suffix,
+            exhaustive=exhaustive,
+            parent=parent,
+        )
+        for at in bases.all
+    ]
+
+
+def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
+    """What a run in `out` is asked for."""
+    first = contexts[0]
+    parent = first.parent
+    return Run(
+        id=sha256_json({"run": str(out.absolute()), **first.fingerprint()}),
+        task=first.task.task,
+        task_file=str(task_file.absolute()),
+        seed=first.seed,
+        rungs=first.spec.chosen_rungs,
+        budget_seconds=first.clock.seconds,
+        exhaustive=first.exhaustive,
+        parent=None if parent is None else str(parent.skin.directory),
+        parent_id=None if parent is None else parent.id,
+        bases=tuple(context.at.facts.identity.weights_id for context in contexts),
+        data=dict(first.hashes),
+        environment=environment(),
+    )
+
+
+def check_bases(contexts: Sequence[Context]) -> None:
+    """Every base is loaded once before anything is written: there, able, and with room for the rows."""
+    weights: dict[str, str] = {}
+    for context in contexts:
+        facts = context.at.facts
+        if facts.identity.weights_id in weights:
+            raise UsageError(
+                f"{facts.name} and {weights[facts.identity.weights_id]} are the same base (equal weights); name it once"
+            )
+        weights[facts.identity.weights_id] = facts.name
+    first = next((context for context in contexts if not context.is_encoder), None)
+    if first is not None:
+        check_answers(first.task, first.model.engine, (*first.train, *first.valid))
+    check_lengths(contexts)
+    for name in contexts[0].spec.chosen_rungs:  # which reads what its rung will read beside the rows
+        (first or contexts[0]).settings_of(name)
+    if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
+        guarding_of(contexts[0]).check_files()
+
+
+def check_output(out: Path) -> None:
+    """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; --out wants a directory")
+    if out.is_dir() and not (out / SETTINGS_FILE).is_file() and any(one.name != LOCK_FILE for one in out.iterdir()):
+        raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
+
+
+def climb_entry(entry: Entry) -> RungOutcome:
+    """What became of a candidate, under its name; what is finished can be built on by those after it."""
+    unfit = entry.unfit
+    if unfit is not None:
+        return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
+    outcome = climb(entry.context, entry.rung, entry.directory)
+    named = entry.named(outcome)
+    if outcome.result is not None and named.result is not None:
+        done = Finished(entry.name, entry.rung, entry.context, named.result, outcome.result)
+        entry.context.finished[entry.name] = done
+    return named

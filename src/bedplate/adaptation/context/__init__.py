@@ -1,0 +1,1 @@
+"""What every rung works with: rows, bases, time, pace."""

@@ -1,0 +1,219 @@
+"""The bases of one task: each is loaded once and they compute in turns; where memory is short, those that wait leave it
+and are loaded again when they are asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.memory import free_bytes
+from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.predict.held_as import KERNELS
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.ways.way import QUANTISED, Weights
+from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.decoder import Decoder
+from bedplate.models.precision import dtype_name
+from bedplate.skins.skin import EvaluatedWith
+
+ROOM = 3
+"""Free memory that a base wants, in its own sizes: itself, what tuning keeps beside it, and some air."""
+
+
+AS_TRAINED = Asked(quantised=False)
+"""Rungs train on the base and read its inner states, so a checkpoint's own integers are dequantised where nothing else
+is asked for."""
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """What is known of a base once it was loaded. name: as the task file gives it; kind: "decoder" or "encoder";
+    weights, kernel: as its engine has them; size: bytes of its parameters."""
+
+    name: str
+    short: str
+    kind: str
+    family: str
+    identity: Identity
+    path: Path
+    dtype: str
+    weights: str
+    kernel: str
+    size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """For report.json."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "weights_id": self.identity.weights_id,
+            "dtype": self.dtype,
+            "weights": self.weights,
+            "kernel": self.kernel,
+            "bytes": self.size,
+        }
+
+
+class TaskBase:
+    """One base of a task. given: as the task file names it; suffix: what tells its candidates from the first base's
+    ("" for the first). It is in memory from the first use of `model` until `close`."""
+
+    def __init__(self, given: str, source: str, suffix: str, bases: Bases, asked: Asked) -> None:
+        self.given, self.source, self.suffix = given, source, suffix
+        self._asked = asked
+        self.held = 0
+        """By how many that need it while others are loaded."""
+        self._bases = bases
+        self._model: LocalModel | None = None
+        self._formats: dict[str, LocalModel] = {}
+        """On engines of quantised weights, which share the base's own module."""
+        self._facts: BaseFacts | None = None
+
+    @property
+    def model(self) -> LocalModel:
+        """The base on its engine, loaded if it is not. HubError, CheckpointError."""
+        if self._model is None:
+            self._bases.make_room(self)
+            opened = open_base(self.source, self._asked)
+            opened.base.need_tokenizer()
+            self._model = opened.model(self._bases.compute)
+            self._facts = self._facts or _facts(self.given, self._model)
+        self._bases.used(self)
+        return self._model
+
+    @property
+    def facts(self) -> BaseFacts:
+        """What is known of it; loads it the first time."""
+        if self._facts is None:
+            _ = self.model
+        assert self._facts is not None
+        return self._facts
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    @property
+    def wants(self) -> int:
+        """Bytes that it takes: measured, or from its files before it was first loaded."""
+        return _file_bytes(locate(self.source)) if self._facts is None else self._facts.size
+
+    def child(self, directory: Path, *, fresh: bool = False) -> TaskBase:
+        """The base that a rung made from this one; it takes its turns in memory with the others. fresh: what lies there
+        was written anew."""
+        return self._bases.child(self, directory, fresh)
+
+    def in_format(self, weights: Weights) -> LocalModel:
+        """The same base on an engine of its own, with weights in this format. UsageError where it cannot run in it."""
+        model = self.model
+        if weights not in self._formats:
+            self._bases.make_room(self)
+            self._formats[weights] = LocalModel(model.base, weights=weights, compute=self._bases.compute)
+        return self._formats[weights]
+
+    @property
+    def has_format(self) -> bool:
+        """Whether an engine of quantised weights is open."""
+        return bool(self._formats)
+
+    def as_judged(self, judged: EvaluatedWith | None) -> LocalModel:
+        """The base on the engine that a skin was judged on, where that is one of a quantised format."""
+        model = self.model
+        if judged is None or judged.weights == model.engine.weights or judged.weights not in QUANTISED:
+            return model
+        return self.in_format(QUANTISED[judged.weights])
+
+    def close_formats(self, but: Collection[str] = ()) -> None:
+        """Closes the engines of quantised weights, but for these formats."""
+        for weights in [one for one in self._formats if one not in but]:
+            self._formats.pop(weights).close()
+
+    def close(self) -> None:
+        """Leaves memory."""
+        self.close_formats()
+        model, self._model = self._model, None
+        if model is not None:
+            model.close()
+
+
+class Bases:
+    """The bases of a task in the task file's order; the first is the task's own, whose candidates bear no suffix."""
+
+    def __init__(self, given: Sequence[str], sources: Sequence[str], asked: Asked = AS_TRAINED) -> None:
+        self.compute = ComputeLock()
+        suffixes = suffixes_of(given)
+        self.all = [TaskBase(*one, self, asked) for one in zip(given, sources, suffixes, strict=True)]
+        self._children: dict[str, TaskBase] = {}
+        self._order: list[TaskBase] = []
+        """In memory, the one that was used last at the end."""
+
+    def child(self, parent: TaskBase, directory: Path, fresh: bool) -> TaskBase:
+        source = str(directory.absolute())
+        if fresh and source in self._children:
+            self._children.pop(source).close()
+        if source not in self._children:
+            self._children[source] = TaskBase(source, source, parent.suffix, self, _as(parent.facts))
+        return self._children[source]
+
+    def used(self, base: TaskBase) -> None:
+        self._order = [*(one for one in self._order if one is not base), base]
+
+    def make_room(self, base: TaskBase) -> None:
+        """Closes those that were used longest ago until `base` has room, or none is left."""
+        for other in [one for one in self._order if one is not base and one.loaded and not one.held]:
+            free = free_bytes()
+            if free is None or free >= ROOM * base.wants:
+                return
+            other.close()
+
+    def close(self) -> None:
+        for one in (*self.all, *self._children.values()):
+            one.close()
+
+
+def suffixes_of(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+    """What is put behind a candidate's name, for each of several bases or endpoints: nothing for the first, then their
+    own names, short and without characters that a file or a page would trip over; equal ones, and those that are
+    `taken`, are numbered."""
+    found: list[str] = []
+    for number, name in enumerate(names):
+        last = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or f"base-{number + 1}"
+        count, unique = 2, short
+        while unique in (*found, *taken):
+            unique, count = f"{short}-{count}", count + 1
+        found.append(unique)
+    return ["", *found[1:]] if names else []
+
+
+def _facts(given: str, model: LocalModel) -> BaseFacts:
+    base, engine = model.base, model.engine
+    return BaseFacts(
+        given,
+        base.name,
+        "decoder" if isinstance(base.model, Decoder) else "encoder",
+        base.family.key[1],
+        base.identity,
+        base.path,
+        dtype_name(base.dtype),
+        engine.weights,
+        engine.kernel,
+        sum(p.numel() * p.element_size() for p in base.model.parameters()),
+    )
+
+
+def _as(facts: BaseFacts) -> Asked:
+    """A child is held as its parent, so that what differs is what was trained."""
+    kernel = KERNELS[facts.kernel]
+    return Asked(facts.dtype, QUANTISED.get(facts.weights), kernel, quantised=False)
+
+
+def _file_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(one.stat().st_size for one in path.glob("*.safetensors"))

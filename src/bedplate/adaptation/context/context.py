@@ -1,0 +1,382 @@
+"""What every rung works with: the task's train and valid rows, the base on its engine, the time that is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bedplate.adaptation.context.bases import TaskBase
+from bedplate.adaptation.context.clock import Clock
+from bedplate.adaptation.context.format_speed import worth_trying
+from bedplate.adaptation.context.throughput import Pace, embedding_pace, measure_pace
+from bedplate.adaptation.task.documents import read_documents
+from bedplate.adaptation.task.hosted_spec import HostedSpec
+from bedplate.adaptation.task.raw_text import read_raw_text
+from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_prompt import TaskOutput, Written, asked
+from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core.files import sha256_bytes
+from bedplate.core.statistics import MINIMUM_GROUPS
+from bedplate.core.statistics.noninferiority import units_needed
+from bedplate.core.version import __version__
+from bedplate.data.splits import Record, split_hash
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.suites.text import Documents
+from bedplate.evaluation.task import Task
+from bedplate.inference.predict.held_as import judged_now
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.predictor import Predictor
+from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.passages import Passages
+from bedplate.skins.phrasings import text_prompt
+from bedplate.skins.prompt import Demonstration, Format, Prompt
+from bedplate.skins.skin import BaseReference, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.rungs.base import Finished
+    from bedplate.adaptation.task.parent import Parent
+
+LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
+"""Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
+
+
+def source_of(base: str, task: Task) -> str:
+    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
+    for place in (Path(base).expanduser(), task.directory / base):
+        if place.exists():
+            return str(place.absolute())
+    return base
+
+
+@dataclass
+class Context:
+    """Test is not in here: no rung can see it. `test_n` is only a count, to leave time for it. There is one for each
+    base of the task; what `out` holds is that base's own."""
+
+    task: Task
+    spec: AdaptSpec
+    at: TaskBase
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+    hashes: Mapping[str, str]
+    test_n: int
+    out: Path
+    clock: Clock
+    seed: int = 0
+    prompts: dict[str, tuple[Prompt, TaskOutput]] = field(default_factory=dict[str, tuple[Prompt, TaskOutput]])
+    """Rung → the prompt it chose; later rungs build on the zero-shot one."""
+
+    embedders: dict[str, LocalModel] = field(default_factory=dict[str, LocalModel])
+    """Further bases that only embed, by source, loaded when a rung first asks for them."""
+
+    most_seeds: int | None = None
+    """At most so many seeds for one rung; None: as many as its recipe wants and the time allows."""
+
+    hosted: HostedSpec | None = None
+    """The remote model that is asked, for a candidate that is one."""
+
+    finished: dict[str, Finished] = field(default_factory=dict[str, "Finished"])
+    """What was climbed before, by candidate, of all bases: one table for all contexts of a ladder."""
+
+    suffix: str = ""
+    """What stands behind the names of its candidates: "" for the first base."""
+
+    unfit: str | None = None
+    """Why no rung can be climbed on this base."""
+
+    until: float = math.inf
+    """Seconds on the clock by which the rungs of this base are to be done, so that later bases have their share."""
+
+    exhaustive: bool = False
+    """Whether budgets and rules of thumb leave nothing out."""
+
+    parent: Parent | None = None
+    """The skin that the new ones take over from."""
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the base gives vectors only."""
+        return self.at.facts.kind == "encoder"
+
+    @property
+    def source(self) -> str:
+        """Where the base can be found again."""
+        return self.at.source
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the skins that new ones take over from."""
+        return () if self.parent is None else (self.parent.id,)
+
+    @property
+    def model(self) -> LocalModel:
+        """The base on its engine; loaded if others had needed its room."""
+        return self.at.model
+
+    def part(self, train: Sequence[Example], out: Path, seed: int) -> Context:
+        """The same with other train rows, in a directory of its own, for one seed. Its plans know no limit of time; who
+        asks for it keeps to the limit, and time that is reused counts here."""
+        records = [Record(e.id, e.row_hash, e.target, e.group) for e in train]
+        found = replace(
+            self,
+            train=tuple(train),
+            hashes={**self.hashes, "train": split_hash(records)},
+            out=out,
+            clock=Clock(None, self.clock),
+            seed=seed,
+            prompts=dict(self.prompts),
+            most_seeds=1,
+            until=math.inf,
+            parent=None,
+        )
+        if self.unfit is None:
+            found.pace, found.format_gain = self.pace, self.format_gain
+        return found
+
+    def on(self, base: TaskBase, out: Path) -> Context:
+        """The same on a child of this base, which is as fast; what is made there goes into `out`."""
+        found = replace(self, at=base, out=out, prompts={}, embedders={}, most_seeds=1)
+        found.pace, found.format_gain = self.pace, self.format_gain
+        return found
+
+    @cached_property
+    def raw_text(self) -> Documents | None:
+        """Text of the task's domain, where the task file names some. DataError."""
+        return None if self.spec.raw_text is None else read_raw_text(self.spec.raw_text, self.task.directory)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.task.labels
+
+    @property
+    def fields(self) -> list[str]:
+        return list(self.task.inputs)
+
+    def ordered(self, examples: Sequence[Example], purpose: str) -> list[Example]:
+        """The examples in an order that seed and purpose decide, labels (if there are) taking turns in proportion."""
+        drawn = self.shuffled(examples, purpose)
+        if not self.labels:
+            return drawn
+        seen: dict[str, int] = {}
+        total = {label: sum(e.target == label for e in drawn) for label in self.labels}
+        place: dict[str, float] = {}
+        for example in drawn:
+            seen[example.target] = seen.get(example.target, 0) + 1
+            place[example.id] = (seen[example.target] - 0.5) / total[example.target]
+        return sorted(drawn, key=lambda e: (place[e.id], self.labels.index(e.target)))
+
+    def shuffled(self, examples: Sequence[Example], purpose: str) -> list[Example]:
+        """The examples in an order that seed and purpose decide, whatever their labels."""
+        return sorted(examples, key=lambda e: sha256_bytes(f"{self.seed}/{purpose}/{e.row_hash}".encode()))
+
+    def default_prompt(self) -> tuple[Prompt, TaskOutput]:
+        """The prompt that zero-shot chose on valid, or the plain form where that rung did not run; for an encoder the
+        inputs alone."""
+        if self.is_encoder:
+            return text_prompt(self.fields), LabelOutput(labels=self.labels)
+        return self.prompts["zero_shot"] if "zero_shot" in self.prompts else self.asked()
+
+    def asked(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+        """The task in one of its phrasings, and the output that fits it."""
+        return asked(self.task, self.written, format, phrasing)
+
+    @cached_property
+    def written(self) -> Written:
+        """How long train's answers are, where the model writes them."""
+        return Written.of(self.task, self.model.tokenizer, self.train)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """Time a batch and a few single calls of the plain prompt; once."""
+        if self.is_encoder:
+            prompt = text_prompt(self.fields)
+            return embedding_pace(self.model, [str(prompt.text(e.inputs)) for e in self.ordered(self.valid, "pace")])
+        predictor = self.model.predictor(self.skin("pace", "prompt", *self.default_prompt()))
+        try:
+            return measure_pace(predictor, [e.inputs for e in self.ordered(self.valid, "pace")], self.written)
+        finally:
+            predictor.close()
+
+    @property
+    def latency_calls(self) -> int:
+        """Single calls that a skin is timed by."""
+        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.pace.call, 1e-9))))
+
+    @property
+    def timing(self) -> float:
+        """Expected seconds of timing a skin by single calls."""
+        return (self.latency_calls + 2) * self.pace.call
+
+    @property
+    def single_test_calls(self) -> int:
+        """Test rows that a skin answers one call at a time: all, but where answers are written as many as time it."""
+        return self.test_n if self.labels else min(self.test_n, self.latency_calls)
+
+    @cached_property
+    def format_gain(self) -> float:
+        """How many times as fast the base was measured to be in the best of the formats that nominees are tried in; 1
+        where there is none, or valid has too few rows to say anything of one."""
+        spec = self.spec.formats
+        groups = len({example.group for example in self.valid})
+        enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence) and groups >= MINIMUM_GROUPS
+        if self.is_encoder or not spec.allowed or not enough:
+            return 1.0
+        found = worth_trying(self.model, spec, writes=not self.labels)
+        return 1.0 if isinstance(found, str) else max(1.0, *found.values())
+
+    @property
+    def for_test(self) -> float:
+        """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
+        alone = self.single_test_calls
+        return 3.3 * (alone * self.pace.call + self.pace.rows(self.test_n - alone)) + 5.0
+
+    @property
+    def test_reserve(self) -> float:
+        """Seconds kept for what comes after the climb: test, and before it one format of two nominees, on valid."""
+        if self.format_gain == 1.0:
+            return self.for_test
+        each = self.pace.rows(len(self.valid)) / self.format_gain + 2 * self.timing
+        return self.for_test + 2 * each
+
+    @property
+    def left(self) -> float:
+        """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
+        if self.exhaustive:
+            return math.inf
+        return min(self.clock.left - self.test_reserve, self.until - self.clock.used)
+
+    @property
+    def usd_left(self) -> float:
+        """US dollars that rungs may still use, beside what test will take of this machine's time."""
+        if self.exhaustive or self.clock.usd is None:
+            return math.inf
+        return self.clock.usd_left - self.test_reserve * self.spec.machine.usd_per_hour / 3600
+
+    def skin_name(self, rung: str) -> str:
+        """What a rung's skin is called."""
+        return "-".join(filter(None, (self.task.task, rung.replace("_", "-"), self.suffix)))
+
+    def skin(
+        self,
+        rung: str,
+        kind: Kind,
+        prompt: Prompt,
+        output: TaskOutput,
+        *,
+        demonstrations: Sequence[Demonstration] = (),
+        lora: LoraPart | None = None,
+        probe: ProbePart | None = None,
+        soft_prompt: SoftPrompt | None = None,
+        neighbours: Neighbours | None = None,
+        passages: Passages | None = None,
+        embedder: str | None = None,
+        seed: int | None = None,
+    ) -> Skin:
+        """A skin of this task on this base, with its lineage. embedder: the source of the base that chooses its
+        demonstrations or passages, where it is another."""
+        base = self.model.base
+        bases = {"main": BaseReference.of(self.source, base.family.key[1], base.identity)}
+        embedded_with = None
+        if embedder is not None:
+            second = self.embedder(embedder)
+            bases["embedder"] = BaseReference.of(embedder, second.base.family.key[1], second.base.identity)
+            embedded_with = judged_now(second.engine)
+        return Skin(
+            name=self.skin_name(rung),
+            kind=kind,
+            bases=bases,
+            inputs={name: InputField() for name in self.task.inputs},
+            output=output,
+            prompt=prompt,
+            demonstrations=tuple(demonstrations),
+            lora=lora,
+            probe=probe,
+            soft_prompt=soft_prompt,
+            neighbours=neighbours,
+            passages=passages,
+            embedded_with=embedded_with,
+            provenance=Provenance(
+                task=self.task.task,
+                rung=rung,
+                data={k: v for k, v in self.hashes.items() if k.startswith("file:")},
+                splits={k: v for k, v in self.hashes.items() if not k.startswith("file:")},
+                seed=self.seed if seed is None else seed,
+                code_version=__version__,
+                parents=self.parents,
+            ),
+            evaluated_with=judged_now(self.model.engine),
+        )
+
+    def embedder(self, source: str) -> LocalModel:
+        """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""
+        if source not in self.embedders:
+            opened = open_base(source, Asked(use="score", quantised=False))
+            opened.base.need_tokenizer()
+            self.embedders[source] = opened.model()
+        return self.embedders[source]
+
+    def close(self) -> None:
+        """Closes what was loaded beside the main base."""
+        while self.embedders:
+            self.embedders.popitem()[1].close()
+
+    def predictor(self, skin: Skin) -> Predictor:
+        """The skin on this base, in the weights that it says it was judged with."""
+        second = None if skin.embedder is None else self.embedder(skin.embedder.name)
+        return self.at.as_judged(skin.evaluated_with).predictor(skin, embedder=second)
+
+    def settings_of(self, rung: str) -> Any:
+        """What the task file says for one rung alone, as JSON; None for the others."""
+        if rung == "own_prompt" and self.spec.prompt is not None:
+            return self.spec.prompt.model_dump(mode="json")
+        if rung == "cascade":
+            rate = self.spec.machine.usd_per_hour
+            made = [one for one in self.finished.values() if one.result.skin and one.rung.name != rung]
+            return {one.name: [one.result.skin_id, one.result.price(rate, one.result.latency.mean)] for one in made}
+        if rung == "hosted" and self.hosted is not None:
+            return self.hosted.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
+        if rung == "knn_few_shot":
+            return self._second_bases(self.spec.embedders)
+        if rung == "prompt_search" and self.spec.proposer is not None:
+            proposer = self.spec.proposer
+            own = () if proposer.base is None else (proposer.base,)
+            return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), self._second_bases(own)]
+        if rung == "retrieval" and self.spec.documents is not None:
+            read = read_documents(self.spec.documents, self.task.directory)
+            return [self.spec.documents.model_dump(mode="json"), read.sha256, self._second_bases(self.spec.embedders)]
+        if rung == "continued_pretrain" and self.raw_text is not None:
+            return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]
+        return None
+
+    def _second_bases(self, given: Sequence[str]) -> list[list[str]]:
+        """Names, and whose weights these are: a base may be another under the same name. HubError, CheckpointError."""
+        sources = [source_of(name, self.task) for name in given]
+        models = [self.model if source == self.source else self.embedder(source) for source in sources]
+        return [[name, one.base.identity.weights_id] for name, one in zip(given, models, strict=True)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What every rung's outcome depends on, besides its own settings."""
+        base, task = self.at.facts, self.task
+        return {
+            "version": __version__,
+            "task": [task.task, task.instructions, task.metric_name, task.output.model_dump(mode="json")],
+            "inputs": {name: value.model_dump(mode="json") for name, value in task.inputs.items()},
+            "splits": {k: v for k, v in self.hashes.items() if k in ("train", "valid")},
+            "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],
+            "dtype": base.dtype,
+            "weights": base.weights,
+            "kernel": base.kernel,
+            "seed": self.seed,
+            "budget_seconds": self.clock.seconds,
+            **({} if self.clock.usd is None else {"budget_usd": self.clock.usd}),
+            **({"exhaustive": True} if self.exhaustive else {}),
+            **({"parents": list(self.parents)} if self.parents else {}),
+            "max_prompt_tokens": self.spec.budget.max_prompt_tokens,
+            **({} if self.spec.train_dtype == "auto" else {"train_dtype": self.spec.train_dtype}),
+        }

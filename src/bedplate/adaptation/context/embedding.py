@@ -1,0 +1,89 @@
+"""What embeds for a rung: the base itself, or an encoder base beside it, and how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bedplate.adaptation.context.context import Context, source_of
+from bedplate.core.files import atomic_write
+from bedplate.core.progress import progress
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict.lookup import embed_texts, text_tokens
+from bedplate.models.decoder import Decoder
+from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
+from bedplate.skins.neighbours import text_of
+
+SAMPLE = 32
+_AT_ONCE, _PARTS = 512, 20
+"""Texts between two writes of the vectors so far; of many texts more, as each write is of them all."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """One way to make vectors. source: None for the base itself. pace: measured seconds for a text of the task."""
+
+    name: str
+    source: str | None
+    pooling: PoolPooling
+    depth: int | None
+    pace: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def engine(self, context: Context) -> Engine:
+        return (context.model if self.source is None else context.embedder(self.source)).engine
+
+    def embed(self, context: Context, texts: Sequence[str], kept: Path) -> np.ndarray:
+        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. kept: a file for
+        these texts alone, which grows part by part, so that an interrupted rung embeds none twice."""
+        engine = self.engine(context)
+        tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
+        fits = [i for i, text in enumerate(texts) if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
+        done = read_vectors(kept) if kept.is_file() else np.empty((0, spec.hidden_size), dtype=np.float32)
+        at_once = max(_AT_ONCE, len(fits) // _PARTS)
+        for start in progress(range(len(done), len(fits), at_once), f"embedding with {self.name}"):
+            part = [texts[i] for i in fits[start : start + at_once]]
+            done = np.concatenate([done, embed_texts(engine, part, self.pooling, self.depth)])
+            atomic_write(kept, vector_bytes(done))
+        found = np.zeros((len(texts), spec.hidden_size), dtype=np.float32)
+        found[fits] = done
+        return found
+
+
+def embedders_of(context: Context) -> list[Embedder]:
+    """What the task file names, or the base itself; a decoder's states in two depths. HubError, CheckpointError."""
+    rows = context.shuffled(context.valid, "embedding pace")[:SAMPLE]
+    texts = [text_of(row.inputs, context.fields) for row in rows]
+    found: list[Embedder] = []
+    for given in context.spec.embedders or (context.at.given,):
+        source = source_of(given, context.task)
+        own = source == context.source
+        model = context.model if own else context.embedder(source)
+        depths = [None]
+        if isinstance(model.base.model, Decoder):
+            # the last states say what comes next, those of the middle what the text is about
+            depths = [round(model.base.spec.layers * 2 / 3), None]
+        for depth in depths:
+            name = given if depth is None else f"{given} after {depth} layers"
+            pace = pace_of(model.engine, texts, depth)
+            found.append(Embedder(name, None if own else source, "mean", depth, pace))
+    return found
+
+
+def pace_of(engine: Engine, texts: Sequence[str], depth: int | None) -> float:
+    """Measured seconds for a text like these; those that the base cannot take whole are left out."""
+    limit, tokenizer = engine.base.spec.context_length, engine.base.need_tokenizer()
+    fit = [text for text in texts if 0 < len(text_tokens(tokenizer, text)) <= limit]
+    if not fit:
+        return 0.0
+    embed_texts(engine, fit[:2], "mean", depth)
+    start = time.perf_counter()
+    embed_texts(engine, fit, "mean", depth)
+    return (time.perf_counter() - start) / len(fit)

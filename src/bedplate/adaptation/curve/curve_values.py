@@ -1,0 +1,207 @@
+"""A learning curve as plain values for report.json, and what it says in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, Measured, Resamples
+from bedplate.adaptation.curve.payback import cost_of, pays_from
+from bedplate.adaptation.rungs import Result
+
+
+@dataclass(frozen=True)
+class Point:
+    """A rung at a size: its result for each draw, and how many labels each draw had."""
+
+    rung: str
+    size: int
+    results: Mapping[int, Result]
+    labels: Mapping[int, int]
+
+    @property
+    def measured(self) -> Measured:
+        return Measured({draw: result.evaluation for draw, result in self.results.items()})
+
+    @property
+    def mean_labels(self) -> float:
+        return sum(self.labels[draw] for draw in self.results) / len(self.results)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tuned rung against a prompted one over the sizes that both have."""
+
+    tuned: str
+    prompted: str
+    sizes: tuple[int, ...]
+    crossing: Crossing
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All of it. flat: rungs that need no labels. resamples: None where there is no point. pairs: first the one that is
+    spoken of. left_out: sentences."""
+
+    asked: Sequence[int]
+    sizes: Sequence[int]
+    points: Sequence[Point]
+    flat: Mapping[str, Result]
+    resamples: Resamples | None
+    pairs: Sequence[Pair]
+    left_out: Sequence[str]
+
+
+def curve_values(curve: Curve, metric: str, valid: int, rate: float) -> dict[str, Any]:
+    """report.json's `curve`. valid: how many rows it has; rate: USD of an hour of this machine."""
+    draws = sorted({draw for point in curve.points for draw in point.results})
+    crossovers = [_crossover(pair) for pair in curve.pairs]
+    break_even = _break_even(curve.pairs[0], curve, rate) if curve.pairs else []
+    sizes = [point.mean_labels for point in curve.points]
+    resamples = curve.resamples
+    return {
+        "metric": metric,
+        "split": "valid",
+        "confidence": CONFIDENCE,
+        "asked": list(curve.asked),
+        "sizes": list(curve.sizes),
+        "seeds": draws,
+        "points": [] if resamples is None else [_point_values(point, resamples, rate) for point in curve.points],
+        "flat": []
+        if resamples is None
+        else [_flat_values(name, one, resamples, rate) for name, one in curve.flat.items()],
+        "crossovers": crossovers,
+        "break_even": break_even,
+        "left_out": list(curve.left_out),
+        "says": say(crossovers, break_even, sizes),
+        "method": _method(len(draws), valid),
+    }
+
+
+def _point_values(point: Point, resamples: Resamples, rate: float) -> dict[str, Any]:
+    measured = point.measured
+    fit, call = cost_of(list(point.results.values()), rate)
+    return {
+        "rung": point.rung,
+        "size": point.size,
+        "labels": point.mean_labels,
+        "estimate": measured.estimate,
+        "interval": list(resamples.interval(measured.estimate, resamples.of(measured))),
+        "draws": [
+            {
+                "seed": draw,
+                "labels": point.labels[draw],
+                "estimate": result.evaluation.estimate,
+                "train_seconds": result.train_seconds,
+            }
+            for draw, result in point.results.items()
+        ],
+        "usd_per_1k_calls": call * 1000,
+        "train_usd": fit,
+    }
+
+
+def _flat_values(name: str, result: Result, resamples: Resamples, rate: float) -> dict[str, Any]:
+    measured = Measured({0: result.evaluation}, flat=True)
+    fit, call = cost_of([result], rate)
+    interval = resamples.interval(measured.estimate, resamples.of(measured))
+    return {
+        "rung": name,
+        "estimate": measured.estimate,
+        "interval": list(interval),
+        "usd_per_1k_calls": call * 1000,
+        "train_usd": fit,
+    }
+
+
+def _crossover(pair: Pair) -> dict[str, Any]:
+    found = pair.crossing
+    return {
+        "tuned": pair.tuned,
+        "prompted": pair.prompted,
+        "labels": _end(found.labels),
+        "interval": None if found.interval is None else [_end(end) for end in found.interval],
+        "crosses": found.crosses,
+        "draws": found.draws,
+        "differences": [
+            {"labels": labels, "difference": difference, "interval": list(interval)}
+            for labels, difference, interval in found.differences
+        ],
+    }
+
+
+def _end(value: float) -> float | str:
+    return {float("-inf"): "below", float("inf"): "beyond"}.get(value, value)
+
+
+def _break_even(pair: Pair, curve: Curve, rate: float) -> list[dict[str, Any]]:
+    """At each size of the pair."""
+    by_place = {(point.rung, point.size): list(point.results.values()) for point in curve.points}
+    found: list[dict[str, Any]] = []
+    for size in pair.sizes:
+        ours = by_place[pair.tuned, size]
+        theirs = by_place.get((pair.prompted, size)) or [curve.flat[pair.prompted]]
+        calls, reason = pays_from(pair.tuned, pair.prompted, cost_of(ours, rate), cost_of(theirs, rate))
+        found.append({"tuned": pair.tuned, "prompted": pair.prompted, "size": size, "calls": calls, "reason": reason})
+    return found
+
+
+# --- sentences
+
+
+def say(
+    crossovers: Sequence[Mapping[str, Any]], break_even: Sequence[Mapping[str, Any]], labels: Sequence[float]
+) -> list[str]:
+    """The crossover of the first pair, and from when on its tuned rung has paid for itself. labels: all sizes' own."""
+    if not crossovers:
+        return ["There is no prompted and no tuned rung at one size, so nothing is said of a crossover."]
+    return [_crossover_says(crossovers[0], min(labels), max(labels)), _pays_says(crossovers[0], break_even)]
+
+
+def _crossover_says(found: Mapping[str, Any], least: float, most: float) -> str:
+    names = f"tuning ({found['tuned']}) overtakes prompting ({found['prompted']})"
+    at = found["labels"]
+    if at == "beyond":
+        said = f"On this task {names} not within the {most:,.0f} labels there are"
+    elif at == "below":
+        said = f"On this task {names} at {least:,.0f} labels already, the fewest that were tried"
+    else:
+        said = f"On this task {names} at about {at:,.0f} labels"
+    if found["interval"] is None:
+        return f"{said}; valid has too few groups for an interval."
+    ends = [
+        {"below": f"{least:,.0f} or fewer", "beyond": f"more than the {most:,.0f} there are"}.get(
+            end, f"{end:,.0f}" if isinstance(end, float) else ""
+        )
+        for end in found["interval"]
+    ]
+    between = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return f"{said} ({CONFIDENCE:.0%} interval: {between}; it overtakes in {found['crosses']:.0%} of the resamples)."
+
+
+def _pays_says(found: Mapping[str, Any], break_even: Sequence[Mapping[str, Any]]) -> str:
+    """At the first size from the crossover on, or at the largest."""
+    at = found["labels"]
+    after = [row for row in break_even if at == "below" or (isinstance(at, float) and row["size"] >= at)]
+    row = after[0] if after else break_even[-1]
+    calls = row["calls"]
+    when = "never" if calls is None else "from the first call" if calls == 0 else f"after about {calls:,.0f} calls"
+    return (
+        f"At {row['size']:,} labels {row['tuned']} pays for itself against {row['prompted']} {when}: {row['reason']}."
+    )
+
+
+def _method(draws: int, valid: int) -> str:
+    spread = (
+        f"{draws} draws of the labels (nested sets of whole groups) with a seed each"
+        if draws > 1
+        else "one draw of the labels, so how much draws differ is not in it"
+    )
+    return (
+        f"Estimates are means over {spread}; at all of train draws differ by their seed only. Intervals are at "
+        f"{CONFIDENCE:.0%}, from {RESAMPLES:,} resamples of valid's whole groups and of the draws together, the same "
+        "for all rungs. The pair that is spoken of is the best of each side at the most labels. What a rung chooses on "
+        f"valid (phrasing, demonstrations, layer) it chooses on the same {valid:,} rows at every size: these labels "
+        "come on top, and searched rungs read a little high."
+    )

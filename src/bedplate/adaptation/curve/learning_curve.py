@@ -1,0 +1,201 @@
+"""Learning curves: what each rung makes of 50, 100, 200, … labels, on valid alone (test is not in a context).
+
+A draw of the labels is an order of whole groups, and its sets are nested. Rungs are climbed as they are, on a context
+whose train is the set, with one seed of their own for each draw; each point is kept, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.climb.candidates import Entry
+from bedplate.adaptation.climb.climb import climb
+from bedplate.adaptation.curve.crossover import Crossing, Measured, Resamples, crossing
+from bedplate.adaptation.curve.curve_values import Curve, Pair, Point, curve_values
+from bedplate.adaptation.rungs import Result
+from bedplate.adaptation.rungs.base import PLAN_FILE, RESULT_FILE, RungOutcome
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress
+from bedplate.data.splits import Record, nested
+from bedplate.evaluation.examples import Example
+
+DRAWS = 3
+DIRECTORY = "curve"
+Side = Literal["prompted", "tuned", "reference"]
+
+LEARNS: dict[str, Side] = {
+    "from_scratch": "reference",
+    "few_shot": "prompted",
+    "knn_few_shot": "prompted",
+    "prompt_search": "prompted",
+    "probe": "tuned",
+    "soft_prompt": "tuned",
+    "lora": "tuned",
+    "dora": "tuned",
+    "full": "tuned",
+}
+"""Rungs that learn from the labels of train, and the side on which they stand; these have a point at each size."""
+
+FLAT: dict[str, Side] = {"zero_shot": "prompted", "own_prompt": "prompted", "hosted": "prompted"}
+"""Rungs that learn from none: the ladder's own evaluation is a flat line."""
+
+NO_POINT = {
+    "majority": "it says how often the most frequent label occurs",
+    "retrieval": "it learns from documents",
+    "continued_pretrain": "it learns from raw text",
+    "cascade": "it is made of other rungs' skins, which the ladder has at one size",
+}
+"""Rungs without a curve, and why."""
+
+
+def possible_sizes(asked: Sequence[int], train: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The sizes to do, ascending, and what cannot be done: all of train stands for what is more than it has.
+
+    UsageError for sizes that are no counts of labels, are named twice, or are all more than train has.
+    """
+    if not asked or any(size < 2 for size in asked) or len(set(asked)) < len(asked):
+        raise UsageError(f"--curve {','.join(map(str, asked))}: name different numbers of labels from 2 on")
+    over = [size for size in sorted(asked) if size > train]
+    if len(over) == len(asked):
+        raise UsageError(f"--curve {','.join(map(str, asked))}: train has {train:,} rows; name sizes up to that")
+    notes = [f"{size:,} labels are more than train has; the last point is all {train:,} of it" for size in over]
+    return tuple(sorted({*(size for size in asked if size <= train), *([train] if over else [])})), tuple(notes)
+
+
+def parse_sizes(text: str) -> list[int]:
+    """Sizes of `50,100,200`. UsageError for anything else."""
+    try:
+        return [int(part.strip().replace("_", "")) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--curve {text!r}: write numbers of labels, such as 50,100,200,500") from None
+
+
+def learning_curve(
+    entries: Mapping[str, Entry], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
+) -> dict[str, Any]:
+    """report.json's `curve`. entries, outcomes: the ladder's candidates and what became of them; those that need no
+    labels are flat lines.
+
+    What the time does not allow is left out and said. Raises UsageError for sizes that cannot be.
+    """
+    context = next(iter(entries.values())).context
+    sizes, left_out = possible_sizes(asked, len(context.train))
+    learning = [entry for entry in entries.values() if entry.rung.name in LEARNS and entry.unfit is None]
+    points, missing = _points(learning, sizes)
+    results = {name: o.result for name, o in outcomes.items() if o.result is not None}
+    flat = {name: result for name, result in results.items() if entries[name].rung.name in FLAT}
+    sides: dict[str, Side] = {name: (LEARNS | FLAT).get(e.rung.name, "reference") for name, e in entries.items()}
+    some = next((result.evaluation for point in points for result in point.results.values()), None)
+    resamples = None if some is None else Resamples(some, context.seed)
+    pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
+    curve = Curve(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
+    return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
+
+
+# --- points
+
+
+def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
+    """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
+    results: dict[tuple[str, int], dict[int, Result]] = {(e.name, size): {} for e in learning for size in sizes}
+    labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
+    missing: dict[tuple[str, str], list[str]] = {}
+    if not learning:
+        return [], ["no rung of this ladder learns from labels"]
+    context = learning[0].context
+    records = [Record(e.id, e.row_hash, e.target, e.group) for e in context.train]
+    by_id = {e.id: e for e in context.train}
+    with Progress("learning curve", DRAWS * len(results), "points") as bar:
+        for draw in range(context.seed, context.seed + DRAWS):
+            for size, drawn in zip(sizes, nested(records, sizes, draw), strict=True):
+                train = [by_id[record.id] for record in drawn]
+                labels[size][draw] = len(train)
+                for entry in learning:
+                    outcome = _point(entry, train, size, draw)
+                    bar.advance(1, rung=entry.name, labels=len(train))
+                    if outcome.result is None:
+                        why = f"{outcome.status}, {outcome.reason}"
+                        missing.setdefault((entry.name, why), []).append(f"{size:,} labels (draw {draw})")
+                    else:
+                        results[entry.name, size][draw] = outcome.result
+    done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
+    return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
+
+
+def _point(entry: Entry, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
+    """One rung on one set, kept in its own directory; of a finished one only what was measured stays."""
+    if not train:
+        return RungOutcome(entry.name, "skipped", "every group has more rows than that")
+    directory = entry.context.out / DIRECTORY / entry.rung.name / f"{size}-{draw}"
+    part = entry.context.part(train, directory, draw)
+    within = None if entry.context.exhaustive else entry.context.clock
+    outcome = climb(part, entry.rung, directory, within=within, needs_skin=False)
+    if outcome.result is not None:
+        _keep_results(directory)
+    return outcome
+
+
+def _keep_results(directory: Path) -> None:
+    """Remove the point's weights: no skin of a curve is judged on test, so none is to be served."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (PLAN_FILE, RESULT_FILE):
+            path.unlink()
+
+
+# --- crossings
+
+
+def _crossings(
+    resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
+) -> list[Pair]:
+    """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
+    by_rung: dict[str, dict[int, Point]] = {}
+    for point in points:
+        by_rung.setdefault(point.rung, {})[point.size] = point
+    flats = {name: Measured({0: result.evaluation}, flat=True) for name, result in flat.items()}
+    tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "tuned"}, {})
+    prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompted"}, flats)
+    found: list[Pair] = []
+    for ours in tuned:
+        for theirs in prompted:
+            pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
+            if pair is not None:
+                sizes, crossed = pair
+                found.append(Pair(ours, theirs, sizes, crossed))
+    return found
+
+
+def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, Measured]) -> list[str]:
+    last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
+    last |= {name: one.estimate for name, one in flats.items()}
+    return sorted(last, key=lambda name: (-last[name], name))
+
+
+def _pair(
+    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: Measured | None
+) -> tuple[tuple[int, ...], Crossing] | None:
+    """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
+    sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
+    sides = [ours] if theirs is None else [ours, theirs]
+    every = [side[size].results.keys() for side in sides for size in sizes]
+    first = min(every[0]) if every else None
+    sizes = [size for size in sizes if all(first in side[size].results for side in sides)]
+    draws = set.intersection(*(set(side[size].results) for side in sides for size in sizes)) if sizes else set[int]()
+    if not draws:
+        return None
+
+    def measured(side: Mapping[int, Point], size: int) -> Measured:
+        return Measured({draw: side[size].results[draw].evaluation for draw in draws})
+
+    labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
+    against = [flat if theirs is None else measured(theirs, size) for size in sizes]
+    assert all(one is not None for one in against)
+    crossed = crossing(
+        resamples, labels, [measured(ours, size) for size in sizes], [one for one in against if one is not None]
+    )
+    return tuple(sizes), crossed

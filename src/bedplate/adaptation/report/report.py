@@ -1,0 +1,323 @@
+"""The ladder's report: everything behind the verdict as plain values, and the page made from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bedplate.adaptation.climb import planner
+from bedplate.adaptation.climb.formats import Chosen, not_tried
+from bedplate.adaptation.climb.guards import GuardResult
+from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.environment import environment
+from bedplate.adaptation.report.data_card import data_card
+from bedplate.adaptation.report.error_analysis import examples, focus
+from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.verdict import gate
+from bedplate.core.files import atomic_write
+from bedplate.core.version import __version__
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.harness import Evaluation
+from bedplate.report.html import adaptation_page
+from bedplate.report.schema import SCHEMA_VERSION
+from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.skin import BaseReference
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.context.context import Context
+    from bedplate.evaluation.ledger import Opening
+
+
+@dataclass(frozen=True)
+class Report:
+    """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
+
+    data: dict[str, Any]
+    directory: Path
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """status (PASS, FAIL, INSUFFICIENT_DATA), skin, reason."""
+        return self.data["verdict"]
+
+    @property
+    def rungs(self) -> list[dict[str, Any]]:
+        """One row for each rung and split."""
+        return self.data["rungs"]
+
+    @property
+    def skin(self) -> Path | None:
+        """The directory of the skin that passed."""
+        found = self.verdict["skin"]
+        return None if found is None else self.directory / found
+
+    @property
+    def comparison(self) -> dict[str, Any] | None:
+        """The one pair that was fixed before test was opened."""
+        return next((pair for pair in self.data["comparisons"] if pair["planned"]), None)
+
+    def row(self, rung: str, split: str = "valid") -> dict[str, Any] | None:
+        """The row of a rung on a split."""
+        return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
+
+    def with_curve(self, curve: Mapping[str, Any], clock: Clock) -> Report:
+        """The same with learning curves, and the time and money that it took in all."""
+        timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
+        return Report({**self.data, "curve": dict(curve), "timing": timing}, self.directory)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.data
+
+
+def build_report(
+    contexts: Sequence[Context],
+    data: TaskData,
+    outcomes: Mapping[str, RungOutcome],
+    bases: Mapping[str, str | None],
+    nomination: gate.Nomination,
+    tested: Mapping[str, Tested],
+    opening: Opening | None,
+    alpha: float,
+    confirmations: Sequence[gate.Confirmation],
+    decision: gate.Decision,
+    *,
+    predictions: Sequence[Mapping[str, Any]],
+    guards: Mapping[str, Sequence[GuardResult]],
+    formats: Mapping[str, Chosen],
+    watch: Stopwatch,
+) -> Report:
+    """Put together what was measured; nothing is computed here that could have been decided otherwise.
+
+    contexts: one for each base, the task's first in front. outcomes, tested: by candidate, in the weights to serve.
+    bases: candidate → the base it stands on, as the task file names it; None where none has a part in it.
+    """
+    context = contexts[0]
+    evaluations = {name: t.evaluation for name, t in tested.items()}
+    compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
+    valid = {name: o.result.evaluation for name, o in outcomes.items() if o.result}
+    passed = None if decision.rung is None else outcomes[decision.rung].result
+    judged = decision.rung or nomination.primary
+    classical = _classical(evaluations, judged, context.seed)
+    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
+    rate = context.spec.machine.usd_per_hour
+    values: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "task": context.task.task,
+        "verdict": {
+            "status": decision.status,
+            "skin": None if passed is None else passed.skin,
+            "reason": reason,
+            "rung": decision.rung,
+            "exploratory": opening is not None and opening.exploratory,
+        },
+        "rungs": [
+            {**row, "base": bases[row["rung"]], **_held(context.out, row["skin"])}
+            for row in _rows(outcomes, tested, rate)
+        ],
+        "nominees": {**nomination.to_json(), "confirmations": [c.to_json() for c in confirmations]},
+        "comparisons": [_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared],
+        "target": {"metric": context.task.metric_name, **context.spec.target.model_dump(mode="json")},
+        "predictions": [dict(one) for one in predictions],
+        "guards": {name: [one.to_json() for one in found] for name, found in guards.items()},
+        "forecasts": [one.to_json() for one in planner.forecasts(context, outcomes)],
+        "formats": {name: one.to_json() for name, one in formats.items()},
+        "not_tried": [*planner.not_tried(outcomes), *not_tried(formats)],
+        "search": {name: list(o.result.search) for name, o in outcomes.items() if o.result and o.result.search},
+        "details": {name: dict(o.result.details) for name, o in outcomes.items() if o.result},
+        "export": {name: asdict(o.result.export) for name, o in outcomes.items() if o.result and o.result.export},
+        "ledger": None
+        if opening is None
+        else {"verdict_id": opening.verdict_id, "number": opening.number, "alpha": alpha},
+        "data": {
+            "counts": dict(data.counts),
+            "hashes": dict(data.hashes),
+            "notes": [*data.notes, *_too_long(tested)],
+            "licences": list(data.licences),
+            "test_openings": list(data.test.openings),
+            "card": data_card(
+                context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)
+            ),
+        },
+        "focus": None if judged is None else focus(judged, evaluations.get(judged, valid[judged])),
+        "examples": examples(context.valid, valid, judged),
+        "curve": None,
+        "lineage": _lineage(contexts, context.out, outcomes),
+        "settings": {
+            "seed": context.seed,
+            "budget": context.spec.budget.model_dump(mode="json"),
+            "budget_seconds": context.clock.seconds,
+            "exhaustive": context.exhaustive,
+            "rungs": list(context.spec.chosen_rungs),
+            "version": __version__,
+            "environment": environment(),
+        },
+        "machine": {
+            **context.spec.machine.model_dump(mode="json"),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        "timing": {
+            "seconds": round(context.clock.used, 1),
+            "usd": context.clock.spent,
+            "rungs": {name: round(o.seconds, 2) for name, o in outcomes.items()},
+            "guards": watch.of("guards"),
+            "formats": watch.of("formats"),
+            "tests": watch.of("tests"),
+            "processor_seconds": round(watch.processor, 1),
+            "resumed": any(o.reused for o in outcomes.values()),
+        },
+        "rows": {
+            split: {name: [asdict(row) for row in evaluation.rows] for name, evaluation in found.items()}
+            for split, found in (("valid", valid), ("test", evaluations))
+        }
+        | {"guards": {name: {one.guard: list(one.rows) for one in found} for name, found in guards.items()}},
+    }
+    return Report(values, context.out)
+
+
+def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned: bool) -> dict[str, Any]:
+    """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees,
+    which the one pair that was planned before test was opened does not need."""
+    values = found.to_json()
+    estimates = {"a_estimate": values.pop("a"), "b_estimate": values.pop("b")}
+    return {"a": a, "b": b, "planned": planned, **estimates, **values, "p_holm": corrected}
+
+
+def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
+    """The bases and the skins on them, by their hashes; those of the data stand with the data."""
+    made = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
+    return {
+        "bases": [_base(context) for context in contexts],
+        "skins": {name: _made(out, outcome) for name, outcome in made.items()},
+    }
+
+
+def _base(context: Context) -> dict[str, Any]:
+    facts = context.at.facts
+    known = {"tokenizer_id": facts.identity.tokenizer_id, "template_id": facts.identity.template_id}
+    return {**facts.to_json(), "source": context.source, "family": facts.family, **known}
+
+
+def _made(out: Path, outcome: RungOutcome) -> dict[str, Any]:
+    result = outcome.result
+    assert result is not None
+    assert result.skin is not None
+    skin = read_skin(out / result.skin)
+    return {
+        "directory": result.skin,
+        "skin_id": result.skin_id,
+        "kind": skin.kind,
+        "seed": skin.provenance.seed,
+        "parents": list(skin.provenance.parents),
+        "plan": {} if outcome.plan is None else dict(outcome.plan.settings),
+        "bases": {
+            role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
+        },
+    }
+
+
+def _held(out: Path, skin: str | None) -> dict[str, str | None]:
+    """The weights and the kernel that a skin was judged with; a cascade's two skins say their own."""
+    judged = None if skin is None else read_skin(out / skin).evaluated_with
+    return {"weights": None, "kernel": None} if judged is None else judged.model_dump()
+
+
+def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
+    """report.json and report.html, in the run's directory and (report.json without its rows, which can be many) in each
+    of its `skins`, whose ids do not change by it."""
+    page = adaptation_page(report.data)
+    atomic_write(out / "report.html", page)
+    atomic_write(out / "report.json", _text(report.data))
+    summary = {key: value for key, value in report.data.items() if key != "rows"}
+    carried = {"report.html": page.encode(), "report.json": _text(summary).encode()}
+    for skin in skins:
+        write_skin(read_skin(out / skin), out / skin, carried, replace=True)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _rows(outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], rate: float) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name, outcome in outcomes.items():
+        if outcome.result is None:
+            rows.append(_row(name, outcome.status, outcome.reason, "valid", None, None, None, rate))
+            continue
+        result = outcome.result
+        rows.append(_row(name, "done", result.reason, "valid", result.evaluation, result.latency, result, rate))
+        if name in tested:
+            t = tested[name]
+            rows.append(_row(name, "done", result.reason, "test", t.evaluation, t.latency, result, rate))
+    return rows
+
+
+def _row(
+    rung: str,
+    status: str,
+    reason: str,
+    split: str,
+    evaluation: Evaluation | None,
+    timing: Latency | None,
+    result: Result | None,
+    rate: float,
+) -> dict[str, Any]:
+    return {
+        "rung": rung,
+        "status": status,
+        "reason": reason,
+        "split": split,
+        "estimate": None if evaluation is None else evaluation.estimate,
+        "interval": None if evaluation is None else list(evaluation.interval),
+        "n": 0 if evaluation is None else evaluation.n,
+        "groups": 0 if evaluation is None else evaluation.groups,
+        "coverage": None if evaluation is None else evaluation.coverage,
+        "answered": None if evaluation is None else evaluation.answered,
+        # seeds are a spread on valid; only the chosen one has seen test
+        "seeds": [] if result is None or split != "valid" else [dict(seed) for seed in result.seeds],
+        "usd_per_1k_calls": None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
+        "p50_ms": None if timing is None else timing.p50 * 1000,
+        "p95_ms": None if timing is None else timing.p95 * 1000,
+        "train_seconds": None if result is None else result.train_seconds,
+        "skin": None if result is None else result.skin,
+    }
+
+
+def _exploratory(opening: Opening | None) -> str | None:
+    if opening is None or not opening.exploratory:
+        return None
+    return (
+        f"EXPLORATORY: some of these test rows have served {opening.number - 1} earlier verdict"
+        f"{'s' if opening.number > 2 else ''}; only fresh rows can confirm."
+    )
+
+
+def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: int) -> str | None:
+    """What the classical baseline says about the nominee, on the same test rows."""
+    if judged is None or judged not in evaluations or "from_scratch" not in evaluations:
+        return None
+    ours, theirs = evaluations[judged], evaluations["from_scratch"]
+    found = compare(ours, theirs, seed)
+    numbers = f"{theirs.estimate:.3f} on the same rows"
+    if found.difference <= 0:
+        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one."
+    if found.p_value > 0.05:
+        return (
+            f"A classical model of the task's own labels reads {numbers}; {judged} is not measurably better "
+            f"(p = {found.p_value:.2g}): consider it first."
+        )
+    return f"A classical model of the task's own labels reads {numbers} (p = {found.p_value:.2g} for the difference)."
+
+
+def _too_long(tested: Mapping[str, Tested]) -> list[str]:
+    return [
+        f"{t.too_long} test rows are too long for {name} and count as wrong" for name, t in tested.items() if t.too_long
+    ]

@@ -1,0 +1,25 @@
+"""How much of a prompt is left for what a rung puts into it."""
+
+from __future__ import annotations
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.task.task_prompt import TaskOutput
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+
+
+def prompt_limit(context: Context) -> int:
+    """Tokens that a prompt may have with its answer: those of the budget, at most the base's context."""
+    budget = context.spec.budget.max_prompt_tokens
+    held = context.model.base.spec.context_length
+    return held if budget is None else min(budget, held)
+
+
+def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
+    """Prompt tokens that are left beside the longest input of valid and its answer."""
+    longest = max(context.valid, key=lambda e: sum(map(len, e.inputs.values())))
+    tokenizer = context.model.tokenizer
+    if isinstance(output, LabelOutput):
+        found, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)
+        return prompt_limit(context) - len(found) - max(map(len, answers))
+    return prompt_limit(context) - len(prompt.tokens(tokenizer, longest.inputs)) - output.max_tokens

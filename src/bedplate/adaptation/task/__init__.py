@@ -1,0 +1,1 @@
+"""The `adapt` part of a task file, and what it names."""

@@ -1,0 +1,272 @@
+"""The `adapt` section of a task file: which base, which bar, which budget."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.adaptation.task.documents import DocumentsSpec
+from bedplate.adaptation.task.format_spec import FormatsSpec
+from bedplate.adaptation.task.guard_spec import GuardsSpec
+from bedplate.adaptation.task.hosted_spec import HostedSpec
+from bedplate.adaptation.task.proposer_spec import ProposerSpec
+from bedplate.adaptation.task.raw_text import RawText
+from bedplate.core.config import Strict, load_config
+from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.core.files import read_text
+from bedplate.evaluation.task import Task
+from bedplate.inference.predict.opening import Asked
+from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.phrasings import default_continuations
+from bedplate.skins.prompt import Format, Prompt
+
+RUNG_NAMES = (
+    "majority",
+    "from_scratch",
+    "zero_shot",
+    "own_prompt",
+    "few_shot",
+    "knn_few_shot",
+    "retrieval",
+    "prompt_search",
+    "probe",
+    "soft_prompt",
+    "lora",
+    "dora",
+    "full",
+    "continued_pretrain",
+    "hosted",
+    "cascade",
+)
+"""Cheapest first: the order in which the ladder is climbed."""
+_LATER_FIELDS = ("traffic", "own_prompt")
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Target(Strict):
+    """The bar: the metric's value that must be cleared, with this (one-sided) confidence."""
+
+    value: Annotated[float, Field(gt=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class BudgetSpec(Strict):
+    """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take, `train_usd` what it
+    may cost: this machine's hours and what endpoints charge."""
+
+    p95_ms: Positive | None = None
+    usd_per_1k_calls: Positive | None = None
+    train_minutes: Positive | None = None
+    train_usd: Positive | None = None
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
+class Machine(Strict):
+    """What an hour of this machine costs, and when that was so."""
+
+    usd_per_hour: Annotated[float, Field(ge=0)]
+    as_of: datetime.date
+
+
+class OwnPrompt(Strict):
+    """The team's own prompt: a jinja `template` over the inputs, or the `file` that holds it (beside the task file).
+
+    A text alone is a plain template. chat: the template is the user's message, after `system` if there is one.
+    """
+
+    template: str | None = None
+    file: str | None = None
+    format: Format = "plain"
+    system: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, values: Any) -> Any:
+        return {"template": values} if isinstance(values, str) else values
+
+    @model_validator(mode="after")
+    def _one(self) -> OwnPrompt:
+        if (self.template is None) == (self.file is None):
+            raise ValueError("give either a `template` or a `file`")
+        return self
+
+    def resolved(self, task: Task) -> OwnPrompt:
+        """The same with the file's text as its template, rendered once to see that it can be. ConfigError."""
+        try:
+            text = self.template if self.file is None else read_text(task.directory / Path(self.file).expanduser())
+            found = self.model_copy(update={"template": text, "file": None})
+            found.prompt.check(list(task.inputs))
+            found.prompt.text(dict.fromkeys(task.inputs, "text"))
+            if task.labels:
+                found.prompt.check_continuations(default_continuations(task.labels, found.format))
+        except BedplateError as error:
+            hint = ""
+            if self.template is not None and (task.directory / self.template[:200]).is_file():
+                hint = f"; to read the file {self.template!r}, write prompt: {{file: {self.template}}}"
+            raise ConfigError(f"{task.path}: adapt.prompt: {error.message}{hint}") from error
+        return found
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt, once the file was read."""
+        return Prompt(self.template or "", self.format, self.system)
+
+    def output(self, labels: Sequence[str]) -> LabelOutput:
+        """The labels' own words are what the prompt is completed with."""
+        return LabelOutput(labels=tuple(labels), continuations=default_continuations(labels, self.format))
+
+
+class AdaptSpec(Strict):
+    """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
+
+    bases: Annotated[tuple[str, ...], Field(min_length=1)]
+    target: Target
+    budget: BudgetSpec = BudgetSpec()
+    machine: Machine
+    prompt: OwnPrompt | None = None
+    embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
+    """Bases that choose demonstrations and passages; without any, the base itself does."""
+    proposer: ProposerSpec | None = None
+    """Who writes instructions for the prompt search; without one, the base itself does."""
+    documents: DocumentsSpec | None = None
+    """What the retrieval rung looks up passages in."""
+    raw_text: RawText | None = None
+    hosted: tuple[HostedSpec, ...] = ()
+    """Remote models, as further candidates."""
+    rungs: Literal["auto"] | tuple[str, ...] = "auto"
+    train_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What training computes in; "auto" is what a step of the base is measured to be fastest in here."""
+    guards: GuardsSpec = GuardsSpec()
+    formats: FormatsSpec = FormatsSpec()
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] | None = None
+    """What the bases are loaded and trained in; by default the measured faster of what keeps their weights."""
+    weights: Weights | None = None
+    """What the engine's products read; by default weights in that dtype."""
+    kernel: Kernel | None = None
+    """What computes them; by default the measured faster."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _later(cls, values: Any) -> Any:
+        """Fields that the format has and this version lacks are refused by name, unless they ask for nothing."""
+        if not isinstance(values, dict):
+            return values
+        given = cast("dict[str, Any]", values)
+        for name in _LATER_FIELDS:
+            if given.get(name):
+                raise ValueError(f"`{name}` is not supported yet; take it out of the task file")
+        return {key: value for key, value in given.items() if key not in _LATER_FIELDS}
+
+    @field_validator("bases")
+    @classmethod
+    def _bases(cls, bases: tuple[str, ...]) -> tuple[str, ...]:
+        for base in bases:
+            if re.match(r"^[a-z]+://", base):
+                raise ValueError(f"{base!r} is an address; remote models are named under `adapt.hosted`")
+        for base in bases:
+            if bases.count(base) > 1:
+                raise ValueError(f"the base {base!r} is named twice")
+        return bases
+
+    @field_validator("embedders")
+    @classmethod
+    def _embedders(cls, embedders: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(embedders)) < len(embedders):
+            raise ValueError("an embedder is named twice")
+        return embedders
+
+    @field_validator("hosted")
+    @classmethod
+    def _hosted(cls, hosted: tuple[HostedSpec, ...]) -> tuple[HostedSpec, ...]:
+        names = [one.name for one in hosted]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
+        return hosted
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, rungs: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(rungs, str):
+            check_rungs(rungs)
+        return rungs
+
+    def asked(self, task: Task) -> Asked:
+        """How the task's bases are to be opened."""
+        return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
+
+    @property
+    def chosen_rungs(self) -> tuple[str, ...]:
+        """The rungs to climb, cheapest first."""
+        return tuple(name for name in RUNG_NAMES if self.rungs == "auto" or name in self.rungs)
+
+
+def check_rungs(rungs: Sequence[str]) -> None:
+    """Raise ValueError for an empty list, or a rung that is unknown, not supported yet, or named twice."""
+    if not rungs:
+        raise ValueError("name at least one rung, or write auto")
+    for name in rungs:
+        if name not in RUNG_NAMES:
+            raise ValueError(f"there is no rung {name!r}; there are {', '.join(RUNG_NAMES)}")
+    if len(set(rungs)) < len(rungs):
+        raise ValueError("a rung is named twice")
+
+
+class _AdaptTask(Task):
+    """A task file whose `adapt` section is read as well, so that mistakes in it are named with their line."""
+
+    adapt: AdaptSpec  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+
+
+def load_adapt_task(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    rungs: Sequence[str] | None = None,
+    *,
+    beside: Path | None = None,
+) -> tuple[Task, AdaptSpec]:
+    """A task file and its `adapt` section; `rungs` replaces the file's own. beside: the file whose directory relative
+    paths start from, where it is not this one. Raises ConfigError, UsageError."""
+    task = load_config(path, Task, overrides)
+    if task.adapt is None:
+        raise ConfigError(
+            f"{path}: there is no `adapt` section; it says which base, target, budget and machine "
+            "(`bedplate adapt --help` shows one)"
+        )
+    spec = load_config(path, _AdaptTask, overrides).adapt
+    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
+    if spec.prompt is not None:
+        spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
+    if spec.raw_text is not None:
+        _check_raw_text(spec.raw_text, task)
+    if rungs is not None:
+        try:
+            check_rungs(rungs)
+        except ValueError as error:
+            raise UsageError(f"--rungs: {error}") from error
+        spec = spec.model_copy(update={"rungs": tuple(rungs)})
+    return task, spec
+
+
+def _check_raw_text(text: RawText, task: Task) -> None:
+    """ConfigError where the text is the task's own data: a base would be trained on the rows that it is tested with."""
+    place = (task.directory / Path(text.source).expanduser()).resolve()
+    if any(one == text.source or (task.directory / one).resolve() == place for one in task.data.sources):
+        raise ConfigError(
+            f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
+            "the rows that it is tested with; name other text of the domain"
+        )
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of a duration such as 90s, 10m, 1.5h. UsageError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"the budget {text!r} is no duration; write for example 90s, 10m or 1.5h")
+    return float(found[1]) * {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}[found[2]]

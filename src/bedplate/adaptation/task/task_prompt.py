@@ -1,0 +1,136 @@
+"""How a task is put to a base, whatever its output: its prompt, what the skin answers with, a right answer's text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bedplate.core.errors import ConfigError, DataError, RequestError
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.task import Task
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict.predictor import grammar_of
+from bedplate.skins.completion import GeneratedOutput, answer_text
+from bedplate.skins.output import JsonOutput, LabelOutput, LabelsOutput, TextOutput
+from bedplate.skins.phrasings import (
+    BELOW,
+    CONTINUATION,
+    PHRASINGS,
+    default_continuations,
+    default_prompt,
+    generation_prompt,
+)
+from bedplate.skins.prompt import Format, Prompt
+from bedplate.text.json_schema import Schema
+from bedplate.text.tokenizer import Tokenizer
+
+TaskOutput: TypeAlias = LabelOutput | GeneratedOutput
+STOPS = ("\n", "\n\n")
+"""What ends a text after a plain prompt, where no answer of train holds it."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """How long answers are where the model writes them, from train's targets. mean, longest: in tokens, the end token
+    counted. max_tokens: what a skin may write, the task's own number or a quarter more than the longest. stop: after a
+    plain prompt. beyond: targets that are longer than `max_tokens`."""
+
+    mean: float = 0.0
+    longest: int = 0
+    max_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    beyond: int = 0
+
+    @classmethod
+    def of(cls, task: Task, tokenizer: Tokenizer, train: Sequence[Example]) -> Written:
+        """Nothing is written for a label, which is chosen by score."""
+        if task.labels:
+            return cls()
+        texts = [answer_text(Prompt("{{ inputs }}"), _bare_output(task), e.target) for e in train]
+        lengths = [len(ids) + 1 for ids in tokenizer.encode_batch(texts, parse_special=False)]
+        longest = max(lengths)
+        most = task.output.max_tokens or math.ceil((longest * 1.25 + 8) / 8) * 8
+        stop = task.output.stop
+        if stop is None:
+            stop = next(((mark,) for mark in STOPS if not any(mark in text.strip() for text in texts)), ())
+        return cls(sum(lengths) / len(lengths), longest, most, stop, sum(n > most for n in lengths))
+
+
+def asked(task: Task, written: Written, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+    """The task's prompt in one of its phrasings, and the output that fits it."""
+    fields = list(task.inputs)
+    if task.labels:
+        prompt = default_prompt(task.task, task.instructions, fields, task.labels, format, phrasing)
+        return prompt, LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
+    prompt = generation_prompt(task.task, task.instructions, fields, schema_of(task), format, phrasing)
+    return prompt, output_of(task, written, format)
+
+
+def output_of(task: Task, written: Written, format: Format) -> TaskOutput:
+    """What a skin with a prompt of this format answers with."""
+    if task.labels:
+        return LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
+    if task.output.json_schema is not None:
+        return JsonOutput(json_schema=task.output.json_schema, max_tokens=written.max_tokens)
+    if task.output.kind == "labels":
+        return LabelsOutput(labels=task.output.labels or (), max_tokens=written.max_tokens)
+    stop = task.output.stop if format == "chat" else written.stop
+    return TextOutput(max_tokens=written.max_tokens, stop=stop or ())
+
+
+def answer_of(prompt: Prompt, output: TaskOutput, target: str) -> str:
+    """The text that follows the prompt when `target` is the right answer."""
+    if isinstance(output, LabelOutput):
+        return output.continuations[output.labels.index(target)]
+    return answer_text(prompt, output, target)
+
+
+def phrasings(task: Task) -> list[str]:
+    """The ways to ask in a plain prompt, in the order in which a short time drops the last. What says nothing without
+    instructions is not among them without any."""
+    names = [name for name in PHRASINGS if task.instructions or name in ("form", "bare")]
+    names.sort(key=lambda name: name not in ("form", "bare"))
+    if task.output.kind == "text" and len(task.inputs) == 1:
+        names.insert(1, CONTINUATION)
+    if task.output.kind == "text":
+        names.insert(1, BELOW)
+    return names
+
+
+def schema_of(task: Task) -> Schema | None:
+    """What the model's JSON is described by in a prompt; None where the answer is no JSON."""
+    if task.output.kind == "labels":
+        return {"type": "array", "items": {"enum": list(task.output.labels or ())}}
+    return task.output.json_schema
+
+
+def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> None:
+    """Every answer must be one that the model can be held to: ConfigError for a schema that no text satisfies, or that
+    the base's grammars cannot be made for; DataError naming a row whose target the grammar does not let through."""
+    if task.labels:
+        return
+    output = _bare_output(task)
+    grammar = grammar_of(output)
+    if grammar is None:
+        return
+    try:
+        engine.compile(grammar)
+    except RequestError as error:
+        raise ConfigError(f"{task.path}: output: no answer can be held to it: {error.message}") from error
+    prompt = Prompt("{{ inputs }}")
+    for example in examples:
+        text = answer_text(prompt, output, example.target)
+        if not engine.accepts(grammar, text):
+            raise DataError(
+                f"row {example.id}: the target {text[:200]} is valid, but no text that the grammar of the output lets "
+                "a model write; simplify the schema, or remove the row"
+            )
+
+
+def _bare_output(task: Task) -> GeneratedOutput:
+    """The kind of output alone, for what does not depend on lengths."""
+    found = output_of(task, Written(max_tokens=1), "plain")
+    assert not isinstance(found, LabelOutput)
+    return found

@@ -1,0 +1,1 @@
+"""The gate, and rules of thumb that are scored against it."""

@@ -1,0 +1,314 @@
+"""The gate: which candidates may be judged on test, and what the verdict is. Pure functions of evaluations.
+
+Holm (1979) over the nominees; levels that Bonferroni holds together for the upper bounds of a FAIL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from bedplate.adaptation.task.spec import BudgetSpec
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, needed_n, simultaneous
+from bedplate.core.statistics.proportions import Side
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.harness import Evaluation
+
+MOST_NOMINEES = 3
+Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
+
+
+class Judged(Protocol):
+    """What confirmation asks of an evaluation."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def design_effect(self) -> float: ...
+    @property
+    def row_variance(self) -> float | None: ...
+    def bound(self, confidence: float, side: Side = "lower") -> float: ...
+
+
+class Guarded(Protocol):
+    """What the verdict asks of a guard (`guards.GuardResult`)."""
+
+    @property
+    def guard(self) -> str: ...
+    @property
+    def holds(self) -> bool | None: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What nomination looks at: a skin's numbers on valid, and its measured cost."""
+
+    rung: str
+    estimate: float
+    design_effect: float
+    usd_per_1k_calls: float
+    p95_ms: float
+    prompt_tokens: int
+    broken: str | None = None
+    """The guard that it was shown to break before test was opened, and why."""
+    row_variance: float | None = None
+    """Of a metric that is no share."""
+
+
+@dataclass(frozen=True)
+class Nomination:
+    """Who goes to test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
+    superiority claim. `reasons` says for every candidate why it is in or out."""
+
+    nominees: tuple[str, ...]
+    primary: str | None
+    versus: str | None
+    reasons: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "nominees": list(self.nominees),
+            "primary": self.primary,
+            "versus": self.versus,
+            "reasons": dict(self.reasons),
+        }
+
+
+def infeasible(candidate: Candidate, budget: BudgetSpec) -> str | None:
+    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
+    if candidate.broken is not None:
+        return candidate.broken
+    limits = (
+        ("p95 latency", candidate.p95_ms, budget.p95_ms, "{:.0f} ms"),
+        ("price", candidate.usd_per_1k_calls, budget.usd_per_1k_calls, "${:.4f} per 1,000 calls"),
+        ("longest prompt", candidate.prompt_tokens, budget.max_prompt_tokens, "{:.0f} tokens"),
+    )
+    for name, value, limit, shape in limits:
+        if limit is not None and value > limit:
+            return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
+    return None
+
+
+def nominate(
+    candidates: Sequence[Candidate],
+    budget: BudgetSpec,
+    *,
+    target: float,
+    confidence: float,
+    test_n: int,
+    zero_shot: str | None = "zero_shot",
+) -> Nomination:
+    """At most three feasible candidates: the cheapest that look good enough, and always the best of these on valid.
+
+    Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time
+    after Holm. Where none is, those above the target; where none is, the best alone (more would only cost power).
+    """
+    reasons: dict[str, str] = {}
+    feasible: list[Candidate] = []
+    for candidate in candidates:
+        reason = infeasible(candidate, budget)
+        if reason is None:
+            feasible.append(candidate)
+        else:
+            reasons[candidate.rung] = f"not feasible: {reason}"
+    if not feasible:
+        return Nomination((), None, None, reasons)
+    level = simultaneous(confidence, MOST_NOMINEES)
+    likely = [c for c in feasible if _enough(c, target, level, test_n)]
+    above = [c for c in feasible if c.estimate > target]
+    best = max(feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
+    pool = likely or above or [best]
+    by_cost = sorted(pool, key=lambda c: (c.usd_per_1k_calls, -c.estimate, c.rung))
+    chosen = by_cost[:MOST_NOMINEES]
+    if best in pool and best not in chosen:
+        chosen = [*chosen[: MOST_NOMINEES - 1], best]
+    for candidate in feasible:
+        reasons[candidate.rung] = _why(candidate, chosen, pool, target)
+    primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
+    versus = zero_shot if zero_shot is not None and primary != zero_shot else None
+    return Nomination(tuple(c.rung for c in chosen), primary, versus, reasons)
+
+
+def _enough(candidate: Candidate, target: float, level: float, test_n: int) -> bool:
+    effect = max(candidate.design_effect, 1.0)
+    needed = needed_n(candidate.estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
+    return needed is not None and needed <= test_n
+
+
+def _why(candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate], target: float) -> str:
+    if candidate in chosen:
+        return f"nominated: {candidate.estimate:.3f} on valid at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls"
+    if candidate in pool:
+        return f"not nominated: {MOST_NOMINEES} nominees are taken by cheaper ones and the best"
+    if candidate.estimate <= target:
+        return f"not nominated: {candidate.estimate:.3f} on valid does not reach the target of {target:g}"
+    return f"not nominated: {candidate.estimate:.3f} on valid is too near the target for the test rows to decide"
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """One nominee on test: bounds after correction for the number of nominees, at the verdict's level. reason: why
+    there are none."""
+
+    rung: str
+    estimate: float
+    lower: float | None
+    lower_confidence: float
+    upper: float | None
+    upper_confidence: float
+    passed: bool
+    needed_n: int | None
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def confirm(
+    tested: Sequence[tuple[str, Judged]], valid: Mapping[str, Judged], *, target: float, alpha: float
+) -> list[Confirmation]:
+    """Bounds of the nominees on test with the family-wise error held at `alpha`: Holm below, Bonferroni above.
+
+    `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
+    among the nominees. `needed_n` is for the valid estimate.
+    """
+    if not tested:
+        return []
+    level = simultaneous(1 - alpha, len(tested))
+    unbounded: dict[int, str] = {}
+
+    def lower_of(i: int, at: float) -> float:
+        try:
+            return tested[i][1].bound(at)
+        except InsufficientGroups as error:
+            unbounded[i] = error.message
+            return -math.inf
+
+    lower = holm_bounds([partial(lower_of, i) for i in range(len(tested))], target, 1 - alpha)
+    upper = [None if i in unbounded else one.bound(level, "upper") for i, (_, one) in enumerate(tested)]
+    found: list[Confirmation] = []
+    for i, (rung, evaluation) in enumerate(tested):
+        hope = valid[rung]
+        effect = max(evaluation.design_effect, hope.design_effect, 1.0)
+        found.append(
+            Confirmation(
+                rung=rung,
+                estimate=evaluation.estimate,
+                lower=None if i in unbounded else lower[i].lower,
+                lower_confidence=lower[i].confidence,
+                upper=upper[i],
+                upper_confidence=level,
+                passed=lower[i].passed,
+                needed_n=needed_n(hope.estimate, target, level, deff=effect, variance=hope.row_variance),
+                reason=unbounded.get(i),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The verdict; `rung` is the skin that passed, or the nominee that came nearest, or None."""
+
+    status: Status
+    rung: str | None
+    reason: str
+
+
+def decide(
+    nomination: Nomination,
+    confirmations: Sequence[Confirmation],
+    *,
+    metric: str,
+    target: float,
+    n: int,
+    groups: int,
+    guards: Mapping[str, Sequence[Guarded]] | None = None,
+) -> Decision:
+    """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
+    lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
+    rows that would be needed.
+
+    guards: of the nominees that change their base. One that is undecided is no reason to PASS, and none to FAIL.
+    """
+    guards = {} if guards is None else guards
+    if not nomination.nominees:
+        why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
+        return Decision("FAIL", None, f"Nothing is feasible: {why}.")
+    by_rung = {c.rung: c for c in confirmations}
+    if set(by_rung) != set(nomination.nominees):
+        raise UsageError("every nominee needs exactly one confirmation")
+    ordered = [by_rung[rung] for rung in nomination.nominees]
+    best = max(ordered, key=lambda c: c.estimate)
+    rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
+    held = {c.rung: _held(guards.get(c.rung, ())) for c in ordered}
+    for c in ordered:
+        if c.passed and c.lower is not None and held[c.rung] is True:
+            text = (
+                f"{c.rung} is the cheapest nominee whose lower bound clears the target: {metric} {c.estimate:.3f} on "
+                f"{rows}, at least {c.lower:.3f} with {c.lower_confidence:.1%} confidence, target {target:g}."
+            )
+            if guards.get(c.rung):
+                text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
+            return Decision("PASS", c.rung, text)
+    stopped = " ".join(
+        f"{c.rung} clears the target ({c.estimate:.3f}, at least {c.lower:.3f}) and is held back by its "
+        f"{guard.guard} guard: {guard.reason}."
+        for c in ordered
+        for guard in guards.get(c.rung, ())
+        if c.passed and guard.holds is not True
+    )
+    unbounded = next((c for c in ordered if c.reason is not None), None)
+    if unbounded is not None:
+        text = (
+            f"No nominee's lower bound clears the target of {target:g} on {rows}, and for {unbounded.rung} there is "
+            f"none, whatever the estimate (best: {best.rung}, {best.estimate:.3f}): {unbounded.reason}."
+        )
+        return Decision("INSUFFICIENT_DATA", None, text)
+    below = [c for c in ordered if c.upper is not None and c.upper < target]
+    if stopped and all(c in below or held[c.rung] is False for c in ordered):
+        rest = " Every other nominee's upper bound lies below the target." if below else ""
+        return Decision("FAIL", None, f"{stopped}{rest}")
+    if stopped:
+        return Decision("INSUFFICIENT_DATA", None, stopped)
+    if len(below) == len(ordered):
+        text = (
+            f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
+            f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
+        )
+        return Decision("FAIL", None, text)
+    needed = [c.needed_n for c in ordered if c.needed_n is not None]
+    hope = (
+        f"about {min(needed):,} test rows would be needed for 80% power at the valid estimate"
+        if needed
+        else "the valid estimates are not above the target, so no number of rows is promised to show that they clear it"
+    )
+    text = (
+        f"No nominee's lower bound clears the target of {target:g} on {rows}, and not every upper bound is below it "
+        f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
+    )
+    return Decision("INSUFFICIENT_DATA", None, text)
+
+
+def _held(guards: Sequence[Guarded]) -> bool | None:
+    """Whether all hold: False where one is broken, None where one is undecided and none broken."""
+    if any(guard.holds is False for guard in guards):
+        return False
+    return None if any(guard.holds is None for guard in guards) else True
+
+
+def compare_with(
+    tested: Mapping[str, Evaluation], nominees: Sequence[str], versus: str | None, seed: int
+) -> list[tuple[str, str, Comparison, float]]:
+    """Each nominee against `versus` on the same test rows: (a, b, comparison, Holm-corrected p-value)."""
+    if versus is None or versus not in tested:
+        return []
+    pairs = [(rung, compare(tested[rung], tested[versus], seed)) for rung in nominees if rung != versus]
+    corrected = holm([comparison.p_value for _, comparison in pairs])
+    return [(rung, versus, c, p) for (rung, c), p in zip(pairs, corrected, strict=True)]

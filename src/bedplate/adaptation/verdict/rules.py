@@ -1,0 +1,187 @@
+"""Rules of thumb about prompting and tuning, written down before the ladder is climbed and scored afterwards.
+
+They order the ladder and decide nothing. That more than about 1,000 good labels, long prompts and a stable structure of
+the answer favour tuning is common advice (e.g. https://platform.openai.com/docs/guides/fine-tuning); on this task it
+held or it did not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.curve.learning_curve import FLAT, LEARNS
+from bedplate.adaptation.rungs.base import RungOutcome, Tested
+from bedplate.core.files import atomic_write
+from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.harness import Evaluation
+
+PREDICTIONS_FILE = "predictions.json"
+MANY_LABELS = 1000
+LONG_PROMPT = 512
+SHOTS = 8
+SAME_COST = 0.05
+"""Costs of a call that differ by less are not told apart."""
+
+Side = Literal["tuning", "prompting"]
+Claim = Literal["tuned_beats_prompted", "prompted_beats_tuned", "tuned_beats_zero_shot", "tuned_is_cheaper"]
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What one rule says of this task, and why. `claim` is what is looked at afterwards."""
+
+    rule: str
+    prediction: str
+    because: str
+    favours: Side
+    claim: Claim
+
+
+def expect(context: Context) -> list[Expectation]:
+    """What the rules say, from the task alone: nothing of it was asked of a model."""
+    labels, kind = len(context.train), context.task.output.kind
+    tokens = _few_shot_tokens(context)
+    found = [
+        Expectation(
+            "labels",
+            "the best tuned skin beats the best prompted one",
+            f"there are {labels:,} labels, more than {MANY_LABELS:,}",
+            "tuning",
+            "tuned_beats_prompted",
+        )
+        if labels > MANY_LABELS
+        else Expectation(
+            "labels",
+            "the best prompted skin beats the best tuned one",
+            f"there are {labels:,} labels, not more than {MANY_LABELS:,}",
+            "prompting",
+            "prompted_beats_tuned",
+        )
+    ]
+    if tokens > LONG_PROMPT:
+        found.append(
+            Expectation(
+                "prompt length",
+                "a call of the best tuned skin costs less than one of few_shot",
+                f"a prompt with {SHOTS} examples has about {tokens:,.0f} tokens, more than {LONG_PROMPT}",
+                "tuning",
+                "tuned_is_cheaper",
+            )
+        )
+    if kind in ("label", "labels", "json"):
+        what = {"label": "one of few labels", "labels": "some of few labels", "json": "JSON of one schema"}[kind]
+        found.append(
+            Expectation(
+                "structure",
+                "the best tuned skin beats the best prompt without examples",
+                f"an answer is {what}",
+                "tuning",
+                "tuned_beats_zero_shot",
+            )
+        )
+    return found
+
+
+def favoured(expectations: Sequence[Expectation]) -> Side:
+    """What most rules favour; the number of labels decides between equals."""
+    tuning = sum(one.favours == "tuning" for one in expectations)
+    if 2 * tuning == len(expectations):
+        return expectations[0].favours
+    return "tuning" if 2 * tuning > len(expectations) else "prompting"
+
+
+def written_down(context: Context) -> list[Expectation]:
+    """The expectations of this run, in a file before its first rung is climbed. They follow from the task alone, so an
+    interrupted run says the same again."""
+    made = expect(context)
+    text = json.dumps([asdict(one) for one in made], indent=1, ensure_ascii=False) + "\n"
+    atomic_write(context.out / PREDICTIONS_FILE, text)
+    return made
+
+
+def score(
+    expectations: Sequence[Expectation], outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
+) -> list[dict[str, Any]]:
+    """Each expectation with `held` ("true", "false" or "undecided") and what that rests on.
+
+    Quality: the paired comparison of the two skins, on test where both were judged there, else on valid, where the best
+    of several reads a little too well; undecided unless the 95% interval leaves zero out. Costs: measured calls.
+    """
+    return [_scored(one, outcomes, tested, seed) for one in expectations]
+
+
+def _scored(
+    one: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
+) -> dict[str, Any]:
+    tuned = _best(outcomes, [n for n, side in LEARNS.items() if side == "tuned"])
+    if one.claim == "tuned_is_cheaper":
+        held, rests_on = _cheaper(tuned, outcomes)
+    else:
+        against = (
+            ["zero_shot"]
+            if one.claim == "tuned_beats_zero_shot"
+            else [n for n, side in {**FLAT, **LEARNS}.items() if side == "prompted"]
+        )
+        held, rests_on = _better(tuned, _best(outcomes, against), outcomes, tested, seed)
+        if one.claim == "prompted_beats_tuned" and held != "undecided":
+            held = "false" if held == "true" else "true"
+    values = {key: value for key, value in asdict(one).items() if key != "claim"}
+    return {**values, "held": held, "rests_on": rests_on}
+
+
+def _best(outcomes: Mapping[str, RungOutcome], kinds: Sequence[str]) -> str | None:
+    """The candidate of these rungs that does best on valid, on whatever base it stands."""
+    found = {
+        name: o.result.evaluation.estimate
+        for name, o in outcomes.items()
+        if o.result is not None and o.result.rung.partition("@")[0] in kinds
+    }
+    return max(found, key=lambda name: found[name]) if found else None
+
+
+def _better(
+    tuned: str | None,
+    other: str | None,
+    outcomes: Mapping[str, RungOutcome],
+    tested: Mapping[str, Tested],
+    seed: int,
+) -> tuple[str, str]:
+    if tuned is None or other is None:
+        return "undecided", f"no {'tuned' if tuned is None else 'prompted'} rung made a skin"
+    pair: list[Evaluation] = []
+    for name in (tuned, other):
+        result = outcomes[name].result
+        assert result is not None
+        both = tuned in tested and other in tested
+        pair.append(tested[name].evaluation if both else result.evaluation)
+    found: Comparison = compare(pair[0], pair[1], seed)
+    low, high = found.interval
+    held = "true" if low > 0 else "false" if high < 0 else "undecided"
+    difference = f"{found.difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    return held, f"{tuned} minus {other} is {difference} on {found.n} rows of {found.split}"
+
+
+def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[str, str]:
+    few = _best(outcomes, ["few_shot"])
+    if tuned is None or few is None:
+        return "undecided", f"no {'tuned' if tuned is None else 'few_shot'} rung made a skin"
+    ours, theirs = outcomes[tuned].result, outcomes[few].result
+    assert ours is not None
+    assert theirs is not None
+    a, b = ours.latency.mean * 1000, theirs.latency.mean * 1000
+    held = "true" if a < b * (1 - SAME_COST) else "false" if a > b * (1 + SAME_COST) else "undecided"
+    return held, f"a call of {tuned} takes {a:.1f} ms and one of {few} {b:.1f} ms, at the same price of an hour"
+
+
+def _few_shot_tokens(context: Context) -> float:
+    """Tokens of a prompt with eight examples: eight rows and their answers, and the row itself."""
+    prompt, _ = context.asked()
+    tokenizer = context.model.tokenizer
+    sample = context.ordered(context.train, "lengths")[:64]
+    rows = [len(prompt.tokens(tokenizer, e.inputs)) for e in sample]
+    answers = [len(tokenizer.encode(e.target, parse_special=False)) for e in sample]
+    return sum(rows) / len(rows) * (SHOTS + 1) + sum(answers) / len(answers) * SHOTS

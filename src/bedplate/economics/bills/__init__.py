@@ -1,0 +1,1 @@
+"""Who pays what: amortisation, usage, and decisions between options."""

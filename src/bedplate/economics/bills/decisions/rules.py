@@ -1,0 +1,95 @@
+"""What rules an option out, whatever it costs: constraints, each by a stated rule, and the bars of quality and latency.
+
+The exceptions that favour building are constraints here, not prices. A bar is looked at with the evidence's own
+uncertainty: the low end of the quality's range must clear it, the high end of the latency's must stay below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bedplate.economics.bills.decisions.case import Constraint, Option
+from bedplate.economics.bills.decisions.options import Resolved
+from bedplate.economics.bills.decisions.sheet import Values
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a constraint rules out, in words and as a test."""
+
+    says: str
+    breaks: Callable[[Option], bool]
+
+
+def _runs_elsewhere(option: Option) -> bool:
+    return option.weights == "hosted" or (option.retrieval is not None and option.retrieval.embedder is not None)
+
+
+def _gives_data_away(option: Option) -> bool:
+    hosted_retrieval = option.retrieval is not None and _runs_elsewhere(option)
+    return hosted_retrieval or (option.weights == "hosted" and option.tuning is not None)
+
+
+RULES: Mapping[Constraint, Rule] = {
+    "regulatory_isolation": Rule(
+        "only weights trained here, on known data, and run here: hosted models and others' open weights are out",
+        lambda option: option.weights != "own" or _runs_elsewhere(option),
+    ),
+    "data_may_not_leave": Rule(
+        "no text may be sent to another's machine: hosted models and hosted embedders are out",
+        _runs_elsewhere,
+    ),
+    "highly_proprietary_data": Rule(
+        "no training data and no corpus may be given to another: tuning a hosted model and retrieval that sends "
+        "passages or their texts elsewhere are out",
+        _gives_data_away,
+    ),
+    "frontier_research": Rule(
+        "the pretraining is itself what is studied: whatever is not pretrained here is out",
+        lambda option: option.weights != "own",
+    ),
+    "latency": Rule(
+        "the way over a network takes too long by itself: hosted models and hosted embedders are out",
+        _runs_elsewhere,
+    ),
+}
+
+
+def broken_constraints(option: Option, constraints: Mapping[Constraint, str]) -> tuple[Constraint, ...]:
+    """Those of the case that rule the option out."""
+    return tuple(name for name in constraints if RULES[name].breaks(option))
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """A bar that is not reached. shown: whether it is sure (the whole range lies on the wrong side)."""
+
+    bar: str
+    text: str
+    shown: bool
+
+
+def clears_bars(one: Resolved, v: Values) -> bool:
+    """At these values."""
+    case = one.case
+    if case.bar_quality is not None and (one.quality is None or one.quality.low(v) < v[case.bar_quality]):
+        return False
+    return case.bar_p95_ms is None or (one.p95_ms is not None and one.p95_ms.high(v) <= v[case.bar_p95_ms])
+
+
+def shortfalls(one: Resolved, v: Values) -> list[Shortfall]:
+    """Which bars are not reached, and by how much."""
+    case, found = one.case, list[Shortfall]()
+    if case.bar_quality is not None and one.quality is not None and one.quality.low(v) < v[case.bar_quality]:
+        low, high, bar = one.quality.low(v), one.quality.high(v), v[case.bar_quality]
+        why = f"is at most {high:.3g}" if high < bar else f"is only shown to be at least {low:.3g}"
+        found.append(Shortfall("quality", f"its quality {why}; {bar:.3g} is wanted", high < bar))
+    if case.bar_p95_ms is not None:
+        bar = v[case.bar_p95_ms]
+        if one.p95_ms is None:
+            found.append(Shortfall("latency", f"its p95_ms is not known; at most {bar:g} is wanted", False))
+        elif one.p95_ms.high(v) > bar:
+            why = f"its p95 latency is up to {one.p95_ms.high(v):.4g} ms; at most {bar:g} is wanted"
+            found.append(Shortfall("latency", why, one.p95_ms.low(v) > bar))
+    return found

@@ -1,0 +1,115 @@
+"""A user's own hardware: values that replace a row's of the table, or a new device that is like one.
+
+devices:
+  h100-sxm: {usd_per_hour: 2.10}                 # what we pay
+  our-box:  {like: rtx-4090, devices_per_node: 8, watts: 400}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+from bedplate.core.config import Strict, load_config
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.economics.hardware.device import Device, Number, RentalExample
+from bedplate.economics.hardware.mfu import CURVES
+from bedplate.economics.hardware.table import find_device
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class DeviceOverride(Strict):
+    """What differs from a row of the table. Units are in the names; peaks are dense. Peaks that are not named stay."""
+
+    like: str | None = None
+    title: str | None = None
+    peak_flops_per_second: dict[Number, Positive] | None = None
+    memory_bytes: Positive | None = None
+    memory_bytes_per_second: Positive | None = None
+    devices_per_node: Annotated[int, Field(ge=1)] | None = None
+    link_bytes_per_second: Annotated[float, Field(ge=0)] | None = None
+    network_bytes_per_second: Positive | None = None
+    watts: Positive | None = None
+    mfu: str | None = None
+    usd_per_hour: Positive | None = None
+    as_of: datetime.date | None = None
+    source: str | None = None
+
+    @pydantic.field_validator("mfu")
+    @classmethod
+    def _known_curve(cls, name: str | None) -> str | None:
+        if name is not None and name not in CURVES:
+            raise ValueError(f"there is no MFU curve {name!r}; there are {', '.join(CURVES)}")
+        return name
+
+
+class HardwareFile(Strict):
+    """Devices by name: one of the table's, or a new one with `like`."""
+
+    devices: Annotated[dict[str, DeviceOverride], Field(min_length=1)]
+
+
+def overridden(device: Device, values: Mapping[str, Any] | DeviceOverride, *, name: str | None = None) -> Device:
+    """A copy of `device` with some values replaced, under `name` if given. ConfigError names a wrong key."""
+    if isinstance(values, DeviceOverride):
+        given = values
+    else:
+        try:
+            given = DeviceOverride.model_validate(dict(values))
+        except pydantic.ValidationError as error:
+            raise ConfigError(_explained(error, device.name)) from error
+    changes = given.model_dump(exclude_none=True, exclude={"like", "usd_per_hour", "as_of", "peak_flops_per_second"})
+    if given.peak_flops_per_second is not None:
+        changes["peak_flops_per_second"] = {**device.peak_flops_per_second, **given.peak_flops_per_second}
+    when = None if given.as_of is None else given.as_of.isoformat()
+    if given.usd_per_hour is not None:
+        changes["rental"] = RentalExample(
+            given.usd_per_hour, given.usd_per_hour, when or "now", given.source or "the hardware file"
+        )
+    if changes.keys() - {"rental", "source"}:
+        changes["as_of"] = when or device.as_of
+        changes.setdefault("source", f"{device.source}; changed by the hardware file")
+    if name is not None and name != device.name:
+        changes |= {"name": name, "aliases": (), "title": changes.get("title", name)}
+    return dataclasses.replace(device, **changes)
+
+
+def find_device_in(path: Path | str | None, name: str) -> Device:
+    """The device `name` of the hardware file, or of the table where the file lacks it. UsageError, ConfigError."""
+    if path is None:
+        return find_device(name)
+    given = load_config(path, HardwareFile).devices
+    own = next((one for one in given if one.lower() == name.strip().lower()), None)
+    if own is not None:
+        base = own if given[own].like is None else given[own].like
+        assert base is not None
+        return overridden(_row(path, own, base), given[own], name=own)
+    try:
+        row = find_device(name)
+    except UsageError as error:
+        raise UsageError(f"{error}; {path} has {', '.join(given)}") from None
+    # `h100` on the command line and `h100-sxm` in the file are one device
+    same = next((one for one in given if given[one].like is None and _row(path, one, one).name == row.name), None)
+    return row if same is None else overridden(row, given[same])
+
+
+def _row(path: Path | str, name: str, base: str) -> Device:
+    try:
+        return find_device(base)
+    except UsageError as error:
+        raise ConfigError(f"{path}: devices.{name}: {error}; a new device says which one it is `like`") from None
+
+
+def _explained(error: pydantic.ValidationError, device: str) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return f"{device}: unknown key {key!r}; the keys are {', '.join(DeviceOverride.model_fields)}"
+    return f"{device}: {key}: {first['msg']} (got {first['input']!r})"

@@ -1,0 +1,40 @@
+"""How many parameters a LoRA adapter of every linear map has: rank · (inputs + outputs) a map (2106.09685).
+
+Routed experts, tables and the head have none, as with our own `adapters.lora` and with peft's "all-linear".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bedplate.economics.model.shape import stacks_of
+from bedplate.economics.numbers.bounds import whole
+from bedplate.models.specs import Spec, TransformerSpec
+
+
+def lora_parameters(spec: Spec, rank: int) -> int:
+    """Of an adapter on every linear map inside the blocks."""
+    whole(rank=rank)
+    return rank * sum(
+        a + b for stack in stacks_of(spec) for layer in range(stack.layers) for a, b in _maps(stack, layer)
+    )
+
+
+def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
+    """(inputs, outputs) of each linear map of a block."""
+    hidden, q, kv = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    part = spec.latent
+    if part is None:
+        yield from ((hidden, q), (hidden, kv), (hidden, kv), (q, hidden))
+    else:
+        queries = spec.heads * part.key_dim
+        yield from ((hidden, queries),) if part.q_rank is None else ((hidden, part.q_rank), (part.q_rank, queries))
+        yield hidden, part.kv_rank + part.rope_dim
+        yield part.kv_rank, spec.heads * (part.nope_dim + part.value_dim)
+        yield spec.heads * part.value_dim, hidden
+    if spec.cross_size is not None:
+        yield from ((hidden, q), (spec.cross_size, kv), (spec.cross_size, kv), (q, hidden))
+    wide = spec.experts.shared_size if spec.has_experts(layer) and spec.experts is not None else spec.feedforward_size
+    if wide:
+        yield from ((hidden, wide),) * (2 if spec.gated else 1)
+        yield wide, hidden

@@ -1,0 +1,65 @@
+"""From what a user calls a model to its architecture: a preset, or a base's own files. Free of torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
+from bedplate.core.files import read_text
+from bedplate.economics.model.gguf_header import read_gguf_header
+from bedplate.models.families import find_family
+from bedplate.models.specs import Spec
+from bedplate.models.specs.presets import PRESETS
+
+
+def resolve(name: str) -> tuple[str, Spec]:
+    """The name and the spec of a preset (in any case), or of a path: a config.json, a .gguf file, a base's directory.
+
+    Raises UsageError for what is none of them, with the nearest names; CheckpointError for damaged files;
+    UnsupportedModelError for a family or a field that is not supported.
+    """
+    key = name.strip().lower()
+    if key in PRESETS:
+        return key, PRESETS[key].spec
+    path = Path(name).expanduser()
+    if key and path.exists():
+        return str(path), _read(path)
+    near = difflib.get_close_matches(key, PRESETS, 4, 0.5) or [known for known in PRESETS if key and key in known][:4]
+    hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(PRESETS)}"
+    raise UsageError(f"no model or path is called {name!r}; {hint}; or give the path of a config.json or .gguf file")
+
+
+def _read(path: Path) -> Spec:
+    file = _file(path) if path.is_dir() else path
+    format_, config = ("gguf", read_gguf_header(file)) if file.suffix == ".gguf" else ("hf", _config(file))
+    family = config.get("general.architecture" if format_ == "gguf" else "model_type")
+    try:
+        return find_family(format_, family, str(file)).to_spec(config)
+    except KeyError as error:
+        raise CheckpointError(f"{file} has no {error}; it is not a whole model") from error
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise UnsupportedModelError(f"{file}: a field has a value of the wrong kind ({error})") from error
+
+
+def _file(directory: Path) -> Path:
+    """What tells a base's architecture: its config.json, or its only .gguf file."""
+    config, ggufs = directory / "config.json", sorted(directory.glob("*.gguf"))
+    if config.is_file():
+        return config
+    if len(ggufs) == 1:
+        return ggufs[0]
+    many = f"and {len(ggufs)} .gguf files: name one of them" if ggufs else "and no .gguf file: give a base's directory"
+    raise UsageError(f"{directory} has no config.json {many}")
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(read_text(file))
+    except (ValueError, DataError) as error:
+        raise CheckpointError(f"{file} is not a JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, a model's config")
+    return config

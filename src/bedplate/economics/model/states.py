@@ -1,0 +1,47 @@
+"""Bytes that training keeps beside the weights: gradients and optimizer states, by optimizer and format.
+
+AdamW: two float32 moments (1711.05101), and a float32 master copy where the weights themselves are shorter. 8-bit
+AdamW: its moments in 8 bits with a float32 scale for 256 values (2110.02861). Muon
+(https://kellerjordan.github.io/posts/muon): one float32 momentum for matrices inside the blocks, AdamW for tables, head
+and vectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bedplate.economics.model.memory import BYTES_PER_PARAMETER, WeightFormat
+from bedplate.economics.model.parameters import total, weights
+from bedplate.models.specs import Spec
+
+Optimizer = Literal["adamw", "adamw_8bit", "muon", "sgd"]
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """Bytes of states a parameter: of matrices inside the blocks, and of all other parameters."""
+
+    matrices: float
+    others: float
+
+
+OPTIMIZERS: dict[Optimizer, StateBytes] = {
+    "adamw": StateBytes(8.0, 8.0),
+    "adamw_8bit": StateBytes(2 * (1 + 4 / 256), 2 * (1 + 4 / 256)),
+    "muon": StateBytes(4.0, 8.0),
+    "sgd": StateBytes(0.0, 0.0),
+}
+
+
+def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
+    """Bytes of one gradient for each parameter."""
+    return total(weights(spec)) * BYTES_PER_PARAMETER[gradients]
+
+
+def optimizer_bytes(spec: Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:
+    """Bytes of the optimizer's states. master: with the float32 copy that weights of 16 bits need."""
+    kind, found = OPTIMIZERS[optimizer], weights(spec)
+    matrices = total(one for one in found if one.role == "product" and one.layer is not None)
+    states = matrices * kind.matrices + (total(found) - matrices) * kind.others
+    return states + (4.0 * total(found) if master else 0.0)

@@ -1,0 +1,1 @@
+"""Numbers in files: quantities with ranges, prices, bounds, sums of money."""

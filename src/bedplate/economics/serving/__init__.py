@@ -1,0 +1,1 @@
+"""What serving costs: traffic on a replica, step by step."""

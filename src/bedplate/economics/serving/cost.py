@@ -1,0 +1,260 @@
+"""What serving costs: traffic and a machine → latency, throughput, replicas, dollars a call and a million tokens.
+
+One replica is simulated (`economics.simulation`) under calls that come at random. Its capacity is the highest rate at
+which the latency target still holds; the busiest hour needs so many replicas. Reserved machines cost the same when they
+idle, so that a call's price is the fleet's over the calls: utilisation divides, it never takes cost away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.machine import Load
+from bedplate.economics.numbers.bounds import at_least, positive, whole
+from bedplate.economics.serving.replica import Replica
+from bedplate.economics.serving.simulation import Outcome, Service, simulate
+from bedplate.economics.serving.traffic import SECONDS_PER_DAY, Call, Traffic
+
+CALLS = 300
+"""Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
+PARTS = 128
+"""Of the saturating rate: a capacity is told to one of them."""
+LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+FORMULAS: dict[str, tuple[str, str]] = {
+    "alone": ("one call on an idle replica: its prompt's and its tokens' steps", "measured steps, or the roofline"),
+    "tokens_per_second": ("output tokens a second of a full engine", "discrete-event simulation of the scheduler"),
+    "capacity": ("the most calls a second of one replica within the target", "search over the simulation"),
+    "replicas": ("⌈busiest rate / capacity⌉ + spare", "arithmetic"),
+    "usd_per_call": ("replicas × usd_per_hour × 24 / calls_per_day", "arithmetic: idle machines are paid for"),
+    "usd_per_million_tokens": ("usd_per_call / tokens of a call × 10⁶", "prompt and output tokens alike"),
+    "usd_per_day": ("replicas × usd_per_hour × 24", "arithmetic"),
+    "floor_usd_per_call": ("usd_per_hour / 3600 / calls a second of a full engine", "if all were always full"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Latency that a share of the calls must meet, in seconds: until the answer's end, and until its first token."""
+
+    total_seconds: float | None = None
+    first_token_seconds: float | None = None
+    share: float = 0.95
+
+    def __post_init__(self) -> None:
+        given = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
+        positive(**{name: value for name, value in given.items() if value is not None})
+        if not 0 < self.share < 1:
+            raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
+
+    def slack(self, outcome: Outcome) -> float:
+        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
+        limit must be there."""
+        checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
+        return min(limit / max(found(self.share), 1e-12) - 1 for limit, found in checks if limit is not None)
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is a bound at all."""
+        return self.total_seconds is not None or self.first_token_seconds is not None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Percentiles of a rate, in seconds."""
+
+    calls_per_second: float
+    first_token_p50: float
+    first_token_p95: float
+    total_p50: float
+    total_p95: float
+    total_p99: float
+    utilisation: float
+    mean_batch: float
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """One replica, and the fleet. Rates are calls a second of one replica; usd is None where no price is known.
+
+    alone: one call on an idle replica. saturated: as many calls as it can take, without regard to latency. at_peak and
+    at_mean: in the busiest hour and on average, with the replicas that the plan has. floor_usd_per_call: if every
+    replica were always full, which no traffic reaches. memory: bytes by what they hold.
+    """
+
+    basis: str
+    alone: Latency
+    saturated_calls_per_second: float
+    saturated_tokens_per_second: float
+    capacity_calls_per_second: float
+    replicas: int
+    at_peak: Latency
+    at_mean: Latency
+    calls_per_day: float
+    peak_factor: float
+    tokens_per_call: float
+    usd_per_hour: float | None
+    usd_per_call: float | None
+    usd_per_million_tokens: float | None
+    usd_per_day: float | None
+    floor_usd_per_call: float | None
+    price_source: str
+    memory: Mapping[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with the formulas."""
+        found = asdict(self) | {"memory": dict(self.memory)}
+        found["formulas"] = {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()}
+        return found
+
+
+def plan_serving(
+    replica: Replica,
+    traffic: Traffic,
+    calls_per_day: float,
+    *,
+    peak_factor: float = 3.0,
+    target: Target | None = None,
+    spare: int = 0,
+    seed: int = 0,
+) -> ServingPlan:
+    """Plans a fleet of equal replicas.
+
+    peak_factor: the busiest hour's rate over the mean. spare: replicas beyond need. Raises UsageError for numbers that
+    cannot be, and where even a call alone misses the target.
+    """
+    positive(calls_per_day=calls_per_day)
+    at_least(1, peak_factor=peak_factor)
+    at_least(0, spare=spare)
+    service, usd_per_hour = replica.service, replica.usd_per_hour
+    if usd_per_hour is not None:
+        positive(usd_per_hour=usd_per_hour)
+    wanted = target or Target()
+    alone = _alone(service, traffic, wanted, seed)
+    saturated, full_tokens = saturated_rates(service, traffic, seed)
+    capacity = _capacity(service, traffic, saturated, wanted, alone, seed)
+    mean_rate = calls_per_day / SECONDS_PER_DAY
+    replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
+    whole(replicas=replicas)
+    tokens = traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean
+    usd = None if usd_per_hour is None else replicas * usd_per_hour * 24 / calls_per_day
+    return ServingPlan(
+        basis=replica.basis,
+        alone=_percentiles(alone, 0.0),
+        saturated_calls_per_second=saturated,
+        saturated_tokens_per_second=full_tokens,
+        capacity_calls_per_second=capacity,
+        replicas=replicas,
+        at_peak=_latency(service, traffic, mean_rate * peak_factor / replicas, seed),
+        at_mean=_latency(service, traffic, mean_rate / replicas, seed),
+        calls_per_day=calls_per_day,
+        peak_factor=peak_factor,
+        tokens_per_call=tokens,
+        usd_per_hour=usd_per_hour,
+        usd_per_call=usd,
+        usd_per_million_tokens=None if usd is None else usd / tokens * 1e6,
+        usd_per_day=None if usd_per_hour is None else replicas * usd_per_hour * 24,
+        floor_usd_per_call=None if usd_per_hour is None else usd_per_hour / 3600 / saturated,
+        price_source=replica.price_source,
+        memory=dict(replica.memory),
+    )
+
+
+def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Outcome:
+    """Calls so far apart that none meets another."""
+    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
+    outcome = simulate(service, calls)
+    for limit, found, what in (
+        (target.total_seconds, outcome.total(target.share), "its answer's end"),
+        (target.first_token_seconds, outcome.first_token(target.share), "its first token"),
+    ):
+        if limit is not None and found > limit:
+            raise UsageError(
+                f"a call alone on an idle machine takes {found:.3g} s until {what} (at {target.share:.0%}), over the "
+                f"target of {limit:g} s by {found - limit:.3g} s: no number of replicas helps. Shorten prompts or "
+                "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
+            )
+    return outcome
+
+
+def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
+    """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
+    so that neither its filling nor the last long answers count."""
+    calls = [call._replace(at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
+    ends = sorted(zip(simulate(service, calls).total_seconds, calls, strict=True), key=lambda pair: pair[0])
+    middle = ends[len(ends) // 5 : len(ends) * 4 // 5]
+    seconds = middle[-1][0] - middle[0][0]
+    # What ended after the first of them, which only marks the beginning.
+    return (len(middle) - 1) / seconds, sum(call.output_tokens for _, call in middle[1:]) / seconds
+
+
+def load_curve(
+    replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0, loads: Iterable[float] = LOADS
+) -> tuple[Latency, ...]:
+    """One replica's latency at shares (`loads`) of the rate that saturates it."""
+    full = plan.saturated_calls_per_second
+    return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
+
+
+def _capacity(service: Service, traffic: Traffic, saturated: float, target: Target, alone: Outcome, seed: int) -> float:
+    """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
+    at the limit grows without end."""
+    if not target.asks:
+        return 0.9 * saturated
+    # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
+    # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.
+    low, high, above, below = 0, PARTS, target.slack(alone), -1.0
+    looks = 0
+    while high - low > 1:
+        looks += 1
+        share = 0.5 if looks % 3 == 0 else above / (above - below)
+        middle = min(max(low + math.floor(share * (high - low) + 0.5), low + 1), high - 1)
+        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated, seed))
+        if slack >= 0:
+            low, above = middle, slack
+        else:
+            high, below = middle, slack
+    # Calls that come one by one meet the target, so a rate just above nothing does.
+    return low / PARTS * saturated or saturated / (2 * PARTS)
+
+
+def _steady(service: Service, traffic: Traffic, rate: float, seed: int) -> Outcome:
+    outcome = simulate(service, traffic.calls(rate, CALLS, seed))
+    skipped = CALLS // 10
+    return replace(
+        outcome,
+        first_token_seconds=outcome.first_token_seconds[skipped:],
+        total_seconds=outcome.total_seconds[skipped:],
+    )
+
+
+def _latency(service: Service, traffic: Traffic, rate: float, seed: int) -> Latency:
+    return _percentiles(_steady(service, traffic, rate, seed), rate)
+
+
+def _percentiles(outcome: Outcome, rate: float) -> Latency:
+    return Latency(
+        rate,
+        outcome.first_token(0.5),
+        outcome.first_token(0.95),
+        outcome.total(0.5),
+        outcome.total(0.95),
+        outcome.total(0.99),
+        outcome.utilisation if rate else 0.0,
+        outcome.mean_batch,
+    )
+
+
+def decode_tokens_per_second(service: Service, batch: int, context_tokens: int) -> float:
+    """Output tokens a second of `batch` running generations at this context."""
+    whole(batch=batch, context_tokens=context_tokens)
+    return batch / service.steps.seconds(Load(batch, batch, keys=float(batch * context_tokens)))
+
+
+def prefill_seconds(service: Service, prompt_tokens: int, cached_tokens: int = 0) -> float:
+    """Seconds of a prompt's steps on an idle engine, the first token of the answer chosen."""
+    return simulate(service, [Call(0.0, prompt_tokens, cached_tokens, 1)]).total_seconds[0]

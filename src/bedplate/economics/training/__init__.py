@@ -1,0 +1,1 @@
+"""What training and tuning cost, and how a model is laid out over devices."""

@@ -1,0 +1,358 @@
+"""What training a model costs: operations, device-hours, days, energy and dollars, each with its formula's source.
+
+    operations   = tokens × operations per token                                                     exact
+    device-hours = operations × overhead / (peak × MFU) / 3600               MFU by kind and number of devices: a range
+    dollars      = device-hours × price of a device-hour
+
+Published device-hours are all-in. `overhead` is what a run takes beyond its clean steps: restarts, checkpoints,
+evaluation, failed attempts. The default is Llama-3.1-405B's (https://arxiv.org/abs/2407.21783, section 3.3.4: over 90%
+of the time was effective training). What exploration before the final run costs is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_of
+from bedplate.economics.model.architecture import (
+    OPTIMIZERS,
+    Optimizer,
+    Spec,
+    parameters,
+    resolve,
+    training_flops_per_token,
+)
+from bedplate.economics.model.shape import stacks_of
+from bedplate.economics.numbers.bounds import at_least, positive, share, whole
+from bedplate.economics.training.layout import DeviceBytes, Layout
+from bedplate.economics.training.layout_search import MARGIN, Fitted, Job, describe, find_layout, usable
+from bedplate.economics.training.scaling_laws import compute_optimal
+from bedplate.models.specs import TransformerSpec
+
+DEFAULT_OVERHEAD = 1.1
+DEFAULT_PUE = 1.2
+DEFAULT_USD_PER_KWH = 0.10
+DEFAULT_SEQUENCE_TOKENS = 8192
+
+FORMULAS: dict[str, tuple[str, str]] = {
+    "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
+    "flops": (
+        "tokens × (6 × weights in products + 6 · layers · heads · head size · sequence)",
+        "Kaplan et al. 2001.08361; attention of decoders counted causally, windows bounded, recomputation not counted",
+    ),
+    "mfu": (
+        "(floor + (first − floor) · (8 / devices)^0.2) × execution × 1.28 in fp8; range × 0.8 to 1.25",
+        "one curve for each kind of device, from measured throughputs; factors from torchtitan 2410.06511",
+    ),
+    "gpu_hours": (
+        "flops × overhead / (dense peak × mfu) / 3600",
+        "PaLM 2204.02311, appendix B; dense peaks of data sheets",
+    ),
+    "tokens_per_second_per_device": ("dense peak × mfu / operations a token", "arithmetic; of the clean steps"),
+    "days": ("gpu_hours / devices / 24", "arithmetic"),
+    "usd": ("gpu_hours × usd_per_hour", "arithmetic; the price is yours, or a dated example"),
+    "kwh": (
+        "gpu_hours × watts / 1000 × pue",
+        "board power at its limit, as Llama's model cards count; rent includes it",
+    ),
+    "energy_usd": ("kwh × usd_per_kwh", "arithmetic"),
+    "bytes_per_device": (
+        "weights + gradients + optimizer + activations + logits + buffers, sharded by the layout",
+        "ZeRO 1910.02054; activations 2205.05198",
+    ),
+    "layout": ("the shortest estimated step among all layouts that fit", "bubble 2104.04473; FSDP 2304.11277"),
+    "global_batch_tokens": ("0.292 × flops^0.3271, where none is given", "DeepSeek LLM 2401.02954, equation 4"),
+}
+"""Figure: (formula, source), for display beside it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Low and high are what the MFU's range (and the price's) make of a figure."""
+
+    low: float
+    central: float
+    high: float
+
+    def times(self, other: float | Range) -> Range:
+        """With another figure that stretches it the same way."""
+        by = Range(other, other, other) if isinstance(other, int | float) else other
+        return Range(self.low * by.low, self.central * by.central, self.high * by.high)
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD of one device for an hour, and where it is from."""
+
+    usd_per_hour: Range
+    source: str
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One run. mfu: of the clean steps, over the dense peak of `peak_number`; gpu_hours with the overhead in it.
+
+    usd is None where no price is known. energy_usd is no part of usd: rent includes power. bytes: on the fullest one.
+    """
+
+    model: str
+    parameters: int
+    active_parameters: int
+    tokens: float
+    sequence_tokens: int
+    global_batch_tokens: int
+    device: Device
+    devices: int
+    precision: Precision
+    execution: Execution
+    optimizer: Optimizer
+    flops_per_token: float
+    flops: float
+    peak_flops_per_second: float
+    mfu: Mfu
+    mfu_source: str
+    overhead: float
+    gpu_hours: Range
+    days: Range
+    price: Price | None
+    usd: Range | None
+    kwh: Range
+    energy_usd: Range
+    layout: Layout
+    bytes: DeviceBytes
+    bubble_share: float
+    communication_share: float
+    suggestions: tuple[str, ...]
+
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        """Of the clean steps at the central MFU."""
+        return self.peak_flops_per_second * self.mfu.central / self.flops_per_token
+
+    @property
+    def bytes_per_device(self) -> float:
+        return self.bytes.total
+
+    def as_json(self) -> dict[str, Any]:
+        """Central figures by name, each range beside it as `…_range` (low, high)."""
+        found: dict[str, Any] = {
+            "model": self.model,
+            "parameters": self.parameters,
+            "active_parameters": self.active_parameters,
+            "tokens": self.tokens,
+            "sequence_tokens": self.sequence_tokens,
+            "global_batch_tokens": self.global_batch_tokens,
+            "device": self.device.name,
+            "devices": self.devices,
+            "precision": self.precision,
+            "execution": self.execution,
+            "optimizer": self.optimizer,
+            "flops_per_token": self.flops_per_token,
+            "flops": self.flops,
+            "peak_flops_per_second": self.peak_flops_per_second,
+            "mfu_source": self.mfu_source,
+            "overhead": self.overhead,
+            "tokens_per_second_per_device": self.tokens_per_second_per_device,
+            "bytes_per_device": self.bytes.total,
+            "bytes": asdict(self.bytes),
+            "memory_bytes": self.device.memory_bytes,
+            "layout": {**asdict(self.layout), "text": describe(self.layout)},
+            "bubble_share": self.bubble_share,
+            "communication_share": self.communication_share,
+            "usd_per_hour": None if self.price is None else self.price.usd_per_hour.central,
+            "price_source": None if self.price is None else self.price.source,
+            "suggestions": list(self.suggestions),
+            "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
+        }
+        for name in ("mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd"):
+            value: Range | Mfu | None = getattr(self, name)
+            found[name] = None if value is None else value.central
+            found[f"{name}_range"] = None if value is None else [value.low, value.high]
+        return found
+
+
+def plan_training(
+    model: str | Spec,
+    tokens: float,
+    device: Device,
+    devices: int,
+    *,
+    sequence_tokens: int | None = None,
+    global_batch_tokens: float | None = None,
+    precision: Precision = "bf16",
+    execution: Execution = "tuned",
+    optimizer: Optimizer = "adamw",
+    mfu_share: float | None = None,
+    overhead: float = DEFAULT_OVERHEAD,
+    usd_per_hour: float | None = None,
+    usd_per_kwh: float = DEFAULT_USD_PER_KWH,
+    pue: float = DEFAULT_PUE,
+    margin: float = MARGIN,
+) -> TrainingPlan:
+    """The plan of training `model` (a preset, a path, or a spec) on `tokens` tokens.
+
+    sequence_tokens: None: 8,192, or the model's context where it is shorter. global_batch_tokens: of one optimizer
+    step; None: DeepSeek LLM's fit. mfu_share: measured or wanted, in place of the curve; of fp8 runs over the bf16
+    peak. usd_per_hour: of one device; None: the example of the device's row. Raises UsageError for numbers that cannot
+    be, and DoesNotFit where no layout fits.
+    """
+    name, spec = resolve(model) if isinstance(model, str) else ("the model", model)
+    positive(tokens=tokens)
+    whole(devices=devices)
+    at_least(0, usd_per_kwh=usd_per_kwh, margin=margin)
+    share(memory_left_by_margin=1 - margin)
+    _check_choice(execution, EXECUTION, "execution")
+    _check_choice(optimizer, OPTIMIZERS, "optimizer")
+    sequence = _sequence_tokens(spec, sequence_tokens)
+    flops_per_token = training_flops_per_token(spec, sequence)
+    flops = flops_per_token * tokens
+    batch = _global_batch(global_batch_tokens, flops, sequence)
+    reached = mfu_of(device, devices, precision, execution, mfu_share)
+    peak = peak_of(device, precision)
+    hours = device_hours(flops, peak, reached, overhead)
+    price = price_of(device, usd_per_hour)
+    job = Job(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
+    if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
+        job = replace(job, sequences=1 << (devices - 1).bit_length())
+    fitted = find_layout(job, name)
+    count = parameters(spec)
+    kwh = energy_kwh(hours, device, pue)
+    return TrainingPlan(
+        model=name,
+        parameters=count.total,
+        active_parameters=count.active,
+        tokens=tokens,
+        sequence_tokens=sequence,
+        global_batch_tokens=job.sequences * sequence,
+        device=device,
+        devices=devices,
+        precision=precision,
+        execution=execution,
+        optimizer=optimizer,
+        flops_per_token=flops_per_token,
+        flops=flops,
+        peak_flops_per_second=peak,
+        mfu=reached,
+        mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
+        overhead=overhead,
+        gpu_hours=hours,
+        days=hours.times(1 / devices / 24),
+        price=price,
+        usd=None if price is None else hours.times(price.usd_per_hour),
+        kwh=kwh,
+        energy_usd=kwh.times(usd_per_kwh),
+        layout=fitted.layout,
+        bytes=fitted.bytes,
+        bubble_share=fitted.step.bubble / fitted.step.total,
+        communication_share=fitted.step.communication / fitted.step.total,
+        suggestions=tuple(_suggestions(job, fitted, count.total, tokens, flops)),
+    )
+
+
+def tokens_for_flops(model: str | Spec, flops: float, sequence_tokens: int | None = None) -> float:
+    """Tokens that so many training operations are enough for. UsageError for numbers that cannot be."""
+    positive(flops=flops)
+    spec = resolve(model)[1] if isinstance(model, str) else model
+    return flops / training_flops_per_token(spec, _sequence_tokens(spec, sequence_tokens))
+
+
+def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, given: float | None) -> Mfu:
+    """The device's curve, or the share that is given, without a range."""
+    if given is None:
+        return mfu(device.mfu, devices, precision, execution)
+    share(mfu=given)
+    return Mfu(given, given, given)
+
+
+def device_hours(flops: float, peak_flops_per_second: float, reached: Mfu, overhead: float = 1.0) -> Range:
+    """Hours of one device for so many operations; low hours are those of the high MFU."""
+    positive(flops=flops, peak_flops_per_second=peak_flops_per_second)
+    at_least(1, overhead=overhead)
+    ideal = flops * overhead / peak_flops_per_second / 3600
+    return Range(ideal / reached.high, ideal / reached.central, ideal / reached.low)
+
+
+def price_of(device: Device, usd_per_hour: float | None) -> Price | None:
+    """The price that is given, or the dated example of the row; None where there is neither."""
+    if usd_per_hour is not None:
+        positive(usd_per_hour=usd_per_hour)
+        return Price(Range(usd_per_hour, usd_per_hour, usd_per_hour), "given")
+    found = device.rental
+    if found is None:
+        return None
+    source = f"an example, not a quotation: {found.source}, {found.as_of}; give --usd-per-hour"
+    return Price(Range(found.usd_per_hour_low, found.usd_per_hour, found.usd_per_hour_high), source)
+
+
+def energy_kwh(hours: Range, device: Device, pue: float = DEFAULT_PUE) -> Range:
+    """Kilowatt-hours of the devices at their power limit, with the data centre's own share (PUE), without hosts."""
+    at_least(1, pue=pue)
+    return hours.times(device.watts / 1000 * pue)
+
+
+def _check_choice(value: str, table: dict[Any, Any], what: str) -> None:
+    if value not in table:
+        raise UsageError(f"there is no {what} {value!r}; there are {', '.join(table)}")
+
+
+def _sequence_tokens(spec: Spec, given: int | None) -> int:
+    context = min(one.context_length for one in stacks_of(spec))
+    if given is None:
+        return min(DEFAULT_SEQUENCE_TOKENS, context)
+    whole(sequence_tokens=given)
+    if given > context:
+        raise UsageError(f"sequences of {given:,} tokens are longer than the model's context of {context:,}")
+    return given
+
+
+def _global_batch(given: float | None, flops: float, sequence_tokens: int) -> int:
+    """Tokens of a step, in whole sequences."""
+    if given is not None:
+        positive(global_batch_tokens=given)
+        if given < sequence_tokens:
+            raise UsageError(
+                f"global_batch_tokens is {given:g}: it must hold one sequence of {sequence_tokens:,} tokens"
+            )
+    wanted = 0.292 * flops**0.3271 if given is None else given
+    sequences = max(1, round(wanted / sequence_tokens))
+    if given is None:  # a power of two divides over replicas
+        sequences = 1 << (sequences.bit_length() - 1)
+    return sequences * sequence_tokens
+
+
+def _size_advice(total: int, tokens: float, flops: float) -> list[str]:
+    best = compute_optimal(flops)
+    ratio, optimal = tokens / total, best.tokens / best.parameters
+    if ratio < optimal / 1.5:
+        return [
+            f"{ratio:.1f} tokens a parameter: the same operations reach a lower loss with about {best.parameters:.2g} "
+            f"parameters on {best.tokens:.2g} tokens ({best.fit.source})"
+        ]
+    if ratio > optimal * 1.5:
+        return [
+            f"{ratio:.0f} tokens a parameter, against {optimal:.0f} of the least training compute: it pays where the "
+            "model is used much (2401.00448)"
+        ]
+    return []
+
+
+def _suggestions(job: Job, fitted: Fitted, total: int, tokens: float, flops: float) -> list[str]:
+    found: list[str] = []
+    if isinstance(job.spec, TransformerSpec) and job.spec.kind == "decoder" and job.spec.experts is None:
+        found += _size_advice(total, tokens, flops)  # dense decoders are what the scaling laws were fitted on
+    if fitted.step.bubble > 0.15 * fitted.step.total:
+        found.append("pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it")
+    if fitted.step.communication > 0.15 * fitted.step.total:
+        found.append("communication is waited for over 15% of a step: fewer devices or a larger batch shorten it")
+    if (
+        job.precision == "bf16"
+        and "fp8" in job.device.peak_flops_per_second
+        and job.device.mfu in {"h100", "blackwell"}
+    ):
+        found.append("fp8 products take about 1.28 times fewer hours, where their loss is as good (--precision fp8)")
+    if job.device.mfu in CURVES and "assumed" in CURVES[job.device.mfu].source:
+        found.append(f"the MFU of {job.device.name} is assumed: measure some steps and give --mfu")
+    return found

@@ -1,0 +1,235 @@
+"""How a model's training is divided over devices, and what each device then holds and waits for.
+
+Memory, in bytes a parameter under AdamW in 16 bits (ZeRO, https://arxiv.org/abs/1910.02054): weights 2, gradients 4
+(accumulated in float32), float32 master weights 4 and two moments 8. ZeRO stage 1 shards the last two over the
+replicas, stage 2 gradients too, stage 3 (FSDP) everything: then the master weights are the weights, and blocks are
+gathered in 16 bits when their turn comes. Tensor parallelism divides blocks, tables, logits and, with sequence
+parallelism, activations (2205.05198); pipeline stages hold as many micro-batches as there are stages (2104.04473);
+experts are spread over replicas instead of being divided.
+
+Time: what the products take at a fixed share of the peak, idle stages (bubble), and what communication takes beyond
+what computation hides. It ranks layouts; the share of the peak that is reported is `mfu`'s, which is of real runs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.model.activations import Recompute
+from bedplate.economics.model.shape import Shape
+
+PRODUCT_SHARE = 0.6
+"""Of the peak, that well-shaped products reach."""
+HIDDEN_SHARE = 0.8
+"""Of the computing time, under which gathers, reductions and sends of other layers run."""
+EXPOSED_TENSOR = 0.5
+"""Of tensor- and expert-parallel communication, which stands between a layer's own products, that is waited for."""
+EXPOSED_CONTEXT = 0.2
+"""Of the keys and values that pass around a context ring while attention is computed."""
+EXPOSED_HIDDEN = 0.05
+"""Of communication that could be hidden: it takes memory bandwidth and some cores."""
+START_SECONDS = 1e-4
+"""Of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
+HOP_SECONDS = 1e-5
+"""From one node to the next in a ring, for each block that is gathered or reduced."""
+SCORE_PASSES = 4
+"""Times that a materialised matrix of attention weights crosses the memory bus (scores, softmax, both directions)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees of division; data · tensor · pipeline · context = devices. expert: over how many of the data · context
+    replicas the experts are spread. zero_stage: 0 with one replica. micro_batch: sequences of one forward pass.
+    micro_batches: of one replica in a step. interleave: parts of the stack that each stage holds."""
+
+    data: int
+    tensor: int
+    pipeline: int
+    context: int
+    expert: int
+    zero_stage: int
+    recompute: Recompute
+    micro_batch: int
+    micro_batches: int
+    interleave: int
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def replicas(self) -> int:
+        """Devices that hold the same part of the model: what ZeRO shards over."""
+        return self.data * self.context
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes a parameter. weights: of the copy that is computed with. gradient, master, moments: 0 where frozen.
+    extra_bytes: of adapters with all of their states, on every device."""
+
+    weights: float = 2.0
+    gradient: float = 4.0
+    master: float = 4.0
+    moments: float = 8.0
+    extra_bytes: float = 0.0
+
+    @property
+    def frozen(self) -> bool:
+        return self.gradient == 0
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """What the fullest device holds, in bytes."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step."""
+
+    compute: float
+    bubble: float
+    communication: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.bubble + self.communication
+
+
+def device_bytes(shape: Shape, layout: Layout, states: States, sequence_tokens: int) -> DeviceBytes:
+    """Bytes on the fullest device of a layout."""
+    dense, experts = _parameters(shape, layout)
+    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
+
+    def held(each: float, sharded: bool) -> float:
+        return each * (dense / (replicas if sharded else 1) + experts / (expert_replicas if sharded else 1))
+
+    whole = layout.zero_stage == 3
+    # Under stage 3 the master copy is the only one that lasts; frozen weights have no master.
+    weights = held(states.master if whole and states.master else states.weights, whole)
+    optimizer = held(states.moments + (0 if whole else states.master), layout.zero_stage >= 1)
+    activations, logits = _activations(shape, layout, sequence_tokens)
+    return DeviceBytes(
+        weights=weights,
+        gradients=held(states.gradient, layout.zero_stage >= 2),
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        buffers=(_gathered(shape, layout) if whole and replicas > 1 else 0.0) + states.extra_bytes,
+    )
+
+
+def _parameters(shape: Shape, layout: Layout) -> tuple[float, float]:
+    """Parameters of the fullest stage before sharding over replicas: those divided by tensor, and experts."""
+    stages = layout.pipeline
+    part = math.ceil(shape.layers / stages) / shape.layers
+    last = shape.last + (shape.first if shape.tied and stages > 1 else 0)
+    ends = shape.first + last if stages == 1 else max(shape.first, last)
+    return (shape.dense * part + ends) / layout.tensor, shape.experts * part / layout.expert
+
+
+def _gathered(shape: Shape, layout: Layout) -> float:
+    """The block at work and the next one in 16 bits, and a block's gradients on their way."""
+    block = shape.block / layout.tensor + shape.block_experts / layout.expert
+    return 2.0 * max(3 * block, block + max(shape.first, shape.last) / layout.tensor)
+
+
+def _activations(shape: Shape, layout: Layout, sequence_tokens: int) -> tuple[float, float]:
+    """Activations and logits of the fuller of the first stage (many micro-batches) and the last (the logits)."""
+    tokens = layout.micro_batch * sequence_tokens / layout.context
+    stages = layout.pipeline
+    stage = tokens * shape.activation_bytes[layout.recompute] / layout.tensor / stages
+    again = tokens * shape.block_activation_bytes / layout.tensor if layout.recompute == "full" else 0.0
+    logits = tokens * shape.logit_bytes / layout.tensor
+    in_flight = min(stages, layout.micro_batches)
+    if layout.interleave > 1:  # (1 + (p − 1) / (p·v)) times as many, 2205.05198
+        in_flight *= 1 + (stages - 1) / (stages * layout.interleave)
+    first, last = stage * in_flight + again, stage + again
+    if stages > 1 and first > last + logits:
+        return first, 0.0
+    return last, logits
+
+
+def step_time(shape: Shape, layout: Layout, device: Device, peak: float, batch_tokens: float, tokens: int) -> StepTime:
+    """Seconds of a step over `batch_tokens` tokens in sequences of `tokens`, with `peak` operations per second."""
+    # Attention's own forward pass is a third of its training operations.
+    factor = {"none": 1.0, "selective": 1 + shape.attention_share / 3, "full": 4 / 3}[layout.recompute]
+    sequences = layout.micro_batch * layout.micro_batches * layout.data  # the last micro-batch may be short, but waits
+    done = max(batch_tokens, sequences * tokens)
+    compute = factor * shape.flops_per_token * done / (layout.devices * peak * PRODUCT_SHARE)
+    compute += START_SECONDS * 2 * factor * layout.micro_batches * shape.layers / layout.pipeline
+    if layout.recompute == "none":
+        scores = shape.activation_bytes["none"] - shape.activation_bytes["selective"]
+        compute += SCORE_PASSES * max(0.0, scores) * done / layout.devices / device.memory_bytes_per_second
+    bubble = compute * (layout.pipeline - 1) / (layout.micro_batches * layout.interleave)
+    waits = _between_products(shape, layout, device, tokens)
+    beside = _beside(shape, layout, device, tokens)
+    felt = max(EXPOSED_HIDDEN * beside, beside - HIDDEN_SHARE * (compute + bubble))
+    return StepTime(compute, bubble, waits + felt)
+
+
+def _between_products(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+    """Seconds that layers wait for: tensor, expert and context parallelism."""
+    tokens = layout.micro_batch * sequence_tokens / layout.context * layout.micro_batches
+    passes = 3 if layout.recompute == "full" else 2
+    seconds = 0.0
+    if layout.tensor > 1:
+        # An all-gather and a reduce-scatter around attention and around the feed-forward, each way.
+        sent = 2 * passes * 2 * (layout.tensor - 1) / layout.tensor * tokens * shape.hidden * 2.0
+        seconds += EXPOSED_TENSOR * sent * shape.layers / layout.pipeline / device.link_bytes_per_second
+    if layout.expert > 1:
+        sent = 2 * passes * tokens * shape.expert_features * 2.0 / layout.tensor * (layout.expert - 1) / layout.expert
+        inside = layout.expert * layout.tensor <= device.devices_per_node
+        speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
+        seconds += EXPOSED_TENSOR * sent * shape.expert_layers / layout.pipeline / speed
+    if layout.context > 1:
+        sent = 3 * tokens * (layout.context - 1) * shape.kv_features * 2.0 / layout.tensor
+        inside = layout.context * layout.tensor <= device.devices_per_node
+        speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
+        seconds += EXPOSED_CONTEXT * sent * shape.layers / layout.pipeline / speed
+    return seconds
+
+
+def _beside(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+    """Seconds of what may run beside computation: gathers, reductions, sends between stages."""
+    dense, experts = _parameters(shape, layout)
+    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
+    # Stage 3 gathers weights twice and reduces gradients once in each micro-batch; 2 reduces in each and gathers at the
+    # end; 1 does both once. Weights travel in 16 bits, gradients in 32.
+    many = layout.micro_batches
+    each, turns = {0: (0.0, 0), 1: (6.0, 2), 2: (2.0 + 4.0 * many, 1 + many), 3: (8.0 * many, 3 * many)}[
+        layout.zero_stage
+    ]
+    blocks = shape.layers / layout.pipeline * turns
+    seconds = _collective(each * dense, blocks, replicas, layout, device)
+    seconds += _collective(each * experts, 0, expert_replicas, layout, device)
+    if layout.pipeline > 1:
+        tokens = layout.micro_batch * sequence_tokens / layout.context
+        sent = 2 * tokens * shape.hidden * 2.0 / layout.tensor * layout.micro_batches * layout.interleave
+        seconds += sent / device.network_bytes_per_second
+    return seconds
+
+
+def _collective(sent: float, turns: float, group: int, layout: Layout, device: Device) -> float:
+    """Seconds to gather or reduce `sent` bytes in so many turns over a group of replicas; a node's links are joined."""
+    if group <= 1 or sent == 0:
+        return 0.0
+    of_one_node = max(1, min(group, device.devices_per_node // layout.tensor))
+    nodes = group / of_one_node
+    inside = sent * (of_one_node - 1) / of_one_node / (device.link_bytes_per_second or device.network_bytes_per_second)
+    between = sent * (nodes - 1) / nodes / (of_one_node * device.network_bytes_per_second)
+    return max(inside, between + turns * (nodes - 1) * HOP_SECONDS)

@@ -1,0 +1,267 @@
+"""The cheapest layout that fits, found by trying them all; and where none fits, by how much, and what would."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.mfu import Precision, peak_of
+from bedplate.economics.hardware.table import DEVICES
+from bedplate.economics.model.activations import Recompute
+from bedplate.economics.model.parameters import parameters
+from bedplate.economics.model.shape import Shape, shape_of
+from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
+from bedplate.economics.training.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
+from bedplate.models.specs import Spec
+
+MARGIN = 0.1
+"""Of a device's memory, left for the runtime, the collectives' buffers and fragmentation."""
+
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
+_MICRO_BATCHES = (1, 2, 4, 8, 16)
+_LONG = 16_384
+"""Tokens of a sequence from which on context parallelism is tried."""
+_SHORT = 4096
+"""Tokens of a sequence up to which keeping the matrices of attention weights is tried."""
+_BUSY = 65_536
+"""Tokens of one pass beyond which more of them are no quicker."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what. sequences: of one optimizer step."""
+
+    spec: Spec
+    device: Device
+    devices: int
+    sequence_tokens: int
+    sequences: int
+    precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
+    method: Literal["full", "lora"] = "full"
+    adapter_parameters: int = 0
+    margin: float = MARGIN
+
+    @property
+    def value_bytes(self) -> float:
+        return 4.0 if self.precision in {"fp32", "tf32"} else 2.0
+
+    @property
+    def usable_bytes(self) -> float:
+        return self.device.memory_bytes * (1 - self.margin)
+
+    @property
+    def shape(self) -> Shape:
+        return shape_of(self.spec, self.sequence_tokens, self.value_bytes)
+
+    @property
+    def states(self) -> States:
+        master = 4.0 if self.value_bytes == 2.0 else 0.0
+        moments = optimizer_bytes(self.spec, self.optimizer, master=False) / parameters(self.spec).total
+        if self.method == "lora":  # adapters are matrices
+            each = self.value_bytes + 4.0 + master + OPTIMIZERS[self.optimizer].matrices
+            return States(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
+        return States(self.value_bytes, 4.0, master, moments)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A layout with what it holds and takes."""
+
+    layout: Layout
+    bytes: DeviceBytes
+    step: StepTime
+
+
+class DoesNotFit(UsageError):
+    """No layout fits. missing_bytes: over what one device can hold, in the layout that comes nearest. would_fit:
+    changes that were tried and fit."""
+
+    code = "does_not_fit"
+
+    def __init__(self, message: str, nearest: Fitted, missing_bytes: float, would_fit: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+        self.missing_bytes = missing_bytes
+        self.would_fit = would_fit
+
+
+def find_layout(job: Job, name: str = "the model") -> Fitted:
+    """The layout of the shortest step that fits. Raises DoesNotFit, or UsageError where devices would stay idle."""
+    best, nearest = _search(job)
+    if best is not None:
+        return best
+    if nearest is None:
+        raise UsageError(_unusable(job, name))
+    missing = nearest.bytes.total - job.usable_bytes
+    would = tuple(_would_fit(job))
+    raise DoesNotFit(_does_not_fit(job, name, nearest, missing, would), nearest, missing, would)
+
+
+def usable(job: Job) -> bool:
+    """Whether any layout gives every device something to do."""
+    return any(True for _ in _degrees(job, job.shape))
+
+
+def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
+    """(the quickest that fits, the smallest of all)."""
+    shape, states, peak = job.shape, job.states, peak_of(job.device, job.precision)
+    batch = job.sequences * job.sequence_tokens
+    best: Fitted | None = None
+    nearest: Fitted | None = None
+
+    def fitted(layout: Layout, held: DeviceBytes) -> Fitted:
+        return Fitted(layout, held, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
+
+    for degrees in _degrees(job, shape):
+        layout, held = _smallest(job, shape, states, degrees)
+        if nearest is None or held.total < nearest.bytes.total:
+            nearest = fitted(layout, held)
+        if held.total > job.usable_bytes:
+            continue
+        for one in _variants(job, shape, degrees):
+            held = device_bytes(shape, one, states, job.sequence_tokens)
+            if held.total <= job.usable_bytes:
+                found = fitted(one, held)
+                if best is None or _order(found) < _order(best):
+                    best = found
+    return best, nearest
+
+
+def _smallest(job: Job, shape: Shape, states: States, degrees: Layout) -> tuple[Layout, DeviceBytes]:
+    """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
+    again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
+    stages = (2, 3) if degrees.replicas > 1 else (0,)
+    ways: tuple[Recompute, ...] = ("selective", "full")
+    tried = [replace(degrees, zero_stage=stage, recompute=way) for stage in stages for way in ways]
+    held = [(one, device_bytes(shape, one, states, job.sequence_tokens)) for one in tried]
+    return min(held, key=lambda pair: pair[1].total)
+
+
+def _order(one: Fitted) -> tuple[float, float]:
+    return one.step.total, one.bytes.total
+
+
+def layouts(job: Job, shape: Shape) -> Iterator[Layout]:
+    """All layouts that use every device and whose degrees divide what they divide."""
+    for degrees in _degrees(job, shape):
+        yield from _variants(job, shape, degrees)
+
+
+def _degrees(job: Job, shape: Shape) -> Iterator[Layout]:
+    """Every division of the devices, with one sequence at a time."""
+    tensors = [
+        n for n in _powers(min(job.devices, job.device.devices_per_node)) if not (shape.heads % n or shape.hidden % n)
+    ]
+    if job.device.link_bytes_per_second == 0:
+        tensors = [1]
+    stages = [n for n in _powers(min(job.devices, shape.layers)) if n == 1 or shape.divisible]
+    contexts = _powers(job.sequence_tokens // 4096) if job.sequence_tokens >= _LONG else [1]
+    for tensor, pipeline, context in itertools.product(tensors, stages, contexts):
+        data, left = divmod(job.devices, tensor * pipeline * context)
+        if left or data < 1 or data > job.sequences:
+            continue
+        replicas, count = data * context, math.ceil(job.sequences / data)
+        for expert in _powers(min(replicas, shape.expert_count)):
+            if not (shape.expert_count % expert or replicas % expert):
+                yield Layout(
+                    data, tensor, pipeline, context, expert, 1 if replicas > 1 else 0, "selective", 1, count, 1
+                )
+
+
+def _variants(job: Job, shape: Shape, degrees: Layout) -> Iterator[Layout]:
+    """What else is free once the devices are divided."""
+    interleaves = [v for v in (1, 2, 4) if v == 1 or (degrees.pipeline > 1 and shape.layers >= degrees.pipeline * v)]
+    # No more than a replica's share of the batch; and kernels are busy with this many tokens at once.
+    most = math.ceil(job.sequences / degrees.data)
+    sizes = [n for n in _MICRO_BATCHES if n == 1 or (n <= most and n * job.sequence_tokens <= _BUSY)]
+    ways = _RECOMPUTE if job.sequence_tokens <= _SHORT else _RECOMPUTE[1:]
+    zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
+    for stage, size, interleave, way in itertools.product(zero, sizes, interleaves, ways):
+        count = math.ceil(job.sequences / (degrees.data * size))
+        yield Layout(
+            degrees.data,
+            degrees.tensor,
+            degrees.pipeline,
+            degrees.context,
+            degrees.expert,
+            stage,
+            way,
+            size,
+            count,
+            interleave,
+        )
+
+
+def _powers(limit: int) -> list[int]:
+    return [2**n for n in range(max(1, limit).bit_length())]
+
+
+# --- when nothing fits
+
+
+def _would_fit(job: Job) -> Iterator[str]:
+    """Changes of one thing that make a layout fit, the smallest first."""
+    if job.optimizer == "adamw" and job.method == "full" and _fits(replace(job, optimizer="adamw_8bit")):
+        yield "AdamW with 8-bit moments on the same devices"
+    for factor in (2**n for n in range(1, 15)):
+        more = replace(job, devices=job.devices * factor)
+        if _fits(more):
+            yield f"{more.devices:,} × {job.device.name}"
+            break
+    bigger = sorted(
+        (one for one in DEVICES.values() if one.kind != "cpu" and one.memory_bytes > job.device.memory_bytes),
+        key=lambda one: one.memory_bytes,
+    )
+    for one in bigger:
+        if job.precision in one.peak_flops_per_second and _fits(replace(job, device=one)):
+            yield f"{job.devices:,} × {one.name}"
+            break
+    if job.method == "full" and _fits(replace(job, method="lora")):
+        yield "LoRA instead of all weights on the same devices"
+
+
+def _fits(job: Job) -> bool:
+    more = replace(job, sequences=max(job.sequences, job.devices))
+    shape, states = more.shape, more.states
+    return any(
+        _smallest(more, shape, states, degrees)[1].total <= more.usable_bytes for degrees in _degrees(more, shape)
+    )
+
+
+def _does_not_fit(job: Job, name: str, nearest: Fitted, missing: float, would: tuple[str, ...]) -> str:
+    remedy = (
+        "; it would fit with " + ", or ".join(would) if would else "; no number of such devices that was tried fits"
+    )
+    return (
+        f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
+        f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
+        f"{job.usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave{remedy}"
+    )
+
+
+def _unusable(job: Job, name: str) -> str:
+    return (
+        f"{job.devices:,} devices cannot be used for {name} with {job.sequences:,} sequences of "
+        f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of {job.device.devices_per_node}), "
+        "or a larger global batch"
+    )
+
+
+def describe(layout: Layout) -> str:
+    """A layout in one line: `data 128 (ZeRO 1) × tensor 8 × pipeline 16, micro-batch 1, recompute selective`."""
+    parts = [f"data {layout.data:,}" + (f" (ZeRO {layout.zero_stage})" if layout.zero_stage else "")]
+    parts += [
+        f"{name} {degree}"
+        for name, degree in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
+        if degree > 1
+    ]
+    extra = [f"experts over {layout.expert}"] if layout.expert > 1 else []
+    extra += [f"{layout.interleave} parts a stage"] if layout.interleave > 1 else []
+    extra += [f"micro-batch {layout.micro_batch}", f"recompute {layout.recompute}"]
+    return " × ".join(parts) + ", " + ", ".join(extra)

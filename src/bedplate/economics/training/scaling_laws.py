@@ -1,0 +1,176 @@
+"""How large a model, on how many tokens: the parametric fit of Chinchilla, and what use after training changes.
+
+    loss(N, D) = E + A / N^α + B / D^β          N parameters, D tokens, in nats a token       (2203.15556, approach 3)
+
+Under C = 6·N·D operations the least loss has a closed form: N = G·(C/6)^(β/(α+β)), D = C/(6·N), with
+G = (α·A / (β·B))^(1/(α+β)). Where a model will also read and write T tokens in its use, the same loss costs least at
+the N that minimises 6·N·D(N) + 2·N·T, D(N) being the tokens that reach the loss (Sardana et al. 2401.00448): smaller
+models, trained longer. Both are of the MassiveText-like data and the tokenizer that were fitted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.numbers.bounds import at_least, positive
+
+
+@dataclass(frozen=True)
+class Fit:
+    """loss = floor + a / N^alpha + b / D^beta. The ranges are of the runs that were fitted."""
+
+    name: str
+    alpha: float
+    beta: float
+    a: float
+    b: float
+    floor: float
+    source: str
+    parameters: tuple[float, float] = (44e6, 16e9)
+    tokens: tuple[float, float] = (5e9, 500e9)
+
+
+FITS: dict[str, Fit] = {
+    "epoch": Fit("epoch", 0.3478, 0.3658, 482.01, 2085.43, 1.8172, "Epoch AI's refit of Chinchilla, 2404.10102"),
+    "hoffmann": Fit("hoffmann", 0.34, 0.28, 406.4, 410.7, 1.69, "Hoffmann et al. 2203.15556, approach 3"),
+}
+DEFAULT_FIT = "epoch"
+"""Hoffmann's constants disagree with their own other two approaches, the refit's do not (2404.10102). And theirs are
+printed rounded: at Gopher's budget they give 32 B parameters, unrounded (0.3392, 0.2849) the 40 B of their paper."""
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A size and a number of tokens. training_flops: 6·N·D. inference_flops: 2·N·T. loss: predicted, nats a token."""
+
+    parameters: float
+    tokens: float
+    loss: float
+    training_flops: float
+    inference_flops: float
+    fit: Fit
+    warnings: tuple[str, ...]
+
+    @property
+    def flops(self) -> float:
+        """Of training and use."""
+        return self.training_flops + self.inference_flops
+
+
+def find_fit(name: str | Fit) -> Fit:
+    """A fit by name; one's own stays as it is. UsageError names those there are."""
+    if isinstance(name, Fit):
+        return name
+    if name not in FITS:
+        raise UsageError(f"there is no fit {name!r}; there are {', '.join(FITS)}")
+    return FITS[name]
+
+
+def predicted_loss(parameters: float, tokens: float, fit: str | Fit = DEFAULT_FIT) -> float:
+    """Nats a token."""
+    positive(parameters=parameters, tokens=tokens)
+    found = find_fit(fit)
+    return found.floor + found.a * parameters**-found.alpha + found.b * tokens**-found.beta
+
+
+def compute_optimal(flops: float, fit: str | Fit = DEFAULT_FIT) -> Optimum:
+    """The least predicted loss for so many training operations."""
+    positive(flops=flops)
+    found = find_fit(fit)
+    both = found.alpha + found.beta
+    scale = (found.alpha * found.a / (found.beta * found.b)) ** (1 / both)
+    parameters = scale * (flops / 6) ** (found.beta / both)
+    if parameters < 1 or flops < 6 * parameters:
+        raise UsageError(f"{flops:.3g} operations train no model at all: they are under one parameter or one token")
+    return _optimum(parameters, flops / (6 * parameters), 0.0, found)
+
+
+def flops_for_budget(
+    usd: float, usd_per_hour: float, peak_flops_per_second: float, mfu: float, overhead: float = 1.0
+) -> float:
+    """Training operations that `usd` buy: usd / price · 3600 · peak · MFU / overhead."""
+    positive(usd=usd, usd_per_hour=usd_per_hour, peak_flops_per_second=peak_flops_per_second, mfu=mfu)
+    at_least(1, overhead=overhead)
+    return usd / usd_per_hour * 3600 * peak_flops_per_second * mfu / overhead
+
+
+def tokens_for_loss(parameters: float, loss: float, fit: str | Fit = DEFAULT_FIT) -> float | None:
+    """Tokens that bring a model of this size to `loss`; None where no number of tokens does."""
+    positive(parameters=parameters, loss=loss)
+    found = find_fit(fit)
+    left = loss - found.floor - found.a * parameters**-found.alpha
+    return None if left <= 0 else (found.b / left) ** (1 / found.beta)
+
+
+def inference_aware(
+    loss: float, inference_tokens: float, fit: str | Fit = DEFAULT_FIT, *, inference_cost: float = 1.0
+) -> Optimum:
+    """The size and tokens that reach `loss` with the least training and use together.
+
+    inference_tokens: read and written over the model's life. inference_cost: what an operation of use costs over one of
+    training (serving reaches a smaller share of the peak, so that it is often 2 to 4). UsageError for a loss that no
+    size reaches.
+    """
+    positive(loss=loss, inference_cost=inference_cost)
+    at_least(0, inference_tokens=inference_tokens)
+    found = find_fit(fit)
+    if loss <= found.floor:
+        raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {found.floor:g}")
+
+    smallest = (found.a / (loss - found.floor)) ** (1 / found.alpha)
+
+    def cost(log_ratio: float) -> float:
+        """Of the size smallest · (1 + e^log_ratio), in operations of training."""
+        parameters = smallest * (1 + math.exp(log_ratio))
+        tokens = tokens_for_loss(parameters, loss, fit)
+        if tokens is None:
+            return math.inf
+        return 6 * parameters * tokens + 2 * parameters * inference_tokens * inference_cost
+
+    parameters = smallest * (1 + math.exp(_least(cost, -20.0, 20.0)))
+    tokens = tokens_for_loss(parameters, loss, fit)
+    assert tokens is not None  # only sizes over `smallest` were tried
+    return _optimum(parameters, tokens, inference_tokens, found)
+
+
+def _least(cost: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley has its floor: golden-section search."""
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = cost(left), cost(right)
+    while high - low > 1e-7:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = cost(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = cost(right)
+    return (low + high) / 2
+
+
+def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Fit) -> Optimum:
+    return Optimum(
+        parameters=parameters,
+        tokens=tokens,
+        loss=predicted_loss(parameters, tokens, fit),
+        training_flops=6 * parameters * tokens,
+        inference_flops=2 * parameters * inference_tokens,
+        fit=fit,
+        warnings=tuple(_warnings(parameters, tokens, fit)),
+    )
+
+
+def _warnings(parameters: float, tokens: float, fit: Fit) -> list[str]:
+    found: list[str] = []
+    for what, value, (low, high) in (
+        ("parameters", parameters, fit.parameters),
+        ("tokens", tokens, fit.tokens),
+    ):
+        if not low <= value <= high:
+            found.append(f"{value:.2g} {what} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated")
+    return found

@@ -1,0 +1,174 @@
+"""What tuning a base on a task's examples costs, with all weights or with LoRA.
+
+Operations a token, N the weights in products:
+
+    all weights   6·N            forward 2·N, gradients of inputs 2·N, of weights 2·N
+    LoRA          4·N + 6·A      the frozen base has no gradients of weights; A, the adapter's, has all three
+
+Attention's own products have no weights: three forward passes in both. The head may be computed on the tokens that are
+learned only (`learned_tokens`), which is what `training` does here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.mfu import Execution, Mfu, Precision, peak_of
+from bedplate.economics.model.adapters import lora_parameters
+from bedplate.economics.model.architecture import Optimizer, Spec, parameters, resolve, training_flops_per_token
+from bedplate.economics.model.shape import shape_of, stacks_of
+from bedplate.economics.numbers.bounds import positive, share, whole
+from bedplate.economics.training.cost import Price, Range, device_hours, mfu_of, price_of
+from bedplate.economics.training.layout import DeviceBytes, Layout
+from bedplate.economics.training.layout_search import Job, describe, find_layout
+
+Method = Literal["lora", "full"]
+
+FORMULAS: dict[str, tuple[str, str]] = {
+    "flops_per_token": (
+        "full: 6·N + attention; lora: 4·N + 6·A + attention; the head's N on learned tokens only",
+        "Kaplan et al. 2001.08361; LoRA 2106.09685: no gradients of frozen weights",
+    ),
+    "adapter_parameters": ("rank · Σ (inputs + outputs) over the linear maps of the blocks", "LoRA 2106.09685"),
+    "gpu_hours": ("flops / (dense peak × mfu) / 3600, or tokens / measured tokens a second", "PaLM 2204.02311"),
+}
+
+
+@dataclass(frozen=True)
+class TuningPlan:
+    """One run of tuning. seconds: of the wall clock, over all epochs. usd: None where no price is known."""
+
+    model: str
+    method: Method
+    trained_parameters: int
+    tokens: float
+    flops_per_token: float
+    flops: float
+    saved_flops: float
+    mfu: Mfu | None
+    gpu_hours: Range
+    seconds: Range
+    price: Price | None
+    usd: Range | None
+    layout: Layout
+    bytes: DeviceBytes
+
+    def as_json(self) -> dict[str, Any]:
+        """Central figures by name, each range beside it as `…_range`."""
+        found: dict[str, Any] = {
+            "model": self.model,
+            "method": self.method,
+            "trained_parameters": self.trained_parameters,
+            "tokens": self.tokens,
+            "flops_per_token": self.flops_per_token,
+            "flops": self.flops,
+            "saved_flops": self.saved_flops,
+            "layout": {**asdict(self.layout), "text": describe(self.layout)},
+            "bytes_per_device": self.bytes.total,
+            "bytes": asdict(self.bytes),
+            "price_source": None if self.price is None else self.price.source,
+            "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
+        }
+        for name in ("mfu", "gpu_hours", "seconds", "usd"):
+            value: Range | Mfu | None = getattr(self, name)
+            found[name] = None if value is None else value.central
+            found[f"{name}_range"] = None if value is None else [value.low, value.high]
+        return found
+
+
+def tuning_flops_per_token(
+    spec: Spec, sequence_tokens: int, method: Method = "lora", *, rank: int = 16, learned_share: float = 1.0
+) -> float:
+    """Operations for each token of the examples. learned_share: of them, whose next token is learned."""
+    if method not in {"lora", "full"}:
+        raise UsageError(f"there is no method {method!r}; there are lora, full")
+    share(learned_share=learned_share)
+    whole_step = training_flops_per_token(spec, sequence_tokens)
+    attention = whole_step * shape_of(spec, sequence_tokens).attention_share
+    # A token of an encoder–decoder passes one side of two: the head and half of the adapter are its target's.
+    each = 1 / len(stacks_of(spec))
+    products = whole_step - attention - 6 * each * parameters(spec).head * (1 - learned_share)
+    if method == "full":
+        return products + attention
+    return products * 4 / 6 + 6 * each * lora_parameters(spec, rank) + attention
+
+
+def plan_tuning(
+    model: str | Spec,
+    examples: float,
+    tokens_per_example: float,
+    device: Device,
+    devices: int = 1,
+    *,
+    method: Method = "lora",
+    epochs: float = 1.0,
+    rank: int = 16,
+    learned_tokens: float | None = None,
+    batch_examples: int = 16,
+    precision: Precision = "bf16",
+    execution: Execution = "eager",
+    optimizer: Optimizer = "adamw",
+    mfu_share: float | None = None,
+    tokens_per_second: float | None = None,
+    overhead: float = 1.0,
+    usd_per_hour: float | None = None,
+) -> TuningPlan:
+    """The plan of tuning `model` on `examples` examples, `epochs` times.
+
+    learned_tokens: of an example, that the loss is on (None: all). tokens_per_second: of the whole machine, where it
+    was measured; then MFU does not matter. overhead: several seeds, failed runs, evaluation: 3 for three runs. Raises
+    UsageError for numbers that cannot be, DoesNotFit where it does not fit.
+    """
+    name, spec = resolve(model) if isinstance(model, str) else ("the model", model)
+    positive(examples=examples, tokens_per_example=tokens_per_example, epochs=epochs)
+    whole(devices=devices, batch_examples=batch_examples, rank=rank)
+    learned = tokens_per_example if learned_tokens is None else learned_tokens
+    positive(learned_tokens=learned)
+    if learned > tokens_per_example:
+        raise UsageError(f"{learned:g} learned tokens in an example of {tokens_per_example:g}: there cannot be more")
+    sequence = max(1, round(tokens_per_example))
+    tokens = examples * tokens_per_example * epochs
+    learned_share = learned / tokens_per_example
+    each = tuning_flops_per_token(spec, sequence, method, rank=rank, learned_share=learned_share)
+    trained = lora_parameters(spec, rank) if method == "lora" else parameters(spec).total
+    reached = None
+    if tokens_per_second is None:
+        reached = mfu_of(device, devices, precision, execution, mfu_share)
+        hours = device_hours(each * tokens, peak_of(device, precision), reached, overhead)
+    else:
+        positive(tokens_per_second=tokens_per_second, overhead=overhead)
+        measured = tokens / tokens_per_second / 3600 * devices * overhead
+        hours = Range(measured, measured, measured)
+    price = price_of(device, usd_per_hour)
+    adapter = trained if method == "lora" else 0
+    job = Job(
+        spec,
+        device,
+        devices,
+        sequence,
+        max(batch_examples, devices),
+        precision,
+        optimizer,
+        method,
+        adapter_parameters=adapter,
+    )
+    fitted = find_layout(job, name)
+    return TuningPlan(
+        model=name,
+        method=method,
+        trained_parameters=trained,
+        tokens=tokens,
+        flops_per_token=each,
+        flops=each * tokens,
+        saved_flops=(tuning_flops_per_token(spec, sequence, "full", learned_share=learned_share) - each) * tokens,
+        mfu=reached,
+        gpu_hours=hours,
+        seconds=hours.times(3600 / devices),
+        price=price,
+        usd=None if price is None else hours.times(price.usd_per_hour),
+        layout=fitted.layout,
+        bytes=fitted.bytes,
+    )

@@ -1,0 +1,92 @@
+"""Who sits in which row of the cache, and what rows that nobody sits in still hold.
+
+Belongs to the thread that computes. A cache may move its rows when it grows; jobs learn their new numbers here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bedplate.inference.engine.job import Job
+from bedplate.inference.forward.kv_cache import KVCache
+from bedplate.inference.forward.radix import Key, Match
+
+
+class Seats:
+    """The rows of one cache."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self._jobs: dict[int, Job] = {}
+        # A job that begins with what a free row still holds need not copy it again.
+        self._held: dict[int, tuple[object, Key]] = {}
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def seat(self, job: Job, namespace: object, match: Match) -> None:
+        """Gives a job a row with the match in it."""
+        key = job.key[: match.length]
+        row = self._free(namespace, key)
+        self._jobs[row] = job
+        job.row, job.done, job.kept = row, match.length, 0
+        lengths = {one: max(other.done, 1) for one, other in self._jobs.items()} | {row: len(job.tokens) + 1}
+        if self.cache.copies:
+            self.reserve(lengths)
+        if self._held.get(job.row) != (namespace, key):
+            self._load(job.row, match)
+        if not self.cache.copies:
+            self.reserve(lengths)
+        self._held.pop(job.row, None)
+
+    def borrow(self, match: Match, length: int) -> int:
+        """A row of `length` tokens with the match in it, for a moment and for nobody; `cache.free` gives it back."""
+        row = self._free(None, ())
+        lengths = {one: len(job.tokens) for one, job in self._jobs.items()} | {row: length}
+        if self.cache.copies:
+            row = self.reserve(lengths).get(row, row)
+        self._load(row, match)
+        if not self.cache.copies:
+            self.reserve(lengths)
+        return row
+
+    def give_up(self, job: Job, namespace: object) -> None:
+        """Frees a job's row, if it has one."""
+        if job.row is None:
+            return
+        del self._jobs[job.row]
+        if self.cache.copies and job.failed is None and job.key:
+            self._held[job.row] = (namespace, job.key[: min(job.done, len(job.key))])
+        self.cache.free(job.row)
+        job.row = None
+
+    def reserve(self, lengths: Mapping[int, int]) -> dict[int, int]:
+        """Room for rows of these lengths. Returns the new numbers of rows that moved for it."""
+        moved = self.cache.reserve(dict(lengths))
+        if moved:
+            self._held.clear()
+            self._jobs = {moved[row]: job for row, job in self._jobs.items()}
+            for row, job in self._jobs.items():
+                job.row = row
+        return moved
+
+    def forget(self) -> None:
+        """What free rows hold is not to be trusted any more."""
+        self._held.clear()
+
+    def _free(self, namespace: object, key: Key) -> int:
+        """A row that holds this beginning already, or else the lowest free one."""
+        if key:
+            for row, (held_in, held) in self._held.items():
+                if held_in == namespace and held[: len(key)] == key:
+                    self._held[row] = (namespace, key)
+                    return row
+        row = next(row for row in range(len(self._jobs) + 1) if row not in self._jobs)
+        self._held.pop(row, None)
+        return row
+
+    def _load(self, row: int, match: Match) -> None:
+        at = 0
+        for segment, count in match.parts:
+            self.cache.load(row, at, segment, count)
+            at += count

@@ -1,0 +1,90 @@
+"""One request's answer, from the thread that computes it to whoever asked."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from bedplate.inference.engine.requests import Request, Result, Step
+
+
+class Stream:
+    """One request's answer as it comes: iterate it for steps (generation), or ask `result()` for the whole."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._done = threading.Event()
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._listener: Callable[[], None] | None = None
+        self.cancelled = False
+        self.on_cancel: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        """Steps until the request ends; raises its error if it failed. To be iterated once."""
+        while (step := self._steps.get()) is not None:
+            yield step
+        if self._error is not None:
+            raise self._error
+
+    def result(self, timeout: float | None = None) -> Result:
+        """The finished result; waits at most `timeout` seconds (TimeoutError)."""
+        if not self._done.wait(timeout):
+            raise TimeoutError("the request has not finished yet")
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` now, and in the engine's thread once per engine step that brought something, and at the end.
+        It must be quick and not raise."""
+        self._listener = listener
+        listener()
+
+    def drain(self) -> tuple[list[Step], bool]:
+        """The steps that have come since, without waiting, and whether the request has ended. Not beside iteration."""
+        steps: list[Step] = []
+        while True:
+            try:
+                step = self._steps.get_nowait()
+            except queue.Empty:
+                return steps, False
+            if step is None:
+                return steps, True
+            steps.append(step)
+
+    def cancel(self) -> None:
+        """Ends the request at the engine's next step, also while it waits; a generation that has begun keeps what it
+        has, reason "cancelled"."""
+        self.cancelled = True
+        if self.on_cancel is not None:
+            self.on_cancel()
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    def push(self, step: Step) -> None:
+        """Adds a step; `notify` tells the listener."""
+        self._steps.put(step)
+
+    def notify(self) -> None:
+        if self._listener is not None:
+            self._listener()
+
+    def finish(self, result: Result) -> None:
+        self._result = result
+        self._end()
+
+    def fail(self, error: BaseException) -> None:
+        if not self._done.is_set():
+            self._error = error
+            self._end()
+
+    def _end(self) -> None:
+        self._done.set()
+        self._steps.put(None)
+        self.notify()

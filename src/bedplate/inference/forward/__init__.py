@@ -1,0 +1,1 @@
+"""One forward pass of a batch, and the caches that it reads and writes."""

@@ -1,0 +1,288 @@
+"""Keys and values of running sequences on contiguous slots, one slot a row, and the attention that reads them.
+
+Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, T tokens of one sequence, C capacity, K keys a
+sequence may see, L layers, G key-value heads, H query heads, D features of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bedplate.inference.forward.radix import Segment
+from bedplate.models.layers.attention import Attend
+from bedplate.models.specs.transformer import TransformerSpec
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache."""
+
+    row: int
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class KVCache(Protocol):
+    """Where running sequences keep keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
+
+    block: int
+    """Saved segments are multiples of so many tokens."""
+    copies: bool
+    """Whether loading copies a segment into reserved room, or hands it over to a row that has none of its own yet."""
+    token_bytes: int
+    """Bytes of one token's keys and values over all layers."""
+
+    def saved_bytes(self, depth: int | None) -> int:
+        """Bytes of one token of a segment saved with this depth."""
+        ...
+
+    def room(self, lengths: Sequence[int]) -> bool:
+        """Whether rows of these lengths fit together."""
+        ...
+
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        """Makes room for so many tokens in each of these rows. Returns {} or, where these rows had to be renumbered
+        and what others held is lost, the new number of each."""
+        ...
+
+    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> Segment:
+        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all."""
+        ...
+
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
+        """The first `count` tokens of a segment as the row's tokens from `begin` on."""
+        ...
+
+    def free(self, row: int) -> None:
+        """The row is no longer used."""
+        ...
+
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
+        ...
+
+
+class SlotSegment:
+    """A copy of tokens' keys and values, [2, L, G, n, D]."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
+        # Copies, because a view would keep the whole alive after the other half was evicted.
+        return SlotSegment(self.data[..., :at, :].clone()), SlotSegment(self.data[..., at:, :].clone())
+
+    def release(self) -> None:
+        self.data = self.data.new_empty(0)
+
+
+class SlotCache:
+    """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest."""
+
+    block = 1
+    copies = True
+
+    def __init__(
+        self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40
+    ) -> None:
+        self._spec, self._dtype, self._device = spec, dtype, device
+        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        self.limit_bytes = limit_bytes
+        self.rows = self.capacity = 0
+        self.data = torch.empty(0)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._allocate(1, min(256, spec.context_length), ())
+
+    def saved_bytes(self, depth: int | None) -> int:
+        layers = self._spec.layers
+        return self.token_bytes if depth is None else self.token_bytes // layers * depth
+
+    def room(self, lengths: Sequence[int]) -> bool:
+        """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
+        return len(lengths) <= 1 or len(lengths) * max(lengths) * self.token_bytes <= self.limit_bytes
+
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        rows, longest = max(lengths, default=0) + 1, max(lengths.values(), default=0)
+        if rows <= self.rows and longest <= self.capacity:
+            return {}
+        wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
+        wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
+        wanted = max(longest, min(wanted, self._spec.context_length))
+        if wanted_rows * wanted * self.token_bytes <= self.limit_bytes:
+            self._allocate(wanted_rows, wanted, list(range(self.rows)))
+            return {}
+        # Doubling would be too much: just what is needed, with the rows moved together.
+        fitting = self.limit_bytes // (len(lengths) * self.token_bytes)
+        kept = [row for row in sorted(lengths) if row < self.rows]
+        self._allocate(len(lengths), max(longest, min(fitting, wanted)), kept)
+        return {row: number for number, row in enumerate(sorted(lengths))}
+
+    def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
+        spec, old = self._spec, self.data
+        shape = (2, spec.layers, rows, spec.kv_heads, capacity, spec.head_dim)
+        # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
+        data = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        shared = min(capacity, self.capacity)
+        for number, row in enumerate(kept):
+            data[:, :, number, :, :shared] = old[:, :, row, :, :shared]
+        self.data, self.rows, self.capacity = data, rows, capacity
+        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
+
+    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment:
+        return SlotSegment(self.data[:, :depth, row, :, begin:end].clone())
+
+    @torch.inference_mode()
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
+        assert isinstance(segment, SlotSegment)
+        layers = segment.data.shape[1]
+        self.data[:, :layers, row, :, begin : begin + count] = segment.data[..., :count, :]
+
+    def free(self, row: int) -> None:
+        """A slot has nothing to give back."""
+
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        return SlotAttention(self, spans)
+
+
+class SlotAttention:
+    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
+
+    def __init__(self, cache: SlotCache, spans: Sequence[Span]) -> None:
+        self._cache, device = cache, cache.data.device
+        self._rows_N, self._positions_N = span_index(spans, device)
+        # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
+        self._alone = len(spans) == 1 and spans[0].start == 0
+        total = len(self._rows_N)
+        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.data.dtype) for g in grouped(spans)]
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._rows_N, :, self._positions_N] = k_BTGD[0]
+        values[self._rows_N, :, self._positions_N] = v_BTGD[0]
+        if self._alone:
+            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+            gqa = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        if self._groups[0].padded.whole:
+            return self._groups[0](q_BTHD[0], keys, values)[None]
+        out_NHD = torch.empty_like(q_BTHD[0])
+        for group in self._groups:
+            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
+        return out_NHD[None]
+
+
+class _SlotGroup:
+    """Spans padded to one length T, with the rows they read."""
+
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        spans = [span for _, span in numbered]
+        self.padded = Padded(numbered, total, device, dtype)
+        rows = [span.row for span in spans]
+        self._K = max(span.end for span in spans)
+        together = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._view = slice(rows[0], rows[0] + len(rows)) if together else None
+        self._rows_S = torch.tensor(rows, device=device)
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if self._view is not None:
+            k_SGKD, v_SGKD = keys[self._view, :, : self._K], values[self._view, :, : self._K]
+        else:
+            k_SGKD = keys[:, :, : self._K].index_select(0, self._rows_S)
+            v_SGKD = values[:, :, : self._K].index_select(0, self._rows_S)
+        return self.padded.attend(q_NHD, k_SGKD, v_SGKD)
+
+
+class Padded:
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens."""
+
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        spans = [span for _, span in numbered]
+        S, self._T, K = len(spans), max(s.length for s in spans), max(s.end for s in spans)
+        begin_S = torch.tensor([begin for begin, _ in numbered])
+        start_S = torch.tensor([span.start for span in spans])
+        length_S = torch.tensor([span.length for span in spans])
+        offset_T = torch.arange(self._T)
+        inside_ST = offset_T < length_S[:, None]
+        query_ST = begin_S[:, None] + torch.where(inside_ST, offset_T, torch.zeros_like(offset_T))
+        self.tokens_N = query_ST[inside_ST].to(device)
+        self._even = bool(inside_ST.all())
+        self.whole = torch.equal(query_ST.reshape(-1), torch.arange(total))
+        self._query_SxT = query_ST.reshape(-1).to(device)
+        self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
+        # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
+        sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
+        self._mask_STK: Tensor | None = None
+        if self._T > 1 or bool((start_S + 1 != K).any()):
+            seen = torch.arange(K) <= sees_ST[:, :, None]
+            mask = torch.zeros(S, self._T, K, dtype=dtype).masked_fill(~seen, -torch.inf)
+            self._mask_STK = mask.to(device)
+        self._folded: Tensor | None = None
+
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKD: Tensor) -> Tensor:
+        """Attention outputs [N', H, D] of the group's tokens, in the order of `tokens_N`."""
+        (S, G), (H, D), T = k_SGKD.shape[:2], q_NHD.shape[1:], self._T
+        flat = q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
+        # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
+        q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
+        if self._mask_STK is not None and self._folded is None:
+            self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
+        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKD, attn_mask=self._folded)
+        out = out.view(S, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(S * T, H, D)
+        return out if self._even else out.index_select(0, self._back_N)
+
+
+def span_index(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and position of every token of a flat batch, int64 [N] each."""
+    lengths = torch.tensor([span.length for span in spans])
+    rows = torch.tensor([span.row for span in spans]).repeat_interleave(lengths)
+    starts = torch.tensor([span.start for span in spans])
+    begins = lengths.cumsum(0) - lengths
+    positions = torch.arange(int(lengths.sum())) + (starts - begins).repeat_interleave(lengths)
+    return rows.to(device), positions.to(device)
+
+
+# One more group costs some ten small operations in every layer: worth it where it saves so many padded scores.
+GROUP_COST = 32 * 1024
+
+
+def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
+    """Spans of a flat batch, each with its first token's number, in groups whose padding wastes little."""
+    begin = 0
+    numbered: list[tuple[int, Span]] = []
+    for span in spans:
+        numbered.append((begin, span))
+        begin += span.length
+    numbered.sort(key=lambda n: (n[1].length, n[1].row if n[1].length == 1 else n[1].end))
+    groups: list[list[tuple[int, Span]]] = []
+    longest = keys = 0
+    for entry in numbered:
+        span = entry[1]
+        T, K = max(longest, span.length), max(keys, span.end)
+        size = len(groups[-1]) if groups else 0
+        apart = size * longest * keys + span.length * span.end + GROUP_COST
+        if groups and (size + 1) * T * K <= apart:
+            groups[-1].append(entry)
+            longest, keys = T, K
+        else:
+            groups.append([entry])
+            longest, keys = span.length, span.end
+    return groups

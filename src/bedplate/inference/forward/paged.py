@@ -1,0 +1,182 @@
+"""Keys and values in blocks that sequences share (PagedAttention, https://arxiv.org/abs/2309.06180).
+
+A row is a table of blocks. Full blocks of a beginning are handed from the prefix cache to a row and back by reference,
+without a copy; memory is taken a block at a time, so rows of all lengths fit beside each other. For devices where
+moving memory costs more than gathering it.
+Shapes: L layers, P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G
+key-value heads, H query heads, D features of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bedplate.inference.forward.kv_cache import Padded, Span, grouped, span_index
+from bedplate.inference.forward.radix import Segment
+from bedplate.models.layers.attention import Attend
+from bedplate.models.specs.transformer import TransformerSpec
+
+BLOCK = 16
+
+
+class PagedSegment:
+    """Whole blocks of a sequence, counted as used for as long as this is held."""
+
+    def __init__(self, cache: PagedCache, blocks: Sequence[int]) -> None:
+        self._cache, self.blocks = cache, tuple(blocks)
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.blocks) * self._cache.block * self._cache.token_bytes
+
+    def split(self, at: int) -> tuple[PagedSegment, PagedSegment]:
+        at //= self._cache.block
+        return PagedSegment(self._cache, self.blocks[:at]), PagedSegment(self._cache, self.blocks[at:])
+
+    def release(self) -> None:
+        self._cache.let_go(self.blocks)
+
+
+class PagedCache:
+    """A pool of blocks. reclaim: asks the prefix cache to let go of so many
+    bytes, and says whether it did. pinned: bytes that it never will."""
+
+    copies = False
+
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        limit_bytes: int,
+        *,
+        block: int = BLOCK,
+        reclaim: Callable[[int], bool] = lambda n: False,
+        pinned: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.block = block
+        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
+        shape = (2, spec.layers, self.blocks, block, spec.kv_heads, spec.head_dim)
+        # Zeros: masked positions take part in products, where NaN would spread.
+        data = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
+        self.dtype, self.device = dtype, device
+        self._reclaim, self._pinned = reclaim, pinned
+        self._free = list(range(self.blocks - 1, -1, -1))
+        self._uses = [0] * self.blocks
+        self._tables: dict[int, list[int]] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self._free)
+
+    def saved_bytes(self, depth: int | None) -> int:
+        """Of one saved token: blocks hold all layers, whatever is in them."""
+        return self.token_bytes
+
+    def room(self, lengths: Sequence[int]) -> bool:
+        """Whether the rows fit beside what is pinned; shared blocks are counted for each of them."""
+        pinned = self._pinned() // (self.block * self.token_bytes)
+        return sum(self._count(length) for length in lengths) <= self.blocks - pinned
+
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        for row, length in lengths.items():
+            table = self._tables.setdefault(row, [])
+            while len(table) < self._count(length):
+                table.append(self._take())
+        return {}
+
+    def _count(self, length: int) -> int:
+        return -(-length // self.block)
+
+    def _take(self) -> int:
+        # A segment's blocks may still be used by rows, so that giving it up frees nothing yet.
+        while not self._free and self._reclaim(self.block * self.token_bytes):
+            pass
+        if not self._free:
+            raise MemoryError(f"all {self.blocks} blocks of the cache are in use; ask for less at once")
+        found = self._free.pop()
+        self._uses[found] = 1
+        return found
+
+    def let_go(self, blocks: Sequence[int]) -> None:
+        """One user less of each block."""
+        for block in blocks:
+            self._uses[block] -= 1
+            if self._uses[block] == 0:
+                self._free.append(block)
+
+    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> PagedSegment:
+        blocks = self._tables[row][begin // self.block : end // self.block]
+        for block in blocks:
+            self._uses[block] += 1
+        return PagedSegment(self, blocks)
+
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
+        """Hands over whole blocks. The row has exactly `begin` tokens."""
+        assert isinstance(segment, PagedSegment)
+        table = self._tables.setdefault(row, [])
+        assert len(table) * self.block == begin
+        for block in segment.blocks[: count // self.block]:
+            self._uses[block] += 1
+            table.append(block)
+
+    def free(self, row: int) -> None:
+        self.let_go(self._tables.pop(row, ()))
+
+    def attend(self, spans: Sequence[Span]) -> Attend:
+        return PagedAttention(self, spans)
+
+    def table(self, row: int) -> Sequence[int]:
+        """The row's blocks, in order."""
+        return self._tables[row]
+
+
+class PagedAttention:
+    """Writes a flat batch's keys and values into the rows' blocks, then attends group by group over gathered ones."""
+
+    def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
+        self._cache, device, b = cache, cache.device, cache.block
+        rows, positions = (index.tolist() for index in span_index(spans, torch.device("cpu")))
+        blocks = [cache.table(row)[at // b] for row, at in zip(rows, positions, strict=True)]
+        self._blocks_N = torch.tensor(blocks, device=device)
+        self._offsets_N = torch.tensor(positions, device=device) % b
+        self._alone = len(spans) == 1 and spans[0].start == 0
+        groups = [] if self._alone else grouped(spans)
+        self._groups = [_PagedGroup(cache, group, len(blocks)) for group in groups]
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[self._blocks_N, self._offsets_N] = k_BTGD[0]
+        values[self._blocks_N, self._offsets_N] = v_BTGD[0]
+        if self._alone:
+            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
+            gqa = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+        out_NHD = torch.empty_like(q_BTHD[0])
+        for group in self._groups:
+            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
+        return out_NHD[None]
+
+
+class _PagedGroup:
+    """Spans padded to one length, with the tables of the blocks they read."""
+
+    def __init__(self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int) -> None:
+        self.padded = Padded(numbered, total, cache.device, cache.dtype)
+        self._K = max(span.end for _, span in numbered)
+        most = -(-self._K // cache.block)
+        tables = [list(cache.table(span.row)[:most]) for _, span in numbered]
+        # Shorter rows are filled up with any block: what they would see there is masked.
+        self._tables_SP = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=cache.device)
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return self.padded.attend(q_NHD, self._gathered(keys), self._gathered(values))
+
+    def _gathered(self, pool_PbGD: Tensor) -> Tensor:
+        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, : self._K].transpose(1, 2)

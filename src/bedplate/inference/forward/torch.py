@@ -1,0 +1,133 @@
+"""One forward pass of a flat batch over cached sequences: the torch way, which every base has.
+
+Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabulary, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.kv_cache import KVCache, Span
+from bedplate.models.build import Model
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """New tokens of several sequences, one after the other.
+
+    wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
+    all tokens are asked for.
+    """
+
+    tokens: Sequence[int]
+    spans: Sequence[Span]
+    adapters: Sequence[Loaded]
+    wanted: Sequence[int]
+    depth: int | None = None
+    states: bool = False
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """What rows need of their logits: each wanted token's likeliest successor, its log-probability, and the log of the
+    sum that makes logits into log-probabilities."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    logsumexp: list[float]
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """logits_WV: float32. hidden_ND: the last norm's output, or the state after `depth` blocks. greedy: where the
+    forward found it on the way."""
+
+    logits_WV: Tensor | None
+    hidden_ND: Tensor | None = None
+    greedy: Greedy | None = None
+
+
+class Forward(Protocol):
+    """A way to run the base. Keys and values of the batch's tokens end up in the cache."""
+
+    name: str
+    weights: str
+    """The dtype that the products read the weights in: "float32", "bfloat16", "int8", "int4"."""
+
+    def __call__(self, batch: Batch) -> Forwarded: ...
+
+
+class Resident(Protocol):
+    """What a forward pass needs of a base (`models.checkpoints.base.Base` has it)."""
+
+    @property
+    def model(self) -> Model: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+class TorchForward:
+    """The base's own module."""
+
+    name = "torch"
+
+    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None) -> None:
+        self._base, self._bank, self._cache = base, bank, cache
+        self.weights = str(base.dtype).removeprefix("torch.")
+
+    def __call__(self, batch: Batch) -> Forwarded:
+        """Runs the batch; without a cache (encoders) spans are whole documents."""
+        model, device, spans = self._base.model, self._base.device, batch.spans
+        tokens = torch.tensor([list(batch.tokens)], device=device)
+        positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
+        if self._cache is None:
+            segments = torch.tensor([[i + 1 for i, s in enumerate(spans) for _ in range(s.length)]], device=device)
+            return Forwarded(None, model(Inputs(tokens, positions, segments), depth=batch.depth).hidden[0])
+        self._select([a.slot for a in batch.adapters], [s.length for s in spans])
+        try:
+            attend = self._cache.attend(spans)
+            hidden_ND = model(Inputs(tokens, positions), cache=attend, depth=batch.depth).hidden[0]
+        finally:
+            self._select([], [])
+        logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
+        return Forwarded(logits_WV, hidden_ND)
+
+    def embedded(self, vectors_PD: Tensor, adapter: Loaded, row: int) -> None:
+        """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
+        model, cache = self._base.model, self._cache
+        assert isinstance(model, Decoder)
+        assert cache is not None
+        P = vectors_PD.shape[0]
+        tokens = torch.zeros(1, P, dtype=torch.long, device=self._base.device)
+        # The decoder takes tokens only; its embedding gives these vectors for this one pass.
+        hook = model.embedding.register_forward_hook(lambda *_: vectors_PD[None])
+        self._select([adapter.slot], [P])
+        try:
+            model(
+                Inputs(tokens, torch.arange(P, device=self._base.device)[None]), cache=cache.attend([Span(row, 0, P)])
+            )
+        finally:
+            hook.remove()
+            self._select([], [])
+
+    def _select(self, slots: list[int], lengths: list[int]) -> None:
+        if self._bank is None:
+            return
+        distinct = set(slots)
+        if distinct <= {BASE_ROW}:
+            self._bank.select(None)
+        elif len(distinct) == 1:
+            self._bank.select(slots[0])
+        else:
+            self._bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))

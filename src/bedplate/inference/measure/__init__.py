@@ -1,0 +1,1 @@
+"""This machine measured: the doctor, and speeds for the cost model."""

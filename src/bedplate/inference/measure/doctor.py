@@ -1,0 +1,176 @@
+"""What this machine is to an engine: its processor and roofs, what each way of running a base gives, and the choice.
+
+The roofs are those of the roofline model (Williams, Waterman and Patterson 2009): a decoded token cannot come faster
+than the weights can be read, a prompt not faster than its products can be computed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bedplate.core.processor import Processor, processor
+from bedplate.economics.hardware.machine import Machine
+from bedplate.inference.measure.speeds import measure_machine
+from bedplate.inference.native.compiler import find_compiler
+from bedplate.inference.native.levels import supported
+from bedplate.inference.native.library import load
+from bedplate.inference.ways.calibrate import Measured, Use, measure, measured
+from bedplate.inference.ways.choice import fitting, impossible, pick, why
+from bedplate.inference.ways.threads import engine_threads, said
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, product_weights, read_bytes
+from bedplate.inference.ways.way import QUANTISED, Way, float_ways, own_ways, read_stored
+from bedplate.models.specs.presets import PRESETS
+from bedplate.models.specs.transformer import TransformerSpec
+
+STANDARD = "smollm2-135m"
+"""The shape that is measured where no base is named."""
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The native kernel here. level: the instructions it uses, levels: what it could use; reason: why there is none."""
+
+    level: str | None
+    levels: tuple[str, ...]
+    compiler: str | None
+    digest: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one way gives. rates: tokens a second by pass; of_roof: those over the best that memory and products allow;
+    cost: seconds of the reference mix. own: it keeps what the checkpoint stores, so it may be chosen. stopped: far
+    behind, measured once only. reason: why it cannot be had (then nothing was measured)."""
+
+    way: Way
+    own: bool
+    rates: Mapping[Pass, float]
+    of_roof: Mapping[Pass, float]
+    cost: float | None = None
+    stopped: bool = False
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The whole answer. threads: of the native kernel and of torch; stored: types of the base's matrices."""
+
+    processor: Processor
+    threads: tuple[int, int]
+    threads_said: bool
+    kernel: Kernel
+    machine: Machine
+    base: str
+    stored: tuple[str, ...]
+    readings: tuple[Reading, ...]
+    chosen: Way
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """One object; rates in tokens a second, sizes in bytes."""
+        roofs = {
+            "bandwidth_bytes_per_second": self.machine.bandwidth_bytes_per_second,
+            "flops_per_second": dict(self.machine.flops_per_second),
+        }
+        return {
+            "processor": self.processor.to_json(),
+            "threads": {"native": self.threads[0], "torch": self.threads[1], "from_environment": self.threads_said},
+            "kernel": asdict(self.kernel),
+            "roofs": roofs,
+            "base": {"name": self.base, "stored": list(self.stored)},
+            "ways": [
+                {
+                    **one.way._asdict(),
+                    "keeps_what_is_stored": one.own,
+                    "tokens_per_second": dict(one.rates),
+                    "of_roof": dict(one.of_roof),
+                    "mix_seconds": one.cost,
+                    "stopped_early": one.stopped,
+                    "reason": one.reason,
+                }
+                for one in self.readings
+            ],
+            "chosen": {**self.chosen._asdict(), "why": self.why},
+        }
+
+
+def examine(base: str | None = None, use: Use = "generate") -> Findings:
+    """Measures this machine and the ways of a base (default: a standard shape) anew, and keeps the new measurement for
+    whoever opens such a base. Raises HubError, CheckpointError, UnsupportedModelError."""
+    if base is None:
+        spec, types = PRESETS[STANDARD].spec, frozenset(("bfloat16",))
+        assert isinstance(spec, TransformerSpec)
+    else:
+        _, spec, types = read_stored(base)
+    machine = measure_machine()
+    own = own_ways(types)
+    others = _others(spec, own)
+    reasons = {way: impossible(spec, way, _CPU) for way in (*own, *others)}
+    possible, _ = fitting(spec, [way for way in own if reasons[way] is None])
+    found = measured(spec, possible, again=True)
+    rest = [way for way in (*own, *others) if reasons[way] is None and way not in possible]
+    beside = measure(spec, rest) if rest else Measured({})
+    best = pick(spec, found, possible, use)
+    readings: list[Reading] = []
+    for way in (*own, *others):
+        reason = reasons[way]
+        if reason is not None:
+            readings.append(Reading(way, way in own, {}, {}, reason=reason))
+        else:
+            readings.append(_reading(spec, way, found if way in possible else beside, machine, way in own))
+    return Findings(
+        processor(),
+        (engine_threads(), torch.get_num_threads()),
+        said(),
+        _kernel(),
+        machine,
+        base or f"the shape of {STANDARD}",
+        tuple(sorted(types)),
+        tuple(readings),
+        best,
+        why(found, best, possible, use) if len(possible) > 1 else "the only way here",
+    )
+
+
+def _others(spec: TransformerSpec, own: Sequence[Way]) -> list[Way]:
+    """What can be asked for although it does not keep what is stored."""
+    quantised = [Way("bfloat16", "native", bits) for bits in QUANTISED] if spec.kind == "decoder" else []
+    ways = [*float_ways("bfloat16"), *float_ways("float32"), *quantised]
+    return [way for way in ways if way not in own]
+
+
+def _reading(spec: TransformerSpec, way: Way, found: Measured, machine: Machine, own: bool) -> Reading:
+    rates: dict[Pass, float] = {}
+    of_roof: dict[Pass, float] = {}
+    for of, seconds in found.seconds[way].items():
+        tokens = ROWS.get(of, PROMPT)
+        rates[of] = tokens / seconds
+        of_roof[of] = bound(spec, way, of, machine) / seconds
+    return Reading(way, own, rates, of_roof, found.cost(way), way in found.dropped)
+
+
+def bound(spec: TransformerSpec, way: Way, of: Pass, machine: Machine) -> float:
+    """Seconds that a pass takes at least: its weights read once at the measured bandwidth, or its products computed at
+    the measured rate of the format that they are computed in (attention's own are left out), whichever is more."""
+    tokens = ROWS.get(of, PROMPT)
+    rows = tokens if of in ROWS else 0
+    flops = 2.0 * (product_weights(spec) * tokens + spec.vocab_size * spec.hidden_size * rows)
+    rates = machine.flops_per_second
+    peak = rates.get("int8" if way.weights in QUANTISED else way.weights, max(rates.values()))
+    return max(read_bytes(spec, way) / machine.bandwidth_bytes_per_second, flops / peak)
+
+
+def _kernel() -> Kernel:
+    library, command, here = load(), find_compiler(), supported()
+    compiler = None if command is None else shlex.join(command)
+    levels = () if isinstance(here, str) else here
+    if isinstance(library, str):
+        return Kernel(None, levels, compiler, None, library)
+    return Kernel(library.level, levels, compiler, library.digest, None)

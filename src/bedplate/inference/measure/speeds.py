@@ -1,0 +1,298 @@
+"""Measures this machine and an engine's steps on it, for `economics`, which predicts from them.
+
+Steps of planned sizes are timed by the engine itself, several times each. Medians of equal steps are fitted, relative
+errors weighing alike, under the condition that nothing costs less than nothing (non-negative least squares, Lawson and
+Hanson 1974).
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import random
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bedplate.adapters.lora import LoraConfig
+from bedplate.core.errors import UsageError
+from bedplate.core.processor import processor
+from bedplate.core.progress import Progress
+from bedplate.economics.hardware.machine import Curve, EngineSpeed, Load, Machine, Spread
+from bedplate.economics.serving.steps import shape_of
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.stats import StepRecord
+from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.decoder import Decoder
+
+# Steps of these sizes are measured; economics goes straight between them.
+PROMPTS = (1, 4, 16, 32, 64, 128, 256, 512)
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
+CONTEXTS = (32, 768)
+_DECODES, _REPEATS = 24, 7
+_BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
+
+
+def measure_machine() -> Machine:
+    """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
+    with Progress("this machine", 4, "measurements") as bar:
+        bandwidth = _bandwidth()
+        bar.advance(1)
+        flops: dict[str, float] = {}
+        for dtype in (torch.float32, torch.bfloat16):
+            flops[str(dtype).removeprefix("torch.")] = _products(dtype)
+            bar.advance(1)
+        eight = _int8_products()
+        if eight is not None:
+            flops["int8"] = eight
+        bar.advance(1)
+    return Machine(
+        cpu=processor().name,
+        threads=torch.get_num_threads(),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        measured_at=datetime.date.today(),
+        software={"python": platform.python_version(), "torch": str(torch.__version__)},
+        bandwidth_bytes_per_second=bandwidth,
+        flops_per_second=flops,
+    )
+
+
+def _bandwidth() -> float:
+    """Bytes read a second: the sum of a vector that no cache holds."""
+    values = torch.ones(_BYTES // 4)
+    return _BYTES / _best(values.sum)
+
+
+def _products(dtype: torch.dtype) -> float:
+    a, b = torch.ones(_SIZE, _SIZE, dtype=dtype), torch.ones(_SIZE, _SIZE, dtype=dtype)
+    return 2 * _SIZE**3 / _best(lambda: a @ b)
+
+
+def _int8_products() -> float | None:
+    """Of integers of 8 bits, summed in 32; None where torch cannot compute them on this machine."""
+    a, b = (torch.ones(_SIZE, _SIZE, dtype=torch.int8) for _ in range(2))
+    try:
+        return 2 * _SIZE**3 / _best(lambda: torch._int_mm(a, b))  # pyright: ignore[reportPrivateUsage]
+    except RuntimeError:
+        return None
+
+
+def _best(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of some runs: other work on the machine disturbs it least."""
+    best, until = float("inf"), time.perf_counter() + _SECONDS
+    while time.perf_counter() < until:
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+class StepLog:
+    """An engine's observer that keeps what its steps did and took."""
+
+    def __init__(self) -> None:
+        self.records: list[StepRecord] = []
+
+    def __call__(self, record: StepRecord) -> None:
+        self.records.append(record)
+
+
+def load_of(record: StepRecord) -> Load:
+    """What a step had to do, as economics counts it."""
+    prompts = record.spans[record.decodes :]
+    return Load(
+        tokens=sum(count for _, count, _ in record.spans),
+        rows=sum(chosen for _, _, chosen in record.spans),
+        keys=float(sum(begin + count for begin, count, _ in record.spans)),
+        pairs=float(sum(count * begin + count * (count + 1) // 2 for begin, count, _ in prompts)),
+        adapters=record.adapters,
+        adapted_tokens=sum(count for _, count, _ in record.spans) if record.adapters else 0,
+        copied=record.copied,
+        started=sum(chosen for _, _, chosen in prompts),
+        ended=record.ended,
+    )
+
+
+def measure_engine(
+    base: Base, name: str, *, weights: Weights = "auto", kernel: Kernel = "auto", adapter_rank: int = 16
+) -> EngineSpeed:
+    """Runs steps of planned sizes on an engine of its own, on the base and under LoRA adapters of all linears, and fits
+    their costs. `name`: what the base is to be found under. UsageError for an encoder."""
+    if not isinstance(base.model, Decoder):
+        raise UsageError(f"{base.name} is an encoder; the steps of decoders can be measured")
+    context = base.spec.context_length - _DECODES - 1
+    contexts = sorted({min(one, context) for one in CONTEXTS})
+    prompts = [one for one in PROMPTS if one <= context]
+    log, batch = StepLog(), max(BATCHES)
+    with Engine(
+        base,
+        max_rows=batch,
+        adapters=batch,
+        step_adapters=batch,
+        weights=weights,
+        kernel=kernel,
+        speculate=False,
+        on_step=log,
+    ) as engine:
+        plan = _Plan(engine, log, contexts, prompts)
+        found = plan.steps(BATCHES, [None])
+        keys = _load_adapters(engine, batch, adapter_rank)
+        found += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
+        return EngineSpeed(
+            base=name,
+            shape=shape_of(base.spec),
+            weights=engine.weights,
+            kernel=engine.kernel,
+            threads=torch.get_num_threads(),
+            measured_at=datetime.date.today(),
+            adapter_rank=adapter_rank,
+            **fit_engine(found),
+        )
+
+
+def _load_adapters(engine: Engine, count: int, rank: int) -> list[str]:
+    """So many adapters of all linears with random weights; their keys."""
+    assert engine.bank is not None
+    config = LoraConfig(r=rank, alpha=2.0 * rank)
+    keys = [f"adapter-{number}" for number in range(count)]
+    slot = engine.bank.add(config, None, 0)
+    first = engine.bank.state(slot)
+    engine.bank.remove(slot)
+    generator = torch.Generator().manual_seed(0)
+    for key in keys:
+        tensors = {name: 0.01 * torch.randn(t.shape, generator=generator).to(t.dtype) for name, t in first.items()}
+        engine.load_adapter(key, config, tensors)
+    return keys
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A kind of step, the median of its times, and how many there were."""
+
+    load: Load
+    seconds: float
+    times: int
+
+
+class _Plan:
+    """The steps that an engine is made to take."""
+
+    def __init__(self, engine: Engine, log: StepLog, contexts: Sequence[int], prompts: Sequence[int]) -> None:
+        self._engine, self._log = engine, log
+        self._contexts, self._prompts = contexts, prompts
+        self._random = random.Random(0)
+        self._found: dict[Load, list[tuple[float, float]]] = defaultdict(list)
+
+    def steps(self, batches: Sequence[int], adapters: Sequence[str | None]) -> list[Measured]:
+        """Prompts of every size alone, one in several steps, and every batch at every context, a few times over."""
+        total = _REPEATS * (len(self._prompts) + 1 + len(self._contexts) * len(batches))
+        kind = "steps" if adapters[0] is None else "steps under adapters"
+        with Progress(f"{self._engine.base.name}: {kind}", total, "runs") as bar:
+            for _ in range(_REPEATS):
+                for tokens in (*self._prompts, self._longest()):
+                    self._take([self._request(self._tokens(tokens), 1, adapters[0])])
+                    bar.advance(1)
+                for context in self._contexts:
+                    shared = self._tokens(context - 1)
+                    for batch in batches:
+                        last = self._tokens(batch)
+                        self._take(
+                            [
+                                self._request((*shared, token), _DECODES, adapters[i % len(adapters)])
+                                for i, token in enumerate(last)
+                            ]
+                        )
+                        bar.advance(1)
+        return [
+            Measured(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
+            for load, found in self._found.items()
+            for seconds, keys in [tuple(zip(*found, strict=True))]
+        ]
+
+    def _longest(self) -> int:
+        """A prompt of several steps."""
+        return min(3 * max(self._prompts), self._engine.base.spec.context_length - _DECODES)
+
+    def _tokens(self, count: int) -> tuple[int, ...]:
+        size = self._engine.base.spec.vocab_size
+        return tuple(self._random.randrange(size) for _ in range(count))
+
+    @staticmethod
+    def _request(tokens: tuple[int, ...], count: int, adapter: str | None) -> Generate:
+        return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True), adapter=adapter)
+
+    def _take(self, requests: Sequence[Generate]) -> None:
+        self._log.records.clear()
+        self._engine.run(requests)
+        for record in self._log.records:
+            load = load_of(record)
+            self._found[_alike(load)].append((record.seconds, load.keys))
+
+
+def _alike(load: Load) -> Load:
+    """The same for steps whose sequences differ in length by a few tokens only."""
+    return load._replace(keys=round(load.keys / (_DECODES * max(load.rows, 1))))
+
+
+_RATES = {
+    "key_seconds": "keys",
+    "pair_seconds": "pairs",
+    "copy_seconds": "copied",
+    "start_seconds": "started",
+    "end_seconds": "ended",
+    "adapter_seconds": "adapters",
+    "adapter_token_seconds": "adapted_tokens",
+}
+"""Fields of EngineSpeed, and what of a load each is the cost of."""
+
+
+def fit_engine(found: Sequence[Measured]) -> dict[str, Any]:
+    """Costs of a step's parts from steps of many kinds: fields of EngineSpeed."""
+    from scipy.optimize import nnls
+
+    tokens, rows = _knots(found)
+    matrix = np.array([_features(one.load, tokens, rows) for one in found])
+    seconds = np.array([one.seconds for one in found])
+    weights = np.sqrt([one.times for one in found])
+    costs, _ = nnls(matrix * (weights / seconds)[:, None], weights)
+    fitted = matrix @ costs
+    blocks, head, rates = np.split(costs, [len(tokens), len(tokens) + len(rows)])
+    return {
+        "blocks": Curve(counts=tokens, seconds=tuple(blocks.tolist())),
+        "head": Curve(counts=rows, seconds=tuple(head.tolist())),
+        **dict(zip(_RATES, rates.tolist(), strict=True)),
+        "measured": tuple(
+            Spread(load={k: v for k, v in one.load._asdict().items() if v}, seconds=one.seconds, fitted=said)
+            for one, said in zip(found, fitted.tolist(), strict=True)
+        ),
+    }
+
+
+def _features(load: Load, tokens: Sequence[int], rows: Sequence[int]) -> list[float]:
+    rates = [float(getattr(load, name)) for name in _RATES.values()]
+    return [*_hats(load.tokens, tokens), *_hats(load.rows, rows), *rates]
+
+
+def _knots(found: Sequence[Measured]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts at which the blocks' and the head's curves have a value of their own, not beyond what steps had. Steps of
+    few tokens choose as many, so the head's curve has two points only: what it costs at all, and by row."""
+    tokens, rows = max(one.load.tokens for one in found), max(one.load.rows for one in found)
+    return tuple(sorted({n for n in (*BATCHES, *PROMPTS) if n <= tokens})), tuple(sorted({1, rows}))
+
+
+def _hats(count: int, knots: Sequence[int]) -> list[float]:
+    """The share that each knot's value has in the curve's value at `count`."""
+    if count <= 0:
+        return [0.0] * len(knots)
+    if count >= knots[-1]:
+        return [0.0] * (len(knots) - 1) + [count / knots[-1]]
+    return [float(np.interp(count, knots, unit)) for unit in np.eye(len(knots))]

@@ -1,0 +1,1 @@
+"""Skins and bases, asked: from inputs to parsed outputs."""

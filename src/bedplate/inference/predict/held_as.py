@@ -1,0 +1,90 @@
+"""How a base is held and computed for a skin: as the skin was judged, where nothing else is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from bedplate.core.errors import SkinError
+from bedplate.inference.native.decoder import unsupported
+from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.skins.skin import EvaluatedWith, Skin
+
+KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
+"""As `evaluated_with` names them, and as an engine takes them."""
+
+
+class Runs(Protocol):
+    """What is asked of an engine here (`inference.engine.Engine` has it)."""
+
+    @property
+    def base(self) -> Base: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def kernel(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """dtype: as the base is loaded; weights, kernel: as its engine is opened."""
+
+    dtype: str
+    weights: Weights
+    kernel: Kernel
+
+
+def dtype_of(weights: str, beneath: str | None = None) -> str:
+    """The dtype that a base is loaded as for weights of this name: quantised ones are made from bfloat16, where it is
+    not said what lies beneath them."""
+    if weights in QUANTISED:
+        return beneath or "bfloat16"
+    return weights if weights in DTYPES else "auto"
+
+
+def judged_now(engine: Runs) -> EvaluatedWith:
+    """How what this engine answers is judged."""
+    return judged_as(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
+
+
+def judged_as(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
+    """How what was answered on these weights is judged; `beneath` is the dtype of the base that they stand beside."""
+    told = weights in QUANTISED and beneath != "bfloat16"
+    return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if told else None)
+
+
+def held_as(
+    judged: EvaluatedWith | None,
+    *,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
+) -> Held:
+    """What was asked for (None: not), and as `judged` where it was not; "auto" where nobody says anything."""
+    if dtype is None and weights is None and judged is not None:
+        dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
+    elif dtype is None:
+        same = judged is not None and judged.weights == weights
+        dtype = "auto" if weights is None else dtype_of(weights, judged.dtype if judged is not None and same else None)
+    # Quantised weights run on one kernel only, which the engine finds.
+    if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
+        kernel = KERNELS.get(judged.kernel)
+    return Held(dtype, weights or "auto", kernel or "auto")
+
+
+def check_here(skin: Skin, base: Base, held: Held, kernel: Kernel | None, allow_other_weights: bool) -> Held:
+    """`held` where this machine can; where it lacks the judged kernel (and `kernel` asks for none), SkinError, or with
+    `allow_other_weights` what it has."""
+    if kernel is not None or held.kernel != "native":
+        return held
+    reason = unsupported(base.model, base.dtype, base.device)
+    if reason is None:
+        return held
+    if allow_other_weights:
+        return replace(held, weights="auto", kernel="auto")
+    raise SkinError(
+        f"skin {skin.name!r} was judged with the native kernel, which cannot run here: {reason}. Its measured quality "
+        "may not hold with another; to run it all the same, give --allow-other-weights (allow_other_weights=True)"
+    )

@@ -1,0 +1,246 @@
+"""A skin whose base is a remote model: its prompt goes to an OpenAI-compatible endpoint, and the answer is read as the
+skin's output. The key comes from the environment, and is written nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+from bedplate.core.errors import (
+    BedplateError,
+    ContextLengthExceeded,
+    DeadlineError,
+    EndpointError,
+    RequestError,
+    UnknownModelError,
+    UsageError,
+)
+from bedplate.core.files import sha256_json
+from bedplate.core.progress import Progress
+from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.remote.account import Account
+from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
+from bedplate.inference.remote.remote_labels import label_scores, read_label
+from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
+from bedplate.skins.skin import EndpointReference, Skin
+
+ALTERNATIVES = 20
+_OPTIONAL = frozenset(("temperature", "logprobs", "top_logprobs", "seed"))
+"""Fields that a server may refuse, and that are then left out of every further request."""
+_FILTERED = frozenset(("content_filter", "content_policy_violation"))
+_CHARGED = frozenset((500, 502, 504))
+"""Failures after which nobody knows whether the server had answered, and charged for it."""
+
+
+def api_key(reference: EndpointReference) -> str | None:
+    """The endpoint's key. UsageError where the environment lacks it."""
+    name = reference.api_key_env
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise UsageError(
+            f"{reference.url} wants the key in the environment variable {name}, which is not set; export it (a key is "
+            "written into no file)"
+        )
+    if not is_key(key):
+        raise UsageError(
+            f"the environment variable {name}, for {reference.url}, holds no key: something in it is no printable "
+            "ASCII, or white space (a line break at its end?); export the key alone"
+        )
+    return key
+
+
+class HostedPredictor:
+    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
+
+    account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
+    raises EndpointError (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been
+    answered by then is in the account.
+    """
+
+    def __init__(
+        self, skin: Skin, *, account: Account | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        reference = skin.bases["main"]
+        if not isinstance(reference, EndpointReference):
+            raise UsageError(f"skin {skin.name!r} belongs to the base {reference.name}; no endpoint answers for it")
+        self.skin, self.reference = skin, reference
+        self.account = Account() if account is None else account
+        self.warnings: list[str] = []
+        self.left_out: set[str] = set()
+        """Fields that the server refused."""
+        self._settings = _settings(skin, reference)
+        self._endpoint = open_endpoint(reference, sleep)
+
+    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+        """The parsed output for one input; what the model said, where that is none of the labels or no such JSON."""
+        return self.predict([inputs])[0].output
+
+    def predict(
+        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
+    ) -> list[Prediction]:
+        """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. Seconds are those of the
+        request over the network, waits between attempts included, when it was made."""
+        inputs = [inputs_of(self.skin, row) for row in rows]
+        workers = 1 if one_by_one else min(self.reference.concurrency, len(rows))
+        with Progress(f"asking {self.reference.model}", len(rows), "rows", quiet=len(rows) < 8) as bar:
+            if workers <= 1:
+                return [self._counted(one, bar) for one in inputs]
+            pool = ThreadPoolExecutor(workers, "bedplate-hosted")
+            try:
+                futures = [pool.submit(self._counted, one, bar) for one in inputs]
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
+
+    def _counted(self, inputs: Mapping[str, str], bar: Progress) -> Prediction:
+        found = self._ask(inputs)
+        bar.advance(1)
+        return found
+
+    def _ask(self, inputs: Mapping[str, str]) -> Prediction:
+        messages = self._messages(inputs)
+        asked = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
+        key = sha256_json(asked)
+        answer = self.account.known(key)
+        if answer is None:
+            answer = self._paid(key, messages)
+        return self._read(answer, self.account.cost(key))
+
+    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
+        schema = json.dumps(self._settings.get("response_format", ""))
+        most = self.account.most(messages, self._settings["max_tokens"], schema)
+        what = f"{self._endpoint.url}, {self.reference.model}"
+        reserved = self.account.reserve(most, what)
+
+        def before_retry(error: BedplateError) -> None:
+            """Each attempt may be charged for, and is paid for by a reservation of its own."""
+            nonlocal reserved
+            if _may_be_charged(error):
+                self.account.lose(key, reserved, error.message)
+                reserved = 0.0
+                reserved = self.account.reserve(most, what)
+
+        try:
+            answer = self._complete(messages, before_retry)
+        except RequestError as error:
+            if error.code not in _FILTERED:
+                self.account.release(reserved)
+                raise
+            # The server will not speak about this row: that is an answer, and not a right one.
+            answer = RemoteAnswer("", "content_filter", 0, 0, 0)
+        except BedplateError as error:
+            if _may_be_charged(error):
+                self.account.lose(key, reserved, error.message)
+            else:
+                self.account.release(reserved)
+            raise
+        except BaseException:  # an interruption, most likely, while the server was at work
+            self.account.lose(key, reserved, "interrupted")
+            raise
+        self.account.settle(key, answer, reserved)
+        return answer
+
+    def _complete(
+        self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
+    ) -> RemoteAnswer:
+        """The answer, without the fields that this server does not know."""
+        while True:
+            settings = {name: value for name, value in self._settings.items() if name not in self.left_out}
+            if "max_tokens" in self.left_out:
+                settings["max_completion_tokens"] = self._settings["max_tokens"]
+            try:
+                return self._endpoint.complete(self.reference.model, messages, before_retry=before_retry, **settings)
+            except (ContextLengthExceeded, UnknownModelError):
+                raise
+            except RequestError as error:
+                refused = (error.param or "").split(".")[0]
+                if refused not in {*_OPTIONAL, "max_tokens"} or refused not in settings:
+                    raise
+                self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
+
+    def _messages(self, inputs: Mapping[str, str]) -> list[dict[str, str]]:
+        said = self.skin.prompt.text(inputs, self.skin.demonstrations)
+        return [{"role": "user", "content": said}] if isinstance(said, str) else said
+
+    def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
+        output, text = self.skin.output, answer.text
+        found, scores = text, dict[str, float]()
+        if isinstance(output, LabelOutput):
+            label = read_label(output.labels, text)
+            if label is not None:
+                scores = label_scores(output, label, answer)
+                found = output.answer(label, scores)
+        elif isinstance(output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
+        else:
+            try:
+                found = output.parse(text)
+            except RequestError:  # no JSON of the schema: given as it is, it equals no target
+                found = text
+        return Prediction(
+            found,
+            text,
+            scores,
+            answer.prompt_tokens or 0,
+            answer.completion_tokens or 0,
+            answer.cached_tokens or 0,
+            answer.seconds,
+            usd=usd,
+            finish_reason=answer.finish_reason,
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._endpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_endpoint(reference: EndpointReference, sleep: Callable[[float], None] = time.sleep) -> Endpoint:
+    """A patient client of the endpoint that a skin or a task file names; its key is read from the environment."""
+    return Endpoint(
+        reference.url,
+        key=api_key(reference),
+        timeout=reference.timeout_s,
+        retries=reference.retries,
+        patient=True,
+        sleep=sleep,
+    )
+
+
+def _may_be_charged(error: BedplateError) -> bool:
+    """Whether a server may have answered, and charged, before it failed so."""
+    return isinstance(error, DeadlineError) or (isinstance(error, EndpointError) and error.status in _CHARGED)
+
+
+def _settings(skin: Skin, reference: EndpointReference) -> dict[str, Any]:
+    """What is asked besides the messages."""
+    output = skin.output
+    settings: dict[str, Any] = {"temperature": 0.0, **skin.generation}
+    if isinstance(output, LabelOutput):
+        # no token is shorter than a byte; a few more for quotes and the like
+        settings.setdefault("max_tokens", 8 + max(len(label.encode()) for label in output.labels))
+        if reference.logprobs:
+            settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        return settings
+    if isinstance(output, EmbeddingOutput):
+        raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
+    settings.setdefault("max_tokens", output.max_tokens)
+    if isinstance(output, TextOutput):
+        return settings | ({"stop": list(output.stop)} if output.stop else {})
+    if isinstance(output, JsonOutput):
+        named = {"name": "answer", "schema": dict(output.json_schema), "strict": True}
+        settings["response_format"] = {"type": "json_schema", "json_schema": named}
+    return settings

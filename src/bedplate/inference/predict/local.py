@@ -1,0 +1,157 @@
+"""A base on this machine, ready to be asked: what `bedplate.load` returns for a base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.engine import Compute, Engine
+from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
+from bedplate.inference.predict.lookup import text_tokens
+from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.skins.skin import Skin
+from bedplate.text.tokenizer import Tokenizer
+
+
+class LocalModel:
+    """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
+    Close it, or use it as a context manager."""
+
+    def __init__(
+        self, base: Base, *, weights: Weights = "auto", kernel: Kernel = "auto", compute: Compute | None = None
+    ) -> None:
+        self.base = base
+        self.engine = Engine(base, weights=weights, kernel=kernel, compute=compute)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The base's tokenizer; CheckpointError where it has none."""
+        return self.base.need_tokenizer()
+
+    def generate(
+        self,
+        prompt: str | Sequence[Mapping[str, str]] | Sequence[int],
+        *,
+        max_tokens: int | None = 128,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+    ) -> Generation:
+        """Continues a text, answers a conversation (a list of messages), or continues token ids.
+
+        See Sampling for the settings. Raises RequestError, or ContextLengthExceeded where prompt and max_tokens do not
+        fit together (nothing is cut off).
+        """
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        return cast(Generation, self.engine.run([Generate(self._ids(prompt), sampling)])[0])
+
+    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """The total log-probability (natural log) of each continuation after the prompt.
+
+        Prompt and continuation are tokenised together; where a continuation's first characters merge with the prompt's
+        last into one token, that token is scored too.
+        """
+        scores: list[float] = []
+        requests: list[Score] = []
+        alone = self._ids(prompt)
+        for continuation in continuations:
+            whole = self._ids(prompt + continuation)
+            same = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+            if len(whole) <= same or same == 0:
+                raise RequestError(f"{continuation!r} adds no token to the prompt, so there is nothing to score")
+            requests.append(Score(whole[:same], (whole[same:],)))
+        for result in self.engine.run(_merged(requests)):
+            scores += cast(Scores, result).totals
+        return scores
+
+    def embed(self, texts: Sequence[str], *, pooling: Pooling | None = None) -> np.ndarray:
+        """Vectors float32 [N, D] of unit length.
+
+        pooling: "mean" over the tokens (the default), "first" or "last" token, of the states after the last norm;
+        special tokens that the tokenizer sets ([CLS], [SEP]) take part, as in sentence-transformers.
+        """
+        if isinstance(texts, str):
+            raise RequestError("embed takes a list of texts; put the text into a list")
+        ids = [self.text_tokens(text) for text in texts]
+        empty = next((i for i, tokens in enumerate(ids) if not tokens), None)
+        if empty is not None:
+            raise RequestError(f"text {empty} has no tokens, so it has no embedding", param="input")
+        results = self.engine.run([Embed(tokens, pooling) for tokens in ids])
+        vectors = [cast(Embedding, result).vector for result in results]
+        return np.array(vectors, dtype=np.float32).reshape(len(vectors), self.base.spec.hidden_size)
+
+    def text_tokens(self, text: str) -> tuple[int, ...]:
+        """A text as it is embedded: with the special tokens that the tokenizer sets."""
+        return text_tokens(self.tokenizer, text)
+
+    def logits(self, tokens: Sequence[int]) -> Tensor:
+        """Next-token logits after each of the tokens, float32 [T, V]."""
+        if not isinstance(self.base.model, Decoder):
+            raise RequestError(f"{self.base.name} is an encoder; it has no next-token logits")
+        if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
+            raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")
+        with self.engine.exclusive() as base, torch.inference_mode():
+            hidden = base.model(Inputs(torch.tensor([list(tokens)], device=base.device))).hidden[0]
+            return base.model.head(hidden).float().cpu()
+
+    def predictor(
+        self, skin: Skin, *, embedder: LocalModel | None = None, allow_other_weights: bool = False
+    ) -> Predictor:
+        """The skin on this base, and on `embedder` where it has a second one. SkinError where it belongs to another, or
+        was judged with other weights or another kernel."""
+        second = None if embedder is None else embedder.engine
+        return Predictor(self.engine, skin, embedder=second, allow_other_weights=allow_other_weights)
+
+    def _ids(self, prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return (*self.tokenizer.prompt_start, *self.tokenizer.encode(prompt))
+        if prompt and isinstance(prompt[0], Mapping):
+            return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
+        return tuple(cast(Sequence[int], prompt))
+
+    def close(self) -> None:
+        """Stops the engine's thread."""
+        self.engine.close()
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _merged(requests: Sequence[Score]) -> list[Score]:
+    """One request where all have the same prompt, so that it is computed once."""
+    if len({request.tokens for request in requests}) == 1:
+        return [Score(requests[0].tokens, tuple(request.continuations[0] for request in requests))]
+    return list(requests)

@@ -1,0 +1,181 @@
+"""What is looked up for each call: its inputs are embedded, and the nearest rows of the skin's pool, or the nearest
+passages of its documents, go into the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, Terms
+from bedplate.inference.engine.stream import Stream
+from bedplate.skins.nearest import PoolPooling
+from bedplate.skins.neighbours import Neighbours, text_of
+from bedplate.skins.prompt import Demonstration, Passage
+from bedplate.skins.skin import Skin
+from bedplate.skins.verify import verify_embedder
+from bedplate.text.tokenizer import Tokenizer
+
+_AT_ONCE = 1024
+_PULSE_SECONDS = 2.0
+"""How often a wait looks whether the engine's thread still lives."""
+# Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
+_PROBES = ("a", "7", "中")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a call's prompt is made with."""
+
+    demonstrations: tuple[Demonstration, ...]
+    looked_up: LookedUp
+
+
+class Lookup:
+    """A skin's index on the engine that embeds for it: the main one, or that of the skin's second base."""
+
+    def __init__(self, skin: Skin, main: Engine, embedder: Engine | None, *, allow_other_weights: bool = False) -> None:
+        """SkinError without the engine that the skin needs, or where that is held otherwise than for the index."""
+        index = skin.index
+        assert index is not None
+        self._skin, self._index = skin, index
+        self._names = list(skin.inputs)
+        self.warnings: list[str] = []
+        if skin.embedder is None:
+            self.engine = main
+            return
+        if embedder is None:
+            what = "demonstrations" if skin.passages is None else "passages"
+            raise SkinError(f"skin {skin.name!r} chooses its {what} with the base {skin.embedder.name}; load that too")
+        self.warnings = verify_embedder(
+            skin,
+            embedder.base,
+            weights=embedder.weights,
+            kernel=embedder.kernel,
+            allow_other_weights=allow_other_weights,
+        )
+        self.engine = embedder
+
+    def find(self, rows: Sequence[Mapping[str, str]], *, queued: bool = False, terms: Terms = NO_TERMS) -> list[Found]:
+        """What each row's inputs bring with them. queued, terms: as `embedded`."""
+        index = self._index
+        texts = [text_of(row, self._names) for row in rows]
+        found: list[Found] = []
+        vectors = embedded(
+            self.engine, texts, index.pooling, index.depth, skin=self._skin.name, queued=queued, terms=terms
+        )
+        for one in vectors:
+            vector, compute = np.array(one.vector, dtype=np.float32), one.timing.compute
+            if isinstance(index, Neighbours):
+                found.append(Found(index.demonstrations(vector), LookedUp((), compute)))
+            else:
+                found.append(Found(self._skin.demonstrations, LookedUp(index.given(vector), compute)))
+        return found
+
+    def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The tokens with which the prompts of all calls begin, whatever is looked up."""
+        prompt, names = self._skin.prompt, self._names
+        shared: list[int] | None = None
+        for probe in _PROBES:
+            shown, given = self._skin.demonstrations, tuple[Passage, ...]()
+            if isinstance(self._index, Neighbours):
+                shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._index.k
+            else:
+                given = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
+            found = prompt.constant_prefix(tokenizer, shown, names, given)
+            shared = found if shared is None else _common(shared, found)
+        return tuple((shared or [])[:-1])
+
+
+def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:
+    """The passages that an answer was given: number, document and start in it, and `cited` where the answer is a text:
+    whether that holds the number in brackets, as in [1]. texts: with the passages' own."""
+    if result.looked_up is None:
+        return ()
+    found: list[dict[str, Any]] = []
+    for passage in result.looked_up.passages:
+        entry: dict[str, Any] = {"number": passage.number, "document": passage.document, "start": passage.start}
+        if texts:
+            entry["text"] = passage.text
+        if isinstance(result, Generation):
+            entry["cited"] = f"[{passage.number}]" in result.text
+        found.append(entry)
+    return tuple(found)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return list(a[:same])
+
+
+def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """A text's tokens with the special ones that the tokenizer sets, as for /v1/embeddings."""
+    return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special=False))
+
+
+def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
+    """Vectors float32 [N, D] of unit length; raises what `embedded` raises."""
+    found = np.empty((len(texts), engine.base.spec.hidden_size), dtype=np.float32)
+    for i, one in enumerate(embedded(engine, texts, pooling, depth)):
+        found[i] = one.vector
+    return found
+
+
+def embedded(
+    engine: Engine,
+    texts: Sequence[str],
+    pooling: PoolPooling,
+    depth: int | None = None,
+    *,
+    skin: str = "",
+    queued: bool = False,
+    terms: Terms = NO_TERMS,
+) -> Iterator[Embedding]:
+    """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
+    RequestError for one without tokens.
+
+    queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
+    otherwise the caller's does. terms: beginnings are shared within their tenant only; DeadlineError after their
+    deadline.
+    """
+    base = engine.base
+    tokenizer, limit = base.need_tokenizer(), base.spec.context_length
+    for start in range(0, len(texts), _AT_ONCE):
+        requests: list[Embed] = []
+        for text in texts[start : start + _AT_ONCE]:
+            ids = text_tokens(tokenizer, text)
+            if not ids:
+                raise RequestError("the input has no tokens, so nothing is near to it", param="input")
+            if len(ids) > limit:
+                raise ContextLengthExceeded(
+                    f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
+                    param="input",
+                )
+            requests.append(Embed(ids, pooling, depth, skin=skin, tenant=terms.tenant, deadline=terms.deadline))
+        for result in _queued(engine, requests) if queued else engine.run(requests):
+            yield cast(Embedding, result)
+
+
+def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:
+    streams: list[Stream] = []
+    try:
+        for request in requests:
+            streams.append(engine.submit(request))
+        return [_wait(engine, stream) for stream in streams]
+    finally:
+        for stream in streams:
+            if not stream.done:
+                stream.cancel()
+
+
+def _wait(engine: Engine, stream: Stream) -> Result:
+    while True:
+        try:
+            return stream.result(_PULSE_SECONDS)
+        except TimeoutError:
+            if not engine.alive:
+                raise RuntimeError("the engine's thread has ended") from None

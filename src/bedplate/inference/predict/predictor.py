@@ -1,0 +1,310 @@
+"""Inputs → requests → parsed outputs: a skin on an engine, as evaluation, batch prediction and serving all call it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
+
+from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.output_grammar import grammar_of
+from bedplate.inference.engine.requests import (
+    NO_TERMS,
+    Classification,
+    Classify,
+    Embed,
+    Embedding,
+    Generate,
+    Generation,
+    Grammar,
+    Request,
+    Result,
+    Sampling,
+    Score,
+    Scores,
+    Terms,
+)
+from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.lookup import Found, Lookup, citations, text_tokens
+from bedplate.skins.files import skin_id
+from bedplate.skins.output import (
+    EmbeddingOutput,
+    JsonOutput,
+    LabelOutput,
+    LabelsOutput,
+    Output,
+    TextOutput,
+    labels_by_score,
+)
+from bedplate.skins.skin import Skin
+from bedplate.skins.verify import verify_skin
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row's answer.
+
+    output: the parsed output (a label, a text). scores: each label's log-probability among the labels, or of being one
+    of the right ones where there may be several. text: what was generated, or the label. seconds: wall time of the
+    row's own call, or its share of its batch. usd: what a remote model charged for it, None where machine time is the
+    whole cost, or no price is known. passed_on: a cascade's second skin was asked. passages: what the prompt held of
+    documents (`citations`). finish_reason: why a generated text ended ("length": it was cut off), as the engine or the
+    server says; None where none was generated.
+    """
+
+    output: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    usd: float | None = None
+    passed_on: bool = False
+    passages: tuple[Mapping[str, Any], ...] = ()
+    finish_reason: str | None = None
+
+
+class Predictor:
+    """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
+    once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
+
+    attach: load it now; otherwise everything has been checked, and `attach` loads it. embedder: the engine of the
+    skin's second base, if it has one, on the same compute lock. Raises SkinError for a skin of another base, or judged
+    with other weights or another kernel; RequestError, TemplateError for settings or a prompt that cannot be.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        skin: Skin,
+        *,
+        embedder: Engine | None = None,
+        allow_other_weights: bool = False,
+        attach: bool = True,
+    ) -> None:
+        self.warnings = verify_skin(
+            skin, engine.base, weights=engine.weights, kernel=engine.kernel, allow_other_weights=allow_other_weights
+        )
+        self.engine, self.skin = engine, skin
+        self._tokenizer = engine.base.need_tokenizer()
+        self._lookup: Lookup | None = None
+        if skin.index is not None:
+            self._lookup = Lookup(skin, engine, embedder, allow_other_weights=allow_other_weights)
+            self.warnings += self._lookup.warnings
+        if _writes(skin.output):
+            self.sampling()
+            if self.grammar is not None:
+                engine.compile(self.grammar)
+        self.prefix = () if skin.kind == "embed" else self._constant_prefix()
+        self.adapter: str | None = None
+        if attach:
+            self.attach()
+
+    def attach(self, key: str | None = None, *, pin: bool = True) -> None:
+        """Loads the adapter under `key` (default: the skin's id). pin: computes the prompt's beginning, `prefix`, and
+        keeps it; otherwise somebody else decides about that."""
+        skin = self.skin
+        if skin.lora is not None:
+            key = key or skin_id(skin)
+            self.engine.load_adapter(key, skin.lora.config, skin.lora.tensors)
+            self.adapter = key
+        elif skin.soft_prompt is not None:
+            key = key or skin_id(skin)
+            self.engine.load_soft_prompt(key, skin.soft_prompt.vectors)
+            self.adapter = key
+        if pin:
+            self.engine.pin(self.prefix, self.adapter)
+
+    def _constant_prefix(self) -> tuple[int, ...]:
+        skin = self.skin
+        if skin.probe is not None and (skin.probe.pooling != "last" or self._reads_only):
+            return ()
+        if self._lookup is not None:
+            return self._lookup.prefix(self._tokenizer)
+        return tuple(skin.prompt.constant_prefix(self._tokenizer, skin.demonstrations, list(skin.inputs)))
+
+    def forget_weights(self) -> None:
+        """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
+        self.skin = self.skin.without_weights()
+
+    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+        """The parsed output for one input."""
+        return self.predict([inputs])[0].output
+
+    def predict(
+        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
+    ) -> list[Prediction]:
+        """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
+        latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
+        if one_by_one:
+            return [self._timed([row], tenant)[0] for row in rows]
+        return self._timed(rows, tenant)
+
+    def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
+        start = time.perf_counter()
+        return self.ask(self.requests(rows, terms=Terms(tenant)), tenant=tenant, since=start)
+
+    def ask(self, requests: Sequence[Request], *, tenant: str = "", since: float | None = None) -> list[Prediction]:
+        """Predictions for requests of this skin, run together. since: when their time began (`perf_counter`)."""
+        start = time.perf_counter() if since is None else since
+        results = self.engine.run([replace(request, tenant=tenant) for request in requests])
+        seconds = (time.perf_counter() - start) / max(len(requests), 1)
+        return [self.read(result, seconds) for result in results]
+
+    def request(
+        self, row: str | Mapping[str, str], sampling: Sampling | None = None, *, terms: Terms = NO_TERMS
+    ) -> Request:
+        """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
+        for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
+        return self.requests([row], sampling, terms=terms)[0]
+
+    def requests(
+        self,
+        rows: Sequence[str | Mapping[str, str]],
+        sampling: Sampling | None = None,
+        *,
+        queued: bool = False,
+        terms: Terms = NO_TERMS,
+    ) -> list[Request]:
+        """`request` for each row. What a skin looks up for each call is looked up here, on these terms, which asks the
+        engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
+        otherwise the caller's does."""
+        inputs = [inputs_of(self.skin, row) for row in rows]
+        if self._lookup is None:
+            return [self._request(one, None, sampling) for one in inputs]
+        found = self._lookup.find(inputs, queued=queued, terms=terms)
+        return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
+
+    def _request(self, inputs: Mapping[str, str], found: Found | None, sampling: Sampling | None) -> Request:
+        skin, tokenizer = self.skin, self._tokenizer
+        virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
+        limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
+        if isinstance(skin.output, EmbeddingOutput):
+            return self._embedding_request(skin.output, inputs, limit)
+        shown = skin.demonstrations if found is None else found.demonstrations
+        looked_up = None if found is None else found.looked_up
+        given = () if looked_up is None else looked_up.passages
+        common: dict[str, Any] = {**self._common, "looked_up": looked_up}
+        if skin.probe is not None:
+            tokens = (
+                self._text_tokens(inputs, limit)
+                if self._reads_only
+                else skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
+            )
+            depth = int(skin.probe.layer.removeprefix("layers."))
+            return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
+        if isinstance(skin.output, LabelOutput):
+            ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, given, limit=limit)
+            return Score(tuple(ids), continuations, **common)
+        tokens = skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
+        return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
+
+    def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
+        tokens = self._text_tokens(inputs, limit)
+        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
+
+    def _text_tokens(self, inputs: Mapping[str, str], limit: int) -> Sequence[int]:
+        """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""
+        tokens = text_tokens(self._tokenizer, cast(str, self.skin.prompt.text(inputs)))
+        if not tokens:
+            raise RequestError("the text has no tokens, so it has no embedding", param="input")
+        if len(tokens) > limit:
+            raise ContextLengthExceeded(
+                f"the text has {len(tokens):,} tokens, more than the {limit:,} that fit; shorten it", param="input"
+            )
+        return tokens
+
+    @property
+    def _reads_only(self) -> bool:
+        """Whether the base is an encoder."""
+        return self.engine.bank is None
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        return {"adapter": self.adapter, "skin": self.skin.name, "shared_tokens": len(self.prefix)}
+
+    @property
+    def _context(self) -> int:
+        return self.engine.base.spec.context_length
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the skin's generated text is held to."""
+        return grammar_of(self.skin.output)
+
+    def sampling(self, **changes: Any) -> Sampling:
+        """The skin's own generation settings, with some changed."""
+        output = self.skin.output
+        if not _writes(output):
+            raise RequestError(f"skin {self.skin.name!r} answers with labels; it has no sampling settings")
+        settings: dict[str, Any] = {"max_tokens": output.max_tokens}
+        if isinstance(output, TextOutput):
+            settings["stop"] = output.stop
+        return Sampling(**(settings | dict(self.skin.generation) | changes))
+
+    def read(self, result: Result, seconds: float = 0.0) -> Prediction:
+        """A result of this skin's request, parsed."""
+        found, given = self._parsed(result, seconds), citations(result)
+        return replace(found, passages=given) if given else found
+
+    def _parsed(self, result: Result, seconds: float) -> Prediction:
+        output, usage = self.skin.output, result.usage
+        counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
+        if _writes(output):
+            made = cast(Generation, result)
+            text = made.text
+            whole = isinstance(output, TextOutput) or made.finish_reason == "stop"
+            found = _read(output, text) if whole else text
+            return Prediction(found, text, {}, *counts, finish_reason=made.finish_reason)
+        if isinstance(output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
+        if isinstance(output, LabelsOutput):
+            label, scores = output.choose(cast(Classification, result).scores)
+        elif isinstance(result, Scores):
+            label, scores = cast(LabelOutput, output).parse(result.totals, result.token_counts)
+        else:
+            label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
+        return Prediction(label, label, scores, *counts)
+
+    def embed(self, rows: Sequence[str | Mapping[str, str]]) -> list[tuple[float, ...]]:
+        """The vectors of an embedding skin, in order."""
+        return [self.vector(result) for result in self.engine.run([self.request(row) for row in rows])]
+
+    def vector(self, result: Result) -> tuple[float, ...]:
+        """A result of an embedding skin's request. RequestError for a skin that gives something else."""
+        if not isinstance(self.skin.output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
+        return self.skin.output.parse(cast(Embedding, result).vector)
+
+    def close(self) -> None:
+        """Forgets the pinned prompt and takes the adapter out of the engine."""
+        self.engine.unpin(self.prefix, self.adapter)
+        if self.adapter is not None:
+            self.engine.unload_adapter(self.adapter)
+            self.adapter = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _writes(output: Output) -> TypeGuard[TextOutput | JsonOutput | LabelsOutput]:
+    """Whether the answer is written token by token."""
+    return isinstance(output, TextOutput | JsonOutput | LabelsOutput) and not labels_by_score(output)
+
+
+def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:
+    """The parsed output. JSON that is none (cut off, or with a number such as 1e999, which the grammar allows and no
+    float holds) is given as it is: it equals no parsed output."""
+    try:
+        return output.parse(text)
+    except RequestError:
+        return text

@@ -1,0 +1,1 @@
+"""Remote models: endpoints, what they answered and what that cost."""

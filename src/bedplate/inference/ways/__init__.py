@@ -1,0 +1,1 @@
+"""In which dtype, kernel and weights a base is run: measured, and chosen."""

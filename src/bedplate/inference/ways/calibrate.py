@@ -1,0 +1,166 @@
+"""How long a base's passes take in each of some ways here: measured in a few hundred milliseconds, kept on disk.
+
+The ways take turns, and the best time of each counts, so that other work on the machine disturbs less; a way that is
+far behind after its first turn is measured no further. What is kept is bound to the processor, the kernel's level and
+build, the threads, torch and the base's architecture: a home directory may be shared by machines of different kinds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from bedplate.core.measured import measured_once
+from bedplate.core.processor import processor
+from bedplate.inference.native.library import load
+from bedplate.inference.ways.threads import engine_threads
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial
+from bedplate.inference.ways.way import Way
+from bedplate.models.specs.transformer import TransformerSpec
+
+Use = Literal["generate", "score"]
+"""What a base is opened for: it writes, or it reads (labels, embeddings, scores)."""
+
+ANSWER = 64
+"""Tokens that the reference mix writes after a prompt of PROMPT."""
+
+VERSION = 1
+_MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""What keeps torch's products from instructions that the processor has."""
+
+_TURNS, _LONGEST, _AGREE, _HOPELESS = 40, 3.0, 1.15, 2.5
+"""Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
+given up."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn."""
+
+    seconds: Mapping[Way, Mapping[Pass, float]]
+    dropped: tuple[Way, ...] = ()
+
+    def cost(self, way: Way, use: Use = "generate") -> float:
+        """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
+        sequences that are decoded together. For "score", and for encoders, the prompt alone."""
+        one = self.seconds[way]
+        if use == "score" or "decode_1" not in one:
+            return one["prefill"]
+        return 2 * one["prefill"] + ANSWER * (one["decode_1"] + one["decode_16"] / ROWS["decode_16"])
+
+    def rate(self, way: Way, of: Pass) -> float | None:
+        """Tokens a second of a pass, over all its rows; None where the base has no such pass."""
+        tokens = ROWS.get(of, PROMPT)
+        return tokens / self.seconds[way][of] if of in self.seconds[way] else None
+
+    def fastest(self, ways: Sequence[Way], use: Use = "generate") -> Way:
+        """The way whose mix takes least time; of equal ones the first. Torch's own ways are candidates like the others,
+        so that what is chosen is never slower than the best of them in this measurement."""
+        return min(ways, key=lambda way: self.cost(way, use))
+
+
+def measured(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+    """The measurement of these ways for a base of this architecture on this machine's CPU: read, or made now.
+
+    Every way must be possible here. again: whatever was kept.
+    """
+    return measured_once(
+        "ways",
+        _key(spec, ways),
+        lambda: measure(spec, ways),
+        _to_json,
+        lambda found: _from_json(found, ways),
+        again=again,
+    )
+
+
+def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
+    library = load() if any(way.kernel == "native" for way in ways) else ""
+    return {
+        "version": VERSION,
+        "cpu": processor().name,
+        "level": None if isinstance(library, str) else library.level,
+        "library": None if isinstance(library, str) else library.digest,
+        "threads": [engine_threads(), torch.get_num_threads()],
+        "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability(), *map(os.environ.get, _MASKS)],
+        "spec": spec.key(),
+        "ways": [list(way) for way in ways],
+    }
+
+
+def _to_json(found: Measured) -> dict[str, Any]:
+    seconds = [[list(way), dict(times)] for way, times in found.seconds.items()]
+    return {"seconds": seconds, "dropped": [list(way) for way in found.dropped]}
+
+
+def _from_json(record: Mapping[str, Any], ways: Sequence[Way]) -> Measured:
+    """The inverse of `_to_json`. ValueError and the like for what is not a measurement of these ways."""
+    seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
+    if set(seconds) != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
+        raise ValueError("another measurement")
+    return Measured(seconds, tuple(Way(*way) for way in record["dropped"]))
+
+
+def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
+    """Of all passes, or, for a base that only reads, of prompts alone."""
+    passes: tuple[Pass, ...] = (*ROWS, "prefill")
+    found: dict[Pass, float] = {one: float(times[one]) for one in (passes if len(times) > 1 else ("prefill",))}
+    if not all(math.isfinite(value) and value > 0 for value in found.values()):
+        raise ValueError("a time that cannot be")
+    return found
+
+
+def measure(spec: TransformerSpec, ways: Sequence[Way]) -> Measured:
+    """Measures these ways now, by turns: in some tenths of a second for bases of a few hundred million weights, in some
+    seconds where other work keeps the times from agreeing."""
+    with ExitStack() as stack:
+        trials = {way: stack.enter_context(closing(Trial(spec, way, engine_threads()))) for way in ways}
+        return by_turns(trials, time.perf_counter)
+
+
+def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float]) -> Measured:
+    """Times every part of every trial, by turns, until the two best times of each agree or patience ends."""
+    swept = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
+    times: dict[Way, dict[tuple[Pass, str], list[float]]] = {way: {} for way in trials}
+    running, until = list(trials), clock() + _LONGEST
+
+    def found() -> Measured:
+        seconds = {way: trials[way].seconds({at: best[0] for at, best in times[way].items()}) for way in trials}
+        return Measured(seconds, tuple(way for way in trials if way not in running))
+
+    for turn in range(_TURNS):
+        for way in running:
+            for part in trials[way].parts:
+                if not turn and part.whole:
+                    part.run()  # whatever is set up at the first call
+                if part.sweep:
+                    swept[: part.sweep // 4].sum()
+                start = clock()
+                part.run()
+                best = times[way].setdefault((part.of, part.name), [])
+                best[:] = sorted((*best, max(clock() - start, 1e-9)))[:2]
+        if not turn:
+            running = _hopeful(found(), running)
+        elif clock() >= until or all(best[1] <= _AGREE * best[0] for way in running for best in times[way].values()):
+            break
+    return found()
+
+
+def _hopeful(found: Measured, ways: Sequence[Way]) -> list[Way]:
+    """The ways that are not far behind the best in both uses. The best of torch's stays: what is chosen is said against
+    it."""
+    kept: list[Way] = []
+    torch_ways = [way for way in ways if way.kernel == "torch"]
+    uses: tuple[Use, ...] = ("generate", "score")
+    for use in uses:
+        limit = _HOPELESS * found.cost(found.fastest(ways, use), use)
+        kept += [way for way in ways if found.cost(way, use) <= limit]
+        kept += [found.fastest(torch_ways, use)] if torch_ways else []
+    return [way for way in ways if way in kept]

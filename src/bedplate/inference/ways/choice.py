@@ -1,0 +1,172 @@
+"""Which way a base is run: what was asked for, and where that leaves a choice, what this machine measured fastest.
+
+One way for all passes of an engine, never one for some and another for the rest: a row's result would depend on its
+company.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import cast
+
+import torch
+
+from bedplate.adapters.bank import Bank
+from bedplate.core.errors import UsageError
+from bedplate.core.memory import free_bytes
+from bedplate.inference.forward.kv_cache import KVCache, SlotCache
+from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.torch import Forward, TorchForward
+from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
+from bedplate.inference.native.library import load, native_absent
+from bedplate.inference.ways.calibrate import Measured, Use, measured
+from bedplate.inference.ways.threads import engine_threads
+from bedplate.inference.ways.trial import read_bytes
+from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_ways
+from bedplate.models.build import build
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.checkpoints.gguf import RawBlocks, read_blocks
+from bedplate.models.decoder import Decoder
+from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.models.specs.transformer import TransformerSpec
+
+log = logging.getLogger("bedplate.inference")
+
+TELLS = 1.03
+"""Times as long; ways that differ by less are not told apart."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way, why it is this one, and what was measured for it (None: there was no choice)."""
+
+    way: Way
+    why: str
+    measured: Measured | None = None
+
+
+def choose(
+    spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate", *, loaded: bool = False
+) -> Choice:
+    """The fastest of these ways on this machine. loaded: the module is in memory already, so that only what lies beside
+    it needs room. UsageError where none can be had, with the reason."""
+    reasons = {way: impossible(spec, way, device) for way in ways}
+    possible = [way for way in ways if reasons[way] is None]
+    if not possible:
+        raise UsageError(f"{ways[0]} cannot run here: {reasons[ways[0]]}")
+    library = load() if len(possible) < len(ways) and device.type == "cpu" else None
+    if isinstance(library, str) and library in reasons.values():
+        _warn()
+    if device.type != "cpu":
+        return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
+    if len(possible) == 1:
+        return Choice(possible[0], "the only way here, or as asked")
+    possible, left_out = fitting(spec, possible, loaded=loaded)
+    if len(possible) == 1:
+        return Choice(possible[0], f"the only way that memory has room for; {left_out}")
+    found = measured(spec, possible)
+    best = pick(spec, found, possible, use)
+    said = why(found, best, possible, use)
+    return Choice(best, f"{said}; {left_out}" if left_out else said, found)
+
+
+def needs(spec: TransformerSpec, way: Way, *, loaded: bool = False) -> int:
+    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what the native kernel
+    packed."""
+    packed = read_bytes(spec, way) if way.kernel == "native" else 0
+    if loaded:
+        return packed
+    parameters = sum(p.numel() for p in build(spec, DTYPES[way.dtype], "meta").parameters())
+    return parameters * DTYPES[way.dtype].itemsize + packed
+
+
+def fitting(spec: TransformerSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:
+    """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
+    free = free_bytes()
+    sizes = {way: needs(spec, way, loaded=loaded) for way in ways}
+    fit = [way for way in ways if free is None or sizes[way] <= free] or [min(ways, key=lambda way: sizes[way])]
+    out = [f"{way} would take {sizes[way] / 1e9:.1f} GB" for way in ways if way not in fit]
+    return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
+
+
+def pick(spec: TransformerSpec, found: Measured, ways: Sequence[Way], use: Use = "generate") -> Way:
+    """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
+    memory."""
+    best = found.cost(found.fastest(ways, use), use)
+    level = [way for way in ways if found.cost(way, use) <= TELLS * best]
+    return min(level, key=lambda way: (needs(spec, way), found.cost(way, use)))
+
+
+def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
+    """The chosen way against the next one and against torch's best, in words."""
+    reads = use == "score" or "decode_1" not in found.seconds[best]
+    mix = "a prompt" if reads else "a prompt and an answer"
+    said = [f"measured fastest for {mix}"]
+    others = sorted((way for way in ways if way != best), key=lambda way: found.cost(way, use))
+    torch_best = next((way for way in others if way.kernel == "torch"), None)
+    shown = [others[0]] if torch_best in (None, others[0]) else [others[0], torch_best]
+    said += [f"{way} takes {found.cost(way, use) / found.cost(best, use):.2f} times as long" for way in shown]
+    return "; ".join(said)
+
+
+def impossible(spec: TransformerSpec, way: Way, device: torch.device) -> str | None:
+    """Why a base of this architecture cannot be run in this way here, or None if it can."""
+    if way.kernel == "torch":
+        return None
+    one_block = build(spec.with_(layers=1), DTYPES[way.dtype], "meta")
+    return unsupported(one_block, DTYPES[way.dtype], device)
+
+
+@cache
+def _warn() -> None:
+    """Once in a process: what is lost where the kernel itself cannot be had."""
+    log.warning("%s", native_absent())
+
+
+def choose_forward(
+    base: Base,
+    bank: Bank | None,
+    cache: KVCache | None,
+    torch_forward: TorchForward,
+    weights: Weights,
+    kernel: Kernel,
+) -> Forward:
+    """How a loaded base's passes are run: on its own weights where nothing else is asked for, natively where that
+    measured faster.
+
+    Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
+    """
+    own = dtype_name(base.dtype)
+    quantised = weights in QUANTISED
+    if weights != "auto" and not quantised and weights != own:
+        raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
+    if kernel != "torch" and not isinstance(cache, SlotCache):
+        if kernel == "native" or quantised:
+            what = "and this engine in blocks" if isinstance(base.model, Decoder) else "and an encoder has none"
+            raise UsageError(
+                f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
+                f"and values in slots, {what}"
+            )
+        return torch_forward
+    try:
+        ways = asked_ways((own,), dtype=own, weights=weights, kernel=kernel)
+        way = choose(base.spec, ways, base.device, loaded=True).way
+    except UsageError as error:
+        raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
+    if way.kernel == "torch":
+        return torch_forward
+    assert isinstance(base.model, Decoder)
+    assert isinstance(cache, SlotCache)
+    blocks = _stored_blocks(base) if quantised else {}
+    decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
+    return NativeForward(decoder, bank, cache)
+
+
+def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
+    """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
+    if base.family.key[0] != "gguf":
+        return {}
+    return read_blocks(base.path, base.family.weights, base.spec.heads, base.spec.kv_heads)

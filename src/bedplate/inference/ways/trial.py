@@ -1,0 +1,226 @@
+"""A base's passes in one way, measured on a few blocks of its own sizes with made-up weights.
+
+What a weight is does not change what it costs, so the passes can be timed before a checkpoint is read. Blocks and head
+are timed apart and weighed up to the whole base. Between two passes as much memory is read as the blocks that are left
+out would have taken, up to what the last cache holds: a whole base does not stay in it from one token to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.core.processor import processor
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.torch import Batch, Forward, TorchForward
+from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
+from bedplate.inference.ways.way import QUANTISED, Way
+from bedplate.models.build import Model, build
+from bedplate.models.checkpoints.gguf import BLOCK, RawBlocks
+from bedplate.models.decoder import Decoder
+from bedplate.models.precision import DTYPES
+from bedplate.models.specs.transformer import TransformerSpec
+
+Pass = Literal["decode_1", "decode_16", "prefill"]
+ROWS: dict[Pass, int] = {"decode_1": 1, "decode_16": 16}
+CONTEXT, PROMPT = 256, 256
+"""Tokens before a decoded one, and of a prompt."""
+
+Run = Callable[[], object]
+_BLOCK_WEIGHTS, _HEAD_WEIGHTS = 1 << 25, 1 << 22
+"""A block of more weights is made smaller in its own proportions; of the head no more is computed than this."""
+_FEW_BLOCKS = 1 << 23
+_DOCUMENTS = 8
+_BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its minimum, of 16 bits each
+
+
+@dataclass(frozen=True)
+class Part:
+    """A timed run. name: "fixed", "blocks" or "head" of a pass, each with what comes before it. sweep: bytes that are
+    read before each run."""
+
+    of: Pass
+    name: Literal["fixed", "blocks", "head"]
+    run: Run
+    sweep: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it does all that the pass's other parts do."""
+        return self.name == "head" or self.of == "prefill"
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A base of made-up weights, as far as a forward pass needs one."""
+
+    model: Model
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Trial:
+    """One way of one base, ready to be timed. Close it."""
+
+    def __init__(self, spec: TransformerSpec, way: Way, threads: int) -> None:
+        self.way, self.whole = way, spec
+        self.short = shortened(spec)
+        dtype = DTYPES[way.dtype]
+        model = made_up(self.short, dtype)
+        made = _Made(model, dtype, torch.device("cpu"))
+        self._native: NativeForward | None = None
+        cache = None
+        if isinstance(model, Decoder):
+            cache = SlotCache(self.short, dtype, made.device)
+            cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
+        self._forward: Forward = TorchForward(made, None, cache)
+        if way.kernel == "native":
+            assert isinstance(model, Decoder)
+            assert cache is not None
+            weights = cast("WeightFormat", way.weights)
+            decoder = NativeDecoder(model, weights, blocks=_made_up_blocks(model, way.weights), threads=threads)
+            self._native = NativeForward(decoder, None, cache)
+            self._forward = self._native
+        self._left_out = read_bytes(spec, way) - read_bytes(self.short, way)
+        self.parts = tuple(self._decoder_parts() if isinstance(model, Decoder) else self._encoder_parts())
+
+    def _decoder_parts(self) -> list[Part]:
+        base = Loaded(None)
+        found: list[Part] = []
+        layers = self.short.layers
+        for of, rows in ROWS.items():
+            spans = [Span(row, CONTEXT, 1) for row in range(rows)]
+            adapters = [base] * rows
+            found.append(self._part(of, "head", Batch([0] * rows, spans, adapters, range(rows))))
+            found.append(self._part(of, "blocks", Batch([0] * rows, spans, adapters, [], layers)))
+            found.append(self._part(of, "fixed", Batch([0] * rows, spans, adapters, [], 0)))
+        prompt = min(PROMPT, self.short.context_length)
+        tokens = [i % self.short.vocab_size for i in range(prompt)]
+        # Long enough with one block; short passes are less often disturbed by other work.
+        found.append(self._part("prefill", "blocks", Batch(tokens, [Span(0, 0, prompt)], [base], [], 1)))
+        return found
+
+    def _encoder_parts(self) -> list[Part]:
+        base = Loaded(None)
+        length = min(PROMPT // _DOCUMENTS, self.short.context_length)
+        spans = [Span(0, 0, length)] * _DOCUMENTS
+        tokens = [i % self.short.vocab_size for i in range(length)] * _DOCUMENTS
+        return [self._part("prefill", "blocks", Batch(tokens, spans, [base] * _DOCUMENTS, [], 1))]
+
+    def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: Batch) -> Part:
+        forward = self._forward
+
+        def run() -> None:
+            with torch.inference_mode():
+                forward(batch)
+
+        return Part(of, name, run, min(max(self._left_out, 0), sweep_bytes()) if of != "prefill" else 0)
+
+    def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
+        """Seconds of each pass of the whole base, from those of the timed parts: a step of so many rows, a prompt of
+        PROMPT tokens (an encoder's documents of as many tokens together)."""
+        blocks = product_weights(self.whole) / product_weights(self.short)
+        head = _head_weights(self.whole) / max(_head_weights(self.short), 1)
+        found: dict[Pass, float] = {}
+        for of in ROWS:
+            if (of, "head") not in best:
+                continue
+            fixed, upto, whole = (best[of, name] for name in ("fixed", "blocks", "head"))
+            found[of] = fixed + max(upto - fixed, 0.0) * blocks + max(whole - max(upto, fixed), 0.0) * head
+        found["prefill"] = best["prefill", "blocks"] * blocks * self.short.layers
+        return found
+
+    def close(self) -> None:
+        """Frees what the kernel holds."""
+        if self._native is not None:
+            self._native.close()
+
+
+def sweep_bytes() -> int:
+    """What pushes a base out of the last cache: a little more than that holds, by default of 32 MB."""
+    caches = processor().caches
+    return int(1.25 * caches.get("L3", caches.get("L2", 32 << 20)))
+
+
+def block_weights(spec: TransformerSpec) -> int:
+    """Weights of one block's products."""
+    attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
+    return attention + (3 if spec.gated else 2) * spec.hidden_size * spec.feedforward_size
+
+
+def product_weights(spec: TransformerSpec) -> int:
+    """Weights of all blocks' products."""
+    return block_weights(spec) * spec.layers
+
+
+def read_bytes(spec: TransformerSpec, way: Way) -> int:
+    """Bytes of weights that one pass reads: the blocks', and a decoder's head's (which is of 8 bits at least)."""
+    whole = 8.0 * DTYPES[way.dtype].itemsize
+    bits, head = _BITS.get(way.weights, whole), _BITS["int8"] if way.weights in QUANTISED else whole
+    return int((product_weights(spec) * bits + _head_weights(spec) * head) / 8)
+
+
+def _head_weights(spec: TransformerSpec) -> int:
+    return spec.vocab_size * spec.hidden_size if spec.kind == "decoder" else 0
+
+
+def shortened(spec: TransformerSpec) -> TransformerSpec:
+    """A few blocks and part of the head; of huge blocks smaller ones in the same proportions."""
+    size = block_weights(spec)
+    changes: dict[str, int] = {}
+    if size > _BLOCK_WEIGHTS:
+        part, shared = math.sqrt(_BLOCK_WEIGHTS / size), max(spec.heads // spec.kv_heads, 1)
+        groups = max(round(part * spec.kv_heads), 1)
+        changes = {
+            "hidden_size": max(round(part * spec.hidden_size / 128), 1) * 128,
+            "feedforward_size": max(round(part * spec.feedforward_size / 128), 1) * 128,
+            "kv_heads": groups,
+            "heads": groups * shared,
+        }
+    small = spec.with_(**changes) if changes else spec
+    vocabulary = min(spec.vocab_size, max(_HEAD_WEIGHTS // small.hidden_size, 64))
+    blocks = 2 if block_weights(small) <= _FEW_BLOCKS else 1
+    return small.with_(layers=min(blocks, spec.layers), vocab_size=vocabulary)
+
+
+def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
+    """A model of ordinary numbers, made faster than random ones."""
+    model = build(spec, dtype, "meta")
+    tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
+    state = {
+        name: torch.ones(p.shape, dtype=dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(dtype)
+        for name, p in model.named_parameters()
+    }
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def _tiled(tile: Tensor, count: int) -> Tensor:
+    return tile.repeat(-(-count // len(tile)))[:count]
+
+
+def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
+    """Quantised matrices that need no quantising; the head's are of 8 bits, as they are everywhere."""
+    if weights not in QUANTISED:
+        return {}
+    found: dict[str, RawBlocks] = {}
+    tile = torch.arange(-127, 128, dtype=torch.int8)
+    for name, p in model.named_parameters():
+        if p.dim() != 2:
+            continue
+        out, size = p.shape
+        scales = torch.full((out, size // BLOCK), 0.001, dtype=torch.float16)
+        if weights == "int8" or name in ("embedding.weight", "lm_head.weight"):
+            found[name] = RawBlocks(8, _tiled(tile, p.numel()).view(out, size), scales, None)
+        else:
+            nibbles = _tiled(tile, p.numel() // 2).view(torch.uint8).view(out, size // BLOCK, BLOCK // 2)
+            found[name] = RawBlocks(4, nibbles, scales, scales * -8)
+    return found

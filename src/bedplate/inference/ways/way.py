@@ -1,0 +1,142 @@
+"""The ways in which a base can be held and computed, and which of them keep what its checkpoint stores.
+
+A way is the dtype that the base is loaded in, the kernel that computes it, and what the kernel's products read: the
+base's own dtype, or integers of 8 or 4 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
+from bedplate.economics.model.gguf_header import read_gguf_header
+from bedplate.economics.model.resolve import resolve
+from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.safetensors import SafetensorsReader
+from bedplate.models.precision import DTYPES
+from bedplate.models.specs.transformer import TransformerSpec
+
+Weights = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+Kernel = Literal["auto", "torch", "native"]
+
+QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
+NATIVE = ("bfloat16", "float32")
+"""What the native kernel takes bases in."""
+
+_BLOCKS: dict[str, Literal["int8", "int4"]] = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
+"""Blocks of a GGUF file that the native kernel takes as they are."""
+_FLOATS = frozenset(DTYPES)
+_GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+_SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+class Way(NamedTuple):
+    """dtype: of the loaded base. weights: what products read, the dtype's own name or "int8", "int4"."""
+
+    dtype: str
+    kernel: Literal["torch", "native"]
+    weights: str
+
+    def __str__(self) -> str:
+        beneath = f" (from {self.dtype})" if self.dtype not in (self.weights, "bfloat16") else ""
+        return f"{self.kernel} {self.weights}{beneath}"
+
+
+class Stored(NamedTuple):
+    """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …)."""
+
+    path: Path
+    spec: TransformerSpec
+    types: frozenset[str]
+
+
+def read_stored(source: str | Path) -> Stored:
+    """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
+    path = locate(source)
+    _, spec = resolve(str(path.absolute()))
+    if not isinstance(spec, TransformerSpec):
+        raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
+    if path.is_file():
+        types: tuple[str, ...] = read_gguf_header(path)["matrix_types"]
+        return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types))
+    with SafetensorsReader(path) as reader:
+        matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())
+    if not matrices:
+        raise CheckpointError(f"{path} holds no matrices; it is not a whole model")
+    return Stored(path, spec, matrices)
+
+
+def own_dtypes(types: Iterable[str]) -> tuple[str, ...]:
+    """The dtypes that hold what is stored as these types, the stored one first. Blocks of integers are dequantised:
+    bfloat16 rounds them a last time, as it does everywhere else."""
+    found = frozenset(types)
+    if found - _FLOATS or found == frozenset(("bfloat16",)):
+        return ("bfloat16", "float32")
+    if found == frozenset(("float16",)):
+        return ("float16", "float32")
+    return ("float64",) if "float64" in found else ("float32",)
+
+
+def own_blocks(types: Iterable[str]) -> Literal["int8", "int4"] | None:
+    """The quantised weights that are the checkpoint's own, where all its matrices can be taken as they are stored."""
+    found = frozenset(types)
+    if not found or not found <= set(_BLOCKS):
+        return None
+    # Blocks of 8 bits stay what they are beside those of 4.
+    return "int4" if "int4" in {_BLOCKS[one] for one in found} else "int8"
+
+
+def own_ways(types: Iterable[str], *, quantised: bool = True) -> tuple[Way, ...]:
+    """Every way that keeps what is stored. quantised: own blocks among them; training needs weights that are not."""
+    found = frozenset(types)
+    ways = [way for dtype in own_dtypes(found) for way in float_ways(dtype)]
+    blocks = own_blocks(found) if quantised else None
+    return (*ways, Way("bfloat16", "native", blocks)) if blocks is not None else tuple(ways)
+
+
+def float_ways(dtype: str) -> tuple[Way, ...]:
+    """The ways of a base that is loaded in this dtype and not quantised."""
+    torch = Way(dtype, "torch", dtype)
+    return (torch, Way(dtype, "native", dtype)) if dtype in NATIVE else (torch,)
+
+
+def asked_ways(
+    types: Iterable[str],
+    *,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
+    quantised: bool = True,
+) -> tuple[Way, ...]:
+    """The ways among which a measurement may choose where these are asked for (None and "auto": nothing is).
+
+    A dtype alone asks for weights in it; quantised weights are made from bfloat16 where no dtype is named. Raises
+    UsageError for what does not go together.
+    """
+    dtype = None if dtype == "auto" else dtype
+    weights = None if weights == "auto" else weights
+    kernel = None if kernel == "auto" else kernel
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not known; use auto, {', '.join(DTYPES)}")
+    if weights in QUANTISED:
+        return (_quantised(QUANTISED[weights], dtype or "bfloat16", kernel),)
+    if weights is not None and dtype not in (None, weights):
+        raise UsageError(f"weights {weights!r} are read from a base of that dtype, and dtype {dtype!r} was asked for")
+    wanted = weights or dtype
+    ways = own_ways(types, quantised=quantised) if wanted is None else float_ways(wanted)
+    found = tuple(way for way in ways if kernel in (None, way.kernel))
+    if found:
+        return found
+    if wanted is not None:
+        raise UsageError(f"the native kernel takes bases in {' and '.join(NATIVE)}, and {wanted} was asked for")
+    raise UsageError(f"the native kernel takes no {' or '.join(own_dtypes(types))}; ask for dtype float32 with it")
+
+
+def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> Way:
+    if kernel == "torch":
+        raise UsageError(f"{weights} weights run on the native kernel; leave the kernel open, or ask for other weights")
+    if dtype not in NATIVE:
+        raise UsageError(f"{weights} weights are made from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for")
+    return Way(dtype, "native", weights)

@@ -1,0 +1,165 @@
+"""/admin/skins: skins loaded, replaced and unloaded while the server runs. Needs an admin key on a server with keys.
+
+A skin is taken from the configured `skins_directory` only: nothing is uploaded, unpacked or fetched. It is read and
+verified whole before anything is registered. Replacing a name is one step: calls that began before end on the old
+version, calls that begin after get the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from bedplate.core.errors import BedplateError, RequestError
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.models.registry import Registry
+from bedplate.serving.models.residency import Guest, Pool, apart
+from bedplate.serving.models.served_skin import ServedSkin
+from bedplate.serving.models.skins_directory import Shelf
+from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.wire.fields import Fields, read_fields
+from bedplate.skins.card import read_card
+
+router = APIRouter(prefix="/admin/skins")
+
+
+class SkinRequest(Fields):
+    """POST /admin/skins. source: the skin's path below the skins directory. name: the model name (default: the skin's
+    own). replace: take the name from the skin that has it."""
+
+    source: str
+    name: str | None = None
+    replace: bool = False
+
+
+@router.get("")
+async def list_skins(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        registry = call.house.registry
+        data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
+        return json_response(
+            {
+                "object": "list",
+                "data": data,
+                "retired": [_state(guest) for guest in registry.retired],
+                "memory": {
+                    "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
+                    "prompt_skins": _pool(registry.plain),
+                    "prefix_bytes": {"held": registry.prefixes.held, "limit": registry.prefixes.limit},
+                },
+            }
+        )
+
+    return await _for_admins(request, work)
+
+
+@router.post("")
+async def put_skin(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(SkinRequest, await call.body())
+        registry, shelf = call.house.registry, _shelf(call)
+
+        def verified() -> ServedSkin:
+            served = registry.skin(read_card(shelf.locate(asked.source)), asked.name)
+            served.check()
+            return served
+
+        try:
+            served = await apart(verified)
+        except BedplateError as error:
+            code = error.code if isinstance(error, RequestError) else "invalid_skin"
+            raise RequestError(error.message, param="source", code=code) from error
+        # From here to the reply nothing is awaited: what is looked at is what is changed.
+        if served.name in registry.models and not asked.replace:
+            raise StatusError(
+                409,
+                f"a model is called {served.name!r} already; give another name, or replace it",
+                "name_taken",
+                "name",
+            )
+        try:
+            old = registry.replace(served)
+        except BedplateError as error:  # a base's name, or one that no model can have
+            status = 409 if served.name in registry.models else 400
+            raise StatusError(
+                status, error.message, "name_taken" if status == 409 else "invalid_name", "name"
+            ) from error
+        described = {**_described(registry, served.name), "replaced": None if old is None else old.card.id}
+        return json_response(described, 201 if old is None else 200)
+
+    return await _for_admins(request, work)
+
+
+@router.post("/scan")
+async def scan(request: Request) -> Response:
+    """Looks through the skins directory again."""
+
+    async def work(call: Call) -> Response:
+        shelf = _shelf(call)
+        return json_response(call.house.registry.take(await apart(shelf.scan)))
+
+    return await _for_admins(request, work)
+
+
+@router.get("/{name}")
+async def get_skin(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        return json_response(_described(call.house.registry, request.path_params["name"]))
+
+    return await _for_admins(request, work)
+
+
+@router.delete("/{name}")
+async def delete_skin(request: Request) -> Response:
+    """Unloads a skin. It comes back when it is posted again, or when the server starts again."""
+
+    async def work(call: Call) -> Response:
+        name = request.path_params["name"]
+        running = call.house.registry.remove(name)
+        return json_response({"name": name, "deleted": True, "calls_running": running})
+
+    return await _for_admins(request, work)
+
+
+async def _for_admins(request: Request, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    async def checked(call: Call) -> Response:
+        call.caller.need_admin()
+        return await work(call)
+
+    return await respond(request, "admin", checked)
+
+
+def _shelf(call: Call) -> Shelf:
+    root = call.house.config.skins_directory
+    if root is None:
+        message = "this server has no skins_directory, and takes skins from nowhere else; configure one"
+        raise RequestError(message, param="source", code="no_skins_directory")
+    return Shelf(root)
+
+
+def _described(registry: Registry, name: str) -> dict[str, Any]:
+    guest = registry.guest(name)
+    served = registry.models[name]
+    return {**_state(guest), **served.describe(), "base": served.engine.base.name}
+
+
+def _state(guest: Guest) -> dict[str, Any]:
+    served = guest.item
+    assert isinstance(served, ServedSkin)
+    source = None if served.card.directory is None else str(served.card.directory)
+    return {
+        "object": "skin",
+        "name": served.name,
+        "id": served.card.id,
+        "source": source,
+        "state": guest.state.value,
+        "calls_running": guest.holders,
+        "calls_waiting": len(guest.waiters),
+    }
+
+
+def _pool(pool: Pool) -> dict[str, int]:
+    return {"resident": pool.resident, "limit": pool.capacity, "waiting": pool.waiting}

@@ -1,0 +1,102 @@
+"""POST /v1/messages and /v1/messages/count_tokens, with errors in their API's own shape.
+
+Reference: Anthropic's Messages API and its streaming events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from bedplate.inference.engine.stream import Stream
+from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
+from bedplate.serving.api.turns import Turn, parts_of, take_turn
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.events import Event, EventStream
+from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
+from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
+from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.scope import note_error
+
+router = APIRouter(prefix="/v1/messages")
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+@router.post("")
+async def create_message(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(MessagesRequest, await call.body())
+        chat = asked.chat()
+        served = await call.choose(asked.model)
+        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+        streams = call.submit(prepared, "messages")
+        reply = MessageReply(call, asked)
+        if asked.stream:
+            events = _events(call, chat, reply, streams, len(prepared[0].tokens))
+            return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
+        return json_response(reply.whole(await take_turn(call, chat, streams)))
+
+    return await _respond(request, "messages", work)
+
+
+@router.post("/count_tokens")
+async def count_tokens(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(CountRequest, await call.body())
+        chat = asked.chat()
+        served = await call.choose(asked.model)
+        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+        return json_response({"input_tokens": len(prepared[0].tokens)})
+
+    return await _respond(request, "count_tokens", work)
+
+
+def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """Status and body of a failure. The field that is wrong begins the message; there is no other place for it."""
+    status, content = error_object(error)
+    said = content["error"]
+    message = said["message"]
+    if said["param"] is not None and said["param"] not in message:
+        message = f"{said['param']}: {message}"
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": kind, "message": message}}
+
+
+async def _respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+    try:
+        return await respond(request, endpoint, work)
+    except ClientGone:
+        raise
+    except Exception as error:
+        log_failure(error)
+        note_error(request.scope, error_object(error)[1]["error"]["code"])
+        return error_response(error, anthropic_error)
+
+
+async def _events(
+    call: Call, chat: ChatRequest, reply: MessageReply, streams: Sequence[Stream], prompt_tokens: int
+) -> AsyncGenerator[Event]:
+    turn = Turn.of(chat)
+    events = MessageEvents(reply, turn)
+    for event in events.opening(prompt_tokens):
+        yield event
+    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
+        async for part in arriving:
+            for event in events.part(part):
+                yield event
+    for event in events.ending():
+        yield event

@@ -1,0 +1,130 @@
+"""Replies of /v1/messages: the whole message, and the events that build it up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from bedplate.inference.engine.requests import Usage
+from bedplate.serving.api.turns import Block, Part, Turn, extension_of
+from bedplate.serving.call.call import Call
+from bedplate.serving.call.events import Event
+from bedplate.serving.models.served import Answer
+from bedplate.serving.wire.anthropic_fields import MessagesRequest
+
+Json = dict[str, Any]
+
+
+class MessageReply:
+    """One reply in the making."""
+
+    def __init__(self, call: Call, asked: MessagesRequest) -> None:
+        self._call, self._asked = call, asked
+        self._tokenizer = call.lease.engine.base.need_tokenizer()
+
+    def whole(self, turn: Turn) -> Json:
+        return {
+            **self.base(),
+            "content": [_block(block) for block in turn.blocks if block.kind == "call" or block.text],
+            **self.stop(turn),
+            "usage": usage_of(turn.ended.usage),
+            **self.extension(turn),
+        }
+
+    def base(self) -> Json:
+        """The message before it says anything."""
+        return {
+            "id": f"msg_{self._call.id}",
+            "type": "message",
+            "role": "assistant",
+            "model": self._asked.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+
+    def stop(self, turn: Turn) -> Json:
+        """Why the message ends; a stop sequence by name."""
+        reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
+        if turn.finish_reason in reasons:
+            return {"stop_reason": reasons[turn.finish_reason], "stop_sequence": None}
+        sequence = self._stop_sequence(turn.ended)
+        return {"stop_reason": "end_turn" if sequence is None else "stop_sequence", "stop_sequence": sequence}
+
+    def extension(self, turn: Turn) -> Json:
+        return extension_of(self._call, turn.ended)
+
+    def _stop_sequence(self, answer: Answer) -> str | None:
+        """The text was cut before it: it is what the tokens go on with."""
+        made, asked = answer.generation, self._asked.stop_sequences or ()
+        if made is None or not asked:
+            return None
+        rest = self._tokenizer.decode(made.token_ids)[len(made.text) :]
+        return next((sequence for sequence in asked if rest.startswith(sequence)), None)
+
+
+def _block(block: Block) -> Json:
+    if block.kind == "text":
+        return {"type": "text", "text": block.text}
+    try:
+        arguments = json.loads(block.text)
+    except ValueError:  # cut off by max_tokens: what was written of them is no object yet
+        arguments = {}
+    return {"type": "tool_use", "id": block.id, "name": block.name, "input": arguments}
+
+
+def usage_of(usage: Usage) -> Json:
+    """Tokens of the prompt that came from the cache are counted apart."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+class MessageEvents:
+    """The events of one streamed message: each block begins, grows and stops before the next."""
+
+    def __init__(self, reply: MessageReply, turn: Turn) -> None:
+        self._reply, self._turn = reply, turn
+        self._open: Block | None = None
+        self._index = -1
+
+    def opening(self, prompt_tokens: int) -> Iterator[Event]:
+        """How much of the prompt is cached is not known yet: the last usage says."""
+        message = {**self._reply.base(), "usage": usage_of(Usage(prompt_tokens))}
+        yield _event("message_start", message=message)
+        yield _event("ping")
+
+    def part(self, part: Part) -> Iterator[Event]:
+        """What newly arrived."""
+        for growth in part.growths:
+            block = growth.block
+            if block is not self._open and (growth.text or block.kind == "call"):
+                yield from self._stop()
+                self._open = block
+                self._index += 1
+                begun = {**_block(block), "text": ""} if block.kind == "text" else {**_block(block), "input": {}}
+                yield _event("content_block_start", index=self._index, content_block=begun)
+            if growth.text:
+                text = {"type": "text_delta", "text": growth.text}
+                arguments = {"type": "input_json_delta", "partial_json": growth.text}
+                delta = text if block.kind == "text" else arguments
+                yield _event("content_block_delta", index=self._index, delta=delta)
+
+    def ending(self) -> Iterator[Event]:
+        yield from self._stop()
+        usage, more = usage_of(self._turn.ended.usage), self._reply.extension(self._turn)
+        yield _event("message_delta", delta=self._reply.stop(self._turn), usage=usage, **more)
+        yield _event("message_stop")
+
+    def _stop(self) -> Iterator[Event]:
+        if self._open is not None:
+            yield _event("content_block_stop", index=self._index)
+            self._open = None
+
+
+def _event(kind: str, **fields: Any) -> Event:
+    return Event({"type": kind, **fields}, kind)

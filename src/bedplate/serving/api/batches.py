@@ -1,0 +1,165 @@
+"""/v1/batches: a file of requests, answered beside everything else and kept through kills of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from bedplate.core.errors import RequestError
+from bedplate.serving.api.files import Page
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.durable.batch_store import BatchStore, StoredBatch
+from bedplate.serving.durable.batch_worker import BatchWorker
+from bedplate.serving.durable.state_directory import STATE_BUSY
+from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.wire.fields import Fields, read_fields
+
+if TYPE_CHECKING:
+    from bedplate.serving.call.state import House
+
+router = APIRouter(prefix="/v1")
+
+WINDOW_SECONDS = 24 * 3600
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/responses"]
+_TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+
+
+class BatchRequest(Fields):
+    """POST /v1/batches."""
+
+    input_file_id: str
+    endpoint: Endpoint
+    completion_window: Literal["24h"]
+
+
+class Batches:
+    """The service behind the routes: the store, opened when it is first needed, and the worker on it."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._app: ASGIApp | None = None
+        self._store: BatchStore | None = None
+        self._worker: BatchWorker | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+        """Goes on with what an earlier server left; at the end the worker stops within the grace period."""
+        self._app = app
+        if self._house.state.wanted and self._house.state.begin():
+            self._open()
+        try:
+            yield
+        finally:
+            self._app = None
+            if self._running is not None:
+                if not self._house.stopping:  # nobody said when to stop, so there is no grace
+                    self._running.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._running
+            if self._store is not None:
+                self._store.close()
+
+    async def store(self) -> BatchStore:
+        """StatusError 503 where the state directory cannot be had."""
+        return self._open()[0]
+
+    def wake(self) -> None:
+        """Tells the worker that something has changed."""
+        self._open()[1].wake()
+
+    def _open(self) -> tuple[BatchStore, BatchWorker]:
+        if self._app is None:
+            raise StatusError(503, "batches are not running on this server", STATE_BUSY)
+        if self._store is None or self._worker is None:
+            self._store = BatchStore(self._house.state.hold())
+            self._worker = BatchWorker(self._house, self._store, self._app)
+            self._running = asyncio.create_task(self._worker.run())
+        return self._store, self._worker
+
+
+@router.post("/batches")
+async def create(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        body = await call.body()
+        metadata = _metadata(body.pop("metadata", None))
+        asked = read_fields(BatchRequest, body)
+        store = await call.house.batches.store()
+        await asyncio.to_thread(store.file, asked.input_file_id, call.caller.tenant)
+        batch = await asyncio.to_thread(
+            store.add_batch, call.caller, asked.endpoint, asked.input_file_id, WINDOW_SECONDS, metadata
+        )
+        call.house.batches.wake()
+        return json_response(describe(batch))
+
+    return await respond(request, "batches", work)
+
+
+@router.get("/batches")
+async def list_batches(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        page, store = Page(request, 100), await call.house.batches.store()
+        found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
+        return json_response(page.reply([describe(batch) for batch in found]))
+
+    return await respond(request, "batches", work)
+
+
+@router.get("/batches/{id}")
+async def retrieve(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        store = await call.house.batches.store()
+        batch = await asyncio.to_thread(store.batch, request.path_params["id"], call.caller.tenant)
+        return json_response(describe(batch))
+
+    return await respond(request, "batches", work)
+
+
+@router.post("/batches/{id}/cancel")
+async def cancel(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        store = await call.house.batches.store()
+        batch = await asyncio.to_thread(store.cancel, request.path_params["id"], call.caller.tenant)
+        call.house.batches.wake()
+        return json_response(describe(batch))
+
+    return await respond(request, "batches", work)
+
+
+def describe(batch: StoredBatch) -> dict[str, Any]:
+    """The API's batch object."""
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": None if batch.errors is None else {"object": "list", "data": batch.errors},
+        "input_file_id": batch.input_file,
+        "completion_window": "24h",
+        "status": batch.status,
+        "output_file_id": batch.output_file,
+        "error_file_id": batch.error_file,
+        "created_at": batch.times["created_at"],
+        **{f"{status}_at": batch.times.get(f"{status}_at") for status in _TIMES},
+        "expires_at": batch.expires,
+        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "metadata": batch.metadata,
+    }
+
+
+def _metadata(given: Any) -> dict[str, str] | None:
+    """At most 16 texts, names of at most 64 and values of at most 512 characters (the API's limits). RequestError."""
+    if given is None:
+        return None
+    if not isinstance(given, dict) or len(given) > 16:
+        raise RequestError("metadata must be an object of at most 16 texts", param="metadata")
+    for name, value in given.items():
+        if not isinstance(value, str) or len(value) > 512 or len(name) > 64:
+            message = f"metadata.{name[:64]}: names have at most 64 characters, values are texts of at most 512"
+            raise RequestError(message, param="metadata")
+    return given

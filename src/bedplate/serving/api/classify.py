@@ -1,0 +1,80 @@
+"""POST /v1/classify: labels with their probabilities, from a skin that chooses one of some labels, or any of them.
+
+Reference: vLLM's classification API. `probs` are in the order of the skin's labels, which /v1/models lists. Where any
+number of labels may be right, each has its own probability, `labels` lists the chosen, and `label` is that as text.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BeforeValidator
+from starlette.responses import Response
+
+from bedplate.serving.api.embeddings import in_turns, prompt_usage
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.models.served import Answer
+from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
+
+router = APIRouter()
+
+
+_Inputs = str | dict[str, str] | list[str | dict[str, str]]
+
+
+def _inputs_of(value: Any) -> Any:
+    """A tuple of inputs from one or a list of them: each a text, or an object of texts for a skin of several inputs."""
+    inputs: list[Any] = value if isinstance(value, list) else [value]
+    if not inputs:
+        raise ValueError("the input is an empty list; give at least one text")
+    if len(inputs) > MAX_PROMPTS:
+        raise ValueError(f"at most {MAX_PROMPTS} inputs are supported in one request")
+    if not all(isinstance(one, str | dict) for one in inputs):
+        raise ValueError("the input must be a text, an object of a skin's inputs, or a list of either")
+    return tuple(inputs)
+
+
+class ClassifyRequest(Fields):
+    """POST /v1/classify. `input`: a text, an object of a skin's inputs, or a list of either."""
+
+    model: str
+    input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
+
+
+@router.post("/v1/classify")
+@router.post("/classify")
+async def classify(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(ClassifyRequest, await call.body())
+        served = await call.choose(asked.model)
+        prepared = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
+        found = await in_turns(call, prepared, "input")
+        answers = [served.answer(result) for result in found]
+        call.account(asked, found, answers)
+        data: list[dict[str, Any]] = []
+        for index, answer in enumerate(answers):
+            probabilities = list(label_probabilities(answer).values())
+            row = {"index": index, "label": answer.text, "probs": probabilities, "num_classes": len(probabilities)}
+            chosen = (answer.extension or {}).get("labels")
+            data.append(row if chosen is None else {**row, "labels": chosen})
+        return json_response(
+            {
+                "id": f"classify-{call.id}",
+                "object": "list",
+                "created": int(time.time()),
+                "model": asked.model,
+                "data": data,
+                "usage": {**prompt_usage(found), "completion_tokens": 0},
+            }
+        )
+
+    return await respond(request, "classify", work)
+
+
+def label_probabilities(answer: Answer) -> dict[str, float]:
+    """Each label's probability, in their order."""
+    assert answer.extension is not None
+    return {label: math.exp(score) for label, score in answer.extension["scores"].items()}

@@ -1,0 +1,82 @@
+"""POST /v1/embeddings: one vector for each text, from a base's hidden states.
+
+Reference: the OpenAI API's "create embeddings". A base pools as its kind does (a decoder the mean over the tokens, an
+encoder what its own configuration says), and vectors have unit length. `dimensions` keeps the first numbers of each
+vector and gives it unit length again: worth little with a base that was not trained for it, and never done unasked.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine import requests as engine_requests
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.wire.fields import PROMPTS, TOKEN_LIMIT, Fields, read_fields
+
+router = APIRouter(prefix="/v1")
+
+
+class EmbeddingRequest(Fields):
+    """POST /v1/embeddings. `input`: a text, a list of texts, token ids, or a list of lists of token ids."""
+
+    model: str
+    input: Annotated[tuple[str | tuple[int, ...], ...], PROMPTS]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(EmbeddingRequest, await call.body())
+        served = await call.choose(asked.model)
+        size = served.engine.base.spec.hidden_size
+        if asked.dimensions is not None and asked.dimensions > size:
+            raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
+        prepared = await call.prepare(lambda _: served.embed(asked.input), "input")
+        found = await in_turns(call, prepared, "input")
+        call.account(asked, found, ())
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _written(served.vector(result, asked.dimensions), asked),
+            }
+            for index, result in enumerate(found)
+        ]
+        return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})
+
+    return await respond(request, "embeddings", work)
+
+
+async def in_turns(
+    call: Call, prepared: Sequence[engine_requests.Request], source: str
+) -> list[engine_requests.Result]:
+    """The results of requests that may be more than the queue holds: no call takes more than half of it at once."""
+    turn = max(1, call.house.config.limits.max_waiting // 2)
+    found: list[engine_requests.Result] = []
+    for start in range(0, len(prepared), turn):
+        found += await call.results(call.submit(prepared[start : start + turn], source))
+    return found
+
+
+def prompt_usage(found: Sequence[engine_requests.Result]) -> dict[str, Any]:
+    """Token counts of a reply that generates nothing."""
+    tokens = sum(result.usage.prompt_tokens for result in found)
+    cached = sum(result.usage.cached_tokens for result in found)
+    return {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
+
+
+def _written(vector: Sequence[float], asked: EmbeddingRequest) -> list[float] | str:
+    """As numbers, or as the base64 of little-endian float32."""
+    if asked.encoding_format == "base64":
+        return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
+    return list(vector)

@@ -1,0 +1,188 @@
+"""/v1/files: what batches read and write. Each tenant sees its own; a file of somebody else is not there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, Response
+
+from bedplate.core.errors import RequestError
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.durable.batch_store import StoredFile
+from bedplate.serving.wire.errors import ClientGone, StatusError
+
+router = APIRouter(prefix="/v1")
+
+UPLOAD_SECONDS = 600.0
+MAX_NAME = 255
+_FORM_BYTES = 64 * 1024
+"""What a form may hold beside the file: boundaries, headers, the purpose."""
+
+
+@router.post("/files")
+async def upload(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        limits = call.house.config.batches
+        form = await _form(request, limits.file_bytes)
+        try:
+            file = _batch_file(form)
+            if (file.size or 0) > limits.file_bytes:
+                raise _too_large(limits.file_bytes)
+            name = clean_name(file.filename or "")
+            store = await call.house.batches.store()
+            quota = limits.tenant_bytes
+            stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file, quota)
+        finally:
+            await form.close()
+        return json_response(describe(stored))
+
+    return await respond(request, "files", work)
+
+
+@router.get("/files")
+async def list_files(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        page = Page(request, 10_000, "purpose", "order")
+        order = page.given.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
+        store, purpose = await call.house.batches.store(), page.given.get("purpose")
+        found = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
+        return json_response(page.reply([describe(file) for file in found]))
+
+    return await respond(request, "files", work)
+
+
+@router.get("/files/{id}")
+async def retrieve(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        store = await call.house.batches.store()
+        return json_response(
+            describe(await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant))
+        )
+
+    return await respond(request, "files", work)
+
+
+@router.get("/files/{id}/content")
+async def content(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        store = await call.house.batches.store()
+        file = await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant)
+        return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
+
+    return await respond(request, "files", work)
+
+
+@router.delete("/files/{id}")
+async def delete(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        store, id_ = await call.house.batches.store(), request.path_params["id"]
+        await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
+        return json_response({"id": id_, "object": "file", "deleted": True})
+
+    return await respond(request, "files", work)
+
+
+class Page:
+    """The query of a list: `after`, `limit`, and those named. RequestError for anything else."""
+
+    def __init__(self, request: Request, most: int, *names: str) -> None:
+        self.given = dict(request.query_params)
+        known = {"after", "limit", *names}
+        unknown = next((name for name in self.given if name not in known), None)
+        if unknown is not None:
+            message = f"unknown query parameter {unknown[:80]!r}; there are {', '.join(sorted(known))}"
+            raise RequestError(message, param=unknown[:80], code="unknown_parameter")
+        self.after = self.given.get("after")
+        limit = self.given.get("limit", str(min(most, 10_000 if most > 100 else 20)))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
+            raise RequestError(f"limit is {limit[:40]!r}; it is a number from 1 to {most}", param="limit")
+        self.limit = int(limit)
+
+    def reply(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """The list object; `found` may hold one more than the limit."""
+        data = found[: self.limit]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, **ends, "has_more": len(found) > len(data)}
+
+
+def describe(file: StoredFile) -> dict[str, Any]:
+    """The API's file object."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created,
+        "expires_at": None,
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def clean_name(name: str) -> str:
+    """A file's name without directories or characters that do not print. It is only shown, never a path."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    printable = "".join(c for c in last if c.isprintable()).strip()
+    return printable[:MAX_NAME] if printable.strip(".") else "file"
+
+
+async def _form(request: Request, limit: int) -> FormData:
+    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        message = "send multipart/form-data with the fields purpose and file"
+        raise StatusError(415, message, "unsupported_media_type")
+    parser = MultiPartParser(
+        request.headers, _limited(request, limit), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
+    )
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            return await parser.parse()
+    except TimeoutError:
+        raise StatusError(408, f"the file did not arrive within {UPLOAD_SECONDS:g} s", "request_timeout") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    except MultiPartException as error:
+        raise RequestError(f"the form cannot be read: {error.message}", code="invalid_form") from None
+
+
+async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes]:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit + _FORM_BYTES:
+            raise _too_large(limit)
+        yield chunk
+
+
+def _too_large(limit: int) -> StatusError:
+    return StatusError(413, f"the file is larger than {limit:,} bytes", "file_too_large", "file")
+
+
+def _batch_file(form: FormData) -> UploadFile:
+    """The form's file; its purpose must be batch. RequestError."""
+    fields = form.multi_items()
+    for name in ("purpose", "file"):
+        count = sum(key == name for key, _ in fields)
+        if count != 1:
+            what = "is missing" if count == 0 else f"is given {count} times"
+            raise RequestError(f"{name} {what}; send it once", param=name, code="missing_required_parameter")
+    unknown = next((key for key, _ in fields if key not in ("purpose", "file")), None)
+    if unknown is not None:
+        message = f"unknown field {unknown[:80]!r}; the fields are purpose and file"
+        raise RequestError(message, param=unknown[:80], code="unknown_parameter")
+    purpose, file = form["purpose"], form["file"]
+    if purpose != "batch":
+        raise RequestError("purpose: files are kept for batches only; give batch", param="purpose")
+    if not isinstance(file, UploadFile):
+        raise RequestError("file must be a file with a name, not a field", param="file")
+    return file

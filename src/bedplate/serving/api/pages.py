@@ -1,0 +1,97 @@
+"""What a browser gets: the page at `/`, its files, and the skins' reports. Nothing in them comes from anywhere else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from bedplate.serving.call.call import Call, respond
+from bedplate.serving.wire.bodies import read_bytes
+from bedplate.serving.wire.errors import StatusError
+
+router = APIRouter()
+
+INDEX = "index.html"
+_SCRIPT = "text/javascript; charset=utf-8"
+# The page's files and their types; nothing else of the package can be asked for.
+FILES: Mapping[str, str] = {
+    INDEX: "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "api.js": _SCRIPT,
+    "app.js": _SCRIPT,
+    "chat.js": _SCRIPT,
+    "compare.js": _SCRIPT,
+    "dialogs.js": _SCRIPT,
+    "metrics.js": _SCRIPT,
+    "models.js": _SCRIPT,
+    "view.js": _SCRIPT,
+}
+# No inline script, no inline style, no form or frame to elsewhere: a text that a model writes cannot act.
+PAGE_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'; "
+    "require-trusted-types-for 'script'"
+)
+# A report brings its own style and drawings; whatever else stood in it could not run, load or send.
+REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'self'"
+_FORM_BYTES = 4096
+_COMMON = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"}
+
+
+@cache
+def page_file(name: str) -> tuple[bytes, str]:
+    """A file of the page and its entity tag."""
+    content = (resources.files("bedplate.serving") / "web" / name).read_bytes()
+    return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+
+
+@router.get("/")
+async def index(request: Request) -> Response:
+    return _file(request, INDEX)
+
+
+@router.get("/web/{name}")
+async def web_file(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in FILES:
+        raise StatusError(404, "the page has no such file", "not_found")
+    return _file(request, name)
+
+
+@router.get("/skins/{name:path}/report")
+async def report(request: Request) -> Response:
+    return await respond(request, "report", _report)
+
+
+@router.post("/skins/{name:path}/report")
+async def report_with_key(request: Request) -> Response:
+    """As GET, for a frame of the page: it cannot send headers, so the key is the form's field `key`."""
+    form = parse_qs((await read_bytes(request, _FORM_BYTES)).decode("utf-8", "replace"))
+    key = f"Bearer {form.get('key', [''])[0]}".encode()
+    scope = {**request.scope, "headers": [*request.scope["headers"], (b"authorization", key)]}
+    return await respond(Request(scope, request.receive), "report", _report)
+
+
+def _file(request: Request, name: str) -> Response:
+    """The file, or 304 where the browser has it already. It is asked about each time: an update is seen at once."""
+    content, tag = page_file(name)
+    headers = {**_COMMON, "etag": tag, "cache-control": "no-cache", "content-security-policy": PAGE_POLICY}
+    known = request.headers.get("if-none-match", "")
+    if any(one.strip().removeprefix("W/") == tag for one in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=FILES[name], headers=headers)
+
+
+async def _report(call: Call) -> Response:
+    served = call.house.registry.find(call.request.path_params["name"], call.caller)
+    path = served.report
+    if path is None:
+        raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")
+    headers = {**_COMMON, "cache-control": "no-store", "content-security-policy": REPORT_POLICY}
+    return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)

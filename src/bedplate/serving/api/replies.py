@@ -1,0 +1,286 @@
+"""Replies in the API's shapes: whole, and in chunks."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from bedplate.inference.engine.requests import Generation, Step
+from bedplate.serving.call.call import Call
+from bedplate.serving.models.served import Answer, finite
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
+from bedplate.serving.wire.tools import Spoken
+from bedplate.text.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+class Reply(ABC):
+    """One reply in the making: its identity, and the request it answers."""
+
+    prefix: str
+    whole_object: str
+    chunk_object: str
+    source: str
+    """The field that holds the prompt, for messages about it."""
+
+    def __init__(self, call: Call, model: str) -> None:
+        base = call.lease.engine.base
+        self._call = call
+        self._tokenizer = base.need_tokenizer()
+        self._head: Json = {
+            "id": f"{self.prefix}-{call.id}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": f"bedplate-{base.identity.weights_id[:12]}",
+        }
+
+    @property
+    @abstractmethod
+    def asked(self) -> ChatRequest | CompletionRequest: ...
+
+    @abstractmethod
+    def choice(self, index: int, answer: Answer) -> Json:
+        """A whole choice."""
+
+    @abstractmethod
+    def opening(self, index: int) -> Json | None:
+        """What a choice's stream begins with."""
+
+    @abstractmethod
+    def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
+        """A choice's next text, and the steps whose log-probabilities go with it."""
+
+    @abstractmethod
+    def ending(self, index: int, answer: Answer) -> Json:
+        """A choice's last chunk."""
+
+    def whole(self, answers: Sequence[Answer]) -> Json:
+        choices = [self.choice(index, answer) for index, answer in enumerate(answers)]
+        whole = {**self._head, "object": self.whole_object, "choices": choices, "usage": self.usage(answers)}
+        return whole | self._priced()
+
+    def chunk(self, choice: Json) -> Json:
+        usage = {"usage": None} if self.asked.reports_usage else {}
+        return {**self._head, "object": self.chunk_object, "choices": [choice], **usage}
+
+    def usage_chunk(self, answers: Sequence[Answer]) -> Json:
+        head = {**self._head, "object": self.chunk_object, "choices": [], "usage": self.usage(answers)}
+        return head | self._priced()
+
+    def _priced(self) -> Json:
+        cost = self._call.cost_usd
+        return {} if cost is None else {"bedplate": {"cost_usd": cost}}
+
+    def usage(self, answers: Sequence[Answer]) -> Json:
+        """Token counts. The choices of one prompt count it once."""
+        prompts = answers[:: self.asked.choices]
+        prompt = sum(answer.usage.prompt_tokens for answer in prompts)
+        completion = sum(answer.usage.completion_tokens for answer in answers)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(answer.usage.cached_tokens for answer in prompts)},
+        }
+
+    def prompt_logprobs(self, prompt: Sequence[int], made: Generation) -> list[Json | None]:
+        """Per token of the prompt, None for the first: by token id, the log-probability of the token itself and of the
+        likeliest (vLLM's shape). The rank of a token that is not among these is not known, and null."""
+        count = self.asked.prompt_logprobs or 0
+        found: list[Json | None] = []
+        for token, logprob, top in zip(prompt, made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True):
+            if logprob is None:
+                found.append(None)
+                continue
+            ranked: dict[int, tuple[float, int | None]] = {
+                index: (number, rank) for rank, (index, number) in enumerate(top[:count], 1)
+            }
+            ranked.setdefault(token, (logprob, None))
+            found.append(
+                {
+                    str(index): {"logprob": finite(number), "rank": rank, "decoded_token": self._token(index)}
+                    for index, (number, rank) in ranked.items()
+                }
+            )
+        return found
+
+    def _token(self, index: int) -> str:
+        return token_text(self._tokenizer, index)
+
+
+def _extension(answer: Answer) -> Json:
+    return {} if answer.extension is None else {"bedplate": dict(answer.extension)}
+
+
+class ChatReply(Reply):
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    source = "messages"
+
+    def __init__(self, call: Call, asked: ChatRequest, prompt: Sequence[int]) -> None:
+        """`prompt`: its token ids."""
+        super().__init__(call, asked.model)
+        self._asked = asked
+        self._prompt = prompt
+        self._spoken = [Spoken(bool(asked.usable_tools)) for _ in range(asked.choices)]
+
+    @property
+    def asked(self) -> ChatRequest:
+        return self._asked
+
+    def choice(self, index: int, answer: Answer) -> Json:
+        made = answer.generation
+        steps = [] if made is None else steps_of(made)
+        spoken = self._spoken[index]
+        return {
+            "index": index,
+            "message": spoken.message(answer.text),
+            "logprobs": self._logprobs(steps),
+            "finish_reason": spoken.finish_reason(answer.finish_reason),
+            **_extension(answer),
+        }
+
+    def whole(self, answers: Sequence[Answer]) -> Json:
+        whole, made = super().whole(answers), answers[0].generation
+        if self._asked.prompt_logprobs is not None and made is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, made)
+        return whole
+
+    def opening(self, index: int) -> Json:
+        return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
+        spoken = self._spoken[index]
+        return self._delta(index, spoken.delta(spoken.push(text)), self._logprobs(steps))
+
+    def ending(self, index: int, answer: Answer) -> Json:
+        spoken = self._spoken[index]
+        rest, reason = spoken.delta(spoken.finish()), spoken.finish_reason(answer.finish_reason)
+        return {**self._delta(index, rest), "finish_reason": reason, **_extension(answer)}
+
+    def _delta(self, index: int, delta: Json, logprobs: Json | None = None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def _logprobs(self, steps: Sequence[Step]) -> Json | None:
+        if not self._asked.logprobs:
+            return None
+        entries: list[Json] = []
+        for step in steps:
+            if step.token_id is not None and step.logprob is not None:
+                top = [self._entry(token, logprob) for token, logprob in step.top_logprobs]
+                entries.append({**self._entry(step.token_id, step.logprob), "top_logprobs": top})
+        return {"content": entries, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> Json:
+        return token_entry(self._tokenizer, token, logprob)
+
+
+class CompletionReply(Reply):
+    prefix = "cmpl"
+    whole_object = chunk_object = "text_completion"
+    source = "prompt"
+
+    def __init__(self, call: Call, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
+        """`prompts`: the token ids of each choice's prompt."""
+        super().__init__(call, asked.model)
+        self._asked = asked
+        self._prompts = prompts
+        self._written = [0] * len(prompts)
+        self._ends = {(token,) for token in self._tokenizer.eos_ids}
+
+    @property
+    def asked(self) -> CompletionRequest:
+        return self._asked
+
+    def choice(self, index: int, answer: Answer) -> Json:
+        echoed = self._echo(index)
+        logprobs = None
+        if answer.generation is not None and self._asked.logprobs is not None:
+            prompt = self._prompt_steps(index, answer.generation) if self._asked.echo else []
+            logprobs = self._logprobs(prompt, 0, None)
+            made = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
+            logprobs = {key: logprobs[key] + made[key] for key in made}
+        reason = answer.finish_reason
+        if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
+            reason = "stop"  # the one token that was asked for with its log-probability is the end token
+        whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
+        if self._asked.prompt_logprobs is not None and answer.generation is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompts[index], answer.generation)
+        return whole
+
+    def opening(self, index: int) -> Json | None:
+        echoed = self._echo(index)
+        self._written[index] = len(echoed)
+        return self._choice(index, echoed) if echoed else None
+
+    def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
+        start = self._written[index]
+        self._written[index] += len(text)
+        wanted = self._asked.logprobs is not None
+        return self._choice(index, text, self._logprobs(steps, start, start + len(text)) if wanted else None)
+
+    def ending(self, index: int, answer: Answer) -> Json:
+        return {**self._choice(index, "", None, answer.finish_reason), **_extension(answer)}
+
+    def _choice(self, index: int, text: str, logprobs: Json | None = None, reason: str | None = None) -> Json:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _echo(self, index: int) -> str:
+        """The prompt's text, where it is to be repeated."""
+        if not self._asked.echo:
+            return ""
+        prompt = self._asked.prompt[index // self._asked.choices]
+        if isinstance(prompt, str):
+            return prompt
+        return self._tokenizer.decode(prompt, skip_special_tokens=False)
+
+    def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
+        """The prompt's tokens as steps."""
+        found = zip(self._prompts[index], made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True)
+        return [Step(token, "", logprob, top[: self._asked.logprobs]) for token, logprob, top in found]
+
+    def _logprobs(self, steps: Sequence[Step], offset: int, end: int | None) -> Json:
+        """Parallel lists. `text_offset` is where a token's text begins in the choice's, which ends at `end`."""
+        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        decoder = self._tokenizer.stream(skip_special_tokens=end is not None)
+        for step in steps:
+            if step.token_id is None:
+                continue
+            text = self._token(step.token_id)
+            # Different tokens may have one text: the likelier is kept. The token itself is always there.
+            top = {self._token(token): finite(logprob) for token, logprob in reversed(step.top_logprobs)}
+            if top and step.logprob is not None:
+                top.setdefault(text, finite(step.logprob))
+            found["tokens"].append(text)
+            found["token_logprobs"].append(None if step.logprob is None else finite(step.logprob))
+            found["top_logprobs"].append(top or None)
+            found["text_offset"].append(offset if end is None else min(offset, end))
+            offset += len(decoder.push(step.token_id))
+        return found
+
+
+def token_text(tokenizer: Tokenizer, index: int) -> str:
+    """A token as text; one that is no whole text by its bytes, as the API writes it."""
+    content = tokenizer.token_bytes(index)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+
+def token_entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
+    """A token with its log-probability, as chats list them."""
+    content = list(tokenizer.token_bytes(index))
+    return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
+
+
+def steps_of(made: Generation) -> list[Step]:
+    """A finished generation's tokens as the steps they came in."""
+    tops = made.top_logprobs or ((),) * len(made.token_ids)
+    return [
+        Step(token, "", logprob, top) for token, logprob, top in zip(made.token_ids, made.logprobs, tops, strict=True)
+    ]

@@ -1,0 +1,176 @@
+"""Replies of /v1/responses: the whole object, and the events that build it up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+from bedplate.inference.engine.requests import Step
+from bedplate.serving.api.replies import steps_of, token_entry
+from bedplate.serving.api.turns import Block, Part, Turn, extension_of
+from bedplate.serving.call.call import Call
+from bedplate.serving.call.events import Event
+from bedplate.serving.wire.responses_fields import ResponsesRequest
+
+Json = dict[str, Any]
+
+
+class ResponseReply:
+    """One reply in the making. Items have ids from the start, so that events and the whole agree."""
+
+    def __init__(self, call: Call, asked: ResponsesRequest, keeps: bool) -> None:
+        self._call, self._asked, self.keeps = call, asked, keeps
+        self._tokenizer = call.lease.engine.base.need_tokenizer()
+        self._created = int(time.time())
+
+    def whole(self, turn: Turn) -> Json:
+        answer, cut = turn.ended, turn.finish_reason == "length"
+        return {
+            **self.base("incomplete" if cut else "completed"),
+            "output": [self.item(block, self.status(turn, block), self._whole_logprobs(turn)) for block in turn.blocks],
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "usage": {
+                "input_tokens": answer.usage.prompt_tokens,
+                "input_tokens_details": {"cached_tokens": answer.usage.cached_tokens},
+                "output_tokens": answer.usage.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": answer.usage.prompt_tokens + answer.usage.completion_tokens,
+            },
+            **extension_of(self._call, answer),
+        }
+
+    def base(self, status: str) -> Json:
+        """The reply without what it says."""
+        asked = self._asked
+        form = None if asked.text is None else asked.text.format
+        return {
+            "id": f"resp_{self._call.id}",
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "metadata": asked.metadata or {},
+            "model": asked.model,
+            "output": [],
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": asked.previous_response_id,
+            "reasoning": {"effort": None, "summary": None},
+            "store": self.keeps,
+            "temperature": asked.temperature,
+            "text": {"format": form or {"type": "text"}},
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": asked.tools or [],
+            "top_logprobs": asked.top_logprobs or 0,
+            "top_p": asked.top_p,
+            "truncation": "disabled",
+            "usage": None,
+        }
+
+    def status(self, turn: Turn, block: Block) -> str:
+        """Of a block that has ended: the last one of a turn that was cut off is not whole."""
+        cut = turn.answer is not None and turn.finish_reason == "length" and block is turn.blocks[-1]
+        return "incomplete" if cut else "completed"
+
+    def item(self, block: Block, status: str, logprobs: Sequence[Json] = ()) -> Json:
+        """A block as an output item."""
+        name = self.item_id(block)
+        if block.kind == "call":
+            head = {"id": name, "type": "function_call", "status": status}
+            return {**head, "call_id": block.id, "name": block.name, "arguments": block.text}
+        content = [text_part(block.text, logprobs)]
+        return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def item_id(self, block: Block) -> str:
+        return f"{'fc' if block.kind == 'call' else 'msg'}_{self._call.id}_{block.index}"
+
+    def _whole_logprobs(self, turn: Turn) -> list[Json]:
+        made = turn.ended.generation
+        return [] if made is None else self.logprobs(steps_of(made))
+
+    def logprobs(self, steps: Sequence[Step]) -> list[Json]:
+        if not self._asked.includes_logprobs:
+            return []
+        found: list[Json] = []
+        for step in steps:
+            if step.token_id is not None and step.logprob is not None:
+                top = [token_entry(self._tokenizer, token, logprob) for token, logprob in step.top_logprobs]
+                found.append({**token_entry(self._tokenizer, step.token_id, step.logprob), "top_logprobs": top})
+        return found
+
+
+def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+class ResponseEvents:
+    """The events of one streamed reply, numbered: each item is added, built up and done, one after the other."""
+
+    def __init__(self, reply: ResponseReply, turn: Turn) -> None:
+        self._reply, self._turn = reply, turn
+        self._numbers = count()
+        self._open: Block | None = None
+        self._logprobs: list[Json] = []
+
+    def opening(self) -> Iterator[Event]:
+        base = self._reply.base("in_progress")
+        yield self._event("response.created", response=base)
+        yield self._event("response.in_progress", response=base)
+
+    def part(self, part: Part) -> Iterator[Event]:
+        """What newly arrived."""
+        logprobs = self._reply.logprobs(part.steps)
+        for growth in part.growths:
+            block = growth.block
+            if growth.begins:
+                yield from self._close()
+                yield from self._begin(block)
+            if block.kind == "call" and growth.text:
+                place = self._place(block)
+                yield self._event("response.function_call_arguments.delta", **place, delta=growth.text)
+            elif block.kind == "text" and (growth.text or logprobs):
+                place, self._logprobs = self._place(block, 0), [*self._logprobs, *logprobs]
+                yield self._event("response.output_text.delta", **place, delta=growth.text, logprobs=logprobs)
+                logprobs = []
+
+    def ending(self) -> Iterator[Event]:
+        """What is still open is closed, and the whole is sent."""
+        yield from self._close()
+        whole = self._reply.whole(self._turn)
+        yield self._event(f"response.{whole['status']}", response=whole)
+
+    def _begin(self, block: Block) -> Iterator[Event]:
+        self._open, self._logprobs = block, []
+        empty = self._reply.item(replace(block, text=""), "in_progress")
+        if block.kind == "call":
+            yield self._event("response.output_item.added", output_index=block.index, item=empty)
+            return
+        yield self._event("response.output_item.added", output_index=block.index, item={**empty, "content": []})
+        yield self._event("response.content_part.added", **self._place(block, 0), part=text_part(""))
+
+    def _close(self) -> Iterator[Event]:
+        block, self._open = self._open, None
+        if block is None:
+            return
+        if block.kind == "call":
+            done = {"name": block.name, "arguments": block.text}
+            yield self._event("response.function_call_arguments.done", **self._place(block), **done)
+        else:
+            place, text = self._place(block, 0), block.text
+            yield self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
+            yield self._event("response.content_part.done", **place, part=text_part(text, self._logprobs))
+        item = self._reply.item(block, self._reply.status(self._turn, block), self._logprobs)
+        yield self._event("response.output_item.done", output_index=block.index, item=item)
+
+    def _place(self, block: Block, content: int | None = None) -> Json:
+        place: Json = {"item_id": self._reply.item_id(block), "output_index": block.index}
+        return place if content is None else {**place, "content_index": content}
+
+    def _event(self, kind: str, **fields: Any) -> Event:
+        return Event({"type": kind, "sequence_number": next(self._numbers), **fields}, kind)

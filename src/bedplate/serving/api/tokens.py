@@ -1,0 +1,135 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info: a model's tokenizer, as evaluation harnesses ask for it.
+
+Reference: vLLM's tokenizer API, which lm-eval's remote tokenizer speaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Self
+
+from fastapi import APIRouter, Request
+from pydantic import Field, model_validator
+from starlette.responses import Response
+
+from bedplate.core.errors import RequestError, UnknownModelError
+from bedplate.inference.engine.requests import Terms
+from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.models.served import Served
+from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, read_fields
+from bedplate.serving.wire.tools import conversation_tokens
+from bedplate.text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+class TokenizeRequest(Fields):
+    """POST /tokenize, of a text (`prompt`) or of a conversation (`messages`, as /v1/chat/completions takes them).
+
+    model: the main base by default. add_special_tokens: what the tokenizer sets around a text (default true); a
+    conversation's come from its template. With a skin as model, `messages` give the prompt that the skin makes of them.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    tools: list[Any] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("prompt: give either prompt or messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise ValueError("add_special_tokens: only for a prompt; a template writes a conversation's")
+        if self.messages is None and (self.add_generation_prompt is not None or self.tools is not None):
+            raise ValueError("messages: add_generation_prompt and tools belong to messages")
+        return self
+
+
+class DetokenizeRequest(Fields):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: Annotated[list[Annotated[int, Field(ge=0, le=TOKEN_LIMIT)]], Field(max_length=1_000_000)]
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(TokenizeRequest, await call.body())
+        served = await choose(call, asked.model)
+        base = served.engine.base
+        tokenizer = base.need_tokenizer()
+        tokens = await call.apart(lambda terms: _tokens(served, tokenizer, asked, terms))
+        strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
+        context = base.spec.context_length
+        return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
+
+    return await respond(request, "tokenize", work)
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        asked = read_fields(DetokenizeRequest, await call.body())
+        served = await choose(call, asked.model)
+        tokenizer = served.engine.base.need_tokenizer()
+        bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
+        if bad is not None:
+            message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
+            raise RequestError(message, param="tokens")
+        text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+        return json_response({"prompt": text})
+
+    return await respond(request, "detokenize", work)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        served = await choose(call, request.query_params.get("model"))
+        base = served.engine.base
+        tokenizer = base.need_tokenizer()
+        roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+        named = {
+            f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()
+        }
+        return json_response(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                **named,
+                "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
+                "vocab_size": tokenizer.vocab_size,
+                "model_max_length": base.spec.context_length,
+                "tokenizer_id": tokenizer.identity,
+            }
+        )
+
+    return await respond(request, "tokenizer_info", work)
+
+
+async def choose(call: Call, name: str | None) -> Served:
+    """The model of this name, or where none is given the first that the caller may use."""
+    if name is None:
+        visible = call.house.registry.visible(call.caller)
+        if not visible:
+            raise UnknownModelError("there is no model here that this key may use", param="model")
+        name = visible[0].name
+    return await call.choose(name)
+
+
+def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms: Terms) -> list[int]:
+    if asked.prompt is not None:
+        return tokenizer.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
+    tools = {} if asked.tools is None else {"tools": asked.tools}
+    chat = read_fields(ChatRequest, {"model": served.name, "messages": asked.messages, **tools})
+    if asked.add_generation_prompt is False:
+        if served.describe()["kind"] != "base":
+            message = f"{served.name!r} is a skin: its prompt always ends where the answer begins"
+            raise RequestError(message, param="add_generation_prompt")
+        messages = [message.plain() for message in chat.messages]
+        return conversation_tokens(tokenizer, messages, chat.usable_tools, answer=False)
+    return list(served.chat(chat, terms)[0].tokens)

@@ -1,0 +1,153 @@
+"""One assistant's turn, for the APIs whose replies are one turn in blocks: texts, and calls of tools.
+
+Their requests become a `ChatRequest`, so that whatever chats (bases, skins, tools, formats) works behind them as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine import requests as engine_requests
+from bedplate.inference.engine.requests import Step
+from bedplate.inference.engine.stream import Stream
+from bedplate.serving.call.call import Call
+from bedplate.serving.models.served import Answer
+from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.tools import Spoken
+from bedplate.text.tools import Piece
+
+
+@dataclass
+class Block:
+    """One part of a turn. text: what it says, or a call's arguments as JSON. id, name: of a call."""
+
+    kind: Literal["text", "call"]
+    index: int
+    id: str = ""
+    name: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is new of a block; the first growth of each block begins it."""
+
+    block: Block
+    text: str
+    begins: bool = False
+
+
+@dataclass
+class Turn:
+    """A turn as it comes. `answer` is there once it has ended."""
+
+    spoken: Spoken
+    blocks: list[Block] = field(default_factory=list[Block])
+    answer: Answer | None = None
+
+    @classmethod
+    def of(cls, asked: ChatRequest) -> Turn:
+        return cls(Spoken(bool(asked.usable_tools)))
+
+    def push(self, text: str) -> list[Growth]:
+        return [self._grow(piece) for piece in self.spoken.push(text)]
+
+    def end(self, answer: Answer) -> list[Growth]:
+        """What was held back. A turn that says nothing is an empty text."""
+        self.answer = answer
+        held = self.spoken.finish()
+        if not held and not self.blocks:
+            held = [Piece("content", "")]
+        return [self._grow(piece) for piece in held]
+
+    @property
+    def ended(self) -> Answer:
+        assert self.answer is not None
+        return self.answer
+
+    @property
+    def finish_reason(self) -> str:
+        return self.spoken.finish_reason(self.ended.finish_reason)
+
+    def message(self) -> dict[str, Any]:
+        """As a chat's message."""
+        text = "".join(block.text for block in self.blocks if block.kind == "text")
+        calls = [
+            {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}
+            for block in self.blocks
+            if block.kind == "call"
+        ]
+        head = {"role": "assistant", "content": text}
+        return {**head, "tool_calls": calls} if calls else head
+
+    def _grow(self, piece: Piece) -> Growth:
+        last = self.blocks[-1] if self.blocks else None
+        kind = "text" if piece.kind == "content" else "call"
+        if piece.kind == "name" or last is None or last.kind != kind:
+            block = Block(kind, len(self.blocks))
+            self.blocks.append(block)
+            if piece.kind == "name":
+                block.id, block.name = self.spoken.id(piece.call), piece.text
+                return Growth(block, "", begins=True)
+            block.text = piece.text
+            return Growth(block, piece.text, begins=True)
+        last.text += piece.text
+        return Growth(last, piece.text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What newly arrived of a turn, and the steps behind it."""
+
+    growths: Sequence[Growth]
+    steps: Sequence[Step]
+
+
+def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """The chat that a request amounts to. names: what the request calls the chat's fields, for messages about them."""
+    try:
+        return read_fields(ChatRequest, {name: value for name, value in body.items() if value is not None})
+    except RequestError as error:
+        head = (error.param or "").split("[", 1)[0].split(".", 1)[0]
+        if head in names:
+            error.param = names[head]
+        raise
+
+
+async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Turn:
+    """The whole turn, told to whoever counts."""
+    answer = _accounted(call, asked, await call.results(streams))
+    turn = Turn.of(asked)
+    turn.push(answer.text)
+    turn.end(answer)
+    return turn
+
+
+async def parts_of(turn: Turn, call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> AsyncGenerator[Part]:
+    """The turn as it comes, told to whoever counts when it has ended."""
+    async with aclosing(call.arrivals(streams)) as arriving:
+        async for one in arriving:
+            growths = turn.push(one.text)
+            if one.answer is not None:
+                growths += turn.end(_accounted(call, asked, [call.result_of(stream) for stream in streams]))
+            yield Part(growths, one.steps)
+
+
+def _accounted(call: Call, asked: ChatRequest, found: Sequence[engine_requests.Result]) -> Answer:
+    served = call.lease.served
+    answer, notes = served.answer(found[0]), served.notes(asked)
+    if notes:
+        answer = replace(answer, extension={**(answer.extension or {}), **notes})
+    call.account(asked, found, [answer])
+    return answer
+
+
+def extension_of(call: Call, answer: Answer) -> dict[str, Any]:
+    """The reply's `bedplate` field, where there is something to say that its API has no field for."""
+    cost = {} if call.cost_usd is None else {"cost_usd": call.cost_usd}
+    said = {**(answer.extension or {}), **cost}
+    return {"bedplate": said} if said else {}

@@ -1,0 +1,1 @@
+"""One call, from its bytes to its reply."""

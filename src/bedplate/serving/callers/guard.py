@@ -1,0 +1,183 @@
+"""Who may ask for what, how fast, and for how much."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.serving.callers.keys import Key, KeysFile, KeyStore
+from bedplate.serving.callers.limits import KeyWindows
+from bedplate.serving.callers.quotas import SpendLedger
+from bedplate.serving.settings.config import ServerConfig, state_directory
+from bedplate.serving.wire.errors import StatusError
+
+log = logging.getLogger("bedplate.serving")
+
+_CHALLENGE = {"www-authenticate": "Bearer"}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks. key: the id of its API key, "" on a server without keys. tenant: what separates its cached prompts from
+    those of others. models: the names it may use, None all."""
+
+    key: str = ""
+    tenant: str = ""
+    admin: bool = True
+    models: frozenset[str] | None = None
+
+    def may_use(self, name: str) -> bool:
+        return self.models is None or name in self.models
+
+    def need_admin(self) -> None:
+        """StatusError 403 for a caller that may not change or watch the server."""
+        if not self.admin:
+            raise StatusError(403, "this needs an API key with admin rights", "admin_required")
+
+
+class Admission:
+    """One call that was let in. End it when the call is over."""
+
+    def __init__(self, guard: Guard, key: Key | None, counted: bool) -> None:
+        self._guard, self._key, self._counted = guard, key, counted
+        self._prompt_tokens = 0
+
+    def ask_tokens(self, count: int) -> None:
+        """LimitError when a prompt of so many tokens goes over the key's limit."""
+        if self._key is not None and self._counted:
+            self._guard.windows.need_tokens(self._key, count)
+
+    def take_tokens(self, count: int) -> None:
+        """Counts a prompt's tokens as soon as it is queued."""
+        self._prompt_tokens += count
+        if self._key is not None and self._counted:
+            self._guard.windows.use_tokens(self._key, count)
+
+    def settle(self, tokens: int, usd: float) -> None:
+        """What was computed in the end, the prompt's tokens included, and its price."""
+        if self._key is None:
+            return
+        if self._counted:
+            self._guard.windows.use_tokens(self._key, tokens - self._prompt_tokens)
+        self._prompt_tokens = 0
+        if self._guard.ledger is not None:
+            self._guard.ledger.add(self._key.id, tokens, usd)
+
+    def headers(self) -> dict[str, str]:
+        """What is left of the key's limits, for the reply."""
+        return self._guard.windows.headers(self._key) if self._key is not None and self._counted else {}
+
+    def end(self) -> None:
+        """The call is over; a second time does nothing."""
+        if self._key is not None and self._counted:
+            self._guard.windows.end(self._key.id)
+            self._counted = False
+
+
+class Guard:
+    """Tells callers apart and counts what they use. Without keys everybody is `anybody`."""
+
+    def __init__(
+        self, store: KeyStore | None = None, ledger: SpendLedger | None = None, anybody: Caller | None = None
+    ) -> None:
+        self._store, self._anybody = store, anybody or Caller()
+        self.ledger = ledger
+        self.windows = KeyWindows()
+
+    @property
+    def has_keys(self) -> bool:
+        return self._store is not None
+
+    def identify(self, headers: Mapping[str, str]) -> Caller:
+        """The caller of a request with these headers. StatusError 401 without a right key."""
+        if self._store is None:
+            return self._anybody
+        given = _key_of(headers)
+        key = self._store.recognise(given)
+        if key is None:
+            raise _refused("the API key is not one of this server's")
+        if (state := key.state(datetime.now(UTC))) != "active":
+            raise _refused(f"the API key {key.id} is {state}")
+        models = None if key.models == "all" else frozenset(key.models)
+        return Caller(key.id, key.tenant or f"key:{key.id}", key.admin, models)
+
+    def admit(self, caller: Caller, counted: bool = True) -> Admission:
+        """Lets a call in, or raises LimitError. counted: False for a call that the server makes in the caller's name,
+        which has a quota but no rate."""
+        if self._store is None or not caller.key:
+            return Admission(self, None, False)
+        key = self._store.get(caller.key)
+        if key is None or key.state(datetime.now(UTC)) != "active":
+            raise _refused("the API key is no longer one of this server's")
+        if self.ledger is not None:
+            self.ledger.need(key)
+        if counted:
+            self.windows.begin(key)
+        return Admission(self, key, counted)
+
+    def close(self) -> None:
+        """Writes what was spent."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+
+def _refused(message: str) -> StatusError:
+    return StatusError(401, message, "invalid_api_key", headers=_CHALLENGE)
+
+
+def _key_of(headers: Mapping[str, str]) -> str:
+    """The key in `Authorization: Bearer`, or in x-api-key."""
+    authorization = headers.get("authorization")
+    if authorization is None:
+        given = headers.get("x-api-key")
+        if given is None:
+            raise _refused("an API key is needed: send the header `Authorization: Bearer bp_…` or `x-api-key: bp_…`")
+        return given.strip()
+    scheme, _, given = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise _refused("the Authorization header must be `Bearer` and an API key")
+    return given.strip()
+
+
+def check_open(config: ServerConfig) -> None:
+    """UsageError for a server that would be open to other machines without saying so."""
+    if config.keys is None and not config.open and not is_loopback(config.host):
+        raise UsageError(
+            f"{config.host} can be reached from other machines, and there are no API keys; give a keys file "
+            "(`bedplate keys create`, then `keys:` in the server's file), or say --open"
+        )
+
+
+def guard_for(config: ServerConfig) -> Guard:
+    """The guard of a server. UsageError for one that would be open to other machines without saying so."""
+    check_open(config)
+    if config.keys is None:
+        local = is_loopback(config.host)
+        if not local:
+            log.warning("open to every machine that reaches %s: there are no API keys", config.host)
+        # Whoever reaches an open server may use its models; changing it stays with this machine's users.
+        return Guard(anybody=Caller(admin=local))
+
+    def check(file: KeysFile) -> None:
+        dear = next((key for key in file.keys if key.quota.in_dollars), None)
+        if dear is not None and config.price is None:
+            raise ConfigError(
+                f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`; add it"
+            )
+
+    store = KeyStore(config.keys, check)
+    return Guard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,134 @@
+"""What each key has spent in a day and a month, kept across restarts in SQLite.
+
+The totals are held in memory and written by a thread of their own, so that a slow disk holds up no reply. A process
+that is killed loses what its last moments spent; one that is stopped loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from bedplate.core.errors import UsageError
+from bedplate.serving.callers.keys import Key
+from bedplate.serving.wire.errors import QuotaError
+
+log = logging.getLogger("bedplate.serving")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS spent (
+    key TEXT NOT NULL, period TEXT NOT NULL, tokens INTEGER NOT NULL, usd REAL NOT NULL, PRIMARY KEY (key, period)
+) WITHOUT ROWID
+"""
+_ADD = """
+INSERT INTO spent VALUES (?, ?, ?, ?)
+ON CONFLICT (key, period) DO UPDATE SET tokens = tokens + excluded.tokens, usd = usd + excluded.usd
+"""
+
+
+@dataclass(frozen=True)
+class Spent:
+    tokens: int = 0
+    usd: float = 0.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _periods(now: datetime) -> tuple[str, str]:
+    """The names of the day and the month, in UTC."""
+    return now.strftime("%Y-%m-%d"), now.strftime("%Y-%m")
+
+
+class SpendLedger:
+    """The spending of one server. Open it once; close it at the end. `clock` gives the time in UTC."""
+
+    def __init__(self, path: Path, clock: Callable[[], datetime] = _now) -> None:
+        self._path, self._clock = path, clock
+        self._totals: dict[tuple[str, str], Spent] = {}
+        self._queue: queue.SimpleQueue[tuple[str, str, int, float] | None] = queue.SimpleQueue()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(self._connect()) as connection, connection:
+                connection.execute(_SCHEMA)
+                rows = connection.execute("SELECT key, period, tokens, usd FROM spent").fetchall()
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"{path} cannot be opened: {error}; choose another state directory") from error
+        current = set(_periods(clock()))
+        self._totals = {(key, period): Spent(tokens, usd) for key, period, tokens, usd in rows if period in current}
+        self._thread = threading.Thread(target=self._write, name="bedplate-spending", daemon=True)
+        self._thread.start()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, timeout=30)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        return connection
+
+    def spent(self, id_: str) -> tuple[Spent, Spent]:
+        """What a key has spent today and this month."""
+        day, month = _periods(self._clock())
+        return self._totals.get((id_, day), Spent()), self._totals.get((id_, month), Spent())
+
+    def add(self, id_: str, tokens: int, usd: float) -> None:
+        """Counts what a call cost."""
+        for period in _periods(self._clock()):
+            before = self._totals.get((id_, period), Spent())
+            self._totals[id_, period] = Spent(before.tokens + tokens, before.usd + usd)
+            self._queue.put((id_, period, tokens, usd))
+
+    def need(self, key: Key) -> None:
+        """QuotaError 429 for a key that has spent what it may."""
+        quota = key.quota
+        if quota.unlimited:
+            return
+        day, month = self.spent(key.id)
+        now = self._clock()
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        tomorrow = midnight + timedelta(days=1)
+        next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
+        for used, most, what, until in (
+            (day.usd, quota.usd_per_day, "a day", tomorrow),
+            (day.tokens, quota.tokens_per_day, "a day", tomorrow),
+            (month.usd, quota.usd_per_month, "a month", next_month),
+            (month.tokens, quota.tokens_per_month, "a month", next_month),
+        ):
+            if most is not None and used >= most:
+                allowed = f"{most:g} USD" if isinstance(most, float) else f"{most} tokens"
+                message = f"this API key has spent its {allowed} {what}; it can go on at {until:%Y-%m-%d} 00:00 UTC"
+                raise QuotaError(message, (until - now).total_seconds())
+
+    def _write(self) -> None:
+        waiting: list[tuple[str, str, int, float]] = []
+        ending = False
+        while not ending or waiting:
+            if not ending:
+                with contextlib.suppress(queue.Empty):
+                    # What could not be written is tried again after a while.
+                    row = self._queue.get(timeout=5.0 if waiting else None)
+                    while True:
+                        ending |= row is None
+                        if row is not None:
+                            waiting.append(row)
+                        row = self._queue.get_nowait()
+            try:
+                with contextlib.closing(self._connect()) as connection, connection:
+                    connection.executemany(_ADD, waiting)
+                waiting.clear()
+            except sqlite3.Error as error:
+                log.error("what API keys spent cannot be written to %s: %s", self._path, error)
+                if ending:
+                    return
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._queue.put(None)
+        self._thread.join()

@@ -1,0 +1,256 @@
+"""Works on the rows of all batches beside the requests of clients, which always go first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sqlite3
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp
+
+from bedplate.serving.call.idle import idle_capacity
+from bedplate.serving.call.self_calls import InsideReply, call_inside
+from bedplate.serving.durable.batch_store import BatchStore, DoneRow, StoredBatch
+from bedplate.serving.wire.batch_lines import check_lines
+from bedplate.serving.wire.errors import StatusError
+
+if TYPE_CHECKING:
+    from bedplate.serving.call.state import House
+
+log = logging.getLogger("bedplate.serving")
+
+_PULSE_SECONDS = 0.25
+_POLL_SECONDS = 0.005
+_RETRY_SECONDS = (0.05, 5.0)
+_UNKEPT = 64
+_TROUBLE_SECONDS = 1.0
+# The server's state, not the row's fault: the row is tried again, after a while or by the next server.
+_AGAIN = frozenset((0, 429, 503))
+
+
+class BatchOrigin:
+    """What a row's call is made for."""
+
+    def __str__(self) -> str:
+        return "batch"
+
+
+@dataclass
+class _Active:
+    """A batch being worked on: rows not begun, and rows begun whose output is not committed."""
+
+    batch: StoredBatch
+    waiting: deque[int]
+    flying: set[int] = field(default_factory=set[int])
+    stopped: str | None = None
+    """The status that the batch ends in, where it ends before its rows."""
+    pause: float = 0.0
+    not_before: float = 0.0
+
+
+class BatchWorker:
+    """Rows of different batches take turns. At most `in_flight` calls at once, and none is begun while requests wait or
+    no row of the engine is free, so that a client's request finds at most `in_flight` rows before it."""
+
+    def __init__(self, house: House, store: BatchStore, app: ASGIApp) -> None:
+        self._house, self._store, self._app = house, store, app
+        self._active: dict[int, _Active] = {}
+        # Bounded, so that rows are not computed on and on while their outputs cannot be kept.
+        self._done: asyncio.Queue[DoneRow] = asyncio.Queue(_UNKEPT)
+        self._wake = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def wake(self) -> None:
+        """There is a new batch, or one was cancelled."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until the server stops; then the calls under way end."""
+        committing = asyncio.create_task(self._commit())
+        try:
+            while not self._house.stopping:
+                try:
+                    await self._look()
+                    await self._work()
+                except Exception as error:  # a full disk, say: batches wait, everything else goes on
+                    log.exception("batches stand still, trying again: %s", error)
+                    await asyncio.sleep(_TROUBLE_SECONDS)
+            await self._drain()
+        finally:
+            self._gone.set()
+            for task in (committing, *self._calls):
+                task.cancel()
+            await asyncio.gather(committing, *self._calls, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        """What is under way may end in the grace period; the rest is for the next server."""
+        ends = time.monotonic() + self._house.config.grace_seconds
+        while self._calls and time.monotonic() < ends:
+            await asyncio.wait(self._calls, timeout=_PULSE_SECONDS)
+        self._gone.set()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=_TROUBLE_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_TROUBLE_SECONDS):
+                await self._done.join()
+
+    # --- batches
+
+    async def _look(self) -> None:
+        """Brings every unfinished batch as far as it can go without a call."""
+        self._wake.clear()
+        for batch in await asyncio.to_thread(self._store.unfinished):
+            active = self._active.get(batch.seq)
+            if active is not None:
+                active.batch = batch
+            elif batch.status == "validating":
+                await self._validate(batch)
+            else:
+                waiting = await asyncio.to_thread(self._store.waiting, batch)
+                self._active[batch.seq] = active = _Active(batch, deque(waiting))
+            if active is not None:
+                await self._settle(active)
+
+    async def _validate(self, batch: StoredBatch) -> None:
+        limits, most_bytes = self._house.config.batches, self._house.config.limits.body_bytes
+
+        def check() -> None:
+            try:
+                path = self._store.content(self._store.file(batch.input_file, batch.tenant))
+                with path.open("rb") as lines:
+                    checked = check_lines(lines, batch.endpoint, limits.rows, most_bytes)
+            except (StatusError, OSError):
+                gone = {"code": "file_not_found", "line": None, "param": "input_file_id"}
+                self._store.fail(batch, [{**gone, "message": "the input file was deleted before it was read"}])
+                return
+            if checked.errors:
+                self._store.fail(batch, checked.errors)
+            else:
+                self._store.start(batch, checked.rows)
+
+        await asyncio.to_thread(check)
+        self._wake.set()
+
+    async def _settle(self, active: _Active) -> None:
+        """Ends a batch that is done, cancelled or too late, once none of its rows is under way."""
+        if active.batch.status == "cancelling":
+            active.stopped = "cancelled"
+        elif active.waiting and time.time() >= active.batch.expires:
+            active.stopped = "expired"
+        if active.flying or (active.waiting and active.stopped is None):
+            return
+        status = active.stopped or "completed"
+        del self._active[active.batch.seq]
+        await asyncio.to_thread(self._store.finish, active.batch, status, lambda id_: _left(id_, status))
+
+    # --- rows
+
+    async def _work(self) -> None:
+        """Begins rows, a batch at a time in turn, until there is something to look at."""
+        while not self._wake.is_set() and not self._house.stopping:
+            now = time.monotonic()
+            ready = [
+                one for one in self._active.values() if one.waiting and one.stopped is None and one.not_before <= now
+            ]
+            if not ready:
+                await self._pause(min(_PULSE_SECONDS, *(one.pause for one in self._active.values() if one.pause), 1.0))
+                return
+            for active in ready:
+                if not await self._room():
+                    return
+                number = active.waiting.popleft()
+                active.flying.add(number)
+                call = asyncio.create_task(self._answer(active, number))
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+
+    async def _room(self) -> bool:
+        """Waits until a row may begin; False where there is something to look at first."""
+        limits = self._house.config.batches
+        looked = time.monotonic()
+        while len(self._calls) >= limits.in_flight or not idle_capacity(self._house):
+            await self._pause(_POLL_SECONDS)
+            if self._wake.is_set() or self._house.stopping:
+                return False
+            if time.monotonic() - looked > _PULSE_SECONDS:
+                return False
+        await asyncio.sleep(0)  # what was begun must be queued before the next look at the queue
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+
+    async def _answer(self, active: _Active, number: int) -> None:
+        """One row, from its body to the output that waits for its commit."""
+        batch = active.batch
+        try:
+            custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
+            reply = await call_inside(self._app, batch.endpoint, body.encode(), batch.caller, BatchOrigin(), self._gone)
+            done = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
+        except Exception as error:  # nothing a row can do; it is tried again, and the log says why
+            log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
+            self._put_back(active, number, _RETRY_SECONDS[1])
+            return
+        if reply.status in _AGAIN:
+            self._put_back(active, number, min(max(_RETRY_SECONDS[0], 2 * active.pause), _RETRY_SECONDS[1]))
+            return
+        active.pause = 0.0
+        await self._done.put(done)
+
+    def _put_back(self, active: _Active, number: int, pause: float) -> None:
+        """The row is to be done later; its batch waits so long before the next."""
+        active.waiting.appendleft(number)
+        active.flying.discard(number)
+        active.pause, active.not_before = pause, time.monotonic() + pause
+        self._wake.set()
+
+    async def _commit(self) -> None:
+        """Commits outputs: one at a time when they come slowly, together when they come faster than the disk."""
+        while True:
+            done = [await self._done.get()]
+            while not self._done.empty():
+                done.append(self._done.get_nowait())
+            while True:
+                try:
+                    await asyncio.to_thread(self._store.record, done)
+                    break
+                except sqlite3.Error as error:
+                    log.error("batches: %d outputs cannot be kept, trying again: %s", len(done), error)
+                    await asyncio.sleep(1.0)
+            for row in done:
+                active = self._active[row.batch]
+                active.flying.discard(row.number)
+                if not active.flying and not active.waiting:
+                    self._wake.set()
+                self._done.task_done()
+
+
+def _line(custom_id: str, reply: InsideReply) -> str:
+    content: Any = json.loads(reply.content) if reply.content else None
+    response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": content}
+    return _dump({"id": _id(), "custom_id": custom_id, "response": response, "error": None})
+
+
+def _left(custom_id: str, status: str) -> str:
+    """The line of a row that was not done."""
+    why = "its time was over" if status == "expired" else "the batch was cancelled"
+    error = {"code": f"batch_{status}", "message": f"this row was not done: {why}"}
+    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
+
+
+def _id() -> str:
+    return f"batch_req_{uuid.uuid4().hex}"
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

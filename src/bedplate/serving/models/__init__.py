@@ -1,0 +1,1 @@
+"""Which bases and skins are served, and which are in memory."""

@@ -1,0 +1,186 @@
+"""The engines of a server: for each base one for every way of holding it that its skins were judged with.
+
+Engines of one base share its module; each has the weights in its own format beside it, and a cache of its own. Where
+the server's file says how a base is to be held, it is held in that way alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.predict.held_as import KERNELS, dtype_of
+from bedplate.inference.predict.opening import Asked, chosen, held_in
+from bedplate.inference.ways.way import QUANTISED, Kernel, Weights
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.precision import dtype_name
+from bedplate.serving.models.residency import apart_now
+from bedplate.serving.settings.config import BaseConfig, ServerConfig
+from bedplate.skins.card import Card
+from bedplate.skins.skin import EvaluatedWith
+
+log = logging.getLogger("bedplate.serving")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to hold a base. dtype: as its module is loaded; weights, kernel: as its engine is opened. needed: skins
+    that were given by hand wait for it."""
+
+    dtype: str
+    weights: Weights
+    kernel: Kernel
+    needed: bool = True
+
+
+_OPEN = Way("auto", "auto", "auto")
+"""As a base is held where nobody says how."""
+
+
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A base in memory, with the ways in which it is to be held, the first being its own name's."""
+
+    config: BaseConfig
+    base: Base
+    ways: tuple[Way, ...]
+
+
+def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Sequence[Card]) -> Resident:
+    """Loads a base, and finds how it is to be held. given: the skins that were named; lying: those of the skins
+    directory. UsageError for one without a tokenizer."""
+    open_weights = config.weights in ("auto", "fastest")
+    asked = config.dtype or (None if open_weights else dtype_of(config.weights))
+    # The only base must be that of all skins; which of several it is, its weights tell.
+    hint = [card.evaluated_with for card in given if card.evaluated_with] if bases == 1 else []
+    if asked is None and hint:
+        first = _dtype(_ordered(hint)[0])
+    else:
+        first = asked or chosen(config.source, _asked(config), config.device).way.dtype
+    base = _load(config, first)
+    if asked is not None or config.weights == "fastest":
+        return Resident(config, base, (_as_asked(config, base, given, lying),))
+    ways: list[Way] = []
+    named = _of(base, given)
+    for judged in _ordered([*named, *_of(base, lying)]):
+        kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
+        way = Way(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
+        if not any((way.dtype, way.weights, way.kernel) == (one.dtype, one.weights, one.kernel) for one in ways):
+            ways.append(way)
+    ways = ways or [_fastest(config, base)]
+    if not _is_of(base, ways[0].dtype):
+        base = _load(config, ways[0].dtype)
+    return Resident(config, base, tuple(ways))
+
+
+def _dtype(judged: EvaluatedWith) -> str:
+    return dtype_of(judged.weights, judged.dtype)
+
+
+def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Way:
+    """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
+    kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
+    if config.weights == "fastest" or not kernels:
+        return _fastest(config, base)
+    # Quantised weights run on one kernel only, which the engine finds.
+    follows = config.kernel == "auto" and config.weights not in QUANTISED and len(kernels) == 1
+    kernel = KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel
+    return Way(dtype_name(base.dtype), config.weights, kernel)
+
+
+def _fastest(config: BaseConfig, base: Base) -> Way:
+    """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
+    dtype = dtype_name(base.dtype)
+    held = held_in(apart_now(lambda: chosen(config.source, _asked(config, dtype), config.device).way))
+    return Way(dtype, held.weights, held.kernel)
+
+
+def _asked(config: BaseConfig, loaded: str | None = None) -> Asked:
+    weights = None if config.weights in ("auto", "fastest") else config.weights
+    return Asked(config.dtype, weights, config.kernel, loaded=None if config.dtype is not None else loaded)
+
+
+def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:
+    """Each once; those in a base's own dtype first: the base's name stands for these."""
+    return sorted(dict.fromkeys(judged), key=lambda one: one.weights in QUANTISED)
+
+
+def opened(
+    config: ServerConfig, loaded: Sequence[Resident], compute: ComputeLock
+) -> Generator[tuple[Resident, Engine]]:
+    """An engine for every way of every base, its name's first; they compute in turns. UsageError where this machine
+    cannot hold a base as it must be; what only the skins directory asks for is then left out, and said."""
+    # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
+    # sets of weights, here or on another engine.
+    slots = config.limits.adapters * (sum(len(one.ways) for one in loaded) + 1)
+    for one in loaded:
+        modules = {dtype_name(one.base.dtype): one.base}
+        held = 0
+        for way in (*one.ways, _OPEN):
+            if way is _OPEN and held:
+                break
+            before = _memory()
+            try:
+                engine = apart_now(
+                    lambda one=one, way=way, modules=modules: _engine(config, one, way, modules, compute, slots)
+                )
+            except UsageError as error:
+                if way is _OPEN or (way.needed and not config.allow_other_weights):
+                    raise
+                log.warning("%s is not held with %s weights: %s", one.base.name, way.weights, error.message)
+                continue
+            held += 1
+            after = _memory()
+            cost = "" if before is None or after is None else f", {max(after - before, 0) / 1e6:.0f} MB more in memory"
+            log.info("%s: %s weights, %s kernel%s", one.base.name, engine.weights, engine.kernel, cost)
+            yield one, engine
+
+
+def _engine(
+    config: ServerConfig, one: Resident, way: Way, modules: dict[str, Base], compute: ComputeLock, slots: int
+) -> Engine:
+    base = one.base if _is_of(one.base, way.dtype) else modules.get(way.dtype)
+    if base is None:
+        base = modules[way.dtype] = _load(one.config, way.dtype)
+    return Engine(
+        base,
+        weights=way.weights,
+        kernel=way.kernel,
+        max_rows=config.limits.max_rows,
+        max_waiting=config.limits.max_waiting,
+        adapters=slots,
+        speculate=one.config.speculate,
+        compute=compute,
+    )
+
+
+def _load(config: BaseConfig, dtype: str) -> Base:
+    base = load_base(config.source, dtype=dtype, device=config.device)
+    if base.tokenizer is None:
+        raise UsageError(f"{config.source} has no tokenizer, and a server needs one; add its tokenizer.json")
+    return base
+
+
+def _is_of(base: Base, dtype: str) -> bool:
+    return dtype in ("auto", dtype_name(base.dtype))
+
+
+def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
+    """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
+    on_it = [card.evaluated_with for card in cards if card.base.has_weights_of(base.identity)]
+    for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
+    return [one for one in (*on_it, *for_others) if one is not None]
+
+
+def _memory() -> int | None:
+    """Bytes of this process that are in memory, or None where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,279 @@
+"""Which model is served under which name, and who is using it.
+
+A skin's name points to a version, which never changes: replacing the name leaves the old version to the calls that
+began with it, and it leaves memory with the last of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.serving.callers.guard import Caller
+from bedplate.serving.models.cascades import ServedCascade
+from bedplate.serving.models.prefixes import Prefixes
+from bedplate.serving.models.residency import Guest, Moved, Pool, State, apart
+from bedplate.serving.models.served import Served
+from bedplate.serving.models.served_skin import ServedSkin
+from bedplate.serving.models.skins_directory import Found
+from bedplate.serving.wire.errors import StatusError
+from bedplate.skins.card import Card, card_of, parts_of
+from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, EvaluatedWith, Skin
+
+
+@dataclass(eq=False)
+class Lease:
+    """A model in use by one call. Whatever replaces the name meanwhile, this call ends on what it began with."""
+
+    served: Served
+    _guest: Guest | None = None
+
+    @property
+    def engine(self) -> Engine:
+        return self.served.engine
+
+    def release(self) -> None:
+        """Once the call is over; a second time does nothing."""
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.release()
+
+
+class Registry:
+    """The models of one server, by name, on its engines; the first engine is the main base's.
+
+    adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
+    prompt beginnings may take. Belongs to the event loop's thread; before there is a loop, to the thread that loads.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        *,
+        adapters: int = 32,
+        prompt_skins: int = 512,
+        prefix_bytes: int = 256 * 1024 * 1024,
+        allow_other_weights: bool = False,
+    ) -> None:
+        self.engines = engines
+        self.created = int(time.time())
+        self.models: dict[str, Served] = {}
+        self.prefixes = Prefixes(prefix_bytes)
+        self.adapters = {engine: Pool(adapters) for engine in engines}
+        self.plain = Pool(prompt_skins)
+        self._allow_other_weights = allow_other_weights
+        self._guests: dict[str, Guest] = {}
+        self._retired: list[Guest] = []
+        self._scanned: dict[str, str] = {}
+        """Name → id of what the last scan registered."""
+        self._removed: set[str] = set()
+        """Ids that were removed by hand: a scan does not bring them back."""
+
+    @property
+    def engine(self) -> Engine:
+        """The main base's."""
+        return self.engines[0]
+
+    # Names
+
+    def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
+        """A skin on its base, not yet served. SkinError where no engine has it, or it was judged with other weights."""
+        mine = source.bases["main"] if isinstance(source, Skin) else source.base
+        if isinstance(mine, EndpointReference):
+            raise SkinError(
+                f"skin {source.name!r} is answered by {mine.name}, and a server answers with bases of its own; call it "
+                "with `bedplate.load` or `bedplate predict`, or send clients to that endpoint"
+            )
+        if source.kind == "cascade":
+            return self._cascade(source, name)
+        judged, embedded = source.evaluated_with, source.embedded_with
+        engine, second = self._engine_of(mine, judged), None
+        here = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
+        if engine is None:
+            raise SkinError(
+                f"skin {source.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…); served here "
+                f"is {here}"
+            )
+        if source.embedder is not None:
+            second = self._engine_of(source.embedder, embedded)
+            if second is None:
+                raise SkinError(
+                    f"skin {source.name!r} chooses its demonstrations with the base {source.embedder.name} (weights "
+                    f"{source.embedder.weights_id[:12]}…); served here is {here}: serve that base too"
+                )
+        allowed = self._allow_other_weights
+        return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
+
+    def _cascade(self, source: Card | Skin, name: str | None) -> ServedCascade:
+        card = card_of(source) if isinstance(source, Skin) else source
+        parts = parts_of(card)
+        if not parts:
+            raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
+        return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
+
+    def _pool(self, served: ServedSkin) -> Pool:
+        """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
+        parts = (served.second, served.first) if isinstance(served, ServedCascade) else (served,)
+        adapted = next((part for part in parts if part.card.kind in ADAPTED), None)
+        return self.plain if adapted is None else self.adapters[adapted.engine]
+
+    def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
+        """The engine of this base that holds it as was `judged`, else its first."""
+        its = [one for one in self.engines if base.has_weights_of(one.base.identity)]
+        wanted = None if judged is None else (judged.weights, judged.kernel)
+        return next((one for one in its if (one.weights, one.kernel) == wanted), its[0] if its else None)
+
+    def label(self, engine: Engine) -> str:
+        """What an engine is called: by its base's name, and where that stands for another engine, by how it holds it
+        as well."""
+        bases = [one for one in self.models.values() if not isinstance(one, ServedSkin)]
+        own = next((one.name for one in bases if one.engine is engine), None)
+        if own is not None:
+            return own
+        named = next((one.name for one in bases if one.engine.base.identity == engine.base.identity), engine.base.name)
+        return f"{named} ({engine.weights}, {engine.kernel})"
+
+    def add(self, served: Served) -> None:
+        """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
+        name = served.name
+        if not name or ":" in name or any(not c.isprintable() for c in name):
+            raise UsageError(f"{name!r} cannot be a model name: it must be printable and without ':'; give another")
+        if name in self.models:
+            raise UsageError(f"two models are called {name!r}; rename one of them")
+        self.models[name] = served
+        if isinstance(served, ServedSkin):
+            self._guests[name] = Guest(self._pool(served), served)
+            self._removed.discard(served.card.id)
+
+    def replace(self, served: ServedSkin) -> ServedSkin | None:
+        """Serve it under its name instead of the skin that has the name, which is returned. UsageError for a base's."""
+        old = self.models.get(served.name)
+        if old is not None and not isinstance(old, ServedSkin):
+            raise UsageError(f"{served.name!r} is a base; a skin cannot take its name")
+        if old is not None:
+            self._retire(served.name)
+        self.add(served)
+        return old
+
+    def remove(self, name: str) -> int:
+        """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
+        guest = self.guest(name)
+        holders = guest.holders
+        served = self.models[name]
+        assert isinstance(served, ServedSkin)
+        self._removed.add(served.card.id)
+        self._retire(name)
+        return holders
+
+    def _retire(self, name: str) -> None:
+        guest = self._guests.pop(name)
+        del self.models[name]
+        self._scanned.pop(name, None)
+        self._retired.append(guest)
+        guest.retire()
+
+    def guest(self, name: str) -> Guest:
+        """A skin's place in memory. UnknownModelError for what is no skin here."""
+        if name not in self._guests:
+            raise UnknownModelError(f"no skin is called {name[:100]!r} here", param="name")
+        return self._guests[name]
+
+    @property
+    def retired(self) -> list[Guest]:
+        """Versions that are served no more, but still in use."""
+        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not State.AWAY]
+        return self._retired
+
+    def take(self, found: Found) -> dict[str, Any]:
+        """Registers what a scan found: new skins are added, changed ones replace their name, and those of an earlier
+        scan that lie there no more are removed. Skins that were given by hand stay as they are."""
+        names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
+        problems = list(found.problems)
+        seen: dict[str, Card] = {}
+        for card in found.cards:
+            if card.name in seen:
+                problems.append(f"{card.directory}: {seen[card.name].directory} has the name {card.name!r} already")
+                continue
+            seen[card.name] = card
+            what, problem = self._take(card)
+            if what is not None:
+                names[what].append(card.name)
+            if problem is not None:
+                problems.append(f"{card.directory}: {problem}")
+        for name in [name for name in self._scanned if name not in seen]:
+            self._retire(name)
+            names["removed"].append(name)
+        return {**names, "registered": len(self._guests), "problems": problems}
+
+    def _take(self, card: Card) -> tuple[str | None, str | None]:
+        """("added" or "replaced", None), or (None, what is wrong with it, if anything is)."""
+        known = self.models.get(card.name)
+        if isinstance(known, ServedSkin) and known.card.id == card.id:
+            return None, None
+        if card.id in self._removed:
+            return None, None
+        if known is not None and card.name not in self._scanned:
+            return None, f"another model is called {card.name!r}"
+        try:
+            served = self.skin(card)
+            replaced = self.replace(served)
+        except BedplateError as error:
+            return None, error.message
+        self._scanned[card.name] = card.id
+        return ("added" if replaced is None else "replaced"), None
+
+    # Use
+
+    def visible(self, caller: Caller) -> list[Served]:
+        """The models that the caller may use."""
+        return [served for name, served in self.models.items() if caller.may_use(name)]
+
+    def find(self, name: str, caller: Caller) -> Served:
+        """UnknownModelError also for a model that the caller may not use: it learns nothing of it."""
+        served = self.models.get(name) if caller.may_use(name) else None
+        if served is None:
+            known = ", ".join(_first(one.name for one in self.visible(caller)))
+            raise UnknownModelError(f"there is no model {name[:100]!r} here; the models are: {known}", param="model")
+        return served
+
+    async def lease(self, name: str, caller: Caller) -> Lease:
+        """The model to use for one call, in memory. Waits for its turn where more are wanted than fit."""
+        while True:
+            served = self.find(name, caller)
+            guest = self._guests.get(name)
+            if guest is None or not isinstance(served, ServedSkin):
+                return Lease(served)
+            try:
+                await guest.hold()
+            except Moved:
+                continue
+            except BedplateError as error:
+                raise _unavailable(name) from error
+            try:
+                if not served.is_warm:
+                    await apart(served.warm)
+            except BaseException:
+                guest.release()
+                raise
+            return Lease(served, guest)
+
+    def describe(self, served: Served) -> dict[str, Any]:
+        """The entry of /v1/models."""
+        head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}
+        return {**head, "bedplate": {"base": served.engine.base.name, **served.describe()}}
+
+
+def _first(names: Iterable[str], most: int = 20) -> list[str]:
+    listed = list(names)
+    return listed if len(listed) <= most else [*listed[:most], f"and {len(listed) - most} more"]
+
+
+def _unavailable(name: str) -> StatusError:
+    """Its files are not what was registered, or do not verify: nothing that the caller could change."""
+    return StatusError(
+        503, f"the skin {name!r} cannot be loaded; the server's log says why", "skin_unavailable", "model"
+    )

@@ -1,0 +1,269 @@
+"""A skin as it is served: one version of one name, in memory only while it is needed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from bedplate.core.errors import RequestError, SkinError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Terms
+from bedplate.inference.predict.lookup import citations
+from bedplate.inference.predict.predictor import Prediction, Predictor
+from bedplate.models.precision import dtype_name
+from bedplate.serving.models.prefixes import Prefixes
+from bedplate.serving.models.served import Answer, Stripped, choices, cut, finite
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
+from bedplate.serving.wire.formats import compiled
+from bedplate.serving.wire.strict_json import parse_json
+from bedplate.serving.wire.tools import refuse_tools
+from bedplate.skins.card import Card, card_of
+from bedplate.skins.files import read_identified
+from bedplate.skins.output import EmbeddingOutput, LabelsOutput
+from bedplate.skins.skin import EndpointReference, Skin
+from bedplate.skins.verify import check_base, check_judged
+
+_serial = itertools.count(1)
+
+
+class ServedSkin:
+    """A skin. Its one input is the last user message or the prompt; several inputs are a JSON object in its place.
+
+    Earlier messages are no input of a skin: how many there were is reported. Sampling settings that a request gives
+    override the skin's own where it generates text, and mean nothing where it chooses a label.
+
+    It is one version of a name: what it was made from is known by its id and never changes. Registered it is its card
+    alone; `load` reads its files and gives its weights to the engine, `unload` takes them away again.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Card | Skin,
+        prefixes: Prefixes,
+        *,
+        embedder: Engine | None = None,
+        name: str | None = None,
+        allow_other_weights: bool = False,
+    ) -> None:
+        """source: a card, whose directory is read when it is loaded, or a skin in memory. embedder: the engine of the
+        skin's second base, if it has one. name: the model name (default: the skin's own). SkinError for a skin of
+        another base than the engine's, or judged with other weights."""
+        self.card = source if isinstance(source, Card) else card_of(source)
+        self.name = self.card.name if name is None else name
+        self.engine, self._embedder = engine, embedder
+        self._in_memory = source if isinstance(source, Skin) else None
+        self._prefixes = prefixes
+        self._allow_other_weights = allow_other_weights
+        card = self.card
+        if isinstance(card.base, EndpointReference):
+            raise SkinError(f"skin {card.name!r} is answered by {card.base.name}, and by no base here")
+        check_base(card.name, card.base, card.format, engine.base)
+        if card.embedder is not None and embedder is not None:
+            check_base(card.name, card.embedder, "plain", embedder.base)
+        self.warnings: list[str] = []
+        for one, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
+            if one is not None:
+                beneath = dtype_name(one.base.dtype)
+                self.warnings += check_judged(card.name, judged, one.weights, one.kernel, allow_other_weights, beneath)
+        # Never used twice, so that no cached state of one version is ever another's.
+        self._key = f"{card.id}.{next(_serial)}"
+        self._loaded: Predictor | None = None
+
+    # In memory or not; these block, and run in a thread
+
+    def check(self) -> None:
+        """Reads and verifies everything, and keeps nothing. SkinError, RequestError, TemplateError."""
+        self._read()
+
+    def _read(self) -> Predictor:
+        skin = self._in_memory
+        if skin is None:
+            assert self.card.directory is not None
+            found, skin = read_identified(self.card.directory)
+            if found != self.card.id:
+                raise SkinError(
+                    f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it "
+                    "again, with replace"
+                )
+        return Predictor(
+            self.engine,
+            skin,
+            embedder=self._embedder,
+            allow_other_weights=self._allow_other_weights,
+            attach=False,
+        )
+
+    def load(self) -> None:
+        """Gives its weights to the engine, and keeps no copy of them."""
+        predictor = self._read()
+        predictor.attach(self._key, pin=False)
+        predictor.forget_weights()
+        self._loaded = predictor
+        self.warm()
+
+    def unload(self) -> None:
+        """Takes its weights away from the engine. Nothing of it may be running."""
+        predictor, self._loaded = self._loaded, None
+        if predictor is None:
+            return
+        self._prefixes.forget(self)
+        if predictor.adapter is not None:
+            # a call that was given up may still be in the engine's step
+            self.engine.unload_adapter(predictor.adapter, wait=True)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the beginning that its prompts share is kept. Asking counts as use."""
+        return self._prefixes.used(self)
+
+    def warm(self) -> None:
+        """Computes the beginning that its prompts share, and keeps it while there is room."""
+        predictor = self._predictor
+        self._prefixes.keep(self, self.engine, predictor.prefix, predictor.adapter)
+
+    @property
+    def _predictor(self) -> Predictor:
+        if self._loaded is None:
+            raise RuntimeError(f"the skin {self.name!r} is not in memory; hold a lease on it")
+        return self._loaded
+
+    # Asking
+
+    @property
+    def report(self) -> Path | None:
+        path = None if self.card.directory is None else self.card.directory / "report.html"
+        return path if path is not None and path.is_file() else None
+
+    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
+        last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
+        if last is None:
+            raise RequestError("there is no user message; a skin's input is the last one", param="messages")
+        return self._requests([last.content], asked, terms)
+
+    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
+        if asked.echo:
+            raise RequestError(f"{self.name!r} is a skin and does not echo its prompt", param="echo")
+        if asked.logprobs is not None:
+            raise RequestError(f"{self.name!r} is a skin; ask the base for logprobs", param="logprobs")
+        texts = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
+        if len(texts) < len(asked.prompt):
+            raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
+        return self._requests(texts, asked, terms)
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+        if self.card.kind != "embed":
+            raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
+        texts = [text for text in inputs if isinstance(text, str)]
+        if len(texts) < len(inputs):
+            raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
+        return [self._predictor.request(self._input(text)) for text in texts]
+
+    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
+        normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
+        return cut(self._predictor.vector(result), dimensions, normalise=normalise)
+
+    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+        if not self.card.labels:
+            raise RequestError(
+                f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
+            )
+        rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
+        return self._predictor.requests(rows, queued=True, terms=terms)
+
+    def refuse_settings(self, asked: ChatRequest | CompletionRequest) -> None:
+        """RequestError for what a skin, or one that answers with a label, cannot do."""
+        if asked.prompt_logprobs is not None:
+            raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
+        if self.card.kind == "embed":
+            raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
+        if isinstance(asked, ChatRequest):
+            refuse_tools(self.name, asked.usable_tools)
+        own = self._predictor.grammar
+        if asked.grammar is not None and (self.card.labels or own is not None):
+            field = asked.grammar[0]
+            raise RequestError(f"{self.name!r} is a skin whose answers have a form already; leave it out", param=field)
+        if self.card.labels:
+            if asked.choices > 1:
+                raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")
+            if asked.alternatives is not None:
+                raise RequestError(
+                    f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
+                    param="logprobs",
+                )
+
+    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> list[Request]:
+        self.refuse_settings(asked)
+        own = self._predictor.grammar
+        if self.card.labels:
+            return self._predictor.requests([self._input(text) for text in texts], queued=True, terms=terms)
+        changes = asked.sampling()
+        cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
+        if cutting is not None:
+            raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
+        grammar = compiled(self.engine, asked.grammar)
+        if "stop" in changes:  # the skin's own belong to its output
+            stops = self._predictor.sampling().stop
+            changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
+        sampling = self._predictor.sampling(**changes)
+        requests: list[Request] = []
+        rows = [self._input(text) for text in texts]
+        for request in self._predictor.requests(rows, sampling, queued=True, terms=terms):
+            requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
+        return requests
+
+    def _input(self, text: str) -> str | Mapping[str, str]:
+        names = self.card.inputs
+        if len(names) == 1:
+            return text
+        try:
+            fields = parse_json(text)
+        except RequestError as error:
+            raise RequestError(
+                f"{self.name!r} takes the inputs {', '.join(names)}: write them as a JSON object ({error.message})",
+                param="input",
+            ) from None
+        if not isinstance(fields, dict):
+            raise RequestError(f"{self.name!r} takes a JSON object of {', '.join(names)}", param="input")
+        return fields
+
+    def read(self, result: Result) -> Prediction:
+        """A result, parsed."""
+        try:
+            return self._predictor.read(result)
+        except RequestError as error:  # what the model gave cannot be read: no fault of the request
+            raise RuntimeError(error.message) from error
+
+    def answer(self, result: Result) -> Answer:
+        prediction = self.read(result)
+        given = citations(result, texts=True)
+        more: dict[str, Any] = {"passages": list(given)} if given else {}
+        if isinstance(result, Generation):
+            # As it was streamed: `output` may be another writing of it.
+            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, more or None)
+        scores = {label: finite(score) for label, score in prediction.scores.items()}
+        chosen: dict[str, Any] = {"label": prediction.output}
+        if isinstance(self.card.output, LabelsOutput):
+            chosen = {"labels": json.loads(prediction.output)}
+        return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **more})
+
+    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+        ignored = len(asked.messages) - 1 if isinstance(asked, ChatRequest) else 0
+        return {"ignored_messages": ignored} if ignored else {}
+
+    def pieces(self) -> Callable[[str], str]:
+        return Stripped().push
+
+    def describe(self) -> dict[str, Any]:
+        card, output = self.card, self.card.output
+        more: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
+        if isinstance(output, EmbeddingOutput):
+            more["dimensions"] = output.dimensions or self.engine.base.spec.hidden_size
+        if self.warnings:
+            more["warnings"] = self.warnings
+        report = {"report": self.report is not None}
+        return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **more, **report}

@@ -1,0 +1,1 @@
+"""Routes between versions, and shadows of them."""

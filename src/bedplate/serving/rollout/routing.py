@@ -1,0 +1,233 @@
+"""Routes: which version answers a call to a public name, what each version did, and how its shadow compares."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Request
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from bedplate.core.errors import UnknownModelError, UsageError
+from bedplate.serving.call.call import Call, Finished, json_response, respond
+from bedplate.serving.call.self_calls import Unseen
+from bedplate.serving.callers.guard import Caller
+from bedplate.serving.models.registry import Lease
+from bedplate.serving.rollout.comparison import Pair, answer_digest, compare, rate
+from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
+from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
+from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.wire.scope import REPLY_HEADERS
+
+if TYPE_CHECKING:
+    from bedplate.serving.call.state import House
+
+log = logging.getLogger("bedplate.serving")
+router = APIRouter(prefix="/admin/routes")
+
+VERSION_HEADER = "x-bedplate-version"
+MOST_KEPT = 10_000
+"""Calls, and pairs, that a route remembers: in memory, the last ones."""
+_MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/messages"))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One answered call: whose version, and the digest of its first answer."""
+
+    id: str
+    version: str
+    answer: str
+
+
+@dataclass
+class _Route:
+    config: RouteConfig
+    calls: Counter[str] = field(default_factory=Counter[str])
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
+    seen: deque[_Seen] = field(default_factory=lambda: deque[_Seen](maxlen=MOST_KEPT))
+    pairs: deque[Pair] = field(default_factory=lambda: deque[Pair](maxlen=MOST_KEPT))
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
+
+
+class Router(Collector):
+    """Between a call's model name and the registry: an observer of calls, and a service that sends the copies."""
+
+    def __init__(self, house: House, routes: Mapping[str, RouteConfig]) -> None:
+        for name in routes:
+            if not name or ":" in name or not name.isprintable():
+                raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
+        self._house = house
+        self._routes = {name: _Route(config) for name, config in routes.items()}
+        self._shadows = Shadows(house)
+
+    # --- on the way in
+
+    async def lease(self, name: str, call: Call) -> Lease:
+        """The model for a call to this name; by a route, its version. UnknownModelError, or StatusError 503 where a
+        route leads to a version that is not served."""
+        registry, route = self._house.registry, self._routes.get(name)
+        if route is None or not call.caller.may_use(name) or isinstance(call.origin, Unseen):
+            return await registry.lease(name, call.caller)
+        version = self.version(name, call.caller, call.sent, call.id)
+        try:
+            lease = await registry.lease(version, replace(call.caller, models=frozenset((version,))))
+        except UnknownModelError:
+            log.warning("the route %s leads to %s, which is not served", name, version)
+            message = f"a version of {name!r} is not served at the moment"
+            raise StatusError(503, message, "version_unavailable", "model") from None
+        call.routed = Routed(name, version, call.request.url.path, call.sent)
+        call.request.scope[REPLY_HEADERS][VERSION_HEADER] = version
+        return lease
+
+    def version(self, name: str, caller: Caller, sent: Mapping[str, Any], id_: str) -> str:
+        """Which version of a route's name a call gets."""
+        config = self._routes[name].config
+        user = sent.get("user") or sent.get("safety_identifier")
+        if config.sticky == "tenant":
+            keys = ("tenant", caller.tenant)
+        elif config.sticky == "user" and isinstance(user, str):
+            keys = ("user", caller.tenant, user)
+        else:
+            keys = ("request", id_)
+        return pick(config.versions, unit_of(name, *keys))
+
+    def listed(self, caller: Caller) -> list[dict[str, Any]]:
+        """The entries of /v1/models for the routes that the caller may use."""
+        created = self._house.registry.created
+        return [
+            {"id": name, "object": "model", "created": created, "owned_by": "bedplate", "bedplate": {"kind": "route"}}
+            for name in self._routes
+            if caller.may_use(name) and name not in self._house.registry.models
+        ]
+
+    # --- on the way out
+
+    def finished(self, call: Finished) -> None:
+        """An observer's part."""
+        if isinstance(call.origin, ShadowCall):
+            call.origin.answered = answered(call)
+            return
+        routed = call.routed
+        if routed is None:
+            return
+        route = self._routes[routed.route]
+        route.calls[routed.version] += 1
+        route.seconds[routed.version] += call.seconds
+        if not call.answers:
+            return
+        route.seen.append(_Seen(call.id, routed.version, answer_digest(call.answers[0].text)))
+        config = route.config
+        mirrored = config.shadow is not None and call.origin is None and routed.path in _MIRRORED
+        if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
+            return
+
+        def tell(pair: Pair | None, why: str) -> None:
+            if pair is not None:
+                route.pairs.append(pair)
+                why = "agreed" if pair.agrees else "differed"
+            route.outcomes[why] += 1
+
+        ours, body = answered(call), dict(routed.body)
+        self._shadows.add(Copy(call.id, routed.path, body, call.caller, config.shadow, routed.version, ours, tell))
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+        """Sends copies while the server runs."""
+        for name, route in self._routes.items():
+            wanted = (*route.config.versions, *([route.config.shadow] if route.config.shadow else []))
+            for model in wanted:
+                if model not in self._house.registry.models:
+                    log.warning("the route %s names %s, which is not served yet", name, model)
+        sending = asyncio.create_task(self._shadows.run(app))
+        try:
+            yield
+        finally:
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+
+    # --- what came of it
+
+    def names(self) -> list[str]:
+        return list(self._routes)
+
+    def report(self, name: str) -> dict[str, Any]:
+        """Everything that is known of a route. It takes a while where there are many pairs. StatusError 404."""
+        route = self._routes.get(name)
+        if route is None:
+            raise StatusError(404, f"there is no route {name[:80]!r}", "route_not_found", "name")
+        config, targets = route.config, self._targets()
+        whole = sum(config.versions.values())
+        shadow = None
+        if config.shadow is not None:
+            outcomes = {why: count for why, count in route.outcomes.items() if why not in ("agreed", "differed")}
+            compared = compare(list(route.pairs), targets)
+            shadow = {"model": config.shadow, "share": config.shadow_share, "not_compared": outcomes, **compared}
+        return {
+            "name": name,
+            "object": "route",
+            "sticky": config.sticky,
+            "versions": [
+                {
+                    "model": version,
+                    "weight": weight / whole,
+                    "calls": route.calls[version],
+                    "seconds": route.seconds[version] / route.calls[version] if route.calls[version] else None,
+                    "correctness": _judged([one for one in list(route.seen) if one.version == version], targets),
+                }
+                for version, weight in config.versions.items()
+            ],
+            "shadow": shadow,
+        }
+
+    def _targets(self) -> dict[str, str | None]:
+        """Call id → digest of the right answer, None where the given one was called good."""
+        given = dict(self._house.feedback.targets)
+        return {id_: None if text is None else answer_digest(text) for id_, text in given.items()}
+
+    def collect(self) -> Iterable[Metric]:
+        """For /metrics."""
+        calls = CounterMetricFamily("bedplate:route_calls", "Answered calls by route.", labels=("route", "version"))
+        copies = CounterMetricFamily("bedplate:shadow_calls", "Copies, by outcome.", labels=("route", "outcome"))
+        for name, route in self._routes.items():
+            for version, count in route.calls.items():
+                calls.add_metric((name, version), count)
+            for outcome, count in route.outcomes.items():
+                copies.add_metric((name, outcome), count)
+        return (calls, copies)
+
+
+def _judged(seen: list[_Seen], targets: Mapping[str, str | None]) -> dict[str, Any] | None:
+    """How often users found a version's answers right, where they said."""
+    judged = [one for one in seen if one.id in targets]
+    return rate(sum(targets[one.id] in (None, one.answer) for one in judged), len(judged))
+
+
+@router.get("")
+async def list_routes(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        call.caller.need_admin()
+        names = call.house.router.names()
+        return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
+
+    return await respond(request, "admin", work)
+
+
+@router.get("/{name:path}")
+async def get_route(request: Request) -> Response:
+    async def work(call: Call) -> Response:
+        call.caller.need_admin()
+        name = request.path_params["name"]
+        return json_response(await asyncio.to_thread(call.house.router.report, name))
+
+    return await respond(request, "admin", work)

@@ -1,0 +1,132 @@
+"""Copies of clients' calls to another model: one at a time, when nobody waits, given up as soon as somebody does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp
+
+from bedplate.serving.call.call import Finished
+from bedplate.serving.call.idle import idle_capacity
+from bedplate.serving.call.self_calls import Unseen, call_inside
+from bedplate.serving.callers.guard import Caller
+from bedplate.serving.rollout.comparison import Answered, Pair, answer_digest
+
+if TYPE_CHECKING:
+    from bedplate.serving.call.state import House
+
+log = logging.getLogger("bedplate.serving")
+
+MOST_WAITING = 32
+"""Copies that wait to be sent; more are dropped."""
+WAIT_SECONDS = 5.0
+"""A copy that has waited longer for an idle engine is dropped."""
+CALL_SECONDS = 60.0
+_POLL_SECONDS = 0.005
+
+
+class ShadowCall(Unseen):
+    """The origin of a copy; it is told what came of it."""
+
+    def __init__(self) -> None:
+        self.answered: Answered | None = None
+
+    def __str__(self) -> str:
+        return "shadow"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What is to be sent: the request as it came, for another model; and what became of the original."""
+
+    id: str
+    path: str
+    body: dict[str, Any]
+    caller: Caller
+    model: str
+    version: str
+    ours: Answered
+    tell: Callable[[Pair | None, str], None]
+    """Gets the pair, or None and why there is none."""
+
+
+def answered(call: Finished) -> Answered:
+    """What is remembered of an answered call."""
+    digests = tuple(answer_digest(answer.text) for answer in call.answers)
+    return Answered(digests, call.seconds, sum(one.timing.compute for one in call.results))
+
+
+class Shadows:
+    """The queue of copies, and who sends them."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._waiting: deque[tuple[float, Copy]] = deque()
+        self._wake = asyncio.Event()
+        self._gone = asyncio.Event()
+
+    def add(self, copy: Copy) -> None:
+        """Queues a copy, or drops it where too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            copy.tell(None, "queue_full")
+            return
+        self._waiting.append((time.monotonic(), copy))
+        self._wake.set()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Sends copies, one after the other, until it is cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    since, copy = self._waiting.popleft()
+                    try:
+                        await self._send(app, since, copy)
+                    except Exception as error:
+                        log.exception("a shadow call failed: %s", error)
+                        copy.tell(None, "failed")
+        finally:
+            self._gone.set()
+
+    async def _send(self, app: ASGIApp, since: float, copy: Copy) -> None:
+        while not idle_capacity(self._house):
+            if time.monotonic() - since > WAIT_SECONDS:
+                copy.tell(None, "busy")
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        origin = ShadowCall()
+        kept = {name: value for name, value in copy.body.items() if name not in ("stream", "stream_options")}
+        content = json.dumps({**kept, "model": copy.model}).encode()
+        # Nobody pays for a copy, and it may use the shadow whatever its caller may.
+        caller = replace(copy.caller, key="", admin=False, models=frozenset((copy.model,)))
+        self._gone = asyncio.Event()
+        watching = asyncio.create_task(self._watch(len(copy.ours.answers)))
+        try:
+            reply = await call_inside(app, copy.path, content, caller, origin, self._gone)
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        if reply.status == 200 and origin.answered is not None:
+            pair = Pair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
+            copy.tell(pair, "compared")
+        else:
+            copy.tell(None, "preempted" if self._gone.is_set() else "failed")
+
+    async def _watch(self, own: int) -> None:
+        """Gives the copy up when clients wait (more than its `own` requests do), or when it takes too long."""
+        ends = time.monotonic() + CALL_SECONDS
+        while time.monotonic() < ends:
+            if any(engine.waiting > own for engine in self._house.registry.engines):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        self._gone.set()

@@ -1,0 +1,171 @@
+"""The outermost layer: every request gets an id, limits on its head, headers on its reply, an answer to whatever nobody
+caught, and is told to the log and to whoever counts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bedplate.serving.settings.logs import FIELDS
+from bedplate.serving.wire.errors import (
+    ClientGone,
+    StatusError,
+    StoppingError,
+    error_object,
+    error_response,
+    log_failure,
+)
+from bedplate.serving.wire.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
+
+if TYPE_CHECKING:
+    from bedplate.serving.call.state import House
+
+log = logging.getLogger("bedplate.access")
+
+# What proxies log for a request whose client went away.
+CLIENT_GONE = 499
+REQUEST_ID = "x-request-id"
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+# A page of this server runs its own scripts only, is framed by nobody, and tells nobody where its reader came from.
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request that is over. path: as it was sent, percent-encoded. route: the template that took it, "" none.
+    status: 499 for a client that left. began: seconds since 1970. facts: what the route said of it."""
+
+    id: str
+    client: str
+    method: str
+    path: str
+    route: str
+    status: int
+    began: float
+    seconds: float
+    traceparent: str | None
+    facts: Mapping[str, Any]
+
+
+Watcher = Callable[[Exchange], None]
+"""Hears of every request. It is called in the event loop, so it must be quick, and not raise."""
+
+
+class AccessLog:
+    """ASGI middleware."""
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self._app, self._house = app, house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, start, status = time.time(), time.perf_counter(), 0
+        given = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        asked_id = given.get(REQUEST_ID.encode(), "")
+        request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        facts: dict[str, Any] = {}
+        headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
+        scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                reply = MutableHeaders(scope=message)
+                reply.update(headers)
+                if reply.get("content-type", "").startswith("text/html"):
+                    for name, value in _PAGE_HEADERS.items():
+                        reply.setdefault(name, value)
+            await send(message)
+
+        try:
+            self._check_head(scope)
+            await self._app(scope, receive, counted)
+        except ClientGone:
+            status = CLIENT_GONE
+        except asyncio.CancelledError:
+            note_error(scope, StoppingError.code)
+            if not status:
+                await error_response(StoppingError("the server is shutting down"))(scope, receive, counted)
+            # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
+        except Exception as error:
+            log_failure(error)
+            note_error(scope, error_object(error)[1]["error"]["code"])
+            if status:
+                raise
+            await error_response(error)(scope, receive, counted)
+        finally:
+            exchange = Exchange(
+                id=request_id,
+                client=(scope.get("client") or ("-",))[0],
+                method=scope["method"],
+                # As it was sent, percent-encoded: a decoded path could forge lines.
+                path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
+                route=_route_of(scope),
+                status=status,
+                began=began,
+                seconds=time.perf_counter() - start,
+                traceparent=given.get(b"traceparent"),
+                facts=facts,
+            )
+            for watch in (write_line, *self._house.watchers):
+                watch(exchange)
+
+    def _check_head(self, scope: Scope) -> None:
+        limits = self._house.config.limits
+        if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > limits.url_bytes:
+            raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
+            raise StatusError(431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large")
+
+
+def _route_of(scope: Scope) -> str:
+    """The path template of the route that took the request."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else ""
+
+
+def write_line(exchange: Exchange) -> None:
+    """The access log: one line, as text; its fields go along for formats that have them."""
+    facts = {name: value for name, value in exchange.facts.items() if value not in ("", None)}
+    said = "".join(
+        f" {name}={json.dumps(value) if isinstance(value, dict | list) else value}" for name, value in facts.items()
+    )
+    fields = {
+        "request_id": exchange.id,
+        "client": exchange.client,
+        "method": exchange.method,
+        "path": exchange.path,
+        "route": exchange.route,
+        "status": exchange.status,
+        "ms": round(1000 * exchange.seconds, 1),
+        **facts,
+    }
+    log.info(
+        "%s %s %s %s %.1fms%s id=%s",
+        exchange.client,
+        exchange.method,
+        exchange.path,
+        exchange.status,
+        1000 * exchange.seconds,
+        said,
+        exchange.id,
+        extra={FIELDS: fields},
+    )

@@ -1,0 +1,156 @@
+"""The server: a base and skins loaded, the application made, and run until it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from bedplate.core.errors import UsageError
+from bedplate.serving.api import (
+    admin,
+    anthropic,
+    batches,
+    classify,
+    embeddings,
+    feedback,
+    files,
+    openai,
+    pages,
+    rerank,
+    responses,
+    tokens,
+)
+from bedplate.serving.call.state import House
+from bedplate.serving.callers.guard import check_open
+from bedplate.serving.rollout import routing
+from bedplate.serving.server import health, metrics, openapi
+from bedplate.serving.server.access import AccessLog
+from bedplate.serving.server.lifecycle import Server
+from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.metrics import Metrics
+from bedplate.serving.server.origins import EXPOSED, Origins
+from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.settings.config import ServerConfig
+from bedplate.serving.wire.errors import add_error_handlers
+from bedplate.skins.skin import Skin
+
+ROUTERS: tuple[APIRouter, ...] = (
+    openai.router,
+    responses.router,
+    anthropic.router,
+    embeddings.router,
+    classify.router,
+    rerank.router,
+    tokens.router,
+    files.router,
+    batches.router,
+    feedback.router,
+    routing.router,
+    health.router,
+    metrics.router,
+    openapi.router,
+    pages.router,
+    admin.router,
+)
+
+
+def create_app(house: House) -> FastAPI:
+    """The ASGI application over a loaded house."""
+    # FastAPI's own schema would not know the bodies, which routes read themselves: `serving.openapi` does.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
+    app.state.house, app.state.routers = house, ROUTERS
+    for router in ROUTERS:
+        app.include_router(router)
+    found = Metrics(house)
+    app.state.metrics = found
+    found.registry.register(house.router)
+    house.observers.append(found)
+    house.watchers.append(found.watch)
+    if house.config.telemetry is not None:
+        telemetry = Telemetry(house.config.telemetry)
+        house.watchers.append(telemetry.watch)
+        house.services.append(telemetry)
+    if house.config.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(house.config.cors),
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
+    app.add_middleware(Origins, house=house)
+    app.add_middleware(AccessLog, house=house)
+    add_error_handlers(app)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _services(app: FastAPI) -> AsyncGenerator[None]:
+    house: House = app.state.house
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(house.state.release)
+        for service in house.services:
+            await stack.enter_async_context(service.running(app))
+        yield
+
+
+def serve(
+    base: str | Path | ServerConfig,
+    skins: Sequence[str | Path | Skin] = (),
+    *,
+    on_ready: Callable[[str, House], None] | None = None,
+    **settings: Any,
+) -> bool:
+    """Serves until SIGTERM (then returns) or SIGINT (then raises KeyboardInterrupt).
+
+    Loopback unless told otherwise; port 0 takes a free one. While it loads, /ready answers 503. Requests that run when
+    it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where a thread is
+    left that cannot be ended: it still loads, or hangs in a step. on_ready is called with the URL and what is served
+    once connections are taken. `settings`: those of `server_config`, for one base (host, port, grace_seconds, name,
+    dtype, device, max_rows, …).
+    """
+    config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
+    with _listening(config.host, config.port) as listener:
+        check_open(config)
+
+        def make(house: House) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
+            app = create_app(house)
+            return app, _services(app)
+
+        def ready(house: House) -> None:
+            if on_ready is not None:
+                on_ready(_url(listener), house)
+
+        server = Server(lambda: loaded_house(config, skins), make, ready, config.grace_seconds)
+        return server.serve_until_stopped(listener)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket]:
+    """The bound socket, before a model is loaded for nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"there is no address {host!r} port {port} to serve on: {error}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise UsageError(f"cannot serve on {host} port {port}: {error.strerror}; choose another port") from error
+        listener.set_inheritable(True)
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -1,0 +1,246 @@
+"""A server's life: it answers while it loads, says when it is ready, drains when it is told to stop, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from bedplate.serving.call.call import json_response
+from bedplate.serving.call.state import House
+from bedplate.serving.wire.errors import StoppingError, error_response
+
+log = logging.getLogger("bedplate.serving")
+
+HEAD_SECONDS = 20.0
+"""How long a client may take to send a request's head."""
+CLOSE_SECONDS = 5.0
+"""How long engines may take to end at the end. A step that hangs would keep the process for ever."""
+# Larger heads are refused by the parser, without the error object; smaller ones by the access layer, with it.
+_HEAD_BYTES = 256 * 1024
+
+
+class LoadingError(StoppingError):
+    """The server is loading its models; like one that stops, it takes no call now."""
+
+    code = "loading"
+
+
+class Front:
+    """The ASGI application before there is a house: alive, and not ready."""
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        elif scope["path"] in {"/health", "/ready"}:
+            status = 200 if scope["path"] == "/health" else 503
+            await json_response({"status": "loading"}, status)(scope, receive, send)
+        else:
+            await error_response(LoadingError("the server is loading its models; try again soon"))(scope, receive, send)
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, for clients that never finish a request's head as well."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waits = self.conn.their_state is h11.IDLE
+        if waits and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not waits:
+            self._stop_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Server(uvicorn.Server):
+    """Loads beside the loop, then serves what was loaded.
+
+    load: the house, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
+    call in, and ends the server when the running ones have ended or `grace` seconds are over; the second ends it at
+    once.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], AbstractContextManager[House]],
+        make: Callable[[House], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
+        on_ready: Callable[[House], object],
+        grace: float,
+    ) -> None:
+        self._front = Front()
+        config = uvicorn.Config(
+            self._front,
+            http=Protocol,
+            interface="asgi3",
+            h11_max_incomplete_event_size=_HEAD_BYTES,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+        )
+        super().__init__(config)
+        self._make, self._on_ready, self._grace = make, on_ready, grace
+        self._loader = _Loader(load)
+        self._house: House | None = None
+        self._stack = contextlib.AsyncExitStack()
+        self._opening: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+        self._stop_at: float | None = None
+
+    def serve_until_stopped(self, listener: socket.socket) -> bool:
+        """Runs in this thread. False where a thread is left: it was stopped before all was loaded, and what is loaded
+        is dropped once it is there; or an engine's step hangs. Raises what loading raised."""
+        try:
+            with _returning_on_sigterm():
+                self.run(sockets=[listener])
+        finally:
+            loaded = self._loader.close()
+        if self._failure is not None:
+            raise self._failure
+        return loaded
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._opening = asyncio.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            self._house = house = await self._loader.load()
+            app, beside = self._make(house)
+            await self._stack.enter_async_context(beside)
+            house.stopping = self._stop_at is not None
+            self._front.app = app
+            self._on_ready(house)
+        except Exception as error:
+            self._failure = error
+            self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again = self._stop_at is not None
+        super().handle_exit(sig, frame)
+        if again or self._house is None:
+            self.force_exit = again
+            return
+        self._stop_at = time.monotonic() + self._grace
+        self._house.stopping = True
+        self.should_exit = False  # not before the running calls have ended: until then the probes are told
+
+    async def on_tick(self, counter: int) -> bool:
+        if await super().on_tick(counter):
+            return True
+        return self._stop_at is not None and (not self.server_state.tasks or time.monotonic() >= self._stop_at)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._opening
+        # What runs now has had its grace, or a second signal came: it is told, and connections close.
+        for task in self.server_state.tasks:
+            task.cancel()
+        self.config.timeout_graceful_shutdown = 1
+        await super().shutdown(sockets)
+        await self._stack.aclose()
+
+
+class _Loader:
+    """A context entered in a thread of its own, which nobody need wait for."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[House]]) -> None:
+        self._make = make
+        self._context: AbstractContextManager[House] | None = None
+        self._lock = threading.Lock()
+        self._dropped = False
+
+    async def load(self) -> House:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[House] = loop.create_future()
+
+        def tell(set_: Callable[[Any], None], value: Any) -> None:
+            if not found.done():
+                set_(value)
+
+        def run() -> None:
+            context = self._make()
+            try:
+                house = context.__enter__()
+            except BaseException as error:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                    loop.call_soon_threadsafe(tell, found.set_exception, error)
+                return
+            with self._lock:
+                self._context = context
+                dropped = self._dropped
+            if dropped:
+                context.__exit__(None, None, None)
+                return
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(tell, found.set_result, house)
+
+        threading.Thread(target=run, name="bedplate-loading", daemon=True).start()
+        return await found
+
+    def close(self) -> bool:
+        """Leaves the context; False where it was not entered yet, or cannot be left because a step hangs."""
+        with self._lock:
+            self._dropped = True
+            context = self._context
+        if context is None:
+            return False
+        left = threading.Event()
+
+        def leave() -> None:
+            try:
+                context.__exit__(None, None, None)
+            finally:
+                left.set()
+
+        threading.Thread(target=leave, name="bedplate-closing", daemon=True).start()
+        if not left.wait(CLOSE_SECONDS):
+            log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _returning_on_sigterm() -> Generator[None]:
+    """uvicorn raises the signals it took again when it is done; of SIGTERM nothing more is wanted then."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: None)
+    except ValueError:  # not the main thread: signals are not this server's to take
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

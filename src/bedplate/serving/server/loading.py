@@ -1,0 +1,113 @@
+"""Bases and skins loaded as a server's file says, and closed at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.models.decoder import Decoder
+from bedplate.serving.call.state import House
+from bedplate.serving.callers.guard import guard_for
+from bedplate.serving.models.engines import opened, resident
+from bedplate.serving.models.registry import Registry
+from bedplate.serving.models.residency import apart_now
+from bedplate.serving.models.served import Served, ServedBase, ServedEmbedder
+from bedplate.serving.models.skins_directory import Found, Shelf
+from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
+from bedplate.skins.card import Card, card_of, parts_of, read_card
+from bedplate.skins.skin import Skin
+
+log = logging.getLogger("bedplate.serving")
+
+
+def server_config(
+    base: str | Path,
+    *more: str | Path,
+    name: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    weights: str = "auto",
+    kernel: str = "auto",
+    max_rows: int | None = None,
+    max_waiting: int | None = None,
+    body_limit: int | None = None,
+    adapters: int | None = None,
+    **settings: Any,
+) -> ServerConfig:
+    """The configuration of one base (and `more`) with a few settings; `settings` are other fields of ServerConfig.
+
+    UsageError for a value that cannot be.
+    """
+    limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
+    given = {field: value for field, value in limits.items() if value is not None}
+    held = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    try:
+        main = BaseConfig.model_validate({"source": str(base), "name": name, **held})
+        others = tuple(BaseConfig.model_validate({"source": str(one), "device": device}) for one in more)
+        return ServerConfig(bases=(main, *others), limits=LimitsConfig(**given), **settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
+
+
+@contextlib.contextmanager
+def loaded_house(
+    base: str | Path | ServerConfig, skins: Sequence[str | Path | Skin] = (), **settings: Any
+) -> Generator[House]:
+    """Bases and skins, loaded; the engines are closed at the end.
+
+    base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
+    configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
+    every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
+    here, UsageError for names that collide.
+    """
+    config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
+    given: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
+    given += [(skin, None) for skin in skins]
+    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
+    found = Found((), ()) if config.skins_directory is None else Shelf(config.skins_directory).scan()
+    cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
+    lying = _whole(found.cards)
+    loaded = [apart_now(lambda one=one: resident(one, len(config.bases), cards, lying)) for one in config.bases]
+    with contextlib.ExitStack() as stack:
+        guard = guard_for(config)
+        stack.callback(guard.close)
+        held = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+        limits = config.limits
+        registry = Registry(
+            [engine for _, engine in held],
+            adapters=limits.adapters,
+            prompt_skins=limits.prompt_skins,
+            prefix_bytes=limits.prefix_bytes,
+            allow_other_weights=config.allow_other_weights,
+        )
+        for one in loaded:
+            engine = next(engine for base, engine in held if base is one)  # of several the first has the base's name
+            registry.add(_served(engine, one.config.name or engine.base.name))
+        for source, name in sources:
+            served = registry.skin(source, name)
+            apart_now(served.check)
+            for warning in served.warnings:
+                log.warning("%s", warning)
+            registry.add(served)
+        for problem in registry.take(found)["problems"]:
+            log.warning("not registered: %s", problem)
+        yield House(config, registry, guard)
+
+
+def _whole(cards: Sequence[Card]) -> list[Card]:
+    """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
+    return [one for card in cards for one in (parts_of(card) or [card])]
+
+
+def _served(engine: Engine, name: str) -> Served:
+    return ServedBase(engine, name) if isinstance(engine.base.model, Decoder) else ServedEmbedder(engine, name)

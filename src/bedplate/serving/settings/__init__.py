@@ -1,0 +1,1 @@
+"""The server's file, and what its sections mean."""

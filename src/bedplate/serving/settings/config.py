@@ -1,0 +1,141 @@
+"""The server's file: what is served, where, under which limits. `bedplate serve --config FILE` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bedplate.core.config import Strict
+from bedplate.core.files import bedplate_home
+from bedplate.serving.durable.responses_store import ResponsesConfig
+from bedplate.serving.settings.consent import FeedbackConfig
+from bedplate.serving.settings.route_config import RouteConfig
+
+BODY_LIMIT = 2 * 1024 * 1024
+MAX_WAITING = 256
+
+
+class BaseConfig(Strict):
+    """One resident base.
+
+    name: its model name (default: its own). dtype: by default what the skins were judged with, or "auto". weights: the
+    form in which its products read its weights, `kernel` what computes them; "auto" is what the skins were judged with,
+    and without skins what was measured fastest on this machine of all that keep what the checkpoint stores (a GGUF's
+    own 4-bit blocks among them). "fastest" weights: that, whatever the skins were judged with. speculate: guess tokens
+    by prompt look-up; what is said does not depend on it. By default where the kernel makes it cheap.
+    """
+
+    source: str
+    name: str | None = None
+    dtype: str | None = None
+    device: str = "auto"
+    weights: Literal["auto", "fastest", "float32", "bfloat16", "int8", "int4"] = "auto"
+    kernel: Literal["auto", "torch", "native"] = "auto"
+    speculate: bool | None = None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> BaseConfig:
+        if self.weights == "fastest" and self.kernel != "auto":
+            raise ValueError("weights: fastest measures the kernels as well; leave kernel out, or name the weights")
+        return self
+
+
+class SkinConfig(Strict):
+    """One skin: its directory, and the model name it is served under (default: the skin's own)."""
+
+    source: Path
+    name: str | None = None
+
+
+class LimitsConfig(Strict):
+    """What one server takes on. Bytes, counts and seconds.
+
+    adapters: skins with weights that one base holds at once, and prompt_skins: those without; more may be registered,
+    and come and go as they are asked for. prefix_bytes: what the skins' computed prompt beginnings may take.
+    """
+
+    body_bytes: Annotated[int, Field(ge=1024)] = BODY_LIMIT
+    max_rows: Annotated[int, Field(ge=1)] = 16
+    max_waiting: Annotated[int, Field(ge=1)] = MAX_WAITING
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    adapters: Annotated[int, Field(ge=1)] = 32
+    prompt_skins: Annotated[int, Field(ge=1)] = 512
+    prefix_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
+    url_bytes: Annotated[int, Field(ge=256)] = 8 * 1024
+    header_bytes: Annotated[int, Field(ge=1024, le=128 * 1024)] = 32 * 1024
+
+
+class BatchesConfig(Strict):
+    """What files and batches may take: bytes of one file and of all files of a tenant, rows of one batch, and calls
+    that batches have under way at once."""
+
+    file_bytes: Annotated[int, Field(ge=1)] = 100 * 1024 * 1024
+    tenant_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
+    rows: Annotated[int, Field(ge=1)] = 50_000
+    in_flight: Annotated[int, Field(ge=1)] = 4
+
+
+class PriceConfig(Strict):
+    """What an hour of this machine costs, and when that was true."""
+
+    usd_per_hour: Annotated[float, Field(gt=0)]
+    as_of: str
+
+
+class LogsConfig(Strict):
+    """How the access log is written. prompts: also what was asked, which is somebody's data."""
+
+    format: Literal["text", "json"] = "text"
+    prompts: bool = False
+
+
+class TelemetryConfig(Strict):
+    """Where OpenTelemetry spans go, over HTTP: the collector's address, as in http://127.0.0.1:4318/v1/traces."""
+
+    endpoint: str
+    service_name: str = "bedplate"
+
+
+class MetricsConfig(Strict):
+    """public: /metrics needs no admin key on a server with keys."""
+
+    public: bool = False
+
+
+class ServerConfig(Strict):
+    """The whole file. The first base is the main one: skins of no other base are looked for on it.
+
+    skins_directory: every skin below it is registered, and read when it is first asked for; /admin/skins takes skins
+    from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where
+    batches, feedback and what keys spent are kept (default: serve/ in BEDPLATE_HOME). stall_seconds: how long one step
+    of an engine may take before /health says so. cors: the origins whose pages may ask, as in https://app.example.
+    """
+
+    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
+    skins: tuple[SkinConfig, ...] = ()
+    skins_directory: Path | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+    allow_other_weights: bool = False
+    limits: LimitsConfig = LimitsConfig()
+    batches: BatchesConfig = BatchesConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    routes: dict[str, RouteConfig] = Field(default_factory=dict[str, RouteConfig])
+    price: PriceConfig | None = None
+    responses: ResponsesConfig = ResponsesConfig()
+    keys: Path | None = None
+    open: bool = False
+    state: Path | None = None
+    stall_seconds: Annotated[float, Field(gt=0)] = 60.0
+    cors: tuple[str, ...] = ()
+    logs: LogsConfig = LogsConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    telemetry: TelemetryConfig | None = None
+
+
+def state_directory(given: Path | None) -> Path:
+    """Where a server keeps what must outlive it: the directory of its file, or the default one of this machine's."""
+    return (given or bedplate_home() / "serve").expanduser().absolute()

@@ -1,0 +1,1 @@
+"""What requests may say: fields, formats, errors. No state."""

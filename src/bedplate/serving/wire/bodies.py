@@ -1,0 +1,48 @@
+"""Request bodies: read within a size and a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+
+from bedplate.core.errors import RequestError
+from bedplate.serving.wire.errors import ClientGone, StatusError
+from bedplate.serving.wire.strict_json import parse_json
+
+READ_SECONDS = 60.0
+# A client that is cut off while it still writes sees a broken pipe and no answer: a bit more is read and dropped.
+_DRAINED_BYTES = 16 * 1024 * 1024
+
+
+async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """The body as a JSON object. RequestError 400 for anything else, else as `read_bytes`."""
+    parsed = parse_json(await read_bytes(request, limit))
+    if not isinstance(parsed, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    return parsed
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise StatusError(408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    content, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            content += chunk
+        elif size > limit + _DRAINED_BYTES:
+            break
+    if size > limit:
+        raise StatusError(413, f"the body is larger than {limit:,} bytes", "request_too_large")
+    return bytes(content)

@@ -1,0 +1,231 @@
+"""What POST /v1/responses may ask, and the chat that it amounts to.
+
+Reference: the OpenAI API's "create a model response". Items that are no text, calls of functions or their results are
+refused, and so are tools that a server would run itself; nothing that a request links to is fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from bedplate.core.errors import RequestError
+from bedplate.serving.api.turns import as_chat
+from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, either
+
+MAX_METADATA = 16
+_LOGPROBS = "message.output_text.logprobs"
+# Of these there is nothing to include here.
+_NOTHING = ("reasoning.encrypted_content",)
+_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+_TEXTS = ("input_text", "output_text", "text")
+# Names of chat fields in this API.
+_NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "logprobs": "top_logprobs",
+}
+
+_CHOICE = either(str, dict, said="it must be none, auto, required, or an object")
+
+ChatMessage = dict[str, Any]
+
+
+class TextOptions(Fields):
+    """`format`: {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name", "schema", …}."""
+
+    format: dict[str, Any] | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class ResponseStreamOptions(Fields):
+    include_obfuscation: Literal[False] | None = None
+
+
+def _input_of(value: Any) -> Any:
+    if not isinstance(value, str | list) or value == []:
+        raise ValueError("it must be a text or a list of items, at least one")
+    return value
+
+
+def _metadata_of(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or len(value) > MAX_METADATA:
+        raise ValueError(f"metadata must be an object of at most {MAX_METADATA} texts")
+    if not all(len(key) <= 64 and isinstance(text, str) and len(text) <= 512 for key, text in value.items()):
+        raise ValueError("metadata holds texts of at most 512 characters under names of at most 64")
+    return value
+
+
+def _include_of(value: Any) -> Any:
+    known = (_LOGPROBS, *_NOTHING)
+    if isinstance(value, list) and not all(one in known for one in value):
+        raise ValueError(f"only {' and '.join(known)} can be included")
+    return value
+
+
+class ResponsesRequest(Fields):
+    """POST /v1/responses."""
+
+    model: str
+    input: Annotated[str | list[Any], BeforeValidator(_input_of)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    text: TextOptions | None = None
+    tools: list[Any] | None = None
+    tool_choice: Annotated[str | dict[str, Any] | None, _CHOICE] = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    include: Annotated[list[str], BeforeValidator(_include_of)] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_metadata_of)] | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only for requests with stream set to true")
+        if self.includes_logprobs and self.tools:
+            raise ValueError(f"include: {_LOGPROBS} is not for requests with tools")
+        return self
+
+    @property
+    def includes_logprobs(self) -> bool:
+        return self.include is not None and _LOGPROBS in self.include
+
+    def chat(self, earlier: Sequence[ChatMessage] = ()) -> tuple[ChatRequest, list[ChatMessage]]:
+        """The chat, and its messages but for the instructions, which hold for this reply only."""
+        messages = [*earlier, *messages_of(self.input)]
+        head = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [*head, *messages],
+            "max_completion_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "parallel_tool_calls": self.parallel_tool_calls,
+            "response_format": _format_of(self.text),
+            "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
+            "tool_choice": _choice_of(self.tool_choice),
+        }
+        if self.includes_logprobs or self.top_logprobs:
+            body |= {"logprobs": True, "top_logprobs": self.top_logprobs or 0}
+        try:
+            return as_chat(body, _NAMES), messages
+        except RequestError as error:
+            error.param = _place_in_input(error.param, len(head) + len(earlier))
+            raise
+
+
+def _place_in_input(param: str | None, before: int) -> str | None:
+    """messages[3].content as input[1].content, where two messages come from elsewhere."""
+    match = re.match(r"messages\[(\d+)\](.*)", param or "")
+    if match is None:
+        return param
+    place = int(match.group(1)) - before
+    return f"input[{place}]{match.group(2)}" if place >= 0 else "input"
+
+
+def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
+    """Input items as messages: calls belong to the assistant's message before them, results are messages of tools."""
+    if isinstance(given, str):
+        return [{"role": "user", "content": given}]
+    messages: list[ChatMessage] = []
+    for index, item in enumerate(given):
+        where = f"input[{index}]"
+        if not isinstance(item, dict):
+            raise _wrong(where, "an item is an object such as a message", where)
+        kind = item.get("type", "message")
+        if kind == "message":
+            messages.append(_message_of(item, where))
+        elif kind == "function_call":
+            name, arguments = _text(item, "name", where), _text(item, "arguments", where)
+            function = {"name": name, "arguments": arguments}
+            call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            content = _content_of(item.get("output"), f"{where}.output")
+            messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": content})
+        else:
+            said = "messages, function calls and their outputs"
+            raise _wrong(f"{where}.type", f"items of type {str(kind)[:60]!r} are not supported; only {said} are", where)
+    return messages
+
+
+def _message_of(item: Mapping[str, Any], where: str) -> ChatMessage:
+    unknown = next((name for name in item if name not in {"type", "role", "content", "id", "status", "phase"}), None)
+    if unknown is not None:
+        raise RequestError(f"unknown field '{where}.{unknown}'", param=f"{where}.{unknown}", code="unknown_parameter")
+    role = item.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise _wrong(f"{where}.role", f"the roles are {', '.join(_ROLES)}", where)
+    return {"role": _ROLES[role], "content": _content_of(item.get("content"), f"{where}.content")}
+
+
+def _content_of(content: Any, where: str) -> str:
+    """A text, or the joined parts of one."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise _wrong(where, "it must be a text or a list of parts of type input_text", where)
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        place = f"{where}[{index}]"
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise _wrong(place, 'a part is an object such as {"type": "input_text", "text": "…"}', place)
+        if part["type"] not in _TEXTS:
+            kind = part["type"][:60]
+            message = f"parts of type {kind!r} are not supported: this server reads text only, and fetches nothing"
+            raise _wrong(f"{place}.type", message, place)
+        texts.append(_text(part, "text", place))
+    return "".join(texts)
+
+
+def _text(item: Mapping[str, Any], name: str, where: str) -> str:
+    if name not in item:
+        raise RequestError(f"{where}.{name} is missing", param=f"{where}.{name}", code="missing_required_parameter")
+    if not isinstance(item[name], str):
+        raise _wrong(f"{where}.{name}", "it must be a text", where)
+    return item[name]
+
+
+def _wrong(place: str, message: str, where: str) -> RequestError:
+    return RequestError(f"{where}: {message}", param=place, code="invalid_value")
+
+
+def _format_of(text: TextOptions | None) -> dict[str, Any] | None:
+    """text.format as the chat's response_format, which nests what belongs to a schema."""
+    if text is None or text.format is None:
+        return None
+    kind = text.format.get("type")
+    if kind == "json_schema":
+        return {"type": kind, "json_schema": {name: value for name, value in text.format.items() if name != "type"}}
+    return text.format
+
+
+def _tool_of(tool: Any, index: int) -> dict[str, Any]:
+    if not isinstance(tool, dict) or tool.get("type") != "function":
+        kind = tool.get("type") if isinstance(tool, dict) else tool
+        message = f"only tools of type function are supported here, not {str(kind)[:60]!r}"
+        raise RequestError(message, param=f"tools[{index}].type", code="invalid_value")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _choice_of(choice: str | dict[str, Any] | None) -> Any:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {name: value for name, value in choice.items() if name != "type"}}
+    return choice

@@ -1,0 +1,186 @@
+"""Tools in requests and replies, in the OpenAI API's shapes: what may be called, what was called, what came of it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.requests import Grammar
+from bedplate.serving.wire.strict_fields import Fields
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tools import (
+    CallReader,
+    Piece,
+    Tool,
+    call_grammar_source,
+    shows_tools,
+    with_objects,
+    with_tools,
+)
+
+Json = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class Function(Fields):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolField(Fields):
+    """One of `tools`. Arguments are held to the parameters' schema whether `strict` is set or not."""
+
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def tool(self) -> Tool:
+        function = self.function
+        return Tool(function.name, function.description or "", function.parameters)
+
+
+class NamedFunction(Fields):
+    name: Name
+
+
+class NamedChoice(Fields):
+    """A `tool_choice` that names the tool to call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(Fields):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Fields):
+    """A call that an assistant's message made."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+def choice_of(value: Any) -> Any:
+    """Validator of `tool_choice`."""
+    if isinstance(value, str) and value not in {"none", "auto", "required"}:
+        raise ValueError('it must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
+    if isinstance(value, dict) and value.get("type") != "function":
+        raise ValueError(f"a choice of type {value.get('type')!r} is not supported; only function is")
+    return value
+
+
+def usable(tools: Sequence[ToolField], choice: str | NamedChoice | None) -> tuple[Tool, ...]:
+    """The tools that may be called. ValueError for names that are taken twice or that no tool has."""
+    names = [one.function.name for one in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"tools: two tools are called {twice!r}")
+    if choice == "none":
+        return ()
+    if not tools and (isinstance(choice, NamedChoice) or choice == "required"):
+        raise ValueError("tool_choice: there are no tools to choose from")
+    if not isinstance(choice, NamedChoice):
+        return tuple(one.tool for one in tools)
+    if choice.function.name not in names:
+        raise ValueError(f"tool_choice: no tool is called {choice.function.name!r}")
+    return tuple(one.tool for one in tools if one.function.name == choice.function.name)
+
+
+def calls_grammar(tools: Sequence[Tool], choice: str | NamedChoice | None, parallel: bool) -> Grammar:
+    """Free text or valid calls; calls only where one is required."""
+    required = choice == "required" or isinstance(choice, NamedChoice)
+    return Grammar("tool_calls", call_grammar_source(tools, required=required, parallel=parallel))
+
+
+def conversation_tokens(
+    tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Tool], *, answer: bool = True
+) -> list[int]:
+    """Token ids of a conversation with tools, as `bedplate.text.tools` shows them. answer: up to where it begins."""
+    template = None if tokenizer.chat is None else tokenizer.chat.source
+    if not shows_tools(template):
+        return tokenizer.encode_chat(with_tools(messages, tools), add_generation_prompt=answer)
+    shown = [tool.plain() for tool in tools] or None
+    return tokenizer.encode_chat(with_objects(messages), add_generation_prompt=answer, tools=shown)
+
+
+class Spoken:
+    """One choice's text as it comes, told apart into content and calls. `reads_calls`: whether there may be any."""
+
+    def __init__(self, reads_calls: bool) -> None:
+        self._reader = CallReader() if reads_calls else None
+        self._ids: list[str] = []
+
+    def push(self, text: str) -> list[Piece]:
+        if self._reader is not None:
+            return self._reader.push(text)
+        return [Piece("content", text)] if text else []
+
+    def finish(self) -> list[Piece]:
+        """What was held back, when the text has ended."""
+        return [] if self._reader is None else self._reader.finish()
+
+    def id(self, call: int) -> str:
+        """The id of a call, the same each time."""
+        while len(self._ids) <= call:
+            self._ids.append(f"call_{uuid.uuid4().hex[:24]}")
+        return self._ids[call]
+
+    def finish_reason(self, reason: str) -> str:
+        """ "tool_calls" where the text ended with whole calls."""
+        reader = self._reader
+        return "tool_calls" if reader is not None and reader.calls and reader.closed and reason == "stop" else reason
+
+    def delta(self, pieces: Sequence[Piece]) -> Json:
+        """What the pieces add to a message, in the shape of a stream's delta."""
+        content = "".join(piece.text for piece in pieces if piece.kind == "content")
+        calls: dict[int, Json] = {}
+        for piece in pieces:
+            if piece.kind == "name":
+                head = {"index": piece.call, "id": self.id(piece.call), "type": "function"}
+                calls[piece.call] = {**head, "function": {"name": piece.text, "arguments": ""}}
+            elif piece.kind == "arguments":
+                call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
+                call["function"]["arguments"] += piece.text
+        delta: Json = {"content": content} if content else {}
+        return {**delta, "tool_calls": list(calls.values())} if calls else delta
+
+    def message(self, text: str) -> Json:
+        """The whole message: the deltas of its text put together."""
+        delta = self.delta([*self.push(text), *self.finish()])
+        calls = [{key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ())]
+        message: Json = {"role": "assistant", "content": delta.get("content", None if calls else ""), "refusal": None}
+        return {**message, "tool_calls": calls} if calls else message
+
+
+def check_results(messages: Sequence[Any]) -> None:
+    """ValueError for a result of a call that was not made, or a call whose result is missing."""
+    open_calls: dict[str, int] = {}
+    for number, message in enumerate(messages):
+        if message.role == "tool":
+            if message.tool_call_id not in open_calls:
+                raise ValueError(f"messages[{number}].tool_call_id: no call before it has this id")
+            del open_calls[message.tool_call_id]
+            continue
+        if open_calls:
+            break
+        open_calls = {call.id: number for call in message.tool_calls or ()}
+    if open_calls:
+        name, number = next(iter(open_calls.items()))
+        raise ValueError(
+            f"messages[{number}].tool_calls: the call {name[:60]!r} has no result in a tool message after it"
+        )
+
+
+def refuse_tools(name: str, tools: Sequence[Tool]) -> None:
+    """RequestError where a model that takes none is given tools."""
+    if tools:
+        raise RequestError(f"{name!r} is a skin: it calls no tools", param="tools", code="unsupported_parameter")
