@@ -18,7 +18,8 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.task.documents import DocumentsSpec, read_documents
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin

@@ -7,15 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 from bedplate.evaluation.ranking import relevant
-
-if TYPE_CHECKING:
-    from bedplate.evaluation.task import OutputSpec, Task
+from bedplate.evaluation.task import OutputSpec, Task
 
 SPLITS = ("train", "valid", "test")
 

@@ -24,25 +24,11 @@ from pydantic import (
 from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import JsonOutput, LabelsOutput
-
-__all__ = [
-    "DataSpec",
-    "Example",
-    "InputSpec",
-    "OutputSpec",
-    "SplitSpec",
-    "Task",
-    "TaskData",
-    "TestHandle",
-    "load_examples",
-    "load_task",
-]
 
 INPUT_KINDS = ("text",)
 OUTPUT_KINDS = ("label", "labels", "text", "json", "embedding")
