@@ -1,6 +1,6 @@
 """Which levels of the kernel this processor runs.
 
-It is asked at run time (`cpuid`, or the system's auxiliary vector): no file is loaded with an instruction that it lacks.
+It is asked at run time (`cpuid`, or the system's auxiliary vector), so that no instruction is loaded that it lacks.
 """
 
 from __future__ import annotations
