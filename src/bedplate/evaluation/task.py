@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import (
 from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
@@ -259,9 +259,8 @@ class Task(Strict):
         if isinstance(metric, MetricSpec):
             return metric
         if metric not in METRICS:
-            close = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"no metric {metric!r}; {hint}there are {', '.join(METRICS)}")
+            hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
+            raise ValueError(f"no metric {metric!r}; {hint}")
         output: OutputSpec | None = info.data.get("output")
         if output is not None and output.kind not in METRICS[metric].outputs:
             fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]

@@ -10,7 +10,6 @@ Amounts are whole millionths of a dollar (Decimal): rows add up exactly.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -18,6 +17,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.account import Account, Basis, Revenue, utc
 from bedplate.economics.bills.usage import Counted, Logged, Usage, between, read_access_logs, together
 
@@ -138,9 +138,8 @@ def _rows(
     busiest = sorted(counted.by_skin, key=lambda name: (-(counted.by_skin[name].cost_usd or 0.0), name))
     names = [*busiest, *(name for name in revenue if name not in counted.by_skin)]
     for name in names[len(counted.by_skin) :]:
-        close = difflib.get_close_matches(name, counted.by_skin, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        warnings.append(f"revenue.{kind}s.{name}: it answered no call in this time{hint}")
+        hint = did_you_mean(nearest(name, counted.by_skin))
+        warnings.append(f"revenue.{kind}s.{name}: it answered no call in this time{hint and f'; {hint}'}")
     usages = [counted.by_skin.get(name, Usage()) for name in names]
     seconds = _compute_seconds(account, usages)
     machine, unanswered = _machine_shares(account, counted, usages, seconds, bill)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.decisions.case import Evidence
 from bedplate.economics.numbers.quantities import Share
 
@@ -37,8 +37,7 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
     place = f"{needed_by}: {path}"
     if not named:
         names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
-        close = difflib.get_close_matches(evidence.rung, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names) or 'none'}"
+        hint = did_you_mean(nearest(evidence.rung, names)) or f"it has {', '.join(names) or 'none'}"
         raise ConfigError(f"{place}: there is no rung {evidence.rung!r}; {hint}")
     undone = next((row for row in named if row.get("status") != "done"), None)
     if undone is not None:
