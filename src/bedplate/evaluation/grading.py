@@ -16,7 +16,7 @@ Grade_co = TypeVar("Grade_co", covariant=True)
 M, Q, A, G = TypeVar("M"), TypeVar("Q"), TypeVar("A"), TypeVar("G")
 
 
-class Item(Protocol[Model_contra, Asked_co, Answer_contra, Grade_co]):
+class Gradable(Protocol[Model_contra, Asked_co, Answer_contra, Grade_co]):
     """One thing to ask of a model, and what its answers are worth."""
 
     def requests(self, model: Model_contra, /) -> Sequence[Asked_co]:
@@ -29,12 +29,12 @@ class Item(Protocol[Model_contra, Asked_co, Answer_contra, Grade_co]):
 
 
 def graded(
-    items: Iterable[Item[M, Q, A, G]], model: M, ask: Callable[[list[Q]], Iterable[tuple[int, A]]], at_once: int
+    items: Iterable[Gradable[M, Q, A, G]], model: M, ask: Callable[[list[Q]], Iterable[tuple[int, A]]], at_once: int
 ) -> Iterator[G]:
     """The items' grades, in the items' order. ask: the answers to some requests, each with its request's place among
     them, in whatever order they come. at_once: how many requests (or items without any) are asked together; those of
     one item are never parted."""
-    window: list[tuple[Item[M, Q, A, G], int]] = []
+    window: list[tuple[Gradable[M, Q, A, G], int]] = []
     requests: list[Q] = []
     for item in items:
         own = item.requests(model)
@@ -47,7 +47,7 @@ def graded(
         yield from _of_window(window, dict(ask(requests)))
 
 
-def _of_window(window: Sequence[tuple[Item[M, Q, A, G], int]], answers: dict[int, A]) -> Iterator[G]:
+def _of_window(window: Sequence[tuple[Gradable[M, Q, A, G], int]], answers: dict[int, A]) -> Iterator[G]:
     first = 0
     for item, count in window:
         yield item.grade([answers[place] for place in range(first, first + count)])

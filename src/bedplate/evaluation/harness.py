@@ -25,7 +25,7 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
 from bedplate.evaluation.ledger import Ledger
-from bedplate.evaluation.metrics import METRICS, Answered, Scoring
+from bedplate.evaluation.metrics import METRICS, AnsweredRow, Scoring
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
 from bedplate.evaluation.task_row import PredictionLike, RowResult, TaskRow
@@ -240,7 +240,7 @@ def _evaluation(
     if not examples:
         raise UsageError("there are no examples to evaluate")
     scorer = task.scorer
-    answered = [Answered(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
+    answered = [AnsweredRow(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
     rows = tuple(replace(row, score=score) for row, score in zip(drafts, scorer.score(answered), strict=True))
     draft = Evaluation(
         task=task.task,

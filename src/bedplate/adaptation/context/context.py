@@ -13,7 +13,7 @@ from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
 from bedplate.adaptation.context.throughput import Pace, embedding_pace, measure_pace
-from bedplate.adaptation.task.documents import task_documents
+from bedplate.adaptation.task.documents_spec import task_documents
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import TaskOutput, Written, asked

@@ -20,7 +20,7 @@ from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.documents import cut, task_documents
+from bedplate.adaptation.task.documents_spec import cut, task_documents
 from bedplate.data.documents import Documents
 from bedplate.evaluation.harness import Predicts
 from bedplate.inference.predict.lookup import text_tokens

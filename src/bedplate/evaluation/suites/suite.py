@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from bedplate.core.progress import progress
-from bedplate.evaluation.grading import Item, graded
+from bedplate.evaluation.grading import Gradable, graded
 from bedplate.inference.engine.requests import Request, Result
 from bedplate.inference.predict.local import LocalModel
 
@@ -15,7 +15,7 @@ AT_ONCE = 64
 """Requests that the engine is given together."""
 
 G = TypeVar("G")
-SuiteItem: TypeAlias = Item[LocalModel, Request, Result, G]
+SuiteItem: TypeAlias = Gradable[LocalModel, Request, Result, G]
 I_co = TypeVar("I_co", bound=SuiteItem[Any], covariant=True)
 
 

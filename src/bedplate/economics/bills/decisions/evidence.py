@@ -17,7 +17,7 @@ from bedplate.economics.numbers.quantities import Share
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRung:
     """One rung on one split. seconds_per_call: of single calls on the machine of the report, None where its price was 0
     (the report has dollars only). confirmed: on rows that no choice had seen."""
 
@@ -29,7 +29,7 @@ class Measured:
     confirmed: bool
 
 
-def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
+def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
     """The rung's row. ConfigError for a file that is no report, a rung that is not there, skipped or failed."""
     report = _read(path, needed_by)
     rows = [row for row in _list(report.get("rungs")) if isinstance(row, Mapping)]
@@ -54,7 +54,7 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
     rate = machine.get("usd_per_hour") if isinstance(machine, Mapping) else None
     per_thousand = _number(row, "usd_per_1k_calls", place)
     seconds = None if per_thousand is None or not rate else per_thousand * 3.6 / float(rate)
-    return Measured(
+    return MeasuredRung(
         source=f"{path.name}, {evidence.rung} on {split}",
         quality=_quality(row, place),
         p95_ms=_number(row, "p95_ms", place),
