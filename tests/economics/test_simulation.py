@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.traffic import Arrival, Traffic, parse_lengths
+from bedplate.economics.serving.traffic import ArrivingCall, Traffic, parse_lengths
 
 
 @dataclass
@@ -56,7 +56,7 @@ def test_one_row_waits_as_the_queue_of_theory_does(load: float, outputs: str) ->
     assert sum(waits) / len(waits) == pytest.approx(pollaczek_khinchine(rate, times), rel=0.08)
 
 
-def naive(service: ServiceModel, calls: Sequence[Arrival]) -> tuple[list[float], list[float], int]:
+def naive(service: ServiceModel, calls: Sequence[ArrivingCall]) -> tuple[list[float], list[float], int]:
     """The same rules with every step taken: (first token, end) of each call, and the steps."""
     now, steps = min(call.at for call in calls), 0
     coming = sorted(range(len(calls)), key=lambda i: calls[i].at)
@@ -118,7 +118,7 @@ def naive(service: ServiceModel, calls: Sequence[Arrival]) -> tuple[list[float],
     st.integers(6, 40),
 )
 def test_stepping_over_is_as_stepping_through(drawn: list[tuple[float, int, int, int]], rows: int, budget: int) -> None:
-    calls = [Arrival(at, prompt, cached, output) for at, prompt, cached, output in drawn]
+    calls = [ArrivingCall(at, prompt, cached, output) for at, prompt, cached, output in drawn]
     service = ServiceModel(Costs(0.004, 0.0007, 0.00002, 0.000003), max_rows=rows, max_step_tokens=budget)
     outcome = simulate(service, calls)
     first, end, steps = naive(service, calls)
@@ -129,7 +129,7 @@ def test_stepping_over_is_as_stepping_through(drawn: list[tuple[float, int, int,
 
 def test_long_answers_are_stepped_over() -> None:
     costs = Costs(fixed=0.01, key=1e-6)
-    outcome = simulate(ServiceModel(costs), [Arrival(0.0, 10, 0, 5000)])
+    outcome = simulate(ServiceModel(costs), [ArrivingCall(0.0, 10, 0, 5000)])
     assert outcome.steps == 5000
     assert len(costs.asked) < 20
     # 10 in the prompt, then contexts 12 … 5010 of the further tokens: a sum by hand.
@@ -138,7 +138,9 @@ def test_long_answers_are_stepped_over() -> None:
 
 def test_prompts_are_cut_by_the_budget_that_generations_leave() -> None:
     costs = Costs(fixed=1.0)
-    simulate(ServiceModel(costs, max_rows=3, max_step_tokens=10), [Arrival(0.0, 1, 0, 5), Arrival(0.5, 24, 0, 1)])
+    simulate(
+        ServiceModel(costs, max_rows=3, max_step_tokens=10), [ArrivingCall(0.0, 1, 0, 5), ArrivingCall(0.5, 24, 0, 1)]
+    )
     assert [load.tokens for load in costs.asked[:4]] == [1, 10, 10, 7]
     # 9 and 9 and 6 of the prompt beside one running row, whose context grows.
     assert [load.pairs for load in costs.asked[1:4]] == [45, 9 * 9 + 45, 6 * 18 + 21]
@@ -147,7 +149,7 @@ def test_prompts_are_cut_by_the_budget_that_generations_leave() -> None:
 
 def test_no_more_rows_run_than_there_are() -> None:
     costs = Costs(fixed=0.1)
-    outcome = simulate(ServiceModel(costs, max_rows=2), [Arrival(0.0, 4, 0, 6) for _ in range(7)])
+    outcome = simulate(ServiceModel(costs, max_rows=2), [ArrivingCall(0.0, 4, 0, 6) for _ in range(7)])
     assert max(load.rows for load in costs.asked) == 2
     assert outcome.mean_batch <= 2
     # In the order they came, two by two.
@@ -156,7 +158,7 @@ def test_no_more_rows_run_than_there_are() -> None:
 
 def test_cached_tokens_are_not_computed_but_the_last_one_is() -> None:
     costs = Costs(fixed=1.0)
-    simulate(ServiceModel(costs), [Arrival(0.0, 30, 20, 1), Arrival(50.0, 30, 30, 1)])
+    simulate(ServiceModel(costs), [ArrivingCall(0.0, 30, 20, 1), ArrivingCall(50.0, 30, 30, 1)])
     assert [(load.tokens, load.copied, load.keys) for load in costs.asked] == [(10, 20, 30), (1, 29, 30)]
 
 
@@ -169,8 +171,8 @@ def test_speculation_says_the_tokens_that_theory_expects() -> None:
         drawn.append(right + 1)
     service = ServiceModel(Costs(fixed=0.01), drafted=k, accepted=a)
     assert service.tokens_per_decode == pytest.approx(sum(drawn) / len(drawn), rel=0.01)
-    plain = simulate(replace(service, drafted=0, accepted=0.0), [Arrival(0.0, 5, 0, 401)])
-    guessed = simulate(service, [Arrival(0.0, 5, 0, 401)])
+    plain = simulate(replace(service, drafted=0, accepted=0.0), [ArrivingCall(0.0, 5, 0, 401)])
+    guessed = simulate(service, [ArrivingCall(0.0, 5, 0, 401)])
     assert guessed.steps == math.ceil(400 / service.tokens_per_decode) + 1
     assert guessed.seconds < plain.seconds / 2.5
     assert ServiceModel(Costs(), drafted=3, accepted=1.0).tokens_per_decode == 4
@@ -179,14 +181,14 @@ def test_speculation_says_the_tokens_that_theory_expects() -> None:
 
 def test_adapters_are_counted_by_skin() -> None:
     costs = Costs(fixed=0.1)
-    calls = [Arrival(0.0, 4, 0, 3, skin) for skin in (0, 1, 1, 2)]
+    calls = [ArrivingCall(0.0, 4, 0, 3, skin) for skin in (0, 1, 1, 2)]
     simulate(ServiceModel(costs, adapters=True), calls)
     assert {load.adapters for load in costs.asked} == {3}
     assert all(load.adapted_tokens == load.tokens for load in costs.asked)
 
 
 def test_what_a_server_adds_to_a_call() -> None:
-    calls = [Arrival(0.0, 4, 0, 3)]
+    calls = [ArrivingCall(0.0, 4, 0, 3)]
     alone = simulate(ServiceModel(Costs(fixed=0.1)), calls)
     served = simulate(ServiceModel(Costs(fixed=0.1), call_seconds=0.02), calls)
     assert alone.total_seconds[0] == pytest.approx(0.3)

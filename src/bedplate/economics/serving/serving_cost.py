@@ -17,7 +17,7 @@ from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
-from bedplate.economics.serving.traffic import SECONDS_PER_DAY, Arrival, Traffic
+from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Traffic
 
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
@@ -259,4 +259,4 @@ def decode_tokens_per_second(service: ServiceModel, batch: int, context_tokens: 
 
 def prefill_seconds(service: ServiceModel, prompt_tokens: int, cached_tokens: int = 0) -> float:
     """Seconds of a prompt's steps on an idle engine, the first token of the answer chosen."""
-    return simulate(service, [Arrival(0.0, prompt_tokens, cached_tokens, 1)]).total_seconds[0]
+    return simulate(service, [ArrivingCall(0.0, prompt_tokens, cached_tokens, 1)]).total_seconds[0]

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.serving.traffic import Arrival, percentile
+from bedplate.economics.serving.traffic import ArrivingCall, percentile
 
 
 class StepModel(Protocol):
@@ -98,7 +98,7 @@ class Simulated:
 class _Prompt:
     """A call whose prompt is computed; `done`: its tokens so far, cached ones included."""
 
-    call: Arrival
+    call: ArrivingCall
     number: int
     done: int
 
@@ -120,7 +120,7 @@ class _Running:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def add(self, call: Arrival, number: int) -> None:
+    def add(self, call: ArrivingCall, number: int) -> None:
         """A call that has its first token."""
         heapq.heappush(self.ends, (self.said + call.output_tokens - 1, number, number, call.skin))
         # Its next token reads the prompt, the first token and itself.
@@ -175,13 +175,13 @@ class _State:
     end: dict[int, float] = field(default_factory=dict[int, float])
 
 
-def simulate(service: ServiceModel, calls: Sequence[Arrival]) -> Simulated:
+def simulate(service: ServiceModel, calls: Sequence[ArrivingCall]) -> Simulated:
     """Every call from its arrival to its answer. UsageError without calls."""
     if not calls:
         raise UsageError("nothing to simulate: there are no calls")
     before = service.call_seconds / 2
     coming = deque(sorted(enumerate(calls), key=lambda pair: pair[1].at))
-    waiting: deque[tuple[int, Arrival]] = deque()
+    waiting: deque[tuple[int, ArrivingCall]] = deque()
     state = _State(now=coming[0][1].at)
     began = state.now
     while coming or waiting or state.prompts or state.running:
@@ -204,7 +204,7 @@ def simulate(service: ServiceModel, calls: Sequence[Arrival]) -> Simulated:
     )
 
 
-def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, Arrival]], next_arrival: float) -> None:
+def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]], next_arrival: float) -> None:
     running = state.running
     if running and not state.prompts and not waiting:
         _decode(service, state, next_arrival)
@@ -243,7 +243,7 @@ def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, Arriva
 
 
 def _chunks(
-    service: ServiceModel, state: _State, waiting: deque[tuple[int, Arrival]]
+    service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]]
 ) -> tuple[list[tuple[_Prompt, int, int]], int]:
     """(prompt, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new ones begin
     with."""

@@ -22,7 +22,7 @@ from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import EngineSpeed, ServerSpeed
 from bedplate.economics.serving.simulation import ServiceModel, simulate
 from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import Arrival
+from bedplate.economics.serving.traffic import ArrivingCall
 
 PROMPT, LONG_PROMPT = 64, 320
 SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8
@@ -85,7 +85,7 @@ def fit_server(speed: EngineSpeed, taken: Mapping[Kind, float]) -> ServerSpeed:
 
 def _simulated(speed: EngineSpeed, rows: int, prompt: int, output: int) -> float:
     service = ServiceModel(MeasuredSteps(speed, served=False), max_rows=max(rows, 1))
-    outcome = simulate(service, [Arrival(0.0, prompt, 0, output) for _ in range(rows)])
+    outcome = simulate(service, [ArrivingCall(0.0, prompt, 0, output) for _ in range(rows)])
     return outcome.seconds
 
 
