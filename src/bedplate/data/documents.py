@@ -79,7 +79,8 @@ def _files(place: Path) -> tuple[list[tuple[str, str]], str]:
     if place.is_dir():
         paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in TEXT_FILES and p.is_file()), place
         if not paths:
-            raise DataError(f"{place} holds no documents: holds no text in files that end in {', '.join(TEXT_FILES)}")
+            kinds = ", ".join(TEXT_FILES)
+            raise DataError(f"{place} holds no documents: it holds no text in files that end in {kinds}")
     found = [(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
     return found, sha256_json([[name, sha256_bytes(text.encode())] for name, text in found])
 
