@@ -17,7 +17,8 @@ from contextlib import ExitStack
 from itertools import count
 
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.native.levels import LEVELS, supported
+from bedplate.inference.native.detection import supported
+from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.predict.opening import chosen, held_in
 from bedplate.inference.ways.calibrate import measured
 from bedplate.inference.ways.choice import impossible

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bedplate.economics.hardware.machine import EngineSpeed, Load, ServerSpeed, step_seconds
-from bedplate.economics.serving.cost import saturated_rates
-from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.serving_cost import saturated_rates
+from bedplate.economics.serving.simulation import ServiceModel, simulate
 from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import Call, Traffic, parse_lengths, percentile
+from bedplate.economics.serving.traffic import ArrivingCall, Traffic, parse_lengths, percentile
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.measure.server import measure_server
@@ -200,8 +200,8 @@ def serving(base: Base, speed: EngineSpeed, weights: str, count: int, seed: int)
                 yield Row(what, (percentile(measured, share),), (percentile(predicted, share),), 0.20)
 
 
-def _service(speed: EngineSpeed, server: ServerSpeed) -> Service:
-    return Service(MeasuredSteps(speed.model_copy(update={"server": server})), call_seconds=server.call_seconds)
+def _service(speed: EngineSpeed, server: ServerSpeed) -> ServiceModel:
+    return ServiceModel(MeasuredSteps(speed.model_copy(update={"server": server})), call_seconds=server.call_seconds)
 
 
 def _between(one: ServerSpeed, other: ServerSpeed) -> ServerSpeed:
@@ -210,7 +210,7 @@ def _between(one: ServerSpeed, other: ServerSpeed) -> ServerSpeed:
     return ServerSpeed(**{name: (first[name] + second[name]) / 2 for name in first})
 
 
-def sent(url: str, calls: list[Call], seed: int, directory: Path) -> dict[str, list[float]]:
+def sent(url: str, calls: list[ArrivingCall], seed: int, directory: Path) -> dict[str, list[float]]:
     """What the load client saw of these calls."""
     file = directory / "calls.json"
     file.write_text(json.dumps([[call.at, call.prompt_tokens, call.output_tokens] for call in calls]), "utf-8")

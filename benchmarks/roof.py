@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bedplate.economics.model.memory import step_weight_bytes
+from bedplate.economics.model.footprint import step_weight_bytes
 from machine import Machine
 
 CACHE_BYTES = 2

@@ -103,9 +103,10 @@ def _papers(text: str) -> str:
 
 
 def _formulas() -> str:
-    from bedplate.economics.serving import cost as serving
-    from bedplate.economics.training import budget, tuning
-    from bedplate.economics.training import cost as training
+    from bedplate.economics.serving import serving_cost as serving
+    from bedplate.economics.training import budget
+    from bedplate.economics.training import training_cost as training
+    from bedplate.economics.training import tuning_cost as tuning
 
     verbs = {
         "train": training.FORMULAS,
@@ -124,7 +125,7 @@ def _decision_formulas() -> str:
 
 
 def _constraints() -> str:
-    from bedplate.economics.bills.decisions.rules import RULES
+    from bedplate.economics.bills.decisions.exclusions import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.says) for name, rule in RULES.items()))
 
@@ -139,10 +140,10 @@ def _curves() -> str:
 def _assumptions() -> str:
     from bedplate.economics.bills.decisions.decision import DRAWS
     from bedplate.economics.hardware import mfu
-    from bedplate.economics.serving import cost as serving
     from bedplate.economics.serving import replica
+    from bedplate.economics.serving import serving_cost as serving
     from bedplate.economics.serving.steps import REACHED
-    from bedplate.economics.training import cost as training
+    from bedplate.economics.training import training_cost as training
     from bedplate.economics.training.layout_search import MARGIN
 
     low, central, high = (REACHED[case] for case in ("low", "central", "high"))

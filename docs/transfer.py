@@ -12,8 +12,9 @@ from typing import Any
 
 from bedplate.core.progress import Progress
 from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, load_predictor
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.task import load_task
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "examples.md"

@@ -13,7 +13,7 @@ import pytest
 import bedplate
 from bedplate.cli.main import main
 from bedplate.core.errors import BedplateError
-from bedplate.economics.training.cost import plan_training
+from bedplate.economics.training.training_cost import plan_training
 
 
 def test_all_is_sorted_and_is_what_dir_shows() -> None:

@@ -27,7 +27,7 @@ from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.evaluation.task import load_examples
+from bedplate.evaluation.examples import load_examples
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.skins.catalog import Catalog

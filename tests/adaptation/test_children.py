@@ -23,8 +23,9 @@ from bedplate.adaptation.after.reproduce import reproduce
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
-from bedplate.adaptation.task.raw_text import RawText, inputs_in, read_raw_text
+from bedplate.adaptation.task.raw_text import inputs_in
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
+from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.examples import Example
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
@@ -241,7 +242,7 @@ def test_the_task_s_own_data_is_no_raw_text(tmp_path: Path, tiny_base: Path):
 def test_inputs_that_stand_in_raw_text_are_counted(tmp_path: Path):
     write_text(tmp_path / "text.jsonl", 1)
     (tmp_path / "text.md").write_text("Before. It  broke\nafter a day. Afterwards.")
-    text = read_raw_text(RawText(source="text.md"), tmp_path)
+    text = read_whole_documents("text.md", tmp_path)
     examples = [Example(str(i), {"review": one}, "x", str(i), "g") for i, one in enumerate(("It broke after", "other"))]
     assert inputs_in(text, examples) == 1
 

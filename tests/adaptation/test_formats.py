@@ -33,9 +33,9 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.comparison import drop_between, independent_rows
-from bedplate.evaluation.examples import Example
+from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
-from bedplate.evaluation.task import Task, load_examples, load_task
+from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.native.library import load as library
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel

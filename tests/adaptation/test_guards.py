@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,7 +136,7 @@ def test_the_general_text_is_another_where_the_task_trains_on_the_first(tmp_path
         asked.append(source)
         raise UnreachableError("offline")
 
-    monkeypatch.setattr(text, "read_documents", read)
+    monkeypatch.setattr(text, "text_items", read)
     for trained_on in ((), ("vader-news",)):
         found = guarding(tmp_path, trained_on, loss={})
         with pytest.raises(UnreachableError):
@@ -172,11 +173,12 @@ def test_a_drop_in_refusals_is_scaled_by_what_the_detector_misses(
     """The parent refuses every request it should, the child half of them; no harmless one is refused."""
     wanted = len(TO_REFUSE)
 
-    def replies(model: LocalModel, prompts: tuple[str, ...], description: str = "") -> list[str]:
+    def replies(model: LocalModel, prompts: tuple[Any, ...], description: str) -> Iterator[float]:
         refused = wanted if "parent" in description else wanted // 2
-        return ["I cannot help with that."] * refused + ["Sure."] * (len(prompts) - refused)
+        texts = ["I cannot help with that."] * refused + ["Sure."] * (len(prompts) - refused)
+        return (prompt.grade([SimpleNamespace(text=text)]) for prompt, text in zip(prompts, texts, strict=True))
 
-    monkeypatch.setattr(refusals, "replies", replies)
+    monkeypatch.setattr("bedplate.adaptation.climb.guards.grades", replies)
     found = check(guarding(tmp_path, retention=None, loss=None, refusal={"max_drop": 0.3}), parent, other)["refusal"]
     detector = refusals.calibrate()
     assert found.details["apparent"] == {"parent": 1.0, "child": 0.5}

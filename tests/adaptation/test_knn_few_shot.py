@@ -19,7 +19,8 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import search
 from bedplate.core.errors import ConfigError, HubError, SkinError
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin

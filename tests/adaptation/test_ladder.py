@@ -24,8 +24,9 @@ from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
 from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
+from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.ledger import Ledger
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.catalog import Catalog

@@ -22,7 +22,8 @@ from bedplate.adaptation.rungs.lora import LORA
 from bedplate.cli.main import main
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_file
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.difference import Part

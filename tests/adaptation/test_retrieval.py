@@ -16,9 +16,10 @@ from tests.serving.conftest import Server, running
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.task.documents import DocumentsSpec, read_documents
+from bedplate.adaptation.task.documents_spec import DocumentsSpec, task_documents
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.loading import loaded_house, server_config
 from bedplate.skins.files import read_skin
@@ -101,7 +102,7 @@ def test_passages_are_stretches_of_the_documents(run: tuple[Report, Path, Path])
     index = read_skin(directory / "out" / report.row("retrieval")["skin"]).passages
     assert index is not None
     spec = DocumentsSpec(source=str(directory / "documents.jsonl"), column="body", id="title")
-    texts = {one.name: one.text for one in read_documents(spec, directory).documents}
+    texts = {one.id: one.text for one in task_documents(spec, directory).documents}
     for chunk in index.chunks:
         assert texts[chunk.document][chunk.start : chunk.start + len(chunk.text)] == chunk.text
 
@@ -164,12 +165,12 @@ def test_documents_of_files_and_directories(tmp_path: Path):
     (tmp_path / "help" / "again.txt").write_text("One.")
     (tmp_path / "help" / "empty.rst").write_text(" \n")
     (tmp_path / "help" / "picture.png").write_bytes(b"\x89PNG")
-    found = read_documents(DocumentsSpec(source="help"), tmp_path)
-    assert [(one.name, one.text) for one in found.documents] == [("a.md", "One."), ("inner/b.txt", "Two.")]
+    found = task_documents(DocumentsSpec(source="help"), tmp_path)
+    assert [(one.id, one.text) for one in found.documents] == [("a.md", "One."), ("inner/b.txt", "Two.")]
     assert (found.repeated, found.empty) == (1, 1)
-    assert [one.name for one in read_documents(DocumentsSpec(source="help/a.md"), tmp_path).documents] == ["a.md"]
+    assert [one.id for one in task_documents(DocumentsSpec(source="help/a.md"), tmp_path).documents] == ["a.md"]
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no documents"):
-        read_documents(DocumentsSpec(source="nothing"), tmp_path)
+        task_documents(DocumentsSpec(source="nothing"), tmp_path)
     with pytest.raises(DataError, match="no document holds any text"):
-        read_documents(DocumentsSpec(source="help/empty.rst"), tmp_path)
+        task_documents(DocumentsSpec(source="help/empty.rst"), tmp_path)

@@ -21,8 +21,8 @@ from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
 from bedplate.adaptation.task.task_prompt import Written, answer_of, asked, check_answers, phrasings
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.evaluation.examples import Example
-from bedplate.evaluation.task import Task, load_examples, load_task
+from bedplate.evaluation.examples import Example, load_examples
+from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base

@@ -23,8 +23,8 @@ from bedplate.economics.bills.decisions import decide, load_case
 from bedplate.economics.bills.decisions.words import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.cases import plan_cases, replicas_of
-from bedplate.economics.serving.cost import Target, load_curve
 from bedplate.economics.serving.replica import Engine
+from bedplate.economics.serving.serving_cost import Target, load_curve
 from bedplate.economics.serving.traffic import Traffic
 
 from .conftest import Seen

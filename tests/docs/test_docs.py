@@ -19,8 +19,8 @@ from tests.tiny import write_tiny_base
 from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
-from bedplate.economics.bills.account import load_account
 from bedplate.economics.bills.amortisation import amortise
+from bedplate.economics.bills.amortisation_file import load_account
 from bedplate.economics.bills.decisions import decide, load_case
 from bedplate.economics.hardware.file import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import load_prices

@@ -14,16 +14,16 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
-from bedplate.economics.bills.account import Account
+from bedplate.economics.bills.amortisation_file import AmortisationFile
 from bedplate.economics.bills.decisions.case import (
     Bar,
     Case,
+    CaseTraffic,
     MachineUse,
     Option,
     Pretraining,
     Text,
-    Traffic,
-    Tuning,
+    TuningSpec,
     Value,
 )
 from bedplate.economics.hardware.file import HardwareFile
@@ -137,7 +137,20 @@ def test_the_page_says_what_the_command_answers(
 
 @pytest.mark.parametrize(
     "model",
-    [Account, Bar, Case, HardwareFile, HostedModel, MachinePrice, MachineUse, Option, Prices, Text, Traffic, Value],
+    [
+        AmortisationFile,
+        Bar,
+        Case,
+        HardwareFile,
+        HostedModel,
+        MachinePrice,
+        MachineUse,
+        Option,
+        Prices,
+        Text,
+        CaseTraffic,
+        Value,
+    ],
     ids=lambda model: model.__name__,
 )
 def test_every_key_of_the_files_is_named(model: type[pydantic.BaseModel]) -> None:
@@ -146,7 +159,7 @@ def test_every_key_of_the_files_is_named(model: type[pydantic.BaseModel]) -> Non
     assert not missing
 
 
-@pytest.mark.parametrize("model", [Pretraining, Tuning], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [Pretraining, TuningSpec], ids=lambda model: model.__name__)
 def test_keys_that_are_said_in_words_exist(model: type[pydantic.BaseModel]) -> None:
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{model.__name__.lower()}`"))
     named = set(re.findall(r"`(\w+)`", row)) - {model.__name__.lower()}

@@ -14,7 +14,7 @@ from bedplate.economics.hardware.table import DEVICES, find_device
 from bedplate.economics.model.architecture import activation_bytes, parameters, resolve
 from bedplate.economics.model.shape import shape_of
 from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, States, device_bytes, step_time
-from bedplate.economics.training.layout_search import DoesNotFit, Job, describe, find_layout, layouts
+from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts
 
 H100 = find_device("h100")
 LLAMA_8B = resolve("llama-3.1-8b")[1]
@@ -137,7 +137,7 @@ CASES = [
 def test_the_search_finds_the_quickest_that_fits(
     model: str, device: str, devices: int, tokens: int, sequences: int
 ) -> None:
-    job = Job(resolve(model)[1], find_device(device), devices, tokens, sequences)
+    job = TrainingJob(resolve(model)[1], find_device(device), devices, tokens, sequences)
     best = find_layout(job, model)
     peak, shape = job.device.peak("bf16"), job.shape
     assert best.layout.devices == devices
@@ -158,7 +158,7 @@ def test_the_search_finds_the_quickest_that_fits(
 @settings(deadline=None, max_examples=40)
 def test_every_layout_is_possible(devices: int, sequences: int, name: str) -> None:
     spec = resolve(name)[1]
-    job = Job(spec, H100, devices, 512, sequences)
+    job = TrainingJob(spec, H100, devices, 512, sequences)
     shape = job.shape
     for one in layouts(job, shape):
         assert one.devices == devices
@@ -175,7 +175,7 @@ def test_every_layout_is_possible(devices: int, sequences: int, name: str) -> No
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
-    job = Job(LLAMA_8B, find_device("rtx-4090"), 1, 2048, 16)
+    job = TrainingJob(LLAMA_8B, find_device("rtx-4090"), 1, 2048, 16)
     with pytest.raises(DoesNotFit) as caught:
         find_layout(job, "llama-3.1-8b")
     error = caught.value
@@ -201,8 +201,8 @@ def test_an_8_bit_optimizer_is_proposed_where_it_is_enough() -> None:
     spec = resolve("llama-3.2-1b")[1]
     device = replace(find_device("rtx-4090"), name="small", memory_bytes=22e9)
     with pytest.raises(DoesNotFit, match="AdamW with 8-bit moments on the same devices"):
-        find_layout(Job(spec, device, 1, 1024, 8))
-    find_layout(Job(spec, device, 1, 1024, 8, optimizer="adamw_8bit"))
+        find_layout(TrainingJob(spec, device, 1, 1024, 8))
+    find_layout(TrainingJob(spec, device, 1, 1024, 8, optimizer="adamw_8bit"))
 
 
 def test_optimizers_keep_their_own_states() -> None:
@@ -210,14 +210,14 @@ def test_optimizers_keep_their_own_states() -> None:
     total = parameters(LLAMA_8B).total
     tables = 2 * 128256 * 4096 + 65 * 4096  # table, head, norms
     for name, moments in (("adamw", 8.0), ("muon", (4 * (total - tables) + 8 * tables) / total), ("sgd", 0.0)):
-        job = Job(LLAMA_8B, H100, 8, 8192, 8, optimizer=name)  # type: ignore[arg-type]
+        job = TrainingJob(LLAMA_8B, H100, 8, 8192, 8, optimizer=name)  # type: ignore[arg-type]
         assert job.states.moments == pytest.approx(moments)
         assert (job.states.weights, job.states.gradient, job.states.master) == (2, 4, 4)
 
 
 def test_devices_that_nothing_can_use_are_refused() -> None:
     with pytest.raises(UsageError, match="7 devices cannot be used for gpt2 with 2 sequences"):
-        find_layout(Job(resolve("gpt2")[1], H100, 7, 1024, 2), "gpt2")
+        find_layout(TrainingJob(resolve("gpt2")[1], H100, 7, 1024, 2), "gpt2")
 
 
 def test_a_layout_reads_as_one_line() -> None:
@@ -228,7 +228,7 @@ def test_a_layout_reads_as_one_line() -> None:
 def test_the_405b_on_its_cluster() -> None:
     """Meta's own: tensor 8, pipeline 16, data 128 on 16,384 H100 with 16 M tokens a step. Ours need not be it, but the
     model must fit without full sharding over thousands, and with little idling."""
-    found = find_layout(Job(LLAMA_405B, H100, 16384, 8192, 2048))
+    found = find_layout(TrainingJob(LLAMA_405B, H100, 16384, 8192, 2048))
     assert found.layout.tensor == 8
     assert found.layout.pipeline in {4, 8, 16, 32}
     assert found.step.bubble / found.step.total < 0.3

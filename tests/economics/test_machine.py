@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.economics.hardware.machine import (
-    Curve,
     EngineSpeed,
     Load,
     Machine,
+    SecondsCurve,
     ServerSpeed,
-    Shape,
+    StepShape,
     TuningSpeed,
     read_machine,
     served_seconds,
@@ -28,7 +28,7 @@ from bedplate.economics.hardware.machine import (
     write_machine,
 )
 
-SHAPE = Shape(blocks=1000, head=500, key_features=20, query_features=40)
+SHAPE = StepShape(blocks=1000, head=500, key_features=20, query_features=40)
 TODAY = datetime.date(2026, 1, 2)
 
 
@@ -40,8 +40,8 @@ def engine(**changes: Any) -> EngineSpeed:
         "kernel": "native",
         "threads": 2,
         "measured_at": TODAY,
-        "blocks": Curve(counts=(1, 2, 16), seconds=(0.004, 0.003, 0.017)),
-        "head": Curve(counts=(1, 16), seconds=(0.001, 0.002)),
+        "blocks": SecondsCurve(counts=(1, 2, 16), seconds=(0.004, 0.003, 0.017)),
+        "head": SecondsCurve(counts=(1, 16), seconds=(0.001, 0.002)),
         "key_seconds": 1e-6,
         "pair_seconds": 1e-7,
         "copy_seconds": 1e-8,
@@ -73,7 +73,7 @@ def machine(**changes: Any) -> Machine:
 )
 def test_curves_go_straight_between_points_as_numpys_do(points: dict[int, float], at: float) -> None:
     counts = tuple(sorted(points))
-    curve = Curve(counts=counts, seconds=tuple(points[n] for n in counts))
+    curve = SecondsCurve(counts=counts, seconds=tuple(points[n] for n in counts))
     if at <= counts[-1]:
         assert curve.at(at) == pytest.approx(float(np.interp(at, counts, curve.seconds)), abs=1e-12)
     else:
@@ -94,7 +94,7 @@ def test_curves_go_straight_between_points_as_numpys_do(points: dict[int, float]
 )
 def test_curves_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(pydantic.ValidationError):
-        Curve(**values)
+        SecondsCurve(**values)
 
 
 def test_a_steps_parts_add_up() -> None:
@@ -106,10 +106,10 @@ def test_a_steps_parts_add_up() -> None:
 
 def test_another_size_is_scaled_part_by_part() -> None:
     bare = engine(key_seconds=0.0, pair_seconds=0.0, copy_seconds=0.0, start_seconds=0.0, end_seconds=0.0)
-    double = Shape(blocks=2000, head=500, key_features=20, query_features=40)
+    double = StepShape(blocks=2000, head=500, key_features=20, query_features=40)
     load = Load(tokens=2, rows=1)
     assert step_seconds(bare, load, double) == pytest.approx(2 * 0.003 + 0.001)
-    keys = Shape(blocks=1000, head=500, key_features=60, query_features=80)
+    keys = StepShape(blocks=1000, head=500, key_features=60, query_features=80)
     more = Load(tokens=2, rows=1, keys=1e6, pairs=1e6)
     fresh = step_seconds(engine(), more, keys) - step_seconds(engine(), load, keys)
     assert fresh == pytest.approx(3 * 1.0 + 2 * 0.1)

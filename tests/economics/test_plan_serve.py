@@ -12,7 +12,7 @@ from tests.economics.test_machine import machine
 
 from bedplate.cli.main import main
 from bedplate.economics.hardware.machine import write_machine
-from bedplate.economics.serving.cost import FORMULAS
+from bedplate.economics.serving.serving_cost import FORMULAS
 
 H100 = ("llama-3.1-8b", "--device", "h100", "--calls-per-day", "1e6", "--prompt-tokens", "500~2000")
 

@@ -12,7 +12,7 @@ import pytest
 from bedplate.cli.main import main
 from bedplate.cli.plan.train import parse_count
 from bedplate.core.errors import UsageError
-from bedplate.economics.training.cost import FORMULAS
+from bedplate.economics.training.training_cost import FORMULAS
 
 LLAMA = ("--model", "llama-3.1-405b", "--tokens", "15.6e12", "--device", "h100", "--devices", "16384")
 

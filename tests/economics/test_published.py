@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from bedplate.economics.hardware.table import find_device
-from bedplate.economics.training.cost import DEFAULT_OVERHEAD, plan_training
 from bedplate.economics.training.published import (
     FLOPS_TOLERANCE,
     HOURS_TOLERANCE,
     RUNS,
     THROUGHPUT_TOLERANCE,
-    Prediction,
+    RunPrediction,
     ThroughputPrediction,
     markdown_runs,
     markdown_throughputs,
     predicted_against_published,
     predicted_throughputs,
 )
+from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, plan_training
 
 PREDICTED = predicted_against_published()
 
@@ -57,7 +57,7 @@ def test_the_table_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("one", PREDICTED, ids=lambda one: one.run.name)
-def test_clean_rows_are_within_their_tolerances(one: Prediction) -> None:
+def test_clean_rows_are_within_their_tolerances(one: RunPrediction) -> None:
     assert FLOPS_TOLERANCE == 0.10
     assert HOURS_TOLERANCE == 0.25
     if "flops" in one.run.clean:
@@ -107,7 +107,7 @@ def test_the_405b_by_hand() -> None:
 @pytest.mark.parametrize(
     "one", [one for one in PREDICTED if one.run.model and one.run.device], ids=lambda o: o.run.name
 )
-def test_the_command_predicts_what_the_table_says(one: Prediction) -> None:
+def test_the_command_predicts_what_the_table_says(one: RunPrediction) -> None:
     run = one.run
     assert run.model is not None
     assert run.tokens is not None

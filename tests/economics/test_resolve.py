@@ -73,7 +73,7 @@ def test_a_gguf_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_unknown_names_say_what_is_near(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no model or path is called 'llama3-8b'; near it are llama-3.1-8b"):
+    with pytest.raises(UsageError, match=r"no model or path is called 'llama3-8b'; did you mean llama-3.1-8b"):
         resolve("llama3-8b")
     with pytest.raises(UsageError, match="there are gpt2,"):
         resolve("")

@@ -13,10 +13,10 @@ from tests.economics.test_machine import engine, machine
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.hardware.table import find_device
-from bedplate.economics.model.resolve import resolve
-from bedplate.economics.serving.cost import Target, load_curve, plan_serving
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.serving.replica import Engine, Replica, check_fits, held_bytes, here, on_devices
-from bedplate.economics.serving.simulation import Service
+from bedplate.economics.serving.serving_cost import Target, load_curve, plan_serving
+from bedplate.economics.serving.simulation import ServiceModel
 from bedplate.economics.serving.traffic import Traffic, parse_lengths
 from bedplate.models.specs import TransformerSpec
 
@@ -33,7 +33,7 @@ def lengths(prompt: str = "20", output: str = "11", **changes: Any) -> Traffic:
 
 
 def replica(usd: float | None = 1.0, rows: int = 4) -> Replica:
-    return Replica(Service(Steps(), max_rows=rows), "by hand", usd, "given", {})
+    return Replica(ServiceModel(Steps(), max_rows=rows), "by hand", usd, "given", {})
 
 
 def spec(name: str) -> TransformerSpec:

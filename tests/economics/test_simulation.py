@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.serving.simulation import Service, simulate
-from bedplate.economics.serving.traffic import Call, Traffic, parse_lengths
+from bedplate.economics.serving.simulation import ServiceModel, simulate
+from bedplate.economics.serving.traffic import ArrivingCall, Traffic, parse_lengths
 
 
 @dataclass
@@ -42,7 +42,7 @@ def pollaczek_khinchine(rate: float, times: Sequence[float]) -> float:
 @pytest.mark.parametrize("outputs", ["20", "1-40"])
 def test_one_row_waits_as_the_queue_of_theory_does(load: float, outputs: str) -> None:
     # One row at a time, and steps of one length: a call takes a step for its prompt and each further token.
-    service = Service(Costs(fixed=0.01), max_rows=1)
+    service = ServiceModel(Costs(fixed=0.01), max_rows=1)
     traffic = Traffic(parse_lengths("5", "it"), parse_lengths(outputs, "it"))
     lengths = range(1, 41) if "-" in outputs else [20]
     times = [0.01 * n for n in lengths]
@@ -56,7 +56,7 @@ def test_one_row_waits_as_the_queue_of_theory_does(load: float, outputs: str) ->
     assert sum(waits) / len(waits) == pytest.approx(pollaczek_khinchine(rate, times), rel=0.08)
 
 
-def naive(service: Service, calls: Sequence[Call]) -> tuple[list[float], list[float], int]:
+def naive(service: ServiceModel, calls: Sequence[ArrivingCall]) -> tuple[list[float], list[float], int]:
     """The same rules with every step taken: (first token, end) of each call, and the steps."""
     now, steps = min(call.at for call in calls), 0
     coming = sorted(range(len(calls)), key=lambda i: calls[i].at)
@@ -118,8 +118,8 @@ def naive(service: Service, calls: Sequence[Call]) -> tuple[list[float], list[fl
     st.integers(6, 40),
 )
 def test_stepping_over_is_as_stepping_through(drawn: list[tuple[float, int, int, int]], rows: int, budget: int) -> None:
-    calls = [Call(at, prompt, cached, output) for at, prompt, cached, output in drawn]
-    service = Service(Costs(0.004, 0.0007, 0.00002, 0.000003), max_rows=rows, max_step_tokens=budget)
+    calls = [ArrivingCall(at, prompt, cached, output) for at, prompt, cached, output in drawn]
+    service = ServiceModel(Costs(0.004, 0.0007, 0.00002, 0.000003), max_rows=rows, max_step_tokens=budget)
     outcome = simulate(service, calls)
     first, end, steps = naive(service, calls)
     assert outcome.steps == steps
@@ -129,7 +129,7 @@ def test_stepping_over_is_as_stepping_through(drawn: list[tuple[float, int, int,
 
 def test_long_answers_are_stepped_over() -> None:
     costs = Costs(fixed=0.01, key=1e-6)
-    outcome = simulate(Service(costs), [Call(0.0, 10, 0, 5000)])
+    outcome = simulate(ServiceModel(costs), [ArrivingCall(0.0, 10, 0, 5000)])
     assert outcome.steps == 5000
     assert len(costs.asked) < 20
     # 10 in the prompt, then contexts 12 … 5010 of the further tokens: a sum by hand.
@@ -138,7 +138,9 @@ def test_long_answers_are_stepped_over() -> None:
 
 def test_prompts_are_cut_by_the_budget_that_generations_leave() -> None:
     costs = Costs(fixed=1.0)
-    simulate(Service(costs, max_rows=3, max_step_tokens=10), [Call(0.0, 1, 0, 5), Call(0.5, 24, 0, 1)])
+    simulate(
+        ServiceModel(costs, max_rows=3, max_step_tokens=10), [ArrivingCall(0.0, 1, 0, 5), ArrivingCall(0.5, 24, 0, 1)]
+    )
     assert [load.tokens for load in costs.asked[:4]] == [1, 10, 10, 7]
     # 9 and 9 and 6 of the prompt beside one running row, whose context grows.
     assert [load.pairs for load in costs.asked[1:4]] == [45, 9 * 9 + 45, 6 * 18 + 21]
@@ -147,7 +149,7 @@ def test_prompts_are_cut_by_the_budget_that_generations_leave() -> None:
 
 def test_no_more_rows_run_than_there_are() -> None:
     costs = Costs(fixed=0.1)
-    outcome = simulate(Service(costs, max_rows=2), [Call(0.0, 4, 0, 6) for _ in range(7)])
+    outcome = simulate(ServiceModel(costs, max_rows=2), [ArrivingCall(0.0, 4, 0, 6) for _ in range(7)])
     assert max(load.rows for load in costs.asked) == 2
     assert outcome.mean_batch <= 2
     # In the order they came, two by two.
@@ -156,7 +158,7 @@ def test_no_more_rows_run_than_there_are() -> None:
 
 def test_cached_tokens_are_not_computed_but_the_last_one_is() -> None:
     costs = Costs(fixed=1.0)
-    simulate(Service(costs), [Call(0.0, 30, 20, 1), Call(50.0, 30, 30, 1)])
+    simulate(ServiceModel(costs), [ArrivingCall(0.0, 30, 20, 1), ArrivingCall(50.0, 30, 30, 1)])
     assert [(load.tokens, load.copied, load.keys) for load in costs.asked] == [(10, 20, 30), (1, 29, 30)]
 
 
@@ -167,28 +169,28 @@ def test_speculation_says_the_tokens_that_theory_expects() -> None:
     for _ in range(40_000):
         right = next((n for n in range(k) if generator.random() > a), k)
         drawn.append(right + 1)
-    service = Service(Costs(fixed=0.01), drafted=k, accepted=a)
+    service = ServiceModel(Costs(fixed=0.01), drafted=k, accepted=a)
     assert service.tokens_per_decode == pytest.approx(sum(drawn) / len(drawn), rel=0.01)
-    plain = simulate(replace(service, drafted=0, accepted=0.0), [Call(0.0, 5, 0, 401)])
-    guessed = simulate(service, [Call(0.0, 5, 0, 401)])
+    plain = simulate(replace(service, drafted=0, accepted=0.0), [ArrivingCall(0.0, 5, 0, 401)])
+    guessed = simulate(service, [ArrivingCall(0.0, 5, 0, 401)])
     assert guessed.steps == math.ceil(400 / service.tokens_per_decode) + 1
     assert guessed.seconds < plain.seconds / 2.5
-    assert Service(Costs(), drafted=3, accepted=1.0).tokens_per_decode == 4
-    assert Service(Costs(), drafted=3, accepted=0.0).tokens_per_decode == 1
+    assert ServiceModel(Costs(), drafted=3, accepted=1.0).tokens_per_decode == 4
+    assert ServiceModel(Costs(), drafted=3, accepted=0.0).tokens_per_decode == 1
 
 
 def test_adapters_are_counted_by_skin() -> None:
     costs = Costs(fixed=0.1)
-    calls = [Call(0.0, 4, 0, 3, skin) for skin in (0, 1, 1, 2)]
-    simulate(Service(costs, adapters=True), calls)
+    calls = [ArrivingCall(0.0, 4, 0, 3, skin) for skin in (0, 1, 1, 2)]
+    simulate(ServiceModel(costs, adapters=True), calls)
     assert {load.adapters for load in costs.asked} == {3}
     assert all(load.adapted_tokens == load.tokens for load in costs.asked)
 
 
 def test_what_a_server_adds_to_a_call() -> None:
-    calls = [Call(0.0, 4, 0, 3)]
-    alone = simulate(Service(Costs(fixed=0.1)), calls)
-    served = simulate(Service(Costs(fixed=0.1), call_seconds=0.02), calls)
+    calls = [ArrivingCall(0.0, 4, 0, 3)]
+    alone = simulate(ServiceModel(Costs(fixed=0.1)), calls)
+    served = simulate(ServiceModel(Costs(fixed=0.1), call_seconds=0.02), calls)
     assert alone.total_seconds[0] == pytest.approx(0.3)
     assert served.total_seconds[0] == pytest.approx(0.32)
     assert served.first_token_seconds[0] == pytest.approx(0.12)
@@ -198,7 +200,7 @@ def test_what_a_server_adds_to_a_call() -> None:
 @given(st.integers(0, 50), st.floats(0.5, 20), st.integers(1, 8))
 def test_nothing_is_lost_and_time_adds_up(seed: int, rate: float, rows: int) -> None:
     calls = Traffic(parse_lengths("1-80", "it"), parse_lengths("1-20", "it")).calls(rate, 40, seed)
-    outcome = simulate(Service(Costs(0.003, 0.0001), max_rows=rows, max_step_tokens=64), calls)
+    outcome = simulate(ServiceModel(Costs(0.003, 0.0001), max_rows=rows, max_step_tokens=64), calls)
     assert len(outcome.total_seconds) == 40
     assert all(0 < f <= t for f, t in zip(outcome.first_token_seconds, outcome.total_seconds, strict=True))
     assert 0 < outcome.utilisation <= 1 + 1e-9
@@ -208,6 +210,6 @@ def test_nothing_is_lost_and_time_adds_up(seed: int, rate: float, rows: int) -> 
 def test_what_cannot_be_is_refused() -> None:
     for wrong in ({"max_rows": 0}, {"max_step_tokens": 0}, {"accepted": 1.5}, {"drafted": -1}):
         with pytest.raises(UsageError):
-            Service(Costs(), **wrong)  # type: ignore[arg-type]
+            ServiceModel(Costs(), **wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no calls"):
-        simulate(Service(Costs()), [])
+        simulate(ServiceModel(Costs()), [])

@@ -9,7 +9,7 @@ import pytest
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.hardware.table import find_device
-from bedplate.economics.model.resolve import resolve
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.serving.steps import CENTRAL, REACHED, Reached, RooflineSteps, shape_of
 from bedplate.models.specs import TransformerSpec
 

@@ -13,7 +13,7 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.mfu import mfu
 from bedplate.economics.hardware.table import DEVICES, find_device
 from bedplate.economics.model.architecture import parameters, resolve, training_flops_per_token
-from bedplate.economics.training.cost import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
+from bedplate.economics.training.training_cost import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
 
 H100 = find_device("h100")
 

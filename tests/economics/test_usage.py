@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.economics.bills.usage import NO_TENANT, Usage, between, read_access_logs, read_metrics, together
+from bedplate.economics.bills.usage import NO_TENANT, CountedUse, between, read_access_logs, read_metrics, together
 
 prometheus = pytest.importorskip("prometheus_client")
 
@@ -74,7 +74,7 @@ def test_the_difference_of_two_snapshots(tmp_path: Path) -> None:
     x = found.by_skin["x"]
     assert (x.calls, x.prompt_tokens, x.generation_tokens) == (4, 60, 1)
     assert x.cost_usd == pytest.approx(3 * 0.4 / 3600)
-    assert found.by_skin["y"] == Usage(0, 0, 0, 0)
+    assert found.by_skin["y"] == CountedUse(0, 0, 0, 0)
     assert found.by_skin["z"].calls == 1
     alone = between(None, after)
     assert alone.by_skin["x"].calls == 14
@@ -219,17 +219,17 @@ def test_the_servers_own_lines_are_counted_by_tenant_and_skin(tmp_path: Path) ->
     ]
     path = write(tmp_path / "access.jsonl", "\n".join(lines) + "\n")
     found = read_access_logs([path], OCTOBER, NOVEMBER)
-    assert found.by_tenant["shop"] == Usage(2, 30, 8, 0.75)
-    assert found.by_tenant["press"] == Usage(1, 30, 2, 0.125)
-    assert found.by_tenant["k1"] == Usage(1, 1, 1, 0.0)  # the key stands for a tenant that is none
-    assert found.by_skin["reviews"] == Usage(3, 41, 4, 0.375)
+    assert found.by_tenant["shop"] == CountedUse(2, 30, 8, 0.75)
+    assert found.by_tenant["press"] == CountedUse(1, 30, 2, 0.125)
+    assert found.by_tenant["k1"] == CountedUse(1, 1, 1, 0.0)  # the key stands for a tenant that is none
+    assert found.by_skin["reviews"] == CountedUse(3, 41, 4, 0.375)
     assert (found.outside, found.other) == (2, 3)
 
 
 def test_a_server_without_keys_has_one_nameless_tenant(tmp_path: Path) -> None:
     line = server_line(OCTOBER.timestamp(), {**answered("", "x", 3, 1), "key": ""})
     found = read_access_logs([write(tmp_path / "log", line)], OCTOBER, NOVEMBER)
-    assert found.by_tenant == {NO_TENANT: Usage(1, 3, 1, None)}
+    assert found.by_tenant == {NO_TENANT: CountedUse(1, 3, 1, None)}
 
 
 def test_a_text_log_is_refused(tmp_path: Path) -> None:
@@ -241,4 +241,4 @@ def test_a_text_log_is_refused(tmp_path: Path) -> None:
 def test_a_line_with_strange_values_counts_what_it_can(tmp_path: Path) -> None:
     fields = {"time": "2026-10-02T00:00:00.000Z", "model": "x", "prompt": "many", "completion": -3, "cost_usd": None}
     found = read_access_logs([write(tmp_path / "log", json.dumps(fields))], OCTOBER, NOVEMBER)
-    assert found.by_skin == {"x": Usage(1, 0, 0, None)}
+    assert found.by_skin == {"x": CountedUse(1, 0, 0, None)}

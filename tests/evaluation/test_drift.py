@@ -11,7 +11,8 @@ from scipy import stats
 from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
 from bedplate.evaluation.drift import Levels, Promise, Quality, Sample, Shift, decide, quality, shifts, whitened
-from bedplate.evaluation.harness import Evaluation, RowResult
+from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.task_row import RowResult
 
 multivariate = pytest.importorskip("statsmodels.stats.multivariate")
 proportion = pytest.importorskip("statsmodels.stats.proportion")

@@ -10,7 +10,8 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.evaluation import harness
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 
 
 class Answer:

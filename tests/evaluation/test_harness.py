@@ -19,11 +19,12 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS, macro_f1
 from bedplate.evaluation.slices import calibration, confidence_of, slices
-from bedplate.evaluation.task import Example, Task, load_examples, load_task
+from bedplate.evaluation.task import Task, load_task
 
 LABELS = ["a", "b", "c"]
 

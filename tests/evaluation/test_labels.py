@@ -16,9 +16,10 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from bedplate.core.errors import ConfigError, DataError, RequestError
 from bedplate.data.splits import row_hash
+from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.slices import slices
-from bedplate.evaluation.task import Example, Task, load_examples, load_task
+from bedplate.evaluation.task import Task, load_task
 from bedplate.skins.output import LabelsOutput
 
 LABELS = ("red", "green", "sky blue")

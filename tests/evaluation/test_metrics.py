@@ -10,9 +10,10 @@ import pytest
 from bedplate.core.statistics import bca_cluster_bootstrap, effective_n_bound
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.task import OUTPUT_KINDS, Example, Task
+from bedplate.evaluation.task import OUTPUT_KINDS, Task
 
 LABELS = ("1", "2", "3")
 OUTPUTS = {

@@ -19,8 +19,9 @@ from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.data.splits import row_hash
 from bedplate.evaluation import metrics_judge
 from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
-from bedplate.evaluation.task import Example, Task, load_task
+from bedplate.evaluation.task import Task, load_task
 
 RUBRIC = "Question: {{ q }}\nRight answer: {{ target }}\nAnswer: {{ prediction }}\nHow good is it?"
 JSON_OUTPUT = {"kind": "json", "json_schema": {"type": "object"}}

@@ -18,12 +18,13 @@ from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.core.errors import ConfigError, DataError, UsageError
+from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
-from bedplate.evaluation.task import Example, load_examples, load_task
+from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.local import LocalModel
 
 IDS = [f"d{i}" for i in range(15)]

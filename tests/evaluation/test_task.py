@@ -12,7 +12,8 @@ import yaml
 from bedplate.core.config import dump_config, parse_config
 from bedplate.core.errors import ConfigError, DataError, UnreachableError, UsageError
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.task import OutputSpec, Task, load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import OutputSpec, Task, load_task
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
 

@@ -22,7 +22,7 @@ from bedplate.inference.engine.grammar import CACHED, Grammars, Matcher, allowed
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.sampler import RowState, sample
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tools import CallReader, Tool, call_grammar_source
+from bedplate.text.tool_calls import CallReader, Tool, call_grammar_source
 
 END = 2
 

@@ -14,9 +14,9 @@ from tests.serving.conftest import running
 from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.economics.hardware.machine import Load, ServerSpeed, read_machine, step_seconds
-from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.simulation import ServiceModel, simulate
 from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import Call
+from bedplate.economics.serving.traffic import ArrivingCall
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
@@ -168,9 +168,9 @@ def test_what_a_server_adds_is_found_again(costs: tuple[float, float, float, flo
     pace, call, start, step, row = costs
     server = ServerSpeed(pace=pace, call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
     engine = made_up()
-    service = Service(MeasuredSteps(engine.model_copy(update={"server": server})), call_seconds=call)
+    service = ServiceModel(MeasuredSteps(engine.model_copy(update={"server": server})), call_seconds=call)
     taken = {
-        (rows, prompt, tokens): simulate(service, [Call(0.0, prompt, 0, tokens) for _ in range(rows)]).seconds
+        (rows, prompt, tokens): simulate(service, [ArrivingCall(0.0, prompt, 0, tokens) for _ in range(rows)]).seconds
         for rows, prompt, tokens in KINDS
     }
     found = fit_server(engine, taken)
@@ -182,8 +182,8 @@ def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
     """An engine that answers in no time still serves no more calls than its server can begin."""
     server = ServerSpeed(call_seconds=0.0, start_seconds=0.01, step_seconds=0.0, row_seconds=0.0)
     engine = made_up().model_copy(update={"server": server})
-    calls = [Call(0.0, 16, 0, 1) for _ in range(100)]
-    assert simulate(Service(MeasuredSteps(engine)), calls).seconds >= 100 * 0.01
+    calls = [ArrivingCall(0.0, 16, 0, 1) for _ in range(100)]
+    assert simulate(ServiceModel(MeasuredSteps(engine)), calls).seconds >= 100 * 0.01
 
 
 def test_the_command_keeps_what_was_measured(

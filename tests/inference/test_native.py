@@ -16,9 +16,9 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import UsageError
-from bedplate.inference.native import compiler, levels
+from bedplate.inference.native import compiler, detection
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
-from bedplate.inference.native.levels import LEVELS, Level
+from bedplate.inference.native.levels import FEATURES, LEVELS, Level, machine
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.quantize import dequantise, quantise_int4, quantise_int8
 from bedplate.models.build import build
@@ -44,7 +44,7 @@ SPECS = {
 
 
 def _here() -> tuple[str, ...]:
-    found = levels.supported()
+    found = detection.supported()
     return () if isinstance(found, str) else found
 
 
@@ -437,23 +437,23 @@ def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     best = load()
     assert isinstance(best, Library)
     assert best.level == next(name for name in _here() if LEVELS[name].chosen)
-    monkeypatch.setenv(levels.OVERRIDE, "plain")
+    monkeypatch.setenv(detection.OVERRIDE, "plain")
     plain = load()
     assert isinstance(plain, Library)
     assert plain.level == "plain"
-    monkeypatch.setenv(levels.OVERRIDE, "avx1024")
+    monkeypatch.setenv(detection.OVERRIDE, "avx1024")
     with pytest.raises(UsageError, match="is not a level; use avx512_bf16"):
         load()
-    foreign = "neon_dotprod" if levels.machine() != "aarch64" else "avx2"
-    monkeypatch.setenv(levels.OVERRIDE, foreign)
+    foreign = "neon_dotprod" if machine() != "aarch64" else "avx2"
+    monkeypatch.setenv(detection.OVERRIDE, foreign)
     with pytest.raises(UsageError, match="this processor does not run"):
         load()
     assert "does not run" in str(load(foreign))
 
 
 def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(levels.OVERRIDE, raising=False)
-    monkeypatch.setattr(levels, "machine", lambda: "x86_64")
+    monkeypatch.delenv(detection.OVERRIDE, raising=False)
+    monkeypatch.setattr(detection, "machine", lambda: "x86_64")
     for names, best in (
         ((), "plain"),
         (("fma", "avx2"), "plain"),
@@ -461,14 +461,14 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
         (("fma", "f16c", "avx2", "avxvnni"), "avx2"),
         (("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx2"),
         (("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"), "avx512_vnni"),
-        (levels.FEATURES["x86_64"], "avx512_bf16"),
+        (FEATURES["x86_64"], "avx512_bf16"),
     ):
-        monkeypatch.setattr(levels, "features", lambda names=names: frozenset(names))
-        assert levels.wanted()[0] == best
-    monkeypatch.setattr(levels, "machine", lambda: "aarch64")
+        monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
+        assert detection.wanted()[0] == best
+    monkeypatch.setattr(detection, "machine", lambda: "aarch64")
     for names, best in (((), "plain"), (("asimddp",), "neon_dotprod"), (("asimddp", "i8mm"), "neon_i8mm")):
-        monkeypatch.setattr(levels, "features", lambda names=names: frozenset(names))
-        assert levels.wanted()[0] == best
+        monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
+        assert detection.wanted()[0] == best
 
 
 # Building

@@ -276,7 +276,7 @@ def test_routes(server, method, path, status):
 
 
 def test_templates_may_refuse_conversations(server, monkeypatch):
-    from bedplate.text.chat import ChatTemplate
+    from bedplate.text.chat_template import ChatTemplate
 
     tokenizer = server.house.tokenizer
     refusing = ChatTemplate(

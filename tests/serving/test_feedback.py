@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.evaluation.task import load_examples, load_task
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.task import load_task
 from bedplate.serving.api.feedback import sampled
 from bedplate.serving.callers.guard import Caller, Guard
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from bedplate.text.marks import secret_name
-from bedplate.text.parts import Parts
 from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer_parts import TokenizerParts
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LOOKALIKES = [
@@ -94,7 +94,7 @@ def test_a_decoder_that_sees_the_whole_streams_at_the_end() -> None:
     backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.BPEDecoder()
-    tokenizer = Tokenizer(Parts(backend, {}, (), None, "a test"))
+    tokenizer = Tokenizer(TokenizerParts(backend, {}, (), None, "a test"))
     stream = tokenizer.stream()
     assert [stream.push(index) for index in (0, 1, 0, 1)] == ["", "", "", ""]
     assert stream.flush() == tokenizer.decode([0, 1, 0, 1]) == backend.decode([0, 1, 0, 1]) == "ab ab"
@@ -126,7 +126,7 @@ def test_whole_words_of_the_vocabulary_cannot_forge_either() -> None:
     # a model that takes a whole piece from its vocabulary (llama-3's `ignore_merges`) would find <s> there
     backend = tokenizers.Tokenizer(models.BPE({"<s>": 0, "<": 1, "s": 2, ">": 3}, [], ignore_merges=True))
     backend.add_special_tokens(["<s>"])
-    tokenizer = Tokenizer(Parts(backend, {}, (), None, "a test"))
+    tokenizer = Tokenizer(TokenizerParts(backend, {}, (), None, "a test"))
     assert tokenizer.encode("<s>") == [0]
     assert tokenizer.encode("<s>", parse_special=False) == [1, 2, 3]
     assert secret_name(0) != "<s>"

@@ -38,10 +38,10 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
 from bedplate.core.statistics import spent_alpha
-from bedplate.evaluation.examples import Example, TaskData
-from bedplate.evaluation.harness import Evaluation, PredictionLike, evaluate_predictions
+from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
-from bedplate.evaluation.task import load_examples
+from bedplate.evaluation.task_row import PredictionLike
 from bedplate.inference.predict.composed import Answers, CascadePredictor
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.predictor import Predictor

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from bedplate.adapters.dora import MAGNITUDE, row_norms
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.layers.linear import Linear
 
 ALL_LINEAR = "all-linear"
@@ -81,12 +81,8 @@ def match_targets(
         found = [p for p, forms in names.items() if any(n == target or n.endswith("." + target) for n in forms)]
         if not found:
             leaves = sorted({name.rsplit(".", 1)[-1] for forms in names.values() for name in forms})
-            near = get_close_matches(target, leaves, n=1)
-            hint = f" (nearest: {near[0]})" if near else ""
-            raise SkinError(
-                f"LoRA target {target!r} names no linear of this model{hint}. "
-                f"Use {ALL_LINEAR!r} or one of: {', '.join(leaves)}"
-            )
+            hint = did_you_mean(nearest(target, leaves), f"use {ALL_LINEAR!r} or one of: {', '.join(leaves)}")
+            raise SkinError(f"LoRA target {target!r} names no linear of this model; {hint}")
         chosen.update(found)
     if not chosen:
         raise SkinError(f"LoRA targets are empty. Use {ALL_LINEAR!r} or name at least one linear")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import SkinError
+from bedplate.core.json import load_json
 
 MAX_TENSOR_BYTES = 8 * 1024**3
 MAX_JSON_BYTES = 16 * 1024**2
@@ -62,20 +62,9 @@ def read_json_object(path: Path, content: bytes | None = None) -> dict[str, Any]
     """A JSON object. SkinError for bad UTF-8, bad JSON, NaN, a repeated key, or anything but an object."""
     data = read_bytes(path, MAX_JSON_BYTES) if content is None else content
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        value = load_json(data)
+    except ValueError as error:
         raise SkinError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise SkinError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return cast("dict[str, Any]", value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key is repeated")
-    return result
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

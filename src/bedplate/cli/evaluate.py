@@ -16,8 +16,8 @@ from bedplate.core.progress import console
 
 if TYPE_CHECKING:
     from bedplate.evaluation.drift import Drift, Quality
+    from bedplate.evaluation.examples import TaskData
     from bedplate.evaluation.harness import Evaluation
-    from bedplate.evaluation.task import TaskData
 
 
 def evaluate(
@@ -72,7 +72,8 @@ def _on_split(
     as_json: bool,
 ) -> None:
     from bedplate.evaluation import harness
-    from bedplate.evaluation.task import load_examples, load_task
+    from bedplate.evaluation.examples import load_examples
+    from bedplate.evaluation.task import load_task
     from bedplate.inference.predict.predictor import Predictor
     from bedplate.inference.ways.threads import use_cores
 

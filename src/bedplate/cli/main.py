@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.version import __version__
 
 # verb: (module, one line of help). One row per verb. The module has a typer command function of the verb's name, or a
@@ -75,9 +75,8 @@ def _run_verb(table: Mapping[str, tuple[str, str]], arguments: list[str], progra
     """Run the verb that `arguments` begin with; `program` is what stands before it on the command line."""
     verb = arguments[0]
     if verb not in table:
-        close = difflib.get_close_matches(verb, table, n=1)
         what = "option" if verb.startswith("-") else "verb"
-        hint = f"did you mean {close[0]!r}?" if close else f"the verbs are {', '.join(table)}"
+        hint = did_you_mean(nearest(verb, table)) or f"the verbs are {', '.join(table)}"
         raise UsageError(f"there is no {what} {verb!r}; {hint} (`{program} --help`)")
     name, line = table[verb]
     module = importlib.import_module(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import types
 import typing
@@ -16,6 +15,7 @@ import yaml
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
+from bedplate.core.suggestions import did_you_mean, nearest
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -280,8 +280,7 @@ def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int,
     kind, value = error["type"], error["input"]
     if kind == "extra_forbidden":
         valid = sorted(_field_names(model, error["loc"][:-1]))
-        close = difflib.get_close_matches(str(keys[-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"the keys here are {', '.join(valid) or 'none'}"
+        hint = did_you_mean(nearest(str(keys[-1]), valid)) or f"the keys here are {', '.join(valid) or 'none'}"
         return f"unknown key {str(keys[-1])!r}; {hint}"
     if kind == "missing":
         return "this key is required and missing"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bedplate.core.errors import DataError, UsageError
+from bedplate.core.json import load_json
 
 _CHUNK = 1 << 20
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -225,8 +226,8 @@ def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_unique_pairs, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            row = load_json(line)
+        except ValueError as error:
             if allow_torn_tail and number == len(lines):
                 break
             raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
@@ -286,17 +287,6 @@ def _whole_end(file: Any) -> int:
 
 def _json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return row
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def safe_join(root: Path | str, relative: str) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +12,8 @@ from typing import Any
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
+from bedplate.core.json import JsonRuleError, load_json
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.rows import Row, Rows
 from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
 
@@ -40,12 +40,8 @@ def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
         raise DataError(f"{source}: .parquet files are not supported; write the rows as .jsonl")
     if suffix not in FORMATS:
         known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
-        close = difflib.get_close_matches(source, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(
-            f"{source!r} is neither a data set of the catalogue nor a data file; {hint}"
-            f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}"
-        )
+        hint = did_you_mean(nearest(source, known), f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}")
+        raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
     return _read(Path(relative_to) / source, source, FORMATS[suffix], None)
 
 
@@ -105,9 +101,9 @@ def _jsonl(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_object, parse_constant=_no_constant)
-        except RecursionError:
-            raise DataError(f"{where}, line {number}: nested too deeply") from None
+            row = load_json(line, repeated="the key {!r} stands twice")
+        except JsonRuleError as error:
+            raise DataError(f"{where}, line {number}: {error}") from error
         except ValueError as error:
             raise DataError(f"{where}, line {number}: not a JSON object: {error}") from error
         if not isinstance(row, dict):
@@ -115,18 +111,6 @@ def _jsonl(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict
         rows.append(row)
         lines.append(number)
     return rows, lines, {}
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
-    return result
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _separated(delimiter: str) -> Reader:

@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bedplate.economics.bills import amortisation, decisions
-from bedplate.economics.bills.account import load_account
+from bedplate.economics.bills.amortisation_file import load_account
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.file import find_device_in
-from bedplate.economics.model.memory import WeightFormat
+from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.cases import plan_cases, replicas_of
-from bedplate.economics.serving.cost import ServingPlan, Target
 from bedplate.economics.serving.replica import Engine
+from bedplate.economics.serving.serving_cost import ServingPlan, Target
 from bedplate.economics.serving.traffic import Lengths, Traffic, parse_lengths
 from bedplate.economics.training.budget import BudgetPlan, plan_budget
-from bedplate.economics.training.cost import TrainingPlan, plan_training
-from bedplate.economics.training.tuning import TuningPlan, plan_tuning
+from bedplate.economics.training.training_cost import TrainingPlan, plan_training
+from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
 
 __all__ = [
     "BudgetPlan",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bedplate.core.errors import DataError, RequestError, UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 from bedplate.evaluation.ranking import relevant
-
-if TYPE_CHECKING:
-    from bedplate.evaluation.task import OutputSpec, Task
+from bedplate.evaluation.task import OutputSpec, Task
 
 SPLITS = ("train", "valid", "test")
 
@@ -181,9 +179,8 @@ def parse_rows(
     needed = [spec.column for spec in task.inputs.values()] + ([task.data.target] if labelled else [])
     for column in needed + ([task.data.group_by] if task.data.group_by else []):
         if column not in rows.columns:
-            close = difflib.get_close_matches(column, rows.columns, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise DataError(f"{rows.path}: no column {column!r}; {hint}the columns are {', '.join(rows.columns)}")
+            hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
+            raise DataError(f"{rows.path}: no column {column!r}; {hint}")
     parsed: list[Example] = []
     empty = 0
     for row, line in zip(rows.rows, rows.lines, strict=True):
@@ -282,13 +279,9 @@ def _target(task: Task, row: Row, where: str, documents: Mapping[str, str] | Non
         return text
     if isinstance(value, str) and value in task.labels:
         return value
-    close = difflib.get_close_matches(str(value), task.labels, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
     what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
-    raise DataError(
-        f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; "
-        f"{hint}labels: {', '.join(task.labels)}"
-    )
+    raise DataError(f"{where}: the label {what} in column {task.data.target!r} is not one of the task's labels; {hint}")
 
 
 def _as_json(output: OutputSpec, value: Any) -> str:

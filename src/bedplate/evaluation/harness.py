@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -16,31 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core import statistics
-from bedplate.core.errors import RequestError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
+from bedplate.evaluation.grading import graded
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
 from bedplate.evaluation.ledger import Ledger
-from bedplate.evaluation.metrics import METRICS, Answered, Scoring
+from bedplate.evaluation.metrics import METRICS, AnsweredRow, Scoring
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
+from bedplate.evaluation.task_row import PredictionLike, RowResult, TaskRow
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.loaded import Loaded
 
-
-class PredictionLike(Protocol):
-    """What a model answers for one row: the parsed output (None: could not be parsed), label log-scores, seconds."""
-
-    @property
-    def output(self) -> Any: ...
-    @property
-    def scores(self) -> Mapping[str, float] | None: ...
-    @property
-    def seconds(self) -> float: ...
+AT_ONCE = 1024
+"""Rows that a model is asked together."""
 
 
 @runtime_checkable
@@ -48,22 +42,6 @@ class Predicts(Protocol):
     """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
 
     def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike | str]: ...
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
-    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON."""
-
-    id: str
-    row_hash: str
-    group: str
-    target: str
-    prediction: str | None
-    score: float
-    length: int
-    scores: dict[str, float] | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -251,11 +229,18 @@ def evaluate_predictions(
     """Score `predictions`, one for each example in order; plain strings (or None) will do where there are no scores."""
     if len(examples) != len(predictions):
         raise UsageError(f"{len(predictions)} predictions for {len(examples)} examples: give one for each, in order")
+    drafts = [TaskRow(task, e).grade([given]) for e, given in zip(examples, predictions, strict=True)]
+    return _evaluation(task, examples, drafts, split, confidence, seed)
+
+
+def _evaluation(
+    task: Task, examples: Sequence[Example], drafts: Sequence[RowResult], split: str, confidence: float, seed: int
+) -> Evaluation:
+    """The drafts scored, and what all of them together say."""
     if not examples:
         raise UsageError("there are no examples to evaluate")
     scorer = task.scorer
-    drafts = [_row(task, example, given) for example, given in zip(examples, predictions, strict=True)]
-    answered = [Answered(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
+    answered = [AnsweredRow(e.id, e.inputs, e.target, row.prediction) for e, row in zip(examples, drafts, strict=True)]
     rows = tuple(replace(row, score=score) for row, score in zip(drafts, scorer.score(answered), strict=True))
     draft = Evaluation(
         task=task.task,
@@ -308,28 +293,6 @@ def _interval(draft: Evaluation) -> tuple[float, float]:
     return 0.0, 1.0
 
 
-def _row(task: Task, example: Example, given: PredictionLike | str | None) -> RowResult:
-    scores = seconds = None
-    if given is None or isinstance(given, str):
-        output: Any = given
-    else:
-        output, seconds = given.output, given.seconds
-        scores = None if given.scores is None else dict(given.scores)
-    prediction = None if output is None else str(output)
-    abstained = task.output.abstain is not None and prediction == task.output.abstain.answer
-    if task.labels and prediction not in task.labels and not abstained:
-        prediction = None
-    if prediction is not None:
-        try:
-            prediction = task.output.canonical(prediction)
-        except RequestError:  # cut off, or not of the schema
-            prediction = None
-    length = sum(len(text) for text in example.inputs.values())
-    return RowResult(
-        example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
-    )
-
-
 def evaluate(
     model: Predicts | Embeds | Path | str,
     task: Task | Path | str,
@@ -361,8 +324,16 @@ def evaluate(
                 question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
             Ledger().open(sha256_json(question), data.test.row_hashes, task=task.task, reason=reason)
         examples = data.examples(split, reason)
-        predictions = predictor.predict([example.inputs for example in examples])
-    return evaluate_predictions(task, examples, predictions, split=split, confidence=confidence)
+        rows = (TaskRow(task, example) for example in examples)
+        drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
+    return _evaluation(task, examples, drafts, split, confidence, seed=0)
+
+
+def _answers(predictor: Predicts, rows: Sequence[dict[str, str]]) -> Iterable[tuple[int, PredictionLike | str]]:
+    found = predictor.predict(rows)
+    if len(found) != len(rows):
+        raise UsageError(f"{len(found)} predictions for {len(rows)} examples: give one for each, in order")
+    return enumerate(found)
 
 
 def _identity(model: object) -> str:

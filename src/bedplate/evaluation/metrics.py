@@ -28,7 +28,7 @@ of label counts (both: cluster bootstrap)."""
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredRow:
     """What a row's score may depend on. `prediction` is canonical; None where nothing could be parsed."""
 
     id: str
@@ -48,7 +48,7 @@ class Scorer(Protocol):
         """Raises what would otherwise come out after a model was asked for everything: a key that is not set."""
         ...
 
-    def score(self, rows: Sequence[Answered]) -> list[float]: ...
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Metric:
     def ready(self) -> None:
         """A metric of the table needs nothing."""
 
-    def score(self, rows: Sequence[Answered]) -> list[float]:
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]:
         return [self.row(row.target, row.prediction) for row in rows]
 
 

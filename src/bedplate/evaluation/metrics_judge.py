@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
-from bedplate.evaluation.metrics import Answered, Scoring
+from bedplate.evaluation.metrics import AnsweredRow, Scoring
 from bedplate.evaluation.metrics_spec import JudgeSpec
 from bedplate.inference.predict.hosted import HostedPredictor, api_key
 from bedplate.inference.remote.account import Account, Price
@@ -64,7 +64,7 @@ class JudgeMetric:
         """Raises UsageError where the environment lacks the key."""
         api_key(_reference(self.spec))
 
-    def score(self, rows: Sequence[Answered]) -> list[float]:
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]:
         """EndpointError, DeadlineError, BusyError, RequestError where the judge fails; EndpointError naming the row for
         an answer, asked for twice, without a number on the scale. What was answered before is kept."""
         shown = {_key(row): _inputs(row) for row in rows if row.prediction is not None}
@@ -74,7 +74,7 @@ class JudgeMetric:
         said |= zip(unclear, self._ask(_ASK + _AGAIN, reminded, (*self.fields, "answer")), strict=True)
         return [0.0 if row.prediction is None else self._score(row, said[_key(row)]) for row in rows]
 
-    def _score(self, row: Answered, answer: str) -> float:
+    def _score(self, row: AnsweredRow, answer: str) -> float:
         number = self._number(answer)
         if number is None:
             low, high = self.spec.scale
@@ -142,10 +142,10 @@ def judge_metric(spec: JudgeSpec, fields: Sequence[str]) -> JudgeMetric:
     return metric
 
 
-def _inputs(row: Answered) -> dict[str, str]:
+def _inputs(row: AnsweredRow) -> dict[str, str]:
     return {**row.inputs, "target": row.target, "prediction": row.prediction or ""}
 
 
-def _key(row: Answered) -> str:
+def _key(row: AnsweredRow) -> str:
     """Rows that show the judge the same are asked about once."""
     return json.dumps(_inputs(row), sort_keys=True)

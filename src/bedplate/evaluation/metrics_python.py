@@ -20,7 +20,7 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import sha256_file
-from bedplate.evaluation.metrics import Answered, Scoring
+from bedplate.evaluation.metrics import AnsweredRow, Scoring
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class PythonMetric:
     def ready(self) -> None:
         """It was ready when it was read."""
 
-    def score(self, rows: Sequence[Answered]) -> list[float]:
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]:
         """DataError naming the row for which the function fails, or gives no number in 0 to 1."""
         return [self._score(row) for row in rows]
 
-    def _score(self, row: Answered) -> float:
+    def _score(self, row: AnsweredRow) -> float:
         if row.prediction is None:
             return 0.0
         read: Callable[[str], Any] = json.loads if self.values else str

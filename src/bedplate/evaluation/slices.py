@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
-from bedplate.evaluation.harness import Evaluation, RowResult
+from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.task_row import RowResult
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,25 +23,12 @@ from pydantic import (
 from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import JsonOutput, LabelsOutput
-
-__all__ = [
-    "DataSpec",
-    "Example",
-    "InputSpec",
-    "OutputSpec",
-    "SplitSpec",
-    "Task",
-    "TaskData",
-    "TestHandle",
-    "load_examples",
-    "load_task",
-]
 
 INPUT_KINDS = ("text",)
 OUTPUT_KINDS = ("label", "labels", "text", "json", "embedding")
@@ -273,9 +259,8 @@ class Task(Strict):
         if isinstance(metric, MetricSpec):
             return metric
         if metric not in METRICS:
-            close = difflib.get_close_matches(metric, METRICS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ValueError(f"no metric {metric!r}; {hint}there are {', '.join(METRICS)}")
+            hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
+            raise ValueError(f"no metric {metric!r}; {hint}")
         output: OutputSpec | None = info.data.get("output")
         if output is not None and output.kind not in METRICS[metric].outputs:
             fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]

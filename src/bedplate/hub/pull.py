@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import UnknownItemError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.hub import cache
 from bedplate.hub.catalog import CATALOG
 
@@ -66,8 +66,8 @@ def resolve(source: str | Path, *, quiet: bool = False) -> Path:
         raise UnknownItemError(f"{name}: is neither a model directory nor a .gguf file")
     if isinstance(source, Path) or "/" in name or path.suffix == ".gguf":
         raise UnknownItemError(f"{name}: no such file or directory")
-    close = difflib.get_close_matches(name.lower(), CATALOG, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"the catalogue has {', '.join(sorted(CATALOG))}."
+    hint = did_you_mean(nearest(name.lower(), CATALOG, 3), show=str)
+    hint = hint or f"the catalogue has {', '.join(sorted(CATALOG))}."
     raise UnknownItemError(
         f"{name!r} is in no catalogue, and no file or directory; {hint} "
         "Also possible: hf:owner/name, or the path of a model directory or .gguf file"

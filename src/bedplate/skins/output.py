@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.text.json_schema import check_schema
 
 
@@ -189,9 +189,8 @@ class LabelsOutput(Grown):
         RequestError for what is none of them."""
         names = set(chosen)
         for name in sorted(names.difference(self.labels)):
-            close = difflib.get_close_matches(name, self.labels, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise RequestError(f"{name!r} is not one of the labels; {hint}labels: {', '.join(self.labels)}")
+            hint = did_you_mean(nearest(name, self.labels), f"labels: {', '.join(self.labels)}")
+            raise RequestError(f"{name!r} is not one of the labels; {hint}")
         return _compact([label for label in self.labels if label in names])
 
     def parse(self, text: str) -> str:

@@ -12,12 +12,12 @@ import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import atomic_write, read_text
-from bedplate.text.parts import ROLES, Parts, check_roles
+from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
 
 _KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 
 
-def parts_from_directory(directory: Path) -> Parts:
+def parts_from_directory(directory: Path) -> TokenizerParts:
     """Raises TokenizerError for files that are missing, corrupt or inconsistent.
 
     Truncation and padding that tokenizer.json asks for are turned off: nothing is cut silently."""
@@ -37,7 +37,7 @@ def parts_from_directory(directory: Path) -> Parts:
     config = _read_object(directory / "tokenizer_config.json")
     roles = _roles(config, _read_object(directory / "special_tokens_map.json"), path)
     _add_tokens(backend, config, roles)
-    parts = Parts(
+    parts = TokenizerParts(
         backend=backend,
         roles=roles,
         eos_ids=(),
@@ -51,7 +51,7 @@ def parts_from_directory(directory: Path) -> Parts:
     return replace(parts, eos_ids=ends or (() if own is None else (own,)))
 
 
-def save_parts(parts: Parts, directory: Path) -> None:
+def save_parts(parts: TokenizerParts, directory: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json (chat template inside); each file whole or not at all."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

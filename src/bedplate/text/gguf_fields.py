@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from bedplate.core.errors import TokenizerError
 from bedplate.text.decoding import state
-from bedplate.text.parts import Parts
+from bedplate.text.tokenizer_parts import TokenizerParts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -78,7 +78,7 @@ _ROLE_KEYS = {
 _END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
-def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") -> Parts:
+def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") -> TokenizerParts:
     """`fields`: GGUF metadata as Python values. Raises TokenizerError for what is missing, inconsistent or unknown."""
     model = _field(fields, "model", str, source)
     if model != "gpt2":
@@ -99,7 +99,7 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     _add_ends(backend, tokens, ids, fields, pre_tokenizer, source)
     template = fields.get("tokenizer.chat_template")
     ends = [fields.get(f"tokenizer.ggml.{key}") for key in _END_KEYS]
-    return Parts(
+    return TokenizerParts(
         backend=backend,
         roles={role: tokens[index] for role, index in ids.items()},
         eos_ids=tuple(dict.fromkeys(int(index) for index in ends if index is not None)),
@@ -198,7 +198,7 @@ def _add_ends(
         )
 
 
-def fields_from_parts(parts: Parts) -> dict[str, Any]:
+def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
     """The `tokenizer.*` metadata of a GGUF file for a byte-level BPE tokenizer whose pre-tokenizer is in the table.
 
     Raises TokenizerError where the format (as supported here) cannot say what the tokenizer does."""

@@ -14,13 +14,14 @@ from typing import Any
 import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError
-from bedplate.text import marks, parts
-from bedplate.text.chat import ChatTemplate, Message, plain, plain_messages
-from bedplate.text.conversation import Conversation, conversation
+from bedplate.text import marks
+from bedplate.text import tokenizer_parts as parts
+from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
 from bedplate.text.directory import parts_from_directory, save_parts
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.sandbox import MARK_VARIABLE
+from bedplate.text.training_chat import TrainingChat, conversation
 
 
 class Tokenizer:
@@ -139,7 +140,7 @@ class Tokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         **extra: Any,
-    ) -> Conversation:
+    ) -> TrainingChat:
         """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
         the ids that training would see are not those of inference."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bedplate.core.errors import DataError, TemplateError
-from bedplate.text.chat import Message
+from bedplate.text.chat_template import Message
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import Example
 
@@ -20,7 +20,7 @@ def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str
 def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> Example:
     """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
 
-    Raises DataError when it cannot be trained on as it would be served (see `text.conversation`).
+    Raises DataError when it cannot be trained on as it would be served (see `text.training_chat`).
     """
     try:
         encoded = tokenizer.encode_conversation(messages)

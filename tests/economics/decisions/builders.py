@@ -10,8 +10,8 @@ import yaml
 
 from bedplate.core.config import parse_config
 from bedplate.economics.bills.decisions import Case, Decision, Outcome, decide
+from bedplate.economics.bills.decisions.exclusions import broken_constraints
 from bedplate.economics.bills.decisions.resolve import Resolver
-from bedplate.economics.bills.decisions.rules import broken_constraints
 from bedplate.economics.bills.decisions.sensitivity import Chooser
 from bedplate.economics.numbers.prices import Prices
 

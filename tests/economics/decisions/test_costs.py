@@ -14,7 +14,7 @@ from bedplate.core.errors import BedplateError
 from bedplate.economics.bills.decisions.bill import Fleet, Volume
 from bedplate.economics.bills.decisions.words import as_values
 from bedplate.economics.hardware.table import find_device
-from bedplate.economics.training.cost import plan_training
+from bedplate.economics.training.training_cost import plan_training
 
 CALLS = 100_000  # 1,000 a day for 100 days
 

@@ -12,7 +12,7 @@ from tests.economics.decisions.builders import PRICES, TODAY, case_values
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.bills.decisions import Decision, decide, load_case
-from bedplate.economics.hardware.machine import Curve, EngineSpeed, Machine, Shape, write_machine
+from bedplate.economics.hardware.machine import EngineSpeed, Machine, SecondsCurve, StepShape, write_machine
 
 
 def row(rung: str, split: str = "valid", **changes: Any) -> dict[str, Any]:
@@ -136,13 +136,13 @@ def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[
 def speed() -> EngineSpeed:
     return EngineSpeed(
         base="smollm2-135m",
-        shape=Shape(blocks=100, head=10, key_features=4, query_features=6),
+        shape=StepShape(blocks=100, head=10, key_features=4, query_features=6),
         weights="int4",
         kernel="native",
         threads=2,
         measured_at=TODAY,
-        blocks=Curve(counts=(1, 8, 512), seconds=(0.004, 0.010, 0.25)),
-        head=Curve(counts=(1, 8), seconds=(0.001, 0.002)),
+        blocks=SecondsCurve(counts=(1, 8, 512), seconds=(0.004, 0.010, 0.25)),
+        head=SecondsCurve(counts=(1, 8), seconds=(0.001, 0.002)),
         key_seconds=1e-6,
         pair_seconds=1e-8,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.economics.decisions.builders import HOSTED, MACHINE, decided
 
-from bedplate.economics.bills.decisions.rules import RULES
+from bedplate.economics.bills.decisions.exclusions import RULES
 from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE
 from bedplate.economics.bills.decisions.words import answer, reasons
 

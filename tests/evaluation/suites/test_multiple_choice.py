@@ -12,21 +12,26 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
+from bedplate.data.documents import Document, read_whole_documents
 from bedplate.evaluation.suites import items as sets
-from bedplate.evaluation.suites.multiple_choice import Item, judge, score_items, tokens_of
-from bedplate.evaluation.suites.text import Document, losses, read_documents
+from bedplate.evaluation.suites.multiple_choice import Question, judge, tokens_of
+from bedplate.evaluation.suites.suite import grades
+from bedplate.evaluation.suites.text import GeneralText
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 ITEMS = [
-    Item("0", "own", "Question: is this product great?\nAnswer:", ("yes", "no it is not", "terrible"), 0, "0"),
-    Item("1", "own", "The answer is ", ("positive", "négative — ça alors", "日本"), 1, "1"),
-    Item("2", "own", "it broke after a day", ("and was terrible quality", "well"), 1, "2"),
-    Item("3", "own", "Review: works\nSentiment:", ("neutral", "positive", "negative", "the user"), 2, "3"),
-    Item("4", "own", "who was asked", ("the user", "the user asked by the question"), 0, "4"),
-    *(Item(f"{i}", "own", f"number {i} is", (f"{i}", f"{i * 7} and more", "great"), i % 3, "") for i in range(5, 25)),
+    Question("0", "own", "Question: is this product great?\nAnswer:", ("yes", "no it is not", "terrible"), 0, "0"),
+    Question("1", "own", "The answer is ", ("positive", "négative — ça alors", "日本"), 1, "1"),
+    Question("2", "own", "it broke after a day", ("and was terrible quality", "well"), 1, "2"),
+    Question("3", "own", "Review: works\nSentiment:", ("neutral", "positive", "negative", "the user"), 2, "3"),
+    Question("4", "own", "who was asked", ("the user", "the user asked by the question"), 0, "4"),
+    *(
+        Question(f"{i}", "own", f"number {i} is", (f"{i}", f"{i * 7} and more", "great"), i % 3, "")
+        for i in range(5, 25)
+    ),
     # no merge of the tokenizer applies to these, so that bytes cost alike and characters do not
-    *(Item(f"{i}", "own", f"number {i} is", (f"QZX#{i}VK%", "日本語" * (i % 4 + 1)), 1, "") for i in range(25, 45)),
+    *(Question(f"{i}", "own", f"number {i} is", (f"QZX#{i}VK%", "日本語" * (i % 4 + 1)), 1, "") for i in range(25, 45)),
 ]
 
 
@@ -40,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def harness(directory: Path, items: list[Item], tmp_path: Path) -> list[dict[str, Any]]:
+def harness(directory: Path, items: list[Question], tmp_path: Path) -> list[dict[str, Any]]:
     """lm-eval's own log of samples, in order."""
     pytest.importorskip("lm_eval")
     with warnings.catch_warnings():
@@ -73,7 +78,7 @@ def harness(directory: Path, items: list[Item], tmp_path: Path) -> list[dict[str
 def test_every_sample_agrees_with_the_harness(tiny: Path, tmp_path: Path) -> None:
     theirs = harness(tiny, ITEMS, tmp_path)
     with LocalModel(load_base(tiny)) as model:
-        ours = score_items(model, ITEMS)
+        ours = list(grades(model, ITEMS, "multiple choice"))
     assert len(theirs) == len(ours)
     for mine, sample in zip(ours, theirs, strict=True):
         peer = [float(one[0][0]) for one in sample["resps"]]
@@ -94,14 +99,14 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_choice(tiny: Path) -> None
 
 
 def test_a_tie_goes_to_the_first_choice() -> None:
-    item = Item("x", "own", "c", ("aa", "bb"), 1, "x")
+    item = Question("x", "own", "c", ("aa", "bb"), 1, "x")
     assert judge(item, (-1.0, -1.0)).acc == 0.0
 
 
 def test_an_item_that_does_not_fit_is_named(tiny: Path) -> None:
-    long = Item("big", "own", "great " * 600, ("a", "b"), 0, "big")
+    long = Question("big", "own", "great " * 600, ("a", "b"), 0, "big")
     with LocalModel(load_base(tiny)) as model, pytest.raises(ContextLengthExceeded, match=r"item big of own has"):
-        score_items(model, [long])
+        list(grades(model, [long], "multiple choice"))
 
 
 # --- the sets
@@ -189,11 +194,11 @@ def test_a_teams_own_items_are_checked(tmp_path: Path, row: dict[str, Any], mess
 
 def test_losses_are_those_of_transformers(tiny: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    documents = [Document("a", "this product is great and works well"), Document("b", "the answer is no. " * 90)]
+    documents = [GeneralText("a", "this product is great and works well"), GeneralText("b", "the answer is no. " * 90)]
     peer = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     base = load_base(tiny)
     with LocalModel(base) as model:
-        ours = losses(model, documents)
+        ours = list(grades(model, documents, "general text"))
     for document, found in zip(documents, ours, strict=True):
         ids = base.need_tokenizer().encode(document.text, parse_special=False)
         total, count = 0.0, 0
@@ -213,11 +218,11 @@ def test_rows_of_one_document_are_put_together_in_order(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         "".join(json.dumps({"document": d, "sentence": str(s), "text": t}) + "\n" for d, s, t in rows)
     )
-    found = read_documents("t.jsonl", tmp_path)
+    found = read_whole_documents("t.jsonl", tmp_path)
     assert found.documents == (Document("x", "first second"), Document("y", "alone"))
-    assert read_documents("t.jsonl", tmp_path, 1).documents == (Document("x", "first second"),)
+    assert read_whole_documents("t.jsonl", tmp_path, 1).documents == (Document("x", "first second"),)
     rows = [{"text": f"text {i}"} for i in range(1, 13)]
     (tmp_path / "u.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    few = read_documents("u.jsonl", tmp_path, 3).documents
+    few = read_whole_documents("u.jsonl", tmp_path, 3).documents
     assert few == tuple(Document(f"line {i}", f"text {i}") for i in (1, 2, 3))
-    assert len(read_documents("u.jsonl", tmp_path).documents) == 12
+    assert len(read_whole_documents("u.jsonl", tmp_path).documents) == 12

@@ -38,9 +38,9 @@ from bedplate.core.errors import CheckpointError, DataError, HubError, UsageErro
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
 from bedplate.evaluation.comparison import Comparison, compare
-from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.task import Task, load_examples
+from bedplate.evaluation.task import Task
 from bedplate.inference.predict.loaded import load as load_skin
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.way import QUANTISED

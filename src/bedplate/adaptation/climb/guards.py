@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
@@ -18,12 +18,13 @@ from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.suites import items, refusals, text
-from bedplate.evaluation.suites.multiple_choice import score_items
-from bedplate.evaluation.suites.refusal_prompts import TO_ANSWER, TO_REFUSE
+from bedplate.evaluation.suites.multiple_choice import Scored
+from bedplate.evaluation.suites.suite import Items, SuiteItem, grades
 from bedplate.inference.predict.local import LocalModel
 
 GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
+G = TypeVar("G")
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,15 @@ class Guarding:
             )
         return source
 
-    def general_text(self, spec: LossGuard) -> text.Documents:
+    def general_text(self, spec: LossGuard) -> Items[text.GeneralText]:
         """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
         RequestError where it does on those that it did not."""
         source = self._source(spec)
-        read = text.read_documents(source, self.directory, spec.documents)
-        shared = sum(one.text in self.texts for one in read.documents)
+        read = text.text_items(source, spec.documents, self.directory)
+        shared = sum(one.text in self.texts for one in read.items)
         if shared:
             raise (RequestError if spec.source is None else ConfigError)(
-                f"adapt.guards.loss.source: {shared} of the {len(read.documents)} documents of {source} stand in "
+                f"adapt.guards.loss.source: {shared} of the {len(read.items)} documents of {source} stand in "
                 "the raw text that the base is trained on; name text that it has not seen"
             )
         return read
@@ -128,10 +129,11 @@ class Guarding:
             else items.own_items(spec.source, self.directory)
         )
 
-        def ask(model: LocalModel, name: str) -> Answers:
-            return [[s.acc_norm, s.acc] for s in score_items(model, asked.items, f"retention, {name}")]
+        def values(found: Scored) -> list[float]:
+            return [found.acc_norm, found.acc]
 
-        before, after = self._both(ask, [asdict(one) for one in asked.items], parent, child)
+        key = [asdict(one) for one in asked.items]
+        before, after = self._both(asked.items, values, key, "retention", parent, child)
         groups = [one.group for one in asked.items]
         drop = mean_drop([b[0] for b in before], [a[0] for a in after], groups, self.confidence)
         sets: dict[str, dict[str, float]] = {}
@@ -157,14 +159,15 @@ class Guarding:
         assert isinstance(spec, LossGuard)
         read = self.general_text(spec)
 
-        def ask(model: LocalModel, name: str) -> Answers:
-            return [[one.total, one.tokens] for one in text.losses(model, read.documents, f"general text, {name}")]
+        def values(found: text.Loss) -> list[float]:
+            return [found.total, found.tokens]
 
-        before, after = self._both(ask, [asdict(one) for one in read.documents], parent, child)
+        key = [asdict(one) for one in read.items]
+        before, after = self._both(read.items, values, key, "general text", parent, child)
         if [b[1] for b in before] != [a[1] for a in after]:
             raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
         tokens = [b[1] for b in before]
-        names = [one.id for one in read.documents]
+        names = [one.id for one in read.items]
         drop = rate_rise([b[0] for b in before], [a[0] for a in after], tokens, names, self.confidence)
         return _result(
             "loss",
@@ -182,16 +185,13 @@ class Guarding:
 
     def _refusal(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, RefusalGuard)
-        prompts = (*TO_REFUSE, *TO_ANSWER)
-        detector = refusals.calibrate()
+        asked, detector = refusals.refusal_items().items, refusals.calibrate()
 
-        def ask(model: LocalModel, name: str) -> Answers:
-            return [
-                [float(refusals.is_refusal(reply))] for reply in refusals.replies(model, prompts, f"refusals, {name}")
-            ]
+        def values(refused: float) -> list[float]:
+            return [refused]
 
-        before, after = self._both(ask, list(prompts), parent, child)
-        wanted = len(TO_REFUSE)
+        before, after = self._both(asked, values, [one.text for one in asked], "refusals", parent, child)
+        wanted = sum(one.wanted for one in asked)
         seen = mean_drop(
             [b[0] for b in before[:wanted]], [a[0] for a in after[:wanted]], range(wanted), self.confidence
         )
@@ -218,11 +218,11 @@ class Guarding:
             {
                 "detector": detector.to_json(),
                 "apparent": {"parent": _mean(before[:wanted]), "child": _mean(after[:wanted])},
-                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(TO_ANSWER)},
+                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(asked) - wanted},
             },
             [
-                _row(f"refuse-{i}", f"refuse-{i}", b[0], a[0])
-                for i, (b, a) in enumerate(zip(before[:wanted], after[:wanted], strict=True))
+                _row(one.id, one.id, b[0], a[0])
+                for one, b, a in zip(asked[:wanted], before[:wanted], after[:wanted], strict=True)
             ],
         )
 
@@ -230,27 +230,26 @@ class Guarding:
 
     def _both(
         self,
-        ask: Callable[[LocalModel, str], Answers],
-        asked: list[Any],
+        asked: Sequence[SuiteItem[G]],
+        values: Callable[[G], list[float]],
+        key: list[Any],
+        what: str,
         parent: Callable[[], LocalModel],
         child: Callable[[], LocalModel],
     ) -> tuple[Answers, Answers]:
-        return self._answers(ask, asked, parent, "parent"), self._answers(ask, asked, child, "child")
+        """What is kept of the grades of both; key: what was asked, as JSON."""
 
-    def _answers(
-        self, ask: Callable[[LocalModel, str], Answers], asked: list[Any], which: Callable[[], LocalModel], name: str
-    ) -> Answers:
-        model = which()
-        engine, identity = model.engine, model.base.identity
-        key = sha256_json(
-            [identity.weights_id, identity.tokenizer_id, identity.template_id, engine.weights, engine.kernel, asked]
-        )
-        path = self.kept / f"{key}.json"
-        if path.is_file():
-            return json.loads(read_text(path))
-        answers = ask(model, name)
-        atomic_write(path, json.dumps(answers) + "\n")
-        return answers
+        def answers(model: LocalModel, name: str) -> Answers:
+            engine, identity = model.engine, model.base.identity
+            ids = [identity.weights_id, identity.tokenizer_id, identity.template_id]
+            path = self.kept / f"{sha256_json([*ids, engine.weights, engine.kernel, key])}.json"
+            if path.is_file():
+                return json.loads(read_text(path))
+            found = [values(grade) for grade in grades(model, asked, f"{what}, {name}")]
+            atomic_write(path, json.dumps(found) + "\n")
+            return found
+
+        return answers(parent(), "parent"), answers(child(), "child")
 
 
 def guarding_of(context: Context) -> Guarding:

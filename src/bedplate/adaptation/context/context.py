@@ -13,9 +13,8 @@ from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
 from bedplate.adaptation.context.throughput import Pace, embedding_pace, measure_pace
-from bedplate.adaptation.task.documents import read_documents
+from bedplate.adaptation.task.documents_spec import task_documents
 from bedplate.adaptation.task.hosted_spec import HostedSpec
-from bedplate.adaptation.task.raw_text import read_raw_text
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import TaskOutput, Written, asked
 from bedplate.adapters.soft_prompt import SoftPrompt
@@ -23,9 +22,9 @@ from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import MINIMUM_GROUPS
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.version import __version__
+from bedplate.data.documents import Documents, read_whole_documents
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.suites.text import Documents
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.held_as import judged_now
 from bedplate.inference.predict.local import LocalModel
@@ -148,7 +147,8 @@ class Context:
     @cached_property
     def raw_text(self) -> Documents | None:
         """Text of the task's domain, where the task file names some. DataError."""
-        return None if self.spec.raw_text is None else read_raw_text(self.spec.raw_text, self.task.directory)
+        text = self.spec.raw_text
+        return None if text is None else read_whole_documents(text.source, self.task.directory)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -348,7 +348,7 @@ class Context:
             own = () if proposer.base is None else (proposer.base,)
             return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), self._second_bases(own)]
         if rung == "retrieval" and self.spec.documents is not None:
-            read = read_documents(self.spec.documents, self.task.directory)
+            read = task_documents(self.spec.documents, self.task.directory)
             return [self.spec.documents.model_dump(mode="json"), read.sha256, self._second_bases(self.spec.embedders)]
         if rung == "continued_pretrain" and self.raw_text is not None:
             return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Evaluation, RowResult
+from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import confidence_of
+from bedplate.evaluation.task_row import RowResult
 
 SURE = 0.8
 SHOWN_SUSPECTS = 12

@@ -8,8 +8,9 @@ from typing import Any
 
 from bedplate.adaptation.report.data_card import text_of
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Evaluation, RowResult
+from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import calibration, confusion, slices
+from bedplate.evaluation.task_row import RowResult
 
 SHOWN_WRONG, SHOWN_DISAGREEING, SHOWN_RIGHT = 8, 12, 4
 

@@ -12,6 +12,8 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import graded
+from bedplate.evaluation.harness import AT_ONCE
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, write_skin
@@ -24,18 +26,28 @@ def ask(
 ) -> list[Prediction | None]:
     """A prediction for each example; None for one that is too long for the context (it counts as wrong). What another
     tenant has asked before is computed again."""
-    rows = [example.inputs for example in examples]
-    try:
-        return list(predictor.predict(rows, one_by_one=one_by_one, tenant=tenant))
-    except ContextLengthExceeded:
-        return [_ask_one(predictor, row, tenant) for row in rows]
+
+    def answers(rows: Sequence[Mapping[str, str]], *, one_by_one: bool = one_by_one) -> list[Prediction | None]:
+        try:
+            return list(predictor.predict(rows, one_by_one=one_by_one, tenant=tenant))
+        except ContextLengthExceeded:
+            return [None] if len(rows) == 1 else [answers([row], one_by_one=False)[0] for row in rows]
+
+    rows = (Given(example.inputs) for example in examples)
+    return list(graded(rows, predictor, lambda asked: enumerate(answers(asked)), AT_ONCE))
 
 
-def _ask_one(predictor: Answers, row: Mapping[str, str], tenant: str) -> Prediction | None:
-    try:
-        return predictor.predict([row], tenant=tenant)[0]
-    except ContextLengthExceeded:
-        return None
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """A row whose answer is taken as it is."""
+
+    inputs: Mapping[str, str]
+
+    def requests(self, _: object) -> list[Mapping[str, str]]:
+        return [self.inputs]
+
+    def grade(self, answers: Sequence[Prediction | None]) -> Prediction | None:
+        return answers[0]
 
 
 def with_bias(

@@ -20,7 +20,8 @@ from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.documents import Documents, cut, read_documents
+from bedplate.adaptation.task.documents_spec import cut, task_documents
+from bedplate.data.documents import Documents
 from bedplate.evaluation.harness import Predicts
 from bedplate.inference.predict.lookup import text_tokens
 from bedplate.skins.files import read_skin
@@ -55,7 +56,7 @@ class Retrieval:
                 f"{k} passages of {size} tokens do not fit {prompt_limit(context):,} prompt tokens beside the longest "
                 "input"
             )
-        documents = read_documents(spec, context.task.directory)
+        documents = task_documents(spec, context.task.directory)
         embedders = embedders_of(context)
         tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
         mean_input = max(1.0, context.pace.tokens)
@@ -93,7 +94,7 @@ class Retrieval:
         start = time.perf_counter()
         spec = context.spec.documents
         assert spec is not None
-        documents = read_documents(spec, context.task.directory)
+        documents = task_documents(spec, context.task.directory)
         embedders = [Embedder(**values) for values in plan.settings["embedders"]]
         prompt, output = context.default_prompt()
         # the prompt that the other rungs have, with the passages before it

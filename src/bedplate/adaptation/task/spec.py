@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.adaptation.task.documents import DocumentsSpec
+from bedplate.adaptation.task.documents_spec import DocumentsSpec
 from bedplate.adaptation.task.format_spec import FormatsSpec
 from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.hosted_spec import HostedSpec

@@ -14,7 +14,7 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from decimal import Decimal
 
-    from bedplate.economics.bills.amortisation import Row, Statement
+    from bedplate.economics.bills.amortisation import Statement, StatementRow
 
 
 def amortise(
@@ -43,9 +43,9 @@ def amortise(
 
     The rows add up to the machines' bill. examples/amortise has one.
     """
-    from bedplate.economics.bills.account import load_account
     from bedplate.economics.bills.amortisation import amortise as amortised
     from bedplate.economics.bills.amortisation import as_values
+    from bedplate.economics.bills.amortisation_file import load_account
 
     statement = amortised(load_account(account_file, overrides or ()))
     if as_json:
@@ -80,7 +80,7 @@ def _sentence(statement: Statement) -> str:
     )
 
 
-def _table(title: str, rows: Sequence[Row], statement: Statement) -> object:
+def _table(title: str, rows: Sequence[StatementRow], statement: Statement) -> object:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_footer=True)

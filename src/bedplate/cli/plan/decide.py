@@ -66,7 +66,7 @@ def decide(
     cases = [load_case(path, prices, overrides) for path in files]
     decisions = [decided(*one) for one in cases]
     if page is not None:
-        from bedplate.economics.pages.decision import decision_data, decision_page
+        from bedplate.economics.pages.decision_page import decision_data, decision_page
 
         command = as_given(context, without=("everything", "page", "as_json"))
         write_page(page, decision_page(decision_data(*cases[0], command=command)))

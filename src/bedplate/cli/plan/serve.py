@@ -14,7 +14,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.economics.serving.cost import ServingPlan
+    from bedplate.economics.serving.serving_cost import ServingPlan
 
 _MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
@@ -74,7 +74,7 @@ def serve(
     says, over the range of what engines reach of it.
     """
     from bedplate.economics.serving.cases import engine_on, plan_cases, replicas_of
-    from bedplate.economics.serving.cost import Target
+    from bedplate.economics.serving.serving_cost import Target
     from bedplate.economics.serving.traffic import Traffic, parse_lengths
 
     row = None
@@ -147,7 +147,7 @@ def _show(model: str, plans: dict[str, ServingPlan]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bedplate.economics.serving.cost import FORMULAS
+    from bedplate.economics.serving.serving_cost import FORMULAS
 
     out, plan = console(), plans["central"]
     out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day", highlight=False)

@@ -17,8 +17,8 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from bedplate.economics.hardware.mfu import Mfu
     from bedplate.economics.training.budget import BudgetPlan
-    from bedplate.economics.training.cost import Range, TrainingPlan
     from bedplate.economics.training.scaling_laws import Optimum
+    from bedplate.economics.training.training_cost import Range, TrainingPlan
 
 _PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
 _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
@@ -106,7 +106,7 @@ def train(
     if model is None:
         raise UsageError("say what is trained: --model NAME and --tokens N, or --budget-usd USD")
 
-    from bedplate.economics.training.cost import plan_training, tokens_for_flops
+    from bedplate.economics.training.training_cost import plan_training, tokens_for_flops
 
     if budget is not None:
         count = tokens_for_flops(model, budget.flops.central, sequence_length)
@@ -160,8 +160,8 @@ def _show_plan(plan: TrainingPlan) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from bedplate.economics.training.cost import FORMULAS
     from bedplate.economics.training.layout_search import describe
+    from bedplate.economics.training.training_cost import FORMULAS
 
     out = console()
     out.print(

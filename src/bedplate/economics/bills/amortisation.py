@@ -10,7 +10,6 @@ Amounts are whole millionths of a dollar (Decimal): rows add up exactly.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -18,8 +17,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.economics.bills.account import Account, Basis, Revenue, utc
-from bedplate.economics.bills.usage import Counted, Logged, Usage, between, read_access_logs, together
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.economics.bills.amortisation_file import AmortisationFile, Basis, Revenue, utc
+from bedplate.economics.bills.usage import Counted, CountedUse, Logged, between, read_access_logs, together
 
 RowKind = Literal["skin", "tenant", "unanswered", "idle"]
 
@@ -28,7 +28,7 @@ _EXCESS = 1.001  # clocks of two snapshots and of a bill do not agree to the sec
 
 
 @dataclass(frozen=True)
-class Row:
+class StatementRow:
     """One skin or tenant, or what no call of theirs paid for. profit_usd: revenue less machine and base."""
 
     name: str
@@ -54,16 +54,16 @@ class Statement:
     """skins, tenants: rows whose machine_usd add up to bill_usd, and whose base_usd to base_usd; empty where there is
     no source for them."""
 
-    account: Account
+    account: AmortisationFile
     hours: float
     bill_usd: Decimal
     base_usd: Decimal
-    skins: tuple[Row, ...]
-    tenants: tuple[Row, ...]
+    skins: tuple[StatementRow, ...]
+    tenants: tuple[StatementRow, ...]
     warnings: tuple[str, ...]
 
 
-def amortise(account: Account) -> Statement:
+def amortise(account: AmortisationFile) -> Statement:
     """The statement of a period. ConfigError, DataError for files; UsageError where figures cannot belong together."""
     hours, machine = account.period.hours, account.machine
     bill = _micro(machine.usd_per_hour * machine.machines * hours)
@@ -77,7 +77,7 @@ def amortise(account: Account) -> Statement:
     counted = _counted(account, logged)
     warnings = [*counted.warnings, *_compared(counted, logged, account)]
     skins = _rows(account, counted, "skin", bill, base, account.revenue.skins, warnings)
-    tenants: list[Row] = []
+    tenants: list[StatementRow] = []
     if logged is not None:
         by_tenant = Counted(logged.by_tenant, counted.busy_seconds)
         tenants = _rows(account, by_tenant, "tenant", bill, base, account.revenue.tenants, warnings)
@@ -104,7 +104,7 @@ def divide(amount: Decimal, parts: Sequence[float]) -> list[Decimal]:
     return [floor * MICRO for floor in floors]
 
 
-def _counted(account: Account, logged: Logged | None) -> Counted:
+def _counted(account: AmortisationFile, logged: Logged | None) -> Counted:
     """By skin: from /metrics, else from the log, else as expected."""
     if account.servers:
         return together(
@@ -116,7 +116,7 @@ def _counted(account: Account, logged: Logged | None) -> Counted:
     days = account.period.hours / 24
     rate = account.server_usd_per_hour or account.machine.usd_per_hour
     by_skin = {
-        name: Usage(
+        name: CountedUse(
             calls=one.calls_per_day * days,
             prompt_tokens=one.tokens_per_call * one.calls_per_day * days,
             cost_usd=one.seconds_per_call * one.calls_per_day * days * rate / 3600 if one.seconds_per_call else None,
@@ -127,28 +127,27 @@ def _counted(account: Account, logged: Logged | None) -> Counted:
 
 
 def _rows(
-    account: Account,
+    account: AmortisationFile,
     counted: Counted,
     kind: Literal["skin", "tenant"],
     bill: Decimal,
     base: Decimal,
     revenue: Mapping[str, Revenue],
     warnings: list[str],
-) -> list[Row]:
+) -> list[StatementRow]:
     busiest = sorted(counted.by_skin, key=lambda name: (-(counted.by_skin[name].cost_usd or 0.0), name))
     names = [*busiest, *(name for name in revenue if name not in counted.by_skin)]
     for name in names[len(counted.by_skin) :]:
-        close = difflib.get_close_matches(name, counted.by_skin, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        warnings.append(f"revenue.{kind}s.{name}: it answered no call in this time{hint}")
-    usages = [counted.by_skin.get(name, Usage()) for name in names]
+        hint = did_you_mean(nearest(name, counted.by_skin))
+        warnings.append(f"revenue.{kind}s.{name}: it answered no call in this time{hint and f'; {hint}'}")
+    usages = [counted.by_skin.get(name, CountedUse()) for name in names]
     seconds = _compute_seconds(account, usages)
     machine, unanswered = _machine_shares(account, counted, usages, seconds, bill)
     bases = [Decimal(0)] * len(names)
     if account.base is not None:
         bases = divide(base, _basis(account.base.by, usages, seconds, "base.by"))
     rows = [
-        Row(
+        StatementRow(
             name,
             kind,
             usage.calls,
@@ -164,12 +163,12 @@ def _rows(
     ]
     zero = Decimal(0)
     if unanswered:
-        rows.append(Row("(unanswered)", "unanswered", 0.0, 0.0, 0.0, unanswered, zero, zero))
+        rows.append(StatementRow("(unanswered)", "unanswered", 0.0, 0.0, 0.0, unanswered, zero, zero))
     idle = bill - sum(machine, unanswered)
-    return [*rows, Row("(idle)", "idle", 0.0, 0.0, 0.0, idle, zero, zero)]
+    return [*rows, StatementRow("(idle)", "idle", 0.0, 0.0, 0.0, idle, zero, zero)]
 
 
-def _compute_seconds(account: Account, usages: Sequence[Usage]) -> list[float] | None:
+def _compute_seconds(account: AmortisationFile, usages: Sequence[CountedUse]) -> list[float] | None:
     """Of each, from what the server said they cost; None where it had no price."""
     if any(usage.cost_usd is None and usage.calls for usage in usages):
         return None
@@ -178,7 +177,11 @@ def _compute_seconds(account: Account, usages: Sequence[Usage]) -> list[float] |
 
 
 def _machine_shares(
-    account: Account, counted: Counted, usages: Sequence[Usage], seconds: Sequence[float] | None, bill: Decimal
+    account: AmortisationFile,
+    counted: Counted,
+    usages: Sequence[CountedUse],
+    seconds: Sequence[float] | None,
+    bill: Decimal,
 ) -> tuple[list[Decimal], Decimal]:
     """What each carries of the bill, and what steps took that no answered call paid for."""
     per_second = account.machine.usd_per_hour / 3600
@@ -211,7 +214,7 @@ def _machine_shares(
     return shares, rest
 
 
-def _basis(by: Basis, usages: Sequence[Usage], seconds: Sequence[float] | None, key: str) -> list[float]:
+def _basis(by: Basis, usages: Sequence[CountedUse], seconds: Sequence[float] | None, key: str) -> list[float]:
     if by == "calls":
         found = [usage.calls for usage in usages]
     elif by == "tokens":
@@ -225,7 +228,7 @@ def _basis(by: Basis, usages: Sequence[Usage], seconds: Sequence[float] | None, 
     return found
 
 
-def _compared(counted: Counted, logged: Logged | None, account: Account) -> list[str]:
+def _compared(counted: Counted, logged: Logged | None, account: AmortisationFile) -> list[str]:
     """Where metrics and log do not cover the same calls."""
     if logged is None:
         return []
@@ -258,7 +261,7 @@ def as_values(statement: Statement) -> dict[str, Any]:
     }
 
 
-def _row_values(row: Row) -> dict[str, Any]:
+def _row_values(row: StatementRow) -> dict[str, Any]:
     return {
         "name": row.name,
         "kind": row.kind,

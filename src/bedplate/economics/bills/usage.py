@@ -32,7 +32,7 @@ _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
 @dataclass(frozen=True)
-class Usage:
+class CountedUse:
     """Of one skin or tenant. calls: answered ones. cost_usd: at the server's own price, None where none was set."""
 
     calls: float = 0.0
@@ -44,9 +44,9 @@ class Usage:
     def tokens(self) -> float:
         return self.prompt_tokens + self.generation_tokens
 
-    def __add__(self, other: Usage) -> Usage:
+    def __add__(self, other: CountedUse) -> CountedUse:
         costs = [one.cost_usd for one in (self, other) if one.cost_usd is not None]
-        return Usage(
+        return CountedUse(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.generation_tokens + other.generation_tokens,
@@ -58,7 +58,7 @@ class Usage:
 class Counted:
     """Between two snapshots of a server. busy_seconds: of its engines' steps, None where they are not there."""
 
-    by_skin: Mapping[str, Usage]
+    by_skin: Mapping[str, CountedUse]
     busy_seconds: float | None
     warnings: tuple[str, ...] = ()
 
@@ -142,7 +142,7 @@ def between(before: Path | None, after: Path) -> Counted:
     names = sorted({*prompt, *generated, *cost, *calls})
     priced = "request_cost_usd_total" in later and bool(cost)
     by_skin = {
-        name: Usage(
+        name: CountedUse(
             calls.get(name, 0.0),
             prompt.get(name, 0.0),
             generated.get(name, 0.0),
@@ -164,12 +164,12 @@ def _by_model(samples: Mapping[Labels, float]) -> dict[str, float]:
 
 def together(counted: Iterable[Counted]) -> Counted:
     """Of several servers."""
-    by_skin: dict[str, Usage] = {}
+    by_skin: dict[str, CountedUse] = {}
     busy: list[float | None] = []
     warnings: list[str] = []
     for one in counted:
         for name, usage in one.by_skin.items():
-            by_skin[name] = by_skin.get(name, Usage()) + usage
+            by_skin[name] = by_skin.get(name, CountedUse()) + usage
         busy.append(one.busy_seconds)
         warnings += one.warnings
     known = [seconds for seconds in busy if seconds is not None]
@@ -183,8 +183,8 @@ def together(counted: Iterable[Counted]) -> Counted:
 class Logged:
     """Answered model calls of an access log. outside: calls before or after the period; other: all other lines."""
 
-    by_tenant: dict[str, Usage] = field(default_factory=dict[str, Usage])
-    by_skin: dict[str, Usage] = field(default_factory=dict[str, Usage])
+    by_tenant: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
+    by_skin: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
     outside: int = 0
     other: int = 0
 
@@ -206,11 +206,13 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
             if when is not None and not begins <= when < ends:
                 logged.outside += 1
                 continue
-            usage = Usage(1.0, _count(fields, "prompt"), _count(fields, "completion"), _cost(fields.get("cost_usd")))
+            usage = CountedUse(
+                1.0, _count(fields, "prompt"), _count(fields, "completion"), _cost(fields.get("cost_usd"))
+            )
             tenant = str(fields.get("tenant") or fields.get("key") or NO_TENANT)
             model = str(fields["model"])
-            logged.by_tenant[tenant] = logged.by_tenant.get(tenant, Usage()) + usage
-            logged.by_skin[model] = logged.by_skin.get(model, Usage()) + usage
+            logged.by_tenant[tenant] = logged.by_tenant.get(tenant, CountedUse()) + usage
+            logged.by_skin[model] = logged.by_skin.get(model, CountedUse()) + usage
         if not calls:
             raise DataError(
                 f"{path}: there is no answered model call in it; it must be the access log as JSON lines "

@@ -37,7 +37,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Curve(Strict):
+class SecondsCurve(Strict):
     """Seconds at some counts, which rise; nothing takes nothing. Three rows can take longer than four: a kernel has its
     own favourite sizes."""
 
@@ -45,7 +45,7 @@ class Curve(Strict):
     seconds: tuple[Seconds, ...]
 
     @model_validator(mode="after")
-    def _rising(self) -> Curve:
+    def _rising(self) -> SecondsCurve:
         if len(self.counts) != len(self.seconds):
             raise ValueError(f"there are {len(self.counts)} counts, but {len(self.seconds)} times")
         if any(a >= b for a, b in zip(self.counts, self.counts[1:], strict=False)):
@@ -66,7 +66,7 @@ class Curve(Strict):
         return seconds[i - 1] + share * (seconds[i] - seconds[i - 1])
 
 
-class Shape(Strict):
+class StepShape(Strict):
     """What of a model decides a step's time. Weights are counts; features are per token and over all layers.
 
     blocks: weights in the layers' products. head: weights of the output head. key_features: of keys and values that a
@@ -107,13 +107,13 @@ class EngineSpeed(Strict):
     """One engine on this machine: a base, what its products read, what computed."""
 
     base: str
-    shape: Shape
+    shape: StepShape
     weights: str
     kernel: str
     threads: Count
     measured_at: datetime.date
-    blocks: Curve
-    head: Curve
+    blocks: SecondsCurve
+    head: SecondsCurve
     key_seconds: Seconds
     pair_seconds: Seconds
     copy_seconds: Seconds = 0.0
@@ -132,7 +132,7 @@ class TuningSpeed(Strict):
     + targets · target_seconds."""
 
     base: str
-    shape: Shape
+    shape: StepShape
     dtype: str
     rank: Count
     threads: Count
@@ -206,7 +206,7 @@ class Load(NamedTuple):
     adapted_tokens: int = 0
 
 
-def step_seconds(speed: EngineSpeed, load: Load, shape: Shape | None = None) -> float:
+def step_seconds(speed: EngineSpeed, load: Load, shape: StepShape | None = None) -> float:
     """How long one step takes; with `shape`, of another model on the same kernel."""
     own = speed.shape
     other = shape or own

@@ -42,7 +42,7 @@ class Mfu:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MfuCurve:
     """One kind of device. n: how many devices work on one model."""
 
     first: float
@@ -54,26 +54,26 @@ class Curve:
         return self.floor + (self.first - self.floor) * (8 / max(n, 8)) ** BETA
 
 
-CURVES: dict[str, Curve] = {
-    "a100": Curve(
+CURVES: dict[str, MfuCurve] = {
+    "a100": MfuCurve(
         0.56,
         0.38,
         "LLM Foundry's A100 tables (8 to 128 GPUs, 0.45 to 0.62), torchtitan docs/performance.md (64, 0.50), BLOOM "
         "(384, 0.48), OPT-175B (992, 0.47), LLaMA-65B (2,048, 0.48)",
     ),
-    "h100": Curve(
+    "h100": MfuCurve(
         0.46,
         0.30,
         "OLMo-core's README (one node, 0.38 to 0.46), LLM Foundry's H100 table (8 to 64, 0.35 to 0.45), torchtitan "
         "(128 GPUs compiled, 0.34), Megatron-LM's README (96 to 4,608, 0.46 to 0.41)",
     ),
-    "blackwell": Curve(0.46, 0.30, "the H100's curve, assumed; NVIDIA's tuned NeMo recipes reach more"),
-    "v100": Curve(0.31, 0.18, "Megatron-LM (https://arxiv.org/abs/1909.08053), fp16: 0.31 on one, 0.24 on 512"),
-    "pcie": Curve(0.40, 0.15, f"{_ASSUMED}; one card as the H100's, no fast links between them"),
-    "mi250x": Curve(0.40, 0.28, "Frontier (https://arxiv.org/abs/2312.12705): 0.32 to 0.38 on 512 to 1,536"),
-    "mi300x": Curve(0.35, 0.22, "a quarter under the H100's, assumed from SemiAnalysis 2024-12"),
-    "tpu": Curve(0.65, 0.42, "MaxText's tiering page (v5p 512 chips 0.65, 256 chips 0.53); PaLM (6,144 v4, 0.46)"),
-    "cpu": Curve(0.35, 0.20, f"{_ASSUMED}; measure with `bedplate plan calibrate`"),
+    "blackwell": MfuCurve(0.46, 0.30, "the H100's curve, assumed; NVIDIA's tuned NeMo recipes reach more"),
+    "v100": MfuCurve(0.31, 0.18, "Megatron-LM (https://arxiv.org/abs/1909.08053), fp16: 0.31 on one, 0.24 on 512"),
+    "pcie": MfuCurve(0.40, 0.15, f"{_ASSUMED}; one card as the H100's, no fast links between them"),
+    "mi250x": MfuCurve(0.40, 0.28, "Frontier (https://arxiv.org/abs/2312.12705): 0.32 to 0.38 on 512 to 1,536"),
+    "mi300x": MfuCurve(0.35, 0.22, "a quarter under the H100's, assumed from SemiAnalysis 2024-12"),
+    "tpu": MfuCurve(0.65, 0.42, "MaxText's tiering page (v5p 512 chips 0.65, 256 chips 0.53); PaLM (6,144 v4, 0.46)"),
+    "cpu": MfuCurve(0.35, 0.20, f"{_ASSUMED}; measure with `bedplate plan calibrate`"),
 }
 
 # Throughput against well-made kernels in bf16. Both from torchtitan's 128-GPU table (Llama-3.1-8B, arXiv 2410.06511 and

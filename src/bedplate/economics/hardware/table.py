@@ -7,10 +7,10 @@ own (`--usd-per-hour`, or a hardware file). CPU sockets are in `hardware_cpu`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from bedplate.core.errors import UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.hardware.cpus import CPUS
 from bedplate.economics.hardware.device import Device, RentalExample
 
@@ -394,6 +394,6 @@ def find_device(name: str) -> Device:
     wanted = "-".join(name.lower().replace("_", " ").replace("-", " ").split()).removeprefix("nvidia-")
     if wanted in _NAMES:
         return DEVICES[_NAMES[wanted]]
-    close = list(dict.fromkeys(_NAMES[one] for one in difflib.get_close_matches(wanted, _NAMES, n=5, cutoff=0.5)))
-    hint = f"did you mean {' or '.join(close[:3])}?" if close else f"the devices are {', '.join(DEVICES)}"
+    close = list(dict.fromkeys(_NAMES[one] for one in nearest(wanted, _NAMES, 5)))
+    hint = did_you_mean(close[:3], show=str) or f"the devices are {', '.join(DEVICES)}"
     raise UsageError(f"there is no device {name!r} in the table; {hint} (or describe it in a hardware file)")

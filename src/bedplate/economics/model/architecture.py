@@ -8,7 +8,7 @@ from bedplate.economics.model.activations import (
     head_activation_bytes,
     layer_activation_bytes,
 )
-from bedplate.economics.model.attention import causal_pairs, square_pairs, two_sided_pairs
+from bedplate.economics.model.attention_pairs import causal_pairs, square_pairs, two_sided_pairs
 from bedplate.economics.model.flops import (
     audio_flops,
     audio_tokens,
@@ -21,7 +21,7 @@ from bedplate.economics.model.flops import (
     sampling_flops,
     training_flops_per_token,
 )
-from bedplate.economics.model.memory import (
+from bedplate.economics.model.footprint import (
     BYTES_PER_PARAMETER,
     WeightFormat,
     experts_touched,
@@ -32,10 +32,10 @@ from bedplate.economics.model.memory import (
     step_weight_bytes,
     weight_bytes,
 )
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Parameters, parameters, weights
-from bedplate.economics.model.resolve import resolve
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer, gradient_bytes, optimizer_bytes
-from bedplate.economics.model.weights import Weight, block_weights, stack_weights
+from bedplate.economics.model.weight_list import Weight, block_weights, stack_weights
 from bedplate.models.specs import Spec
 
 __all__ = [

@@ -12,9 +12,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.attention import attention_flops, pair_flops
+from bedplate.economics.model.attention_pairs import attention_flops, pair_flops
 from bedplate.economics.model.media import audio_weights, diffusion_weights, projector_weights, vision_weights
-from bedplate.economics.model.weights import Per, Weight, stack_weights
+from bedplate.economics.model.weight_list import Per, Weight, stack_weights
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-from bedplate.economics.model.weights import Weight, affine, stack_weights
+from bedplate.economics.model.weight_list import Weight, affine, stack_weights
 from bedplate.models.specs import AudioSpec, DiffusionSpec, MultimodalSpec, VisionSpec
 
 

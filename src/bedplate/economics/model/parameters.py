@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bedplate.economics.model.media import audio_weights, diffusion_weights, projector_weights, vision_weights
-from bedplate.economics.model.weights import Weight, stack_weights
+from bedplate.economics.model.weight_list import Weight, stack_weights
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,

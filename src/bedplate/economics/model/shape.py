@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bedplate.economics.model.activations import Recompute, head_activation_bytes, layer_activation_bytes
-from bedplate.economics.model.attention import attention_flops
+from bedplate.economics.model.attention_pairs import attention_flops
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.parameters import weights
 from bedplate.models.specs import (
@@ -21,7 +21,7 @@ from bedplate.models.specs import (
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayoutShape:
     """Counts of parameters, features, and bytes a token.
 
     dense, experts: parameters inside the blocks. first, last: parameters before and after them (tables; head). block,
@@ -90,7 +90,7 @@ def _as_tower(spec: DiffusionSpec) -> TransformerSpec:
 
 
 @lru_cache(maxsize=64)
-def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Shape:
+def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> LayoutShape:
     """The shape of a model that is trained on sequences of so many tokens, activations in `value_bytes` each."""
     stacks = stacks_of(spec)
     main = stacks[-1]
@@ -118,7 +118,7 @@ def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Shap
     logits = head_activation_bytes(main, value_bytes)
     if main.kind == "decoder":
         logits += (2 * value_bytes + 4.0) * main.vocab_size
-    return Shape(
+    return LayoutShape(
         layers=main.layers,
         heads=main.heads,
         hidden=main.hidden_size,

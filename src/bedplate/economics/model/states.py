@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bedplate.economics.model.memory import BYTES_PER_PARAMETER, WeightFormat
+from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat
 from bedplate.economics.model.parameters import total, weights
 from bedplate.models.specs import Spec
 

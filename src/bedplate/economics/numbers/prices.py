@@ -7,7 +7,6 @@ A price may carry a range: `{value: 3, low: 2, high: 3}`.
 from __future__ import annotations
 
 import datetime
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -16,6 +15,7 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.numbers.quantities import Amount, NonNegative, Share
 
 
@@ -126,11 +126,8 @@ class Prices(Strict):
     def _find(self, section: str, entries: Mapping[str, P], name: str, needed_by: str) -> P:
         if name in entries:
             return entries[name]
-        close = difflib.get_close_matches(name, entries, n=2, cutoff=0.5)
-        if close:
-            hint = f"did you mean {' or '.join(map(repr, close))}?"
-        else:
-            hint = f"it has {', '.join(entries)}; add one" if entries else f"it has no `{section}` at all; add one"
+        there = ", ".join(entries) or f"no `{section}` at all"
+        hint = did_you_mean(nearest(name, entries, 2)) or f"it has {there}; add one"
         raise ConfigError(f"{self._path or 'the prices'}: no {name!r} in `{section}`, which {needed_by} needs; {hint}")
 
     def warnings(self, used: Iterable[tuple[str, str]], today: datetime.date) -> list[str]:

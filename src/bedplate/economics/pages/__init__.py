@@ -5,5 +5,5 @@ the same formulas. What is no formula (which layout fits, how an engine's queue 
 the sliders can reach.
 
 training.py: runs.js (arithmetic), training.js (what is shown)    serving.py: fleets.js, serving.js
-decision.py: bills.js, answers.js, words.js, decision.js          report/assets: what all pages have in common
+decision_page.py: bills.js, answers.js, words.js, decision.js          report/assets: what all pages have in common
 """

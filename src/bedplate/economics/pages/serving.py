@@ -14,8 +14,8 @@ from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
-from bedplate.economics.serving.cost import FORMULAS, PARTS, Target, load_curve, plan_serving
 from bedplate.economics.serving.replica import Replica
+from bedplate.economics.serving.serving_cost import FORMULAS, PARTS, Target, load_curve, plan_serving
 from bedplate.economics.serving.traffic import Traffic
 from bedplate.report.interactive import interactive_page
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import read_machine
-from bedplate.economics.model.memory import WeightFormat
-from bedplate.economics.serving.cost import ServingPlan, Target, plan_serving
+from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.replica import Engine, Replica, here, on_devices
+from bedplate.economics.serving.serving_cost import ServingPlan, Target, plan_serving
 from bedplate.economics.serving.traffic import Traffic
 
 HERE = Engine()

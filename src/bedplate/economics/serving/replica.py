@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import EngineSpeed, Machine
-from bedplate.economics.model.adapters import lora_parameters
+from bedplate.economics.model.adapter_size import lora_parameters
 from bedplate.economics.model.architecture import BYTES_PER_PARAMETER, WeightFormat, kv_bytes, resolve, weight_bytes
 from bedplate.economics.numbers.bounds import at_least, whole
-from bedplate.economics.serving.simulation import Service, StepModel
+from bedplate.economics.serving.simulation import ServiceModel, StepModel
 from bedplate.economics.serving.steps import REACHED, MeasuredSteps, RooflineSteps, shape_of
 from bedplate.economics.serving.traffic import Traffic
-from bedplate.economics.training.cost import price_of
+from bedplate.economics.training.training_cost import price_of
 from bedplate.models.specs import Spec, TransformerSpec
 
 MARGIN = 0.1
@@ -38,9 +38,9 @@ class Engine:
         whole(max_rows=self.max_rows, max_step_tokens=self.max_step_tokens)
         at_least(0, adapter_rank=self.adapter_rank, drafted=self.drafted)
 
-    def service(self, steps: StepModel, call_seconds: float) -> Service:
+    def service(self, steps: StepModel, call_seconds: float) -> ServiceModel:
         """The engine behind its queue, as it is simulated."""
-        return Service(
+        return ServiceModel(
             steps,
             max_rows=self.max_rows,
             max_step_tokens=self.max_step_tokens,
@@ -65,7 +65,7 @@ class Replica:
     basis: where the speeds are from. usd_per_hour: None where no price is known; memory: bytes by what they hold.
     """
 
-    service: Service
+    service: ServiceModel
     basis: str
     usd_per_hour: float | None
     price_source: str

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.serving.traffic import Call, percentile
+from bedplate.economics.serving.traffic import ArrivingCall, percentile
 
 
 class StepModel(Protocol):
@@ -28,7 +28,7 @@ class StepModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceModel:
     """An engine and the server around it.
 
     max_rows: generations at once. max_step_tokens: budget of one step. call_seconds: of a call beside the engine, half
@@ -59,7 +59,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Simulated:
     """What became of the calls, in their order: seconds until the first token and until the end; and of the engine.
 
     busy_seconds: spent in steps, of seconds from the first call to the last answer. mean_batch: running generations of
@@ -98,7 +98,7 @@ class Outcome:
 class _Prompt:
     """A call whose prompt is computed; `done`: its tokens so far, cached ones included."""
 
-    call: Call
+    call: ArrivingCall
     number: int
     done: int
 
@@ -120,7 +120,7 @@ class _Running:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def add(self, call: Call, number: int) -> None:
+    def add(self, call: ArrivingCall, number: int) -> None:
         """A call that has its first token."""
         heapq.heappush(self.ends, (self.said + call.output_tokens - 1, number, number, call.skin))
         # Its next token reads the prompt, the first token and itself.
@@ -175,13 +175,13 @@ class _State:
     end: dict[int, float] = field(default_factory=dict[int, float])
 
 
-def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
+def simulate(service: ServiceModel, calls: Sequence[ArrivingCall]) -> Simulated:
     """Every call from its arrival to its answer. UsageError without calls."""
     if not calls:
         raise UsageError("nothing to simulate: there are no calls")
     before = service.call_seconds / 2
     coming = deque(sorted(enumerate(calls), key=lambda pair: pair[1].at))
-    waiting: deque[tuple[int, Call]] = deque()
+    waiting: deque[tuple[int, ArrivingCall]] = deque()
     state = _State(now=coming[0][1].at)
     began = state.now
     while coming or waiting or state.prompts or state.running:
@@ -192,7 +192,7 @@ def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
             continue
         _step(service, state, waiting, coming[0][1].at + before if coming else math.inf)
     after = service.call_seconds / 2
-    return Outcome(
+    return Simulated(
         tuple(state.first[i] + after - call.at for i, call in enumerate(calls)),
         tuple(state.end[i] + after - call.at for i, call in enumerate(calls)),
         sum(call.output_tokens for call in calls),
@@ -204,7 +204,7 @@ def simulate(service: Service, calls: Sequence[Call]) -> Outcome:
     )
 
 
-def _step(service: Service, state: _State, waiting: deque[tuple[int, Call]], next_arrival: float) -> None:
+def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]], next_arrival: float) -> None:
     running = state.running
     if running and not state.prompts and not waiting:
         _decode(service, state, next_arrival)
@@ -243,7 +243,7 @@ def _step(service: Service, state: _State, waiting: deque[tuple[int, Call]], nex
 
 
 def _chunks(
-    service: Service, state: _State, waiting: deque[tuple[int, Call]]
+    service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]]
 ) -> tuple[list[tuple[_Prompt, int, int]], int]:
     """(prompt, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new ones begin
     with."""
@@ -270,7 +270,7 @@ def _cut(prompt: _Prompt, budget: int, chunks: list[tuple[_Prompt, int, int]]) -
     return count
 
 
-def _decode(service: Service, state: _State, next_arrival: float) -> None:
+def _decode(service: ServiceModel, state: _State, next_arrival: float) -> None:
     """As many steps of the running generations as surely happen before one ends or another call comes."""
     per_step, running = service.tokens_per_decode, state.running
     spoken = per_step * len(running)
@@ -289,7 +289,7 @@ def _decode(service: Service, state: _State, next_arrival: float) -> None:
     _advance(service, state, count)
 
 
-def _pass_time(service: Service, state: _State, load: Load, count: int) -> None:
+def _pass_time(service: ServiceModel, state: _State, load: Load, count: int) -> None:
     seconds = service.steps.seconds(load) * count
     state.now += seconds
     state.busy += seconds
@@ -299,13 +299,13 @@ def _pass_time(service: Service, state: _State, load: Load, count: int) -> None:
         state.decoded_rows += count * len(state.running)
 
 
-def _advance(service: Service, state: _State, count: int) -> None:
+def _advance(service: ServiceModel, state: _State, count: int) -> None:
     if state.running:
         for number in state.running.advance(count * service.tokens_per_decode):
             state.end[number] = state.now
 
 
-def _adapted(service: Service, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:
+def _adapted(service: ServiceModel, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:
     if not service.adapters:
         return load
     return load._replace(adapters=len({*running.skins, *beginning}), adapted_tokens=load.tokens)

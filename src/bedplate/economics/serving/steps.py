@@ -15,7 +15,7 @@ from functools import cached_property
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.machine import EngineSpeed, Load, Shape, served_seconds, step_seconds
+from bedplate.economics.hardware.machine import EngineSpeed, Load, StepShape, served_seconds, step_seconds
 from bedplate.economics.model.architecture import (
     WeightFormat,
     kv_bytes,
@@ -24,7 +24,7 @@ from bedplate.economics.model.architecture import (
     step_reads,
     weight_bytes,
 )
-from bedplate.economics.model.attention import pair_flops
+from bedplate.economics.model.attention_pairs import pair_flops
 from bedplate.models.specs.transformer import TransformerSpec
 
 ALLREDUCE_SECONDS = 10e-6
@@ -57,7 +57,7 @@ class MeasuredSteps:
     its server, where that was measured."""
 
     speed: EngineSpeed
-    shape: Shape | None = None
+    shape: StepShape | None = None
     served: bool = True
 
     def seconds(self, load: Load) -> float:
@@ -154,10 +154,10 @@ class RooflineSteps:
         return f"data sheet of {self.device.title}, {shares}"
 
 
-def shape_of(spec: TransformerSpec) -> Shape:
+def shape_of(spec: TransformerSpec) -> StepShape:
     """What of a decoder decides a step's time."""
     counts = parameters(spec)
-    return Shape(
+    return StepShape(
         blocks=counts.products - counts.head,
         head=counts.head,
         key_features=round(kv_bytes_per_token(spec, 1.0)),

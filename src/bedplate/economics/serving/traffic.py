@@ -107,7 +107,7 @@ def _listed(path: Path, what: str) -> Lengths:
     return Lengths("listed", min(values), max(values), tuple(values))
 
 
-class Call(NamedTuple):
+class ArrivingCall(NamedTuple):
     """One call: when it comes (seconds from the start), its prompt's tokens, of them those that are surely cached (its
     skin's own prompt), the tokens of its answer, and the skin that it asks (0 … skins−1)."""
 
@@ -137,7 +137,7 @@ class Traffic:
         if self.skins < 1:
             raise UsageError(f"{self.skins} skins: there must be at least 1")
 
-    def calls(self, per_second: float, count: int, seed: int = 0) -> list[Call]:
+    def calls(self, per_second: float, count: int, seed: int = 0) -> list[ArrivingCall]:
         """`count` calls at this rate. The same seed gives the same calls at every rate, only nearer together."""
         if not per_second > 0 or not math.isfinite(per_second):
             raise UsageError(f"{per_second} calls a second: it must be over 0")
@@ -145,16 +145,16 @@ class Traffic:
 
 
 @lru_cache(maxsize=16)
-def _drawn(traffic: Traffic, count: int, seed: int) -> tuple[Call, ...]:
+def _drawn(traffic: Traffic, count: int, seed: int) -> tuple[ArrivingCall, ...]:
     """Calls that come one a second: a plan asks for the same ones at many rates."""
     generator = random.Random(seed)
     at = 0.0
-    found: list[Call] = []
+    found: list[ArrivingCall] = []
     for _ in range(count):
         at += generator.expovariate(1.0)
         prompt = traffic.prompt.draw(generator) + traffic.skin_tokens
         output = traffic.output.draw(generator)
-        found.append(Call(at, prompt, traffic.skin_tokens, output, generator.randrange(traffic.skins)))
+        found.append(ArrivingCall(at, prompt, traffic.skin_tokens, output, generator.randrange(traffic.skins)))
     return tuple(found)
 
 

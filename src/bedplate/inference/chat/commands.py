@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bedplate.core.errors import UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.inference.chat.conversation import SETTINGS, Conversation, read_settings
 
 
@@ -127,8 +127,7 @@ def run_command(conversation: Conversation, line: str) -> Outcome:
     """Runs a line that begins with one /. UsageError for a command that does not exist."""
     name, _, argument = line[1:].partition(" ")
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean /{close[0]}?" if close else "/help lists them"
+        hint = did_you_mean(nearest(name, COMMANDS), show="/{}".format) or "/help lists them"
         raise UsageError(f"there is no command /{name}; {hint} (a message that begins with / is written with //)")
     argument = argument.strip()
     if argument and name in _NO_ARGUMENT:

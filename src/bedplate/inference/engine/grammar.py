@@ -23,7 +23,7 @@ from bedplate.core.errors import RequestError, UsageError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tools import call_grammar
+from bedplate.text.tool_calls import call_grammar
 
 if TYPE_CHECKING:
     import llguidance

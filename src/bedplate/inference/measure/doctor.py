@@ -17,7 +17,7 @@ from bedplate.core.processor import Processor, processor
 from bedplate.economics.hardware.machine import Machine
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
-from bedplate.inference.native.levels import supported
+from bedplate.inference.native.detection import supported
 from bedplate.inference.native.library import load
 from bedplate.inference.ways.calibrate import Measured, Use, measure, measured
 from bedplate.inference.ways.choice import fitting, impossible, pick, why

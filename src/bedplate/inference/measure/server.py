@@ -20,9 +20,9 @@ import httpx
 from bedplate.core.errors import EndpointError
 from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import EngineSpeed, ServerSpeed
-from bedplate.economics.serving.simulation import Service, simulate
+from bedplate.economics.serving.simulation import ServiceModel, simulate
 from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import Call
+from bedplate.economics.serving.traffic import ArrivingCall
 
 PROMPT, LONG_PROMPT = 64, 320
 SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8
@@ -84,8 +84,8 @@ def fit_server(speed: EngineSpeed, taken: Mapping[Kind, float]) -> ServerSpeed:
 
 
 def _simulated(speed: EngineSpeed, rows: int, prompt: int, output: int) -> float:
-    service = Service(MeasuredSteps(speed, served=False), max_rows=max(rows, 1))
-    outcome = simulate(service, [Call(0.0, prompt, 0, output) for _ in range(rows)])
+    service = ServiceModel(MeasuredSteps(speed, served=False), max_rows=max(rows, 1))
+    outcome = simulate(service, [ArrivingCall(0.0, prompt, 0, output) for _ in range(rows)])
     return outcome.seconds
 
 

@@ -25,7 +25,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
-from bedplate.economics.hardware.machine import Curve, EngineSpeed, Load, Machine, Spread
+from bedplate.economics.hardware.machine import EngineSpeed, Load, Machine, SecondsCurve, Spread
 from bedplate.economics.serving.steps import shape_of
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
@@ -267,8 +267,8 @@ def fit_engine(found: Sequence[Measured]) -> dict[str, Any]:
     fitted = matrix @ costs
     blocks, head, rates = np.split(costs, [len(tokens), len(tokens) + len(rows)])
     return {
-        "blocks": Curve(counts=tokens, seconds=tuple(blocks.tolist())),
-        "head": Curve(counts=rows, seconds=tuple(head.tolist())),
+        "blocks": SecondsCurve(counts=tokens, seconds=tuple(blocks.tolist())),
+        "head": SecondsCurve(counts=rows, seconds=tuple(head.tolist())),
         **dict(zip(_RATES, rates.tolist(), strict=True)),
         "measured": tuple(
             Spread(load={k: v for k, v in one.load._asdict().items() if v}, seconds=one.seconds, fitted=said)

@@ -1,28 +1,18 @@
-"""The instruction sets that the kernel is built for, and which of them this processor runs.
+"""The instruction sets that the kernel is built for, and what a processor must offer to run them.
 
-One source, compiled once for each level that is wanted; the choice is made at run time by asking the processor
-(`cpuid`, or the system's auxiliary vector), so that no file holds an instruction that the machine lacks.
+One source, compiled once for each level that is wanted; `detection` chooses among them at run time.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-
-from bedplate.core.errors import UsageError
-
-OVERRIDE = "BEDPLATE_KERNEL_LEVEL"
-"""Environment variable that asks for one level; a lower one than the best is how levels are compared on one machine."""
 
 _X86 = ("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "avxvnni", "avx512bf16")
 _ARM = ("asimddp", "i8mm")
 FEATURES: Mapping[str, tuple[str, ...]] = {"x86_64": _X86, "aarch64": _ARM}
 """Names of the bits that detect.cpp reports, by architecture."""
-
 
 BASELINE: Mapping[str, tuple[str, ...]] = {"x86_64": ("-march=x86-64",), "aarch64": ("-march=armv8-a",)}
 """Flags that keep a compiler to what every processor of an architecture runs, whatever its own default is."""
@@ -88,18 +78,6 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(found, found)
 
 
-@cache
-def features() -> frozenset[str] | str:
-    """What this processor offers of FEATURES, or the reason why it could not be asked."""
-    from bedplate.inference.native.compiler import opened
-
-    found = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
-    if isinstance(found, str):
-        return found
-    found.restype = ctypes.c_uint64
-    return features_of(found(), machine())
-
-
 def features_of(bits: int, arch: str) -> frozenset[str]:
     """The names of what detect.cpp reports on a processor of an architecture."""
     return frozenset(name for i, name in enumerate(FEATURES.get(arch, ())) if bits >> i & 1)
@@ -110,28 +88,3 @@ def runs(found: frozenset[str], arch: str) -> tuple[str, ...]:
     return tuple(
         level.name for level in LEVELS.values() if level.machine in (None, arch) and found.issuperset(level.needs)
     )
-
-
-def supported() -> tuple[str, ...] | str:
-    """The levels that this processor runs, best first; or the reason why that is not known."""
-    found = features()
-    if isinstance(found, str):
-        return found
-    return runs(found, machine())
-
-
-def wanted() -> tuple[str, ...] | str:
-    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked.
-
-    Raises UsageError for a level that is not known or that this processor does not run.
-    """
-    asked, here = os.environ.get(OVERRIDE, "").strip(), supported()
-    if asked and asked not in LEVELS:
-        raise UsageError(f"{OVERRIDE} is {asked!r}, which is not a level; use {', '.join(LEVELS)}")
-    if isinstance(here, str):
-        return here
-    if not asked:
-        return tuple(name for name in here if LEVELS[name].chosen)
-    if asked not in here:
-        raise UsageError(f"{OVERRIDE} is {asked!r}, which this processor does not run; it runs {', '.join(here)}")
-    return (asked,)

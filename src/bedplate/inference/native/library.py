@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from bedplate.inference.native.compiler import opened
-from bedplate.inference.native.levels import LEVELS, Level, supported, wanted
+from bedplate.inference.native.detection import supported, wanted
+from bedplate.inference.native.levels import LEVELS, Level
 
 log = logging.getLogger("bedplate.inference")
 

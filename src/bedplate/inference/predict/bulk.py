@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
+from bedplate.core.json import load_json
 from bedplate.inference.engine.requests import Request, Terms
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -54,10 +55,10 @@ def read_rows(lines: Iterable[bytes], source: str) -> Iterator[Row]:
             continue
         where = f"{source}, line {number}"
         try:
-            value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+            value = load_json(line)
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: not UTF-8 at byte {error.start} of the line; save the file as UTF-8") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise DataError(f"{where}: each line must be a JSON object, this one is {line.strip()[:40]!r}")
@@ -217,17 +218,6 @@ def _count(counts: Counts, answers: list[dict[str, Any]]) -> None:
 
 def _line(answer: dict[str, Any]) -> bytes:
     return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        raise ValueError("a key appears twice in one object")
-    return row
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 # --- files

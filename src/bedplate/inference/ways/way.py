@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.gguf_header import read_gguf_header
-from bedplate.economics.model.resolve import resolve
+from bedplate.economics.model.named_model import resolve
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.precision import DTYPES

@@ -18,7 +18,7 @@ from bedplate.serving.call.call import Call
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest, read_fields
 from bedplate.serving.wire.tools import Spoken
-from bedplate.text.tools import Piece
+from bedplate.text.tool_calls import ReplyPiece
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Turn:
         self.answer = answer
         held = self.spoken.finish()
         if not held and not self.blocks:
-            held = [Piece("content", "")]
+            held = [ReplyPiece("content", "")]
         return [self._grow(piece) for piece in held]
 
     @property
@@ -84,7 +84,7 @@ class Turn:
         head = {"role": "assistant", "content": text}
         return {**head, "tool_calls": calls} if calls else head
 
-    def _grow(self, piece: Piece) -> Growth:
+    def _grow(self, piece: ReplyPiece) -> Growth:
         last = self.blocks[-1] if self.blocks else None
         kind = "text" if piece.kind == "content" else "call"
         if piece.kind == "name" or last is None or last.kind != kind:

@@ -25,7 +25,7 @@ from bedplate.serving.wire.tools import (
     choice_of,
     usable,
 )
-from bedplate.text.tools import MAX_TOOLS, Tool
+from bedplate.text.tool_calls import MAX_TOOLS, Tool
 
 MAX_CHOICES = 8
 MAX_STOPS = 16

@@ -12,9 +12,9 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.strict_fields import Fields
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tools import (
+from bedplate.text.tool_calls import (
     CallReader,
-    Piece,
+    ReplyPiece,
     Tool,
     call_grammar_source,
     shows_tools,
@@ -104,7 +104,7 @@ def calls_grammar(tools: Sequence[Tool], choice: str | NamedChoice | None, paral
 def conversation_tokens(
     tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Tool], *, answer: bool = True
 ) -> list[int]:
-    """Token ids of a conversation with tools, as `bedplate.text.tools` shows them. answer: up to where it begins."""
+    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins."""
     template = None if tokenizer.chat is None else tokenizer.chat.source
     if not shows_tools(template):
         return tokenizer.encode_chat(with_tools(messages, tools), add_generation_prompt=answer)
@@ -119,12 +119,12 @@ class Spoken:
         self._reader = CallReader() if reads_calls else None
         self._ids: list[str] = []
 
-    def push(self, text: str) -> list[Piece]:
+    def push(self, text: str) -> list[ReplyPiece]:
         if self._reader is not None:
             return self._reader.push(text)
-        return [Piece("content", text)] if text else []
+        return [ReplyPiece("content", text)] if text else []
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[ReplyPiece]:
         """What was held back, when the text has ended."""
         return [] if self._reader is None else self._reader.finish()
 
@@ -139,7 +139,7 @@ class Spoken:
         reader = self._reader
         return "tool_calls" if reader is not None and reader.calls and reader.closed and reason == "stop" else reason
 
-    def delta(self, pieces: Sequence[Piece]) -> Json:
+    def delta(self, pieces: Sequence[ReplyPiece]) -> Json:
         """What the pieces add to a message, in the shape of a stream's delta."""
         content = "".join(piece.text for piece in pieces if piece.kind == "content")
         calls: dict[int, Json] = {}

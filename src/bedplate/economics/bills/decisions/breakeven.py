@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bedplate.economics.bills.decisions.bill import Bill, Volume
-from bedplate.economics.bills.decisions.options import Resolved
+from bedplate.economics.bills.decisions.resolved_option import Resolved
 from bedplate.economics.bills.decisions.sheet import Values, percentile
 
 _TEN_YEARS, _DAY_PLACES = 3650.0, 80
@@ -23,7 +23,7 @@ _SHARES = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
-class BreakEven:
+class BreakEvenVolume:
     """`option` costs more than `against` at no volume.
 
     calls_per_day: on the first day, from which on `option` stays cheaper; None is never, and `reason` says why.

@@ -42,7 +42,7 @@ class Days(Amount):
     at_most = 36_500.0
 
 
-class Traffic(Strict):
+class CaseTraffic(Strict):
     """calls_per_day: on the first day; they grow by growth_per_year, compounded. peak_to_mean: the busiest calls per
     second over the day's mean. waiting_share: of the calls, how many may wait for a batch price. cached_share: of the
     calls, how many find the repeated part of their prompt in a cache."""
@@ -105,7 +105,7 @@ class Value(Strict):
     usd_per_wrong_answer: Amount | None = None
 
 
-class Work(Strict):
+class WorkSpec(Strict):
     """Once, before the first call. evaluation_labels: examples labelled to judge it by. usd: anything else."""
 
     hours: NonNegative = _NONE
@@ -130,7 +130,7 @@ class Refresh(Strict):
     hours: NonNegative = _NONE
 
 
-class Tuning(Strict):
+class TuningSpec(Strict):
     """labels: examples labelled to tune on. On a machine of the price file the time is stated (machine_hours), follows
     from tokens_per_second, or is the report's."""
 
@@ -143,7 +143,7 @@ class Tuning(Strict):
     refresh: Refresh | None = None
 
 
-class Retrieval(Strict):
+class RetrievalSpec(Strict):
     """passages: text added to every prompt, different each time; counted as the option's text is. corpus: all text that
     is embedded, of which changed_per_month (a share, above 1 where it changes more than once) is embedded again.
     embedder: a hosted one of the price file; without it the option's machine embeds, at embed_tokens_per_second.
@@ -185,7 +185,7 @@ class Pretraining(Strict):
         return self
 
 
-class Measured(Strict):
+class MeasuredEngine(Strict):
     """An engine of the machine's machine.json: base and weights as there, batch: sequences at once."""
 
     base: str
@@ -215,7 +215,7 @@ class MachineUse(Strict):
     seconds_per_call: Amount | None = None
     prefill_tokens_per_second: Amount | None = None
     decode_tokens_per_second: Amount | None = None
-    measured: Measured | None = None
+    measured: MeasuredEngine | None = None
     planned: Planned | None = None
     paid: Literal["reserved", "by_use"] = "reserved"
     utilisation: PositiveShare
@@ -252,10 +252,10 @@ class Option(Strict):
     report: Evidence | None = None
     quality: Share | None = None
     p95_ms: Amount | None = None
-    setup: Work = Work()
+    setup: WorkSpec = WorkSpec()
     upkeep: Upkeep = Upkeep()
-    tuning: Tuning | None = None
-    retrieval: Retrieval | None = None
+    tuning: TuningSpec | None = None
+    retrieval: RetrievalSpec | None = None
     pretraining: Pretraining | None = None
 
     @model_validator(mode="after")
@@ -291,7 +291,7 @@ class Case(Strict):
     case: Annotated[str, Field(min_length=1)]
     prices: str | None = None
     """The price file, beside this one."""
-    traffic: Traffic
+    traffic: CaseTraffic
     text: Text
     knowledge: Knowledge | None = None
     bar: Bar = Bar()

@@ -9,16 +9,16 @@ from itertools import combinations
 
 from bedplate.economics.bills.decisions.bill import DAYS_PER_YEAR, Bill, Volume
 from bedplate.economics.bills.decisions.breakeven import (
-    BreakEven,
+    BreakEvenVolume,
     cheaper_from,
     days_until_cheaper,
     drawn_interval,
     why_never,
 )
 from bedplate.economics.bills.decisions.case import Case, Constraint
-from bedplate.economics.bills.decisions.options import Resolved
+from bedplate.economics.bills.decisions.exclusions import Shortfall, broken_constraints, clears_bars, shortfalls
 from bedplate.economics.bills.decisions.resolve import Resolver
-from bedplate.economics.bills.decisions.rules import Shortfall, broken_constraints, clears_bars, shortfalls
+from bedplate.economics.bills.decisions.resolved_option import Resolved
 from bedplate.economics.bills.decisions.sensitivity import Chooser, Sensitivity, Swing, flipping_points, swings
 from bedplate.economics.bills.decisions.sheet import Values, percentile
 from bedplate.economics.numbers.prices import Prices
@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class OptionOutcome:
     """One option at the stated values. Money is USD over the horizon; intervals hold 90% of the draws and the value.
 
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
@@ -72,24 +72,24 @@ class Decision:
     case: Case
     answer: str
     unconstrained: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[OptionOutcome, ...]
     ranking: tuple[str, ...]
     calls: float
     days: float
-    break_evens: tuple[BreakEven, ...]
+    break_evens: tuple[BreakEvenVolume, ...]
     sensitivities: tuple[Sensitivity, ...]
     tornado: tuple[Swing, ...]
     warnings: tuple[str, ...]
 
-    def outcome(self, name: str) -> Outcome:
+    def outcome(self, name: str) -> OptionOutcome:
         return next(one for one in self.outcomes if one.name == name)
 
     @property
-    def chosen(self) -> Outcome | None:
+    def chosen(self) -> OptionOutcome | None:
         """The answer's row, None where the answer is none of the options."""
         return next((one for one in self.outcomes if one.name == self.answer), None)
 
-    def break_even(self, option: str, against: str) -> BreakEven | None:
+    def break_even(self, option: str, against: str) -> BreakEvenVolume | None:
         """Of two options, whichever of them is the dearer to start."""
         pair = {option, against}
         return next((one for one in self.break_evens if {one.option, one.against} == pair), None)
@@ -148,13 +148,13 @@ def _winner(
 
 def _outcome(
     one: Resolved, v: Values, case: Case, drawn: Sequence[Bill], volumes: Sequence[Volume], best_in: float
-) -> Outcome:
+) -> OptionOutcome:
     bill, volume, tokens = one.bill(v), one.case.volume(v), one.tokens.of(v)
     total, net, quality = bill.total_usd(volume), bill.net_usd(volume), one.quality
     broken = broken_constraints(one.option, case.constraints)
     growth = (1 + volume.growth_per_year) ** (volume.days / DAYS_PER_YEAR)
     busiest = volume.calls_per_day * max(1.0, growth)
-    return Outcome(
+    return OptionOutcome(
         name=one.name,
         method=one.option.method,
         method_in_short=one.option.method_in_short,
@@ -194,10 +194,10 @@ def _break_evens(
     drawn: Sequence[Sequence[Bill]],
     volumes: Sequence[Volume],
     uncertain: bool,
-) -> tuple[BreakEven, ...]:
+) -> tuple[BreakEvenVolume, ...]:
     """Of every pair that the constraints allow."""
     places = [i for i, one in enumerate(options) if one in allowed]
-    found: list[BreakEven] = []
+    found: list[BreakEvenVolume] = []
     for i, j in combinations(places, 2):
         volume = options[i].case.volume(v)
         dear, cheap = sorted((i, j), key=lambda k: -options[k].bill(v).idle_usd(volume))
@@ -212,14 +212,14 @@ def _pair(
     dear_drawn: Sequence[Bill],
     cheap_drawn: Sequence[Bill],
     volumes: Sequence[Volume],
-) -> BreakEven:
+) -> BreakEvenVolume:
     ours, theirs = dear.bill(v), cheap.bill(v)
     calls, windows = cheaper_from(ours, theirs, dear.case.volume(v))
     reason = None
     if calls is None:
         spared = cheap.tokens.of(v).prefix - dear.tokens.of(v).prefix
         reason = why_never(dear.name, cheap.name, ours, theirs, spared)
-    return BreakEven(
+    return BreakEvenVolume(
         option=dear.name,
         against=cheap.name,
         calls_per_day=calls,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,13 @@ from typing import Any, cast
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.decisions.case import Evidence
 from bedplate.economics.numbers.quantities import Share
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRung:
     """One rung on one split. seconds_per_call: of single calls on the machine of the report, None where its price was 0
     (the report has dollars only). confirmed: on rows that no choice had seen."""
 
@@ -29,7 +29,7 @@ class Measured:
     confirmed: bool
 
 
-def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
+def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
     """The rung's row. ConfigError for a file that is no report, a rung that is not there, skipped or failed."""
     report = _read(path, needed_by)
     rows = [row for row in _list(report.get("rungs")) if isinstance(row, Mapping)]
@@ -37,8 +37,7 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
     place = f"{needed_by}: {path}"
     if not named:
         names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
-        close = difflib.get_close_matches(evidence.rung, names, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names) or 'none'}"
+        hint = did_you_mean(nearest(evidence.rung, names)) or f"it has {', '.join(names) or 'none'}"
         raise ConfigError(f"{place}: there is no rung {evidence.rung!r}; {hint}")
     undone = next((row for row in named if row.get("status") != "done"), None)
     if undone is not None:
@@ -55,7 +54,7 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> Measured:
     rate = machine.get("usd_per_hour") if isinstance(machine, Mapping) else None
     per_thousand = _number(row, "usd_per_1k_calls", place)
     seconds = None if per_thousand is None or not rate else per_thousand * 3.6 / float(rate)
-    return Measured(
+    return MeasuredRung(
         source=f"{path.name}, {evidence.rung} on {split}",
         quality=_quality(row, place),
         p95_ms=_number(row, "p95_ms", place),

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
+from bedplate.economics.bills.decisions.assumed_speeds import Speeds, hours_per_token, measured_speeds, planned_speeds
 from bedplate.economics.bills.decisions.calls import HostedCalls, MachineCalls, TokenCounts
-from bedplate.economics.bills.decisions.case import Case, MachineUse, Option, Pretraining, Refresh, Retrieval, Tuning
-from bedplate.economics.bills.decisions.evidence import Measured, read_evidence
-from bedplate.economics.bills.decisions.options import CasePlaces, Ranged, Resolved
+from bedplate.economics.bills.decisions.case import (
+    Case,
+    MachineUse,
+    Option,
+    Pretraining,
+    Refresh,
+    RetrievalSpec,
+    TuningSpec,
+)
+from bedplate.economics.bills.decisions.evidence import MeasuredRung, read_evidence
+from bedplate.economics.bills.decisions.resolved_option import CasePlaces, Ranged, Resolved
 from bedplate.economics.bills.decisions.sheet import Sheet
-from bedplate.economics.bills.decisions.speeds import Speeds, hours_per_token, measured_speeds, planned_speeds
 from bedplate.economics.bills.decisions.work import (
     PretrainingWork,
     RetrievalWork,
@@ -153,7 +161,7 @@ class Resolver:
         )
 
     def _machine(
-        self, name: str, option: Option, place: str, tokens: TokenCounts, measured: Measured | None
+        self, name: str, option: Option, place: str, tokens: TokenCounts, measured: MeasuredRung | None
     ) -> MachineCalls:
         use = option.machine
         assert use is not None
@@ -183,7 +191,7 @@ class Resolver:
         )
 
     def _speed(
-        self, at: str, use: MachineUse, place: str, tokens: TokenCounts, measured: Measured | None
+        self, at: str, use: MachineUse, place: str, tokens: TokenCounts, measured: MeasuredRung | None
     ) -> tuple[int | None, int | None, int | None]:
         """seconds, or prefill and decode."""
         if use.seconds_per_call is not None:
@@ -212,7 +220,7 @@ class Resolver:
             return planned_speeds(use.planned, self._prices, use.name, tokens.of(self.sheet.values), place)
         return None
 
-    def _quality(self, name: str, option: Option, measured: Measured | None, place: str) -> Ranged | None:
+    def _quality(self, name: str, option: Option, measured: MeasuredRung | None, place: str) -> Ranged | None:
         found = option.quality or (None if measured is None else measured.quality)
         value = self._case.value
         why = (
@@ -260,7 +268,9 @@ class Resolver:
             label=self._label(work.evaluation_labels),
         )
 
-    def _tuning(self, name: str, option: Option, tuning: Tuning, place: str, measured: Measured | None) -> TuningWork:
+    def _tuning(
+        self, name: str, option: Option, tuning: TuningSpec, place: str, measured: MeasuredRung | None
+    ) -> TuningWork:
         at = f"{_at(name)}.tuning"
         refresh, every = self._refresh(at, option, tuning, place)
         price = None if option.model is None else self._prices.hosted_model(option.model, place)
@@ -280,7 +290,7 @@ class Resolver:
             else self._price("hosted", option.model or "", "tuning.usd_per_hour", deployed, price.as_of),
         )
 
-    def _refresh(self, at: str, option: Option, tuning: Tuning, place: str) -> tuple[Refresh, int | None]:
+    def _refresh(self, at: str, option: Option, tuning: TuningSpec, place: str) -> tuple[Refresh, int | None]:
         """What tuning again takes, and the place of how often; None where it is tuned once."""
         refresh, knowledge = tuning.refresh, self._case.knowledge
         if refresh is not None and refresh.every_days is not None:
@@ -296,7 +306,9 @@ class Resolver:
             raise ConfigError(f"{place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
         return refresh or Refresh(), None
 
-    def _compute(self, at: str, option: Option, tuning: Tuning, place: str, measured: Measured | None) -> TuningCompute:
+    def _compute(
+        self, at: str, option: Option, tuning: TuningSpec, place: str, measured: MeasuredRung | None
+    ) -> TuningCompute:
         labels, epochs = self._put(f"{at}.labels", tuning.labels), self._put(f"{at}.epochs", tuning.epochs)
         if option.model is not None:
             price = self._prices.hosted_model(option.model, place)
@@ -323,7 +335,7 @@ class Resolver:
         return TuningCompute(labels, epochs, None, hour, hours, speed)
 
     def _retrieval(
-        self, name: str, option: Option, retrieval: Retrieval, tokens: TokenCounts, place: str
+        self, name: str, option: Option, retrieval: RetrievalSpec, tokens: TokenCounts, place: str
     ) -> RetrievalWork:
         at = f"{_at(name)}.retrieval"
         price = hour = embed = None
@@ -378,7 +390,7 @@ def _at(name: str) -> str:
     return key_path(["options", name])
 
 
-def _notes(option: Option, measured: Measured | None) -> tuple[str, ...]:
+def _notes(option: Option, measured: MeasuredRung | None) -> tuple[str, ...]:
     notes: list[str] = []
     if measured is not None and not measured.confirmed and option.quality is None:
         notes.append(f"its quality is an estimate on rows that choices were made on ({measured.source})")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bedplate.economics.bills.decisions.options import Resolved
-from bedplate.economics.bills.decisions.rules import clears_bars
+from bedplate.economics.bills.decisions.exclusions import clears_bars
+from bedplate.economics.bills.decisions.resolved_option import Resolved
 from bedplate.economics.bills.decisions.sheet import Input, Values
 
 NOTHING_FEASIBLE = "nothing: no option is feasible"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bedplate.economics.bills.decisions.breakeven import BreakEven
-from bedplate.economics.bills.decisions.decision import INTERVAL, Decision, Outcome
+from bedplate.economics.bills.decisions.breakeven import BreakEvenVolume
+from bedplate.economics.bills.decisions.decision import INTERVAL, Decision, OptionOutcome
+from bedplate.economics.bills.decisions.exclusions import RULES
 from bedplate.economics.bills.decisions.formulas import FORMULAS
-from bedplate.economics.bills.decisions.rules import RULES
 from bedplate.economics.bills.decisions.sensitivity import (
     NOTHING_FEASIBLE,
     NOTHING_PAYS,
@@ -91,7 +91,7 @@ def _price_of_constraints(decision: Decision) -> str:
     return f"Without {names} it would be {free.name} at {usd(free.total_usd)}{less}."
 
 
-def _compared(one: Outcome, best: Outcome) -> str:
+def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: the lines that are more than a twentieth of the sum of all differences."""
     ours, theirs = _by_name(best), _by_name(one)
     differences = {what: theirs.get(what, 0.0) - ours.get(what, 0.0) for what in dict.fromkeys([*theirs, *ours])}
@@ -104,7 +104,7 @@ def _compared(one: Outcome, best: Outcome) -> str:
     return f"{one.name} is {usd(one.net_usd - best.net_usd)} dearer: {', '.join(parts)}."
 
 
-def _by_name(one: Outcome) -> dict[str, float]:
+def _by_name(one: OptionOutcome) -> dict[str, float]:
     found: dict[str, float] = {}
     for when, what, amount in one.lines:
         name = f"{what} (calls)" if when == "calls" else what
@@ -113,7 +113,7 @@ def _by_name(one: Outcome) -> dict[str, float]:
     return found
 
 
-def break_even(one: BreakEven) -> str:
+def break_even(one: BreakEvenVolume) -> str:
     """One line."""
     if one.calls_per_day is None:
         said = f"{one.option} against {one.against}: never; {one.reason}"
@@ -186,7 +186,7 @@ def as_values(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _option(one: Outcome) -> dict[str, Any]:
+def _option(one: OptionOutcome) -> dict[str, Any]:
     values = asdict(one)
     values["lines"] = [{"when": when, "what": what, "usd": amount} for when, what, amount in one.lines]
     return values

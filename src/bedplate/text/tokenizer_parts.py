@@ -15,7 +15,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_t
 
 
 @dataclass(frozen=True)
-class Parts:
+class TokenizerParts:
     """`roles`: token text by role name (`bos_token` …). `eos_ids`: the ids that end a generation. `config`: further
     entries of tokenizer_config.json that are kept on export. `source`: for messages."""
 
@@ -31,7 +31,7 @@ class Parts:
         return None if token is None else self.backend.token_to_id(token)
 
 
-def check_roles(parts: Parts) -> None:
+def check_roles(parts: TokenizerParts) -> None:
     """Every role's token is in the vocabulary, or TokenizerError."""
     for role, token in parts.roles.items():
         if parts.backend.token_to_id(token) is None:
@@ -41,7 +41,7 @@ def check_roles(parts: Parts) -> None:
             )
 
 
-def identity(parts: Parts) -> str:
+def identity(parts: TokenizerParts) -> str:
     """sha256 of what decides ids: vocabulary, model, normalizer, pre-tokenizer, post-processor, added tokens, roles.
 
     The same tokenizer gives the same value from a GGUF and from its export: vocabulary and added tokens are taken

@@ -16,8 +16,8 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
 from bedplate.economics.serving.replica import Replica
-from bedplate.economics.serving.simulation import Outcome, Service, simulate
-from bedplate.economics.serving.traffic import SECONDS_PER_DAY, Call, Traffic
+from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
+from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Traffic
 
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
@@ -51,7 +51,7 @@ class Target:
         if not 0 < self.share < 1:
             raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
 
-    def slack(self, outcome: Outcome) -> float:
+    def slack(self, outcome: Simulated) -> float:
         """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
         limit must be there."""
         checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
@@ -64,7 +64,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Latency:
+class RateLatency:
     """Percentiles of a rate, in seconds."""
 
     calls_per_second: float
@@ -87,13 +87,13 @@ class ServingPlan:
     """
 
     basis: str
-    alone: Latency
+    alone: RateLatency
     saturated_calls_per_second: float
     saturated_tokens_per_second: float
     capacity_calls_per_second: float
     replicas: int
-    at_peak: Latency
-    at_mean: Latency
+    at_peak: RateLatency
+    at_mean: RateLatency
     calls_per_day: float
     peak_factor: float
     tokens_per_call: float
@@ -164,7 +164,7 @@ def plan_serving(
     )
 
 
-def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Outcome:
+def _alone(service: ServiceModel, traffic: Traffic, target: Target, seed: int) -> Simulated:
     """Calls so far apart that none meets another."""
     calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
     outcome = simulate(service, calls)
@@ -181,7 +181,7 @@ def _alone(service: Service, traffic: Traffic, target: Target, seed: int) -> Out
     return outcome
 
 
-def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[float, float]:
+def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int) -> tuple[float, float]:
     """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
     so that neither its filling nor the last long answers count."""
     calls = [call._replace(at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
@@ -194,13 +194,15 @@ def saturated_rates(service: Service, traffic: Traffic, seed: int) -> tuple[floa
 
 def load_curve(
     replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0, loads: Iterable[float] = LOADS
-) -> tuple[Latency, ...]:
+) -> tuple[RateLatency, ...]:
     """One replica's latency at shares (`loads`) of the rate that saturates it."""
     full = plan.saturated_calls_per_second
     return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
 
 
-def _capacity(service: Service, traffic: Traffic, saturated: float, target: Target, alone: Outcome, seed: int) -> float:
+def _capacity(
+    service: ServiceModel, traffic: Traffic, saturated: float, target: Target, alone: Simulated, seed: int
+) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
     if not target.asks:
@@ -222,7 +224,7 @@ def _capacity(service: Service, traffic: Traffic, saturated: float, target: Targ
     return low / PARTS * saturated or saturated / (2 * PARTS)
 
 
-def _steady(service: Service, traffic: Traffic, rate: float, seed: int) -> Outcome:
+def _steady(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> Simulated:
     outcome = simulate(service, traffic.calls(rate, CALLS, seed))
     skipped = CALLS // 10
     return replace(
@@ -232,12 +234,12 @@ def _steady(service: Service, traffic: Traffic, rate: float, seed: int) -> Outco
     )
 
 
-def _latency(service: Service, traffic: Traffic, rate: float, seed: int) -> Latency:
+def _latency(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> RateLatency:
     return _percentiles(_steady(service, traffic, rate, seed), rate)
 
 
-def _percentiles(outcome: Outcome, rate: float) -> Latency:
-    return Latency(
+def _percentiles(outcome: Simulated, rate: float) -> RateLatency:
+    return RateLatency(
         rate,
         outcome.first_token(0.5),
         outcome.first_token(0.95),
@@ -249,12 +251,12 @@ def _percentiles(outcome: Outcome, rate: float) -> Latency:
     )
 
 
-def decode_tokens_per_second(service: Service, batch: int, context_tokens: int) -> float:
+def decode_tokens_per_second(service: ServiceModel, batch: int, context_tokens: int) -> float:
     """Output tokens a second of `batch` running generations at this context."""
     whole(batch=batch, context_tokens=context_tokens)
     return batch / service.steps.seconds(Load(batch, batch, keys=float(batch * context_tokens)))
 
 
-def prefill_seconds(service: Service, prompt_tokens: int, cached_tokens: int = 0) -> float:
+def prefill_seconds(service: ServiceModel, prompt_tokens: int, cached_tokens: int = 0) -> float:
     """Seconds of a prompt's steps on an idle engine, the first token of the answer chosen."""
-    return simulate(service, [Call(0.0, prompt_tokens, cached_tokens, 1)]).total_seconds[0]
+    return simulate(service, [ArrivingCall(0.0, prompt_tokens, cached_tokens, 1)]).total_seconds[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.economics.bills.decisions.calls import Tokens
-from bedplate.economics.bills.decisions.case import Measured, Planned, TrainingRun
+from bedplate.economics.bills.decisions.case import MeasuredEngine, Planned, TrainingRun
 from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.numbers.quantities import Amount
 
@@ -21,7 +21,7 @@ Speeds = tuple[Amount, Amount, str]
 """Prompt tokens per second, output tokens per second of all sequences together, and where they are from."""
 
 
-def measured_speeds(measured: Measured, prices: Prices, machine: str, tokens: Tokens, needed_by: str) -> Speeds:
+def measured_speeds(measured: MeasuredEngine, prices: Prices, machine: str, tokens: Tokens, needed_by: str) -> Speeds:
     """Of an engine in the machine's machine.json. ConfigError where it was not measured."""
     from bedplate.economics.hardware.machine import read_machine
     from bedplate.economics.serving.steps import MeasuredSteps
@@ -63,10 +63,10 @@ def planned_speeds(planned: Planned, prices: Prices, machine: str, tokens: Token
 
 def _speeds(steps: StepModel, tokens: Tokens, batch: int) -> tuple[float, float]:
     """Of one prompt at a time behind its cached prefix, and of `batch` sequences half-way through their answers."""
-    from bedplate.economics.serving.cost import decode_tokens_per_second, prefill_seconds
-    from bedplate.economics.serving.simulation import Service
+    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds
+    from bedplate.economics.serving.simulation import ServiceModel
 
-    service = Service(steps, max_rows=batch)
+    service = ServiceModel(steps, max_rows=batch)
     cached, fresh = round(tokens.prefix), max(1, round(tokens.fresh + tokens.passages))
     context = max(1, round(cached + fresh + tokens.output / 2))
     prefill = fresh / prefill_seconds(service, cached + fresh, cached)
@@ -90,7 +90,7 @@ def _check_fits(spec: Spec, planned: Planned, tokens: Tokens, memory_bytes: floa
 def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
     """Device hours per token of a training run, over the range of its utilisation, and where they are from."""
     from bedplate.economics.hardware.table import find_device
-    from bedplate.economics.training.cost import plan_training
+    from bedplate.economics.training.training_cost import plan_training
 
     entry = prices.machine(run.machine, needed_by)
     if entry.device is None:

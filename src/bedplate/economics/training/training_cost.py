@@ -28,7 +28,7 @@ from bedplate.economics.model.architecture import (
 from bedplate.economics.model.shape import stacks_of
 from bedplate.economics.numbers.bounds import at_least, positive, share, whole
 from bedplate.economics.training.layout import DeviceBytes, Layout
-from bedplate.economics.training.layout_search import MARGIN, Fitted, Job, describe, find_layout, usable
+from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import compute_optimal
 from bedplate.models.specs import TransformerSpec
 
@@ -84,7 +84,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Price:
+class DevicePrice:
     """USD of one device for an hour, and where it is from."""
 
     usd_per_hour: Range
@@ -117,7 +117,7 @@ class TrainingPlan:
     overhead: float
     gpu_hours: Range
     days: Range
-    price: Price | None
+    price: DevicePrice | None
     usd: Range | None
     kwh: Range
     energy_usd: Range
@@ -214,7 +214,7 @@ def plan_training(
     peak = peak_of(device, precision)
     hours = device_hours(flops, peak, reached, overhead)
     price = price_of(device, usd_per_hour)
-    job = Job(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
+    job = TrainingJob(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
@@ -275,16 +275,16 @@ def device_hours(flops: float, peak_flops_per_second: float, reached: Mfu, overh
     return Range(ideal / reached.high, ideal / reached.central, ideal / reached.low)
 
 
-def price_of(device: Device, usd_per_hour: float | None) -> Price | None:
+def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
     """The price that is given, or the dated example of the row; None where there is neither."""
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
-        return Price(Range(usd_per_hour, usd_per_hour, usd_per_hour), "given")
+        return DevicePrice(Range(usd_per_hour, usd_per_hour, usd_per_hour), "given")
     found = device.rental
     if found is None:
         return None
     source = f"an example, not a quotation: {found.source}, {found.as_of}; give --usd-per-hour"
-    return Price(Range(found.usd_per_hour_low, found.usd_per_hour, found.usd_per_hour_high), source)
+    return DevicePrice(Range(found.usd_per_hour_low, found.usd_per_hour, found.usd_per_hour_high), source)
 
 
 def energy_kwh(hours: Range, device: Device, pue: float = DEFAULT_PUE) -> Range:
@@ -339,7 +339,7 @@ def _size_advice(total: int, tokens: float, flops: float) -> list[str]:
     return []
 
 
-def _suggestions(job: Job, fitted: Fitted, total: int, tokens: float, flops: float) -> list[str]:
+def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, flops: float) -> list[str]:
     found: list[str] = []
     if isinstance(job.spec, TransformerSpec) and job.spec.kind == "decoder" and job.spec.experts is None:
         found += _size_advice(total, tokens, flops)  # dense decoders are what the scaling laws were fitted on

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from bedplate.core.files import read_text
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
 from bedplate.models.specs import Spec
@@ -27,8 +27,8 @@ def resolve(name: str) -> tuple[str, Spec]:
     path = Path(name).expanduser()
     if key and path.exists():
         return str(path), _read(path)
-    near = difflib.get_close_matches(key, PRESETS, 4, 0.5) or [known for known in PRESETS if key and key in known][:4]
-    hint = f"near it are {', '.join(near)}" if near else f"there are {', '.join(PRESETS)}"
+    near = nearest(key, PRESETS, 4) or [known for known in PRESETS if key and key in known][:4]
+    hint = did_you_mean(near, show=str) or f"there are {', '.join(PRESETS)}"
     raise UsageError(f"no model or path is called {name!r}; {hint}; or give the path of a config.json or .gguf file")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.economics.bills.usage import Usage
+from bedplate.economics.bills.usage import CountedUse
 from bedplate.economics.numbers.prices import Dated
 
 Basis = Literal["compute", "tokens", "calls"]
@@ -75,7 +75,7 @@ class Revenue(Strict):
     usd_per_million_tokens: ZeroOrMore = 0.0
     usd_per_month: ZeroOrMore = 0.0
 
-    def usd(self, usage: Usage, hours: float) -> float:
+    def usd(self, usage: CountedUse, hours: float) -> float:
         by_use = self.usd_per_call * usage.calls + self.usd_per_million_tokens * usage.tokens / 1e6
         return by_use + self.usd_per_month * hours / HOURS_PER_MONTH
 
@@ -87,7 +87,7 @@ class RevenueTable(Strict):
     tenants: dict[str, Revenue] = Field(default_factory=dict[str, Revenue])
 
 
-class Account(Strict):
+class AmortisationFile(Strict):
     """An amortisation file. server_usd_per_hour: the `price` in the servers' own file, where it is not the machine's.
     by: what the machine's busy time is divided by; compute is what each call took of it."""
 
@@ -116,9 +116,9 @@ class Account(Strict):
         return self._directory / name
 
 
-def load_account(path: Path | str, overrides: Sequence[str] = ()) -> Account:
+def load_account(path: Path | str, overrides: Sequence[str] = ()) -> AmortisationFile:
     """Read an amortisation file. Raises ConfigError."""
-    account = load_config(path, Account, overrides)
+    account = load_config(path, AmortisationFile, overrides)
     account._directory = Path(path).parent  # pyright: ignore[reportPrivateUsage]
     return account
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bedplate.economics.bills.decisions.case import Constraint, Option
-from bedplate.economics.bills.decisions.options import Resolved
+from bedplate.economics.bills.decisions.resolved_option import Resolved
 from bedplate.economics.bills.decisions.sheet import Values
 
 
 @dataclass(frozen=True)
-class Rule:
+class Exclusion:
     """What a constraint rules out, in words and as a test."""
 
     says: str
@@ -31,25 +31,25 @@ def _gives_data_away(option: Option) -> bool:
     return hosted_retrieval or (option.weights == "hosted" and option.tuning is not None)
 
 
-RULES: Mapping[Constraint, Rule] = {
-    "regulatory_isolation": Rule(
+RULES: Mapping[Constraint, Exclusion] = {
+    "regulatory_isolation": Exclusion(
         "only weights trained here, on known data, and run here: hosted models and others' open weights are out",
         lambda option: option.weights != "own" or _runs_elsewhere(option),
     ),
-    "data_may_not_leave": Rule(
+    "data_may_not_leave": Exclusion(
         "no text may be sent to another's machine: hosted models and hosted embedders are out",
         _runs_elsewhere,
     ),
-    "highly_proprietary_data": Rule(
+    "highly_proprietary_data": Exclusion(
         "no training data and no corpus may be given to another: tuning a hosted model and retrieval that sends "
         "passages or their texts elsewhere are out",
         _gives_data_away,
     ),
-    "frontier_research": Rule(
+    "frontier_research": Exclusion(
         "the pretraining is itself what is studied: whatever is not pretrained here is out",
         lambda option: option.weights != "own",
     ),
-    "latency": Rule(
+    "latency": Exclusion(
         "the way over a network takes too long by itself: hosted models and hosted embedders are out",
         _runs_elsewhere,
     ),

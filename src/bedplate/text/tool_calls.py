@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import RequestError
-from bedplate.text.chat import Message
+from bedplate.text.chat_template import Message
 from bedplate.text.json_schema import INVALID, check_schema
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -174,7 +174,7 @@ def call_grammar(source: str) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReplyPiece:
     """What newly read text adds: to the reply's `content`, or to a call: its `name`, then pieces of its `arguments`.
     `call` counts from 0."""
 
@@ -197,23 +197,23 @@ class CallReader:
         """No call is unfinished."""
         return self._state == "content"
 
-    def push(self, text: str) -> list[Piece]:
+    def push(self, text: str) -> list[ReplyPiece]:
         self._held += text
-        found: list[Piece] = []
+        found: list[ReplyPiece] = []
         while self._step(found):
             pass
         return found
 
-    def finish(self) -> list[Piece]:
+    def finish(self) -> list[ReplyPiece]:
         """What is still held when the text ends. A call without a name yet is given as the text that it is."""
         held, self._held = self._held, ""
         if self._state == "header":
             held = CALL + held
         elif self._state == "end" or (self._state == "content" and self.calls and not held.strip()):
             return []
-        return [Piece("content", held)] if held else []
+        return [ReplyPiece("content", held)] if held else []
 
-    def _step(self, found: list[Piece]) -> bool:
+    def _step(self, found: list[ReplyPiece]) -> bool:
         """One move; False where more text is needed."""
         if self._state == "content":
             return self._content(found)
@@ -222,7 +222,7 @@ class CallReader:
             if match is None:
                 return False
             self._held = self._held[match.end() :]
-            found.append(Piece("name", match.group(1), self.calls))
+            found.append(ReplyPiece("name", match.group(1), self.calls))
             self.calls += 1
             self._state = "arguments"
             return True
@@ -235,7 +235,7 @@ class CallReader:
         self._held, self._state = after, "content"
         return True
 
-    def _content(self, found: list[Piece]) -> bool:
+    def _content(self, found: list[ReplyPiece]) -> bool:
         before, tag, after = self._held.partition(CALL)
         if tag:
             text, self._held, self._state = before.rstrip(), after, "header"
@@ -245,10 +245,10 @@ class CallReader:
             text = before[: len(before) - cut].rstrip()
             self._held = before[len(text) :]
         if text:
-            found.append(Piece("content", text))
+            found.append(ReplyPiece("content", text))
         return bool(tag)
 
-    def _take_arguments(self, found: list[Piece]) -> bool:
+    def _take_arguments(self, found: list[ReplyPiece]) -> bool:
         end = len(self._held)
         for place, character in enumerate(self._held):
             if self._quoted:
@@ -269,5 +269,5 @@ class CallReader:
                     break
         text, self._held = self._held[:end], self._held[end:]
         if text:
-            found.append(Piece("arguments", text, self.calls - 1))
+            found.append(ReplyPiece("arguments", text, self.calls - 1))
         return self._state == "end"

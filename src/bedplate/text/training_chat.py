@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bedplate.core.errors import TemplateError
-from bedplate.text.chat import Message
+from bedplate.text.chat_template import Message
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TrainingChat:
     """`ids`: the whole conversation. `assistant[i]`: ids[i] is the assistant's, its end token included: what
     instruction tuning puts its loss on. `spans`: the same as half-open ranges, one per assistant message; ids up to a
     span's start are exactly the prompt that inference gives for that answer."""
@@ -31,7 +31,7 @@ def conversation(
     encode: Callable[[Sequence[Message], bool], list[int]],
     is_special: Callable[[int], bool],
     is_blank: Callable[[Sequence[int]], bool],
-) -> Conversation:
+) -> TrainingChat:
     """`encode(messages, add_generation_prompt)`: ids of a conversation. For each assistant message, its prompt (the
     messages before it and the generation prompt) must be a prefix of the whole conversation, and so must the
     conversation up to and including it; otherwise training would see other ids than inference: TemplateError."""
@@ -58,7 +58,7 @@ def conversation(
         spans.append((len(prompt), end))
     if not spans:
         raise TemplateError("the conversation has no assistant message, so nothing in it can be learned")
-    return Conversation(ids, tuple(spans))
+    return TrainingChat(ids, tuple(spans))
 
 
 def _check_prefix(prefix: list[int], ids: list[int], what: str, why: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.text.tools import CALL, CALL_END, CallReader, Tool, shows_tools, with_objects, with_tools
+from bedplate.text.tool_calls import CALL, CALL_END, CallReader, Tool, shows_tools, with_objects, with_tools
 
 ARGUMENTS = st.dictionaries(
     st.text(max_size=4),

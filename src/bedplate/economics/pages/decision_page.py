@@ -13,10 +13,10 @@ from bedplate.core.config import key_path
 from bedplate.economics.bills.decisions.calls import HostedCalls
 from bedplate.economics.bills.decisions.case import Case
 from bedplate.economics.bills.decisions.decision import DRAWS, INTERVAL, decide
+from bedplate.economics.bills.decisions.exclusions import RULES, broken_constraints
 from bedplate.economics.bills.decisions.formulas import FORMULAS
-from bedplate.economics.bills.decisions.options import Resolved
 from bedplate.economics.bills.decisions.resolve import Resolver
-from bedplate.economics.bills.decisions.rules import RULES, broken_constraints
+from bedplate.economics.bills.decisions.resolved_option import Resolved
 from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS
 from bedplate.economics.bills.decisions.sheet import Input
 from bedplate.economics.numbers.prices import Prices

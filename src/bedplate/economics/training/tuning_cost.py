@@ -17,13 +17,13 @@ from typing import Any, Literal
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Mfu, Precision, peak_of
-from bedplate.economics.model.adapters import lora_parameters
+from bedplate.economics.model.adapter_size import lora_parameters
 from bedplate.economics.model.architecture import Optimizer, Spec, parameters, resolve, training_flops_per_token
 from bedplate.economics.model.shape import shape_of, stacks_of
 from bedplate.economics.numbers.bounds import positive, share, whole
-from bedplate.economics.training.cost import Price, Range, device_hours, mfu_of, price_of
 from bedplate.economics.training.layout import DeviceBytes, Layout
-from bedplate.economics.training.layout_search import Job, describe, find_layout
+from bedplate.economics.training.layout_search import TrainingJob, describe, find_layout
+from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, price_of
 
 Method = Literal["lora", "full"]
 
@@ -51,7 +51,7 @@ class TuningPlan:
     mfu: Mfu | None
     gpu_hours: Range
     seconds: Range
-    price: Price | None
+    price: DevicePrice | None
     usd: Range | None
     layout: Layout
     bytes: DeviceBytes
@@ -144,7 +144,7 @@ def plan_tuning(
         hours = Range(measured, measured, measured)
     price = price_of(device, usd_per_hour)
     adapter = trained if method == "lora" else 0
-    job = Job(
+    job = TrainingJob(
         spec,
         device,
         devices,

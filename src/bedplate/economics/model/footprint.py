@@ -12,10 +12,10 @@ from functools import lru_cache
 from typing import Literal
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.attention import cached_features
+from bedplate.economics.model.attention_pairs import cached_features
 from bedplate.economics.model.flops import source_tokens_of, text_stack
 from bedplate.economics.model.parameters import weights as weights_of
-from bedplate.economics.model.weights import Weight
+from bedplate.economics.model.weight_list import Weight
 from bedplate.models.specs import DiffusionSpec, EncoderDecoderSpec, Spec, TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import TemplateError
 from bedplate.text import sandbox
-from bedplate.text.chat import TEMPLATE_BYTES, ChatTemplate
+from bedplate.text.chat_template import TEMPLATE_BYTES, ChatTemplate
 
 from .conftest import CHATML
 
@@ -213,7 +213,7 @@ def test_hostile_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_time_runs_out_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bedplate.text.chat.RENDER_SECONDS", 0.05)
+    monkeypatch.setattr("bedplate.text.chat_template.RENDER_SECONDS", 0.05)
     monkeypatch.setattr(sandbox, "STEPS", 10**12)
     template = ChatTemplate("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
     errors: list[BaseException] = []

@@ -1,0 +1,73 @@
+"""JSON as the standard has it: no NaN, no repeated keys, no bottomless nesting."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from typing import Any
+
+
+class JsonRuleError(ValueError):
+    """A rule is broken that Python's own reader does not know. key: the one that an object has twice."""
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def load_json(
+    content: str | bytes,
+    *,
+    depth: int | None = None,
+    finite: bool = False,
+    repeated: str = "a key appears twice in one object: {!r}",
+) -> Any:
+    """The value of JSON text. depth: how many levels it may have; finite: whether a number that no float holds is
+    refused; repeated: what is said of a key that is given twice. Raises JsonRuleError, UnicodeDecodeError,
+    JSONDecodeError, or another ValueError where an integer has thousands of digits."""
+    number = _finite if finite else None
+    try:
+        value = json.loads(
+            content if isinstance(content, str) else content.decode("utf-8"),
+            object_pairs_hook=partial(_once, repeated),
+            parse_constant=_no_constant,
+            parse_float=number,
+        )
+    except RecursionError:
+        raise JsonRuleError("nested too deeply") from None
+    if depth is not None and _deeper(value, depth):
+        raise JsonRuleError(f"nested deeper than {depth} levels")
+    return value
+
+
+def _once(message: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise JsonRuleError(message.format(twice), twice)
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise JsonRuleError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise JsonRuleError("a number is too large")
+    return number
+
+
+def _deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    return bool(level)

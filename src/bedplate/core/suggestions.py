@@ -1,0 +1,17 @@
+"""What somebody may have meant by a name that is not there: one measure of nearness and one wording."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """At most so many of the known names that look like this one, the likest first."""
+    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+
+
+def did_you_mean(names: Iterable[str], also: str = "", *, show: Callable[[str], str] = repr) -> str:
+    """ "did you mean 'a' or 'b'?", and what is also said; "" where there is neither. show: how a name is written."""
+    shown = " or ".join(map(show, names))
+    return " ".join(filter(None, (f"did you mean {shown}?" if shown else "", also)))

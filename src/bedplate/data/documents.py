@@ -1,0 +1,104 @@
+"""Text as documents: rows of a data set or a file, a text file, or a directory of such. One reader for all who read
+texts that have no label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bedplate.core.errors import DataError
+from bedplate.core.files import read_text, sha256_bytes, sha256_json
+from bedplate.data.sources import Rows, read_rows
+
+TEXT_FILES = (".txt", ".md", ".rst")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that stands for itself: what is alike inside it is not alike outside. id: its file, or what its row calls
+    it."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents that hold text, whole. sha256: of what was read; empty: how many texts held nothing; repeated: how many
+    copies were left out."""
+
+    documents: tuple[Document, ...]
+    source: str
+    sha256: str
+    empty: int = 0
+    repeated: int = 0
+
+
+def read_documents(
+    source: str, relative_to: Path, *, column: str = "text", id: str | None = None, limit: int | None = None
+) -> Documents:
+    """The documents of a text file or of a directory, all below it; or of a data set or a .jsonl, .csv or .tsv file,
+    where each row is one, its text in `column`. id: the column of its name, else its line. limit: only the first so
+    many. DataError for what cannot be read, a column that is missing, or no text at all."""
+    place = relative_to / Path(source).expanduser()
+    if place.is_dir() or place.suffix.lower() in TEXT_FILES:
+        texts, digest = _files(place)
+    else:
+        rows = read_rows(source, relative_to)
+        texts, digest = [(name, text) for name, _, text in _rows(rows, column, id)], rows.sha256
+    return _documents(texts, source, digest, limit)
+
+
+def read_whole_documents(source: str, relative_to: Path, limit: int | None = None) -> Documents:
+    """As `read_documents`, but rows with one `document` are one text, in the order of their `sentence` or else in the
+    file's, and stand in the natural order of their names ("line 2" before "line 10")."""
+    place = relative_to / Path(source).expanduser()
+    if place.is_dir() or place.suffix.lower() in TEXT_FILES:
+        return read_documents(source, relative_to, limit=limit)
+    rows = read_rows(source, relative_to)
+    parts: dict[str, list[tuple[int, str]]] = {}
+    for name, number, text in _rows(rows, "text", "document" if "document" in rows.columns else None):
+        if text.strip():
+            parts.setdefault(name, []).append((number, text.strip()))
+    texts = [(name, " ".join(text for _, text in sorted(parts[name]))) for name in sorted(parts, key=_natural)]
+    return _documents(texts, source, rows.sha256, limit)
+
+
+def _documents(texts: Iterable[tuple[str, str]], source: str, digest: str, limit: int | None) -> Documents:
+    read = [Document(name, text) for name, text in texts]
+    found = tuple(one for one in read if one.text.strip())
+    if not found:
+        raise DataError(f"{source}: no document holds any text")
+    return Documents(found[:limit], source, digest, len(read) - len(found))
+
+
+def _files(place: Path) -> tuple[list[tuple[str, str]], str]:
+    paths, root = [place], place.parent
+    if place.is_dir():
+        paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in TEXT_FILES and p.is_file()), place
+        if not paths:
+            kinds = ", ".join(TEXT_FILES)
+            raise DataError(f"{place} holds no documents: it holds no text in files that end in {kinds}")
+    found = [(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
+    return found, sha256_json([[name, sha256_bytes(text.encode())] for name, text in found])
+
+
+def _rows(rows: Rows, column: str, id: str | None) -> Iterator[tuple[str, int, str]]:
+    """Each row's name, its place among those of one name, and its text."""
+    for name in filter(None, (column, id)):
+        if name not in rows.columns:
+            raise DataError(f"{rows.path}: no column {name!r} for documents; the columns are {', '.join(rows.columns)}")
+    for row, line in zip(rows.rows, rows.lines, strict=True):
+        text = row.get(column, "")
+        if not isinstance(text, str):
+            raise DataError(f"{rows.path}, line {line}: the document in {column!r} is not a text but {text!r}")
+        number = int(row["sentence"]) if str(row.get("sentence", "")).isdigit() else line
+        yield str(row.get(id or "", f"line {line}")), number, text
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """Numbers in a name count as numbers; what is then alike is told apart by the name itself."""
+    pieces = re.split(r"([0-9]+)", name)  # texts and numbers by turns
+    return [int(piece) if place % 2 else piece for place, piece in enumerate(pieces)], name

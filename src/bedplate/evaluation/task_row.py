@@ -1,0 +1,73 @@
+"""One row of a task as an item: the model is given its inputs, and its answer is kept as the metric reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from bedplate.core.errors import RequestError
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.task import Task
+
+
+class PredictionLike(Protocol):
+    """What a model answers for one row: the parsed output (None: could not be parsed), label log-scores, seconds."""
+
+    @property
+    def output(self) -> Any: ...
+    @property
+    def scores(self) -> Mapping[str, float] | None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
+    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON."""
+
+    id: str
+    row_hash: str
+    group: str
+    target: str
+    prediction: str | None
+    score: float
+    length: int
+    scores: dict[str, float] | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """An example of a task, to be asked."""
+
+    task: Task
+    example: Example
+
+    def requests(self, _: object) -> list[dict[str, str]]:
+        """Its inputs."""
+        return [self.example.inputs]
+
+    def grade(self, answers: Sequence[PredictionLike | str | None]) -> RowResult:
+        """The answer in canonical form, None where it is none; its score is set when all rows are there."""
+        (given,), task, example = answers, self.task, self.example
+        scores = seconds = None
+        if given is None or isinstance(given, str):
+            output: Any = given
+        else:
+            output, seconds = given.output, given.seconds
+            scores = None if given.scores is None else dict(given.scores)
+        prediction = None if output is None else str(output)
+        abstained = task.output.abstain is not None and prediction == task.output.abstain.answer
+        if task.labels and prediction not in task.labels and not abstained:
+            prediction = None
+        if prediction is not None:
+            try:
+                prediction = task.output.canonical(prediction)
+            except RequestError:  # cut off, or not of the schema
+                prediction = None
+        length = sum(len(text) for text in example.inputs.values())
+        return RowResult(
+            example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
+        )

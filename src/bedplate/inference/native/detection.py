@@ -1,0 +1,52 @@
+"""Which levels of the kernel this processor runs.
+
+It is asked at run time (`cpuid`, or the system's auxiliary vector), so that no instruction is loaded that it lacks.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.native.compiler import opened
+from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
+
+OVERRIDE = "BEDPLATE_KERNEL_LEVEL"
+"""Environment variable that asks for one level; a lower one than the best is how levels are compared on one machine."""
+
+
+@cache
+def features() -> frozenset[str] | str:
+    """What this processor offers of FEATURES, or the reason why it could not be asked."""
+    found = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
+    if isinstance(found, str):
+        return found
+    found.restype = ctypes.c_uint64
+    return features_of(found(), machine())
+
+
+def supported() -> tuple[str, ...] | str:
+    """The levels that this processor runs, best first; or the reason why that is not known."""
+    found = features()
+    if isinstance(found, str):
+        return found
+    return runs(found, machine())
+
+
+def wanted() -> tuple[str, ...] | str:
+    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked.
+
+    Raises UsageError for a level that is not known or that this processor does not run.
+    """
+    asked, here = os.environ.get(OVERRIDE, "").strip(), supported()
+    if asked and asked not in LEVELS:
+        raise UsageError(f"{OVERRIDE} is {asked!r}, which is not a level; use {', '.join(LEVELS)}")
+    if isinstance(here, str):
+        return here
+    if not asked:
+        return tuple(name for name in here if LEVELS[name].chosen)
+    if asked not in here:
+        raise UsageError(f"{OVERRIDE} is {asked!r}, which this processor does not run; it runs {', '.join(here)}")
+    return (asked,)

@@ -1,0 +1,170 @@
+"""The one path from items to grades: in order, bounded in memory, several answers to an item; one row adds a suite or a
+metric."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluation.test_harness import examples
+from tests.evaluation.test_harness import task as task_of
+from tests.tiny import write_tiny_base
+
+from bedplate.evaluation import harness
+from bedplate.evaluation.grading import graded
+from bedplate.evaluation.harness import evaluate, evaluate_predictions
+from bedplate.evaluation.metrics import METRICS, Metric
+from bedplate.evaluation.suites import SUITES
+from bedplate.evaluation.suites.suite import Items, grades
+from bedplate.inference.engine.requests import Score, Scores
+from bedplate.inference.predict.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+
+
+class Counted:
+    """An item that asks as many questions as its number has digits, and is told when it goes."""
+
+    alive = most = 0
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+        weakref.finalize(self, self.gone)
+
+    @staticmethod
+    def gone() -> None:
+        Counted.alive -= 1
+
+    def requests(self, model: str) -> list[str]:
+        return [f"{model}{self.number}/{place}" for place in range(len(str(self.number)) - 1)]
+
+    def grade(self, answers: Sequence[str]) -> tuple[int, list[str]]:
+        return self.number, list(answers)
+
+
+def test_many_items_pass_through_one_window_and_keep_their_order() -> None:
+    """Twenty thousand items of none to four requests, whose answers come in any order."""
+    rng, most_asked = random.Random(0), 0
+    Counted.alive = Counted.most = 0
+
+    def ask(requests: list[str]) -> Iterator[tuple[int, str]]:
+        nonlocal most_asked
+        most_asked = max(most_asked, len(requests))
+        order = list(range(len(requests)))
+        rng.shuffle(order)
+        yield from ((place, requests[place].upper()) for place in order)
+
+    found = graded((Counted(number) for number in range(20_000)), "m", ask, 50)
+    for number, (given, answers) in enumerate(found):
+        assert given == number
+        assert answers == [f"M{number}/{place}" for place in range(len(str(number)) - 1)]
+    assert Counted.most <= 60  # a window, and the item that is drawn
+    assert most_asked <= 50 + 3  # the last item's own stay together
+    del found
+    assert Counted.alive <= 1
+
+
+def test_no_items_ask_nothing() -> None:
+    def ask(requests: list[str]) -> Iterator[tuple[int, str]]:
+        raise AssertionError("asked")
+
+    assert list(graded(iter(list[Counted]()), "m", ask, 4)) == []
+
+
+# --- suites
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether a base thinks alike of a claim in two wordings."""
+
+    text: str
+
+    def requests(self, model: LocalModel) -> list[Score]:
+        answers = tuple(tuple(model.tokenizer.encode(word)) for word in (" yes", " no"))
+        return [
+            Score(tuple(model.tokenizer.encode(form.format(self.text))), answers) for form in ("{} is", "{}. Right?")
+        ]
+
+    def grade(self, results: Sequence[Scores]) -> dict[str, float]:
+        plain, asked = (result.totals.index(max(result.totals)) for result in results)
+        return {"agrees": float(plain == asked), "yes": float(plain == 0)}
+
+
+def claims(limit: int | None = None) -> Items[Claim]:
+    texts = tuple(Claim(f"number {i}") for i in range(100))[:limit]
+    return Items(texts, "this test", "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", seed=3)
+
+
+def test_one_row_adds_a_suite(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SUITES, "claims", claims)  # type: ignore[arg-type]
+    with LocalModel(load_base(tiny)) as model:
+        together = list(grades(model, SUITES["claims"](90).items, "claims"))  # more requests than one window holds
+        alone = [next(grades(model, [claim], "claims")) for claim in SUITES["claims"](5).items]
+    assert len(together) == 90
+    assert together[:5] == alone
+    assert {key for grade in together for key in grade} == {"agrees", "yes"}
+
+
+def test_what_is_asked_of_a_base_is_the_same_every_time() -> None:
+    few, many = SUITES["refusals"](3), SUITES["refusals"](None)
+    assert [one.id for one in few.items] == [f"{kind}-{i}" for kind in ("refuse", "answer") for i in range(3)]
+    assert set(few.items) < set(many.items)
+    assert many == SUITES["refusals"](None)
+    assert few.sha256 != many.sha256
+
+
+# --- tasks
+
+
+class Echo:
+    """Answers with the target it finds in the input's last word; remembers how many rows came at once."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def predict(self, rows: Sequence[Mapping[str, str]]) -> list[str]:
+        self.batches.append(len(rows))
+        return ["b" if "3" in row["x"] else "a" for row in rows]
+
+
+def test_a_task_is_evaluated_in_windows_as_it_is_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "AT_ONCE", 16)
+    task, rows = task_of(), examples(["a", "b", "c", "a"] * 10)
+
+    class Data:
+        documents = None
+
+        @staticmethod
+        def examples(split: str, reason: str) -> Any:
+            return rows
+
+    model = Echo()
+    found = evaluate(model, task, data=Data())  # type: ignore[arg-type]
+    assert model.batches == [16, 16, 8]
+    assert found == evaluate_predictions(task, rows, Echo().predict([row.inputs for row in rows]))
+
+
+def test_one_row_adds_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_letter(target: str, prediction: str | None) -> float:
+        return float(prediction is not None and target[:1] == prediction[:1])
+
+    monkeypatch.setitem(METRICS, "first_letter", Metric("first_letter", ("label",), first_letter))
+    labels = ["apple", "avocado", "beet"]
+    task = task_of("first_letter", labels)
+    found = evaluate_predictions(
+        task, examples(["apple", "avocado", "beet", "beet"]), ["avocado", "apple", "beet", None]
+    )
+    assert (found.metric, found.scoring, found.estimate, found.unparsed) == ("first_letter", "binary", 0.75, 1)
+    assert type(found).from_json(found.to_json()) == found
