@@ -97,7 +97,6 @@ class JudgeMetric:
         low, high = self.spec.scale
         return Skin(
             name="judge",
-            kind="hosted",
             bases={"main": _reference(self.spec)},
             inputs={name: InputField() for name in (*fields, *GIVEN)},
             output=TextOutput(max_tokens=self.spec.max_tokens),

@@ -11,7 +11,7 @@ from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import Output, labels_by_score
 from bedplate.skins.prompt import Format
-from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Kind, Skin
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Card:
 
     id: str
     name: str
-    kind: Kind
+    parts: tuple[str, ...]
     base: BaseReference | EndpointReference
     inputs: tuple[str, ...]
     output: Output
@@ -33,6 +33,11 @@ class Card:
     """What a cascade passes on to."""
     embedded_with: EvaluatedWith | None = None
     """How the embedder was held."""
+
+    @property
+    def kind(self) -> str:
+        """As `Skin.kind`."""
+        return kind_of(self.parts)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -50,7 +55,7 @@ def read_card(directory: Path | str) -> Card:
     return Card(
         manifest_id(manifest),
         manifest.name,
-        manifest.kind,
+        manifest.parts,
         manifest.bases["main"],
         tuple(manifest.inputs),
         manifest.output,
@@ -65,7 +70,7 @@ def read_card(directory: Path | str) -> Card:
 
 def parts_of(card: Card) -> list[Card]:
     """The cards of a cascade's two skins, in their order; [] for every other skin, and for one that lies nowhere."""
-    if card.kind != "cascade" or card.directory is None:
+    if "cascade" not in card.parts or card.directory is None:
         return []
     return [read_card(card.directory / place) for place in CASCADED]
 
@@ -76,7 +81,7 @@ def card_of(skin: Skin) -> Card:
     return Card(
         skin_id(skin),
         skin.name,
-        skin.kind,
+        skin.parts,
         skin.bases["main"],
         inputs,
         skin.output,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
+from typing import Any, Self, TypeGuard, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine.engine import Engine
@@ -38,11 +38,8 @@ from bedplate.skins.output import (
     TextOutput,
     labels_by_score,
 )
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -101,25 +98,41 @@ class Predictor:
             self.sampling()
             if self.grammar is not None:
                 engine.compile(self.grammar)
-        self.prefix = () if skin.kind == "embed" else self._constant_prefix()
+        self.prefix = () if isinstance(skin.output, EmbeddingOutput) else self._constant_prefix()
         self.adapter: str | None = None
+        """The key of what stands between the base and its requests: its LoRA weights, its soft prompt, or that on
+        these."""
+        self._keys: list[str] = []
         if attach:
             self.attach()
 
     def attach(self, key: str | None = None, *, pin: bool = True) -> None:
-        """Loads the adapter under `key` (default: the skin's id). pin: computes the prompt's beginning, `prefix`, and
-        keeps it; otherwise somebody else decides about that."""
+        """Loads the skin's weights under `key` (default: the skin's id). pin: computes the prompt's beginning,
+        `prefix`, and keeps it; otherwise somebody else decides about that."""
         skin = self.skin
-        if skin.lora is not None:
-            key = key or skin_id(skin)
-            self.engine.load_adapter(key, skin.lora.config, skin.lora.tensors)
-            self.adapter = key
-        elif skin.soft_prompt is not None:
-            key = key or skin_id(skin)
-            self.engine.load_soft_prompt(key, skin.soft_prompt.vectors)
-            self.adapter = key
-        if pin:
-            self.engine.pin(self.prefix, self.adapter)
+        key = key or (skin_id(skin) if ADAPTED & set(skin.parts) else "")
+        try:
+            if skin.lora is not None:
+                self._load(key, self.engine.load_adapter, skin.lora.config, skin.lora.tensors)
+            if skin.soft_prompt is not None:
+                on = self.adapter
+                self._load(f"{key}.soft" if on else key, self.engine.load_soft_prompt, skin.soft_prompt.vectors, on)
+            if pin:
+                self.engine.pin(self.prefix, self.adapter)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _load(self, key: str, load: Callable[..., None], *weights: object) -> None:
+        load(key, *weights)
+        self.adapter = key
+        self._keys.append(key)
+
+    def detach(self, *, wait: bool = False) -> None:
+        """Takes the skin's weights out of the engine. wait: returns when no request uses them any more."""
+        while self._keys:  # what stands on another first
+            self.engine.unload_adapter(self._keys.pop(), wait)
+        self.adapter = None
 
     def _constant_prefix(self) -> tuple[int, ...]:
         skin = self.skin
@@ -285,9 +298,7 @@ class Predictor:
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
         self.engine.unpin(self.prefix, self.adapter)
-        if self.adapter is not None:
-            self.engine.unload_adapter(self.adapter)
-            self.adapter = None
+        self.detach()
 
     def __enter__(self) -> Self:
         return self

@@ -112,9 +112,7 @@ class ServedSkin:
         if predictor is None:
             return
         self._prefixes.forget(self)
-        if predictor.adapter is not None:
-            # a call that was given up may still be in the engine's step
-            self.engine.unload_adapter(predictor.adapter, wait=True)
+        predictor.detach(wait=True)  # a call that was given up may still be in the engine's step
 
     @property
     def is_warm(self) -> bool:
@@ -156,7 +154,7 @@ class ServedSkin:
         return self._requests(texts, asked, terms)
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-        if self.card.kind != "embed":
+        if not isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
@@ -179,7 +177,7 @@ class ServedSkin:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
         if asked.prompt_logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
-        if self.card.kind == "embed":
+        if isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
         if isinstance(asked, ChatRequest):
             refuse_tools(self.name, asked.usable_tools)
