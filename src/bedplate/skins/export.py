@@ -43,8 +43,8 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
         )
     if skin.lora is not None and skin.soft_prompt is not None:
         raise UsageError(
-            f"skin {skin.name!r} has LoRA weights and a soft prompt, and peft reads one of them from a directory; merge "
-            "the weights with `bedplate skins merge`, and take the vectors from soft_prompt.safetensors"
+            f"skin {skin.name!r} has LoRA weights and a soft prompt, and peft reads one of them from a directory: merge"
+            " the weights with `bedplate skins merge`, and take the vectors from soft_prompt.safetensors"
         )
     files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
     if skin.lora is not None:
