@@ -20,6 +20,7 @@ from bedplate.core.errors import RequestError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.values import Values
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
@@ -47,7 +48,7 @@ class PredictionLike(Protocol):
 class Predicts(Protocol):
     """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike | str]: ...
+    def predict(self, rows: Sequence[Values], /) -> Sequence[PredictionLike | str]: ...
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ def _row(task: Task, example: Example, given: PredictionLike | str | None) -> Ro
             prediction = task.output.canonical(prediction)
         except RequestError:  # cut off, or not of the schema
             prediction = None
-    length = sum(len(text) for text in example.inputs.values())
+    length = sum(map(len, example.texts.values()))
     return RowResult(
         example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
     )

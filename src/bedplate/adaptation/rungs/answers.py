@@ -11,6 +11,7 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -31,7 +32,7 @@ def ask(
         return [_ask_one(predictor, row, tenant) for row in rows]
 
 
-def _ask_one(predictor: Answers, row: Mapping[str, str], tenant: str) -> Prediction | None:
+def _ask_one(predictor: Answers, row: Values, tenant: str) -> Prediction | None:
     try:
         return predictor.predict([row], tenant=tenant)[0]
     except ContextLengthExceeded:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
 from bedplate.core.errors import SkinError
+from bedplate.core.values import Given
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import Held, check_here, held_as
 from bedplate.inference.predict.hosted import HostedPredictor
@@ -31,9 +32,7 @@ class Answers(Protocol):
     def skin(self) -> Skin: ...
     @property
     def warnings(self) -> list[str]: ...
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]: ...
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
     def close(self) -> None: ...
 
 
@@ -47,13 +46,11 @@ class CascadePredictor:
         self.first, self.second = first, second
         self.warnings = [*first.warnings, *second.warnings]
 
-    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+    def __call__(self, inputs: Given) -> str:
         """The label for one input."""
         return self.predict([inputs])[0].output
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]:
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
         inputs = [inputs_of(self.skin, row) for row in rows]
         found = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)

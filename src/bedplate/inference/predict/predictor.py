@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self, TypeGuard, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.output_grammar import grammar_of
 from bedplate.inference.engine.requests import (
@@ -146,20 +147,18 @@ class Predictor:
         """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
         self.skin = self.skin.without_weights()
 
-    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+    def __call__(self, inputs: Given) -> str:
         """The parsed output for one input."""
         return self.predict([inputs])[0].output
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]:
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
         latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
         if one_by_one:
             return [self._timed([row], tenant)[0] for row in rows]
         return self._timed(rows, tenant)
 
-    def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
+    def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
         return self.ask(self.requests(rows, terms=Terms(tenant)), tenant=tenant, since=start)
 
@@ -170,16 +169,14 @@ class Predictor:
         seconds = (time.perf_counter() - start) / max(len(requests), 1)
         return [self.read(result, seconds) for result in results]
 
-    def request(
-        self, row: str | Mapping[str, str], sampling: Sampling | None = None, *, terms: Terms = NO_TERMS
-    ) -> Request:
+    def request(self, row: Given, sampling: Sampling | None = None, *, terms: Terms = NO_TERMS) -> Request:
         """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
         return self.requests([row], sampling, terms=terms)[0]
 
     def requests(
         self,
-        rows: Sequence[str | Mapping[str, str]],
+        rows: Sequence[Given],
         sampling: Sampling | None = None,
         *,
         queued: bool = False,
@@ -194,7 +191,7 @@ class Predictor:
         found = self._lookup.find(inputs, queued=queued, terms=terms)
         return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
 
-    def _request(self, inputs: Mapping[str, str], found: Found | None, sampling: Sampling | None) -> Request:
+    def _request(self, inputs: Values, found: Found | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
@@ -218,11 +215,11 @@ class Predictor:
         tokens = skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
 
-    def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
+    def _embedding_request(self, output: EmbeddingOutput, inputs: Values, limit: int) -> Embed:
         tokens = self._text_tokens(inputs, limit)
         return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
 
-    def _text_tokens(self, inputs: Mapping[str, str], limit: int) -> Sequence[int]:
+    def _text_tokens(self, inputs: Values, limit: int) -> Sequence[int]:
         """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""
         tokens = text_tokens(self._tokenizer, cast(str, self.skin.prompt.text(inputs)))
         if not tokens:
@@ -285,7 +282,7 @@ class Predictor:
             label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
-    def embed(self, rows: Sequence[str | Mapping[str, str]]) -> list[tuple[float, ...]]:
+    def embed(self, rows: Sequence[Given]) -> list[tuple[float, ...]]:
         """The vectors of an embedding skin, in order."""
         return [self.vector(result) for result in self.engine.run([self.request(row) for row in rows])]
 

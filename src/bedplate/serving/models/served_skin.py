@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
+from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Terms
 from bedplate.inference.predict.lookup import citations
@@ -165,7 +166,7 @@ class ServedSkin:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
         return cut(self._predictor.vector(result), dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
@@ -214,7 +215,7 @@ class ServedSkin:
             requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
         return requests
 
-    def _input(self, text: str) -> str | Mapping[str, str]:
+    def _input(self, text: str) -> Given:
         names = self.card.inputs
         if len(names) == 1:
             return text
