@@ -279,7 +279,7 @@ class Skin:
         if self.probe is None:
             if isinstance(self.output, LabelsOutput) and self.output.threshold is not None:
                 raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
-            scored = self.parts not in (("hosted",), ("cascade",))
+            scored = not {"hosted", "cascade"} & set(self.parts)
             if scored and isinstance(self.output, LabelOutput) and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return

@@ -1,7 +1,6 @@
-"""Skins that are more than one base on one engine: cascades, whose second skin is asked where the first is not sure,
-and skins that a remote model answers for, opened from what they were written as.
+"""Cascades: two skins, of which the second is asked where the first is not sure.
 
-Cascades: Chen et al., FrugalGPT (arXiv 2305.05176), with the first skin's own probability as the score.
+Chen et al., FrugalGPT (arXiv 2305.05176), with the first skin's own probability as the score.
 """
 
 from __future__ import annotations
@@ -15,14 +14,9 @@ from typing import Protocol, Self
 
 from bedplate.core.errors import SkinError
 from bedplate.core.values import Given
-from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.held_as import Held, check_here, held_as
-from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Opened, open_as
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
+from bedplate.skins.skin import Skin
 
 
 class Answers(Protocol):
@@ -106,41 +100,3 @@ def both(first: Prediction, second: Prediction) -> Prediction:
         usd=sum(charged) if charged else None,
         passed_on=True,
     )
-
-
-class _Opener:
-    """Bases by what they are and how they are held, each loaded once, on one compute lock."""
-
-    def __init__(self, device: str, allow_other_weights: bool, stack: ExitStack) -> None:
-        self._device, self._allowed, self._stack = device, allow_other_weights, stack
-        self._compute = ComputeLock()
-        self._models: dict[tuple[str, Held], LocalModel] = {}
-
-    def open(self, skin: Skin) -> Answers:
-        if skin.is_remote:
-            return self._stack.enter_context(HostedPredictor(skin))
-        main = self._model(skin.base, skin.evaluated_with, skin)
-        second = None if skin.embedder is None else self._model(skin.embedder, skin.embedded_with, skin)
-        return self._stack.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
-
-    def _model(self, base: BaseReference, judged: EvaluatedWith | None, skin: Skin) -> LocalModel:
-        held = held_as(judged)
-        key = (base.weights_id, held)
-        if key not in self._models:
-            opened = open_as(base.name, held, self._device)
-            held = check_here(skin, opened.base, opened.held, None, self._allowed)
-            self._models[key] = self._stack.enter_context(Opened(opened.base, held).model(self._compute))
-        return self._models[key]
-
-
-def open_skin(
-    skin: Skin, *, device: str = "auto", allow_other_weights: bool = False
-) -> HostedPredictor | LoadedCascade:
-    """A hosted skin, or a cascade with everything that it needs. UsageError without the key, HubError,
-    CheckpointError, SkinError."""
-    if skin.cascade is None:
-        return HostedPredictor(skin)
-    with ExitStack() as stack:
-        opener = _Opener(device, allow_other_weights, stack)
-        first, second = opener.open(skin.cascade.first), opener.open(skin.cascade.second)
-        return LoadedCascade(skin, first, second, stack.pop_all())
