@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.core.errors import SkinError
 from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import Output, labels_by_score
@@ -49,8 +48,6 @@ def read_card(directory: Path | str) -> Card:
     """A skin's card, with no other file read: nothing is verified but `skin.json` itself. SkinError."""
     directory = Path(directory)
     manifest = read_manifest(directory)
-    if "main" not in manifest.bases:
-        raise SkinError(f"{directory / SKIN_FILE} names no main base")
     embedded = manifest.knn or manifest.retrieval
     return Card(
         manifest_id(manifest),

@@ -41,7 +41,7 @@ from bedplate.skins.neighbours import ROWS_FILE
 from bedplate.skins.output import labels_by_score
 from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import CascadePart, EndpointReference, LoraPart, ProbePart, Skin
+from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart, Skin
 
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
@@ -272,11 +272,7 @@ def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstr
 
 def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
-    if "main" not in manifest.bases:
-        raise SkinError(f"{directory / SKIN_FILE} names no main base")
-    main = manifest.bases["main"]
-    if isinstance(main, EndpointReference):
-        raise SkinError(f"{directory / SKIN_FILE}: the weights of a remote model cannot be adapted here")
+    main = cast(BaseReference, manifest.bases["main"])  # of no endpoint: its manifest says so
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
         ours = (config.rank(path), config.scaling(path), config.dropout, config.dora)

@@ -25,6 +25,7 @@ from bedplate.skins.skin import (
     InputField,
     Limits,
     Provenance,
+    check_parts,
     kind_of,
     name_parts,
 )
@@ -98,6 +99,7 @@ class Manifest(Strict):
     def _kind_of_the_parts(self) -> Manifest:
         if self.kind != kind_of(self.parts):
             raise ValueError(f"the kind {self.kind!r} does not fit the parts, which are of a {kind_of(self.parts)!r}")
+        check_parts(self.name, self.bases, self.parts)
         return self
 
     @property

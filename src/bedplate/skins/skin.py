@@ -175,6 +175,16 @@ def kind_of(parts: Sequence[str]) -> str:
     return "+".join(parts) or "prompt"
 
 
+def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) -> None:
+    """SkinError for a skin without a main base, or with parts that do not go together."""
+    if "main" not in bases:
+        raise SkinError(f"skin {name!r} names no main base")
+    for part, others, why in _APART:
+        odd = [other for other in parts if other in others and other != part]
+        if part in parts and odd:
+            raise SkinError(f"skin {name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
+
+
 @dataclass(frozen=True, eq=False)
 class Skin:
     """One product feature on one base, or on a remote model: a prompt, and what else it has, alone or together.
@@ -213,14 +223,9 @@ class Skin:
             raise SkinError(
                 f"a skin cannot be called {self.name!r}: it is served as a model name; use letters and dashes"
             )
-        if "main" not in self.bases:
-            raise SkinError(f"skin {self.name!r} names no main base")
+        check_parts(self.name, self.bases, self.parts)
         if not self.inputs:
             raise SkinError(f"skin {self.name!r} has no inputs")
-        for part, others, why in _APART:
-            odd = [other for other in self.parts if other in others and other != part]
-            if part in self.parts and odd:
-                raise SkinError(f"skin {self.name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
         self._check_output()
         self._check_pool()
         self._check_cascade()
