@@ -97,7 +97,6 @@ def test_the_neighbours_of_a_row_are_those_of_its_vector(run: tuple[Report, Path
             tokens = skin.request(text).tokens
             alone = replace(
                 skin.skin,
-                kind="prompt",
                 neighbours=None,
                 bases={"main": skin.skin.base},
                 embedded_with=None,

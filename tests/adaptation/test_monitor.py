@@ -67,7 +67,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_splits(run, data)
     skin = Skin(
         name="always-no",
-        kind="prompt",
         bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
         inputs={"q": InputField()},
         output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS), bias=(100.0, 0.0)),

@@ -267,7 +267,6 @@ def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, mode
     base = model.base
     skin = Skin(
         name="pace",
-        kind="prompt",
         bases={"main": BaseReference.of("tiny", base.family.key[1], base.identity)},
         inputs={"note": InputField()},
         output=output,
@@ -305,7 +304,7 @@ def test_single_calls_are_timed_on_prompts_that_are_not_cached(tmp_path: Path, m
     prompt, output = asked(task, Written.of(task, model.tokenizer, train))
     base = model.base
     bases = {"main": BaseReference.of("tiny", base.family.key[1], base.identity)}
-    skin = Skin(name="timed", kind="prompt", bases=bases, inputs={"note": InputField()}, output=output, prompt=prompt)
+    skin = Skin(name="timed", bases=bases, inputs={"note": InputField()}, output=output, prompt=prompt)
     with model.predictor(skin) as predictor:
         ask(predictor, train)
         again, anew = ask(predictor, train[:4], one_by_one=True), ask(predictor, train[:4], one_by_one=True, tenant="b")

@@ -34,7 +34,6 @@ def skin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = load_base(write_tiny_base(root / "base"))
     skin = Skin(
         name="sentiment",
-        kind="prompt",
         bases={"main": BaseReference.of(str(root / "base"), "llama", base.identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS)),

@@ -94,7 +94,6 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
         pytest.skip(f"no native kernel on this machine: {load()}")
     skin = Skin(
         name="writer",
-        kind="prompt",
         bases={"main": BaseReference.of("one", "llama", load_base(bases[0]).identity)},
         inputs={"text": InputField()},
         output=TextOutput(),

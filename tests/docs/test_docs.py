@@ -61,7 +61,6 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     directory, labels = write_tiny_base(root / "tiny"), ("negative", "positive")
     skin = Skin(
         name="reviews",
-        kind="prompt",
         bases={"main": BaseReference.of(str(directory), "llama", load_base(directory).identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=labels, continuations=default_continuations(labels)),

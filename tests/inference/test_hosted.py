@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.inference.fake_labeller import Labeller, of_json
 from tests.inference.fake_server import fake_server
 
 import bedplate
+from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.inference.predict.hosted import HostedPredictor
@@ -49,7 +51,6 @@ def hosted(server: Labeller, model: str = "ok", output: Output = LABELS, **setti
     reference = EndpointReference(url=server.url, model=model, **settings)
     return Skin(
         name="reviews-hosted",
-        kind="hosted",
         bases={"main": reference},
         inputs={"review": InputField()},
         output=output,
@@ -354,7 +355,7 @@ def test_parts_that_do_not_go_together(server: Labeller) -> None:
     import dataclasses
 
     with pytest.raises(SkinError, match="an endpoint"):
-        dataclasses.replace(hosted(server), kind="prompt")
+        dataclasses.replace(hosted(server), soft_prompt=SoftPrompt(torch.zeros(2, 4)))
     with pytest.raises(SkinError, match="is answered by"):
         _ = hosted(server).base
 

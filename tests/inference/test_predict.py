@@ -49,7 +49,6 @@ def _skin(model: LocalModel, directory: Path, kind: str) -> Skin:
         output = TextOutput(max_tokens=9, stop=("\n",))
     return Skin(
         name=f"reviews-{kind}",
-        kind="prompt" if kind in ("label", "text") else kind,  # type: ignore[arg-type]
         bases={"main": BaseReference.of(str(directory), "llama", base.identity)},
         inputs={"review": InputField()},
         output=output,
@@ -207,7 +206,6 @@ def test_an_embedder_that_cannot_be_held_as_for_the_pool_names_the_flag(
     rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
     skin = dataclasses.replace(
         skin,
-        kind="knn",
         bases={**skin.bases, "embedder": BaseReference.of(str(native_dir), "llama", embedder.identity)},
         prompt=Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:"),
         neighbours=Neighbours(np.eye(3, 96, dtype=np.float32), rows, 2),

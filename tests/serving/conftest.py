@@ -84,10 +84,9 @@ def make_skins(base: Base) -> list[Skin]:
     shots = (Demonstration({"review": "bad"}, "negative"), Demonstration({"review": "ok"}, "positive"))
     chat = Prompt("{{ review }}", format="chat", system="the answer is yes or no")
     return [
-        Skin(name="prompted", kind="prompt", inputs=review, output=label, prompt=plain, **common),
+        Skin(name="prompted", inputs=review, output=label, prompt=plain, **common),
         Skin(
             name="tuned",
-            kind="lora",
             inputs=review,
             output=label,
             prompt=plain,
@@ -96,7 +95,6 @@ def make_skins(base: Base) -> list[Skin]:
         ),
         Skin(
             name="probed",
-            kind="probe",
             inputs=review,
             output=label,
             prompt=plain,
@@ -105,7 +103,6 @@ def make_skins(base: Base) -> list[Skin]:
         ),
         Skin(
             name="writer",
-            kind="prompt",
             inputs=review,
             output=TextOutput(max_tokens=24),
             prompt=chat,
@@ -114,7 +111,6 @@ def make_skins(base: Base) -> list[Skin]:
         ),
         Skin(
             name="pair",
-            kind="prompt",
             inputs=both,
             output=label,
             prompt=Prompt("{{ question }} {{ answer }}:"),
@@ -122,7 +118,6 @@ def make_skins(base: Base) -> list[Skin]:
         ),
         Skin(
             name="several",
-            kind="probe",
             inputs=review,
             output=LabelsOutput(labels=TOPICS, threshold=0.4),
             prompt=plain,

@@ -339,7 +339,6 @@ def test_embedding_skins_are_served_by_name(room):
     skin = dataclasses.replace(
         room.prompted,
         name="queries",
-        kind="embed",
         prompt=Prompt("query: {{ review }}"),
         output=EmbeddingOutput(pooling="last", depth=2, dimensions=8),
     )

@@ -42,7 +42,6 @@ def made(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     base = load_base(other)
     second = Skin(
         name="second",
-        kind="prompt",
         bases={"main": BaseReference.of(str(other), "llama", base.identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive")),
@@ -165,7 +164,6 @@ def test_without_the_second_base_it_is_refused(made: tuple[Path, Path, Any, Any]
 def test_what_a_remote_model_answers_is_not_served(files: Files, tmp_path: Path):
     skin = Skin(
         name="far",
-        kind="hosted",
         bases={"main": EndpointReference(url="http://127.0.0.1:9", model="m")},
         inputs={"review": InputField()},
         output=LabelOutput(labels=("negative", "positive")),

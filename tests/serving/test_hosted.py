@@ -21,7 +21,6 @@ ROWS = ["great and works well", "it broke", "terrible quality", "the answer is n
 def hosted(server: Server, model: str, output: Output | None = None) -> Skin:
     return Skin(
         name="far",
-        kind="hosted",
         bases={"main": EndpointReference(url=server.url, model=model)},
         inputs={"review": InputField()},
         output=output or LabelOutput(labels=LABELS),

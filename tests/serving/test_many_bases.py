@@ -50,7 +50,6 @@ def looking(files, tmp_path):
     rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
     knn = dataclasses.replace(
         skin,
-        kind="knn",
         bases={**skin.bases, "embedder": BaseReference.of("second", "llama", embedder.identity)},
         prompt=Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:"),
         neighbours=Neighbours(np.eye(3, 48, dtype=np.float32), rows, 2),

@@ -91,7 +91,6 @@ def make_skin(base: TinyBase, kind: str, name: str = "sentiment", parents: tuple
         probe = ProbePart(Head(torch.randn(2, 16), torch.randn(2), LABELS), "layers.1", "last")
     return Skin(
         name=name,
-        kind=kind,
         bases={"main": BaseReference.of("tiny", "llama", base.identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=LABELS, continuations=default_continuations(LABELS), bias=(0.25, -0.5)),

@@ -65,7 +65,7 @@ def test_numbers_are_measured_and_anything_else_is_named(tmp_path, lora_skin):
 
 
 def test_files_that_one_lacks(tmp_path, lora_skin):
-    plain = dataclasses.replace(lora_skin, kind="prompt", lora=None)
+    plain = dataclasses.replace(lora_skin, lora=None)
     found = differing(written(lora_skin, tmp_path / "a"), written(plain, tmp_path / "b"))
     assert found.keys() == {
         "adapter_config.json (only one has it)",

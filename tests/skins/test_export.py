@@ -70,7 +70,6 @@ def make(source: Path, kind: str, prompt: Prompt | None = None) -> Skin:
         parts["soft_prompt"] = SoftPrompt(torch.randn(5, 64, generator=torch.Generator().manual_seed(2)))
     return Skin(
         name="sentiment",
-        kind=kind,
         bases={"main": BaseReference.of(str(source), "llama", base.identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=LABELS, continuations=(" negative", " positive")),

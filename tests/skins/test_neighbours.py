@@ -33,7 +33,7 @@ def pool(count: int = 40, size: int = 16, k: int = 3, seed: int = 0, **changes) 
 
 @pytest.fixture
 def knn(base, build_skin):
-    return dataclasses.replace(build_skin(base, "prompt"), kind="knn", demonstrations=(), neighbours=pool())
+    return dataclasses.replace(build_skin(base, "prompt"), demonstrations=(), neighbours=pool())
 
 
 @pytest.mark.parametrize(("count", "k"), [(1, 1), (7, 7), (500, 8), (500, 1)])
@@ -151,13 +151,15 @@ def test_what_lies_in_the_index_must_be_listed_and_be_no_link(knn, tmp_path):
         read_skin(directory)
 
 
-def test_a_pool_belongs_to_skins_of_its_kind_alone(knn, base):
-    with pytest.raises(SkinError, match="does not fit the parts"):
-        dataclasses.replace(knn, kind="prompt")
+def test_a_pool_belongs_to_skins_of_its_kind_alone(knn, base, tmp_path):
+    listed = write_skin(knn, tmp_path / "skin") / SKIN_FILE
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"kind": "prompt"}))
+    with pytest.raises(SkinError, match="'prompt' does not fit the parts, which are of a 'knn'"):
+        read_skin(tmp_path / "skin")
     with pytest.raises(SkinError, match="chooses its demonstrations from a pool"):
         dataclasses.replace(knn, demonstrations=(knn.neighbours.rows[0],))
     with pytest.raises(SkinError, match="no use for a base 'embedder'"):
-        dataclasses.replace(knn, kind="prompt", neighbours=None, bases={**knn.bases, "embedder": knn.base})
+        dataclasses.replace(knn, neighbours=None, bases={**knn.bases, "embedder": knn.base})
     with pytest.raises(SkinError, match="vectors of size 17"):
         verify_skin(dataclasses.replace(knn, neighbours=pool(size=17)), base)
     with pytest.raises(SkinError, match=r"reads layers\.9"):

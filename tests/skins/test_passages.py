@@ -30,9 +30,7 @@ def index(count: int = 12, size: int = 16, k: int = 2) -> Passages:
 @pytest.fixture
 def retrieval(base, build_skin):
     skin = build_skin(base, "prompt")
-    return dataclasses.replace(
-        skin, kind="retrieval", demonstrations=(), prompt=Prompt(TEMPLATE), passages=index(), inputs=skin.inputs
-    )
+    return dataclasses.replace(skin, demonstrations=(), prompt=Prompt(TEMPLATE), passages=index(), inputs=skin.inputs)
 
 
 def test_a_directory_gives_back_the_skin_and_the_same_bytes(retrieval, base, tmp_path):
@@ -92,9 +90,11 @@ def test_what_does_not_fit_is_refused(retrieval, base, tmp_path):
     with pytest.raises(SkinError, match="loops over `passages`"):
         dataclasses.replace(retrieval, prompt=Prompt("Review: {{ review }}"))
     with pytest.raises(SkinError, match="loops over `passages`"):
-        dataclasses.replace(retrieval, kind="prompt", passages=None)
-    with pytest.raises(SkinError, match="does not fit the parts"):
-        dataclasses.replace(retrieval, kind="prompt")
+        dataclasses.replace(retrieval, passages=None)
+    listed = write_skin(retrieval, tmp_path / "other") / SKIN_FILE
+    listed.write_text(json.dumps(json.loads(listed.read_text()) | {"kind": "prompt"}))
+    with pytest.raises(SkinError, match="'prompt' does not fit the parts, which are of a 'retrieval'"):
+        read_skin(tmp_path / "other")
     with pytest.raises(SkinError, match="vectors of size 17"):
         verify_skin(dataclasses.replace(retrieval, passages=index(size=17)), base)
     with pytest.raises(UsageError, match="chooses its passages for each call"):

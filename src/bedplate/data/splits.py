@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
+from bedplate.core.values import Values, as_text
 
 
 def normalise(text: str) -> str:
@@ -22,9 +23,9 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())  # folding can undo the normal form
 
 
-def row_hash(inputs: Mapping[str, str]) -> str:
+def row_hash(inputs: Values) -> str:
     """sha256 (hex) of the normalised inputs: the same for a row that was relabelled, respaced or moved."""
-    return sha256_json({name: normalise(inputs[name]) for name in sorted(inputs)})
+    return sha256_json({name: normalise(as_text(inputs[name])) for name in sorted(inputs)})
 
 
 @dataclass(frozen=True)

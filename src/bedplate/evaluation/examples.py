@@ -10,6 +10,7 @@ from typing import Any
 
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.values import Values, as_text
 from bedplate.data.sources import Row, Rows, read_rows
 from bedplate.data.splits import Assigned, Record, check_leaks, deduplicate, row_hash, split, split_hash, take
 from bedplate.evaluation.ranking import relevant
@@ -23,10 +24,15 @@ class Example:
     """One row: inputs by name, the right answer, and the group it may not be parted from (itself, if there is none)."""
 
     id: str
-    inputs: dict[str, str]
+    inputs: Values
     target: str
     group: str
     row_hash: str
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Its inputs, each of which must be a text. RequestError."""
+        return {name: as_text(value) for name, value in self.inputs.items()}
 
 
 @dataclass

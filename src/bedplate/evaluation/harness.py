@@ -20,6 +20,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.values import Values
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.grading import graded
@@ -41,7 +42,7 @@ AT_ONCE = 1024
 class Predicts(Protocol):
     """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> Sequence[PredictionLike | str]: ...
+    def predict(self, rows: Sequence[Values], /) -> Sequence[PredictionLike | str]: ...
 
 
 @dataclass(frozen=True)

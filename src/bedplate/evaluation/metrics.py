@@ -6,13 +6,14 @@ Targets and predictions are texts: a label, a text, JSON in canonical form, or a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bedplate.core.values import Values
 from bedplate.data.splits import normalise
 from bedplate.evaluation.metrics_json import json_fields
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
@@ -32,7 +33,7 @@ class AnsweredRow:
     """What a row's score may depend on. `prediction` is canonical; None where nothing could be parsed."""
 
     id: str
-    inputs: Mapping[str, str]
+    inputs: Values
     target: str
     prediction: str | None
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
+from bedplate.core.values import Value, Values
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
 from bedplate.evaluation.metrics_spec import JudgeSpec
 from bedplate.inference.predict.hosted import HostedPredictor, api_key
@@ -84,7 +85,7 @@ class JudgeMetric:
             )
         return number
 
-    def _ask(self, form: str, rows: Sequence[Mapping[str, str]], fields: Sequence[str]) -> list[str]:
+    def _ask(self, form: str, rows: Sequence[Values], fields: Sequence[str]) -> list[str]:
         if not rows:
             return []
         with HostedPredictor(self.skin(form, fields), account=self._account) as judge:
@@ -97,7 +98,6 @@ class JudgeMetric:
         low, high = self.spec.scale
         return Skin(
             name="judge",
-            kind="hosted",
             bases={"main": _reference(self.spec)},
             inputs={name: InputField() for name in (*fields, *GIVEN)},
             output=TextOutput(max_tokens=self.spec.max_tokens),
@@ -142,7 +142,7 @@ def judge_metric(spec: JudgeSpec, fields: Sequence[str]) -> JudgeMetric:
     return metric
 
 
-def _inputs(row: AnsweredRow) -> dict[str, str]:
+def _inputs(row: AnsweredRow) -> dict[str, Value]:
     return {**row.inputs, "target": row.target, "prediction": row.prediction or ""}
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import DataError, RequestError
 from bedplate.core.progress import Progress
+from bedplate.core.values import Values, as_text
 from bedplate.data.sources import read_rows
 
 DEPTH = 100
@@ -94,9 +95,9 @@ class Ranker:
         self._model, self._names = model, list(documents)
         self._vectors_DE = self._embed(list(documents.values()), "embedding documents")
 
-    def predict(self, rows: Sequence[Mapping[str, str]]) -> list[str]:
+    def predict(self, rows: Sequence[Values]) -> list[str]:
         """One list for each row; a row has one input."""
-        vectors_QE = self._embed([text for row in rows for text in row.values()], "embedding queries")
+        vectors_QE = self._embed([as_text(value) for row in rows for value in row.values()], "embedding queries")
         found: list[str] = []
         for query_E in vectors_QE:
             order = np.argsort(-(self._vectors_DE @ query_E), kind="stable")[:DEPTH]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,10 +29,18 @@ from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
-from bedplate.skins.output import JsonOutput, LabelsOutput
+from bedplate.skins.output import OUTPUT_KINDS, JsonOutput, LabelsOutput, Output
 
 INPUT_KINDS = ("text",)
-OUTPUT_KINDS = ("label", "labels", "text", "json", "embedding")
+_KINDS_WITH: Mapping[str, tuple[str, ...]] = {
+    "labels": ("label", "labels"),
+    "abstain": ("label",),
+    "separator": ("labels", "embedding"),
+    "max_tokens": ("text", "json", "labels"),
+    "stop": ("text",),
+    "json_schema": ("json",),
+}
+"""A field of an output → the kinds that have it."""
 _LATER = {"input": ("image", "audio"), "output": ("image",)}
 
 
@@ -71,10 +80,11 @@ class AbstainSpec(Strict):
 
 
 class OutputSpec(Grown):
-    """What a prediction is: one of `labels`, any number of them (kind labels), text of at most `max_tokens` tokens that
-    ends at any of `stop`, or a JSON value that `json_schema` describes (`skins.output`). `separator`: what stands
-    between the labels of a target that is one text ("red, blue"); without it a target is a list, or JSON text of one.
-    kind embedding: a vector, by which `documents` are ranked; a target is the id of a relevant one, or several ids.
+    """What a prediction is, one of the kinds of `skins.output` as a task file says it: one of `labels`, any number of
+    them (kind labels), text of at most `max_tokens` tokens that ends at any of `stop`, or a JSON value that
+    `json_schema` describes. `separator`: what stands between the labels of a target that is one text ("red, blue");
+    without it a target is a list, or JSON text of one. kind embedding: a vector, by which `documents` are ranked; a
+    target is the id of a relevant one, or several ids.
     """
 
     LATE = ("json_schema", "separator", "documents", "abstain")
@@ -93,7 +103,7 @@ class OutputSpec(Grown):
     @field_validator("kind")
     @classmethod
     def _kind(cls, kind: str) -> str:
-        return _known_kind(kind, OUTPUT_KINDS, "output")
+        return _known_kind(kind, tuple(OUTPUT_KINDS), "output")
 
     @field_validator("labels")
     @classmethod
@@ -107,47 +117,37 @@ class OutputSpec(Grown):
 
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> OutputSpec:
-        self._check_labels()
-        if self.kind not in ("text", "json", "labels") and self.max_tokens is not None:
-            raise ValueError(f"`max_tokens` belongs to outputs of kind text, json or labels, not {self.kind}")
-        if self.kind != "text" and self.stop is not None:
-            raise ValueError(f"`stop` belongs to outputs of kind text, not {self.kind}")
-        if self.kind != "json" and self.json_schema is not None:
-            raise ValueError(f"`json_schema` belongs to outputs of kind json, not {self.kind}")
-        if self.kind == "json":
-            if self.json_schema is None:
-                raise ValueError("an output of kind json needs `json_schema`, the schema of its values")
-            JsonOutput(json_schema=self.json_schema)  # refuses keywords that cannot be enforced
-        return self
-
-    def _check_labels(self) -> None:
-        if self.kind in ("label", "labels"):
-            if self.labels is None or len(self.labels) < 2:
-                raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
-        elif self.labels is not None:
-            raise ValueError(f"`labels` belongs to outputs of kind label or labels, not {self.kind}")
+        if self.kind in _KINDS_WITH["labels"] and len(self.labels or ()) < 2:
+            raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
         if (self.documents is None) == (self.kind == "embedding"):
             raise ValueError("`documents`, what is searched, belong to outputs of kind embedding, and to no other")
-        if self.abstain is not None and self.kind != "label":
-            raise ValueError(f"`abstain` belongs to outputs of kind label, not {self.kind}")
+        for name, kinds in _KINDS_WITH.items():
+            if getattr(self, name) is not None and self.kind not in kinds:
+                listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+                raise ValueError(f"`{name}` belongs to outputs of kind {listed}, not {self.kind}")
         if self.abstain is not None and self.abstain.answer in (self.labels or ()):
             raise ValueError(f"{self.abstain.answer!r} is a label; give `abstain` another `answer`")
-        if self.separator is None:
-            return
-        if self.kind not in ("labels", "embedding"):
-            raise ValueError(f"`separator` belongs to outputs of kind labels or embedding, not {self.kind}")
-        torn = next((label for label in self.labels or () if self.separator in label), None)
+        torn = next((label for label in self.labels or () if self.separator and self.separator in label), None)
         if torn is not None:
             raise ValueError(f"the separator {self.separator!r} stands in the label {torn!r}; choose another")
+        if self.kind == "json" and self.json_schema is None:
+            raise ValueError("an output of kind json needs `json_schema`, the schema of its values")
+        _ = self.form  # refuses a schema's keywords that cannot be enforced
+        return self
+
+    @cached_property
+    def form(self) -> Output:
+        """What a skin of the task answers with, as far as the task says it."""
+        kind = OUTPUT_KINDS[self.kind]
+        said = {name: getattr(self, name) for name in _KINDS_WITH.keys() & kind.model_fields.keys() - {"abstain"}}
+        return kind(**{name: value for name, value in said.items() if value is not None})
 
     def canonical(self, text: str) -> str:
         """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
         JSON list in their order, ranked documents as one of their ids, anything else as it is. RequestError for what
         fits neither."""
-        if self.json_schema is not None:
-            return JsonOutput(json_schema=self.json_schema).parse(text)
-        if self.kind == "labels":
-            return LabelsOutput(labels=self.labels or ()).parse(text)
+        if isinstance(self.form, JsonOutput | LabelsOutput):
+            return self.form.parse(text)
         return ranked(text) if self.kind == "embedding" else text
 
 

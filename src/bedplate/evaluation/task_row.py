@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bedplate.core.errors import RequestError
+from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 
@@ -45,7 +46,7 @@ class TaskRow:
     task: Task
     example: Example
 
-    def requests(self, _: object) -> list[dict[str, str]]:
+    def requests(self, _: object) -> list[Values]:
         """Its inputs."""
         return [self.example.inputs]
 
@@ -67,7 +68,7 @@ class TaskRow:
                 prediction = task.output.canonical(prediction)
             except RequestError:  # cut off, or not of the schema
                 prediction = None
-        length = sum(len(text) for text in example.inputs.values())
+        length = sum(len(text) for text in example.texts.values())
         return RowResult(
             example.id, example.row_hash, example.group, example.target, prediction, 0.0, length, scores, seconds
         )

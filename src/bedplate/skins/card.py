@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.core.errors import SkinError
 from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
 from bedplate.skins.output import Output, labels_by_score
 from bedplate.skins.prompt import Format
-from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Kind, Skin
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class Card:
 
     id: str
     name: str
-    kind: Kind
+    parts: tuple[str, ...]
     base: BaseReference | EndpointReference
     inputs: tuple[str, ...]
     output: Output
@@ -35,6 +34,11 @@ class Card:
     """How the embedder was held."""
 
     @property
+    def kind(self) -> str:
+        """As `Skin.kind`."""
+        return kind_of(self.parts)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """What it chooses from, one or some of them; () where it writes what it answers."""
         return labels_by_score(self.output)
@@ -44,13 +48,11 @@ def read_card(directory: Path | str) -> Card:
     """A skin's card, with no other file read: nothing is verified but `skin.json` itself. SkinError."""
     directory = Path(directory)
     manifest = read_manifest(directory)
-    if "main" not in manifest.bases:
-        raise SkinError(f"{directory / SKIN_FILE} names no main base")
     embedded = manifest.knn or manifest.retrieval
     return Card(
         manifest_id(manifest),
         manifest.name,
-        manifest.kind,
+        manifest.parts,
         manifest.bases["main"],
         tuple(manifest.inputs),
         manifest.output,
@@ -65,7 +67,7 @@ def read_card(directory: Path | str) -> Card:
 
 def parts_of(card: Card) -> list[Card]:
     """The cards of a cascade's two skins, in their order; [] for every other skin, and for one that lies nowhere."""
-    if card.kind != "cascade" or card.directory is None:
+    if "cascade" not in card.parts or card.directory is None:
         return []
     return [read_card(card.directory / place) for place in CASCADED]
 
@@ -76,7 +78,7 @@ def card_of(skin: Skin) -> Card:
     return Card(
         skin_id(skin),
         skin.name,
-        skin.kind,
+        skin.parts,
         skin.bases["main"],
         inputs,
         skin.output,

@@ -4,10 +4,11 @@ demonstrations show, and what generation is then asked for."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.values import Values
 from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.text.json_form import schema_form
@@ -34,7 +35,7 @@ def answer_text(prompt: Prompt, output: GeneratedOutput, target: str) -> str:
 def completion_tokens(
     prompt: Prompt,
     tokenizer: Tokenizer,
-    inputs: Mapping[str, str],
+    inputs: Values,
     answer: str,
     demonstrations: Sequence[Demonstration] = (),
     *,

@@ -24,7 +24,7 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
     Every kind gives `prompt.json`; LoRA weights and soft prompts also the files that peft loads. base: where the skin's
     base is, when not where it was made; only a soft prompt needs it, because peft wants to know its heads and layers.
     UsageError for a probe, which is a head of Bedplate's own, for a cascade, for a skin that looks something up in each
-    call, and where `out` holds something.
+    call, for LoRA weights with a soft prompt, and where `out` holds something.
     """
     if skin.cascade is not None:
         raise UsageError(
@@ -40,6 +40,11 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
         raise UsageError(
             f"skin {skin.name!r} chooses its {what} for each call, for which other programs have no form; "
             "its index/ holds their vectors and texts"
+        )
+    if skin.lora is not None and skin.soft_prompt is not None:
+        raise UsageError(
+            f"skin {skin.name!r} has LoRA weights and a soft prompt, and peft reads one of them from a directory: merge"
+            " the weights with `bedplate skins merge`, and take the vectors from soft_prompt.safetensors"
         )
     files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
     if skin.lora is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,7 @@ from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_byt
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
-from bedplate.skins.index import INDEX_FILES, index_of, knn_fields, read_neighbours, read_passages, retrieval_fields
+from bedplate.skins.index import index_of, knn_fields, read_neighbours, read_passages, retrieval_fields
 from bedplate.skins.manifest import (
     EXTRAS,
     SCHEMA_VERSION,
@@ -40,12 +41,19 @@ from bedplate.skins.neighbours import ROWS_FILE
 from bedplate.skins.output import labels_by_score
 from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import CascadePart, EndpointReference, LoraPart, ProbePart, Skin
+from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart, Skin
 
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
-_PARTS = (PROMPT_FILE, DEMONSTRATIONS_FILE, CONFIG_FILE, TENSORS_FILE, HEAD_FILE, SOFT_PROMPT_FILE)
-_KNOWN = frozenset((*_PARTS, *INDEX_FILES, *EXTRAS))
+_OF_PART = {
+    "lora": (CONFIG_FILE, TENSORS_FILE),
+    "soft_prompt": (SOFT_PROMPT_FILE,),
+    "knn": (VECTORS_FILE, ROWS_FILE),
+    "retrieval": (VECTORS_FILE, PASSAGES_FILE),
+    "probe": (HEAD_FILE,),
+}
+"""The files of a part, all of which are there where it is."""
+_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_iterable(_OF_PART.values())))
 CASCADED = ("first", "second")
 """Directories of a cascade's two skins."""
 
@@ -203,17 +211,7 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
     cascade = None if manifest.cascade is None else _cascade(directory, manifest.cascade, contents)
     if cascade is not None:
         contents = {name: content for name, content in contents.items() if name.partition("/")[0] not in CASCADED}
-    wanted = {PROMPT_FILE}
-    if manifest.lora is not None:
-        wanted |= {CONFIG_FILE, TENSORS_FILE}
-    if manifest.probe is not None:
-        wanted.add(HEAD_FILE)
-    if manifest.kind == "soft_prompt":
-        wanted.add(SOFT_PROMPT_FILE)
-    if manifest.knn is not None:
-        wanted |= {VECTORS_FILE, ROWS_FILE}
-    if manifest.retrieval is not None:
-        wanted |= {VECTORS_FILE, PASSAGES_FILE}
+    wanted = {PROMPT_FILE, *chain.from_iterable(_OF_PART.get(part, ()) for part in manifest.parts)}
     optional = {DEMONSTRATIONS_FILE, *EXTRAS}
     if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
         odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
@@ -221,7 +219,6 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
     embedded = manifest.knn or manifest.retrieval
     return Skin(
         name=manifest.name,
-        kind=manifest.kind,
         bases=manifest.bases,
         inputs=manifest.inputs,
         output=manifest.output,
@@ -230,7 +227,7 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
         probe=_probe(directory, manifest, contents),
         soft_prompt=None
-        if manifest.kind != "soft_prompt"
+        if SOFT_PROMPT_FILE not in wanted
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
         neighbours=read_neighbours(directory, manifest.knn, contents),
         passages=read_passages(directory, manifest.retrieval, contents),
@@ -275,11 +272,7 @@ def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstr
 
 def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
-    if "main" not in manifest.bases:
-        raise SkinError(f"{directory / SKIN_FILE} names no main base")
-    main = manifest.bases["main"]
-    if isinstance(main, EndpointReference):
-        raise SkinError(f"{directory / SKIN_FILE}: the weights of a remote model cannot be adapted here")
+    main = cast(BaseReference, manifest.bases["main"])  # of no endpoint: its manifest says so
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
         ours = (config.rank(path), config.scaling(path), config.dropout, config.dora)

@@ -11,8 +11,6 @@ from bedplate.skins.neighbours import ROWS_FILE, Neighbours, read_pool_rows
 from bedplate.skins.passages import PASSAGES_FILE, Passages, read_chunks
 from bedplate.skins.skin import Skin
 
-INDEX_FILES = (VECTORS_FILE, ROWS_FILE, PASSAGES_FILE)
-
 
 def index_of(skin: Skin) -> dict[str, bytes]:
     """File name → content; empty for a skin without."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.tensors import read_json_object
@@ -23,9 +23,11 @@ from bedplate.skins.skin import (
     EndpointReference,
     EvaluatedWith,
     InputField,
-    Kind,
     Limits,
     Provenance,
+    check_parts,
+    kind_of,
+    name_parts,
 )
 
 SCHEMA_VERSION = 1
@@ -73,11 +75,11 @@ class DemonstrationRow(Strict):
 
 
 class Manifest(Strict):
-    """`skin.json`."""
+    """`skin.json`. Its kind is the names of its parts; of a soft prompt nothing else tells here."""
 
     schema_version: int
     name: str
-    kind: Kind
+    kind: str
     bases: dict[str, BaseReference | EndpointReference]
     inputs: dict[str, InputField]
     output: Annotated[Output, Field()]
@@ -92,6 +94,27 @@ class Manifest(Strict):
     limits: Limits = Limits()
     evaluated_with: EvaluatedWith | None = None
     files: dict[str, Digest] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _kind_of_the_parts(self) -> Manifest:
+        if self.kind != kind_of(self.parts):
+            raise ValueError(f"the kind {self.kind!r} does not fit the parts, which are of a {kind_of(self.parts)!r}")
+        check_parts(self.name, self.bases, self.parts)
+        return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """As `Skin.parts`."""
+        return name_parts(
+            self.bases,
+            self.output,
+            cascade=self.cascade,
+            lora=self.lora,
+            soft_prompt=True if "soft_prompt" in self.kind.split("+") else None,
+            knn=self.knn,
+            retrieval=self.retrieval,
+            probe=self.probe,
+        )
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -6,7 +6,7 @@ Liu et al., What Makes Good In-Context Examples for GPT-3? (https://arxiv.org/ab
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ import numpy as np
 
 from bedplate.adapters.tensors import read_json_object
 from bedplate.core.errors import SkinError
+from bedplate.core.values import Values, as_text
 from bedplate.skins.nearest import INDEX_DIRECTORY, VECTORS_FILE, PoolPooling, check_vectors, nearest, vector_bytes
 from bedplate.skins.prompt import Demonstration
 
@@ -81,6 +82,6 @@ def read_pool_rows(path: Path, content: bytes) -> tuple[Demonstration, ...]:
     return tuple(rows)
 
 
-def text_of(inputs: Mapping[str, str], names: Sequence[str]) -> str:
+def text_of(inputs: Values, names: Sequence[str]) -> str:
     """What is embedded: all inputs, one a line, in the skin's order."""
-    return "\n".join(inputs[name] for name in names)
+    return "\n".join(as_text(inputs[name]) for name in names)

@@ -240,6 +240,14 @@ Output: TypeAlias = Annotated[
     LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")
 ]
 
+OUTPUT_KINDS: Mapping[str, type[LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput]] = {
+    "label": LabelOutput,
+    "labels": LabelsOutput,
+    "text": TextOutput,
+    "json": JsonOutput,
+    "embedding": EmbeddingOutput,
+}
+
 
 def labels_by_score(output: Output) -> tuple[str, ...]:
     """The labels that are told apart by their scores, where one or some of them are the answer; () where the answer is

@@ -16,6 +16,7 @@ import jinja2
 import jinja2.meta
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError, TemplateError
+from bedplate.core.values import Values, as_text
 from bedplate.skins.output import LabelOutput
 from bedplate.text import sandbox
 from bedplate.text.tokenizer import Tokenizer
@@ -32,10 +33,14 @@ _PROBES = ("a", "7", " The", "\n", "中", "<", "…", "zebra zebra", "")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A worked example. `answer` is exactly the text that follows the prompt, as in a label's continuation."""
+    """A worked example. `answer` is exactly the text that follows the prompt, as in a label's continuation.
+    RequestError for inputs that are not texts."""
 
-    inputs: Mapping[str, str]
+    inputs: Values
     answer: str
+
+    def __post_init__(self) -> None:
+        _texts(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Prompt:
 
     def text(
         self,
-        inputs: Mapping[str, str],
+        inputs: Values,
         demonstrations: Sequence[Demonstration] = (),
         passages: Sequence[Passage] = (),
     ) -> str | list[dict[str, str]]:
@@ -114,7 +119,7 @@ class Prompt:
     def tokens(
         self,
         tokenizer: Tokenizer,
-        inputs: Mapping[str, str],
+        inputs: Values,
         demonstrations: Sequence[Demonstration] = (),
         passages: Sequence[Passage] = (),
         *,
@@ -128,7 +133,7 @@ class Prompt:
     def label_tokens(
         self,
         tokenizer: Tokenizer,
-        inputs: Mapping[str, str],
+        inputs: Values,
         demonstrations: Sequence[Demonstration],
         output: LabelOutput,
         passages: Sequence[Passage] = (),
@@ -173,13 +178,14 @@ class Prompt:
 
     def _render(
         self,
-        inputs: Mapping[str, str],
+        inputs: Values,
         demonstrations: Sequence[Demonstration] = (),
         passages: Sequence[Passage] = (),
     ) -> str:
-        shown = [{"inputs": dict(d.inputs), "answer": d.answer} for d in demonstrations]
+        shown = [{"inputs": _texts(d.inputs), "answer": d.answer} for d in demonstrations]
+        texts = _texts(inputs)
         given = [{"number": p.number, "text": p.text, "document": p.document} for p in passages]
-        variables = {"passages": given, **inputs, "inputs": dict(inputs), "demonstrations": shown}
+        variables = {"passages": given, **texts, "inputs": texts, "demonstrations": shown}
         # in a context of its own, so that one rendering's budget is not another's
         return copy_context().run(_render, self.template, variables)
 
@@ -188,6 +194,11 @@ class Prompt:
             return tokenizer.encode_chat(prompt)
         _refuse_control_tokens(tokenizer, self.template)
         return [*tokenizer.prompt_start, *tokenizer.encode(prompt, parse_special=False)]
+
+
+def _texts(inputs: Values) -> dict[str, str]:
+    """RequestError for media."""
+    return {name: as_text(value) for name, value in inputs.items()}
 
 
 def _split_plain(

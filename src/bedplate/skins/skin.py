@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,9 +22,17 @@ from bedplate.skins.output import EmbeddingOutput, LabelOutput, LabelsOutput, Ou
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
-Kind = Literal["prompt", "lora", "probe", "soft_prompt", "embed", "knn", "retrieval", "hosted", "cascade"]
-ADAPTED: frozenset[Kind] = frozenset(("lora", "soft_prompt"))
-"""Kinds with weights that an engine holds under a key."""
+PARTS = ("cascade", "hosted", "lora", "soft_prompt", "knn", "retrieval", "probe", "embed")
+"""What a skin may have besides its prompt, in the order in which its kind names them."""
+ADAPTED = frozenset(("lora", "soft_prompt"))
+"""Parts with weights that an engine holds under a key."""
+_APART = (
+    ("cascade", PARTS, "its two skins have parts, and it has none of its own"),
+    ("hosted", PARTS, "an endpoint is given a prompt, and nothing besides"),
+    ("knn", ("retrieval",), "a skin looks up one index"),
+    ("embed", ("knn", "retrieval", "probe"), "a vector is of the text alone"),
+)
+"""A part, what it does not go with, and why."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -152,20 +160,44 @@ class CascadePart:
     threshold: float
 
 
+def name_parts(
+    bases: Mapping[str, BaseReference | EndpointReference], output: Output, **held: object | None
+) -> tuple[str, ...]:
+    """Names out of PARTS: what of `held` there is, and what bases and output say."""
+    has = {name: part is not None for name, part in held.items()}
+    has["hosted"] = not has["cascade"] and isinstance(bases.get("main"), EndpointReference)
+    has["embed"] = isinstance(output, EmbeddingOutput)
+    return tuple(part for part in PARTS if has[part])
+
+
+def kind_of(parts: Sequence[str]) -> str:
+    """What a skin with these parts is called: "lora", "lora+retrieval", or "prompt" where it has none."""
+    return "+".join(parts) or "prompt"
+
+
+def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) -> None:
+    """SkinError for a skin without a main base, or with parts that do not go together."""
+    if "main" not in bases:
+        raise SkinError(f"skin {name!r} names no main base")
+    for part, others, why in _APART:
+        odd = [other for other in parts if other in others and other != part]
+        if part in parts and odd:
+            raise SkinError(f"skin {name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
+
+
 @dataclass(frozen=True, eq=False)
 class Skin:
-    """One product feature on one base, or on a remote model.
+    """One product feature on one base, or on a remote model: a prompt, and what else it has, alone or together.
 
-    kind "prompt": prompt and demonstrations alone; "lora": with adapter weights; "soft_prompt": with vectors before the
-    prompt; "probe": a head on the prompt's features; "embed": the prompt's vector itself; "knn": demonstrations that
-    are chosen for each call from a pool, by the vectors of the base "embedder" (without one, of the main base);
-    "retrieval": passages of documents that are chosen for each call in that way;
-    "hosted": a remote model answers; "cascade": two skins, of which the second is asked where the first is not sure
-    (`cascaded` makes one). Raises SkinError when its parts do not fit its kind.
+    demonstrations: examples in the prompt. lora: adapter weights. soft_prompt: vectors before the prompt. probe: a head
+    on the prompt's features, which answers. neighbours: demonstrations that are chosen for each call from a pool, by
+    the vectors of the base "embedder" (without one, of the main base, without this skin's weights); passages: pieces of
+    documents that are chosen in that way. cascade: two skins, of which the second is asked where the first is not sure
+    (`cascaded` makes one). Where the main base is an endpoint a remote model answers; where the output is an embedding,
+    the prompt's vector. Raises SkinError for parts that do not go together.
     """
 
     name: str
-    kind: Kind
     bases: Mapping[str, BaseReference | EndpointReference]
     inputs: Mapping[str, InputField]
     output: Output
@@ -191,23 +223,9 @@ class Skin:
             raise SkinError(
                 f"a skin cannot be called {self.name!r}: it is served as a model name; use letters and dashes"
             )
-        if "main" not in self.bases:
-            raise SkinError(f"skin {self.name!r} names no main base")
+        check_parts(self.name, self.bases, self.parts)
         if not self.inputs:
             raise SkinError(f"skin {self.name!r} has no inputs")
-        remote = isinstance(self.bases["main"], EndpointReference)
-        if self.kind != "cascade" and remote != (self.kind == "hosted"):
-            raise SkinError(f"skin {self.name!r}: a skin of kind 'hosted', and no other, has an endpoint as its base")
-        parts = {
-            "lora": self.lora,
-            "probe": self.probe,
-            "soft_prompt": self.soft_prompt,
-            "knn": self.neighbours,
-            "retrieval": self.passages,
-            "cascade": self.cascade,
-        }
-        if any((part is not None) != (self.kind == kind) for kind, part in parts.items()):
-            raise SkinError(f"skin {self.name!r} is of kind {self.kind!r}, which does not fit the parts it has")
         self._check_output()
         self._check_pool()
         self._check_cascade()
@@ -229,7 +247,7 @@ class Skin:
         loops = "passages" in self.prompt.variables - self.inputs.keys()
         if loops != (self.passages is not None):
             raise SkinError(
-                f"skin {self.name!r}: a skin of kind 'retrieval', and no other, has a prompt that loops over `passages`"
+                f"skin {self.name!r}: a skin with passages, and no other, has a prompt that loops over `passages`"
             )
         if self.neighbours is None:
             return
@@ -261,14 +279,12 @@ class Skin:
             raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is no probability above 0")
 
     def _check_output(self) -> None:
-        if (self.kind == "embed") != isinstance(self.output, EmbeddingOutput):
-            raise SkinError(f"skin {self.name!r} of kind {self.kind!r} cannot have the output {self.output.kind}")
-        if self.kind == "embed" and (self.demonstrations or self.prompt.format == "chat"):
+        if isinstance(self.output, EmbeddingOutput) and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.probe is None:
             if isinstance(self.output, LabelsOutput) and self.output.threshold is not None:
                 raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
-            scored = self.kind not in ("hosted", "cascade")
+            scored = not {"hosted", "cascade"} & set(self.parts)
             if scored and isinstance(self.output, LabelOutput) and not self.output.continuations:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return
@@ -282,6 +298,25 @@ class Skin:
                 f"skin {self.name!r}: its head was made for the labels {list(self.probe.head.labels)}, "
                 f"its output has {list(labels)}"
             )
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it has besides its prompt, by name, out of PARTS."""
+        return name_parts(
+            self.bases,
+            self.output,
+            cascade=self.cascade,
+            lora=self.lora,
+            soft_prompt=self.soft_prompt,
+            knn=self.neighbours,
+            retrieval=self.passages,
+            probe=self.probe,
+        )
+
+    @property
+    def kind(self) -> str:
+        """The names of its parts, joined by "+"; "prompt" where it has none."""
+        return kind_of(self.parts)
 
     @property
     def index(self) -> Neighbours | Passages | None:
@@ -316,7 +351,6 @@ def cascaded(name: str, first: Skin, second: Skin, threshold: float, provenance:
     """The cascade of two skins that choose among the same labels; its parents are these. SkinError."""
     return Skin(
         name=name,
-        kind="cascade",
         bases={"main": first.bases["main"], "second": second.bases["main"]},
         inputs=first.inputs,
         output=LabelOutput(labels=second.output.labels) if isinstance(second.output, LabelOutput) else second.output,

@@ -74,7 +74,6 @@ def wide(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFac
     """Models tiny, bert, and the skin judge, which finds documents relevant or not."""
     judge = Skin(
         name="judge",
-        kind="prompt",
         bases={"main": BaseReference.of("tiny", "llama", load_base(wide_dir).identity)},
         evaluated_with=EvaluatedWith(weights="float32"),
         inputs={"query": InputField(), "document": InputField()},

@@ -202,7 +202,7 @@ def _labels_of(task: Task) -> Callable[[str], Sequence[str]] | None:
 
 
 def _text(example: Example) -> str:
-    return "\n".join(example.inputs.values())
+    return "\n".join(example.texts.values())
 
 
 def input_features(texts: Sequence[str], predictor: Answers, notes: list[str]) -> NDArray[np.float64]:

@@ -27,7 +27,7 @@ def too_long(context: Context) -> str | None:
     spec, tokenizer = context.at.facts, context.model.tokenizer
     limit = context.model.base.spec.context_length
     for example in (*context.train, *context.valid):
-        if isinstance(output, LabelOutput) and sum(map(len, example.inputs.values())) < limit // 5:
+        if isinstance(output, LabelOutput) and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
         if isinstance(output, LabelOutput) and not output.continuations:
             found, most = context.model.text_tokens(str(prompt.text(example.inputs))), 0

@@ -35,7 +35,7 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
-from bedplate.skins.skin import BaseReference, InputField, Kind, LoraPart, ProbePart, Provenance, Skin
+from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin
 
 if TYPE_CHECKING:
     from bedplate.adaptation.rungs.base import Finished
@@ -197,7 +197,7 @@ class Context:
         if self.is_encoder:
             prompt = text_prompt(self.fields)
             return embedding_pace(self.model, [str(prompt.text(e.inputs)) for e in self.ordered(self.valid, "pace")])
-        predictor = self.model.predictor(self.skin("pace", "prompt", *self.default_prompt()))
+        predictor = self.model.predictor(self.skin("pace", *self.default_prompt()))
         try:
             return measure_pace(predictor, [e.inputs for e in self.ordered(self.valid, "pace")], self.written)
         finally:
@@ -265,7 +265,6 @@ class Context:
     def skin(
         self,
         rung: str,
-        kind: Kind,
         prompt: Prompt,
         output: TaskOutput,
         *,
@@ -289,7 +288,6 @@ class Context:
             embedded_with = judged_now(second.engine)
         return Skin(
             name=self.skin_name(rung),
-            kind=kind,
             bases=bases,
             inputs={name: InputField() for name in self.task.inputs},
             output=output,

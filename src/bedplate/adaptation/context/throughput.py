@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bedplate.adaptation.task.task_prompt import Written
+from bedplate.core.values import Values
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.output import LabelOutput
@@ -39,7 +40,7 @@ class Pace:
         return n * (self.tokens + self.target) * self.token
 
 
-def measure_pace(predictor: Predictor, rows: Sequence[dict[str, str]], written: Written) -> Pace:
+def measure_pace(predictor: Predictor, rows: Sequence[Values], written: Written) -> Pace:
     """Time a batch or two, and a few single calls."""
     predictor.predict(rows[:2])
     if isinstance(predictor.skin.output, LabelOutput):
@@ -83,7 +84,7 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
     return max(1.0, sum(p.prompt_tokens - p.cached_tokens for p in predictions) / len(predictions))
 
 
-def _median_call(predictor: Predictor, rows: Sequence[dict[str, str]]) -> float:
+def _median_call(predictor: Predictor, rows: Sequence[Values]) -> float:
     # as another tenant, for whom these rows are new, as those of calls are
     calls = sorted(p.seconds for p in predictor.predict(rows, one_by_one=True, tenant="timing"))
     return calls[len(calls) // 2]

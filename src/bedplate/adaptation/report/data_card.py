@@ -31,7 +31,7 @@ def data_card(
     """The card as plain values. answered: rung → its evaluation on valid; test: any evaluation on test, where it was
     opened (of its rows only labels and lengths are read)."""
     lengths: dict[str, list[int]] = {
-        name: [sum(map(len, e.inputs.values())) for e in part] for name, part in (("train", train), ("valid", valid))
+        name: [sum(map(len, e.texts.values())) for e in part] for name, part in (("train", train), ("valid", valid))
     }
     targets: dict[str, list[str]] = {"train": [e.target for e in train], "valid": [e.target for e in valid]}
     if test is not None:
@@ -93,6 +93,5 @@ def _confidence(row: RowResult) -> float:
 
 def text_of(example: Example) -> str:
     """A row's inputs as one text to read: named where there are several."""
-    if len(example.inputs) == 1:
-        return next(iter(example.inputs.values()))
-    return "\n".join(f"{name}: {text}" for name, text in example.inputs.items())
+    texts = example.texts
+    return "\n".join(texts.values() if len(texts) == 1 else (f"{name}: {text}" for name, text in texts.items()))

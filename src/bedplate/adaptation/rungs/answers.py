@@ -11,6 +11,7 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import graded
 from bedplate.evaluation.harness import AT_ONCE
@@ -27,7 +28,7 @@ def ask(
     """A prediction for each example; None for one that is too long for the context (it counts as wrong). What another
     tenant has asked before is computed again."""
 
-    def answers(rows: Sequence[Mapping[str, str]], *, one_by_one: bool = one_by_one) -> list[Prediction | None]:
+    def answers(rows: Sequence[Values], *, one_by_one: bool = one_by_one) -> list[Prediction | None]:
         try:
             return list(predictor.predict(rows, one_by_one=one_by_one, tenant=tenant))
         except ContextLengthExceeded:
@@ -41,9 +42,9 @@ def ask(
 class Given:
     """A row whose answer is taken as it is."""
 
-    inputs: Mapping[str, str]
+    inputs: Values
 
-    def requests(self, _: object) -> list[Mapping[str, str]]:
+    def requests(self, _: object) -> list[Values]:
         return [self.inputs]
 
     def grade(self, answers: Sequence[Prediction | None]) -> Prediction | None:

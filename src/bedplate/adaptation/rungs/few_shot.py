@@ -89,7 +89,7 @@ class FewShot:
         return fitting[: len(SIZES)]
 
     def _fits(self, context: Context, variant: Variant) -> bool:
-        longest = max(context.valid, key=lambda e: sum(map(len, e.inputs.values())))
+        longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
         prompt, output, shown, limit = variant.prompt, variant.output, variant.demonstrations, prompt_limit(context)
         tokenizer = context.model.tokenizer
         try:
@@ -121,12 +121,12 @@ class FewShot:
         """A set from train in a random order, balanced where there are labels; the longest tenth of the rows is left
         out of the pool."""
         order = context.ordered(context.train, f"demonstrations/{number}")
-        lengths = sorted(sum(map(len, e.inputs.values())) for e in order)
+        lengths = sorted(sum(map(len, e.texts.values())) for e in order)
         longest = lengths[int(0.9 * (len(lengths) - 1))]
         chosen: list[Example] = []
         pools = [[e for e in order if e.target == label] for label in context.labels] or [order]
         each = size // len(pools)
         for pool in pools:
-            short = [e for e in pool if sum(map(len, e.inputs.values())) <= longest]
+            short = [e for e in pool if sum(map(len, e.texts.values())) <= longest]
             chosen += (short if len(short) >= each else pool)[:each]
         return context.shuffled(chosen, f"demonstration order/{number}")

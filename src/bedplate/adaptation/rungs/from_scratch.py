@@ -13,9 +13,11 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.skins.neighbours import text_of
 
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
@@ -27,7 +29,7 @@ class Classical:
     def __init__(self, pipeline: Any, names: Sequence[str]) -> None:
         self._pipeline, self._names = pipeline, list(names)
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
+    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
         start = time.perf_counter()
         log_probabilities = np.log(
             np.maximum(self._pipeline.predict_proba([text_of(row, self._names) for row in rows]), 1e-30)
@@ -43,11 +45,6 @@ class Classical:
             )
             for p in log_probabilities
         ]
-
-
-def text_of(row: dict[str, str], names: Sequence[str]) -> str:
-    """All inputs as one text."""
-    return "\n".join(row[name] for name in names)
 
 
 class FromScratch:

@@ -24,8 +24,6 @@ SAVE_SECONDS = 120.0
 class Full(Tuning):
     """A prompt skin on a child base."""
 
-    kind = "prompt"
-
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe = name, recipe
 

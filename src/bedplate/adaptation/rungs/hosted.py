@@ -127,7 +127,6 @@ class Hosted:
             output = LabelOutput(labels=output.labels)
         return Skin(
             name="-".join(filter(None, (context.task.task, self.name, context.suffix))),
-            kind="hosted",
             bases={"main": spec.reference},
             inputs={name: InputField() for name in context.task.inputs},
             output=output,

@@ -25,8 +25,6 @@ from bedplate.training.sources import ExampleSource
 class Lora(Tuning):
     """A skin with low-rank weights, PEFT-compatible on disk."""
 
-    kind = "lora"
-
     def __init__(self, name: str, config: LoraConfig, recipe: Recipe) -> None:
         self.name, self.config, self.recipe = name, config, recipe
 

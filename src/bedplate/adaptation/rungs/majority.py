@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.base import Latency, Plan, Result, Skip
+from bedplate.core.values import Values
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
 
@@ -21,7 +22,7 @@ class Constant:
     def __init__(self, answer: str) -> None:
         self.answer = answer
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
+    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
         return [Prediction(self.answer, self.answer) for _ in rows]
 
 

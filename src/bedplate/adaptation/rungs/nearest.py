@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bedplate.core.values import Values
 from bedplate.inference.predict.predictor import Prediction
 
 SIMILARITIES: Mapping[str, Mapping[str, Any]] = {
@@ -25,7 +26,7 @@ class Nearest:
         self._known = self._vectorizer.fit_transform(texts)
         self._answers, self._names = list(answers), list(names)
 
-    def predict(self, rows: Sequence[dict[str, str]], /) -> list[Prediction]:
+    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
         start = time.perf_counter()
         texts = ["\n".join(row[name] for name in self._names) for row in rows]
         likeness = self._vectorizer.transform(texts) @ self._known.T  # rows have unit length

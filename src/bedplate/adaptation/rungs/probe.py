@@ -132,7 +132,7 @@ class Probe:
     ) -> Result:
         prompt, _ = context.default_prompt()
         directory = context.out / "skins" / self.name
-        skin = context.skin(self.name, "probe", prompt, output, probe=part)
+        skin = context.skin(self.name, prompt, output, probe=part)
         skin = export(context, skin, directory)
         predictor = context.predictor(skin)
         try:

@@ -17,7 +17,7 @@ def prompt_limit(context: Context) -> int:
 
 def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
     """Prompt tokens that are left beside the longest input of valid and its answer."""
-    longest = max(context.valid, key=lambda e: sum(map(len, e.inputs.values())))
+    longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
     tokenizer = context.model.tokenizer
     if isinstance(output, LabelOutput):
         found, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)

@@ -96,7 +96,7 @@ def question(context: Context, number: int, most: int) -> str:
     rows = context.ordered(context.train, f"proposals/{number}")[:most]
     shown: list[str] = []
     for row in rows:
-        inputs = [f"{name}: {_short(row.inputs[name])}" for name in context.fields]
+        inputs = [f"{name}: {_short(row.texts[name])}" for name in context.fields]
         shown.append("\n".join([*inputs, f"answer: {_short(row.target)}"]))
     own = context.task.instructions.strip()
     said = f"\n\nSo far the instruction is: {own}" if own else ""

@@ -24,7 +24,7 @@ from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import Kind, Skin
+from bedplate.skins.skin import Skin
 
 
 @dataclass
@@ -190,7 +190,6 @@ def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutp
     """The skin of a variant, with this output."""
     return context.skin(
         rung,
-        _kind(variant),
         variant.prompt,
         output,
         demonstrations=variant.demonstrations,
@@ -198,12 +197,6 @@ def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutp
         passages=variant.passages,
         embedder=variant.embedder,
     )
-
-
-def _kind(variant: Variant) -> Kind:
-    if variant.neighbours is not None:
-        return "knn"
-    return "prompt" if variant.passages is None else "retrieval"
 
 
 def _read_answers(path: Path) -> list[Prediction | None]:

@@ -36,7 +36,6 @@ VECTORS = 32
 class SoftPrompts(Tuning):
     """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
 
-    kind = "soft_prompt"
     virtual = VECTORS
 
     def __init__(self, name: str, recipe: Recipe, later: Sequence[Tuning] = ()) -> None:

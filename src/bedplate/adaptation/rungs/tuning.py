@@ -20,7 +20,7 @@ from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import Kind, Skin
+from bedplate.skins.skin import Skin
 from bedplate.training.arithmetic import token_seconds
 from bedplate.training.batch import Example as TrainingExample
 from bedplate.training.config import TrainConfig
@@ -65,8 +65,6 @@ class Tuning(ABC):
 
     name: str
     recipe: Recipe
-    kind: Kind
-    """Of its skins."""
     reference = False
     virtual = 0
     """Positions that stand before every prompt."""
@@ -144,12 +142,12 @@ class Tuning(ABC):
     def start(self, context: Context) -> Skin | None:
         """The parent, where training goes on from its weights: it stands on this base, and they have this shape."""
         parent = None if context.parent is None else context.parent.skin
-        if parent is None or parent.kind != self.kind or not parent.base.has_weights_of(context.at.facts.identity):
+        if parent is None or not parent.base.has_weights_of(context.at.facts.identity):
             return None
         return parent if self.goes_on_from(context, parent) else None
 
     def goes_on_from(self, context: Context, parent: Skin) -> bool:
-        """Whether the weights of a skin of this kind on this base have this rung's shape."""
+        """Whether a skin on this base has weights of this rung's shape."""
         return False
 
     # --- on which base
@@ -196,7 +194,7 @@ class Tuning(ABC):
             )
             parts, done = self.train(context, source, config, work, output)
             stands = self.standing(context)
-            skin = stands.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
+            skin = stands.skin(self.name, prompt, output, seed=seed, **parts)
             trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)

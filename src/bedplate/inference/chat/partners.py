@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
+from bedplate.core.values import Values
 
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling
@@ -279,7 +280,7 @@ def _generated(stream: Stream, context: int) -> Turn:
     )
 
 
-def _fields(content: str, inputs: Sequence[str]) -> Mapping[str, str]:
+def _fields(content: str, inputs: Sequence[str]) -> Values:
     try:
         fields = json.loads(content)
     except ValueError:

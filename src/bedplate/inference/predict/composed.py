@@ -1,27 +1,22 @@
-"""Skins that are more than one base on one engine: cascades, whose second skin is asked where the first is not sure,
-and skins that a remote model answers for, opened from what they were written as.
+"""Cascades: two skins, of which the second is asked where the first is not sure.
 
-Cascades: Chen et al., FrugalGPT (arXiv 2305.05176), with the first skin's own probability as the score.
+Chen et al., FrugalGPT (arXiv 2305.05176), with the first skin's own probability as the score.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.held_as import Held, check_here, held_as
-from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.core.values import Given
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Opened, open_as
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
+from bedplate.skins.skin import Skin
 
 
 class Answers(Protocol):
@@ -31,9 +26,7 @@ class Answers(Protocol):
     def skin(self) -> Skin: ...
     @property
     def warnings(self) -> list[str]: ...
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]: ...
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
     def close(self) -> None: ...
 
 
@@ -47,13 +40,11 @@ class CascadePredictor:
         self.first, self.second = first, second
         self.warnings = [*first.warnings, *second.warnings]
 
-    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+    def __call__(self, inputs: Given) -> str:
         """The label for one input."""
         return self.predict([inputs])[0].output
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]:
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
         inputs = [inputs_of(self.skin, row) for row in rows]
         found = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
@@ -109,41 +100,3 @@ def both(first: Prediction, second: Prediction) -> Prediction:
         usd=sum(charged) if charged else None,
         passed_on=True,
     )
-
-
-class _Opener:
-    """Bases by what they are and how they are held, each loaded once, on one compute lock."""
-
-    def __init__(self, device: str, allow_other_weights: bool, stack: ExitStack) -> None:
-        self._device, self._allowed, self._stack = device, allow_other_weights, stack
-        self._compute = ComputeLock()
-        self._models: dict[tuple[str, Held], LocalModel] = {}
-
-    def open(self, skin: Skin) -> Answers:
-        if skin.is_remote:
-            return self._stack.enter_context(HostedPredictor(skin))
-        main = self._model(skin.base, skin.evaluated_with, skin)
-        second = None if skin.embedder is None else self._model(skin.embedder, skin.embedded_with, skin)
-        return self._stack.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
-
-    def _model(self, base: BaseReference, judged: EvaluatedWith | None, skin: Skin) -> LocalModel:
-        held = held_as(judged)
-        key = (base.weights_id, held)
-        if key not in self._models:
-            opened = open_as(base.name, held, self._device)
-            held = check_here(skin, opened.base, opened.held, None, self._allowed)
-            self._models[key] = self._stack.enter_context(Opened(opened.base, held).model(self._compute))
-        return self._models[key]
-
-
-def open_skin(
-    skin: Skin, *, device: str = "auto", allow_other_weights: bool = False
-) -> HostedPredictor | LoadedCascade:
-    """A hosted skin, or a cascade with everything that it needs. UsageError without the key, HubError,
-    CheckpointError, SkinError."""
-    if skin.cascade is None:
-        return HostedPredictor(skin)
-    with ExitStack() as stack:
-        opener = _Opener(device, allow_other_weights, stack)
-        first, second = opener.open(skin.cascade.first), opener.open(skin.cascade.second)
-        return LoadedCascade(skin, first, second, stack.pop_all())

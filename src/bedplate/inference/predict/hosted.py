@@ -22,6 +22,7 @@ from bedplate.core.errors import (
 )
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
+from bedplate.core.values import Given, Values
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.inference.remote.account import Account
@@ -79,13 +80,11 @@ class HostedPredictor:
         self._settings = _settings(skin, reference)
         self._endpoint = open_endpoint(reference, sleep)
 
-    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+    def __call__(self, inputs: Given) -> str:
         """The parsed output for one input; what the model said, where that is none of the labels or no such JSON."""
         return self.predict([inputs])[0].output
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]:
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. Seconds are those of the
         request over the network, waits between attempts included, when it was made."""
         inputs = [inputs_of(self.skin, row) for row in rows]
@@ -100,12 +99,12 @@ class HostedPredictor:
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
 
-    def _counted(self, inputs: Mapping[str, str], bar: Progress) -> Prediction:
+    def _counted(self, inputs: Values, bar: Progress) -> Prediction:
         found = self._ask(inputs)
         bar.advance(1)
         return found
 
-    def _ask(self, inputs: Mapping[str, str]) -> Prediction:
+    def _ask(self, inputs: Values) -> Prediction:
         messages = self._messages(inputs)
         asked = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
         key = sha256_json(asked)
@@ -166,7 +165,7 @@ class HostedPredictor:
                     raise
                 self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
 
-    def _messages(self, inputs: Mapping[str, str]) -> list[dict[str, str]]:
+    def _messages(self, inputs: Values) -> list[dict[str, str]]:
         said = self.skin.prompt.text(inputs, self.skin.demonstrations)
         return [{"role": "user", "content": said}] if isinstance(said, str) else said
 

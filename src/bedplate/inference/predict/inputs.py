@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from bedplate.core.errors import RequestError
+from bedplate.core.values import Given, Value, Values, as_text
 from bedplate.skins.skin import Skin
 
 
-def inputs_of(skin: Skin, row: str | Mapping[str, str]) -> Mapping[str, str]:
-    """A row's inputs by name; a text alone is a skin's only one. RequestError for missing, unknown or other ones."""
+def inputs_of(skin: Skin, row: Given) -> Values:
+    """A row's inputs by name; one alone is a skin's only one. RequestError for missing, unknown or other ones."""
     names = list(skin.inputs)
-    if isinstance(row, str):
+    if isinstance(row, Value):
         if len(names) != 1:
             raise RequestError(
                 f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
@@ -21,7 +20,7 @@ def inputs_of(skin: Skin, row: str | Mapping[str, str]) -> Mapping[str, str]:
     if missing or unknown:
         what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
         raise RequestError(f"the row {what}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
-    wrong = next((name for name in names if type(row[name]) is not str), None)
+    wrong = next((name for name in names if type(as_text(row[name])) is not str), None)
     if wrong is not None:
         raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
     return row

@@ -8,15 +8,16 @@ from typing import TypeAlias
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.composed import LoadedCascade, open_skin
-from bedplate.inference.predict.held_as import check_here, held_as
+from bedplate.inference.predict.composed import Answers, LoadedCascade
+from bedplate.inference.predict.held_as import Held, check_here, held_as
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, Opened, open_as, open_base
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.ways.calibrate import Use
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.skins.files import SKIN_FILE, read_skin
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import BaseReference, Skin
 
 
 class LoadedSkin(Predictor):
@@ -26,22 +27,62 @@ class LoadedSkin(Predictor):
         self,
         model: LocalModel,
         skin: Skin,
+        opened: ExitStack,
         *,
         embedder: LocalModel | None = None,
         allow_other_weights: bool = False,
     ) -> None:
         engine = None if embedder is None else embedder.engine
         super().__init__(model.engine, skin, embedder=engine, allow_other_weights=allow_other_weights)
-        self.model, self._embedder = model, embedder
+        self.model, self._opened = model, opened
 
     def close(self) -> None:
         """Stops the engines as well."""
-        self.model.close()
-        if self._embedder is not None:
-            self._embedder.close()
+        self._opened.close()
 
 
 Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | LoadedCascade
+
+
+class _Bases(ExitStack):
+    """Bases by what they are and how they are held, each loaded once, on one compute lock; closing it stops them."""
+
+    def __init__(self, device: str, allow_other_weights: bool) -> None:
+        super().__init__()
+        self._device, self._allowed = device, allow_other_weights
+        self._compute = ComputeLock()
+        self._models: dict[tuple[str, Held], LocalModel] = {}
+
+    def model(
+        self,
+        skin: Skin,
+        base: BaseReference,
+        held: Held,
+        source: str | Path | None = None,
+        kernel: Kernel | None = None,
+        use: Use = "generate",
+    ) -> LocalModel:
+        """One of a skin's bases. source: where it is, when not where the skin was made."""
+        key = (base.weights_id, held)
+        if key not in self._models:
+            opened = open_as(source or base.name, held, self._device, use)
+            held = check_here(skin, opened.base, opened.held, kernel, self._allowed)
+            self._models[key] = self.enter_context(Opened(opened.base, held).model(self._compute))
+        return self._models[key]
+
+    def embedder(self, skin: Skin, source: str | Path | None = None) -> LocalModel | None:
+        """A skin's second base, if it has one."""
+        if skin.embedder is None:
+            return None
+        return self.model(skin, skin.embedder, held_as(skin.embedded_with), source, use="score")
+
+    def answers(self, skin: Skin) -> Answers:
+        """One of the two skins in a cascade, as it was judged."""
+        if skin.is_remote:
+            return self.enter_context(HostedPredictor(skin))
+        main = self.model(skin, skin.base, held_as(skin.evaluated_with))
+        second = self.embedder(skin)
+        return self.enter_context(main.predictor(skin, embedder=second, allow_other_weights=self._allowed))
 
 
 def load(
@@ -70,18 +111,18 @@ def load(
     skin = read_skin(directory)
     if skin.is_remote or skin.cascade is not None:
         _only_as_written(skin, dtype, base, embedder, weights, kernel)
-        return open_skin(skin, device=device, allow_other_weights=allow_other_weights)
-    held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
-    opened = open_as(base or skin.base.name, held, device)
-    held = check_here(skin, opened.base, opened.held, kernel, allow_other_weights)
-    with ExitStack() as stack:
-        compute = ComputeLock()
-        model = stack.enter_context(Opened(opened.base, held).model(compute))
-        second = None
-        if skin.embedder is not None:
-            second = stack.enter_context(_embedder(skin, embedder, device, compute, allow_other_weights))
-        found = LoadedSkin(model, skin, embedder=second, allow_other_weights=allow_other_weights)
-        stack.pop_all()
+    if skin.is_remote and skin.cascade is None:
+        return HostedPredictor(skin)
+    with ExitStack() as unfinished:
+        bases = unfinished.enter_context(_Bases(device, allow_other_weights))
+        if skin.cascade is not None:
+            first, second = bases.answers(skin.cascade.first), bases.answers(skin.cascade.second)
+            found = LoadedCascade(skin, first, second, bases)
+        else:
+            held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
+            model, other = bases.model(skin, skin.base, held, base, kernel), bases.embedder(skin, embedder)
+            found = LoadedSkin(model, skin, bases, embedder=other, allow_other_weights=allow_other_weights)
+        unfinished.pop_all()
         return found
 
 
@@ -91,12 +132,3 @@ def _only_as_written(skin: Skin, *asked: object) -> None:
             f"skin {skin.name!r} of kind {skin.kind!r} is loaded as it was judged, from where its bases were; dtype, "
             "weights, kernel, base and embedder do not go with it"
         )
-
-
-def _embedder(
-    skin: Skin, source: str | Path | None, device: str, compute: ComputeLock, allow_other_weights: bool
-) -> LocalModel:
-    assert skin.embedder is not None
-    opened = open_as(source or skin.embedder.name, held_as(skin.embedded_with), device, "score")
-    held = check_here(skin, opened.base, opened.held, None, allow_other_weights)
-    return Opened(opened.base, held).model(compute)

@@ -3,13 +3,14 @@ passages of its documents, go into the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
+from bedplate.core.values import Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, Terms
 from bedplate.inference.engine.stream import Stream
@@ -60,7 +61,7 @@ class Lookup:
         )
         self.engine = embedder
 
-    def find(self, rows: Sequence[Mapping[str, str]], *, queued: bool = False, terms: Terms = NO_TERMS) -> list[Found]:
+    def find(self, rows: Sequence[Values], *, queued: bool = False, terms: Terms = NO_TERMS) -> list[Found]:
         """What each row's inputs bring with them. queued, terms: as `embedded`."""
         index = self._index
         texts = [text_of(row, self._names) for row in rows]

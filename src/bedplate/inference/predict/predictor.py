@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, cast
+from typing import Any, Self, TypeGuard, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.output_grammar import grammar_of
 from bedplate.inference.engine.requests import (
@@ -38,11 +39,8 @@ from bedplate.skins.output import (
     TextOutput,
     labels_by_score,
 )
-from bedplate.skins.skin import Skin
+from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -101,25 +99,41 @@ class Predictor:
             self.sampling()
             if self.grammar is not None:
                 engine.compile(self.grammar)
-        self.prefix = () if skin.kind == "embed" else self._constant_prefix()
+        self.prefix = () if isinstance(skin.output, EmbeddingOutput) else self._constant_prefix()
         self.adapter: str | None = None
+        """The key of what stands between the base and its requests: its LoRA weights, its soft prompt, or that on
+        these."""
+        self._keys: list[str] = []
         if attach:
             self.attach()
 
     def attach(self, key: str | None = None, *, pin: bool = True) -> None:
-        """Loads the adapter under `key` (default: the skin's id). pin: computes the prompt's beginning, `prefix`, and
-        keeps it; otherwise somebody else decides about that."""
+        """Loads the skin's weights under `key` (default: the skin's id). pin: computes the prompt's beginning,
+        `prefix`, and keeps it; otherwise somebody else decides about that."""
         skin = self.skin
-        if skin.lora is not None:
-            key = key or skin_id(skin)
-            self.engine.load_adapter(key, skin.lora.config, skin.lora.tensors)
-            self.adapter = key
-        elif skin.soft_prompt is not None:
-            key = key or skin_id(skin)
-            self.engine.load_soft_prompt(key, skin.soft_prompt.vectors)
-            self.adapter = key
-        if pin:
-            self.engine.pin(self.prefix, self.adapter)
+        key = key or (skin_id(skin) if ADAPTED & set(skin.parts) else "")
+        try:
+            if skin.lora is not None:
+                self._load(key, self.engine.load_adapter, skin.lora.config, skin.lora.tensors)
+            if skin.soft_prompt is not None:
+                on = self.adapter
+                self._load(f"{key}.soft" if on else key, self.engine.load_soft_prompt, skin.soft_prompt.vectors, on)
+            if pin:
+                self.engine.pin(self.prefix, self.adapter)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _load(self, key: str, load: Callable[..., None], *weights: object) -> None:
+        load(key, *weights)
+        self.adapter = key
+        self._keys.append(key)
+
+    def detach(self, *, wait: bool = False) -> None:
+        """Takes the skin's weights out of the engine. wait: returns when no request uses them any more."""
+        while self._keys:  # what stands on another first
+            self.engine.unload_adapter(self._keys.pop(), wait)
+        self.adapter = None
 
     def _constant_prefix(self) -> tuple[int, ...]:
         skin = self.skin
@@ -133,20 +147,18 @@ class Predictor:
         """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
         self.skin = self.skin.without_weights()
 
-    def __call__(self, inputs: str | Mapping[str, str]) -> str:
+    def __call__(self, inputs: Given) -> str:
         """The parsed output for one input."""
         return self.predict([inputs])[0].output
 
-    def predict(
-        self, rows: Sequence[str | Mapping[str, str]], *, one_by_one: bool = False, tenant: str = ""
-    ) -> list[Prediction]:
+    def predict(self, rows: Sequence[Given], *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. `one_by_one` runs each as a call of its own, as a server would: that is what
         latencies are measured on. Beyond the skin's own prompt, beginnings are shared within one `tenant` only."""
         if one_by_one:
             return [self._timed([row], tenant)[0] for row in rows]
         return self._timed(rows, tenant)
 
-    def _timed(self, rows: Sequence[str | Mapping[str, str]], tenant: str) -> list[Prediction]:
+    def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
         return self.ask(self.requests(rows, terms=Terms(tenant)), tenant=tenant, since=start)
 
@@ -157,16 +169,14 @@ class Predictor:
         seconds = (time.perf_counter() - start) / max(len(requests), 1)
         return [self.read(result, seconds) for result in results]
 
-    def request(
-        self, row: str | Mapping[str, str], sampling: Sampling | None = None, *, terms: Terms = NO_TERMS
-    ) -> Request:
+    def request(self, row: Given, sampling: Sampling | None = None, *, terms: Terms = NO_TERMS) -> Request:
         """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
         return self.requests([row], sampling, terms=terms)[0]
 
     def requests(
         self,
-        rows: Sequence[str | Mapping[str, str]],
+        rows: Sequence[Given],
         sampling: Sampling | None = None,
         *,
         queued: bool = False,
@@ -181,7 +191,7 @@ class Predictor:
         found = self._lookup.find(inputs, queued=queued, terms=terms)
         return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
 
-    def _request(self, inputs: Mapping[str, str], found: Found | None, sampling: Sampling | None) -> Request:
+    def _request(self, inputs: Values, found: Found | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
@@ -205,11 +215,11 @@ class Predictor:
         tokens = skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
 
-    def _embedding_request(self, output: EmbeddingOutput, inputs: Mapping[str, str], limit: int) -> Embed:
+    def _embedding_request(self, output: EmbeddingOutput, inputs: Values, limit: int) -> Embed:
         tokens = self._text_tokens(inputs, limit)
         return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
 
-    def _text_tokens(self, inputs: Mapping[str, str], limit: int) -> Sequence[int]:
+    def _text_tokens(self, inputs: Values, limit: int) -> Sequence[int]:
         """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""
         tokens = text_tokens(self._tokenizer, cast(str, self.skin.prompt.text(inputs)))
         if not tokens:
@@ -272,7 +282,7 @@ class Predictor:
             label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
-    def embed(self, rows: Sequence[str | Mapping[str, str]]) -> list[tuple[float, ...]]:
+    def embed(self, rows: Sequence[Given]) -> list[tuple[float, ...]]:
         """The vectors of an embedding skin, in order."""
         return [self.vector(result) for result in self.engine.run([self.request(row) for row in rows])]
 
@@ -285,9 +295,7 @@ class Predictor:
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
         self.engine.unpin(self.prefix, self.adapter)
-        if self.adapter is not None:
-            self.engine.unload_adapter(self.adapter)
-            self.adapter = None
+        self.detach()
 
     def __enter__(self) -> Self:
         return self

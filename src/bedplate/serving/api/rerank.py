@@ -81,7 +81,7 @@ async def rerank(request: Request) -> Response:
 def _scores_pairs(served: Served) -> bool:
     """Whether the model is a skin that judges (query, document); RequestError for a skin that does something else."""
     described = served.describe()
-    if described["kind"] in {"base", "embed"}:
+    if described["kind"] == "base" or described["output"] == "embedding":
         return False
     if set(described["inputs"]) == {"query", "document"} and RELEVANT in described.get("labels", ()):
         return True

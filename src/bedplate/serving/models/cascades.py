@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bedplate.core.errors import RequestError, SkinError
+from bedplate.core.values import Given
 from bedplate.inference.engine.requests import Classify, LookedUp, Request, Result, Score, Terms, Timing, Usage
 from bedplate.inference.predict.composed import is_unsure
 from bedplate.serving.models.served import Answer
@@ -21,14 +22,14 @@ from bedplate.skins.skin import Skin
 class FirstScore(Score):
     """A first skin's request that knows its inputs, which the second skin may have to be asked with."""
 
-    inputs: str | Mapping[str, str] = dataclasses.field(kw_only=True)
+    inputs: Given = dataclasses.field(kw_only=True)
 
 
 @dataclass(frozen=True)
 class FirstClassify(Classify):
     """The same for a probe."""
 
-    inputs: str | Mapping[str, str] = dataclasses.field(kw_only=True)
+    inputs: Given = dataclasses.field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class ServedCascade(ServedSkin):
 
     def __init__(self, card: Card, first: ServedSkin, second: ServedSkin, *, name: str | None = None) -> None:
         """SkinError for a card that is no cascade's."""
-        if card.kind != "cascade":
+        if "cascade" not in card.parts:
             raise SkinError(f"skin {card.name!r} of kind {card.kind!r} is no cascade")
         self.card, self.name = card, card.name if name is None else name
         self.engine, self.first, self.second = first.engine, first, second
@@ -111,7 +112,7 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         given = [self._input(one) if isinstance(one, str) else one for one in inputs]
         return [_with(request, one) for request, one in zip(self.first.classify(given, terms), given, strict=True)]
 
@@ -140,7 +141,7 @@ class ServedCascade(ServedSkin):
         return replace(found, extension={**(found.extension or {}), "passed_on": False})
 
 
-def _with(request: Request, inputs: str | Mapping[str, str]) -> Request:
+def _with(request: Request, inputs: Given) -> Request:
     values = {one.name: getattr(request, one.name) for one in dataclasses.fields(request)}
     if isinstance(request, Score):
         return FirstScore(**values, inputs=inputs)

@@ -88,7 +88,7 @@ class Registry:
                 f"skin {source.name!r} is answered by {mine.name}, and a server answers with bases of its own; call it "
                 "with `bedplate.load` or `bedplate predict`, or send clients to that endpoint"
             )
-        if source.kind == "cascade":
+        if "cascade" in source.parts:
             return self._cascade(source, name)
         judged, embedded = source.evaluated_with, source.embedded_with
         engine, second = self._engine_of(mine, judged), None
@@ -118,7 +118,7 @@ class Registry:
     def _pool(self, served: ServedSkin) -> Pool:
         """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
         parts = (served.second, served.first) if isinstance(served, ServedCascade) else (served,)
-        adapted = next((part for part in parts if part.card.kind in ADAPTED), None)
+        adapted = next((part for part in parts if ADAPTED & set(part.card.parts)), None)
         return self.plain if adapted is None else self.adapters[adapted.engine]
 
     def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:

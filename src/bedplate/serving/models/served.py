@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
+from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Embed,
@@ -64,7 +65,7 @@ class Served(Protocol):
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         ...
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         """One request for each input; `answer` of its result has the label and its scores."""
         ...
 
@@ -120,7 +121,7 @@ class ServedBase:
     def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
         return cut(cast(Embedding, result).vector, dimensions)
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
     def answer(self, result: Result) -> Answer:
@@ -153,7 +154,7 @@ class ServedEmbedder:
     def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
         raise self._only_vectors()
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         raise self._only_vectors()
 
     def _only_vectors(self) -> RequestError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
+from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Terms
 from bedplate.inference.predict.lookup import citations
@@ -112,9 +113,7 @@ class ServedSkin:
         if predictor is None:
             return
         self._prefixes.forget(self)
-        if predictor.adapter is not None:
-            # a call that was given up may still be in the engine's step
-            self.engine.unload_adapter(predictor.adapter, wait=True)
+        predictor.detach(wait=True)  # a call that was given up may still be in the engine's step
 
     @property
     def is_warm(self) -> bool:
@@ -156,7 +155,7 @@ class ServedSkin:
         return self._requests(texts, asked, terms)
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-        if self.card.kind != "embed":
+        if not isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
@@ -167,7 +166,7 @@ class ServedSkin:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
         return cut(self._predictor.vector(result), dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[str | Mapping[str, str]], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
@@ -179,7 +178,7 @@ class ServedSkin:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
         if asked.prompt_logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
-        if self.card.kind == "embed":
+        if isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
         if isinstance(asked, ChatRequest):
             refuse_tools(self.name, asked.usable_tools)
@@ -216,7 +215,7 @@ class ServedSkin:
             requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
         return requests
 
-    def _input(self, text: str) -> str | Mapping[str, str]:
+    def _input(self, text: str) -> Given:
         names = self.card.inputs
         if len(names) == 1:
             return text

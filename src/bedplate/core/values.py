@@ -1,0 +1,37 @@
+"""What a task is asked with and answers: texts, and names for what is not text yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from bedplate.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image or a sound, by the sha256 of its file. media_type: as "image/png". source: where it is, if known."""
+
+    kind: Literal["image", "audio"]
+    sha256: str
+    media_type: str
+    source: str | None = None
+
+
+Value: TypeAlias = str | Media
+Values: TypeAlias = Mapping[str, Value]
+"""A row's inputs, each by its name."""
+Given: TypeAlias = Value | Values
+"""What is asked: inputs by name, or the only one."""
+
+
+def as_text(value: Value) -> str:
+    """The value where it is a text. RequestError for media, which nothing here takes yet."""
+    if isinstance(value, Media):
+        raise RequestError(
+            f"{value.source or value.sha256[:12]} ({value.media_type}): inputs of kind {value.kind} are not supported "
+            "yet; give a text",
+            param="input",
+        )
+    return value

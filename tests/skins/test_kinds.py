@@ -1,0 +1,213 @@
+"""A skin's kind is the names of its parts: those of one part are written as they always were, others together are
+written and read, and what makes no sense is refused with the parts' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bedplate.adapters.head import Head
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core.errors import SkinError, UsageError
+from bedplate.skins.card import card_of, read_card
+from bedplate.skins.export import export_skin
+from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
+from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.output import EmbeddingOutput, LabelOutput
+from bedplate.skins.passages import Chunk, Passages
+from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.skin import (
+    BaseReference,
+    EndpointReference,
+    EvaluatedWith,
+    InputField,
+    Limits,
+    LoraPart,
+    ProbePart,
+    Provenance,
+    Skin,
+    cascaded,
+)
+from bedplate.skins.verify import verify_skin
+
+LABELS = ("negative", "positive")
+SHOWN = (Demonstration({"review": "bäd\n"}, " negative"), Demonstration({"review": "ok"}, " positive"))
+LOOP = Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:")
+ON_PASSAGES = Prompt("{% for p in passages %}{{ p.text }}\n{% endfor %}{{ review }}:")
+JUDGED = EvaluatedWith(weights="float32")
+IDS = {  # of the skins that `of_one_part` makes, as a version wrote them that knew no others
+    "prompt": "c7bc0a7f4d476f35a8ce45256a1a82891d92ec6db4644e02d00982228ee3dd5d",
+    "lora": "51f35fcffa934fb2d16910ea549e1ee4153fdb0b85dd8e17b7c0b4de0a086345",
+    "probe": "18c2a54b8afc4fafe1623c40b4e908838ca75f6a19d680e4f1329863c75a255d",
+    "soft_prompt": "0a44830612f096a36122394a6d4fdcb7daee617dfbb810d93bda425510dd1af5",
+    "embed": "876f9ba887234ea822324a21a407d1af66a6d1fa1682a157025696b3de800771",
+    "knn": "a3a0c2e33c958541e059af13e5cdc5da97a526da09ba411e470fc58282aab48b",
+    "retrieval": "4116e537c32861b83f57df76f74a9a3f21501f8b34a2180ea017cf2701c982cd",
+    "hosted": "4b443d785eae23389f39aa46753bc4c07d1857abeaeb6b11b6d2db9211d0a88d",
+    "cascade": "5e4e0fc8ecef5c821971d1bd9b90f9fab7e58dc8c8b242f44c7e25a8efec4fe9",
+}
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.arange(float(np.prod(shape))).reshape(shape) / 8 - 1
+
+
+def reference(letter: str) -> BaseReference:
+    return BaseReference(name=letter, family="llama", weights_id=letter * 64, tokenizer_id="1" * 64)
+
+
+def skin(name: str, **parts: Any) -> Skin:
+    values: dict[str, Any] = {
+        "bases": {"main": reference("a")},
+        "inputs": {"review": InputField()},
+        "output": LabelOutput(labels=LABELS, continuations=(" negative", " positive")),
+        "prompt": LOOP,
+        "provenance": Provenance(task="reviews", rung=name, seed=0, code_version="0.1.0"),
+        "evaluated_with": JUDGED,
+    }
+    return Skin(name=name, **(values | parts))
+
+
+def lora(size: int = 4) -> LoraPart:
+    path = "layers.0.attention.q"
+    tensors = {f"{path}.lora_A": numbers(2, size), f"{path}.lora_B": numbers(size, 2)}
+    return LoraPart(LoraConfig(r=2, alpha=4, targets=(path,)), tensors)
+
+
+def probe(size: int = 4) -> dict[str, Any]:
+    return {"probe": ProbePart(Head(numbers(2, size), numbers(2), LABELS), "layers.1"), "output": LABEL}
+
+
+def pool(size: int = 4) -> Neighbours:
+    return Neighbours(np.eye(size, dtype=np.float32)[:2], SHOWN, 1)
+
+
+def documents(size: int = 4) -> dict[str, Any]:
+    chunks = (Chunk("a", 0, "one"), Chunk("b", 3, "two"))
+    return {"passages": Passages(np.eye(size, dtype=np.float32)[:2], chunks, 1), "prompt": ON_PASSAGES}
+
+
+LABEL = LabelOutput(labels=LABELS)
+ENDPOINT = {"main": EndpointReference(url="http://localhost:1/v1", model="m")}
+VECTOR = {"output": EmbeddingOutput(dimensions=3), "prompt": Prompt("query: {{ review }}")}
+
+
+def of_one_part() -> dict[str, Skin]:
+    asked = Prompt("{{ review }}?", "chat", "Say it.")
+    two = {"main": reference("a"), "embedder": reference("b")}
+    found = (
+        skin("prompt", demonstrations=SHOWN, generation={"temperature": 0.5}, limits=Limits(max_prompt_tokens=99)),
+        skin("lora", lora=lora(), demonstrations=SHOWN),
+        skin("probe", **probe()),
+        skin("soft_prompt", soft_prompt=SoftPrompt(numbers(3, 4))),
+        skin("embed", **VECTOR),
+        skin("knn", bases=two, neighbours=pool(), embedded_with=JUDGED),
+        skin("retrieval", **documents()),
+        skin("hosted", bases=ENDPOINT, prompt=asked, output=LABEL, evaluated_with=None),
+    )
+    by_kind = {one.name: one for one in found}
+    return by_kind | {"cascade": cascaded("cascade", by_kind["probe"], by_kind["hosted"], 0.75)}
+
+
+TOGETHER: dict[str, dict[str, Any]] = {
+    "lora+retrieval": {"lora": True, **documents()},
+    "lora+knn": {"lora": True, "neighbours": pool()},
+    "lora+probe": {"lora": True, **probe()},
+    "soft_prompt+probe": {"soft_prompt": SoftPrompt(numbers(3, 16)), **probe()},
+    "lora+soft_prompt": {"lora": True, "soft_prompt": SoftPrompt(numbers(3, 16))},
+    "lora+embed": {"lora": True, **VECTOR},
+    "retrieval+probe": {**documents(), **probe()},
+    "lora+soft_prompt+knn+probe": {
+        "lora": True,
+        "soft_prompt": SoftPrompt(numbers(3, 16)),
+        "neighbours": pool(),
+        **probe(),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_a_skin_of_one_part_has_the_bytes_that_it_always_had(kind: str, tmp_path: Path) -> None:
+    made = of_one_part()[kind]
+    assert made.kind == kind
+    assert skin_id(made) == IDS[kind]
+    read = read_skin(write_skin(made, tmp_path / "skin"))
+    assert (read.kind, skin_files(read)) == (kind, skin_files(made))
+    assert json.loads((tmp_path / "skin" / SKIN_FILE).read_text())["kind"] == kind
+    assert (read.inputs, read.output, read.prompt) == (made.inputs, made.output, made.prompt)
+    assert (read.provenance, read.generation, read.limits) == (made.provenance, made.generation, made.limits)
+
+
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_parts_together_are_written_read_and_verified(kind: str, base: Any, build_skin: Any, tmp_path: Path) -> None:
+    parts, plain = dict(TOGETHER[kind]), build_skin(base, "prompt")
+    for name, wide in (("probe", probe(16)), ("neighbours", {"neighbours": pool(16)}), ("passages", documents(16))):
+        parts |= wide if name in parts else {}
+    if "lora" in parts:
+        parts["lora"] = build_skin(base, "lora").lora
+    made = dataclasses.replace(plain, demonstrations=(), **parts)
+    assert made.kind == kind
+    read = read_skin(write_skin(made, tmp_path / "one"))
+    assert (read.kind, read.parts, skin_id(read)) == (kind, tuple(kind.split("+")), skin_id(made))
+    write_skin(read, tmp_path / "two")
+    for path in (path for path in (tmp_path / "one").rglob("*") if path.is_file()):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+    assert verify_skin(read, base) == []
+    assert read_card(tmp_path / "one") == card_of(read)
+    assert read_card(tmp_path / "one").kind == kind
+    alone = [dataclasses.replace(made, **one) for one in ({"lora": None}, {"soft_prompt": None}, {"neighbours": None})]
+    assert len({skin_id(one) for one in (made, *alone)}) == 1 + sum(one.kind != kind for one in alone)
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"bases": ENDPOINT, "lora": lora()}, "cannot have hosted together with lora: an endpoint"),
+        ({"bases": ENDPOINT, **documents()}, "cannot have hosted together with retrieval"),
+        ({"bases": ENDPOINT, **VECTOR}, "cannot have hosted together with embed"),
+        ({"neighbours": pool(), **documents()}, "cannot have knn together with retrieval: a skin looks up one index"),
+        ({**probe(), **VECTOR}, "cannot have embed together with probe: a vector is of the text alone"),
+        ({**documents(), "output": VECTOR["output"]}, "cannot have embed together with retrieval"),
+    ],
+)
+def test_what_makes_no_sense_together_is_refused_by_name(parts: dict[str, Any], said: str) -> None:
+    with pytest.raises(SkinError, match=said):
+        skin("odd", **parts)
+
+
+def test_a_cascade_has_no_parts_of_its_own() -> None:
+    both = of_one_part()["cascade"]
+    with pytest.raises(SkinError, match="cannot have cascade together with lora and probe: its two skins have parts"):
+        dataclasses.replace(both, lora=lora(), probe=probe()["probe"])
+
+
+def test_parts_of_bases_of_different_sizes_fit_no_base(base: Any, build_skin: Any) -> None:
+    mixed = dataclasses.replace(build_skin(base, "lora"), soft_prompt=SoftPrompt(numbers(3, 4)))
+    with pytest.raises(SkinError, match="vectors of size 4, the base's features have size 16"):
+        verify_skin(mixed, base)
+
+
+def test_a_kind_that_the_parts_do_not_make_is_refused(tmp_path: Path) -> None:
+    directory = write_skin(skin("both", lora=lora(), neighbours=pool()), tmp_path / "skin")
+    listed = json.loads((directory / SKIN_FILE).read_text())
+    for kind in ("lora", "knn", "knn+lora", "lora+knn+probe", "lora+lora+knn", "lora+knn+", ""):
+        (directory / SKIN_FILE).write_text(json.dumps(listed | {"kind": kind}))
+        for read in (read_skin, read_card):
+            with pytest.raises(SkinError, match=r"does not fit the parts, which are of a 'lora\+knn'"):
+                read(directory)
+    (directory / SKIN_FILE).write_text(json.dumps(listed | {"kind": "lora+soft_prompt+knn"}))
+    with pytest.raises(SkinError, match=r"soft_prompt\.safetensors does not fit"):
+        read_skin(directory)
+
+
+def test_peft_has_no_directory_for_weights_and_vectors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has LoRA weights and a soft prompt.*`bedplate skins merge`"):
+        export_skin(skin("both", lora=lora(), soft_prompt=SoftPrompt(numbers(3, 4))), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
