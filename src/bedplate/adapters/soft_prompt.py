@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
@@ -60,7 +60,7 @@ def stand_ins(count: int) -> tuple[int, ...]:
     return tuple(range(-count, 0))
 
 
-def initial_vectors(model: Decoder, ids: Sequence[int], count: int) -> Tensor:
+def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
     """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit.
 
     That is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
@@ -75,7 +75,7 @@ def initial_vectors(model: Decoder, ids: Sequence[int], count: int) -> Tensor:
 
 
 @contextmanager
-def standing_in(model: Decoder, vectors: Tensor) -> Generator[None]:
+def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
     """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype.
 
     Gradients reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared

@@ -15,9 +15,8 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache, Span
-from bedplate.models.build import Model
-from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ class TorchForward:
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, row: int) -> None:
         """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
         model, cache = self._base.model, self._cache
-        assert isinstance(model, Decoder)
         assert cache is not None
         P = vectors_PD.shape[0]
         tokens = torch.zeros(1, P, dtype=torch.long, device=self._base.device)

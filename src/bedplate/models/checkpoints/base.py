@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError, DataError
 from bedplate.core.files import read_text
 from bedplate.hub.pull import resolve
-from bedplate.models.build import Model, build
+from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf import GgufReader, permute_rope
 from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.families import Family, find_family
+from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
