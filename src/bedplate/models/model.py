@@ -17,7 +17,7 @@ Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcri
 
 
 class Model(nn.Module, ABC):
-    """can: what its outputs are good for. spec: what it was built from. embedding, layers: the token table, the blocks."""
+    """can: what its outputs are good for. spec: what it was built from. embedding: the token table. layers: the blocks."""
 
     can: ClassVar[frozenset[Ability]]
     spec: TransformerSpec
@@ -36,6 +36,5 @@ class Model(nn.Module, ABC):
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]. UsageError for what cannot generate."""
-        raise UsageError(
-            f"{type(self).__name__} models have no next-token logits; they can {', '.join(sorted(self.can))}"
-        )
+        can = ", ".join(sorted(self.can))
+        raise UsageError(f"this {self.spec.kind} has no next-token logits; it can {can}")
