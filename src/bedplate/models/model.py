@@ -17,7 +17,7 @@ Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcri
 
 
 class Model(nn.Module, ABC):
-    """can: what its outputs are good for. spec: what it was built from. embedding: the token table. layers: the blocks."""
+    """can: what its outputs are for. spec: what it was built from. embedding: the token table. layers: the blocks."""
 
     can: ClassVar[frozenset[Ability]]
     spec: TransformerSpec

@@ -196,7 +196,7 @@ def _facts(given: str, model: LocalModel) -> BaseFacts:
         given,
         base.name,
         "decoder" if "generate" in base.model.can else "encoder",
-        base.family.key[1],
+        base.family.name,
         base.identity,
         base.path,
         dtype_name(base.dtype),

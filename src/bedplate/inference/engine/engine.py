@@ -34,7 +34,6 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.families import FAMILIES
 
 Compute = contextlib.AbstractContextManager[object]
 
@@ -459,5 +458,5 @@ def _queue(job: Job) -> tuple[str, str]:
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = FAMILIES.get(("hf", base.family.key[1]))
+    family = base.family.in_format("hf")
     return None if family is None else partial(hf_module_name, family.weights)

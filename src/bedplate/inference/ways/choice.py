@@ -166,4 +166,4 @@ def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
     """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
     if base.family.key[0] != "gguf":
         return {}
-    return read_blocks(base.path, base.family.weights, base.spec.heads, base.spec.kv_heads)
+    return read_blocks(base.path, base.family.weights, base.spec)
