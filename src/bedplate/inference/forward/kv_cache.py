@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.inference.forward.radix import Segment
-from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.attention import Attend, masked_attention, whole_attention
+from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -168,22 +169,20 @@ class SlotAttention:
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
         total = len(self._rows_N)
-        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.data.dtype) for g in grouped(spans)]
+        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.dtype) for g in grouped(spans)]
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._rows_N, :, self._positions_N] = k_BTGD[0]
-        values[self._rows_N, :, self._positions_N] = v_BTGD[0]
+        values[self._rows_N, :, self._positions_N] = v_BTGV[0]
         if self._alone:
-            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-            gqa = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         if self._groups[0].padded.whole:
-            return self._groups[0](q_BTHD[0], keys, values)[None]
-        out_NHD = torch.empty_like(q_BTHD[0])
+            return self._groups[0](q_BTHD[0], keys, values, how)[None]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
-            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
-        return out_NHD[None]
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+        return out_NHV[None]
 
 
 class _SlotGroup:
@@ -200,13 +199,13 @@ class _SlotGroup:
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
         self._rows_S = torch.tensor(rows, device=device)
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
         if self._view is not None:
-            k_SGKD, v_SGKD = keys[self._view, :, : self._K], values[self._view, :, : self._K]
+            k_SGKD, v_SGKV = keys[self._view, :, : self._K], values[self._view, :, : self._K]
         else:
             k_SGKD = keys[:, :, : self._K].index_select(0, self._rows_S)
-            v_SGKD = values[:, :, : self._K].index_select(0, self._rows_S)
-        return self.padded.attend(q_NHD, k_SGKD, v_SGKD)
+            v_SGKV = values[:, :, : self._K].index_select(0, self._rows_S)
+        return self.padded.attend(q_NHD, k_SGKD, v_SGKV, how)
 
 
 class Padded:
@@ -230,6 +229,7 @@ class Padded:
         self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
         # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
         sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
+        self._sees_ST, self._K, self._device = sees_ST, K, device
         self._mask_STK: Tensor | None = None
         if self._T > 1 or bool((start_S + 1 != K).any()):
             seen = torch.arange(K) <= sees_ST[:, :, None]
@@ -237,16 +237,21 @@ class Padded:
             self._mask_STK = mask.to(device)
         self._folded: Tensor | None = None
 
-    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKD: Tensor) -> Tensor:
-        """Attention outputs [N', H, D] of the group's tokens, in the order of `tokens_N`."""
-        (S, G), (H, D), T = k_SGKD.shape[:2], q_NHD.shape[1:], self._T
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
+        """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`."""
+        (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
         flat = q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
-        # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
-        q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
-        if self._mask_STK is not None and self._folded is None:
-            self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
-        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKD, attn_mask=self._folded)
-        out = out.view(S, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(S * T, H, D)
+        if how.plain:
+            # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
+            q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
+            if self._mask_STK is not None and self._folded is None:
+                self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
+            out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._folded, scale=how.scale)
+            out = out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S * T, H, V)
+        else:
+            distance = (torch.arange(self._K) - self._sees_ST[:, :, None]).to(self._device)
+            seen, k, v = how.within(distance <= 0, distance, True), k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
+            out = masked_attention(flat.view(S, T, H, D), k, v, seen, how, distance).view(S * T, H, V)
         return out if self._even else out.index_select(0, self._back_N)
 
 
