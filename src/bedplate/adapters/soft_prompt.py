@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -82,24 +83,17 @@ def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
     prefix, or in each document.
     """
     count = len(vectors)
-    seen: list[Tensor] = []
 
-    def before(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        seen.append(args[0])
-        return (args[0].clamp_min(0),)
+    def given(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
+        inputs, *others = args
+        own_BTD = F.embedding((inputs.tokens + count).clamp(0, count - 1), vectors)
+        return replace(inputs, vectors=own_BTD, given=inputs.tokens < 0), *others
 
-    def after(_: nn.Module, __: tuple[Tensor], embedded: Tensor) -> Tensor:
-        tokens = seen.pop()
-        own = F.embedding((tokens + count).clamp(0, count - 1), vectors).to(embedded.dtype)
-        return torch.where((tokens < 0)[..., None], own, embedded)
-
-    # The decoder takes tokens only; its embedding gives these vectors for as long as this lasts.
-    hooks = model.embedding.register_forward_pre_hook(before), model.embedding.register_forward_hook(after)
+    hook = model.register_forward_pre_hook(given)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:

@@ -51,7 +51,7 @@ class Decoder(Model):
         `cache` replaces attention within the rows by its own (it holds earlier tokens' keys and values); then
         `inputs.positions` must be given.
         """
-        x_BTD = self.embedding(inputs.tokens)
+        x_BTD = inputs.embedded(self.embedding)
         by = self._rotation(inputs.resolved_positions(), x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)

@@ -59,7 +59,7 @@ class Encoder(Model):
             raise ContextLengthExceeded(
                 f"a text of {int(positions.max()) + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
-        x_BTD = self.embedding(inputs.tokens) + self.token_type_embedding.weight[0]
+        x_BTD = inputs.embedded(self.embedding) + self.token_type_embedding.weight[0]
         x_BTD = self.embedding_norm(x_BTD + self.position_embedding(positions))
         attend = row_or_segment_attention(inputs.segments, causal=False) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, None, attend, capture, depth)

@@ -106,17 +106,12 @@ class TorchForward:
         """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
         model, cache = self._base.model, self._cache
         assert cache is not None
-        P = vectors_PD.shape[0]
-        tokens = torch.zeros(1, P, dtype=torch.long, device=self._base.device)
-        # The decoder takes tokens only; its embedding gives these vectors for this one pass.
-        hook = model.embedding.register_forward_hook(lambda *_: vectors_PD[None])
-        self._select([adapter.slot], [P])
+        at_BP = torch.arange(len(vectors_PD), device=self._base.device)[None]
+        inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
+        self._select([adapter.slot], [len(vectors_PD)])
         try:
-            model(
-                Inputs(tokens, torch.arange(P, device=self._base.device)[None]), cache=cache.attend([Span(row, 0, P)])
-            )
+            model(inputs, cache=cache.attend([Span(row, 0, len(vectors_PD))]))
         finally:
-            hook.remove()
             self._select([], [])
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
