@@ -3,7 +3,7 @@
 A row is a table of blocks. Full blocks of a beginning are handed from the prefix cache to a row and back by reference,
 without a copy; memory is taken a block at a time, so rows of all lengths fit beside each other. For devices where
 moving memory costs more than gathering it.
-Shapes: L layers, P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G
+Shapes: P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G
 key-value heads, H query heads, D features of one head.
 """
 
@@ -18,6 +18,7 @@ from bedplate.inference.forward.kv_cache import Padded, Span, grouped, span_inde
 from bedplate.inference.forward.radix import Segment
 from bedplate.models.layers.attention import Attend, whole_attention
 from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.specs.cache import keys_and_values
 from bedplate.models.specs.transformer import TransformerSpec
 
 BLOCK = 16
@@ -59,17 +60,20 @@ class PagedCache:
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block = block
-        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        layout = keys_and_values(spec, "a cache of blocks")
+        self.token_bytes = sum(one.values for one in layout) * dtype.itemsize
         self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
-        shape = (2, spec.layers, self.blocks, block, spec.kv_heads, spec.head_dim)
-        # Zeros: masked positions take part in products, where NaN would spread.
-        data = torch.zeros(shape, dtype=dtype, device=device)
-        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
         self.dtype, self.device = dtype, device
+        self.keys = [self._pool(one.heads, one.key_size) for one in layout]
+        self.values = [self._pool(one.heads, one.value_size) for one in layout]
         self._reclaim, self._pinned = reclaim, pinned
         self._free = list(range(self.blocks - 1, -1, -1))
         self._uses = [0] * self.blocks
         self._tables: dict[int, list[int]] = {}
+
+    def _pool(self, heads: int, size: int) -> Tensor:
+        # Zeros: masked positions take part in products, where NaN would spread.
+        return torch.zeros(self.blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
 
     @property
     def free_blocks(self) -> int:
