@@ -10,9 +10,10 @@ from dataclasses import fields
 
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
 
-
-def _any(_: TransformerSpec) -> bool:
-    return True
+_ANY = (
+    *("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size", "context_length"),
+    *("norm_eps", "attention_bias", "feedforward_bias", "tied_head"),
+)
 
 
 def _rotates(spec: TransformerSpec) -> bool:
@@ -24,27 +25,17 @@ def _rotates(spec: TransformerSpec) -> bool:
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
+    **dict.fromkeys(_ANY, lambda _: True),
+    "pooling": lambda _: True,  # of the states, outside the kernel
+    "norm_bias": lambda _: True,  # an RMS norm has none
     "kind": lambda spec: spec.kind == "decoder",
-    "vocab_size": _any,
-    "hidden_size": _any,
-    "layers": _any,
-    "heads": _any,
-    "kv_heads": _any,
-    "head_dim": _any,
-    "feedforward_size": _any,
-    "context_length": _any,
     "norm": lambda spec: spec.norm == "rms",
-    "norm_eps": _any,
     "norm_placement": lambda spec: spec.norm_placement == "pre",
     "rope": _rotates,
     "activation": lambda spec: spec.activation == "silu",
     "gated": lambda spec: spec.gated,
-    "attention_bias": _any,
-    "feedforward_bias": _any,
-    "tied_head": _any,
     "token_types": lambda spec: spec.token_types == 0,
     "pooler": lambda spec: not spec.pooler,
-    "pooling": _any,  # of the states, outside the kernel
     "position_rows": lambda spec: spec.positions == 0,
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
@@ -56,7 +47,6 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "output_bias": lambda spec: spec.has_output_bias == spec.attention_bias,
     "qk_norm": lambda spec: spec.qk_norm is None,
     "norm_weight": lambda spec: spec.norm_weight,
-    "norm_bias": _any,  # an RMS norm has none
     "embedding_norm": lambda spec: not spec.norms_embedding,
     "final_norm": lambda spec: spec.norms_output,
     "first_norm": lambda spec: spec.first_norm,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -78,11 +78,11 @@ class WeightMap:
 
     def to_external(self, name: str) -> str | None:
         """Bedplate's name → the other format's, or None where no tensor of theirs holds just this parameter."""
-        return _translated(name, self._outward)
+        return _translated(name, self._pairs)
 
     def from_external(self, name: str) -> str | None:
         """The inverse of `to_external`. A known prefix may be present or not."""
-        return _translated(self.bare(name), self._inward)
+        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs])
 
     def is_ignorable(self, name: str) -> bool:
         """Whether the other format's tensor holds nothing that the model uses (derived tables, unused parts)."""
@@ -91,21 +91,10 @@ class WeightMap:
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
         """Names of ours and theirs that stand for each other alone."""
-        indices = re.compile(r"\{[ie]\}")
+        single = [(*rule.ours, *rule.theirs) for rule in self.rules if len(rule.ours) == len(rule.theirs) == 1]
         return [
-            (rule.ours[0], rule.theirs[0])
-            for rule in self.rules
-            if len(rule.ours) == len(rule.theirs) == 1
-            and set(indices.findall(rule.ours[0])) == set(indices.findall(rule.theirs[0]))
+            names for names in single if all((index in names[0]) == (index in names[1]) for index in ("{i}", "{e}"))
         ]
-
-    @cached_property
-    def _outward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(ours), theirs) for ours, theirs in self._pairs]
-
-    @cached_property
-    def _inward(self) -> list[tuple[re.Pattern[str], str]]:
-        return [(_pattern(theirs), ours) for ours, theirs in self._pairs]
 
 
 def _numbered(name: str, given: dict[str, int], counts: dict[str, int]) -> Iterator[str]:
@@ -120,16 +109,14 @@ def _numbered(name: str, given: dict[str, int], counts: dict[str, int]) -> Itera
         yield from _numbered(name, {open_: number}, counts)
 
 
+@cache
 def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)"))
 
 
-def _translated(name: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
-    for pattern, other in table:
-        found = pattern.fullmatch(name)
-        if found is not None:
-            return other.format(**found.groupdict())
-    return None
+def _translated(name: str, table: Sequence[tuple[str, str]]) -> str | None:
+    found = ((_pattern(one).fullmatch(name), other) for one, other in table)
+    return next((other.format(**match.groupdict()) for match, other in found if match is not None), None)
 
 
 # Rules and changes that families share

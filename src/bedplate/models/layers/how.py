@@ -14,8 +14,6 @@ from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
 
-_SAID = {"sinks": "sinks"}
-
 
 @dataclass(frozen=True, eq=False)
 class How:
@@ -34,11 +32,6 @@ class How:
     sinks: Tensor | None = None
 
     @property
-    def wanted(self) -> tuple[str, ...]:
-        """The fields that ask for something."""
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
-
-    @property
     def plain(self) -> bool:
         """Whether scores are only scaled and normalised, over all that the layout lets a query see."""
         return self.fused and self.window is None
@@ -50,9 +43,10 @@ class How:
 
     def only(self, by: str, *able: str) -> None:
         """UnsupportedModelError naming what is wanted and not among what `by` is able to do."""
-        for name in self.wanted:
-            if name not in able:
-                raise UnsupportedModelError(f"attention with {_SAID.get(name, f'a {name}')} is not supported by {by}")
+        for name in (field.name for field in fields(self)):
+            if name not in able and getattr(self, name) is not None:
+                what = name if name == "sinks" else f"a {name}"
+                raise UnsupportedModelError(f"attention with {what} is not supported by {by}")
 
     def within(self, seen_BTS: Tensor, distance_BTS: Tensor | None, causal: bool) -> Tensor:
         """What of the seen keys lies in the window, bool [B, T, S]. The distance may be left out where all is plain."""
