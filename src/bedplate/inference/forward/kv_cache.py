@@ -265,7 +265,7 @@ class Padded:
         else:
             distance = (torch.arange(self._K) - self._sees_ST[:, :, None]).to(self._device)
             seen, k, v = how.within(distance <= 0, distance, True), k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
-            out = masked_attention(flat.view(S, T, H, D), k, v, seen, how, distance).view(S * T, H, V)
+            out = masked_attention(flat.view(S, T, H, D), k, v, seen, how, distance).reshape(S * T, H, V)
         return out if self._even else out.index_select(0, self._back_N)
 
 
