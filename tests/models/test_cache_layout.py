@@ -12,7 +12,7 @@ from bedplate.inference.forward import kv_cache, paged
 from bedplate.inference.forward.kv_cache import SlotCache, SlotSegment, Span
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.specs import EncoderDecoderSpec, TransformerSpec
+from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, TransformerSpec
 from bedplate.models.specs.cache import Kept, cache_layout
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import LatentAttention
@@ -51,9 +51,11 @@ def test_the_cost_model_counts_what_layers_keep(name: str) -> None:
     layout = cache_layout(stack(name))
     own = [one for one in layout if one.kind != "cross"]
     assert 2.0 * sum(one.values for one in own) == kv_bytes_per_token(spec)
-    context = 5000
+    context, source = 5000, 70
+    if isinstance(spec, EncoderDecoderSpec) and isinstance(spec.encoder, AudioSpec):
+        source = spec.encoder.window_tokens  # sound is always a whole window
     kept = sum(one.values * min(context, one.window or context) for one in own)
-    kept += sum(one.values * 70 for one in layout if one.kind == "cross")
+    kept += sum(one.values * source for one in layout if one.kind == "cross")
     assert 2.0 * kept == kv_bytes(spec, context, source_tokens=70)
 
 

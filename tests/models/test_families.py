@@ -273,8 +273,9 @@ def test_one_rule_is_converted_at_a_time() -> None:
     found = read_parameters(TOY, spec, list(stored), get, parameters, "here")
     assert next(found)[0] == "embedding.weight"
     assert read == ["toy.tokens"]
+    assert next(found)[0] == "layers.0.attention_norm.weight"
     assert [next(found)[0] for _ in range(3)] == [f"layers.0.attention.{name}.weight" for name in "qkv"]
-    assert read == ["toy.tokens", "toy.0.attention.qkv"]
+    assert read == ["toy.tokens", "toy.0.norm.0", "toy.0.attention.qkv"]
 
 
 # --- a family is one file and one row

@@ -67,10 +67,11 @@ class WeightMap:
             both = [index for index in counts if index in sides[0] and index in sides[1]]
             for numbers in product(*(range(counts[index]) for index in both)):
                 given = dict(zip(both, numbers, strict=True))
-                names = (
-                    tuple(n for one in side for n in _numbered(one, given, counts)) for side in (rule.ours, rule.theirs)
+                ours, theirs = (
+                    tuple(name for one in side for name in _numbered(one, given, counts))
+                    for side in (rule.ours, rule.theirs)
                 )
-                yield Step(*names, rule)
+                yield Step(ours, theirs, rule)
 
     def bare(self, name: str) -> str:
         """The other format's name without the prefix that it may have."""
