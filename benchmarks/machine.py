@@ -100,7 +100,7 @@ def kernel_peaks() -> dict[str, float]:
     spec = PRESETS["smollm2-135m"].spec.with_(layers=1, vocab_size=64)
     torch.manual_seed(0)
     model = Decoder(spec, "cpu").to(torch.bfloat16).eval()
-    if unsupported(model, torch.bfloat16, torch.device("cpu")) is not None:
+    if unsupported(spec, torch.bfloat16, torch.device("cpu")) is not None:
         return {}
     weights = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
     shape = (_TOKENS, spec.kv_heads, 1, spec.head_dim)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import transformers
 
-from bedplate.models.build import Model, build
+from bedplate.models.build import build
 from bedplate.models.families import FAMILIES, Family
+from bedplate.models.model import Model
 
 LLAMA_VARIANTS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},

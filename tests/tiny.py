@@ -74,7 +74,7 @@ def write_tiny_base(
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     state = {family.weights.to_external(name): value.to(dtype) for name, value in model.state_dict().items()}
-    write_safetensors(directory, {name: value for name, value in state.items() if name is not None})
+    write_safetensors(directory, ((name, value) for name, value in state.items() if name is not None))
     (directory / "config.json").write_text(json.dumps(family.to_config(spec)))
     if tokenizer:
         (directory / "tokenizer.json").write_text(tokenizer_json())

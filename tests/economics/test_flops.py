@@ -182,7 +182,7 @@ def test_our_models_equal_the_counter(name: str) -> None:
 
     def run() -> torch.Tensor:
         hidden = model(Inputs(tokens)).hidden
-        return model.head(hidden[:, 0] if spec.kind == "encoder" else hidden.reshape(-1, spec.hidden_size))
+        return model.pooler(hidden[:, 0]) if spec.pooler else model.head(hidden.reshape(-1, spec.hidden_size))
 
     expected = 2 * forward(spec, 32)
     with sdpa_kernel(SDPBackend.MATH):  # attention written out in products that the counter knows

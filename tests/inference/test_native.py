@@ -346,14 +346,14 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
     with pytest.raises(UsageError, match="depth"):
         cache.run(native, [(0, 0, [1])], depth=3)
     cpu = torch.device("cpu")
-    assert unsupported(model, torch.bfloat16, cpu) is None
-    assert unsupported(model, torch.float32, cpu) is None
-    assert "this one is float16" in (unsupported(model, torch.float16, cpu) or "")
+    assert unsupported(model.spec, torch.bfloat16, cpu) is None
+    assert unsupported(model.spec, torch.float32, cpu) is None
+    assert "this one is float16" in (unsupported(model.spec, torch.float16, cpu) or "")
     with pytest.raises(UsageError, match="weights bfloat16, int8 or int4, not float32"):
         NativeDecoder(model, "float32")
     with pytest.raises(UsageError, match=r"cache holds torch\.float32"):
         Cache(model.spec, dtype=torch.float32).run(native, [(0, 0, [1])])
-    assert "CPUs" in (unsupported(model, torch.bfloat16, torch.device("cuda")) or "")
+    assert "CPUs" in (unsupported(model.spec, torch.bfloat16, torch.device("cuda")) or "")
     for changes, words in (
         ({"hidden_size": 48}, "hidden_size is 48"),
         ({"head_dim": 8}, "heads · head_dim is 48"),
@@ -361,7 +361,7 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
         ({"norm": "layer"}, "RMS"),
     ):
         other = build(spec_of(**changes), torch.bfloat16)
-        assert words in (unsupported(other, torch.bfloat16, cpu) or "")
+        assert words in (unsupported(other.spec, torch.bfloat16, cpu) or "")
         with pytest.raises(UsageError, match="cannot run natively"):
             NativeDecoder(other, "int8")  # type: ignore[arg-type]
 

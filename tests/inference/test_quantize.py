@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny import tiny_spec
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
@@ -76,8 +77,8 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> No
     path = tmp_path / "x.gguf"
     names = ("layers.0.attention.q.weight", "layers.0.attention.k.weight", "layers.0.feedforward.up.weight")
     tensors = {family.weights.to_external(name) or "": matrix(64, 96, i) for i, name in enumerate(names)}
-    write_gguf(path, "llama", {}, tensors | {"output_norm.weight": torch.ones(96)}, kind)
-    reader, blocks = GgufReader(path), read_blocks(path, family.weights, 4, 2)
+    write_gguf(path, "llama", {}, (tensors | {"output_norm.weight": torch.ones(96)}).items(), kind)
+    reader, blocks = GgufReader(path), read_blocks(path, family.weights, tiny_spec(heads=4))
     assert sorted(blocks) == sorted(names)
     for name, heads in zip(names, (4, 2, 0), strict=True):
         expected = reader.get(family.weights.to_external(name) or "")

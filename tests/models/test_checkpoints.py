@@ -14,14 +14,15 @@ import transformers
 from gguf import GGMLQuantizationType
 from tests.near import assert_near
 from tests.references import reference_bert, reference_llama
-from tests.tiny import write_tiny_base
+from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, export_gguf
-from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, permute_rope, write_gguf
+from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
 from bedplate.models.families.llama import to_gguf
+from bedplate.models.families.weights import interleaved
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Llama3Scaling, Rope
 
@@ -207,7 +208,7 @@ def test_every_readable_type_has_the_gguf_packages_values(tmp_path: Path, kind: 
 @pytest.mark.parametrize("kind", WRITABLE)
 def test_written_gguf_reads_back_as_quantised(tmp_path: Path, kind: str) -> None:
     values = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
-    write_gguf(tmp_path / "x.gguf", "llama", {"llama.block_count": 1}, {"w": values, "v": values[0]}, kind)
+    write_gguf(tmp_path / "x.gguf", "llama", {"llama.block_count": 1}, {"w": values, "v": values[0]}.items(), kind)
     reader = GgufReader(tmp_path / "x.gguf")
     expected = gguf.quants.dequantize(gguf.quants.quantize(values.numpy(), WRITABLE[kind]), WRITABLE[kind])
     np.testing.assert_array_equal(reader.get("w").numpy(), expected)
@@ -284,4 +285,4 @@ def test_real_minilm_embeds_as_transformers_with_mean_pooling(minilm_dir: Path) 
 
 def test_heads_that_do_not_divide_a_projection_are_an_error() -> None:
     with pytest.raises(CheckpointError, match="cannot be 3 heads"):
-        permute_rope(torch.zeros(10, 4), 3, "rope_interleaved_q", inverse=True)
+        interleaved("q", "attn_q", lambda _: 3).inverse([torch.zeros(10, 4)], tiny_spec())

@@ -54,7 +54,7 @@ def test_bert_hidden_states_pooler_and_gradients(variant: str, dtype: torch.dtyp
     (theirs.last_hidden_state.square().sum() + theirs.pooler_output.sum()).backward()
 
     out = ours(Inputs(tokens), capture=("layers.1",))
-    pooled = ours.head(out.hidden[:, 0])
+    pooled = ours.pooler(out.hidden[:, 0])
     (out.hidden.square().sum() + pooled.sum()).backward()
 
     assert_near(out.hidden, theirs.last_hidden_state)

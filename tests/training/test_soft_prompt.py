@@ -126,6 +126,7 @@ def test_the_model_is_left_as_it_was():
         fail()
     assert not model.embedding._forward_hooks
     assert not model.embedding._forward_pre_hooks
+    assert not model._forward_pre_hooks
     assert torch.equal(model(Inputs(tokens)).hidden, before)
 
 

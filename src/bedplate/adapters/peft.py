@@ -283,7 +283,7 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
     if single_layers:
         return names
     chosen = {_pattern(name) for name in names}
-    every = {r.theirs.removesuffix(".weight") for r in weights.rules if r.theirs.endswith(".weight")}
+    every = {n.removesuffix(".weight") for r in weights.rules for n in r.theirs if n.endswith(".weight")}
     endings: set[str] = set()
     for name in chosen:
         parts = name.rsplit("{i}.", 1)[-1].split(".")

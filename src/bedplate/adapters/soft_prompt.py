@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
@@ -60,7 +61,7 @@ def stand_ins(count: int) -> tuple[int, ...]:
     return tuple(range(-count, 0))
 
 
-def initial_vectors(model: Decoder, ids: Sequence[int], count: int) -> Tensor:
+def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
     """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit.
 
     That is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
@@ -75,31 +76,24 @@ def initial_vectors(model: Decoder, ids: Sequence[int], count: int) -> Tensor:
 
 
 @contextmanager
-def standing_in(model: Decoder, vectors: Tensor) -> Generator[None]:
+def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
     """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype.
 
     Gradients reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared
     prefix, or in each document.
     """
     count = len(vectors)
-    seen: list[Tensor] = []
 
-    def before(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        seen.append(args[0])
-        return (args[0].clamp_min(0),)
+    def given(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
+        inputs, *others = args
+        own_BTD = F.embedding((inputs.tokens + count).clamp(0, count - 1), vectors)
+        return replace(inputs, vectors=own_BTD, given=inputs.tokens < 0), *others
 
-    def after(_: nn.Module, __: tuple[Tensor], embedded: Tensor) -> Tensor:
-        tokens = seen.pop()
-        own = F.embedding((tokens + count).clamp(0, count - 1), vectors).to(embedded.dtype)
-        return torch.where((tokens < 0)[..., None], own, embedded)
-
-    # The decoder takes tokens only; its embedding gives these vectors for as long as this lasts.
-    hooks = model.embedding.register_forward_pre_hook(before), model.embedding.register_forward_hook(after)
+    hook = model.register_forward_pre_hook(given)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:

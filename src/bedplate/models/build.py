@@ -11,10 +11,9 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.feedforward import ACTIVATIONS
+from bedplate.models.model import Model
 from bedplate.models.specs import Spec
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, TransformerSpec
-
-Model = Decoder | Encoder
 
 # What the modules read, beside the sizes. Every other field must say what they do without being told: its default.
 _READ = frozenset(

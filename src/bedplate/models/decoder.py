@@ -13,12 +13,15 @@ from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block, make_norm
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation, rotary_frequencies, rotation
+from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
 
-class Decoder(nn.Module):
+class Decoder(Model):
     """A causal transformer. `head` is apart from the forward pass, so that logits are computed only where needed."""
+
+    can = frozenset(("generate", "score", "embed", "classify"))
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Decoder(nn.Module):
         `cache` replaces attention within the rows by its own (it holds earlier tokens' keys and values); then
         `inputs.positions` must be given.
         """
-        x_BTD = self.embedding(inputs.tokens)
+        x_BTD = inputs.embedded(self.embedding)
         by = self._rotation(inputs.resolved_positions(), x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)

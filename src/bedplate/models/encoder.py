@@ -7,17 +7,27 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import ContextLengthExceeded, UsageError
+from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block, make_norm
 from bedplate.models.layers.linear import Linear
+from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
 
-class Encoder(nn.Module):
+class Pooler(Linear):
+    """The first token's pooled features tanh(W h + b), [N, D], of hidden states [N, D]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(super().forward(x))
+
+
+class Encoder(Model):
     """A bidirectional transformer with learned positions. Every token is of type 0."""
+
+    can = frozenset(("embed", "classify"))
 
     def __init__(
         self,
@@ -34,7 +44,7 @@ class Encoder(nn.Module):
         self.embedding_norm = make_norm(spec, device, dtype)
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
         # Carried for lossless export; sentence embeddings pool the hidden states instead.
-        self.pooler = Linear(hidden, hidden, True, device, dtype) if spec.pooler else None
+        self.pooler = Pooler(hidden, hidden, True, device, dtype) if spec.pooler else None
 
     def forward(
         self,
@@ -49,14 +59,8 @@ class Encoder(nn.Module):
             raise ContextLengthExceeded(
                 f"a text of {int(positions.max()) + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
-        x_BTD = self.embedding(inputs.tokens) + self.token_type_embedding.weight[0]
+        x_BTD = inputs.embedded(self.embedding) + self.token_type_embedding.weight[0]
         x_BTD = self.embedding_norm(x_BTD + self.position_embedding(positions))
         attend = row_or_segment_attention(inputs.segments, causal=False) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, None, attend, capture, depth)
         return Outputs(x_BTD, captured)
-
-    def head(self, hidden_ND: Tensor) -> Tensor:
-        """The first token's pooled features tanh(W h + b), [N, D], of hidden states [N, D]."""
-        if self.pooler is None:
-            raise UsageError("this encoder has no pooler; pool its hidden states instead")
-        return torch.tanh(self.pooler(hidden_ND))

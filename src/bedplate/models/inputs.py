@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,21 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
+    vectors: [B, T, D], features that stand in the place of tokens' embeddings where `given`, bool [B, T], is true.
     """
 
     tokens: Tensor
     positions: Tensor | None = None
     segments: Tensor | None = None
+    vectors: Tensor | None = None
+    given: Tensor | None = None
+
+    def embedded(self, table: nn.Embedding) -> Tensor:
+        """Features [B, T, D] in the table's dtype: tokens' rows of the table, and the vectors where they are given."""
+        if self.vectors is None or self.given is None:
+            return table(self.tokens)
+        rows = table(self.tokens.masked_fill(self.given, 0))
+        return torch.where(self.given[..., None], self.vectors.to(rows.dtype), rows)
 
     def resolved_positions(self) -> Tensor:
         """`positions`, or the default ones, int64 [B, T]."""

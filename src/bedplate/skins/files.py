@@ -66,7 +66,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files[DEMONSTRATIONS_FILE] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if skin.lora is not None:
         family = family_of(skin.base.family)
-        encoder = not any(rule.ours.startswith("lm_head") for rule in family.weights.rules)
+        encoder = family.weights.to_external("lm_head.weight") is None
         files |= peft_files(
             skin.lora.config,
             skin.lora.tensors,

@@ -17,8 +17,8 @@ from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
-from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.skins.files import family_of, skin_id
 from bedplate.skins.skin import Skin
@@ -75,7 +75,6 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
         raise UsageError(f"{out} exists already; choose another directory or remove it")
     source = load_base(base or skin.base.name, dtype="float32", device="cpu")
     verify_skin(skin, source, allow_other_weights=True)
-    assert isinstance(source.model, Decoder)  # verified: LoRA skins are of decoders
     weights = family_of(skin.base.family).weights
     bank = Bank(source.model, hf_name=lambda path: hf_module_name(weights, path))
     slot = bank.add(skin.lora.config, skin.lora.tensors)
@@ -90,7 +89,6 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
     export_base(replace(source, identity=identity, lineage=lineage), out, dtype=stored)
     bank.close()
     written = load_base(out.absolute(), dtype="float32", device="cpu")
-    assert isinstance(written.model, Decoder)
     drift = _drift(expected, _distributions(written.model, prompts))
     blocks = sorted(set(source.stored_dtype.split("+")) - _EXACT) if source.path.is_file() else []
     return Merged(out, stored, "+".join(blocks) or None, written.identity.weights_id, drift)
@@ -103,7 +101,7 @@ def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     return [tokens[-base.spec.context_length :] for tokens in found]
 
 
-def _distributions(model: Decoder, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
+def _distributions(model: Model, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """Logits, and log-probabilities in float64, [T, V] of each prompt."""
     found: list[tuple[Tensor, Tensor]] = []
     for tokens in prompts:

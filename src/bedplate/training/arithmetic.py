@@ -23,6 +23,7 @@ from bedplate.core.processor import processor_name
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products, has_onednn
+from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.training.batch import Example
@@ -70,7 +71,7 @@ class Arithmetic:
         return cls(dtype, products)
 
 
-def held(model: Decoder) -> Arithmetic:
+def held(model: Model) -> Arithmetic:
     """The arithmetic that the model's own dtype gives, without any change."""
     return Arithmetic(dtype_name(model.embedding.weight.dtype))
 
@@ -84,7 +85,7 @@ def candidates(own: Arithmetic, device: torch.device, trained: Trained) -> list[
     return [*found, Arithmetic("float32", "onednn")] if has_onednn() and trained == "adapters" else found
 
 
-def choose(model: Decoder, trained: Trained, asked: Asked = "auto") -> Arithmetic:
+def choose(model: Model, trained: Trained, asked: Asked = "auto") -> Arithmetic:
     """The fastest arithmetic for training this base here, of the dtype that is `asked` for.
 
     The base's own unless another is clearly faster; no measurement for other devices than CPUs, dtypes beside bfloat16
@@ -106,11 +107,11 @@ def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arith
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
 
 
-def _worth_measuring(model: Decoder) -> bool:
+def _worth_measuring(model: Model) -> bool:
     return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
 
 
-def token_seconds(model: Decoder, asked: Asked = "auto") -> float | None:
+def token_seconds(model: Model, asked: Asked = "auto") -> float | None:
     """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
     of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
     ways = candidates(held(model), model.embedding.weight.device, "adapters")

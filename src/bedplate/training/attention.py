@@ -8,8 +8,8 @@ plain formula: products in the model's dtype, softmax in float32. What softmax g
 are few and computed again where they are many (as in FlashAttention, arXiv 2205.14135), so that memory grows with
 tokens and not with the square of a document's length.
 
-Shapes: T tokens, H query heads, G key-value heads, R = H/G, D features of one head, P prefix tokens, n a block's, K its
-keys.
+Shapes: T tokens, H query heads, G key-value heads, R = H/G, D features of one head, V of its value, P prefix tokens, n
+a block's, K its keys.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.attention import Attend, SegmentAttention
+from bedplate.models.layers.how import PLAIN, How
 
 BLOCK = 96
 """Larger blocks compute more scores that the mask throws away, smaller ones make more calls."""
@@ -92,55 +93,56 @@ class BlockAttention:
     def _mask(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        q_THD, k_TGD, v_TGD = q_BTHD[0], k_BTGD[0], v_BTGD[0]
-        out: Any = _PackedAttention.apply(q_THD, k_TGD, v_TGD, self._blocks)
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        how.only("attention in blocks, which trains on CPU", "scale")
+        scale = 1.0 / math.sqrt(q_BTHD.shape[-1]) if how.scale is None else how.scale
+        out: Any = _PackedAttention.apply(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._blocks, scale)
         return out[None]
 
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, blocks: list[Block]) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGV: Tensor, blocks: list[Block], scale: float
+    ) -> Tensor:
         T, H, D = q_THD.shape
-        G = k_TGD.shape[1]
-        scale = 1.0 / math.sqrt(D)
+        G, V = v_TGV.shape[1:]
         q_GTRD = q_THD.view(T, G, H // G, D).transpose(0, 1).contiguous()
-        k_GTD, v_GTD = k_TGD.transpose(0, 1).contiguous(), v_TGD.transpose(0, 1).contiguous()
-        out_GTRD = torch.empty_like(q_GTRD)
+        k_GTD, v_GTV = k_TGD.transpose(0, 1).contiguous(), v_TGV.transpose(0, 1).contiguous()
+        out_GTRV = q_GTRD.new_empty(G, T, H // G, V)
         kept: list[Tensor] = []
         for block in blocks:
             q = q_GTRD[:, block.start : block.stop].reshape(G, -1, D)
-            k, v = _keys(k_GTD, block), _keys(v_GTD, block)
+            k, v = _keys(k_GTD, block), _keys(v_GTV, block)
             p = _weights(q, k, block.mask, scale)
-            out_GTRD[:, block.start : block.stop] = torch.bmm(p, v).view(G, -1, H // G, D)
+            out_GTRV[:, block.start : block.stop] = torch.bmm(p, v).view(G, -1, H // G, V)
             if _keeps(block):
                 kept.append(p)
-        ctx.save_for_backward(q_GTRD, k_GTD, v_GTD, *kept)
-        ctx.blocks = blocks
-        return out_GTRD.transpose(0, 1).reshape(T, H, D)
+        ctx.save_for_backward(q_GTRD, k_GTD, v_GTV, *kept)
+        ctx.blocks, ctx.scale = blocks, scale
+        return out_GTRV.transpose(0, 1).reshape(T, H, V)
 
     @staticmethod
-    def backward(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        q_GTRD, k_GTD, v_GTD, *kept = ctx.saved_tensors
-        G, T, R, D = q_GTRD.shape
-        scale = 1.0 / math.sqrt(D)
-        grad_GTRD = grad_THD.view(T, G, R, D).transpose(0, 1).contiguous()
+    def backward(ctx: Any, grad_THV: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+        q_GTRD, k_GTD, v_GTV, *kept = ctx.saved_tensors
+        (G, T, R, D), V, scale = q_GTRD.shape, v_GTV.shape[2], ctx.scale
+        grad_GTRV = grad_THV.view(T, G, R, V).transpose(0, 1).contiguous()
         dq_GTRD = torch.empty_like(q_GTRD)
-        dk_GTD, dv_GTD = torch.zeros_like(k_GTD), torch.zeros_like(v_GTD)
+        dk_GTD, dv_GTV = torch.zeros_like(k_GTD), torch.zeros_like(v_GTV)
         weights = iter(kept)
         for block in ctx.blocks:
             q = q_GTRD[:, block.start : block.stop].reshape(G, -1, D)
-            g = grad_GTRD[:, block.start : block.stop].reshape(G, -1, D)
-            k, v = _keys(k_GTD, block), _keys(v_GTD, block)
+            g = grad_GTRV[:, block.start : block.stop].reshape(G, -1, V)
+            k, v = _keys(k_GTD, block), _keys(v_GTV, block)
             p = next(weights) if _keeps(block) else _weights(q, k, block.mask, scale)
             wide = _wide(p.dtype)
             dp, p_wide = torch.bmm(g, v.transpose(1, 2)).to(wide), p.to(wide)
             ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide).mul_(scale).to(p.dtype)
             dq_GTRD[:, block.start : block.stop] = torch.bmm(ds, k).view(G, -1, R, D)
             _add_keys(dk_GTD, torch.bmm(ds.transpose(1, 2), q), block)
-            _add_keys(dv_GTD, torch.bmm(p.transpose(1, 2), g), block)
+            _add_keys(dv_GTV, torch.bmm(p.transpose(1, 2), g), block)
         dq_THD = dq_GTRD.transpose(0, 1).reshape(T, G * R, D)
-        return dq_THD, dk_GTD.transpose(0, 1), dv_GTD.transpose(0, 1), None
+        return dq_THD, dk_GTD.transpose(0, 1), dv_GTV.transpose(0, 1), None, None
 
 
 def _keeps(block: Block) -> bool:

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError
 from bedplate.core.memory import free_bytes
-from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
+from bedplate.models.model import Model
 from bedplate.training.arithmetic import Arithmetic
 
 ROOM = 1.1
 """Of the memory that the weights take, which must be free."""
 
 
-def extra_bytes(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> int:
+def extra_bytes(models: Mapping[str, Model], arithmetic: Arithmetic) -> int:
     """Memory that the models' weights take in this arithmetic, beside what they take now."""
     return sum(p.numel() * arithmetic.torch_dtype.itemsize for p in _changed(models, arithmetic.torch_dtype))
 
 
-def lacks_room(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> str | None:
+def lacks_room(models: Mapping[str, Model], arithmetic: Arithmetic) -> str | None:
     """Why the models cannot be held in this arithmetic beside their own, or None."""
     needed, free = extra_bytes(models, arithmetic), free_bytes()
     device = next(iter(models.values())).embedding.weight.device
@@ -42,7 +42,7 @@ def lacks_room(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> str | N
 
 
 @contextmanager
-def computing(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
+def computing(models: Mapping[str, Model], arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
     """The models in this arithmetic while it is open; gives, by a parameter's id, what each that changed holds
     otherwise, and has again afterwards. Parameters stay the same objects.
 
@@ -69,6 +69,6 @@ def computing(models: Mapping[str, Decoder], arithmetic: Arithmetic) -> Generato
             linear.products = own
 
 
-def _changed(models: Mapping[str, Decoder], wanted: torch.dtype) -> list[nn.Parameter]:
+def _changed(models: Mapping[str, Model], wanted: torch.dtype) -> list[nn.Parameter]:
     every = {id(p): p for model in models.values() for p in model.parameters()}
     return [p for p in every.values() if p.is_floating_point() and p.dtype != wanted]

@@ -16,7 +16,7 @@ from torch import nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.batch import Batch
 from bedplate.training.computing import computing, lacks_room
@@ -69,7 +69,7 @@ class _Tally:
 
 
 def train(
-    models: Decoder | Models,
+    models: Model | Models,
     source: BatchSource,
     objective: Objective,
     config: TrainConfig,
@@ -336,7 +336,7 @@ class _Run:
 
 
 @torch.no_grad()
-def evaluate_loss(models: Decoder | Models, batches: Iterable[Batch], objective: Objective) -> dict[str, float]:
+def evaluate_loss(models: Model | Models, batches: Iterable[Batch], objective: Objective) -> dict[str, float]:
     """Each term's loss over all batches, weighted exactly, with the models in evaluation mode."""
     roles: Models = {"policy": models} if isinstance(models, nn.Module) else models
     modes = [(m, m.training) for model in roles.values() for m in model.modules()]

@@ -17,7 +17,6 @@ from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.ways.way import QUANTISED, Weights
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.identity import Identity
-from bedplate.models.decoder import Decoder
 from bedplate.models.precision import dtype_name
 from bedplate.skins.skin import EvaluatedWith
 
@@ -196,8 +195,8 @@ def _facts(given: str, model: LocalModel) -> BaseFacts:
     return BaseFacts(
         given,
         base.name,
-        "decoder" if isinstance(base.model, Decoder) else "encoder",
-        base.family.key[1],
+        "decoder" if "generate" in base.model.can else "encoder",
+        base.family.name,
         base.identity,
         base.path,
         dtype_name(base.dtype),

@@ -280,11 +280,11 @@ class Context:
         """A skin of this task on this base, with its lineage. embedder: the source of the base that chooses its
         demonstrations or passages, where it is another."""
         base = self.model.base
-        bases = {"main": BaseReference.of(self.source, base.family.key[1], base.identity)}
+        bases = {"main": BaseReference.of(self.source, base.family.name, base.identity)}
         embedded_with = None
         if embedder is not None:
             second = self.embedder(embedder)
-            bases["embedder"] = BaseReference.of(embedder, second.base.family.key[1], second.base.identity)
+            bases["embedder"] = BaseReference.of(embedder, second.base.family.name, second.base.identity)
             embedded_with = judged_now(second.engine)
         return Skin(
             name=self.skin_name(rung),

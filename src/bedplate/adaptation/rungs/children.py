@@ -21,7 +21,7 @@ from bedplate.economics.model.activations import activation_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 
 CHILDREN = "children"
 """Where child bases lie in a run's directory; what is made on the task's further bases lies in `bases`."""
@@ -42,7 +42,7 @@ def training_bytes(base: Base, step_tokens: int) -> float:
 def no_room(context: Context, step_tokens: int) -> Skip | None:
     """Why every weight of this base cannot be trained on this machine, or None."""
     base = context.model.base
-    if not isinstance(base.model, Decoder):
+    if "generate" not in base.model.can:
         return Skip("every weight is trained of decoders only")
     memory, needed = _free_memory(base), training_bytes(base, step_tokens)
     if memory is not None and needed > memory:
@@ -68,16 +68,15 @@ def _free_memory(base: Base) -> int | None:
     return free_bytes() if base.device.type == "cpu" else None
 
 
-def trainable_copy(base: Base) -> Decoder:
+def trainable_copy(base: Base) -> Model:
     """The same weights in a model of their own, without adapters."""
     model = build(base.spec, base.dtype, "meta")
     model.load_state_dict({name: tensor.clone() for name, tensor in base.model.state_dict().items()}, assign=True)
-    assert isinstance(model, Decoder)
     return model.requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def write_child(context: Context, rung: str, model: Decoder, made: Mapping[str, Any]) -> Path:
+def write_child(context: Context, rung: str, model: Model, made: Mapping[str, Any]) -> Path:
     """Write `model` as the rung's child base, anew where there is one, with what made it as its lineage; returns the
     directory. It stands in the base's format of its family's own library, in the base's dtype."""
     base, directory = context.model.base, context.out / CHILDREN / rung

@@ -23,7 +23,7 @@ from bedplate.core.errors import TrainingError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.training.batch import Batch
 from bedplate.training.config import TrainConfig
@@ -155,7 +155,7 @@ class ContinuedPretrain:
         self._write(context, model, plan, config, result)
         return result, losses
 
-    def _write(self, context: Context, model: Decoder, plan: Plan, config: TrainConfig, result: TrainResult) -> None:
+    def _write(self, context: Context, model: Model, plan: Plan, config: TrainConfig, result: TrainResult) -> None:
         assert context.raw_text is not None
         made: Mapping[str, Any] = {
             "objective": "next_token",

@@ -14,7 +14,6 @@ from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, Tuning
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
-from bedplate.models.decoder import Decoder
 from bedplate.skins.skin import LoraPart, Skin
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
@@ -42,7 +41,6 @@ class Lora(Tuning):
         if bank is None:
             raise UsageError(f"{self.name} needs a decoder")
         with engine.exclusive() as base:
-            assert isinstance(base.model, Decoder)
             parent = self.start(context)
             before = None if parent is None or parent.lora is None else parent.lora.tensors
             slot = bank.add(self.config, before, config.seed, trainable=True)

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
@@ -26,8 +25,8 @@ from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, temp
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
@@ -231,10 +230,10 @@ def _features(
     return found
 
 
-def _fastest(context: Context, model: nn.Module) -> AbstractContextManager[object]:
+def _fastest(context: Context, model: Model) -> AbstractContextManager[object]:
     """The base in the arithmetic that its products are measured to be fastest in, where memory allows. Weights are
     widened for it, never rounded: the head is served on features of the base as it is held."""
-    if not isinstance(model, Decoder):
+    if "generate" not in model.can:
         return nullcontext()
     models, arithmetic = {"base": model}, choose(model, "adapters", context.spec.train_dtype)
     narrower = arithmetic.torch_dtype.itemsize < model.embedding.weight.dtype.itemsize

@@ -25,7 +25,6 @@ from bedplate.core.files import append_jsonl, read_jsonl
 from bedplate.core.progress import progress
 from bedplate.inference.predict.hosted import open_endpoint
 from bedplate.inference.remote.endpoint import Endpoint
-from bedplate.models.decoder import Decoder
 
 MAX_CHARACTERS = 600
 """A longer proposal is a sign that it is no instruction, but an essay about one."""
@@ -136,7 +135,7 @@ class _Asker:
             self._endpoint = open_endpoint(reference)
             return
         self._local = context.model if spec.base is None else context.embedder(source_of(spec.base, context.task))
-        if not isinstance(self._local.base.model, Decoder):
+        if "generate" not in self._local.base.model.can:
             raise ConfigError(f"{context.task.path}: adapt.proposer.base: {spec.base} is an encoder and writes nothing")
 
     def __call__(self, number: int) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from bedplate.adaptation.rungs.tuning import Recipe, Tuning
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
-from bedplate.models.decoder import Decoder
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
@@ -74,7 +73,6 @@ class SoftPrompts(Tuning):
         ids = self._first_ids(context, output)
         with context.model.engine.exclusive() as base:
             model = base.model
-            assert isinstance(model, Decoder)
             first, parent = initial_vectors(model, ids, VECTORS), self.start(context)
             before = None if parent is None else parent.soft_prompt
             vectors = nn.Parameter(first if before is None else before.vectors.clone().to(first))

@@ -15,7 +15,6 @@ from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.models.decoder import Decoder
 from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
@@ -120,7 +119,7 @@ class Tuning(ABC):
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
         model, cost = context.model.base.model, self.recipe.cost
-        measured = token_seconds(model, context.spec.train_dtype) if isinstance(model, Decoder) else None
+        measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
         return max(context.pace.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def wish(self, context: Context) -> float:
@@ -129,7 +128,7 @@ class Tuning(ABC):
 
     def unfit(self, context: Context) -> str | None:
         """Why this base or task cannot be tuned so, or None."""
-        return None if isinstance(context.model.base.model, Decoder) else f"{self.name} is for decoders here"
+        return None if "generate" in context.model.base.model.can else f"{self.name} is for decoders here"
 
     def kept(self, context: Context) -> Mapping[str, float]:
         """Rung → seconds that this one leaves to it."""

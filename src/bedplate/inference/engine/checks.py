@@ -8,7 +8,6 @@ from torch import Tensor
 from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.engine.requests import Classify, Embed, Generate, Request, Sampling, Score
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
 
 
 def check_request(base: Base, request: Request, virtual: int) -> int:
@@ -18,7 +17,7 @@ def check_request(base: Base, request: Request, virtual: int) -> int:
     sequences: list[tuple[int, ...]] = [request.tokens]
     if not request.tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
-    if isinstance(request, Generate | Score) and not isinstance(base.model, Decoder):
+    if isinstance(request, Generate | Score) and "generate" not in base.model.can:
         verb = "generate" if isinstance(request, Generate) else "score"
         raise RequestError(f"{base.name} is an encoder: it embeds texts, and cannot {verb}")
     if isinstance(request, Score):

@@ -34,8 +34,6 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
-from bedplate.models.families import FAMILIES
 
 Compute = contextlib.AbstractContextManager[object]
 
@@ -73,7 +71,7 @@ class Engine:
         on_step: OnStep | None = None,
     ) -> None:
         self.base = base
-        causal = isinstance(base.model, Decoder)
+        causal = "generate" in base.model.can
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
         self._adapters = Adapters(self._free)
         self._counters = Counters()
@@ -435,7 +433,7 @@ class Engine:
 
 def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple[RadixTree, KVCache | None]:
     """The prefix cache, and the running sequences' own; none of the latter for an encoder."""
-    if not isinstance(base.model, Decoder):
+    if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
         return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes)
@@ -460,5 +458,5 @@ def _queue(job: Job) -> tuple[str, str]:
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = FAMILIES.get(("hf", base.family.key[1]))
+    family = base.family.in_format("hf")
     return None if family is None else partial(hf_module_name, family.weights)

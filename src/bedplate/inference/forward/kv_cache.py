@@ -1,11 +1,12 @@
 """Keys and values of running sequences on contiguous slots, one slot a row, and the attention that reads them.
 
 Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, T tokens of one sequence, C capacity, K keys a
-sequence may see, L layers, G key-value heads, H query heads, D features of one head.
+sequence may see, M layers' keys and values of one size, G key-value heads, H query heads, D features of one head.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.inference.forward.radix import Segment
-from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.attention import Attend, masked_attention, whole_attention
+from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.specs.cache import keys_and_values
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -73,25 +76,30 @@ class KVCache(Protocol):
 
 
 class SlotSegment:
-    """A copy of tokens' keys and values, [2, L, G, n, D]."""
+    """A copy of n tokens' keys and values: of each size that there is, those of its layers [M, G, n, D]."""
 
-    def __init__(self, data: Tensor) -> None:
+    def __init__(self, data: Sequence[Tensor]) -> None:
         self.data = data
 
     @property
     def nbytes(self) -> int:
-        return self.data.numel() * self.data.element_size()
+        return sum(part.numel() * part.element_size() for part in self.data)
 
     def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
         # Copies, because a view would keep the whole alive after the other half was evicted.
-        return SlotSegment(self.data[..., :at, :].clone()), SlotSegment(self.data[..., at:, :].clone())
+        first, second = ([part[..., s, :].clone() for part in self.data] for s in (slice(at), slice(at, None)))
+        return SlotSegment(first), SlotSegment(second)
 
     def release(self) -> None:
-        self.data = self.data.new_empty(0)
+        self.data = ()
 
 
 class SlotCache:
-    """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest."""
+    """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest.
+
+    Layers' keys and values of one size stand in one tensor [M, R, G, C, D], first layers first, so that to keep a
+    beginning, or to give it to a row, is one copy. UnsupportedModelError for layers that keep anything else.
+    """
 
     block = 1
     copies = True
@@ -99,18 +107,22 @@ class SlotCache:
     def __init__(
         self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40
     ) -> None:
-        self._spec, self._dtype, self._device = spec, dtype, device
-        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        self._spec, self.dtype, self.device = spec, dtype, device
+        self._layout = keys_and_values(spec, "a cache of slots")
+        self.token_bytes = self.saved_bytes(None)
         self.limit_bytes = limit_bytes
         self.rows = self.capacity = 0
-        self.data = torch.empty(0)
+        self._data: dict[tuple[int, int], Tensor] = {}
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.context_length), ())
 
     def saved_bytes(self, depth: int | None) -> int:
-        layers = self._spec.layers
-        return self.token_bytes if depth is None else self.token_bytes // layers * depth
+        return sum(one.values for one in self._layout[:depth]) * self.dtype.itemsize
+
+    def _sizes(self, depth: int | None) -> list[tuple[int, int]]:
+        """Heads and features of each layer's keys and values, alternately."""
+        return [(one.heads, size) for one in self._layout[:depth] for size in (one.key_size, one.value_size)]
 
     def room(self, lengths: Sequence[int]) -> bool:
         """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
@@ -133,24 +145,27 @@ class SlotCache:
         return {row: number for number, row in enumerate(sorted(lengths))}
 
     def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
-        spec, old = self._spec, self.data
-        shape = (2, spec.layers, rows, spec.kv_heads, capacity, spec.head_dim)
-        # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
-        data = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        shared = min(capacity, self.capacity)
-        for number, row in enumerate(kept):
-            data[:, :, number, :, :shared] = old[:, :, row, :, :shared]
-        self.data, self.rows, self.capacity = data, rows, capacity
-        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
+        sizes, shared = self._sizes(None), min(capacity, self.capacity)
+        for (heads, size), count in Counter(sizes).items():
+            # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
+            data = torch.zeros(count, rows, heads, capacity, size, dtype=self.dtype, device=self.device)
+            for number, row in enumerate(kept):
+                data[:, number, :, :shared] = self._data[heads, size][:, row, :, :shared]
+            self._data[heads, size] = data
+        self.rows, self.capacity = rows, capacity
+        each = {size: iter(data.unbind(0)) for size, data in self._data.items()}
+        found = [next(each[size]) for size in sizes]
+        self.keys, self.values = found[::2], found[1::2]
 
     def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment:
-        return SlotSegment(self.data[:, :depth, row, :, begin:end].clone())
+        counts = Counter(self._sizes(depth))
+        return SlotSegment([data[: counts[size], row, :, begin:end].clone() for size, data in self._data.items()])
 
     @torch.inference_mode()
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         assert isinstance(segment, SlotSegment)
-        layers = segment.data.shape[1]
-        self.data[:, :layers, row, :, begin : begin + count] = segment.data[..., :count, :]
+        for data, part in zip(self._data.values(), segment.data, strict=True):
+            data[: len(part), row, :, begin : begin + count] = part[..., :count, :]
 
     def free(self, row: int) -> None:
         """A slot has nothing to give back."""
@@ -163,27 +178,25 @@ class SlotAttention:
     """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
 
     def __init__(self, cache: SlotCache, spans: Sequence[Span]) -> None:
-        self._cache, device = cache, cache.data.device
+        self._cache, device = cache, cache.device
         self._rows_N, self._positions_N = span_index(spans, device)
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
         total = len(self._rows_N)
-        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.data.dtype) for g in grouped(spans)]
+        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.dtype) for g in grouped(spans)]
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._rows_N, :, self._positions_N] = k_BTGD[0]
-        values[self._rows_N, :, self._positions_N] = v_BTGD[0]
+        values[self._rows_N, :, self._positions_N] = v_BTGV[0]
         if self._alone:
-            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-            gqa = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         if self._groups[0].padded.whole:
-            return self._groups[0](q_BTHD[0], keys, values)[None]
-        out_NHD = torch.empty_like(q_BTHD[0])
+            return self._groups[0](q_BTHD[0], keys, values, how)[None]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
-            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
-        return out_NHD[None]
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+        return out_NHV[None]
 
 
 class _SlotGroup:
@@ -200,13 +213,13 @@ class _SlotGroup:
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
         self._rows_S = torch.tensor(rows, device=device)
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
         if self._view is not None:
-            k_SGKD, v_SGKD = keys[self._view, :, : self._K], values[self._view, :, : self._K]
+            k_SGKD, v_SGKV = keys[self._view, :, : self._K], values[self._view, :, : self._K]
         else:
             k_SGKD = keys[:, :, : self._K].index_select(0, self._rows_S)
-            v_SGKD = values[:, :, : self._K].index_select(0, self._rows_S)
-        return self.padded.attend(q_NHD, k_SGKD, v_SGKD)
+            v_SGKV = values[:, :, : self._K].index_select(0, self._rows_S)
+        return self.padded.attend(q_NHD, k_SGKD, v_SGKV, how)
 
 
 class Padded:
@@ -230,6 +243,7 @@ class Padded:
         self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
         # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
         sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
+        self._sees_ST, self._K, self._device = sees_ST, K, device
         self._mask_STK: Tensor | None = None
         if self._T > 1 or bool((start_S + 1 != K).any()):
             seen = torch.arange(K) <= sees_ST[:, :, None]
@@ -237,16 +251,21 @@ class Padded:
             self._mask_STK = mask.to(device)
         self._folded: Tensor | None = None
 
-    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKD: Tensor) -> Tensor:
-        """Attention outputs [N', H, D] of the group's tokens, in the order of `tokens_N`."""
-        (S, G), (H, D), T = k_SGKD.shape[:2], q_NHD.shape[1:], self._T
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
+        """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`."""
+        (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
         flat = q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
-        # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
-        q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
-        if self._mask_STK is not None and self._folded is None:
-            self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
-        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKD, attn_mask=self._folded)
-        out = out.view(S, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(S * T, H, D)
+        if how.plain:
+            # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
+            q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
+            if self._mask_STK is not None and self._folded is None:
+                self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
+            out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._folded, scale=how.scale)
+            out = out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S * T, H, V)
+        else:
+            distance = (torch.arange(self._K) - self._sees_ST[:, :, None]).to(self._device)
+            seen, k, v = how.within(distance <= 0, distance, True), k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
+            out = masked_attention(flat.view(S, T, H, D), k, v, seen, how, distance).reshape(S * T, H, V)
         return out if self._even else out.index_select(0, self._back_N)
 
 

@@ -3,7 +3,7 @@
 A row is a table of blocks. Full blocks of a beginning are handed from the prefix cache to a row and back by reference,
 without a copy; memory is taken a block at a time, so rows of all lengths fit beside each other. For devices where
 moving memory costs more than gathering it.
-Shapes: L layers, P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G
+Shapes: P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G
 key-value heads, H query heads, D features of one head.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.inference.forward.kv_cache import Padded, Span, grouped, span_index
 from bedplate.inference.forward.radix import Segment
-from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.specs.cache import keys_and_values
 from bedplate.models.specs.transformer import TransformerSpec
 
 BLOCK = 16
@@ -59,17 +60,20 @@ class PagedCache:
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block = block
-        self.token_bytes = 2 * spec.layers * spec.kv_heads * spec.head_dim * dtype.itemsize
+        layout = keys_and_values(spec, "a cache of blocks")
+        self.token_bytes = sum(one.values for one in layout) * dtype.itemsize
         self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
-        shape = (2, spec.layers, self.blocks, block, spec.kv_heads, spec.head_dim)
-        # Zeros: masked positions take part in products, where NaN would spread.
-        data = torch.zeros(shape, dtype=dtype, device=device)
-        self.keys, self.values = list(data[0].unbind(0)), list(data[1].unbind(0))
         self.dtype, self.device = dtype, device
+        self.keys = [self._pool(one.heads, one.key_size) for one in layout]
+        self.values = [self._pool(one.heads, one.value_size) for one in layout]
         self._reclaim, self._pinned = reclaim, pinned
         self._free = list(range(self.blocks - 1, -1, -1))
         self._uses = [0] * self.blocks
         self._tables: dict[int, list[int]] = {}
+
+    def _pool(self, heads: int, size: int) -> Tensor:
+        # Zeros: masked positions take part in products, where NaN would spread.
+        return torch.zeros(self.blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
 
     @property
     def free_blocks(self) -> int:
@@ -150,18 +154,16 @@ class PagedAttention:
         groups = [] if self._alone else grouped(spans)
         self._groups = [_PagedGroup(cache, group, len(blocks)) for group in groups]
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._blocks_N, self._offsets_N] = k_BTGD[0]
-        values[self._blocks_N, self._offsets_N] = v_BTGD[0]
+        values[self._blocks_N, self._offsets_N] = v_BTGV[0]
         if self._alone:
-            q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-            gqa = q.shape[1] != k.shape[1]
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
-        out_NHD = torch.empty_like(q_BTHD[0])
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
-            out_NHD[group.padded.tokens_N] = group(q_BTHD[0], keys, values)
-        return out_NHD[None]
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+        return out_NHV[None]
 
 
 class _PagedGroup:
@@ -175,8 +177,8 @@ class _PagedGroup:
         # Shorter rows are filled up with any block: what they would see there is masked.
         self._tables_SP = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=cache.device)
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return self.padded.attend(q_NHD, self._gathered(keys), self._gathered(values))
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        return self.padded.attend(q_NHD, self._gathered(keys), self._gathered(values), how)
 
     def _gathered(self, pool_PbGD: Tensor) -> Tensor:
         return pool_PbGD[self._tables_SP].flatten(1, 2)[:, : self._K].transpose(1, 2)

@@ -15,9 +15,8 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache, Span
-from bedplate.models.build import Model
-from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -106,19 +105,13 @@ class TorchForward:
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, row: int) -> None:
         """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
         model, cache = self._base.model, self._cache
-        assert isinstance(model, Decoder)
         assert cache is not None
-        P = vectors_PD.shape[0]
-        tokens = torch.zeros(1, P, dtype=torch.long, device=self._base.device)
-        # The decoder takes tokens only; its embedding gives these vectors for this one pass.
-        hook = model.embedding.register_forward_hook(lambda *_: vectors_PD[None])
-        self._select([adapter.slot], [P])
+        at_BP = torch.arange(len(vectors_PD), device=self._base.device)[None]
+        inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
+        self._select([adapter.slot], [len(vectors_PD)])
         try:
-            model(
-                Inputs(tokens, torch.arange(P, device=self._base.device)[None]), cache=cache.attend([Span(row, 0, P)])
-            )
+            model(inputs, cache=cache.attend([Span(row, 0, len(vectors_PD))]))
         finally:
-            hook.remove()
             self._select([], [])
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:

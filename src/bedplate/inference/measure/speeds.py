@@ -32,7 +32,6 @@ from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
 
 # Steps of these sizes are measured; economics goes straight between them.
 PROMPTS = (1, 4, 16, 32, 64, 128, 256, 512)
@@ -127,7 +126,7 @@ def measure_engine(
 ) -> EngineSpeed:
     """Runs steps of planned sizes on an engine of its own, on the base and under LoRA adapters of all linears, and fits
     their costs. `name`: what the base is to be found under. UsageError for an encoder."""
-    if not isinstance(base.model, Decoder):
+    if "generate" not in base.model.can:
         raise UsageError(f"{base.name} is an encoder; the steps of decoders can be measured")
     context = base.spec.context_length - _DECODES - 1
     contexts = sorted({min(one, context) for one in CONTEXTS})

@@ -22,7 +22,7 @@ from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import TuningSpeed
 from bedplate.economics.serving.steps import shape_of
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.models.precision import dtype_name
 from bedplate.training.batch import Example
 from bedplate.training.config import TrainConfig
@@ -96,7 +96,7 @@ def fastest_steps(
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
-    if not isinstance(base.model, Decoder):
+    if "generate" not in base.model.can:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
     found: list[list[float]] = [[] for _ in kinds]
     with Progress(f"{name}: tuning", turns * len(kinds), "steps") as bar:
@@ -107,7 +107,7 @@ def fastest_steps(
     return [min(seconds) for seconds in found]
 
 
-def _step_seconds(base: Base, model: Decoder, kind: StepKind, rank: int, steps: int) -> list[float]:
+def _step_seconds(base: Base, model: Model, kind: StepKind, rank: int, steps: int) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     count = kind.examples * (steps + 1)
     ids = torch.randint(base.spec.vocab_size, (count, kind.tokens), generator=generator).tolist()

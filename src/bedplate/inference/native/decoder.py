@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
+from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf import RawBlocks
@@ -27,6 +28,8 @@ from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import rotary_frequencies
+from bedplate.models.model import Model
+from bedplate.models.specs.transformer import TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _FORMATS: dict[WeightFormat, int] = {"bfloat16": 0, "int8": 1, "int4": 2, "float32": 3}
@@ -68,17 +71,15 @@ class NativeAdapter:
         return ctypes.addressof(self.table)
 
 
-def unsupported(model: nn.Module, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why this model cannot run natively (no compiler, another architecture or layout), or None if it can."""
+def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why such a model cannot run natively (no compiler, another architecture or layout), or None if it can."""
     if device.type != "cpu":
         return f"the native path is for CPUs, and the model is on {device}"
     if dtype not in _DTYPES:
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
-    if not isinstance(model, Decoder):
-        return "the native path is for decoders"
-    spec = model.spec
-    if spec.norm != "rms" or spec.norm_placement != "pre" or not spec.gated or spec.activation != "silu":
-        return "the native path is for pre-norm RMS, SwiGLU decoders"
+    field = refused_field(spec)
+    if field is not None:
+        return f"the native path is for pre-norm RMS, SwiGLU decoders; it cannot do {field} = {getattr(spec, field)!r}"
     sizes = {
         "hidden_size": spec.hidden_size,
         "feedforward_size": spec.feedforward_size,
@@ -106,7 +107,7 @@ class NativeDecoder:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         weights: WeightFormat,
         *,
         blocks: Mapping[str, RawBlocks] | None = None,
@@ -114,10 +115,11 @@ class NativeDecoder:
         library: Library | None = None,
     ) -> None:
         self._handle: int | None = None
-        reason = unsupported(model, model.embedding.weight.dtype, model.embedding.weight.device)
+        reason = unsupported(model.spec, model.embedding.weight.dtype, model.embedding.weight.device)
         found = library or load()
         if reason is not None or isinstance(found, str):
             raise UsageError(f"this model cannot run natively: {reason or found}")
+        assert isinstance(model, Decoder)  # what the allowed specs are built as
         self._dtype = model.embedding.weight.dtype
         own = _DTYPES[self._dtype]
         if weights not in (own, "int8", "int4"):

@@ -79,7 +79,7 @@ def check_here(skin: Skin, base: Base, held: Held, kernel: Kernel | None, allow_
     `allow_other_weights` what it has."""
     if kernel is not None or held.kernel != "native":
         return held
-    reason = unsupported(base.model, base.dtype, base.device)
+    reason = unsupported(base.spec, base.dtype, base.device)
     if reason is None:
         return held
     if allow_other_weights:

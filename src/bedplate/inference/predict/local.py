@@ -16,7 +16,6 @@ from bedplate.inference.predict.lookup import text_tokens
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.skins.skin import Skin
 from bedplate.text.tokenizer import Tokenizer
@@ -116,7 +115,7 @@ class LocalModel:
 
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Next-token logits after each of the tokens, float32 [T, V]."""
-        if not isinstance(self.base.model, Decoder):
+        if "generate" not in self.base.model.can:
             raise RequestError(f"{self.base.name} is an encoder; it has no next-token logits")
         if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
             raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")

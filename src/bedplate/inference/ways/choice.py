@@ -29,7 +29,6 @@ from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_w
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.gguf import RawBlocks, read_blocks
-from bedplate.models.decoder import Decoder
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -116,8 +115,7 @@ def impossible(spec: TransformerSpec, way: Way, device: torch.device) -> str | N
     """Why a base of this architecture cannot be run in this way here, or None if it can."""
     if way.kernel == "torch":
         return None
-    one_block = build(spec.with_(layers=1), DTYPES[way.dtype], "meta")
-    return unsupported(one_block, DTYPES[way.dtype], device)
+    return unsupported(spec, DTYPES[way.dtype], device)
 
 
 @cache
@@ -145,7 +143,7 @@ def choose_forward(
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
     if kernel != "torch" and not isinstance(cache, SlotCache):
         if kernel == "native" or quantised:
-            what = "and this engine in blocks" if isinstance(base.model, Decoder) else "and an encoder has none"
+            what = "and this engine in blocks" if "generate" in base.model.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
                 f"and values in slots, {what}"
@@ -158,7 +156,6 @@ def choose_forward(
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
     if way.kernel == "torch":
         return torch_forward
-    assert isinstance(base.model, Decoder)
     assert isinstance(cache, SlotCache)
     blocks = _stored_blocks(base) if quantised else {}
     decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
@@ -169,4 +166,4 @@ def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
     """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
     if base.family.key[0] != "gguf":
         return {}
-    return read_blocks(base.path, base.family.weights, base.spec.heads, base.spec.kv_heads)
+    return read_blocks(base.path, base.family.weights, base.spec)

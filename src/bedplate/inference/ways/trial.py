@@ -22,9 +22,9 @@ from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.forward.torch import Batch, Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
-from bedplate.models.build import Model, build
+from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf import BLOCK, RawBlocks
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -77,19 +77,19 @@ class Trial:
         made = _Made(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
         cache = None
-        if isinstance(model, Decoder):
+        generates = "generate" in model.can
+        if generates:
             cache = SlotCache(self.short, dtype, made.device)
             cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
-            assert isinstance(model, Decoder)
             assert cache is not None
             weights = cast("WeightFormat", way.weights)
             decoder = NativeDecoder(model, weights, blocks=_made_up_blocks(model, way.weights), threads=threads)
             self._native = NativeForward(decoder, None, cache)
             self._forward = self._native
         self._left_out = read_bytes(spec, way) - read_bytes(self.short, way)
-        self.parts = tuple(self._decoder_parts() if isinstance(model, Decoder) else self._encoder_parts())
+        self.parts = tuple(self._decoder_parts() if generates else self._encoder_parts())
 
     def _decoder_parts(self) -> list[Part]:
         base = Loaded(None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError, DataError
 from bedplate.core.files import read_text
 from bedplate.hub.pull import resolve
-from bedplate.models.build import Model, build
-from bedplate.models.checkpoints.gguf import GgufReader, permute_rope
+from bedplate.models.build import build
+from bedplate.models.checkpoints.conversion import read_parameters
+from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.families import Family, find_family
+from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
@@ -95,16 +97,11 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
     extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0]}
-    spec = _spec(family, reader.metadata | extra, len(reader.names), str(path))
+    spec = _spec(family, reader.metadata | extra, reader.names, str(path))
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
     wanted = resolve_dtype(dtype, stored)
-
-    def fetch(ours: str, theirs: str) -> Tensor:
-        heads = spec.heads if family.weights.transform(ours) == "rope_interleaved_q" else spec.kv_heads
-        return permute_rope(reader.get(theirs), heads, family.weights.transform(ours), inverse=True)
-
-    model, weights_id = _fill(spec, family, reader.names, fetch, wanted, device, str(path))
+    model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
     tokenizer = Tokenizer.from_fields(reader.metadata) if "tokenizer.ggml.model" in reader.metadata else None
     return Base(
         spec=spec,
@@ -125,19 +122,13 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     config = _read_json(path / "config.json", required=True)
     family = find_family("hf", config.get("model_type"), str(path / "config.json"))
     with SafetensorsReader(path) as reader:
-        spec = _spec(family, config, len(reader.names), str(path / "config.json"))
-        if spec.kind == "encoder" and any(
-            family.weights.from_external(name) == "pooler.weight" for name in reader.names
-        ):
-            spec = spec.with_(pooler=True)
+        spec = _spec(family, config, reader.names, str(path / "config.json"))
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
         stored = reader.get(embedding).dtype
         wanted = resolve_dtype(dtype, stored)
-        model, weights_id = _fill(
-            spec, family, reader.names, lambda _, theirs: reader.get(theirs), wanted, device, str(path)
-        )
+        model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
     record = _read_json(path / BASE_FILE)
     identity = _identify(weights_id, tokenizer, record.get("equivalent_of"))
@@ -162,14 +153,14 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     )
 
 
-def _spec(family: Family, config: Mapping[str, Any], tensors: int, where: str) -> TransformerSpec:
-    """The family's spec. A damaged config must not build a model that its `tensors` cannot fill."""
+def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TransformerSpec:
+    """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
-        spec = family.to_spec(config)
+        spec = family.by_names(family.to_spec(config), names)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
-    if spec.layers > tensors:
-        raise CheckpointError(f"{where} asks for {spec.layers} layers, but the checkpoint holds {tensors} tensors")
+    if spec.layers > len(names):
+        raise CheckpointError(f"{where} asks for {spec.layers} layers, but the checkpoint holds {len(names)} tensors")
     return spec
 
 
@@ -198,7 +189,7 @@ def _fill(
     spec: TransformerSpec,
     family: Family,
     names: tuple[str, ...],
-    fetch: Callable[[str, str], Tensor],
+    get: Callable[[str], Tensor],
     dtype: torch.dtype,
     device: torch.device,
     where: str,
@@ -208,30 +199,11 @@ def _fill(
         model = build(spec, dtype, "meta")
     except RuntimeError as error:  # sizes whose product no tensor can have
         raise CheckpointError(f"{where}: a model of these sizes cannot be built ({error})") from error
-    theirs: dict[str, str] = {}
-    for name in names:
-        ours = family.weights.from_external(name)
-        if ours is not None:
-            theirs[ours] = name
-        elif not family.weights.is_ignorable(name):
-            raise CheckpointError(f"{where}: the tensor {name!r} has no place in a {family.key[1]} model")
-    expected = dict(model.named_parameters())
-    _drop_tied_copy(spec, theirs, fetch, where)
-    missing = sorted(set(expected) - set(theirs))
-    surplus = sorted(set(theirs) - set(expected))
-    if missing or surplus:
-        what = (
-            f"lacks {missing[0]!r}" if missing else f"holds {theirs[surplus[0]]!r}, for which the config has no place"
-        )
-        raise CheckpointError(f"{where}: the checkpoint {what} ({len(missing)} missing, {len(surplus)} surplus)")
+    copy = _tied_copy(spec, family, names, get, where)
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
-    for name, tensor in _read_all(theirs, fetch):
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{where}: {theirs[name]!r} has shape {list(tensor.shape)}, "
-                f"but the config asks for {list(expected[name].shape)}"
-            )
+    kept = [name for name in names if name != copy]
+    for name, tensor in read_parameters(family, spec, kept, get, dict(model.named_parameters()), where):
         digest.add(name, tensor)
         state[name] = tensor.to(device, dtype)
     model.load_state_dict(state, assign=True)
@@ -239,24 +211,20 @@ def _fill(
     return model.eval(), digest.hexdigest()
 
 
-def _read_all(theirs: dict[str, str], fetch: Callable[[str, str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for ours, name in theirs.items():
-        yield ours, fetch(ours, name)
-
-
-def _drop_tied_copy(
-    spec: TransformerSpec, theirs: dict[str, str], fetch: Callable[[str, str], Tensor], where: str
-) -> None:
-    """Some writers store a tied head twice; the copy must equal the embedding."""
-    if not spec.tied_head or "lm_head.weight" not in theirs:
-        return
-    head = fetch("lm_head.weight", theirs["lm_head.weight"])
-    if not torch.equal(head, fetch("embedding.weight", theirs["embedding.weight"])):
+def _tied_copy(
+    spec: TransformerSpec, family: Family, names: tuple[str, ...], get: Callable[[str], Tensor], where: str
+) -> str | None:
+    """Some writers store a tied head twice: the copy's name, which must equal the embedding."""
+    stored = {family.weights.from_external(name): name for name in names}
+    copy, embedding = stored.get("lm_head.weight"), stored.get("embedding.weight")
+    if not spec.tied_head or copy is None or embedding is None:
+        return None
+    if not torch.equal(get(copy), get(embedding)):
         raise CheckpointError(
-            f"{where}: the config ties the head to the embedding, but {theirs['lm_head.weight']!r} differs from it; "
+            f"{where}: the config ties the head to the embedding, but {copy!r} differs from it; "
             "set tie_word_embeddings to false in config.json"
         )
-    del theirs["lm_head.weight"]
+    return copy
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_directory, atomic_write, sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
-from bedplate.models.checkpoints.gguf import GgufReader, permute_rope, write_gguf
+from bedplate.models.checkpoints.conversion import write_parameters
+from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.safetensors import write_safetensors
-from bedplate.models.families import FAMILIES, Family
+from bedplate.models.families import Family
 from bedplate.models.precision import DTYPES, dtype_name
 
 
@@ -32,18 +33,21 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
         raise UsageError(f"dtype {dtype!r} is not known; use one of {', '.join(DTYPES)}")
     if directory.exists():
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
-    tensors = {external_name(family, name): tensor.to(stored) for name, tensor in base.model.named_parameters()}
     with atomic_directory(directory) as draft:
-        write_safetensors(draft, tensors, shard_bytes)
+        write_safetensors(draft, ((name, tensor.to(stored)) for name, tensor in _tensors(base, family)), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
             base.tokenizer.save(draft)
-        if base.spec.kind == "decoder":
+        if "generate" in base.model.can:
             defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
     return directory
+
+
+def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
+    return write_parameters(family, base.spec, dict(base.model.named_parameters()))
 
 
 def _record(base: Base, draft: Path) -> dict[str, Any]:
@@ -74,16 +78,11 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     family = family_in(base, "gguf")
     if path.exists():
         raise UsageError(f"{path} exists already; choose another name or remove it")
-    spec, weights = base.spec, family.weights
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in base.model.named_parameters():
-        heads = spec.heads if weights.transform(name) == "rope_interleaved_q" else spec.kv_heads
-        tensors[external_name(family, name)] = permute_rope(tensor, heads, weights.transform(name), inverse=False)
     draft = path.with_name(path.name + ".tmp")
-    metadata = family.to_config(spec) | dict(tokenizer_fields(base))
+    metadata = family.to_config(base.spec) | dict(tokenizer_fields(base))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(draft, family.key[1], metadata, tensors, kind)
+        write_gguf(draft, family.key[1], metadata, _tensors(base, family), kind)
         draft.replace(path)
     except OSError as error:
         # numpy reports a short write without the system's reason
@@ -106,18 +105,9 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
 
 def family_in(base: Base, format_: str) -> Family:
     """The base's family in another format, or CheckpointError where there is none."""
-    found = FAMILIES.get((format_, base.family.key[1]))
+    found = base.family.in_format(format_)
     if found is None:
-        raise CheckpointError(f"the {base.family.key[1]} family cannot be written as {format_}")
-    return found
-
-
-def external_name(family: Family, name: str) -> str:
-    found = family.weights.to_external(name)
-    if found is None:
-        raise CheckpointError(
-            f"{name!r} has no name in the {family.key[0]} {family.key[1]} family; it cannot be exported"
-        )
+        raise CheckpointError(f"the {base.family.name} family cannot be written as {format_}")
     return found
 
 

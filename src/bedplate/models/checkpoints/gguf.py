@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.models.families.weights import Transform, WeightMap
+from bedplate.models.families.weights import WeightMap, same
+from bedplate.models.specs.transformer import TransformerSpec
 
 # What gguf.quants.quantize can write; the K types are read only.
 WRITABLE: dict[str, GGMLQuantizationType] = {
@@ -117,7 +118,7 @@ class GgufReader:
 
 
 def write_gguf(
-    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: str
+    path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]], kind: str
 ) -> None:
     """Writes a GGUF file. `kind` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
     stay float32, as llama.cpp expects."""
@@ -127,7 +128,7 @@ def write_gguf(
     for key, value in metadata.items():
         _add(writer, key, value)
     block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
         if values.ndim > 1 and values.shape[-1] % block:
             raise UsageError(
@@ -155,34 +156,21 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, list(value))
 
 
-def permute_rope(tensor: Tensor, heads: int, transform: Transform, inverse: bool) -> Tensor:
-    """Rows of a q or k projection between half-split order (ours) and interleaved pairs (GGUF's llama).
+def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[str, RawBlocks]:
+    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks and keeps its rows.
 
-    `inverse` false: ours → GGUF. llama.cpp turns features (2i, 2i+1) together, half-split turns (i, i + D/2).
-    """
-    if transform == "none":
-        return tensor
-    if tensor.shape[0] % (2 * heads):
-        raise CheckpointError(f"a projection of {tensor.shape[0]} rows cannot be {heads} heads of rotary pairs")
-    head_dim = tensor.shape[0] // heads
-    order = (heads, head_dim // 2, 2) if inverse else (heads, 2, head_dim // 2)
-    return tensor.reshape(*order, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-
-
-def read_blocks(path: Path, weights: WeightMap, heads: int, kv_heads: int) -> dict[str, RawBlocks]:
-    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks.
-
-    Rows of q and k projections come in our order. Raises CheckpointError for a file that cannot be read.
+    Rows come in our order. Raises CheckpointError for a file that cannot be read.
     """
     reader = GgufReader(path)
+    held = set(reader.names)
     found: dict[str, RawBlocks] = {}
-    for theirs in reader.names:
-        ours, blocks = weights.from_external(theirs), reader.blocks(theirs)
-        if ours is None or blocks is None:
+    for step in weights.steps(spec):
+        blocks = reader.blocks(step.theirs[0]) if len(step.theirs) == 1 and step.theirs[0] in held else None
+        if blocks is None:
             continue
-        transform = weights.transform(ours)
-        if transform != "none":
-            count = heads if transform == "rope_interleaved_q" else kv_heads
-            blocks = blocks.rows(permute_rope(torch.arange(blocks.scales.shape[0]), count, transform, inverse=True))
-        found[ours] = blocks
+        if step.rule.inverse is same:
+            found[step.ours[0]] = blocks
+        elif step.rule.rows:
+            orders = step.rule.inverse([torch.arange(blocks.scales.shape[0])], spec)
+            found |= {name: blocks.rows(order) for name, order in zip(step.ours, orders, strict=True)}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +92,22 @@ class SafetensorsReader:
             file.__exit__(None, None, None)
 
 
-def write_safetensors(directory: Path, tensors: Mapping[str, Tensor], shard_bytes: int = 5 * 10**9) -> None:
-    """Writes `model.safetensors`, or shards of at most `shard_bytes` bytes with their index."""
-    shards = list(_shards(tensors, shard_bytes))
-    if len(shards) == 1:
-        _save({name: tensors[name] for name in shards[0]}, directory / SINGLE)
-        return
+def write_safetensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = 5 * 10**9) -> None:
+    """Writes `model.safetensors`, or shards of at most `shard_bytes` bytes with their index; holds one of them at a
+    time."""
+    shards: list[list[str]] = []
+    total = 0
+    for shard in _shards(tensors, shard_bytes):
+        _save(shard, directory / f"model-{len(shards):05d}.safetensors")
+        shards.append(list(shard))
+        total += sum(map(_bytes, shard.values()))
     where: dict[str, str] = {}
-    for i, names in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _save({name: tensors[name] for name in names}, directory / file)
+    for number, names in enumerate(shards):
+        file = SINGLE if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"model-{number:05d}.safetensors").rename(directory / file)
         where.update(dict.fromkeys(names, file))
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    atomic_write(directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
+    if len(shards) > 1:
+        atomic_write(directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -121,14 +124,15 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(mode)
 
 
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[list[str]]:
-    names: list[str] = []
-    size = 0
-    for name, tensor in tensors.items():
-        n_bytes = tensor.numel() * tensor.element_size()
-        if names and size + n_bytes > limit:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += n_bytes
-    yield names
+def _shards(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if shard and sum(map(_bytes, shard.values())) + _bytes(tensor) > limit:
+            yield shard
+            shard = {}
+        shard[name] = tensor
+    yield shard
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.weights import Rule, WeightMap
+from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 _LAYER = (
@@ -23,16 +23,16 @@ _PARTS = ("weight", "bias")
 
 HF_WEIGHTS = WeightMap(
     rules=(
-        Rule("embedding.weight", "embeddings.word_embeddings.weight"),
-        Rule("position_embedding.weight", "embeddings.position_embeddings.weight"),
-        Rule("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
-        *(Rule(f"embedding_norm.{part}", f"embeddings.LayerNorm.{part}") for part in _PARTS),
+        renamed("embedding.weight", "embeddings.word_embeddings.weight"),
+        renamed("position_embedding.weight", "embeddings.position_embeddings.weight"),
+        renamed("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
+        *(renamed(f"embedding_norm.{part}", f"embeddings.LayerNorm.{part}") for part in _PARTS),
         *(
-            Rule(f"layers.{{i}}.{ours}.{part}", f"encoder.layer.{{i}}.{theirs}.{part}")
+            renamed(f"layers.{{i}}.{ours}.{part}", f"encoder.layer.{{i}}.{theirs}.{part}")
             for ours, theirs in _LAYER
             for part in _PARTS
         ),
-        *(Rule(f"pooler.{part}", f"pooler.dense.{part}") for part in _PARTS),
+        *(renamed(f"pooler.{part}", f"pooler.dense.{part}") for part in _PARTS),
     ),
     # The position numbers 0 … n−1 as a buffer, and the pretraining heads, which an encoder's outputs do not use.
     ignorable=(r"(bert\.)?embeddings\.position_ids", r"cls\..*"),
@@ -43,7 +43,7 @@ _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", 
 
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a BertModel → spec. `pooler` is set by the reader when the files hold a pooler."""
+    """`config.json` of a BertModel → spec, without a pooler: see `by_names`."""
     fields = Fields(config, "config.json (bert)")
     hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
     fields.only("position_embedding_type", "absolute")
@@ -78,6 +78,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     )
     fields.finish()
     return spec
+
+
+def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+    """With a pooler where the files hold one: the config says nothing of it."""
+    return spec.with_(pooler=any(HF_WEIGHTS.bare(name) == "pooler.dense.weight" for name in names))
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.weights import Rule, WeightMap
+from bedplate.models.families.weights import WeightMap, interleaved, renamed
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
+
+_PARTS = ("weight", "bias")
 
 HF_WEIGHTS = WeightMap(
     rules=(
-        Rule("embedding.weight", "model.embed_tokens.weight"),
-        Rule("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"),
+        renamed("embedding.weight", "model.embed_tokens.weight"),
+        renamed("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"),
         *(
-            Rule(f"layers.{{i}}.attention.{ours}.{part}", f"model.layers.{{i}}.self_attn.{ours}_proj.{part}")
+            renamed(f"layers.{{i}}.attention.{ours}.{part}", f"model.layers.{{i}}.self_attn.{ours}_proj.{part}")
             for ours in ("q", "k", "v", "o")
-            for part in ("weight", "bias")
+            for part in _PARTS
         ),
-        Rule("layers.{i}.feedforward_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
+        renamed("layers.{i}.feedforward_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
         *(
-            Rule(f"layers.{{i}}.feedforward.{ours}.{part}", f"model.layers.{{i}}.mlp.{ours}_proj.{part}")
+            renamed(f"layers.{{i}}.feedforward.{ours}.{part}", f"model.layers.{{i}}.mlp.{ours}_proj.{part}")
             for ours in ("gate", "up", "down")
-            for part in ("weight", "bias")
+            for part in _PARTS
         ),
-        Rule("norm.weight", "model.norm.weight"),
-        Rule("lm_head.weight", "lm_head.weight"),
+        renamed("norm.weight", "model.norm.weight"),
+        renamed("lm_head.weight", "lm_head.weight"),
     ),
     # Old checkpoints carry the rotary frequencies, which follow from the config.
     ignorable=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
@@ -34,24 +37,26 @@ HF_WEIGHTS = WeightMap(
 
 GGUF_WEIGHTS = WeightMap(
     rules=(
-        Rule("embedding.weight", "token_embd.weight"),
-        Rule("layers.{i}.attention_norm.weight", "blk.{i}.attn_norm.weight"),
-        Rule("layers.{i}.attention.q.weight", "blk.{i}.attn_q.weight", "rope_interleaved_q"),
-        Rule("layers.{i}.attention.k.weight", "blk.{i}.attn_k.weight", "rope_interleaved_k"),
-        Rule("layers.{i}.attention.q.bias", "blk.{i}.attn_q.bias", "rope_interleaved_q"),
-        Rule("layers.{i}.attention.k.bias", "blk.{i}.attn_k.bias", "rope_interleaved_k"),
-        Rule("layers.{i}.attention.v.weight", "blk.{i}.attn_v.weight"),
-        Rule("layers.{i}.attention.v.bias", "blk.{i}.attn_v.bias"),
-        Rule("layers.{i}.attention.o.weight", "blk.{i}.attn_output.weight"),
-        Rule("layers.{i}.attention.o.bias", "blk.{i}.attn_output.bias"),
-        Rule("layers.{i}.feedforward_norm.weight", "blk.{i}.ffn_norm.weight"),
+        renamed("embedding.weight", "token_embd.weight"),
+        renamed("layers.{i}.attention_norm.weight", "blk.{i}.attn_norm.weight"),
         *(
-            Rule(f"layers.{{i}}.feedforward.{name}.{part}", f"blk.{{i}}.ffn_{name}.{part}")
-            for name in ("gate", "up", "down")
-            for part in ("weight", "bias")
+            interleaved(f"layers.{{i}}.attention.{name}.{part}", f"blk.{{i}}.attn_{name}.{part}", heads)
+            for name, heads in (("q", attrgetter("heads")), ("k", attrgetter("kv_heads")))
+            for part in _PARTS
         ),
-        Rule("norm.weight", "output_norm.weight"),
-        Rule("lm_head.weight", "output.weight"),
+        *(
+            renamed(f"layers.{{i}}.attention.{ours}.{part}", f"blk.{{i}}.attn_{theirs}.{part}")
+            for ours, theirs in (("v", "v"), ("o", "output"))
+            for part in _PARTS
+        ),
+        renamed("layers.{i}.feedforward_norm.weight", "blk.{i}.ffn_norm.weight"),
+        *(
+            renamed(f"layers.{{i}}.feedforward.{name}.{part}", f"blk.{{i}}.ffn_{name}.{part}")
+            for name in ("gate", "up", "down")
+            for part in _PARTS
+        ),
+        renamed("norm.weight", "output_norm.weight"),
+        renamed("lm_head.weight", "output.weight"),
     ),
 )
 

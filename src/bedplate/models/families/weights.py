@@ -1,72 +1,188 @@
-"""Weight-name tables between Bedplate's module paths and another format's names. Plain data, invertible."""
+"""Rules between Bedplate's parameters and another format's tensors: rename, fuse, split, stack, transpose, permute.
+
+Plain data and small functions, without torch: a change uses nothing but the methods of the tensors that it is given.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import product
+from typing import Any, NamedTuple
 
-Transform = Literal["none", "rope_interleaved_q", "rope_interleaved_k"]
+from bedplate.core.errors import CheckpointError
+from bedplate.models.specs.transformer import TransformerSpec
+
+Tensors = Sequence[Any]
+Change = Callable[[Tensors, TransformerSpec], Tensors]
+Sizes = Callable[[TransformerSpec], Sequence[int]]
+Heads = Callable[[TransformerSpec], int]
+
+
+def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    """The tensors as they are."""
+    return tensors
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One row: `{i}` stands for the layer number on both sides.
+    """One row: the tensors `theirs` hold what the parameters `ours` do.
 
-    `transform` tells how the other format lays the tensor out: "rope_interleaved_q" and "_k" are rows permuted for
-    interleaved rotary pairs (llama.cpp's convention), where Bedplate's are half-split.
+    `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
+    one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
+    forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
+    reorder first dimensions, so that a matrix quantised along its rows can follow.
     """
 
-    ours: str
-    theirs: str
-    transform: Transform = "none"
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    forward: Change = same
+    inverse: Change = same
+    rows: bool = False
+
+
+class Step(NamedTuple):
+    """A rule with its numbers filled in."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    rule: Rule
 
 
 @dataclass(frozen=True)
 class WeightMap:
-    """The rows, the names that may be ignored (regular expressions), and an optional prefix of the other side."""
+    """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side."""
 
     rules: tuple[Rule, ...]
     ignorable: tuple[str, ...] = ()
-    prefixes: tuple[str, ...] = field(default=())
+    prefixes: tuple[str, ...] = ()
+
+    def steps(self, spec: TransformerSpec) -> Iterator[Step]:
+        """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
+        counts = {"{i}": spec.layers, "{e}": spec.experts.count if spec.experts is not None else 0}
+        for rule in self.rules:
+            sides = "".join(rule.ours), "".join(rule.theirs)
+            both = [index for index in counts if index in sides[0] and index in sides[1]]
+            for numbers in product(*(range(counts[index]) for index in both)):
+                given = dict(zip(both, numbers, strict=True))
+                ours, theirs = (
+                    tuple(name for one in side for name in _numbered(one, given, counts))
+                    for side in (rule.ours, rule.theirs)
+                )
+                yield Step(ours, theirs, rule)
+
+    def bare(self, name: str) -> str:
+        """The other format's name without the prefix that it may have."""
+        return next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
 
     def to_external(self, name: str) -> str | None:
-        """Bedplate's name → the other format's, or None."""
-        rule, index = self._match(name, self._ours)
-        return None if rule is None else rule.theirs.replace("{i}", index)
+        """Bedplate's name → the other format's, or None where no tensor of theirs holds just this parameter."""
+        return _translated(name, self._pairs)
 
     def from_external(self, name: str) -> str | None:
-        """The other format's name → Bedplate's, or None. A known prefix may be present or not."""
-        for prefix in ("", *self.prefixes):
-            if name.startswith(prefix):
-                rule, index = self._match(name[len(prefix) :], self._theirs)
-                if rule is not None:
-                    return rule.ours.replace("{i}", index)
-        return None
-
-    def transform(self, name: str) -> Transform:
-        """How the tensor with Bedplate's `name` is laid out on the other side."""
-        rule, _ = self._match(name, self._ours)
-        return "none" if rule is None else rule.transform
+        """The inverse of `to_external`. A known prefix may be present or not."""
+        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs])
 
     def is_ignorable(self, name: str) -> bool:
         """Whether the other format's tensor holds nothing that the model uses (derived tables, unused parts)."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignorable)
 
     @cached_property
-    def _ours(self) -> dict[str, Rule]:
-        return {rule.ours: rule for rule in self.rules}
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Names of ours and theirs that stand for each other alone."""
+        single = [(*rule.ours, *rule.theirs) for rule in self.rules if len(rule.ours) == len(rule.theirs) == 1]
+        return [
+            names for names in single if all((index in names[0]) == (index in names[1]) for index in ("{i}", "{e}"))
+        ]
 
-    @cached_property
-    def _theirs(self) -> dict[str, Rule]:
-        return {rule.theirs: rule for rule in self.rules}
 
-    @staticmethod
-    def _match(name: str, table: dict[str, Rule]) -> tuple[Rule | None, str]:
-        if name in table:
-            return table[name], ""
-        found = re.search(r"(?<=\.)(\d+)(?=\.)", name)
-        if found is None:
-            return None, ""
-        return table.get(name[: found.start()] + "{i}" + name[found.end() :]), found.group()
+def _numbered(name: str, given: dict[str, int], counts: dict[str, int]) -> Iterator[str]:
+    """The name with the given numbers, once for each number of an index that is not given."""
+    for index, number in given.items():
+        name = name.replace(index, str(number))
+    open_ = next((index for index in counts if index in name), None)
+    if open_ is None:
+        yield name
+        return
+    for number in range(counts[open_]):
+        yield from _numbered(name, {open_: number}, counts)
+
+
+@cache
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)"))
+
+
+def _translated(name: str, table: Sequence[tuple[str, str]]) -> str | None:
+    found = ((_pattern(one).fullmatch(name), other) for one, other in table)
+    return next((other.format(**match.groupdict()) for match, other in found if match is not None), None)
+
+
+# Rules and changes that families share
+
+
+def renamed(ours: str, theirs: str) -> Rule:
+    return Rule((ours,), (theirs,))
+
+
+def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:
+    """Parameters of ours that stand in one tensor below each other, of so many rows each."""
+
+    def split(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        wanted, (whole,) = list(sizes(spec)), tensors
+        if sum(wanted) != len(whole):
+            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be cut into {wanted}")
+        # Copies, because views would keep all of it for as long as one is used.
+        return [part.clone() for part in whole.split(wanted)]
+
+    return Rule(ours, (theirs,), join, split, rows=True)
+
+
+def transposed(ours: str, theirs: str) -> Rule:
+    """A matrix that they multiply by from the other side."""
+    return Rule((ours,), (theirs,), transpose, transpose)
+
+
+def interleaved(ours: str, theirs: str, heads: Heads) -> Rule:
+    """Rows of a query or key projection: rotary pairs (2i, 2i+1) of a head in theirs, (i, i + D/2) in ours."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [_turned(one, heads(spec), (2, -1)) for one in tensors]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [_turned(one, heads(spec), (-1, 2)) for one in tensors]
+
+    return Rule((ours,), (theirs,), forward, inverse, rows=True)
+
+
+def join(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    """Several tensors below each other, as one."""
+    whole = tensors[0].new_empty((sum(len(one) for one in tensors), *tensors[0].shape[1:]))
+    begin = 0
+    for one in tensors:
+        whole[begin : begin + len(one)] = one
+        begin += len(one)
+    return [whole]
+
+
+def stack(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    """Tensors of one shape as one, with their number as its first dimension."""
+    return [one.view(len(tensors), *tensors[0].shape) for one in join(tensors, spec)]
+
+
+def unstack(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    """The inverse of `stack`."""
+    return [one.clone() for one in tensors[0]]
+
+
+def transpose(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    """Each with its last two dimensions exchanged."""
+    return [one.transpose(-1, -2).contiguous() for one in tensors]
+
+
+def _turned(tensor: Any, heads: int, pairs: tuple[int, int]) -> Any:
+    if len(tensor) % (2 * heads):
+        raise CheckpointError(f"a projection of {len(tensor)} rows cannot be {heads} heads of rotary pairs")
+    return tensor.reshape(heads, *pairs, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)

@@ -2,47 +2,62 @@
 
 A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
 model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G
-key-value heads, D features of one head.
+key-value heads, D features of one head's query and key, V of its value.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation, rotate
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 
 class Attend(Protocol):
-    """Mixes values for the queries of layer number `layer`: [B, T, H, D], [B, T, G, D] twice → [B, T, H, D]."""
+    """Mixes values for the queries of layer number `layer`: [B, T, H, D], [B, T, G, D], [B, T, G, V] → [B, T, H, V].
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor: ...
+    UnsupportedModelError, by name, for what `how` wants and this implementation cannot do.
+    """
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor: ...
 
 
-def masked_attention(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, mask_BTS: Tensor) -> Tensor:
-    """Attention under a mask (bool [B or 1, T, S], true = seen; every query must see something) → [B, T, H, D].
+def masked_attention(
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGV: Tensor, seen_BTS: Tensor, how: How, distance_BTS: Tensor | None
+) -> Tensor:
+    """`plain_attention`, by torch's kernel where that can.
 
     The query heads of one key-value head are folded into the query axis, so that keys are never copied
     (`enable_gqa` copies them on CPU).
     """
+    if not how.fused:
+        return plain_attention(q_BTHD, k_BSGD, v_BSGV, seen_BTS, how, distance_BTS)
     B, T, H, D = q_BTHD.shape
-    G = k_BSGD.shape[2]
+    G, V = v_BSGV.shape[2:]
     q = q_BTHD.view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, (H // G) * T, D)
-    mask = mask_BTS[:, None].repeat(1, 1, H // G, 1)
-    out = F.scaled_dot_product_attention(q, k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2), attn_mask=mask)
-    return out.view(B, G, H // G, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
+    mask, k, v = seen_BTS[:, None].repeat(1, 1, H // G, 1), k_BSGD.transpose(1, 2), v_BSGV.transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale)
+    return out.view(B, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(B, T, H, V)
 
 
-def causal_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-    """Each token sees itself and the ones before it → [B, T, H, D]."""
-    gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa).transpose(1, 2)
+def whole_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How, causal: bool) -> Tensor:
+    """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed."""
+    if how.plain:
+        gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGV))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=how.scale, enable_gqa=gqa)
+        return out.transpose(1, 2)
+    at = torch.arange(q_BTHD.shape[1], device=q_BTHD.device)
+    distance = (at - at[:, None])[None]
+    seen = how.within(distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal)
+    return masked_attention(q_BTHD, k_BTGD, v_BTGV, seen, how, distance)
 
 
 class RowAttention:
@@ -51,12 +66,8 @@ class RowAttention:
     def __init__(self, causal: bool) -> None:
         self._causal = causal
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        if self._causal:
-            return causal_attention(q_BTHD, k_BTGD, v_BTGD)
-        gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
-        q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGD))
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa).transpose(1, 2)
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal)
 
 
 class SegmentAttention:
@@ -85,11 +96,14 @@ class SegmentAttention:
         self._tokens = tokens
         # Padding slots read the document's first token and are masked.
         self._gather_SL = tokens[torch.where(inside_SL, begin[:, None] + offsets, begin[:, None])]
+        self._causal = causal
         own = inside_SL[:, None, :].expand(-1, L, -1)
         self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
-        self._set_prefix(segments_BT, begin, inside_SL)
+        # Padding slots stand where the document's first token does, so that they see that one in every window.
+        self._query_SL = torch.where(inside_SL, offsets, torch.zeros_like(offsets))
+        self._set_prefix(segments_BT, begin)
 
-    def _set_prefix(self, segments_BT: Tensor, begin: Tensor, inside_SL: Tensor) -> None:
+    def _set_prefix(self, segments_BT: Tensor, begin: Tensor) -> None:
         B, T = self._shape
         sizes = (segments_BT == 0).sum(1)
         P = int(sizes.max()) if B else 0
@@ -106,16 +120,28 @@ class SegmentAttention:
         self._prefix_SP = source[:1] if self._one_prefix else source
         L = self._mask_SLK.shape[1]
         self._mask_SLK = torch.cat((seen[:, None, :].expand(-1, L, -1), self._mask_SLK), dim=2)
+        self._before_S = sizes[row]
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
-        B, T, H, D = q_BTHD.shape
-        q_SLHD = _rows(q_BTHD, self._gather_SL)
-        out_SLHD = masked_attention(q_SLHD, self._keys(k_BTGD), self._keys(v_BTGD), self._mask_SLK)
-        picked = out_SLHD.reshape(-1, H * D).index_select(0, self._document * out_SLHD.shape[1] + self._offset)
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        (B, T, H), V = q_BTHD.shape[:3], v_BTGV.shape[3]
+        distance = None if how.plain else self._distance_SLK
+        seen = how.within(self._mask_SLK, distance, self._causal)
+        q, k, v = _rows(q_BTHD, self._gather_SL), self._keys(k_BTGD), self._keys(v_BTGV)
+        out_SLHV = masked_attention(q, k, v, seen, how, distance)
+        picked = out_SLHV.reshape(-1, H * V).index_select(0, self._document * out_SLHV.shape[1] + self._offset)
         if len(self._tokens) == B * T:
-            return picked.view(B, T, H, D)
-        out = picked.new_zeros(B * T, H * D)
-        return out.index_copy(0, self._tokens, picked).view(B, T, H, D)
+            return picked.view(B, T, H, V)
+        out = picked.new_zeros(B * T, H * V)
+        return out.index_copy(0, self._tokens, picked).view(B, T, H, V)
+
+    @cached_property
+    def _distance_SLK(self) -> Tensor:
+        query_SL1, device = self._query_SL[:, :, None], self._query_SL.device
+        own = torch.arange(query_SL1.shape[1], device=device) - query_SL1
+        if self._prefix_SP is None:
+            return own
+        prefix = torch.arange(self._prefix_SP.shape[1], device=device) - query_SL1 - self._before_S[:, None, None]
+        return torch.cat((prefix, own), dim=2)
 
     def _keys(self, x_BTGD: Tensor) -> Tensor:
         own_SLGD = _rows(x_BTGD, self._gather_SL)
@@ -146,6 +172,8 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
+        scales = spec.scales or Scales()
+        self.how = How(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         bias = spec.attention_bias
         self.q = Linear(hidden, q_size, bias, device, dtype)
@@ -158,4 +186,4 @@ class Attention(nn.Module):
         q, k, v = (layer(x_BTD).view(B, T, -1, self.head_dim) for layer in (self.q, self.k, self.v))
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        return self.o(attend(self.layer, q, k, v).reshape(B, T, -1))
+        return self.o(attend(self.layer, q, k, v, self.how).reshape(B, T, -1))

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.models.decoder import Decoder
 from bedplate.serving.call.state import House
 from bedplate.serving.callers.guard import guard_for
 from bedplate.serving.models.engines import opened, resident
@@ -110,4 +109,4 @@ def _whole(cards: Sequence[Card]) -> list[Card]:
 
 
 def _served(engine: Engine, name: str) -> Served:
-    return ServedBase(engine, name) if isinstance(engine.base.model, Decoder) else ServedEmbedder(engine, name)
+    return ServedBase(engine, name) if "generate" in engine.base.model.can else ServedEmbedder(engine, name)

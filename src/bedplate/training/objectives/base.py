@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.training.batch import Batch
 
-Models = Mapping[str, Decoder]
+Models = Mapping[str, Model]
 """Role → model."""
 
 Scope = Literal["row", "group", "global_batch"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError
-from bedplate.models.decoder import Decoder
+from bedplate.models.model import Model
 from bedplate.training.attention import training_attention
 from bedplate.training.batch import NO_TARGET, Batch
 from bedplate.training.objectives.base import Models, Scope, Term
@@ -17,7 +17,7 @@ HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 
 
-def token_losses(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
+def token_losses(model: Model, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
     """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
 
     With more than `rows` positions the logits are made, and made again for the gradient, piece by piece.
@@ -29,7 +29,7 @@ def token_losses(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, rows: int
     return torch.stack(losses).sum()
 
 
-def _cross_entropy(model: Decoder, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+def _cross_entropy(model: Model, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     logits_NV = model.head(hidden_ND)
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     return F.cross_entropy(logits_NV.to(wide), targets_N, reduction="sum")

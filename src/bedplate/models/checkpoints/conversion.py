@@ -1,0 +1,84 @@
+"""From a checkpoint's tensors to a model's parameters and back, one rule of the family at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError
+from bedplate.models.families import Family
+from bedplate.models.families.weights import Step
+from bedplate.models.specs.transformer import TransformerSpec
+
+_SHOWN = 8
+"""Names that an error lists; of more it says how many."""
+
+
+def read_parameters(
+    family: Family,
+    spec: TransformerSpec,
+    names: Sequence[str],
+    get: Callable[[str], Tensor],
+    wanted: Mapping[str, Tensor],
+    where: str,
+) -> Iterator[tuple[str, Tensor]]:
+    """The `wanted` parameters (name → a tensor of its shape) of the checkpoint that holds `names`, in its order.
+
+    CheckpointError, before anything is read, naming every tensor that is missing or that has no place.
+    """
+    for step, theirs in _plan(family, spec, names, wanted, where):
+        for name, tensor in zip(step.ours, step.rule.inverse([get(one) for one in theirs], spec), strict=True):
+            if tensor.shape != wanted[name].shape:
+                raise CheckpointError(
+                    f"{where}: {_listed(theirs)} gives {name} the shape {list(tensor.shape)}, "
+                    f"but the config asks for {list(wanted[name].shape)}"
+                )
+            yield name, tensor
+
+
+def _plan(
+    family: Family, spec: TransformerSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
+) -> list[tuple[Step, tuple[str, ...]]]:
+    """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
+    weights = family.weights
+    held = {weights.bare(name): name for name in names}
+    steps = [step for step in weights.steps(spec) if wanted.keys() >= set(step.ours)]
+    nameless = sorted(wanted.keys() - {name for step in steps for name in step.ours})
+    if nameless:
+        raise CheckpointError(f"{where}: {_listed(nameless)} has no name in the {' '.join(family.key)} family")
+    used = {name for step in steps for name in step.theirs}
+    missing = sorted(used - held.keys())
+    places = {held[name] for name in used & held.keys()}
+    surplus = sorted(name for name in names if name not in places and not weights.is_ignorable(name))
+    if missing or surplus:
+        what = [f"lacks {_listed(missing)}"] if missing else []
+        what += [f"holds {_listed(surplus)}, for which the config has no place"] if surplus else []
+        raise CheckpointError(
+            f"{where}: the checkpoint {' and '.join(what)} ({len(missing)} missing, {len(surplus)} surplus)"
+        )
+    order = {name: number for number, name in enumerate(names)}
+    found = [(step, tuple(held[name] for name in step.theirs)) for step in steps]
+    return sorted(found, key=lambda one: order[one[1][0]])
+
+
+def write_parameters(
+    family: Family, spec: TransformerSpec, parameters: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """The family's tensors of these parameters, in their order. CheckpointError for one that it has no name for."""
+    steps = [step for step in family.weights.steps(spec) if parameters.keys() >= set(step.ours)]
+    nameless = sorted(parameters.keys() - {name for step in steps for name in step.ours})
+    if nameless:
+        raise CheckpointError(
+            f"{_listed(nameless)} has no name in the {' '.join(family.key)} family; it cannot be exported"
+        )
+    first = {step.ours[0]: step for step in steps}
+    for step in (first[name] for name in parameters if name in first):
+        yield from zip(
+            step.theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_SHOWN]) + more

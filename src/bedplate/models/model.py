@@ -1,0 +1,40 @@
+"""What every architecture says of itself, so that nobody asks for its class: what it can do, and what it is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from bedplate.core.errors import UsageError
+from bedplate.models.inputs import Inputs, Outputs
+from bedplate.models.layers.attention import Attend
+from bedplate.models.specs.transformer import TransformerSpec
+
+Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcribe", "encode"]
+
+
+class Model(nn.Module, ABC):
+    """can: what its outputs are for. spec: what it was built from. embedding: the token table. layers: the blocks."""
+
+    can: ClassVar[frozenset[Ability]]
+    spec: TransformerSpec
+    embedding: nn.Embedding
+    layers: nn.ModuleList
+
+    @abstractmethod
+    def forward(
+        self,
+        inputs: Inputs,
+        cache: Attend | None = None,
+        capture: Collection[str] = (),
+        depth: int | None = None,
+    ) -> Outputs:
+        """Hidden states [B, T, D]: of the last block, or after `depth` blocks; those named in `capture` beside them."""
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Next-token logits [N, V] of hidden states [N, D]. UsageError for what cannot generate."""
+        can = ", ".join(sorted(self.can))
+        raise UsageError(f"this {self.spec.kind} has no next-token logits; it can {can}")

@@ -1,0 +1,61 @@
+"""What each layer keeps of earlier tokens while a sequence runs: one description for slots, blocks and prices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.transformer import TransformerSpec
+
+CacheKind = Literal["kv", "window", "latent", "cross", "convolution", "recurrent"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One thing that layer number `layer` keeps: `heads` pairs of `key_size` and `value_size` numbers.
+
+    kv: keys and values of every token. window: of the last `window` tokens. latent: one rotated key (key_size) and the
+    latent (value_size) of every token. cross: keys and values of every token of the encoder. convolution, recurrent:
+    of a sequence, however long: the last inputs of a convolution, the state of a recurrence.
+    """
+
+    layer: int
+    kind: CacheKind
+    heads: int
+    key_size: int
+    value_size: int
+    window: int | None = None
+
+    @property
+    def values(self) -> int:
+        """Numbers that are kept of one token, or of a sequence."""
+        return self.heads * (self.key_size + self.value_size)
+
+
+def cache_layout(spec: TransformerSpec) -> tuple[Kept, ...]:
+    """In the order of the layers; nothing for what sees all its tokens at once."""
+    return tuple(one for layer in range(spec.layers) for one in _layer(spec, layer)) if spec.kind == "decoder" else ()
+
+
+def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
+    heads, size, window = spec.kv_heads, spec.head_dim, spec.window(layer)
+    if spec.latent is not None:
+        yield Kept(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
+    else:
+        yield Kept(layer, "kv" if window is None else "window", heads, size, size, window)
+    if spec.cross_size is not None:
+        yield Kept(layer, "cross", heads, size, size)
+
+
+def keys_and_values(spec: TransformerSpec, by: str) -> tuple[Kept, ...]:
+    """The layout for a cache that keeps keys and values of all tokens; a layer's mask leaves out what its window does.
+
+    UnsupportedModelError naming the first layer that needs anything else, and `by`, which cannot keep it.
+    """
+    layout = cache_layout(spec)
+    other = next((one for one in layout if one.kind not in ("kv", "window")), None)
+    if other is not None:
+        raise UnsupportedModelError(f"layer {other.layer} keeps a cache of kind {other.kind!r}, which {by} cannot hold")
+    return layout

@@ -1,0 +1,147 @@
+"""Every field of a spec is known to the kernel or refused by its name, and one that specs do not have yet as well."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import pytest
+import torch
+from tests.inference.native_specs import spec_of
+
+from bedplate.inference.native.allowed import ALLOWED, refused_field
+from bedplate.inference.native.decoder import unsupported
+from bedplate.models.specs.transformer import (
+    Experts,
+    LatentAttention,
+    LinearScaling,
+    Llama3Scaling,
+    RelativeBias,
+    Rope,
+    Scales,
+    TransformerSpec,
+    YarnScaling,
+)
+
+LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=8, value_dim=8)
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "kind": ("encoder",),
+    "norm": ("layer",),
+    "norm_placement": ("post", "sandwich", "branch"),
+    "rope": (Rope(fraction=0.5), Rope(scaling=YarnScaling(4.0, 128))),
+    "activation": ("gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"),
+    "gated": (False,),
+    "token_types": (2,),
+    "pooler": (True,),
+    "position_rows": (100,),
+    "relative_bias": (RelativeBias(),),
+    "relative_projection": (True,),
+    "windows": ((64,), (64, None)),
+    "local_rope": (Rope(1e6),),
+    "latent": (LATENT,),
+    "experts": (Experts(4, 2, 16),),
+    "key_bias": (True,),
+    "output_bias": (True,),
+    "qk_norm": ("head", "projection"),
+    "norm_weight": (False,),
+    "embedding_norm": (True,),
+    "final_norm": (False,),
+    "first_norm": (False,),
+    "parallel": (True,),
+    "attention_sinks": (True,),
+    "cross_size": (48,),
+    "scales": (Scales(), Scales(attention_cap=50.0)),
+    "value_tables": (1,),
+    "prediction_modules": (1,),
+}
+"""Values of each field that the kernel does not run."""
+TAKEN: dict[str, tuple[Any, ...]] = {
+    "vocab_size": (7, 1000),
+    "hidden_size": (64, 256),
+    "layers": (1, 9),
+    "heads": (2, 8),
+    "kv_heads": (1, 6),
+    "head_dim": (16, 64),
+    "feedforward_size": (32, 320),
+    "context_length": (1, 4096),
+    "norm_eps": (1e-6, 1e-3),
+    "rope": (None, Rope(5e5), Rope(1e4, LinearScaling(2.0)), Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64))),
+    "attention_bias": (True,),
+    "feedforward_bias": (True,),
+    "tied_head": (False,),
+    "pooling": ("first", "last"),
+    "norm_bias": (False,),
+    "position_rows": (0,),
+    "windows": ((None, None),),
+    "key_bias": (False,),
+    "output_bias": (False,),
+    "embedding_norm": (False,),
+    "final_norm": (True,),
+}
+"""Values that it does run, beside the defaults."""
+
+
+def changed(field: str, value: Any) -> TransformerSpec:
+    more = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    return spec_of(**more, **{field: value})
+
+
+def test_every_field_is_in_the_list_and_here() -> None:
+    names = {field.name for field in fields(TransformerSpec)}
+    assert names == set(ALLOWED) == set(REFUSED) | set(TAKEN)
+    literal = {"kind", "norm", "norm_placement", "activation", "pooling", "qk_norm"}
+    assert {name: set(REFUSED.get(name, ())) | set(TAKEN.get(name, ())) for name in literal} == {
+        "kind": {"encoder"},  # a tower has no vocabulary, and is refused as one
+        "norm": {"layer"},
+        "norm_placement": {"post", "sandwich", "branch"},
+        "activation": {"gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"},
+        "pooling": {"first", "last"},
+        "qk_norm": {"head", "projection"},
+    }
+    for field in fields(TransformerSpec):
+        if isinstance(field.default, bool):
+            assert (not field.default,) in (REFUSED.get(field.name), TAKEN.get(field.name)), field.name
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in REFUSED.items() for value in values])
+def test_what_the_kernel_does_not_do_is_refused_by_name(field: str, value: Any) -> None:
+    spec = changed(field, value)
+    assert refused_field(spec) == field
+    said = unsupported(spec, torch.float32, torch.device("cpu"))
+    assert said is not None
+    assert f"{field} = {value!r}" in said
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in TAKEN.items() for value in values])
+def test_what_the_kernel_does_is_taken(field: str, value: Any) -> None:
+    assert refused_field(changed(field, value)) is None
+
+
+def test_defaults_are_taken_and_a_tower_is_not() -> None:
+    assert refused_field(spec_of()) is None
+    assert refused_field(spec_of(kind="tower", vocab_size=0)) == "kind"
+
+
+def test_a_field_that_specs_do_not_have_yet_is_refused_at_every_value() -> None:
+    @dataclass(frozen=True)
+    class Later(TransformerSpec):
+        residual_gates: bool = False
+
+    now = {field.name: getattr(spec_of(), field.name) for field in fields(TransformerSpec)}
+    for value in (False, True):
+        assert refused_field(Later(**now, residual_gates=value)) == "residual_gates"
+
+
+def test_a_part_that_says_more_than_the_kernel_knows_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Turned(Rope):
+        interleaved: bool = False
+
+    @dataclass(frozen=True)
+    class Stretched(LinearScaling):
+        until: int = 0
+
+    assert refused_field(spec_of(rope=Turned())) == "rope"
+    assert refused_field(spec_of(rope=Rope(1e4, Stretched(2.0)))) == "rope"
+    assert all(field.default is not MISSING for field in fields(Rope))

@@ -1,0 +1,272 @@
+"""What a layer wants of its attention, against torch and transformers; every layout does it alike, or refuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.near import assert_near
+from tests.references import reference_llama
+from tests.tiny import tiny_spec
+from torch import Tensor
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.models.decoder import Decoder
+from bedplate.models.families import FAMILIES
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.attention import Attend, RowAttention, SegmentAttention
+from bedplate.models.layers.how import PLAIN, How, plain_attention
+from bedplate.training.attention import BlockAttention
+
+H, G, D, V = 6, 2, 8, 5
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
+HALF = {torch.float32: 3e-5, torch.float64: 3e-6}
+"""Where transformers computes softmax in float32, whatever it is given."""
+CPU = torch.device("cpu")
+
+
+def alibi(distance: Tensor) -> Tensor:
+    """A bias by distance, another one for each head (https://arxiv.org/abs/2108.12409)."""
+    return -distance.abs()[:, None] * torch.arange(1, H + 1)[:, None, None] / 7
+
+
+HOWS: dict[str, How] = {
+    "plain": PLAIN,
+    "scale": How(scale=0.3),
+    "cap": How(cap=1.5),
+    "window": How(window=3),
+    "bias": How(bias=alibi),
+    "sinks": How(sinks=torch.linspace(-1, 2, H)),
+    "all": How(0.5, 2.0, 4, alibi, torch.linspace(1, 0, H)),
+}
+
+
+def some(seed: int, T: int, B: int = 1, value: int = V, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (B, T, H, D), (B, T, G, D), (B, T, G, value)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def distances(T: int) -> Tensor:
+    return (torch.arange(T) - torch.arange(T)[:, None])[None]
+
+
+def expected(how: How, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """The plain way, of whole rows."""
+    distance = distances(q.shape[1])
+    seen = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    return plain_attention(q, k, v, how.within(seen, distance, causal), how, distance)
+
+
+# --- the plain way against others
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("bias", [False, True])
+def test_scales_windows_and_biases_are_torchs(
+    seed: int, dtype: torch.dtype, window: int | None, scale: float | None, bias: bool
+) -> None:
+    q, k, v = some(seed, 9, B=2, dtype=dtype)
+    for causal in (True, False):
+        distance = distances(9)[0]
+        seen = distance <= 0 if causal else torch.ones(9, 9, dtype=torch.bool)
+        if window is not None:
+            seen &= (distance > -window) if causal else (distance.abs() <= window // 2)
+        mask = torch.zeros(H, 9, 9, dtype=dtype).masked_fill(~seen, -torch.inf)
+        if bias:
+            mask = mask + alibi(distance[None])[0].to(dtype)
+        heads = (x.transpose(1, 2).repeat_interleave(H // x.shape[2], dim=1) for x in (q, k, v))
+        theirs = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale).transpose(1, 2)
+        how = How(scale=scale, window=window, bias=alibi if bias else None)
+        assert_near(expected(how, q, k, v, causal), theirs, TOLERANCE[dtype])
+
+
+def causal_mask(T: int, dtype: torch.dtype, window: int | None = None) -> Tensor:
+    distance = distances(T)[0]
+    seen = (distance <= 0) & (distance > -(window or T))
+    return torch.zeros(T, T, dtype=dtype).masked_fill(~seen, -torch.inf)[None, None]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_soft_cap_is_gemma_2s(seed: int, dtype: torch.dtype, window: int | None) -> None:
+    q, k, v = some(seed, 11, B=2, dtype=dtype)
+    module: Any = SimpleNamespace(num_key_value_groups=H // G, training=False)
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    theirs, _ = gemma2(module, *heads, causal_mask(11, dtype, window), scaling=0.7, softcap=1.2)
+    assert_near(expected(How(scale=0.7, cap=1.2, window=window), q, k, v, causal=True), theirs, HALF[dtype])
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("window", [None, 4])
+def test_sinks_are_gpt_oss(seed: int, dtype: torch.dtype, window: int | None) -> None:
+    q, k, v = some(seed, 11, B=2, dtype=dtype)
+    sinks = torch.randn(H, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    module: Any = SimpleNamespace(num_key_value_groups=H // G, training=False, sinks=sinks)
+    heads = (x.transpose(1, 2) for x in (q, k, v))
+    theirs, _ = gpt_oss(module, *heads, causal_mask(11, dtype, window), scaling=D**-0.5)
+    assert_near(expected(How(window=window, sinks=sinks), q, k, v, causal=True), theirs, HALF[dtype])
+
+
+def test_a_bias_by_distance_is_t5s(seed: int) -> None:
+    torch.manual_seed(seed)
+    config = transformers.T5Config(
+        d_model=H * D, d_kv=D, num_heads=H, relative_attention_num_buckets=8, relative_attention_max_distance=20
+    )
+    theirs = T5Attention(config, has_relative_attention_bias=True).eval()
+    x = torch.randn(2, 30, H * D)
+
+    def bias(distance: Tensor) -> Tensor:
+        buckets = T5Attention._relative_position_bucket(distance, True, 8, 20)
+        return theirs.relative_attention_bias(buckets).permute(0, 3, 1, 2)
+
+    q, k, v = (linear(x).view(2, 30, H, D) for linear in (theirs.q, theirs.k, theirs.v))
+    ours = RowAttention(causal=False)(0, q, k, v, How(scale=1.0, bias=bias))
+    assert_near(theirs.o(ours.flatten(2)), theirs(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_decoder_with_windows_is_mistral(seed: int, dtype: torch.dtype) -> None:
+    """Also in chunks, from slots and from blocks."""
+    torch.manual_seed(seed)
+    config = transformers.MistralConfig(
+        **{name: value for name, value in reference_llama(0).config.to_dict().items() if name in SHARED},
+        sliding_window=7,
+        attn_implementation="eager",
+    )
+    reference = transformers.MistralForCausalLM(config).to(dtype).eval()
+    family = FAMILIES["hf", "llama"]
+    spec = family.to_spec(reference_llama(0).config.to_dict()).with_(windows=(7,))
+    ours = Decoder(spec, dtype=dtype)
+    state = {family.weights.from_external(name): value for name, value in reference.state_dict().items()}
+    del state["lm_head.weight"]
+    ours.load_state_dict(state)
+    tokens = torch.randint(0, 97, (1, 40), generator=torch.Generator().manual_seed(seed))
+    with torch.inference_mode():
+        theirs = reference(tokens).logits[0]
+        assert_near(ours.head(ours(Inputs(tokens)).hidden[0]), theirs, HALF[dtype])
+        for cache in (SlotCache(spec, dtype, CPU), PagedCache(spec, dtype, CPU, 1 << 20, block=4)):
+            found: list[Tensor] = []
+            for start, length in ((0, 13), (13, 1), (14, 22), (36, 4)):
+                cache.reserve({0: start + length})
+                at = torch.arange(start, start + length)[None]
+                attend = cache.attend([Span(0, start, length)])
+                found.append(ours.head(ours(Inputs(tokens[:, start : start + length], at), cache=attend).hidden[0]))
+            assert_near(torch.cat(found), theirs, HALF[dtype])
+
+
+SHARED = {
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "max_position_embeddings", "tie_word_embeddings", "rope_parameters", "rms_norm_eps"),
+}
+
+
+# --- every layout does the same
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_whole_rows(how: str, causal: bool, dtype: torch.dtype) -> None:
+    q, k, v = some(1, 12, B=3, dtype=dtype)
+    found = RowAttention(causal)(0, q, k, v, HOWS[how])
+    assert found.shape == (3, 12, H, V)
+    assert_near(found, expected(HOWS[how], q, k, v, causal), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("causal", [True, False])
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 5), st.lists(st.integers(1, 9), min_size=1, max_size=3)), min_size=1, max_size=3
+    )
+)
+def test_packed_documents(how: str, causal: bool, rows: list[tuple[int, list[int]]]) -> None:
+    """Each as by itself; where all see each other there is no shared prefix, which would see what follows it."""
+    rows = rows if causal else [(0, lengths) for _, lengths in rows]
+    T = max(prefix + sum(lengths) for prefix, lengths in rows)
+    segments = torch.full((len(rows), T), -1)
+    for row, (prefix, lengths) in zip(segments, rows, strict=True):
+        numbers = [0] * prefix + [i + 1 for i, n in enumerate(lengths) for _ in range(n)]
+        row[: len(numbers)] = torch.tensor(numbers)
+    q, k, v = (x.requires_grad_() for x in some(len(rows) * 100 + T, T, B=len(rows)))
+    found = SegmentAttention(segments, causal)(0, q, k, v, HOWS[how])
+    for b, (_, lengths) in enumerate(rows):
+        for i in range(len(lengths)):
+            picked = (segments[b] == 0) | (segments[b] == i + 1)
+            alone = expected(HOWS[how], *(x[b : b + 1, picked] for x in (q, k, v)), causal)
+            assert_near(found[b, segments[b] == i + 1], alone[0, (segments[b] == i + 1)[picked]])
+    found.square().sum().backward()
+    assert all(bool(x.grad.isfinite().all()) for x in (q, k, v) if x.grad is not None)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("kind", ["slots", "blocks"])
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_cached_sequences(how: str, kind: str, data: st.DataObject) -> None:
+    """Sequences in pieces, beside each other, from slots or blocks: each as the whole sequence."""
+    spec = tiny_spec(layers=1)
+    cache = SlotCache(spec, torch.float32, CPU) if kind == "slots" else PagedCache(spec, torch.float32, CPU, 1 << 20)
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    wholes = [some(7 * n + row, n, value=D) for row, n in enumerate(lengths)]
+    done = [0] * len(lengths)
+    while any(at < n for at, n in zip(done, lengths, strict=True)):
+        spans = [
+            Span(row, at, min(data.draw(st.sampled_from([1, 2, 5, 20])), n - at))
+            for row, (at, n) in enumerate(zip(done, lengths, strict=True))
+            if at < n
+        ]
+        cache.reserve({row: max(at, 1) for row, at in enumerate(done)} | {span.row: span.end for span in spans})
+        batch = (torch.cat([wholes[s.row][part][:, s.start : s.end] for s in spans], dim=1) for part in range(3))
+        found = cache.attend(spans)(0, *batch, HOWS[how])[0].split([span.length for span in spans])
+        for span, ours in zip(spans, found, strict=True):
+            alone = expected(HOWS[how], *(x[:, : span.end] for x in wholes[span.row]), causal=True)
+            assert_near(ours, alone[0, span.start :])
+            done[span.row] = span.end
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [None, 0.4])
+def test_blocks_for_training_scale_and_have_values_of_their_own_size(dtype: torch.dtype, scale: float | None) -> None:
+    segments = torch.tensor([0] * 4 + [1] * 7 + [2] * 3 + [3] * 120)
+    grads: list[list[Tensor | None]] = []
+    outs: list[Tensor] = []
+    ways: list[Attend] = [BlockAttention(segments, dtype), SegmentAttention(segments[None], causal=True)]
+    for attend in ways:
+        q, k, v = (x.requires_grad_() for x in some(3, len(segments), dtype=dtype))
+        outs.append(attend(0, q, k, v, How(scale=scale)))
+        (outs[-1] * torch.linspace(-1, 1, V).to(dtype)).sum().backward()
+        grads.append([q.grad, k.grad, v.grad])
+    assert_near(*outs, TOLERANCE[dtype])
+    for ours, theirs in zip(*grads, strict=True):
+        assert_near(ours, theirs, 10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("cap", "a cap"), ("window", "a window"), ("bias", "a bias"), ("sinks", "sinks"), ("all", "a cap")],
+)
+def test_blocks_for_training_refuse_by_name(how: str, said: str) -> None:
+    attend = BlockAttention(torch.tensor([1, 1, 2]), torch.float32)
+    with pytest.raises(UnsupportedModelError, match=f"attention with {said} is not supported by attention in blocks"):
+        attend(0, *some(0, 3), HOWS[how])
+
+
+def test_what_is_wanted_is_said() -> None:
+    assert [name for name, how in HOWS.items() if how.plain] == ["plain", "scale"]
+    assert [name for name, how in HOWS.items() if how.fused] == ["plain", "scale", "window"]

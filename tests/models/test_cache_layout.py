@@ -1,0 +1,129 @@
+"""What layers keep: by the spec, allocated so by slots and blocks, and counted so by the cost model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.tiny import tiny_spec
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.economics.model.memory import kv_bytes, kv_bytes_per_token
+from bedplate.inference.forward import kv_cache, paged
+from bedplate.inference.forward.kv_cache import SlotCache, SlotSegment, Span
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.models.layers.attention import RowAttention
+from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, TransformerSpec
+from bedplate.models.specs.cache import Kept, cache_layout
+from bedplate.models.specs.presets import PRESETS
+from bedplate.models.specs.transformer import LatentAttention
+
+CPU = torch.device("cpu")
+LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)
+
+
+def stack(name: str) -> TransformerSpec:
+    spec = PRESETS[name].spec
+    found = spec.decoder if isinstance(spec, EncoderDecoderSpec) else spec
+    assert isinstance(found, TransformerSpec)
+    return found
+
+
+def test_what_layers_keep() -> None:
+    assert cache_layout(tiny_spec(layers=1)) == (Kept(0, "kv", 2, 8, 8),)
+    windows = cache_layout(tiny_spec(layers=3, windows=(64, None)))
+    assert [(one.layer, one.kind, one.window) for one in windows] == [
+        (0, "window", 64),
+        (1, "kv", None),
+        (2, "window", 64),
+    ]
+    latent = tiny_spec(layers=2, kv_heads=6, head_dim=12, latent=LATENT)
+    assert [(one.kind, one.values) for one in cache_layout(latent)] == [("latent", 20), ("latent", 20)]
+    cross = cache_layout(tiny_spec(layers=2, cross_size=48))
+    assert [(one.layer, one.kind) for one in cross] == [(0, "kv"), (0, "cross"), (1, "kv"), (1, "cross")]
+    assert cache_layout(stack("bert-base")) == ()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, p in PRESETS.items() if isinstance(p.spec, TransformerSpec | EncoderDecoderSpec)]
+)
+def test_the_cost_model_counts_what_layers_keep(name: str) -> None:
+    spec = PRESETS[name].spec
+    layout = cache_layout(stack(name))
+    own = [one for one in layout if one.kind != "cross"]
+    assert 2.0 * sum(one.values for one in own) == kv_bytes_per_token(spec)
+    context, source = 5000, 70
+    if isinstance(spec, EncoderDecoderSpec) and isinstance(spec.encoder, AudioSpec):
+        source = spec.encoder.window_tokens  # sound is always a whole window
+    kept = sum(one.values * min(context, one.window or context) for one in own)
+    kept += sum(one.values * source for one in layout if one.kind == "cross")
+    assert 2.0 * kept == kv_bytes(spec, context, source_tokens=70)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"kv_heads": 3, "head_dim": 16}, {"windows": (4, None)}])
+def test_slots_and_blocks_take_what_the_cost_model_says(dtype: torch.dtype, changes: dict[str, object]) -> None:
+    spec = tiny_spec(**changes)
+    each = kv_bytes_per_token(spec, dtype.itemsize)
+    slots = SlotCache(spec, dtype, CPU)
+    slots.reserve({2: 300})
+    blocks = PagedCache(spec, dtype, CPU, 1 << 20)
+    assert slots.token_bytes == blocks.token_bytes == each
+    assert _bytes(slots) == slots.rows * slots.capacity * each
+    assert _bytes(blocks) == blocks.blocks * blocks.block * each
+    assert slots.saved_bytes(2) == each * 2 // 3
+    assert slots.save(0, 10, 30).nbytes == 20 * each
+    assert slots.save(0, 10, 30, depth=2).nbytes == 20 * slots.saved_bytes(2)
+
+
+def _bytes(cache: SlotCache | PagedCache) -> int:
+    return sum(x.numel() * x.element_size() for x in (*cache.keys, *cache.values))
+
+
+@pytest.mark.parametrize("make", [SlotCache, lambda *given: PagedCache(*given, 1 << 20)])
+@pytest.mark.parametrize(
+    ("changes", "kind"), [({"kv_heads": 6, "head_dim": 12, "latent": LATENT}, "latent"), ({"cross_size": 48}, "cross")]
+)
+def test_what_a_cache_cannot_hold_is_refused_by_name(make: type, changes: dict[str, object], kind: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"layer 0 keeps a cache of kind '{kind}', which a cache of "):
+        make(tiny_spec(**changes), torch.float32, CPU)
+
+
+def test_layers_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values of one size are kept together, whatever layer they are of, and come back where they were."""
+    layout = (Kept(0, "kv", 2, 8, 6), Kept(1, "kv", 1, 6, 6), Kept(2, "kv", 2, 8, 8))
+    for module in (kv_cache, paged):
+        monkeypatch.setattr(module, "keys_and_values", lambda *_: layout)
+    slots, blocks = SlotCache(tiny_spec(), torch.float32, CPU), PagedCache(tiny_spec(), torch.float32, CPU, 1 << 20)
+    generator = torch.Generator().manual_seed(0)
+    kept: list[tuple[torch.Tensor, ...]] = []
+    for cache in (slots, blocks):
+        cache.reserve({0: 32, 1: 32})
+    for one in layout:
+        q, k, v = (
+            torch.randn(1, 32, n, size, generator=generator)
+            for n, size in ((6, one.key_size), (one.heads, one.key_size), (one.heads, one.value_size))
+        )
+        expected = RowAttention(causal=True)(one.layer, q, k, v)
+        for cache in (slots, blocks):
+            for spans in ([Span(1, 0, 32)], [Span(1, 0, 20)], [Span(1, 20, 12)]):
+                at = slice(spans[0].start, spans[0].end)
+                found = cache.attend(spans)(one.layer, q[:, at], k[:, at], v[:, at])
+                torch.testing.assert_close(found, expected[:, at])
+        kept.append((k[0], v[0]))
+    for depth in (None, 2, 1):
+        segment = slots.save(1, 0, 32, depth)
+        assert segment.nbytes == 32 * slots.saved_bytes(depth)
+        first, second = segment.split(10)
+        other = SlotCache(tiny_spec(), torch.float32, CPU)
+        other.load(0, 0, first, 10)
+        other.load(0, 10, second, 22)
+        for number, (k, v) in enumerate(kept):
+            inside = depth is None or number < depth
+            assert torch.equal(other.keys[number][0, :, :32].transpose(0, 1), k if inside else torch.zeros_like(k))
+            assert torch.equal(other.values[number][0, :, :32].transpose(0, 1), v if inside else torch.zeros_like(v))
+        segment.release()
+        assert isinstance(segment, SlotSegment)
+        assert segment.nbytes == 0
+    slots.reserve({3: 900})  # grown: what was there is there still
+    for number, (k, _) in enumerate(kept):
+        assert torch.equal(slots.keys[number][1, :, :32].transpose(0, 1), k)

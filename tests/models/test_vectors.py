@@ -1,0 +1,70 @@
+"""Vectors in the place of tokens: those of tokens say what the tokens say, and gradients reach them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.references import converted, reference_bert, reference_llama
+
+from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
+
+MODELS = {"decoder": reference_llama, "encoder": reference_bert}
+
+
+def model_of(kind: str, dtype: torch.dtype) -> Model:
+    return converted(MODELS[kind](0), dtype)[0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("packed", [False, True])
+def test_vectors_of_tokens_are_those_tokens(kind: str, dtype: torch.dtype, packed: bool, seed: int) -> None:
+    model = model_of(kind, dtype)
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 97, (2, 12), generator=generator)
+    given = torch.rand(2, 12, generator=generator) < 0.4
+    segments = torch.tensor([[1] * 5 + [2] * 7, [1] * 9 + [-1] * 3]) if packed else None
+    expected = model(Inputs(tokens, segments=segments)).hidden
+    vectors = torch.where(given[..., None], model.embedding(tokens), torch.full((), 7.0, dtype=dtype))
+    # What stands under a vector is no token: any number will do.
+    elsewhere = torch.where(given, torch.full_like(tokens, -5), tokens)
+    found = model(Inputs(elsewhere, segments=segments, vectors=vectors, given=given)).hidden
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_reach_the_vectors_that_are_given_and_no_others(kind: str) -> None:
+    model = model_of(kind, torch.float64)
+    vectors = torch.randn(1, 6, 48, dtype=torch.float64, requires_grad=True)
+    given = torch.tensor([[True, False, True, True, False, False]])
+    model(Inputs(torch.arange(6)[None], vectors=vectors, given=given)).hidden.square().sum().backward()
+    assert vectors.grad is not None
+    assert (vectors.grad[0].abs().sum(1) > 0).tolist() == given[0].tolist()
+
+
+def test_vectors_are_rounded_to_the_models_dtype() -> None:
+    model = model_of("decoder", torch.float32).to(torch.bfloat16)
+    vectors = torch.randn(1, 4, 48)
+    given = torch.ones(1, 4, dtype=torch.bool)
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    found = [model(Inputs(tokens, vectors=v, given=given)).hidden for v in (vectors, vectors.bfloat16())]
+    assert found[0].dtype == torch.bfloat16
+    assert torch.equal(*found)
+
+
+def test_vectors_reach_a_cache() -> None:
+    """Keys and values of vectors, then tokens behind them, are those of one pass."""
+    model = model_of("decoder", torch.float64)
+    tokens = torch.arange(3, 15)[None]
+    vectors = torch.randn(1, 5, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat((vectors, torch.zeros(1, 7, 48, dtype=torch.float64)), dim=1)
+    given = torch.arange(12)[None] < 5
+    expected = model(Inputs(tokens, vectors=whole, given=given)).hidden
+    cache = SlotCache(model.spec, torch.float64, torch.device("cpu"))
+    with torch.inference_mode():
+        first = Inputs(tokens[:, :5], torch.arange(5)[None], vectors=vectors, given=given[:, :5])
+        model(first, cache=cache.attend([Span(0, 0, 5)]))
+        after = model(Inputs(tokens[:, 5:], torch.arange(5, 12)[None]), cache=cache.attend([Span(0, 5, 7)])).hidden
+    torch.testing.assert_close(after, expected[:, 5:])
