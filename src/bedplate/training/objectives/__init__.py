@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from bedplate.training.objectives.base import Models, Objective, Scope, Term
+from collections.abc import Callable
+from typing import Any
+
+from bedplate.training.objectives.base import Model, Models, Objective, Scope, Term
 from bedplate.training.objectives.language import NextToken, Sft
 
-OBJECTIVES: dict[str, type[NextToken]] = {
+OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
     "next_token": NextToken,
     "sft": Sft,
 }
 
-__all__ = ["OBJECTIVES", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]
+__all__ = ["OBJECTIVES", "Model", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]
