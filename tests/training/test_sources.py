@@ -1,4 +1,4 @@
-"""Sources: ranks share every step, the corpus is read as it is needed, and what it is called decides what is resumed."""
+"""Sources: ranks share every step, the corpus is read as it is needed, its hash decides what is resumed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_ranks_share_every_step_in_one_order(count, size, world, micro, order, d
         return [[id for batch in step for id in batch.ids] for step in source(shard)]
 
     ranks = [drawn((rank, world)) for rank in range(world)]
-    assert [sum(parts, []) for parts in zip(*ranks, strict=True)] == drawn((0, 1))
+    assert [[id for part in parts for id in part] for parts in zip(*ranks, strict=True)] == drawn((0, 1))
     assert source((0, 1)).identity == source((world - 1, world)).identity
     if not documents:  # as many examples for each as can be
         assert all(max(map(len, parts)) - min(map(len, parts)) <= 1 for parts in zip(*ranks, strict=True))
