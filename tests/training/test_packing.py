@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
 from bedplate.models.inputs import Inputs
-from bedplate.training.attention import BlockAttention, training_attention
 from bedplate.training.batch import NO_TARGET, TrainingExample
 from bedplate.training.objectives import Sft
+from bedplate.training.packed_attention import BlockAttention, training_attention
 from bedplate.training.packing import common_prefix, pack_documents, pack_examples, rows_batch
 
 

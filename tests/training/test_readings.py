@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bedplate.core.errors import TrainingError
-from bedplate.training.attention import MaskAttention, training_attention
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft, Term
+from bedplate.training.packed_attention import MaskAttention, training_attention
 from bedplate.training.packing import pack_documents, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
 

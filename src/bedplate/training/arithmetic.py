@@ -29,7 +29,7 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.objectives import Model, Sft
 from bedplate.training.packing import pack_examples
 
-Updated = Literal["adapters", "weights"]
+TrainedPart = Literal["adapters", "weights"]
 """What a run trains: something beside a frozen base, or the base's own weights."""
 Asked = Literal["auto", "bfloat16", "float32"]
 
@@ -75,7 +75,7 @@ def held(model: Model) -> Arithmetic:
     return Arithmetic(dtype_name(next(model.parameters()).dtype))
 
 
-def candidates(own: Arithmetic, device: torch.device, trained: Updated) -> list[Arithmetic]:
+def candidates(own: Arithmetic, device: torch.device, trained: TrainedPart) -> list[Arithmetic]:
     """All that a base of this arithmetic may be trained in, its own first."""
     if device.type != "cpu" or own.dtype not in ("bfloat16", "float32"):
         return [own]
@@ -84,7 +84,7 @@ def candidates(own: Arithmetic, device: torch.device, trained: Updated) -> list[
     return [*found, Arithmetic("float32", "onednn")] if has_onednn() and trained == "adapters" else found
 
 
-def choose(model: Model, trained: Updated, asked: Asked = "auto") -> Arithmetic:
+def choose(model: Model, trained: TrainedPart, asked: Asked = "auto") -> Arithmetic:
     """The fastest arithmetic for training this base here, of the dtype that is `asked` for.
 
     The base's own unless another is clearly faster; no measurement for models that are no decoders, other devices than
@@ -125,7 +125,7 @@ def token_seconds(model: Decoder, asked: Asked = "auto") -> float | None:
     return seconds[way] / tokens * model.spec.layers / _blocks(model.spec)
 
 
-def measured(spec: TransformerSpec, trained: Updated, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
     left out."""
     key = {
@@ -151,7 +151,7 @@ def measured(spec: TransformerSpec, trained: Updated, ways: Sequence[Arithmetic]
     return measured_once("training", key, lambda: measure(spec, trained, ways), to_json, from_json)
 
 
-def measure(spec: TransformerSpec, trained: Updated, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measure(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Measures now, in a second or two, and leaves no trace in the process. Raises UsageError if nothing can run."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
@@ -187,7 +187,7 @@ def by_turns(
     return best
 
 
-def _step_of(spec: TransformerSpec, trained: Updated, way: Arithmetic) -> Callable[[], None]:
+def _step_of(spec: TransformerSpec, trained: TrainedPart, way: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
     model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
     parameters = list(model.parameters())

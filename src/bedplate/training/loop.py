@@ -20,7 +20,7 @@ from bedplate.training.batch import MicroBatch
 from bedplate.training.computing import computing, lacks_room, of_one_dtype
 from bedplate.training.config import TrainConfig
 from bedplate.training.interrupts import Interrupts
-from bedplate.training.metrics import MetricsLog
+from bedplate.training.metrics_log import MetricsLog
 from bedplate.training.objectives import Model, Models, Objective
 from bedplate.training.optimizers import NamedParameters, Optimization
 from bedplate.training.random_states import random_states, seeded, set_random_states
@@ -105,7 +105,7 @@ def train(
         "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in trained.items()},
         "identity": dict(identity or {}),
     }
-    store = store or StateFile(out)
+    store = StateFile(out) if store is None else store
     with run_directory(out):
         last = store.latest()
         saved = None if last is None else store.load(last)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bedplate.training.objectives.base import Model, Models, Objective, Scope, Term
 from bedplate.training.objectives.language import NextToken, Sft
+from bedplate.training.objectives.objective import Model, Models, Objective, Scope, Term
 
 OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
     "next_token": NextToken,

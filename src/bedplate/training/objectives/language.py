@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError
-from bedplate.training.attention import training_attention
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.base import Model, Models, Scope, Term
+from bedplate.training.objectives.objective import Model, Models, Scope, Term
+from bedplate.training.packed_attention import training_attention
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
