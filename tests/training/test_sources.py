@@ -134,6 +134,7 @@ def test_documents_are_read_in_the_steps_that_hold_them(make_decoder, tmp_path) 
     (batch,) = next(drawn)
     assert sorted(set(corpus.asked)) == sorted(int(id) for id in batch.ids)
     model = make_decoder(torch.float32)
+    source = DocumentSource(corpus, 8, 2, lengths=corpus.lengths, content="0" * 64)
     train(model, source, NextToken(), CONFIG, tmp_path, model.named_parameters())
     assert sorted(set(corpus.asked)) == list(range(8))
 

@@ -13,6 +13,12 @@ from bedplate.training.config import TrainConfig
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
+class _AdamW(torch.optim.AdamW):
+    """Changes nothing where `found_inf`, a float32 scalar on the device, is 1: torch's own gradient scaler sets it."""
+
+    found_inf: Tensor | None = None
+
+
 class Optimization:
     """AdamW over `trainable`, in float32 (or wider) whatever the parameters' own type.
 
@@ -38,7 +44,7 @@ class Optimization:
             for params, decay in ((matrices, config.weight_decay), (others, 0.0))
             if params
         ]
-        self._adamw = torch.optim.AdamW(
+        self._adamw = _AdamW(
             groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
         )
 
@@ -68,7 +74,7 @@ class Optimization:
 
     def step(self, learning_rate: float, void: Tensor) -> None:
         """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
-        self._adamw.found_inf = void  # what torch's own scaler tells a fused optimizer
+        self._adamw.found_inf = void
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()

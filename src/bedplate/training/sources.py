@@ -69,14 +69,14 @@ class _EpochSource(ABC):
         self._step_size, self._shard, self._content, self._settings = step_size, shard, content, settings
         self._order: tuple[int, list[list[int]]] | None = None
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
-        return {self.made_of: self._content or self._tokens_hash(), **self._settings}
+        return {self.made_of: self._content or self._tokens_hash, **self._settings}
 
     def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """Earlier versions named every content by the hash of its tokens, which is computed for their runs alone."""
         same = saved.get(self.made_of) == self.identity[self.made_of]
-        return self.identity if same else {**self.identity, self.made_of: self._tokens_hash()}
+        return self.identity if same else {**self.identity, self.made_of: self._tokens_hash}
 
     @property
     def steps(self) -> int | None:
@@ -91,9 +91,13 @@ class _EpochSource(ABC):
             self._drawn += 1
             yield tuple(self._micro_batches(numbers[len(numbers) * rank // world : len(numbers) * (rank + 1) // world]))
 
-    @abstractmethod
+    @cached_property
     def _tokens_hash(self) -> str:
-        """sha256 of everything there is to learn."""
+        return sha256_json(self._everything())
+
+    @abstractmethod
+    def _everything(self) -> Any:
+        """All that there is to learn, as a JSON value."""
 
     @abstractmethod
     def _steps(self, epoch: int) -> list[list[int]]:
@@ -158,8 +162,8 @@ class ExampleSource(_EpochSource):
         }
         super().__init__(len(examples), batch_size, epochs, shard, content, settings)
 
-    def _tokens_hash(self) -> str:
-        return sha256_json([[e.id, list(e.ids), list(e.loss)] for e in self._examples])
+    def _everything(self) -> Any:
+        return [[e.id, list(e.ids), list(e.loss)] for e in self._examples]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         size, order = self._step_size, list(range(len(self._examples)))
@@ -256,8 +260,8 @@ class DocumentSource(_EpochSource):
         }
         super().__init__(len(self.packed.rows), batch_rows, epochs, shard, content, settings)
 
-    def _tokens_hash(self) -> str:
-        return sha256_json([list(d) for d in self._documents])
+    def _everything(self) -> Any:
+        return [list(d) for d in self._documents]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self.packed.rows)))
