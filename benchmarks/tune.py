@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, family_in
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import Batch, Example
+from bedplate.training.batch import PackedBatch, TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
 from bedplate.training.loop import evaluate_loss, train
@@ -74,7 +74,7 @@ def computing_in(setting: Setting) -> AbstractContextManager[Any]:
     return nullcontext() if setting == "float32" else torch.autocast("cpu", torch.bfloat16)
 
 
-def fastest_setting(directory: Path, batches: Sequence[Sequence[Example]]) -> Setting:
+def fastest_setting(directory: Path, batches: Sequence[Sequence[TrainingExample]]) -> Setting:
     """The peers' faster one here: a forward and backward pass of each batch, in turns, the best time of each."""
     models = {setting: peft_model(directory, setting).train() for setting in SETTINGS}
     best = dict.fromkeys(SETTINGS, float("inf"))
@@ -107,7 +107,7 @@ class Peft:
     """peft's model with our initial adapter, and the usual padded training step."""
 
     def __init__(
-        self, directory: Path, base: Base, bank: Bank, slot: int, batches: list[list[Example]], setting: Setting
+        self, directory: Path, base: Base, bank: Bank, slot: int, batches: list[list[TrainingExample]], setting: Setting
     ) -> None:
         self.setting = setting
         self.model: Any = peft_model(directory, setting).train()
@@ -146,7 +146,7 @@ class Peft:
         self.run.seconds.append(time.perf_counter() - started)
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example]) -> None:
+    def evaluate(self, examples: Sequence[TrainingExample]) -> None:
         self.model.eval()
         total, count = 0.0, 0
         for batch in chunks(examples):
@@ -176,8 +176,11 @@ class InTurns:
         self.packing: list[float] = []
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
         return self._source.identity
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._source.identity_like(saved)
 
     @property
     def steps(self) -> int | None:
@@ -189,7 +192,7 @@ class InTurns:
     def load_state(self, state: dict[str, Any]) -> None:
         self._source.load_state(state)
 
-    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         inner = iter(self._source)
         for number in range(self._source.steps or 0):
             self._others(number)
@@ -199,11 +202,11 @@ class InTurns:
             yield batches
 
 
-def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def padded(batch: Sequence[TrainingExample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """ids, attention mask and labels, each [B, T], padded on the right to the batch's longest."""
     width = max(len(e.ids) for e in batch)
 
-    def rows(values: Callable[[Example], list[int]], fill: int) -> torch.Tensor:
+    def rows(values: Callable[[TrainingExample], list[int]], fill: int) -> torch.Tensor:
         return torch.tensor([values(e) + [fill] * (width - len(e.ids)) for e in batch])
 
     ids = rows(lambda e: list(e.ids), 0)
@@ -211,9 +214,9 @@ def padded(batch: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.
     return ids, mask, rows(lambda e: [t if on else -100 for t, on in zip(e.ids, e.loss, strict=True)], -100)
 
 
-def review_examples(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[Example]:
+def review_examples(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[TrainingExample]:
     """The demo's reviews with the label to learn."""
-    made: list[Example] = []
+    made: list[TrainingExample] = []
     for row in rows:
         prompt = (
             f"Decide whether the product review is positive or negative.\n\nReview: {row.inputs['review']}\nSentiment:"
@@ -222,11 +225,11 @@ def review_examples(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[Exam
     return made
 
 
-def chunks(examples: Sequence[Example]) -> list[list[Example]]:
+def chunks(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
     return [list(examples[i : i + BATCH]) for i in range(0, len(examples), BATCH)]
 
 
-def length_grouped(examples: Sequence[Example], seed: int) -> list[list[Example]]:
+def length_grouped(examples: Sequence[TrainingExample], seed: int) -> list[list[TrainingExample]]:
     """As transformers' LengthGroupedSampler orders them: pools of 50 batches, sorted by length."""
     from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -236,7 +239,12 @@ def length_grouped(examples: Sequence[Example], seed: int) -> list[list[Example]
 
 
 def one_seed(
-    base: Base, directory: Path, examples: Sequence[Example], valid: Sequence[Example], seed: int, setting: Setting
+    base: Base,
+    directory: Path,
+    examples: Sequence[TrainingExample],
+    valid: Sequence[TrainingExample],
+    seed: int,
+    setting: Setting,
 ) -> list[Run]:
     """Ours, then the three peers, trained side by side."""
     bank = Bank(base.model)

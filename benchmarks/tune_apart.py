@@ -35,7 +35,7 @@ from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
 from comparison import Row, need, report, start
@@ -71,7 +71,7 @@ class Measured:
 # --- the examples, made once and read by every process
 
 
-def long_examples(tokenizer: Tokenizer, rows: Sequence[Labelled], count: int) -> list[Example]:
+def long_examples(tokenizer: Tokenizer, rows: Sequence[Labelled], count: int) -> list[TrainingExample]:
     """Reviews in a row, cut every 512 tokens."""
     ids = tokenizer.encode("\n".join(row.inputs["review"] for row in rows))
     pieces = [ids[i : i + LONG] for i in range(0, len(ids) - LONG + 1, LONG)]
@@ -83,22 +83,22 @@ def long_examples(tokenizer: Tokenizer, rows: Sequence[Labelled], count: int) ->
     return [completion_example(p[:kept], p[kept:], str(n)) for n, p in enumerate(pieces[:count])]
 
 
-def write_examples(path: Path, examples: Sequence[Example]) -> None:
+def write_examples(path: Path, examples: Sequence[TrainingExample]) -> None:
     path.write_text("".join(json.dumps(asdict(e)) + "\n" for e in examples))
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path) -> list[TrainingExample]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Example(tuple(row["ids"]), tuple(row["loss"]), row["id"]) for row in rows]
+    return [TrainingExample(tuple(row["ids"]), tuple(row["loss"]), row["id"]) for row in rows]
 
 
 # --- the contenders: each returns seconds of its steps and how to score held-out examples
 
 
-Scored = Callable[[Sequence[Example]], float]
+Scored = Callable[[Sequence[TrainingExample]], float]
 
 
-def ours(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
+def ours(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
     from bedplate.adapters.bank import Bank
     from bedplate.training.loop import evaluate_loss, train
     from bedplate.training.objectives import Sft
@@ -114,7 +114,7 @@ def ours(base: Path, examples: Sequence[Example], batch: int, setting: Setting) 
         train(loaded.model, ExampleSource(examples, batch), Sft(), config, Path(out), bank.parameters(slot))
         seconds = time.perf_counter() - started
 
-    def score(held: Sequence[Example]) -> float:
+    def score(held: Sequence[TrainingExample]) -> float:
         batches = [one for step in ExampleSource(held, batch) for one in step]
         return evaluate_loss(loaded.model, batches, Sft())["sft"]
 
@@ -122,7 +122,7 @@ def ours(base: Path, examples: Sequence[Example], batch: int, setting: Setting) 
 
 
 @torch.no_grad()
-def padded_loss(model: Any, held: Sequence[Example], batch: int, setting: Setting) -> float:
+def padded_loss(model: Any, held: Sequence[TrainingExample], batch: int, setting: Setting) -> float:
     model.eval()
     total, count = 0.0, 0
     for i in range(0, len(held), batch):
@@ -134,7 +134,7 @@ def padded_loss(model: Any, held: Sequence[Example], batch: int, setting: Settin
     return total / count
 
 
-def with_peft(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
+def with_peft(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
     """The usual loop."""
     torch.manual_seed(SEED)
     model = peft_model(base, setting).train()
@@ -157,7 +157,7 @@ def with_peft(base: Path, examples: Sequence[Example], batch: int, setting: Sett
     return time.perf_counter() - started, lambda held: padded_loss(model, held, batch, setting)
 
 
-def with_trl(base: Path, examples: Sequence[Example], batch: int, setting: Setting) -> tuple[float, Scored]:
+def with_trl(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
     """SFTTrainer with packing: rows as long as a batch of ours has tokens, one row a step."""
     import datasets
     import transformers
@@ -205,7 +205,7 @@ def with_trl(base: Path, examples: Sequence[Example], batch: int, setting: Setti
     return seconds, lambda held: padded_loss(model, held, batch, setting)
 
 
-CONTENDERS: dict[str, Callable[[Path, Sequence[Example], int, Setting], tuple[float, Scored]]] = {
+CONTENDERS: dict[str, Callable[[Path, Sequence[TrainingExample], int, Setting], tuple[float, Scored]]] = {
     "ours": ours,
     "peft": with_peft,
     "trl": with_trl,

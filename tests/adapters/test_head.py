@@ -1,12 +1,9 @@
-"""Heads: logits, their file, refusals; and the adapter table."""
-
-import importlib
+"""Heads: logits, their file, refusals."""
 
 import pytest
 import safetensors.torch
 import torch
 
-from bedplate.adapters import ADAPTERS
 from bedplate.adapters.head import Head, read_head
 from bedplate.core.errors import SkinError
 
@@ -35,9 +32,3 @@ def test_refusals():
         Head(torch.zeros(2, 4), torch.zeros(2), ("a", "a"))
     with pytest.raises(SkinError, match="NaN"):
         Head(torch.full((2, 4), torch.inf), torch.zeros(2), ("a", "b"))
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_every_row_of_the_table_is_a_class(name):
-    module, attribute = ADAPTERS[name].split(":")
-    assert isinstance(getattr(importlib.import_module(module), attribute), type)

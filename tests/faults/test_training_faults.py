@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.training.state import STATE_FILE, load_state
+from bedplate.training.state import STATE_FILE, StateFile
 
 SCRIPT = Path(__file__).with_name("training_run.py")
 STEPS = 20
@@ -83,9 +83,9 @@ def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) ->
     stopped = _run(tmp_path, "--signal", name, "--at-step", 13)
     assert stopped.returncode != 0
     assert "KeyboardInterrupt" in stopped.stderr
-    saved = load_state(tmp_path)
-    assert saved is not None
-    step = saved.values["tally"]["step"]
+    step = StateFile(tmp_path).latest()
+    assert step is not None
+    assert StateFile(tmp_path).load(step).values["tally"]["step"] == step
     assert 0 < step < STEPS
     assert step % 3 != 0  # it was saved for the signal, not for save_steps
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == step

@@ -20,18 +20,18 @@ from bedplate.core.files import sha256_bytes
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 from bedplate.training import loop, state
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
 
 
-def examples() -> list[Example]:
+def examples() -> list[TrainingExample]:
     draw = random.Random(1)
     made = []
     for i in range(20):
         ids = (1, 2, 3, 4, 5, 6, *(draw.randrange(61) for _ in range(draw.randint(3, 9))))
-        made.append(Example(ids, (*(False,) * (len(ids) - 1), True), f"e{i}"))
+        made.append(TrainingExample(ids, (*(False,) * (len(ids) - 1), True), f"e{i}"))
     return made
 
 
@@ -88,7 +88,7 @@ def main() -> None:
         kill_in_save(arguments.kill_in_save or arguments.kill_after_save, bool(arguments.kill_in_save))
     data = examples()
     if arguments.first_word != 1:
-        data[0] = Example((arguments.first_word, *data[0].ids[1:]), data[0].loss, "e0")
+        data[0] = TrainingExample((arguments.first_word, *data[0].ids[1:]), data[0].loss, "e0")
     config = TrainConfig(learning_rate=arguments.learning_rate, save_steps=3, save_seconds=None, seed=5)
     source = ExampleSource(data, 4, seed=5, epochs=4, order="shuffled", micro_tokens=30)
     objective = Watched(arguments.at_step, signal.Signals[arguments.signal])

@@ -258,11 +258,11 @@ def adapters_of(model: Decoder) -> tuple[Decoder, Bank, list[int]]:
 
 def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
     other = in_float32(model, "bfloat16")
-    linears, named, config = block_linears(other), dict(bank.parameters(slot)), bank.config(slot)
+    linears, named, low_rank = block_linears(other), dict(bank.parameters(slot)), bank.low_rank(slot)
     for path, linear in linears.items():
         if f"{path}.lora_A" in named:
             a, b = named[f"{path}.lora_A"].float(), named[f"{path}.lora_B"].float()
-            linear.weight.data += config.scaling(path) * b @ a
+            linear.weight.data += low_rank[path].scaling * b @ a
         if f"{path}.lora_magnitude_vector" in named:
             norms = torch.linalg.norm(linear.weight.data, dim=1)
             linear.weight.data *= (named[f"{path}.lora_magnitude_vector"] / norms)[:, None]

@@ -11,7 +11,7 @@ from torch import nn
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 
 LLAMA = FAMILIES[("hf", "llama")]
 
@@ -23,19 +23,19 @@ def ours(reference: Any) -> Decoder:
     return model.to(reference.dtype).requires_grad_(False).eval()
 
 
-def examples(seed: int, count: int = 4, shared: int = 5) -> list[Example]:
+def examples(seed: int, count: int = 4, shared: int = 5) -> list[TrainingExample]:
     """Of several lengths, with a beginning that all share, and one to three tokens to learn."""
     draw = random.Random(seed)
     begin = [draw.randrange(97) for _ in range(shared)]
-    made: list[Example] = []
+    made: list[TrainingExample] = []
     for i in range(count):
         ids = (*begin, *(draw.randrange(97) for _ in range(draw.randint(4, 12))))
         learned = draw.randint(1, 3)
-        made.append(Example(ids, (False,) * (len(ids) - learned) + (True,) * learned, f"{seed}/{i}"))
+        made.append(TrainingExample(ids, (False,) * (len(ids) - learned) + (True,) * learned, f"{seed}/{i}"))
     return made
 
 
-def padded(some: list[Example]) -> dict[str, torch.Tensor]:
+def padded(some: list[TrainingExample]) -> dict[str, torch.Tensor]:
     """The same examples as peft takes them."""
     width = max(len(e.ids) for e in some)
     rows = [(width - len(e.ids), e) for e in some]
@@ -45,7 +45,7 @@ def padded(some: list[Example]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
 
 
-def loss_of(theirs: Any, some: list[Example], virtual: int = 0) -> torch.Tensor:
+def loss_of(theirs: Any, some: list[TrainingExample], virtual: int = 0) -> torch.Tensor:
     """Mean over the tokens to learn, `virtual` positions standing before them; transformers' own loss is rounded to
     float32."""
     batch = padded(some)

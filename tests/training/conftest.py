@@ -10,7 +10,7 @@ import torch
 from tests.tiny import tiny_spec
 
 from bedplate.models.decoder import Decoder
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 
 TINY = tiny_spec(vocab_size=61, hidden_size=32, layers=2, heads=4, feedforward_size=48, context_length=64)
 
@@ -25,17 +25,17 @@ def make_decoder() -> Callable[..., Decoder]:
 
 
 @pytest.fixture
-def make_examples() -> Callable[..., list[Example]]:
-    def make(count: int, prefix: int = 6, seed: int = 0) -> list[Example]:
+def make_examples() -> Callable[..., list[TrainingExample]]:
+    def make(count: int, prefix: int = 6, seed: int = 0) -> list[TrainingExample]:
         """Examples that share `prefix` tokens, of unequal length, with one to three tokens to learn."""
         draw = random.Random(seed)
         shared = [draw.randrange(61) for _ in range(prefix)]
-        made: list[Example] = []
+        made: list[TrainingExample] = []
         for i in range(count):
             prompt = [*shared, *(draw.randrange(61) for _ in range(draw.randint(2, 9)))]
             answer = [draw.randrange(61) for _ in range(draw.randint(1, 3))]
             loss = (False,) * len(prompt) + (True,) * len(answer)
-            made.append(Example((*prompt, *answer), loss, f"e{i}"))
+            made.append(TrainingExample((*prompt, *answer), loss, f"e{i}"))
         return made
 
     return make

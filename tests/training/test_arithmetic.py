@@ -21,7 +21,7 @@ from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
-from bedplate.training.state import load_state
+from bedplate.training.state import StateFile
 
 pytestmark = pytest.mark.usefixtures("own_machine")
 
@@ -116,8 +116,8 @@ def test_weights_that_are_trained_keep_float32_masters_and_go_back_rounded(
     model, before = make_decoder(own), bits(make_decoder(own))
     source = ExampleSource(make_examples(8), 4, epochs=2)
     train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters())
-    state = load_state(tmp_path)
-    assert state is not None
+    store = StateFile(tmp_path)
+    state = store.load(store.latest())
     for name, parameter in model.named_parameters():
         assert parameter.dtype == own
         assert parameter.grad is None

@@ -10,27 +10,27 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
 from bedplate.models.inputs import Inputs
-from bedplate.training.attention import BlockAttention, training_attention
-from bedplate.training.batch import NO_TARGET, Example
+from bedplate.training.batch import NO_TARGET, TrainingExample
 from bedplate.training.objectives import Sft
+from bedplate.training.packed_attention import BlockAttention, training_attention
 from bedplate.training.packing import common_prefix, pack_documents, pack_examples, rows_batch
 
 
 @st.composite
-def example_lists(draw: st.DrawFn) -> list[Example]:
+def example_lists(draw: st.DrawFn) -> list[TrainingExample]:
     shared = draw(st.lists(st.integers(0, 9), max_size=8))
-    examples: list[Example] = []
+    examples: list[TrainingExample] = []
     for i in range(draw(st.integers(1, 6))):
         own = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
         ids = (*shared, *own)
         loss = [False] + [draw(st.booleans()) for _ in ids[1:]]
         loss[draw(st.integers(1, len(ids) - 1))] = True
-        examples.append(Example(ids, tuple(loss), f"e{i}"))
+        examples.append(TrainingExample(ids, tuple(loss), f"e{i}"))
     return examples
 
 
 @given(example_lists(), st.booleans(), st.integers(1, 5))
-def test_every_token_and_target_once(examples: list[Example], share: bool, min_prefix: int) -> None:
+def test_every_token_and_target_once(examples: list[TrainingExample], share: bool, min_prefix: int) -> None:
     batch = pack_examples(examples, share_prefix=share, min_prefix=min_prefix)
     tokens, segments, targets = batch.tokens[0].tolist(), batch.segments[0].tolist(), batch.targets[0].tolist()
     positions = batch.positions[0].tolist()
@@ -51,8 +51,8 @@ def test_every_token_and_target_once(examples: list[Example], share: bool, min_p
 
 
 def test_common_prefix_is_the_longest_that_leaves_every_prediction_outside() -> None:
-    def example(ids: list[int], first: int) -> Example:
-        return Example(tuple(ids), tuple(i >= first for i in range(len(ids))), "")
+    def example(ids: list[int], first: int) -> TrainingExample:
+        return TrainingExample(tuple(ids), tuple(i >= first for i in range(len(ids))), "")
 
     assert common_prefix([example([1, 2, 3, 4, 5], 4), example([1, 2, 3, 9, 5], 4)]) == 3
     assert common_prefix([example([1, 2, 3, 4, 5], 4), example([1, 2, 3, 4, 6], 4)]) == 3
@@ -112,7 +112,7 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
     results = []
     for neighbour in (other, changed):
         batch = pack_examples([neighbour, kept], share_prefix=False)
-        hidden = model(batch.inputs, training_attention(batch.segments, torch.float64)).hidden
+        hidden = model(batch.inputs, training_attention(batch, torch.float64)).hidden
         own = hidden[0, len(neighbour.ids) :]
         embedded = torch.autograd.grad(own.square().sum(), list(model.parameters()))
         results.append((own.detach(), embedded))
@@ -139,7 +139,7 @@ def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], 
     wide_k, wide_v = (x[0].repeat_interleave(H // G, dim=1) for x in (k, v))
     scores = torch.einsum("thd,shd->hts", q[0], wide_k) / D**0.5
     expected = torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), wide_v)
-    out = BlockAttention(segments, torch.float64)(0, q, k, v)
+    out = BlockAttention([prefix, *lengths], torch.float64)(0, q, k, v)
     torch.testing.assert_close(out[0], expected)
     weight = torch.randn_like(expected)
     ours = torch.autograd.grad((out[0] * weight).sum(), (q, k, v))
@@ -149,7 +149,7 @@ def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], 
 
 
 def test_over_long_examples_and_empty_batches_are_refused() -> None:
-    long = Example((1, 2, 3, 4), (False, False, True, True), "row 7")
+    long = TrainingExample((1, 2, 3, 4), (False, False, True, True), "row 7")
     with pytest.raises(DataError, match=r"'row 7' has 4 tokens, but the context holds 3"):
         pack_examples([long], context_length=3)
     with pytest.raises(DataError, match="at least one"):
@@ -166,4 +166,4 @@ def test_over_long_examples_and_empty_batches_are_refused() -> None:
 )
 def test_examples_that_teach_nothing_are_refused(loss, message) -> None:
     with pytest.raises(DataError, match=message):
-        Example((1, 2), loss, "x")
+        TrainingExample((1, 2), loss, "x")

@@ -19,7 +19,7 @@ from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives import Sft
@@ -31,8 +31,8 @@ P, STEPS, RATE = 5, 4, 0.05
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def behind(virtual: int, some: list[Example]) -> list[Example]:
-    return [Example((*stand_ins(virtual), *e.ids), ((False,) * virtual) + e.loss, e.id) for e in some]
+def behind(virtual: int, some: list[TrainingExample]) -> list[TrainingExample]:
+    return [TrainingExample((*stand_ins(virtual), *e.ids), ((False,) * virtual) + e.loss, e.id) for e in some]
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bedplate.adapters.dora import MAGNITUDE, Magnitude
-from bedplate.adapters.lora import LoraConfig, block_linears, check_tensors, initial_tensors, match_targets
-from bedplate.adapters.site import BASE_ROW, LowRank, Rows, Site
+from bedplate.adapters.linear_adapter import AdapterConfig
+from bedplate.adapters.lora import block_linears, check_tensors, initial_tensors
+from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import UsageError
-from bedplate.models.layers.linear import Linear
 
 __all__ = ["BASE_ROW", "Bank"]
 
@@ -27,7 +27,6 @@ __all__ = ["BASE_ROW", "Bank"]
 class Slot:
     """What a slot holds."""
 
-    config: LoraConfig
     paths: list[str]
     originals: dict[str, Tensor] | None = field(default=None)
     """The linears' own weights while this slot is merged into them."""
@@ -57,12 +56,9 @@ class Bank:
         """The slots in use."""
         return tuple(self._slots)
 
-    def config(self, slot: int) -> LoraConfig:
-        return self._slot(slot).config
-
     def add(
         self,
-        config: LoraConfig,
+        config: AdapterConfig,
         tensors: Mapping[str, Tensor] | None = None,
         seed: int = 0,
         *,
@@ -70,8 +66,8 @@ class Bank:
     ) -> int:
         """Put an adapter into a free slot and return the slot. Nothing changes until it is selected.
 
-        `tensors`: `{path}.lora_A` [r, in] and `{path}.lora_B` [out, r] (copied), with DoRA also
-        `{path}.lora_magnitude_vector` [out]; None starts a fresh one from `seed`.
+        `tensors`: those that `config` says, each named by its module's path and its end, such as `{path}.lora_A`
+        (copied); None starts a fresh one from `seed`.
         `trainable` (default: when `tensors` is None) keeps float32 parameters with gradients; otherwise the adapter
         is stored in its linear's dtype, frozen. Raises SkinError when config or tensors do not fit this model,
         UsageError when the bank is full.
@@ -79,33 +75,17 @@ class Bank:
         free = next((i for i in range(self._capacity) if i not in self._slots), None)
         if free is None:
             raise UsageError(f"all {self._capacity} adapter slots are in use; remove one, or make a larger bank")
-        paths = match_targets(config.targets, self._sites, self._hf_name)
+        paths = config.paths(self._sites, self._hf_name)
         modules = {path: self._sites[path].module for path in paths}
-        unknown = sorted((config.ranks.keys() | config.alphas.keys()) - modules.keys())
-        if unknown:
-            raise UsageError(f"LoRA ranks or alphas are set for {unknown[0]!r}, which is not among its targets")
         train = tensors is None if trainable is None else trainable
         values = initial_tensors(config, modules, seed) if tensors is None else tensors
         check_tensors(config, modules, values)
         with torch.inference_mode(False):
             for path, module in modules.items():
-                a = self._parameter(values[f"{path}.lora_A"], module, train)
-                b = self._parameter(values[f"{path}.lora_B"], module, train, by_columns=not train)
-                magnitude: Magnitude | None = None
-                if config.dora:
-                    lengths = values[f"{path}.{MAGNITUDE}"].to(module.weight.device, torch.float32, copy=True)
-                    magnitude = Magnitude(nn.Parameter(lengths, requires_grad=train), module)
-                self._sites[path].adapters[free] = LowRank(a, b, config.scaling(path), config.dropout, magnitude)
-        self._slots[free] = Slot(config, paths)
+                own = {end: values[f"{path}.{end}"] for end in config.shapes(path, module)}
+                self._sites[path].adapters[free] = config.attach(path, module, own, train)
+        self._slots[free] = Slot(paths)
         return free
-
-    @staticmethod
-    def _parameter(value: Tensor, module: Linear, train: bool, by_columns: bool = False) -> nn.Parameter:
-        """A copy; `by_columns` makes its transpose contiguous, which is how the native decoder reads a frozen B."""
-        dtype = module.weight.dtype if module.weight.is_floating_point() and not train else torch.float32
-        value = value.t() if by_columns else value
-        copied = torch.empty(value.shape, device=module.weight.device, dtype=dtype).copy_(value)
-        return nn.Parameter(copied.t() if by_columns else copied, requires_grad=train)
 
     def remove(self, slot: int) -> None:
         """Free a slot. Raises UsageError while it is selected or merged."""
@@ -136,7 +116,7 @@ class Bank:
         if mixed:
             assert isinstance(rows, Tensor)
             device = next(iter(self._sites.values())).module.weight.device
-            plan = Rows(rows.to(device), distinct)
+            plan = AdapterRows(rows.to(device), distinct)
             for site in self._sites.values():
                 site.select_rows(plan)
         else:
@@ -156,20 +136,22 @@ class Bank:
 
     def parameters(self, slot: int) -> list[tuple[str, nn.Parameter]]:
         """The slot's parameters with their names, in the model's order: what an optimizer trains."""
-        named: list[tuple[str, nn.Parameter]] = []
-        for path in self._slot(slot).paths:
-            adapter = self._sites[path].adapters[slot]
-            named += [(f"{path}.lora_A", adapter.a), (f"{path}.lora_B", adapter.b)]
-            if adapter.magnitude is not None:
-                named.append((f"{path}.{MAGNITUDE}", adapter.magnitude.vector))
-        return named
+        adapters = [(path, self._sites[path].adapters[slot]) for path in self._slot(slot).paths]
+        return [(f"{path}.{end}", p) for path, adapter in adapters for end, p in adapter.parameters().items()]
+
+    def low_rank(self, slot: int) -> dict[str, LowRank]:
+        """Module path → A, B and their scaling. UsageError for an adapter of another kind."""
+        adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot).paths}
+        found = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, LowRank)}
+        if len(found) < len(adapters):
+            raise UsageError(f"adapter slot {slot} holds no low-rank weights: only torch can run it")
+        return found
 
     @torch.no_grad()
     def scales(self, slot: int) -> dict[str, Tensor]:
         """Of an adapter with magnitudes: module path → what the linear's output is multiplied by, float32 [out]."""
-        adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot).paths}
         with torch.inference_mode(False):
-            return {path: a.scale().float() for path, a in adapters.items() if a.magnitude is not None}
+            return {path: a.scale().float() for path, a in self.low_rank(slot).items() if a.magnitude is not None}
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """A copy of the slot's tensors on the CPU, float32: what `add` and `write_peft` take."""
@@ -188,15 +170,13 @@ class Bank:
         self.select(None)
         originals: dict[str, Tensor] = {}
         for path in held.paths:
-            weight, adapter = self._sites[path].module.weight, self._sites[path].adapters[slot]
+            weight = self._sites[path].module.weight
             if not weight.is_floating_point():
                 raise UsageError(f"{path} holds {weight.dtype} weights; merge into the unquantised base instead")
             originals[path] = weight.detach().clone()
         for path in held.paths:
             weight, adapter = self._sites[path].module.weight, self._sites[path].adapters[slot]
-            delta = (adapter.b.float() @ adapter.a.float()) * adapter.scaling
-            changed = weight.float() + delta
-            weight.copy_(changed if adapter.magnitude is None else changed * adapter.scale()[:, None])
+            weight.copy_(adapter.merged(weight.float()))
         held.originals = originals
 
     @torch.no_grad()

@@ -15,9 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bedplate.adapters.dora import MAGNITUDE, row_norms
+from bedplate.adapters.dora import MAGNITUDE, Magnitude, row_norms
+from bedplate.adapters.linear_adapter import AdapterConfig, stored
+from bedplate.adapters.low_rank import LowRank
 from bedplate.core.config import Grown
-from bedplate.core.errors import SkinError
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.layers.linear import Linear
 
@@ -52,6 +54,40 @@ class LoraConfig(Grown):
         """What B A is multiplied by at one module path: α/r, or α/√r with `rslora`."""
         r, alpha = self.rank(path), self.alphas.get(path, self.alpha)
         return alpha / math.sqrt(r) if self.rslora else alpha / r
+
+    def paths(self, modules: Iterable[str], hf_name: Callable[[str], str] | None) -> list[str]:
+        """The modules that `targets` name. UsageError for ranks or alphas of others."""
+        found = match_targets(self.targets, modules, hf_name)
+        unknown = sorted((self.ranks.keys() | self.alphas.keys()) - set(found))
+        if unknown:
+            raise UsageError(f"LoRA ranks or alphas are set for {unknown[0]!r}, which is not among its targets")
+        return found
+
+    def shapes(self, path: str, module: Linear) -> dict[str, tuple[int, ...]]:
+        """A [r, in], B [out, r], and with DoRA magnitudes [out]."""
+        r, out = self.rank(path), module.out_features
+        found: dict[str, tuple[int, ...]] = {"lora_A": (r, module.in_features), "lora_B": (out, r)}
+        return found | {MAGNITUDE: (out,)} if self.dora else found
+
+    def initial(self, path: str, module: Linear, generator: torch.Generator) -> dict[str, Tensor]:
+        """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""
+        bound = 1.0 / math.sqrt(module.in_features)
+        a = torch.empty(self.rank(path), module.in_features).uniform_(-bound, bound, generator=generator)
+        b = torch.zeros(module.out_features, self.rank(path))
+        if not self.dora:
+            return {"lora_A": a, "lora_B": b}
+        norms = row_norms(module.weight.detach().cpu(), a, b, self.scaling(path))
+        return {"lora_A": a, "lora_B": b, MAGNITUDE: norms.float()}
+
+    def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LowRank:
+        """Frozen, B is held by columns, which is how the native decoder reads it; magnitudes are always float32."""
+        a = stored(tensors["lora_A"], module, trainable)
+        b = stored(tensors["lora_B"], module, trainable, by_columns=not trainable)
+        magnitude: Magnitude | None = None
+        if self.dora:
+            lengths = tensors[MAGNITUDE].to(module.weight.device, torch.float32, copy=True)
+            magnitude = Magnitude(nn.Parameter(lengths, requires_grad=trainable), module)
+        return LowRank(a, b, self.scaling(path), self.dropout, magnitude)
 
 
 def block_linears(model: nn.Module) -> dict[str, Linear]:
@@ -89,35 +125,21 @@ def match_targets(
     return [path for path in every if path in chosen]
 
 
-def initial_tensors(config: LoraConfig, modules: Mapping[str, Linear], seed: int) -> dict[str, Tensor]:
-    """A fresh adapter, float32 on the CPU: A [r, in] Kaiming-uniform with a=√5, so U(±1/√in); B [out, r] zeros; the
-    magnitudes [out] those of the weights.
-
-    With B = 0 the adapted model equals the base.
-    """
+def initial_tensors(config: AdapterConfig, modules: Mapping[str, Linear], seed: int) -> dict[str, Tensor]:
+    """A fresh adapter, float32 on the CPU, with which the model equals the base."""
     generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, Tensor] = {}
-    for path, module in modules.items():
-        r, bound = config.rank(path), 1.0 / math.sqrt(module.in_features)
-        tensors[f"{path}.lora_A"] = torch.empty(r, module.in_features).uniform_(-bound, bound, generator=generator)
-        tensors[f"{path}.lora_B"] = torch.zeros(module.out_features, r)
-        if config.dora:
-            weight = module.weight.detach().cpu()
-            norms = row_norms(weight, tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"], config.scaling(path))
-            tensors[f"{path}.{MAGNITUDE}"] = norms.float()
-    return tensors
+    return {
+        f"{path}.{end}": tensor
+        for path, module in modules.items()
+        for end, tensor in config.initial(path, module, generator).items()
+    }
 
 
-def check_tensors(config: LoraConfig, modules: Mapping[str, Linear], tensors: Mapping[str, Tensor]) -> None:
-    """Raise SkinError unless `tensors` holds exactly a finite A and B (and, with DoRA, magnitudes) of the right shape
-    for every module."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for path, module in modules.items():
-        r = config.rank(path)
-        expected[f"{path}.lora_A"] = (r, module.in_features)
-        expected[f"{path}.lora_B"] = (module.out_features, r)
-        if config.dora:
-            expected[f"{path}.{MAGNITUDE}"] = (module.out_features,)
+def check_tensors(config: AdapterConfig, modules: Mapping[str, Linear], tensors: Mapping[str, Tensor]) -> None:
+    """Raise SkinError unless `tensors` holds exactly what the configuration says for every module, finite."""
+    expected = {
+        f"{path}.{end}": shape for path, module in modules.items() for end, shape in config.shapes(path, module).items()
+    }
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"

@@ -2,7 +2,7 @@
 
 A batch that mixes adapters takes one of two paths, which agree: stack-and-mask (all adapters of the batch in two GEMMs,
 each row keeping its own columns; S-LoRA's setting, https://arxiv.org/abs/2311.03285, done with static shapes) for few
-tokens, and segments sorted by adapter for many.
+tokens, and segments sorted by adapter for many, and where some are not low-rank.
 """
 
 # Shape suffixes: N rows of the index, I in_features, O out_features, R summed ranks (r: one rank).
@@ -10,14 +10,14 @@ tokens, and segments sorted by adapter for many.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from bedplate.adapters.adapted import adapted
-from bedplate.adapters.dora import Magnitude, dora_update
+from bedplate.adapters.dora import dora_update
+from bedplate.adapters.linear_adapter import LinearAdapter
+from bedplate.adapters.low_rank import LowRank, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import Linear
 
@@ -29,50 +29,7 @@ eight adapters of rank 16 on 512 tokens took 0.70 ms stacked and 0.53 ms in segm
 the outputs back costs more than wasted columns); beyond both it is sorted into segments."""
 
 
-@dataclass(frozen=True, eq=False)
-class LowRank:
-    """One adapter at one linear: the update is `scaling · B A dropout(x)`, and with magnitudes what DoRA makes of it.
-    A: [r, I], B: [O, r]."""
-
-    a: nn.Parameter
-    b: nn.Parameter
-    scaling: float
-    dropout: float
-    magnitude: Magnitude | None = None
-
-    def __call__(self, x: Tensor, y: Tensor | None, training: bool) -> Tensor:
-        """x [..., I] → update [..., O], computed in x's dtype; gradients arrive in the parameters' own. y: the linear's
-        own output, needed where there are magnitudes."""
-        dropping = training and self.dropout > 0.0
-        if dropping:
-            x = F.dropout(x, self.dropout, training=True)
-        h = F.linear(x, self.a.to(x.dtype))
-        update = F.linear(h * self.scaling, self.b.to(x.dtype))
-        if self.magnitude is None:
-            return update
-        assert y is not None
-        module = self.magnitude.module
-        # as in peft, all of DoRA's update sees the input that was dropped out
-        product = F.linear(x, module.weight) if dropping else without_bias(y, module)
-        return dora_update(product, update, self.scale() - 1.0)
-
-    def trains_alone(self, module: Linear) -> bool:
-        """Whether A and B are trained and nothing else of this linear is."""
-        fixed = not module.weight.requires_grad and (module.bias is None or not module.bias.requires_grad)
-        return self.magnitude is None and self.a.requires_grad and self.b.requires_grad and fixed
-
-    def scale(self) -> Tensor:
-        """What a linear with magnitudes multiplies its outputs by: [O]."""
-        assert self.magnitude is not None
-        return self.magnitude.scale(self.a, self.b, self.scaling)
-
-
-def without_bias(y: Tensor, module: Linear) -> Tensor:
-    """A linear's output → its product alone."""
-    return y if module.bias is None else y - module.bias
-
-
-class Rows:
+class AdapterRows:
     """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
 
     def __init__(self, index_N: Tensor, slots: tuple[int, ...]) -> None:
@@ -114,7 +71,7 @@ class Site:
     def __init__(self, path: str, module: Linear) -> None:
         self.path = path
         self.module = module
-        self.adapters: dict[int, LowRank] = {}
+        self.adapters: dict[int, LinearAdapter] = {}
         self._hook: Callable[[Tensor], Tensor] | None = None
         self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
 
@@ -130,27 +87,19 @@ class Site:
         if adapter is None:
             self.set_hook(None)
             return
-        self.set_hook(lambda x: self._one(x, adapter))
+        self.set_hook(lambda x: adapter.output(x, self.module))
 
-    def select_rows(self, rows: Rows) -> None:
+    def select_rows(self, rows: AdapterRows) -> None:
         if any(slot in self.adapters for slot in rows.slots):
             self.set_hook(lambda x: self._mixed_output(x, rows))
         else:
             self.set_hook(None)
 
-    def _one(self, x: Tensor, adapter: LowRank) -> Tensor:
-        module = self.module
-        dropping = module.training and adapter.dropout > 0.0
-        if torch.is_grad_enabled() and adapter.trains_alone(module) and not dropping:
-            return adapted(x, module, adapter.a, adapter.b, adapter.scaling)
-        y = module.plain(x)
-        return y + adapter(x, y, module.training)
-
-    def _mixed_output(self, x: Tensor, rows: Rows) -> Tensor:
+    def _mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
         y = self.module.plain(x)
         return y + self._mixed(x, y, rows)
 
-    def _mixed(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+    def _mixed(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         n = rows.index_N.numel()
         # [1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0.
         flat = x.dim() == 3 and x.shape[0] == 1 and n == x.shape[1]
@@ -158,15 +107,22 @@ class Site:
         if x_N.shape[0] != n:
             raise UsageError(f"{n} adapter rows were selected, but {self.path} got an input of shape {list(x.shape)}")
         tokens = x_N.numel() // x_N.shape[-1]
-        dropping = self.module.training and any(a.dropout > 0 for s, a in self.adapters.items() if s in rows.slots)
-        ranks = sum(self.adapters[slot].a.shape[0] for slot in rows.slots if slot in self.adapters)
-        by_segment = dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
+        active, low_rank = [self.adapters[slot] for slot in rows.slots if slot in self.adapters], self._low_rank(rows)
+        dropping = self.module.training and any(adapter.dropout > 0 for adapter in active)
+        ranks = sum(adapter.a.shape[0] for _, adapter in low_rank)
+        others = len(low_rank) < len(active)
+        by_segment = others or dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
         update_N = self.segmented(x_N, y_N, rows) if by_segment else self.stacked(x_N, y_N, rows)
         return update_N[None] if flat else update_N
 
-    def stacked(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+    def _low_rank(self, rows: AdapterRows) -> list[tuple[int, LowRank]]:
+        """Those of the batch's adapters here that can be stacked, by their slots."""
+        found = ((slot, self.adapters.get(slot)) for slot in rows.slots)
+        return [(slot, adapter) for slot, adapter in found if isinstance(adapter, LowRank)]
+
+    def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns."""
-        active = [(slot, self.adapters[slot]) for slot in rows.slots if slot in self.adapters]
+        active = self._low_rank(rows)
         a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
         columns = tuple((slot, a.a.shape[0], a.scaling) for slot, a in active)
         mask = rows.mask(columns, x.dtype)
@@ -178,18 +134,18 @@ class Site:
         less_one_NO = less_one_NO.view(len(less_one_NO), *(1,) * (x.dim() - 2), -1)
         return dora_update(without_bias(y, self.module), update, less_one_NO)
 
-    def segmented(self, x: Tensor, y: Tensor, rows: Rows) -> Tensor:
+    def segmented(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Rows sorted by adapter, two GEMMs per adapter, sorted back."""
         parts = x.index_select(0, rows.order_N).split(rows.counts)
-        scaled = any(self.adapters[s].magnitude is not None for s in rows.slots if s in self.adapters)
-        outputs = y.index_select(0, rows.order_N).split(rows.counts) if scaled else [None] * len(parts)
+        wanted = any(self.adapters[s].reads_output for s in rows.slots if s in self.adapters)
+        outputs = y.index_select(0, rows.order_N).split(rows.counts) if wanted else [None] * len(parts)
         updates: list[Tensor] = []
         for slot, part, output in zip((BASE_ROW, *rows.slots), parts, outputs, strict=True):
             adapter = self.adapters.get(slot)
             if adapter is None:
                 updates.append(part.new_zeros(*part.shape[:-1], self.module.out_features))
             else:
-                updates.append(adapter(part, output, self.module.training))
+                updates.append(adapter.update(part, output, self.module))
         return torch.cat(updates).index_select(0, rows.inverse_N)
 
     def _stacked_weights(

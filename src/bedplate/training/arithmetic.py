@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 
@@ -26,11 +26,11 @@ from bedplate.models.layers.products import Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
-from bedplate.training.batch import Example
-from bedplate.training.objectives import Sft
+from bedplate.training.batch import TrainingExample
+from bedplate.training.objectives import AnyModel, Sft
 from bedplate.training.packing import pack_examples
 
-Trained = Literal["adapters", "weights"]
+TrainedPart = Literal["adapters", "weights"]
 """What a run trains: something beside a frozen base, or the base's own weights."""
 Asked = Literal["auto", "bfloat16", "float32"]
 
@@ -71,12 +71,12 @@ class Arithmetic:
         return cls(dtype, products)
 
 
-def held(model: Model) -> Arithmetic:
+def held(model: AnyModel) -> Arithmetic:
     """The arithmetic that the model's own dtype gives, without any change."""
-    return Arithmetic(dtype_name(model.embedding.weight.dtype))
+    return Arithmetic(dtype_name(next(model.parameters()).dtype))
 
 
-def candidates(own: Arithmetic, device: torch.device, trained: Trained) -> list[Arithmetic]:
+def candidates(own: Arithmetic, device: torch.device, trained: TrainedPart) -> list[Arithmetic]:
     """All that a base of this arithmetic may be trained in, its own first."""
     if device.type != "cpu" or own.dtype not in ("bfloat16", "float32"):
         return [own]
@@ -85,16 +85,17 @@ def candidates(own: Arithmetic, device: torch.device, trained: Trained) -> list[
     return [*found, Arithmetic("float32", "onednn")] if has_onednn() and trained == "adapters" else found
 
 
-def choose(model: Model, trained: Trained, asked: Asked = "auto") -> Arithmetic:
+def choose(model: AnyModel, trained: TrainedPart, asked: Asked = "auto") -> Arithmetic:
     """The fastest arithmetic for training this base here, of the dtype that is `asked` for.
 
-    The base's own unless another is clearly faster; no measurement for other devices than CPUs, dtypes beside bfloat16
-    and float32, and bases so small that a step is no arithmetic. Raises UsageError where what is asked for cannot be.
+    The base's own unless another is clearly faster; no measurement for models that are no decoders, other devices than
+    CPUs, dtypes beside bfloat16 and float32, and bases so small that a step is no arithmetic. Raises UsageError where
+    what is asked for cannot be.
     """
     own = held(model)
     if asked != "auto" and own.dtype not in ("bfloat16", "float32"):
         raise UsageError(f"training in {asked} is for bases in bfloat16 or float32, and this one is {own.dtype}")
-    ways = candidates(own, model.embedding.weight.device, trained)
+    ways = candidates(own, next(model.parameters()).device, trained)
     of_these = [way for way in ways if asked in ("auto", way.dtype)] or [Arithmetic(asked)]
     if len(of_these) == 1 or not _worth_measuring(model):
         return of_these[0]
@@ -107,7 +108,9 @@ def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arith
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
 
 
-def _worth_measuring(model: Model) -> bool:
+def _worth_measuring(model: AnyModel) -> TypeGuard[Model]:
+    if not isinstance(model, Model) or "generate" not in model.can:
+        return False
     return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
 
 
@@ -125,7 +128,7 @@ def token_seconds(model: Model, asked: Asked = "auto") -> float | None:
     return seconds[way] / tokens * model.spec.layers / _blocks(model.spec)
 
 
-def measured(spec: TransformerSpec, trained: Trained, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
     left out."""
     key = {
@@ -151,7 +154,7 @@ def measured(spec: TransformerSpec, trained: Trained, ways: Sequence[Arithmetic]
     return measured_once("training", key, lambda: measure(spec, trained, ways), to_json, from_json)
 
 
-def measure(spec: TransformerSpec, trained: Trained, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measure(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Measures now, in a second or two, and leaves no trace in the process. Raises UsageError if nothing can run."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
@@ -187,7 +190,7 @@ def by_turns(
     return best
 
 
-def _step_of(spec: TransformerSpec, trained: Trained, way: Arithmetic) -> Callable[[], None]:
+def _step_of(spec: TransformerSpec, trained: TrainedPart, way: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
     model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
     parameters = list(model.parameters())
@@ -202,7 +205,7 @@ def _step_of(spec: TransformerSpec, trained: Trained, way: Arithmetic) -> Callab
     prefix = tuple(i % _VOCABULARY for i in range(shared))
     loss = (False,) * (length - 1) + (True,)
     examples = [
-        Example((*prefix, *((7 * n + i) % _VOCABULARY for i in range(length - len(prefix)))), loss, str(n))
+        TrainingExample((*prefix, *((7 * n + i) % _VOCABULARY for i in range(length - len(prefix)))), loss, str(n))
         for n in range(_DOCUMENTS)
     ]
     batch, objective = pack_examples(examples), Sft()

@@ -1,21 +1,23 @@
-"""What a training step consumes: an example, and the packed batch made of several. Shapes: B rows, T tokens."""
+"""What a training step consumes: an example, and the micro-batch made of several. Shapes: B rows, T tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import DataError
-from bedplate.models.inputs import Inputs
+from bedplate.models.inputs import Inputs, segment_positions
 
 NO_TARGET = -100
-"""In `Batch.targets`: no loss here (torch's own `ignore_index`)."""
+"""In `PackedBatch.targets`: no loss here (torch's own `ignore_index`)."""
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingExample:
     """Token ids with the ones to be learned: `loss[i]` says that token i is predicted from the tokens before it.
 
     Raises DataError when the two differ in length, none carries loss, or the first does (nothing stands before it).
@@ -42,19 +44,55 @@ class Example:
         return self.loss.index(True)
 
 
+class MicroBatch(Protocol):
+    """What goes through the model at once; an objective reads fields of its own beside these.
+
+    ids: the examples (or pieces) in it. counts: what the loop adds up and writes with every step, `tokens` at least,
+    known where the batch is made, so that nothing has to be read back from a device.
+    """
+
+    @property
+    def inputs(self) -> Inputs: ...
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+    def to(self, device: torch.device) -> Self: ...
+
+
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Packed rows.
 
     tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the token that
-    follows in the same document where it carries loss, else −100. ids: the examples (or pieces) by row and segment.
+    follows in the same document where it carries loss, else −100; learned: int64 [N], where those are in the flattened
+    rows. ids: the examples (or pieces) by row and segment; lengths: tokens of each in these rows, after those of the
+    prefix that they share; losses: tokens of each that carry loss.
     """
 
     tokens: Tensor
     segments: Tensor
     positions: Tensor
     targets: Tensor
+    learned: Tensor
     ids: tuple[str, ...]
+    lengths: tuple[int, ...]
+    losses: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Tensor,
+        segments: Tensor,
+        targets: Tensor,
+        ids: Sequence[str],
+        lengths: Sequence[int],
+        losses: Sequence[int],
+    ) -> PackedBatch:
+        """From what the rows hold, on the CPU: positions, and where the targets are, follow from it."""
+        learned = (targets.reshape(-1) != NO_TARGET).nonzero().squeeze(1)
+        positions = segment_positions(segments)
+        return cls(tokens, segments, positions, targets, learned, tuple(ids), tuple(lengths), tuple(losses))
 
     @property
     def inputs(self) -> Inputs:
@@ -64,14 +102,18 @@ class Batch:
     @property
     def token_count(self) -> int:
         """Tokens that run through the model, padding apart; a shared prefix counts once."""
-        return int((self.segments >= 0).sum())
+        return sum(self.lengths)
 
     @property
     def target_count(self) -> int:
         """Tokens that carry loss."""
-        return int((self.targets != NO_TARGET).sum())
+        return sum(self.losses)
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "segments", "positions", "targets")}
-        return replace(self, **moved)
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"tokens": self.token_count, "targets": self.target_count}
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device, its subclasses' tensors as well."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in own.items() if isinstance(value, Tensor)})

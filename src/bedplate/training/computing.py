@@ -2,12 +2,13 @@
 
 A bfloat16 weight is a float32 number, so that widening changes no value; what a frozen weight held is kept aside and
 put back, bit by bit. A weight that is trained goes back as its float32 master, rounded to the dtype that it was held
-in.
+in. A weight belongs to one run at a time: what a second one kept aside would be the first one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import threading
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -17,22 +18,25 @@ from bedplate.core.errors import TrainingError
 from bedplate.core.memory import free_bytes
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
-from bedplate.models.model import Model
 from bedplate.training.arithmetic import Arithmetic
+from bedplate.training.objectives import Models
 
 ROOM = 1.1
 """Of the memory that the weights take, which must be free."""
+_taken: set[int] = set()
+"""Ids of the parameters that runs of this process compute with now."""
+_taking = threading.Lock()
 
 
-def extra_bytes(models: Mapping[str, Model], arithmetic: Arithmetic) -> int:
+def extra_bytes(models: Models, arithmetic: Arithmetic) -> int:
     """Memory that the models' weights take in this arithmetic, beside what they take now."""
     return sum(p.numel() * arithmetic.torch_dtype.itemsize for p in _changed(models, arithmetic.torch_dtype))
 
 
-def lacks_room(models: Mapping[str, Model], arithmetic: Arithmetic) -> str | None:
+def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
     """Why the models cannot be held in this arithmetic beside their own, or None."""
     needed, free = extra_bytes(models, arithmetic), free_bytes()
-    device = next(iter(models.values())).embedding.weight.device
+    device = next(next(iter(models.values())).parameters()).device
     if not needed or free is None or device.type != "cpu" or ROOM * needed <= free:
         return None
     return (
@@ -42,12 +46,34 @@ def lacks_room(models: Mapping[str, Model], arithmetic: Arithmetic) -> str | Non
 
 
 @contextmanager
-def computing(models: Mapping[str, Model], arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
+def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
     """The models in this arithmetic while it is open; gives, by a parameter's id, what each that changed holds
-    otherwise, and has again afterwards. Parameters stay the same objects.
+    otherwise, and has again afterwards. Parameters stay the same objects; models of several dtypes keep them.
 
-    TrainingError where the memory does not suffice.
+    TrainingError where the memory does not suffice, or another run of this process computes with one of the weights.
     """
+    with _taken_alone(models):
+        yield from _computing(models, arithmetic)
+
+
+@contextmanager
+def _taken_alone(models: Models) -> Generator[None]:
+    own = {id(p) for model in models.values() for p in model.parameters()}
+    with _taking:
+        if _taken & own:
+            raise TrainingError(
+                "another run of this process computes with these weights, and may change their dtype and "
+                "values at any moment; wait until it has ended, or load the base a second time"
+            )
+        _taken.update(own)
+    try:
+        yield
+    finally:
+        with _taking:
+            _taken.difference_update(own)
+
+
+def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
     reason = lacks_room(models, arithmetic)
     if reason is not None:
         raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; free some, or use a smaller base")
@@ -69,6 +95,11 @@ def computing(models: Mapping[str, Model], arithmetic: Arithmetic) -> Generator[
             linear.products = own
 
 
-def _changed(models: Mapping[str, Model], wanted: torch.dtype) -> list[nn.Parameter]:
+def of_one_dtype(models: Models) -> bool:
+    """Whether the dtype of the models may change for a run: where they differ among themselves, none does."""
+    return len({p.dtype for model in models.values() for p in model.parameters()}) == 1
+
+
+def _changed(models: Models, wanted: torch.dtype) -> list[nn.Parameter]:
     every = {id(p): p for model in models.values() for p in model.parameters()}
-    return [p for p in every.values() if p.is_floating_point() and p.dtype != wanted]
+    return [p for p in every.values() if p.dtype != wanted] if of_one_dtype(models) else []

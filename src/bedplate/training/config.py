@@ -11,7 +11,7 @@ from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NO_MATTER = ("save_steps", "save_seconds")
+_NO_MATTER = ("save_steps", "save_seconds", "log_steps")
 
 
 class TrainConfig(Grown):
@@ -20,10 +20,11 @@ class TrainConfig(Grown):
     warmup, decay: fractions of all steps (decay is WSD's). final: the last learning rate as a fraction of the peak.
     weight_decay falls on matrices only. clip: the largest allowed norm of the whole gradient; None lets any pass.
     steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
+    log_steps: so many steps are read back from the device and written together, a line each, and checked then.
     dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
     """
 
-    LATE: ClassVar[tuple[str, ...]] = ("dtype",)
+    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps")
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: ScheduleName = "cosine"
@@ -39,6 +40,7 @@ class TrainConfig(Grown):
     seed: int = 0
     save_steps: Annotated[int, Field(ge=1)] | None = None
     save_seconds: Annotated[float, Field(gt=0)] | None = 60.0
+    log_steps: Annotated[int, Field(ge=1)] = 1
     dtype: Asked = "auto"
 
     def learning_rate_at(self, step: int, total: int) -> float:
@@ -50,5 +52,5 @@ class TrainConfig(Grown):
         )
 
     def numbers(self) -> dict[str, Any]:
-        """What decides the outcome: all fields but how often the state is saved."""
+        """What decides the outcome: all fields but how often the state is saved and steps are written."""
         return self.model_dump(mode="json", exclude=set(_NO_MATTER))

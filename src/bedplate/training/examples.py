@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from bedplate.core.errors import DataError, TemplateError
 from bedplate.text.chat_template import Message
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 
 
-def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str) -> Example:
+def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str) -> TrainingExample:
     """Loss on the completion's tokens, none on the prompt's. Raises DataError when either is empty."""
     if not prompt or not completion:
         raise DataError(f"example {id!r}: its {'completion' if prompt else 'prompt'} is empty")
-    return Example((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion), id)
+    return TrainingExample((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion), id)
 
 
-def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> Example:
+def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
     """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
 
     Raises DataError when it cannot be trained on as it would be served (see `text.training_chat`).
@@ -26,4 +26,4 @@ def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: 
         encoded = tokenizer.encode_conversation(messages)
     except TemplateError as error:
         raise DataError(f"example {id!r}: {error}") from error
-    return Example(tuple(encoded.ids), tuple(encoded.assistant), id)
+    return TrainingExample(tuple(encoded.ids), tuple(encoded.assistant), id)

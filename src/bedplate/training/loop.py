@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
-from bedplate.models.model import Model
 from bedplate.training.arithmetic import Arithmetic, choose, held
-from bedplate.training.batch import Batch
-from bedplate.training.computing import computing, lacks_room
+from bedplate.training.batch import MicroBatch
+from bedplate.training.computing import computing, lacks_room, of_one_dtype
 from bedplate.training.config import TrainConfig
 from bedplate.training.interrupts import Interrupts
-from bedplate.training.metrics import MetricsLog
-from bedplate.training.objectives import Models, Objective
+from bedplate.training.metrics_log import MetricsLog
+from bedplate.training.objectives import AnyModel, Models, Objective
 from bedplate.training.optimizers import NamedParameters, Optimization
+from bedplate.training.random_states import random_states, seeded, set_random_states
+from bedplate.training.readings import LOSS, UnreadStep, read_steps
 from bedplate.training.sources import BatchSource
-from bedplate.training.state import (
-    METRICS_FILE,
-    RunState,
-    check_fingerprint,
-    load_state,
-    random_states,
-    run_directory,
-    save_state,
-    seeded,
-    set_random_states,
-)
+from bedplate.training.state import METRICS_FILE, RunState, StateFile, StateStore, check_fingerprint, run_directory
 
 logger = logging.getLogger("bedplate.training")
+B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
+Reduce = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""One rank's sums → those of all ranks together."""
+
+
+def own_sums(sums: Mapping[str, float]) -> Mapping[str, float]:
+    """The sums of all ranks, where there is one."""
+    return sums
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class _Tally:
 
 
 def train(
-    models: Model | Models,
-    source: BatchSource,
-    objective: Objective,
+    models: AnyModel | Models,
+    source: BatchSource[B],
+    objective: Objective[B],
     config: TrainConfig,
     out: Path,
     trainable: NamedParameters,
@@ -79,21 +77,26 @@ def train(
     *,
     identity: Mapping[str, Any] | None = None,
     description: str = "training",
+    store: StateStore | None = None,
+    reduce: Reduce = own_sums,
 ) -> TrainResult:
     """Trains the `trainable` parameters in place; every other one is frozen meanwhile.
 
-    models: the policy, or one model per role of the objective. out: where state and metrics go; a saved state there is
-    resumed, to the same weights bit by bit (same machine, same number of threads), and a finished run is only loaded.
-    It computes in the dtype that `config.dtype` asks for, or in what is measured to be fastest here; a resumed run in
-    what it began with. Afterwards the models are in their own dtype again, frozen weights bit by bit what they were.
+    models: the policy, or one model per role of the objective. out: where metrics and, unless there is another `store`,
+    the state go; a saved state is resumed, to the same weights bit by bit (same machine, same number of threads), and a
+    finished run is only loaded. It computes in the dtype that `config.dtype` asks for, or in what is measured to be
+    fastest here; a resumed run in what it began with. Afterwards the models are in their own dtype again, frozen
+    weights bit by bit what they were.
     identity: what else a resumed run must have in common with the saved one, such as the base's weights_id.
     on_checkpoint(step, models) is called after each save that `save_steps` asks for, and after the last; what it draws
     from the global random generators is undone.
+    reduce: where several ranks train on shares of one source, adds up what each of them counts.
 
-    Raises TrainingError (another run's state in `out`, a loss or gradient that is not finite), DataError, and
-    KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved at the step's end.
+    Raises TrainingError (another run's state in `out`, a loss or gradient that is not finite, a model that another run
+    of this process computes with), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved at
+    the step's end.
     """
-    roles: Models = {"policy": models} if isinstance(models, nn.Module) else models
+    roles: Models = models if isinstance(models, Mapping) else {"policy": models}
     missing = set(objective.roles) - set(roles)
     if missing:
         raise UsageError(f"the objective {objective.name} needs a model for the role {sorted(missing)[0]!r}")
@@ -102,43 +105,46 @@ def train(
         "trainable": {n: [str(p.dtype), list(p.shape)] for n, p in trained.items()},
         "identity": dict(identity or {}),
     }
+    store = StateFile(out) if store is None else store
     with run_directory(out):
-        arithmetic = _arithmetic(roles, config, out, trained)
-        with computing(_movable(roles), arithmetic) as originals:
+        last = store.latest()
+        saved = None if last is None else store.load(last)
+        arithmetic = _arithmetic(roles, config, store, saved, trained)
+        with computing(roles, arithmetic) as originals:
             optimization = Optimization(trained.items(), config, originals)
             with _only_trained(roles, optimization), seeded(config.seed):
-                run = _Run(roles, source, objective, config, out, optimization, on_checkpoint, about, arithmetic)
+                run = _Run(
+                    roles, source, objective, config, out, store, optimization, on_checkpoint, about, arithmetic, reduce
+                )
+                if saved is not None:
+                    run.restore(saved)
+                    del saved  # it is as large as what is trained
                 try:
                     return run.finish(description)
                 finally:
                     optimization.hand_back()
 
 
-def _movable(roles: Models) -> Models:
-    """The models whose dtype may change for the run: all, or none where they differ."""
-    dtypes = {p.dtype for model in roles.values() for p in model.parameters()}
-    return roles if len(dtypes) == 1 else {}
-
-
-def _arithmetic(roles: Models, config: TrainConfig, out: Path, trained: Mapping[str, nn.Parameter]) -> Arithmetic:
+def _arithmetic(
+    roles: Models, config: TrainConfig, store: StateStore, saved: RunState | None, trained: Mapping[str, nn.Parameter]
+) -> Arithmetic:
     """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows."""
     policy = roles.get("policy", next(iter(roles.values())))
-    own, saved = held(policy), load_state(out)
+    own = held(policy)
     if saved is not None:
         try:
             # runs of earlier versions computed in what their models were held in
             return Arithmetic.of_json(saved.values.get("arithmetic", own.to_json()))
         except (KeyError, ValueError, TypeError) as error:
             raise TrainingError(
-                f"{out}: the saved state names no arithmetic ({error}); delete it to start anew"
+                f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
             ) from error
-    movable = _movable(roles)
-    if not movable:
+    if not of_one_dtype(roles):
         return own
     weights = {id(p) for model in roles.values() for p in model.parameters()}
     kind = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
     found = choose(policy, kind, config.dtype)
-    reason = lacks_room(movable, found)
+    reason = lacks_room(roles, found)
     if reason is None or config.dtype != "auto":
         return found
     logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
@@ -167,30 +173,37 @@ def _only_trained(models: Models, optimization: Optimization) -> Generator[None]
             module.training = mode
 
 
-class _Run:
+class _Run(Generic[B]):
     def __init__(
         self,
         models: Models,
-        source: BatchSource,
-        objective: Objective,
+        source: BatchSource[B],
+        objective: Objective[B],
         config: TrainConfig,
         out: Path,
+        store: StateStore,
         optimization: Optimization,
         on_checkpoint: OnCheckpoint | None,
         about: dict[str, Any],
         arithmetic: Arithmetic,
+        reduce: Reduce,
     ) -> None:
         self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
-        self.optimization, self.on_checkpoint, self.arithmetic = optimization, on_checkpoint, arithmetic
+        self.store, self.optimization, self.on_checkpoint = store, optimization, on_checkpoint
+        self.about, self.arithmetic, self.reduce = about, arithmetic, reduce
         self.device = next(iter(optimization.parameters.values())).device
         self.tally = _Tally()
+        self.unread: list[UnreadStep] = []
+        self.unread_seconds = 0.0
+        self.void = torch.zeros((), device=self.device)
+        """1 from the first step on that is not to be applied, because something in it is not finite."""
+        self.metrics_at = 0
+        self.resumed_at: int | None = None
         self.total = self._total_steps()
-        self.fingerprint: dict[str, Any] = {
-            "objective": objective.name,
-            "config": config.numbers(),
-            "source": source.identity,
-            **about,
-        }
+
+    def _fingerprint(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        config = self.config.numbers()
+        return {"objective": self.objective.name, "config": config, "source": dict(source), **self.about}
 
     def _total_steps(self) -> int:
         available, asked = self.source.steps, self.config.steps
@@ -205,12 +218,9 @@ class _Run:
         return total
 
     def finish(self, description: str) -> TrainResult:
-        """From the saved state, if there is one, to the end."""
-        saved = load_state(self.out)
-        metrics_at = 0 if saved is None else self._restore(saved)
-        resumed_at = None if saved is None else self.tally.step
+        """From where it stands to the end."""
         with (
-            MetricsLog(self.out / METRICS_FILE, metrics_at) as log,
+            MetricsLog(self.out / METRICS_FILE, self.metrics_at) as log,
             Progress(description, self.total, "steps") as bar,
             Interrupts() as interrupts,
         ):
@@ -223,130 +233,145 @@ class _Run:
             done.tokens,
             done.seconds,
             done.losses,
-            resumed_at,
+            self.resumed_at,
             self.out / METRICS_FILE,
             self.arithmetic,
         )
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
+        every, seconds = self.config.save_steps, self.config.save_seconds
         saved_at = time.monotonic()
         batches = iter(self.source)
         while self.tally.step < self.total:
-            row = self._step(next(batches))
-            log.write(row)
-            bar.advance(1, loss=sum(self.tally.losses.values()))
-            last = self.tally.step == self.total
-            every = self.config.save_steps
-            planned = last or (every is not None and self.tally.step % every == 0)
-            seconds = self.config.save_seconds
+            number = self._step(next(batches))
+            planned = number == self.total or (every is not None and number % every == 0)
             due = seconds is not None and time.monotonic() - saved_at >= seconds
-            if planned or due or interrupts.requested:
+            stopped = interrupts.requested
+            saving = planned or due or stopped
+            if saving or len(self.unread) == self.config.log_steps:
+                self._read(log, bar)
+            if saving:
                 self._save(log)
                 saved_at = time.monotonic()
             if planned and self.on_checkpoint is not None:
                 kept = random_states()
-                self.on_checkpoint(self.tally.step, self.models)
+                self.on_checkpoint(number, self.models)
                 set_random_states(*kept)
-            if interrupts.requested:
+            if stopped:
                 raise KeyboardInterrupt
 
-    def _step(self, batches: Sequence[Batch]) -> dict[str, Any]:
+    def _step(self, batches: Sequence[B]) -> int:
+        """The next step, of which nothing is read back; returns its number."""
         started = time.perf_counter()
-        batches = [batch.to(self.device) for batch in batches]
-        weights = self._summed_weights(batches)
-        losses = dict.fromkeys(weights, 0.0)
+        number = self.tally.step + len(self.unread) + 1
+        counts = {"tokens": 0}
         for batch in batches:
-            for name, value in self._backward(batch, weights).items():
-                losses[name] += value
-        norm = self.optimization.clip()
-        if not math.isfinite(norm):
-            raise self._not_finite(f"the gradient's norm is {norm}", batches)
-        rate = self.config.learning_rate_at(self.tally.step, self.total)
-        self.optimization.step(rate)
-        seconds = time.perf_counter() - started
-        tokens, examples = sum(b.token_count for b in batches), sum(len(b.ids) for b in batches)
-        tally = self.tally
-        self.tally = _Tally(
-            tally.step + 1, tally.examples + examples, tally.tokens + tokens, tally.seconds + seconds, losses
-        )
-        return {
-            "step": self.tally.step,
-            "loss": sum(losses.values()),
-            **({f"loss/{name}": value for name, value in losses.items()} if len(losses) > 1 else {}),
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "tokens": tokens,
-            "targets": sum(b.target_count for b in batches),
-            "examples": examples,
-            "tokens_per_second": tokens / seconds,
-            "examples_per_second": examples / seconds,
-        }
+            for name, count in batch.counts.items():
+                counts[name] = counts.get(name, 0) + count
+        counts["examples"] = sum(len(batch.ids) for batch in batches)
+        weights = self._weights(number, batches)
+        parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
+        rate = self.config.learning_rate_at(number - 1, self.total)
+        step = UnreadStep(number, rate, counts, parts, self.optimization.clip())
+        self.void = torch.maximum(self.void, step.sound().logical_not().to(self.void.dtype))
+        self.optimization.step(rate, self.void)
+        self.unread.append(step)
+        self.unread_seconds += time.perf_counter() - started
+        return number
 
-    def _summed_weights(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Each term's weight over the whole step; every micro-batch's loss is divided by it."""
-        weights: dict[str, float] = {}
+    def _weights(self, number: int, batches: Sequence[B]) -> Mapping[str, float]:
+        """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
+        own: dict[str, float] = {}
         for batch in batches:
             for name, weight in self.objective.weights(batch).items():
-                weights[name] = weights.get(name, 0.0) + weight
+                own[name] = own.get(name, 0.0) + weight
+        weights = self.reduce(own)
         for name, weight in weights.items():
             if weight <= 0:
-                raise TrainingError(f"step {self.tally.step + 1}: nothing carries weight in the term {name!r}")
+                raise TrainingError(f"step {number}: nothing carries weight in the term {name!r}")
         return weights
 
-    def _backward(self, batch: Batch, weights: Mapping[str, float]) -> dict[str, float]:
+    def _backward(self, batch: B, weights: Mapping[str, float]) -> dict[str, Tensor]:
         terms = self.objective(self.models, batch)
         shares = {name: term.total / weights[name] for name, term in terms.items()}
-        losses = {name: float(share.detach()) for name, share in shares.items()}
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise self._not_finite(f"the loss is {losses}", [batch])
         loss = torch.stack(list(shares.values())).sum()
         if loss.requires_grad:  # else nothing trainable took part, which `clip` reports
             loss.backward()
         self.optimization.collect()
-        return losses
+        found = {f"{LOSS}{name}": share.detach() for name, share in shares.items()}
+        for name, term in terms.items():
+            found |= {f"{name}/{metric}": value.detach() / weights[name] for metric, value in term.metrics.items()}
+        return found
 
-    def _not_finite(self, what: str, batches: Sequence[Batch]) -> TrainingError:
-        ids = [id for batch in batches for id in batch.ids]
-        shown = ", ".join(ids[:8]) + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
-        return TrainingError(
-            f"step {self.tally.step + 1}: {what}, on the examples {shown}. The state before this step is kept; "
-            "lower the learning rate, or look at these examples"
-        )
+    def _read(self, log: MetricsLog, bar: Progress) -> None:
+        """Reads what the steps since the last time left, and writes it; each took its share of the time."""
+        started = time.perf_counter()
+        read = read_steps(self.unread)
+        seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
+        for step, (values, norm) in zip(self.unread, read, strict=True):
+            sums = self.reduce({**values, **step.counts})
+            losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
+            counts = {name: int(sums[name]) for name in step.counts}
+            log.write(
+                {
+                    "step": step.number,
+                    "loss": sum(losses.values()),
+                    **{name: sums[name] for name in values if len(losses) > 1 or not name.startswith(LOSS)},
+                    "learning_rate": step.learning_rate,
+                    "gradient_norm": norm,
+                    **counts,
+                    "tokens_per_second": counts["tokens"] / seconds,
+                    "examples_per_second": counts["examples"] / seconds,
+                }
+            )
+            bar.advance(1, loss=sum(losses.values()))
+            before = self.tally
+            self.tally = _Tally(
+                step.number,
+                before.examples + counts["examples"],
+                before.tokens + counts["tokens"],
+                before.seconds + seconds,
+                losses,
+            )
+        self.unread, self.unread_seconds = [], 0.0
 
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()
         values = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self._fingerprint(self.source.identity),
             "arithmetic": self.arithmetic.to_json(),
             "source": self.source.state(),
             "metrics_bytes": log.position(),
             "random": random_values,
             "tally": vars(self.tally),
         }
-        save_state(self.out, RunState(self.optimization.tensors() | random_tensors, values))
+        self.store.save(self.tally.step, RunState(self.optimization.tensors() | random_tensors, values))
 
-    def _restore(self, saved: RunState) -> int:
-        """Everything as it was when `saved` was written; returns where the metrics stood."""
-        check_fingerprint(self.out, saved.values["fingerprint"], self.fingerprint)
+    def restore(self, saved: RunState) -> None:
+        """Everything as it was when `saved` was written."""
+        before = saved.values["fingerprint"]
+        wanted = self._fingerprint(self.source.identity_like(before["source"]))
+        check_fingerprint(self.out, self.store, before, wanted)
         self.optimization.load(saved.tensors)
         self.source.load_state(saved.values["source"])
         set_random_states(saved.tensors, saved.values["random"])
         self.tally = _Tally(**saved.values["tally"])
-        return int(saved.values["metrics_bytes"])
+        self.metrics_at, self.resumed_at = int(saved.values["metrics_bytes"]), self.tally.step
 
 
 @torch.no_grad()
-def evaluate_loss(models: Model | Models, batches: Iterable[Batch], objective: Objective) -> dict[str, float]:
+def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Objective[B]) -> dict[str, float]:
     """Each term's loss over all batches, weighted exactly, with the models in evaluation mode."""
-    roles: Models = {"policy": models} if isinstance(models, nn.Module) else models
+    roles: Models = models if isinstance(models, Mapping) else {"policy": models}
+    device = next(next(iter(roles.values())).parameters()).device
     modes = [(m, m.training) for model in roles.values() for m in model.modules()]
     totals: dict[str, float] = {}
     weights: dict[str, float] = {}
     try:
         for model in roles.values():
-            model.eval()
+            model.train(False)
         for batch in batches:
-            for name, term in objective(roles, batch).items():
+            for name, term in objective(roles, batch.to(device)).items():
                 totals[name] = totals.get(name, 0.0) + float(term.total)
                 weights[name] = weights.get(name, 0.0) + term.weight
     finally:

@@ -13,6 +13,12 @@ from bedplate.training.config import TrainConfig
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
+class _AdamW(torch.optim.AdamW):
+    """Changes nothing where `found_inf`, a float32 scalar on the device, is 1: torch's own gradient scaler sets it."""
+
+    found_inf: Tensor | None = None
+
+
 class Optimization:
     """AdamW over `trainable`, in float32 (or wider) whatever the parameters' own type.
 
@@ -38,7 +44,7 @@ class Optimization:
             for params, decay in ((matrices, config.weight_decay), (others, 0.0))
             if params
         ]
-        self._adamw = torch.optim.AdamW(
+        self._adamw = _AdamW(
             groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
         )
 
@@ -52,9 +58,9 @@ class Optimization:
             master.grad = grad if master.grad is None else master.grad.add_(grad)
             parameter.grad = None
 
-    def clip(self) -> float:
-        """Scales the whole gradient down to the allowed norm; returns the norm before. Raises TrainingError when
-        no parameter has a gradient."""
+    def clip(self) -> Tensor:
+        """Scales the whole gradient down to the allowed norm; returns the norm before, a scalar that is not read.
+        Raises TrainingError when no parameter has a gradient."""
         grads = [m.grad for m in self._masters.values() if m.grad is not None]
         if not grads:
             raise TrainingError(
@@ -64,10 +70,11 @@ class Optimization:
         norm = nn.utils.get_total_norm(grads)
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)
-        return float(norm)
+        return norm
 
-    def step(self, learning_rate: float) -> None:
-        """One update, after which the gradients are gone."""
+    def step(self, learning_rate: float, void: Tensor) -> None:
+        """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
+        self._adamw.found_inf = void
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
         self._adamw.step()
@@ -107,9 +114,7 @@ class Optimization:
                 if f"{key}/{name}" in tensors
             }
             if moments:
-                self._adamw.state[master] = {
-                    key: value if key == "step" else value.to(master.device) for key, value in moments.items()
-                }
+                self._adamw.state[master] = {key: value.to(master.device) for key, value in moments.items()}
         self._write_back()
 
 

@@ -15,14 +15,13 @@ from typing import Literal
 import torch
 
 from bedplate.core.errors import DataError
-from bedplate.models.inputs import segment_positions
-from bedplate.training.batch import NO_TARGET, Batch, Example
+from bedplate.training.batch import NO_TARGET, PackedBatch, TrainingExample
 
 MIN_PREFIX = 4
 """Shorter common prefixes are not worth one more document in the attention."""
 
 
-def common_prefix(examples: Sequence[Example]) -> int:
+def common_prefix(examples: Sequence[TrainingExample]) -> int:
     """How many leading tokens all examples share, short of the last token before any that carries loss.
 
     The token that predicts the first loss-carrying one stays outside, because each example needs its own prediction.
@@ -32,13 +31,22 @@ def common_prefix(examples: Sequence[Example]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b), limit)
 
 
+def check_length(example: TrainingExample, context_length: int | None) -> None:
+    """DataError where an example is longer than the context."""
+    if context_length is not None and len(example.ids) > context_length:
+        raise DataError(
+            f"example {example.id!r} has {len(example.ids)} tokens, but the context holds {context_length}; "
+            "shorten it or leave it out (nothing is cut silently)"
+        )
+
+
 def pack_examples(
-    examples: Sequence[Example],
+    examples: Sequence[TrainingExample],
     *,
     share_prefix: bool = True,
     min_prefix: int = MIN_PREFIX,
     context_length: int | None = None,
-) -> Batch:
+) -> PackedBatch:
     """One row [1, T] with every example as a document; nothing is padded or cut.
 
     share_prefix: compute the common prefix once, when there are several examples and it has at least `min_prefix`
@@ -47,11 +55,7 @@ def pack_examples(
     if not examples:
         raise DataError("a batch needs at least one example")
     for example in examples:
-        if context_length is not None and len(example.ids) > context_length:
-            raise DataError(
-                f"example {example.id!r} has {len(example.ids)} tokens, but the context holds {context_length}; "
-                "shorten it or leave it out (nothing is cut silently)"
-            )
+        check_length(example, context_length)
     prefix = common_prefix(examples) if share_prefix and len(examples) > 1 else 0
     prefix = prefix if prefix >= min_prefix else 0
     tokens = list(examples[0].ids[:prefix])
@@ -62,13 +66,13 @@ def pack_examples(
         following = zip(example.ids[prefix + 1 :], example.loss[prefix + 1 :], strict=True)
         targets += [token if learned else NO_TARGET for token, learned in following]
         targets.append(NO_TARGET)
-    segments_BT = torch.tensor([segments])
-    return Batch(
+    return PackedBatch.of(
         torch.tensor([tokens]),
-        segments_BT,
-        segment_positions(segments_BT),
+        torch.tensor([segments]),
         torch.tensor([targets]),
-        tuple(example.id for example in examples),
+        [example.id for example in examples],
+        [prefix, *(len(example.ids) - prefix for example in examples)],
+        [sum(example.loss) for example in examples],
     )
 
 
@@ -76,7 +80,7 @@ def pack_examples(
 
 
 @dataclass(frozen=True)
-class Piece:
+class DocumentPiece:
     """Tokens `start` to `stop` of document number `document`: the whole of it, unless it had to be split."""
 
     document: int
@@ -91,7 +95,7 @@ class Piece:
 class PackedRows:
     """Rows of pieces, with what became of the documents. tokens + padding = rows × row_length."""
 
-    rows: tuple[tuple[Piece, ...], ...]
+    rows: tuple[tuple[DocumentPiece, ...], ...]
     row_length: int
     documents: int
     split_documents: int
@@ -132,14 +136,14 @@ def pack_documents(
     )
 
 
-def _best_fit(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
+def _best_fit(lengths: Sequence[int], row_length: int) -> list[list[DocumentPiece]]:
     pieces = [
-        Piece(number, start, min(start + row_length, length))
+        DocumentPiece(number, start, min(start + row_length, length))
         for number, length in enumerate(lengths)
         for start in range(0, length, row_length)
     ]
     pieces.sort(key=len, reverse=True)
-    rows: list[list[Piece]] = []
+    rows: list[list[DocumentPiece]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), sorted
     for piece in pieces:
         at = bisect_left(room, (len(piece), -1))
@@ -152,8 +156,8 @@ def _best_fit(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
     return rows
 
 
-def _sequential(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
-    rows: list[list[Piece]] = []
+def _sequential(lengths: Sequence[int], row_length: int) -> list[list[DocumentPiece]]:
+    rows: list[list[DocumentPiece]] = []
     free = 0
     for number, length in enumerate(lengths):
         start = 0
@@ -162,21 +166,22 @@ def _sequential(lengths: Sequence[int], row_length: int) -> list[list[Piece]]:
                 rows.append([])
                 free = row_length
             stop = min(length, start + free)
-            rows[-1].append(Piece(number, start, stop))
+            rows[-1].append(DocumentPiece(number, start, stop))
             free -= stop - start
             start = stop
     return rows
 
 
 def rows_batch(
-    rows: Sequence[Sequence[Piece]], documents: Sequence[Sequence[int]], ids: Sequence[str], row_length: int
-) -> Batch:
+    rows: Sequence[Sequence[DocumentPiece]], documents: Sequence[Sequence[int]], ids: Sequence[str], row_length: int
+) -> PackedBatch:
     """Some packed rows as a batch [B, row_length]. The last token of a piece predicts the document's next token, if
     there is one, although that stands in another piece: splitting loses no target."""
     shape = (len(rows), row_length)
     tokens, segments = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
     targets = torch.full(shape, NO_TARGET)
     names: list[str] = []
+    losses: list[int] = []
     for r, row in enumerate(rows):
         at = 0
         for number, piece in enumerate(row, start=1):
@@ -186,5 +191,7 @@ def rows_batch(
             segments[r, at:end] = number
             targets[r, at : at + len(following)] = torch.tensor(following, dtype=torch.int64)
             names.append(ids[piece.document])
+            losses.append(len(following))
             at = end
-    return Batch(tokens, segments, segment_positions(segments), targets, tuple(names))
+    lengths = [0, *(len(piece) for row in rows for piece in row)]
+    return PackedBatch.of(tokens, segments, targets, names, lengths, losses)

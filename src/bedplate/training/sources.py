@@ -1,28 +1,41 @@
-"""Where a run's steps come from, in an order that seed and epoch decide and that resumes at any step."""
+"""Where a run's steps come from, in an order that seed and epoch decide and that resumes at any step.
+
+Of several ranks each draws its share of every step: the shares are disjoint, complete, and one behind the other in the
+order that a single rank would have drawn.
+"""
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
 
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
-from bedplate.training.batch import Batch, Example
-from bedplate.training.packing import PackedRows, pack_documents, pack_examples, rows_batch
+from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
+from bedplate.training.packing import PackedRows, check_length, pack_documents, pack_examples, rows_batch
 
-Order = Literal["given", "shuffled", "length"]
+Shuffling = Literal["given", "shuffled", "length"]
+Shard = tuple[int, int]
+"""This rank's number, from 0, and how many there are."""
+ALONE: Shard = (0, 1)
 _LENGTH_POOL = 16
 """With order="length", so many batches of shuffled examples are sorted by length at a time."""
+B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
 
 
-class BatchSource(Protocol):
+class BatchSource(Protocol[B_co]):
     """Draws optimizer steps, each as its micro-batches. Iterating goes on from the current position."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What decides every batch (hashes, sizes, seed): a resumed run must have the same."""
+    def identity(self) -> Mapping[str, Any]:
+        """What decides every batch (content's hash, sizes, seed), on any rank: a resumed run must have the same."""
+        ...
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`identity`, with the content named as `saved` names it, where that is another name of the same."""
         ...
 
     @property
@@ -30,7 +43,7 @@ class BatchSource(Protocol):
         """Steps from the start to the end; None when there is no end."""
         ...
 
-    def __iter__(self) -> Iterator[tuple[Batch, ...]]: ...
+    def __iter__(self) -> Iterator[tuple[B_co, ...]]: ...
 
     def state(self) -> dict[str, Any]:
         """The position after the last step that was drawn, as JSON values."""
@@ -40,26 +53,59 @@ class BatchSource(Protocol):
 
 
 class _EpochSource(ABC):
-    """Steps numbered through the epochs; the position is one number."""
+    """Numbered things, in steps numbered through the epochs; the position is one number. `made_of` is the content's
+    name in the identity, `content` its hash, given by what made it, or else of all tokens."""
 
-    def __init__(self, per_epoch: int, epochs: int) -> None:
+    made_of: str
+
+    def __init__(
+        self, count: int, step_size: int, epochs: int, shard: Shard, content: str | None, settings: Mapping[str, Any]
+    ) -> None:
         if epochs < 1:
             raise DataError(f"epochs is {epochs}: it must be at least 1")
-        self._per_epoch, self._epochs, self._drawn = per_epoch, epochs, 0
+        if not 0 <= shard[0] < shard[1]:
+            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
+        self._per_epoch, self._epochs, self._drawn = -(-count // step_size), epochs, 0
+        self._step_size, self._shard, self._content, self._settings = step_size, shard, content, settings
+        self._order: tuple[int, list[list[int]]] | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {self.made_of: self._content or self._tokens_hash, **self._settings}
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Earlier versions named every content by the hash of its tokens, which is computed for their runs alone."""
+        same = saved.get(self.made_of) == self.identity[self.made_of]
+        return self.identity if same else {**self.identity, self.made_of: self._tokens_hash}
 
     @property
     def steps(self) -> int | None:
         return self._per_epoch * self._epochs
 
-    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         while self._drawn < self._per_epoch * self._epochs:
             epoch, step = divmod(self._drawn, self._per_epoch)
+            if self._order is None or self._order[0] != epoch:
+                self._order = (epoch, self._steps(epoch))
+            numbers, (rank, world) = self._order[1][step], self._shard
             self._drawn += 1
-            yield self._step(epoch, step)
+            yield tuple(self._micro_batches(numbers[len(numbers) * rank // world : len(numbers) * (rank + 1) // world]))
+
+    @cached_property
+    def _tokens_hash(self) -> str:
+        return sha256_json(self._everything())
 
     @abstractmethod
-    def _step(self, epoch: int, step: int) -> tuple[Batch, ...]:
-        """The micro-batches of one step."""
+    def _everything(self) -> Any:
+        """All that there is to learn, as a JSON value."""
+
+    @abstractmethod
+    def _steps(self, epoch: int) -> list[list[int]]:
+        """What the steps of an epoch are made of."""
+
+    @abstractmethod
+    def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
+        """One rank's share of a step."""
 
     def state(self) -> dict[str, Any]:
         epoch, step = divmod(self._drawn, self._per_epoch)
@@ -75,38 +121,38 @@ class _EpochSource(ABC):
 class ExampleSource(_EpochSource):
     """Batches of examples, packed.
 
-    order: "given" every epoch; "shuffled" anew each epoch, from `seed`; "length": shuffled, then examples of similar
-    length put together and the batches shuffled. micro_tokens: a step with more tokens than this is drawn as several
-    micro-batches (memory grows with tokens; the gradient is the same). The last batch of an epoch may be smaller.
+    examples: a sequence, which may read each as it is asked for. order: "given" every epoch; "shuffled" anew each
+    epoch, from `seed`; "length": shuffled, then examples of similar length put together and the batches shuffled.
+    micro_tokens: a step with more tokens than this is drawn as several micro-batches (memory grows with tokens; the
+    gradient is the same). The last batch of an epoch may be smaller. content: the sha256 of what the examples were made
+    from, and how; by default their own.
     Raises DataError without examples, for two of one id, or for one longer than `context_length`.
     """
 
+    made_of = "examples"
+
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[TrainingExample],
         batch_size: int,
         *,
         seed: int = 0,
         epochs: int = 1,
-        order: Order = "given",
+        order: Shuffling = "given",
         share_prefix: bool = True,
         micro_tokens: int = 4096,
         context_length: int | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE,
     ) -> None:
         if not examples:
             raise DataError("there are no training examples")
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}: it must be at least 1")
-        _refuse_duplicates([example.id for example in examples])
-        for example in examples:
-            pack_examples([example], context_length=context_length)
-        super().__init__(-(-len(examples) // batch_size), epochs)
-        self._examples, self._batch_size = tuple(examples), batch_size
-        self._seed, self._order_name, self._share_prefix = seed, order, share_prefix
-        self._micro_tokens, self._context_length = micro_tokens, context_length
-        self._order: tuple[int, list[list[int]]] | None = None
-        self._identity = {
-            "examples": sha256_json([[e.id, list(e.ids), list(e.loss)] for e in examples]),
+        self._examples, self._seed, self._shuffling = examples, seed, order
+        self._share_prefix, self._micro_tokens, self._context_length = share_prefix, micro_tokens, context_length
+        self._lengths = _checked_lengths(examples, context_length)
+        settings = {
             "batch_size": batch_size,
             "epochs": epochs,
             "seed": seed,
@@ -114,67 +160,70 @@ class ExampleSource(_EpochSource):
             "share_prefix": share_prefix,
             "micro_tokens": micro_tokens,
         }
+        super().__init__(len(examples), batch_size, epochs, shard, content, settings)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._identity
+    def _everything(self) -> Any:
+        return [[e.id, list(e.ids), list(e.loss)] for e in self._examples]
 
-    def _step(self, epoch: int, step: int) -> tuple[Batch, ...]:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self._batches(epoch))
-        chosen = [self._examples[i] for i in self._order[1][step]]
-        return tuple(
-            pack_examples(part, share_prefix=self._share_prefix, context_length=self._context_length)
-            for part in _split_by_tokens(chosen, self._micro_tokens)
-        )
-
-    def _batches(self, epoch: int) -> list[list[int]]:
-        """The epoch's batches of example numbers."""
-        size, order = self._batch_size, list(range(len(self._examples)))
-        if self._order_name == "given":
+    def _steps(self, epoch: int) -> list[list[int]]:
+        size, order = self._step_size, list(range(len(self._examples)))
+        if self._shuffling == "given":
             return _chunks(order, size)
         generator = random.Random(f"{self._seed}/{epoch}")
         generator.shuffle(order)
-        if self._order_name == "shuffled":
+        if self._shuffling == "shuffled":
             return _chunks(order, size)
         pools = _chunks(order, size * _LENGTH_POOL)
-        by_length = [i for pool in pools for i in sorted(pool, key=lambda i: len(self._examples[i].ids), reverse=True)]
+        by_length = [i for pool in pools for i in sorted(pool, key=self._lengths.__getitem__, reverse=True)]
         batches = _chunks(by_length, size)
         generator.shuffle(batches)
         return batches
+
+    def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
+        for part in _split_by_tokens(numbers, self._lengths, self._micro_tokens):
+            chosen = [self._examples[i] for i in part]
+            yield pack_examples(chosen, share_prefix=self._share_prefix, context_length=self._context_length)
+
+
+def _checked_lengths(examples: Iterable[TrainingExample], context_length: int | None) -> list[int]:
+    seen: set[str] = set()
+    lengths: list[int] = []
+    for example in examples:
+        check_length(example, context_length)
+        if example.id in seen:
+            raise DataError(f"two examples have the id {example.id!r}; ids must differ, so that errors can name one")
+        seen.add(example.id)
+        lengths.append(len(example.ids))
+    return lengths
 
 
 def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
 
 
-def _split_by_tokens(examples: list[Example], limit: int) -> list[list[Example]]:
+def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
     """Consecutive groups of at most `limit` tokens, or of one example."""
-    groups: list[list[Example]] = [[]]
+    groups: list[list[int]] = []
     tokens = 0
-    for example in examples:
-        if groups[-1] and tokens + len(example.ids) > limit:
+    for number in numbers:
+        if not groups or tokens + lengths[number] > limit:
             groups.append([])
             tokens = 0
-        groups[-1].append(example)
-        tokens += len(example.ids)
+        groups[-1].append(number)
+        tokens += lengths[number]
     return groups
-
-
-def _refuse_duplicates(ids: Sequence[str]) -> None:
-    seen: set[str] = set()
-    for id in ids:
-        if id in seen:
-            raise DataError(f"two examples have the id {id!r}; ids must differ, so that errors can name one")
-        seen.add(id)
 
 
 class DocumentSource(_EpochSource):
     """Whole documents packed into rows of one length, for next-token prediction; rows are shuffled each epoch.
 
-    documents: token ids, each with the end token that its end is to be learned by. A step is `batch_rows` rows in
-    micro-batches of `micro_rows`; an epoch's last step may have fewer rows. `packed`: what became of the documents.
+    documents: token ids, each with the end token that its end is to be learned by: a sequence, which may read each as
+    it is asked for, and where `lengths` are given is asked for none before the steps that hold it. A step is
+    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may have fewer rows. content: the sha256 of
+    what the documents were made from, and how; by default of their tokens. `packed`: what became of the documents.
     """
+
+    made_of = "documents"
 
     def __init__(
         self,
@@ -187,21 +236,21 @@ class DocumentSource(_EpochSource):
         epochs: int = 1,
         method: Literal["best_fit", "sequential"] = "best_fit",
         ids: Sequence[str] | None = None,
+        lengths: Sequence[int] | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE,
     ) -> None:
         if not documents:
             raise DataError("there are no documents to train on")
         if batch_rows < 1 or (micro_rows is not None and micro_rows < 1):
             raise DataError("batch_rows and micro_rows must be at least 1")
-        self._documents = documents
-        self._ids = [str(i) for i in range(len(documents))] if ids is None else list(ids)
+        self._documents, self._seed, self._micro_rows = documents, seed, micro_rows or batch_rows
+        self._ids = [str(i) for i in range(len(documents))] if ids is None else ids
         if len(self._ids) != len(documents):
             raise DataError(f"{len(documents)} documents, but {len(self._ids)} ids")
-        self.packed: PackedRows = pack_documents([len(d) for d in documents], row_length, method)
-        super().__init__(-(-len(self.packed.rows) // batch_rows), epochs)
-        self._batch_rows, self._micro_rows, self._seed = batch_rows, micro_rows or batch_rows, seed
-        self._order: tuple[int, list[list[int]]] | None = None
-        self._identity = {
-            "documents": sha256_json([list(d) for d in documents]),
+        lengths = [len(d) for d in documents] if lengths is None else lengths
+        self.packed: PackedRows = pack_documents(lengths, row_length, method)
+        settings = {
             "row_length": row_length,
             "batch_rows": batch_rows,
             "micro_rows": self._micro_rows,
@@ -209,17 +258,17 @@ class DocumentSource(_EpochSource):
             "seed": seed,
             "method": method,
         }
+        super().__init__(len(self.packed.rows), batch_rows, epochs, shard, content, settings)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return self._identity
+    def _everything(self) -> Any:
+        return [list(d) for d in self._documents]
 
-    def _step(self, epoch: int, step: int) -> tuple[Batch, ...]:
-        if self._order is None or self._order[0] != epoch:
-            order = list(range(len(self.packed.rows)))
-            random.Random(f"{self._seed}/{epoch}").shuffle(order)
-            self._order = (epoch, _chunks(order, self._batch_rows))
-        return tuple(
-            rows_batch([self.packed.rows[i] for i in part], self._documents, self._ids, self.packed.row_length)
-            for part in _chunks(self._order[1][step], self._micro_rows)
-        )
+    def _steps(self, epoch: int) -> list[list[int]]:
+        order = list(range(len(self.packed.rows)))
+        random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        return _chunks(order, self._step_size)
+
+    def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
+        for part in _chunks(numbers, self._micro_rows):
+            rows = [self.packed.rows[i] for i in part]
+            yield rows_batch(rows, self._documents, self._ids, self.packed.row_length)

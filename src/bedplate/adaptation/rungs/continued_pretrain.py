@@ -20,17 +20,17 @@ from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
 from bedplate.adaptation.task.raw_text import inputs_in
 from bedplate.core.errors import TrainingError
-from bedplate.core.files import sha256_bytes
+from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts
 from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.training.batch import Batch
+from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, evaluate_loss, train
 from bedplate.training.objectives import NextToken
 from bedplate.training.sources import DocumentSource
-from bedplate.training.state import STATE_FILE
+from bedplate.training.state import StateFile
 
 ROW, BATCH_ROWS, MICRO_TOKENS = 512, 8, 2048
 LEARNING_RATE = 1e-4
@@ -88,8 +88,7 @@ class ContinuedPretrain:
             raise TrainingError(f"no skin could be made on the child base ({why})")
         best = max(done, key=lambda name: done[name].evaluation.estimate)  # a tie goes to the cheaper rung
         result = self._finish(context, plan, directory, done[best], trained, losses, outcomes)
-        for state in (directory / "text").glob(STATE_FILE):
-            state.unlink()
+        StateFile(directory / "text").remove()
         return result
 
     def predictor(self, context: Context, result: Result) -> Predicts:
@@ -124,8 +123,21 @@ class ContinuedPretrain:
         chosen = _first(every, plan.settings["tokens"])
         row = plan.settings["row"]
         micro = max(1, MICRO_TOKENS // row)
+        made_from = {
+            "text": plan.settings["text"],
+            "tokenizer": context.model.base.identity.tokenizer_id,
+            "held": HELD,
+            "tokens": plan.settings["tokens"],
+            "seed": context.seed,
+        }
         source = DocumentSource(
-            list(chosen.values()), row, BATCH_ROWS, micro_rows=micro, seed=context.seed, ids=list(chosen)
+            list(chosen.values()),
+            row,
+            BATCH_ROWS,
+            micro_rows=micro,
+            seed=context.seed,
+            ids=list(chosen),
+            content=sha256_json(made_from),
         )
         config = TrainConfig(
             learning_rate=plan.settings["learning_rate"],
@@ -232,7 +244,7 @@ def _first(documents: Mapping[str, list[int]], tokens: int) -> dict[str, list[in
     return found
 
 
-def _held_batches(held: Mapping[str, list[int]], row: int, micro: int) -> list[Batch]:
+def _held_batches(held: Mapping[str, list[int]], row: int, micro: int) -> list[PackedBatch]:
     some = list(_first(held, HELD_ROWS * row).values())
     return [batch for step in DocumentSource(some, row, micro) for batch in step] if some else []
 

@@ -22,7 +22,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
-from bedplate.training.batch import Example as TrainingExample
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft

@@ -21,12 +21,12 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
 from bedplate.training.arithmetic import token_seconds
-from bedplate.training.batch import Example as TrainingExample
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import completion_example
 from bedplate.training.loop import TrainResult
 from bedplate.training.sources import ExampleSource
-from bedplate.training.state import STATE_FILE
+from bedplate.training.state import StateFile
 
 ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
@@ -198,7 +198,7 @@ class Tuning(ABC):
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
         for one in trained:  # finished: the optimizer's state has no further use
-            (directory / f"seed-{one.seed}" / STATE_FILE).unlink(missing_ok=True)
+            StateFile(directory / f"seed-{one.seed}").remove()
         return result
 
     def examples(

@@ -24,7 +24,7 @@ from bedplate.economics.serving.steps import shape_of
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.model import Model
 from bedplate.models.precision import dtype_name
-from bedplate.training.batch import Example
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft
@@ -112,7 +112,7 @@ def _step_seconds(base: Base, model: Model, kind: StepKind, rank: int, steps: in
     count = kind.examples * (steps + 1)
     ids = torch.randint(base.spec.vocab_size, (count, kind.tokens), generator=generator).tolist()
     loss = (False,) * (kind.tokens - kind.targets) + (True,) * kind.targets
-    examples = [Example(tuple(one), loss, str(number)) for number, one in enumerate(ids)]
+    examples = [TrainingExample(tuple(one), loss, str(number)) for number, one in enumerate(ids)]
     source = ExampleSource(examples, kind.examples, share_prefix=False, micro_tokens=1 << 20)
     bank = Bank(model, 1)
     slot = bank.add(LoraConfig(r=rank, alpha=2.0 * rank), None, 0)

@@ -318,13 +318,8 @@ class NativeDecoder:
 
     def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
         """A bank's frozen adapter, sharing its A and B. Raises UsageError for one that is being trained."""
-        named, config = dict(bank.parameters(slot)), bank.config(slot)
-        paths = [name.removesuffix(".lora_A") for name in named if name.endswith(".lora_A")]
         return self.adapter(
-            {
-                path: (named[f"{path}.lora_A"].detach(), named[f"{path}.lora_B"].detach(), config.scaling(path))
-                for path in paths
-            },
+            {path: (one.a.detach(), one.b.detach(), one.scaling) for path, one in bank.low_rank(slot).items()},
             {path: (scale, self._shift(path, scale)) for path, scale in bank.scales(slot).items()},
         )
 

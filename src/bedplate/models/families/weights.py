@@ -92,7 +92,7 @@ class WeightMap:
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
         """Names of ours and theirs that stand for each other alone."""
-        single = [(*rule.ours, *rule.theirs) for rule in self.rules if len(rule.ours) == len(rule.theirs) == 1]
+        single = [(rule.ours[0], rule.theirs[0]) for rule in self.rules if len(rule.ours) == len(rule.theirs) == 1]
         return [
             names for names in single if all((index in names[0]) == (index in names[1]) for index in ("{i}", "{e}"))
         ]

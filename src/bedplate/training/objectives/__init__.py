@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from bedplate.training.objectives.base import Models, Objective, Scope, Term
-from bedplate.training.objectives.language import NextToken, Sft
+from collections.abc import Callable
+from typing import Any
 
-OBJECTIVES: dict[str, type[NextToken]] = {
+from bedplate.training.objectives.language import NextToken, Sft
+from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
+
+OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
     "next_token": NextToken,
     "sft": Sft,
 }
 
-__all__ = ["OBJECTIVES", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]
+__all__ = ["OBJECTIVES", "AnyModel", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]

@@ -8,16 +8,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError
-from bedplate.models.model import Model
-from bedplate.training.attention import training_attention
-from bedplate.training.batch import NO_TARGET, Batch
-from bedplate.training.objectives.base import Models, Scope, Term
+from bedplate.training.batch import PackedBatch
+from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
+from bedplate.training.packed_attention import training_attention
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 
 
-def token_losses(model: Model, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
+def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
     """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states.
 
     With more than `rows` positions the logits are made, and made again for the gradient, piece by piece.
@@ -29,7 +28,7 @@ def token_losses(model: Model, hidden_ND: Tensor, targets_N: Tensor, rows: int =
     return torch.stack(losses).sum()
 
 
-def _cross_entropy(model: Model, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
     logits_NV = model.head(hidden_ND)
     wide = torch.promote_types(logits_NV.dtype, torch.float32)
     return F.cross_entropy(logits_NV.to(wide), targets_N, reduction="sum")
@@ -42,18 +41,17 @@ class NextToken:
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
 
-    def weights(self, batch: Batch) -> dict[str, float]:
+    def weights(self, batch: PackedBatch) -> dict[str, float]:
         """The number of targets."""
         return {self.name: float(batch.target_count)}
 
-    def __call__(self, models: Models, batch: Batch) -> dict[str, Term]:
-        model = models["policy"]
-        attend = training_attention(batch.segments, model.embedding.weight.dtype)
+    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+        model, learned = models["policy"], batch.learned
+        attend = training_attention(batch, next(model.parameters()).dtype)
         hidden_BTD = model(batch.inputs, attend).hidden
-        targets = batch.targets.reshape(-1)
-        rows = (targets != NO_TARGET).nonzero().squeeze(1)
-        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, rows)
-        return {self.name: Term(token_losses(model, hidden_ND, targets[rows]), float(len(rows)))}
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, learned)
+        targets_N = batch.targets.reshape(-1).index_select(0, learned)
+        return {self.name: Term(token_losses(model, hidden_ND, targets_N), float(len(learned)))}
 
 
 class Sft(NextToken):
@@ -61,13 +59,9 @@ class Sft(NextToken):
 
     name: str = "sft"
 
-    def weights(self, batch: Batch) -> dict[str, float]:
+    def weights(self, batch: PackedBatch) -> dict[str, float]:
         """The number of targets. Raises DataError for an example without any."""
-        width = batch.tokens.shape[1] + 1
-        key = torch.arange(len(batch.tokens), device=batch.tokens.device)[:, None] * width + batch.segments
-        learned = set(key[batch.targets != NO_TARGET].tolist())
-        documents = key[batch.segments > 0].unique().tolist()
-        for name, document in zip(batch.ids, documents, strict=True):
-            if document not in learned:
+        for name, losses in zip(batch.ids, batch.losses, strict=True):
+            if not losses:
                 raise DataError(f"example {name!r}: no token carries loss, so nothing can be learned from it")
         return super().weights(batch)

@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.attention import Attend, SegmentAttention
+from bedplate.models.layers.attention import Attend, SegmentAttention, masked_attention
 from bedplate.models.layers.how import PLAIN, How
+from bedplate.training.batch import PackedBatch
 
 BLOCK = 96
 """Larger blocks compute more scores that the mask throws away, smaller ones make more calls."""
@@ -32,7 +34,7 @@ KEPT = 256
 
 
 @dataclass(frozen=True)
-class Block:
+class TokenBlock:
     """Tokens `start` to `stop` of the row, which see the row's first `prefix` tokens and those from `first` on; `mask`
     [n, K] is added to their scores, K = `prefix` + `stop` - `first`."""
 
@@ -43,42 +45,56 @@ class Block:
     mask: Tensor
 
 
-def training_attention(segments_BT: Tensor, dtype: torch.dtype) -> Attend:
-    """How to attend while training: in blocks for an unpadded row on CPU, else as the model does."""
-    if segments_BT.shape[0] == 1 and segments_BT.device.type == "cpu" and int(segments_BT.min()) >= 0:
-        return BlockAttention(segments_BT[0], dtype)
-    return SegmentAttention(segments_BT, causal=True)
+def training_attention(batch: PackedBatch, dtype: torch.dtype) -> Attend:
+    """How to attend while training: on CPU in blocks where one row has no padding, else as the model does; elsewhere by
+    a mask, since the others would read lengths back from the device."""
+    if batch.segments.device.type != "cpu":
+        return MaskAttention(batch.segments)
+    if len(batch.tokens) == 1 and batch.token_count == batch.tokens.numel():
+        return BlockAttention(batch.lengths, dtype)
+    return SegmentAttention(batch.segments, causal=True)
+
+
+class MaskAttention:
+    """Attention of packed rows (see `Inputs.segments`) by a mask over all of each row; nothing of it is read."""
+
+    def __init__(self, segments_BT: Tensor) -> None:
+        theirs = segments_BT[:, None, :]
+        self._mask = ((segments_BT[:, :, None] == theirs) | (theirs == 0)).tril()
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        how.only("attention by a mask, which trains on GPUs", "scale", "cap", "sinks")
+        return masked_attention(q_BTHD, k_BTGD, v_BTGV, self._mask, how, None)
 
 
 class BlockAttention:
-    """Attention of one packed row (see `Inputs.segments`), without padding."""
+    """Attention of one packed row without padding: `lengths` of its prefix (or 0) and of each of its documents."""
 
-    def __init__(self, segments_T: Tensor, dtype: torch.dtype) -> None:
-        numbers, counts = (x.tolist() for x in segments_T.unique_consecutive(return_counts=True))
-        prefix = counts[0] if numbers[0] == 0 else 0
-        self._blocks: list[Block] = []
+    def __init__(self, lengths: Sequence[int], dtype: torch.dtype) -> None:
+        prefix, *documents = lengths
+        self._blocks: list[TokenBlock] = []
         self._masks: dict[tuple[int, int], Tensor] = {}
         self._dtype = dtype
         if prefix:
             self._add_document(0, prefix, 0)
-        start, lengths = prefix, list[int]()
-        for length in counts[1 if prefix else 0 :]:
-            if lengths and sum(lengths) + length > BLOCK:
-                self._add(start, lengths, prefix)
-                start, lengths = start + sum(lengths), []
+        start, beside = prefix, list[int]()
+        for length in documents:
+            if beside and sum(beside) + length > BLOCK:
+                self._add(start, beside, prefix)
+                start, beside = start + sum(beside), []
             if length > BLOCK:
                 self._add_document(start, length, prefix)
                 start += length
             else:
-                lengths.append(length)
-        if lengths:
-            self._add(start, lengths, prefix)
+                beside.append(length)
+        if beside:
+            self._add(start, beside, prefix)
 
     def _add(self, start: int, lengths: list[int], prefix: int) -> None:
         """Whole documents beside each other."""
         own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in lengths)).bool()
         mask = self._mask(torch.cat((torch.ones(len(own), prefix, dtype=torch.bool), own), dim=1))
-        self._blocks.append(Block(start, start + len(own), start, prefix, mask))
+        self._blocks.append(TokenBlock(start, start + len(own), start, prefix, mask))
 
     def _add_document(self, start: int, length: int, prefix: int) -> None:
         """A document by itself, in pieces of equal size (about)."""
@@ -88,7 +104,7 @@ class BlockAttention:
             n, keys = end - begin, prefix + end - start
             if (n, keys) not in self._masks:  # documents have many pieces of one shape
                 self._masks[n, keys] = self._mask(torch.ones(n, keys, dtype=torch.bool).tril(keys - n))
-            self._blocks.append(Block(begin, end, start, prefix, self._masks[n, keys]))
+            self._blocks.append(TokenBlock(begin, end, start, prefix, self._masks[n, keys]))
 
     def _mask(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
@@ -103,7 +119,7 @@ class BlockAttention:
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGV: Tensor, blocks: list[Block], scale: float
+        ctx: Any, q_THD: Tensor, k_TGD: Tensor, v_TGV: Tensor, blocks: list[TokenBlock], scale: float
     ) -> Tensor:
         T, H, D = q_THD.shape
         G, V = v_TGV.shape[1:]
@@ -145,7 +161,7 @@ class _PackedAttention(torch.autograd.Function):
         return dq_THD, dk_GTD.transpose(0, 1), dv_GTV.transpose(0, 1), None, None
 
 
-def _keeps(block: Block) -> bool:
+def _keeps(block: TokenBlock) -> bool:
     return block.mask.shape[1] <= KEPT
 
 
@@ -161,12 +177,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _keys(x_GTD: Tensor, block: Block) -> Tensor:
+def _keys(x_GTD: Tensor, block: TokenBlock) -> Tensor:
     own = x_GTD[:, block.first : block.stop]
     return torch.cat((x_GTD[:, : block.prefix], own), dim=1) if block.prefix else own
 
 
-def _add_keys(into_GTD: Tensor, grad_GKD: Tensor, block: Block) -> None:
+def _add_keys(into_GTD: Tensor, grad_GKD: Tensor, block: TokenBlock) -> None:
     if block.prefix:
         into_GTD[:, : block.prefix] += grad_GKD[:, : block.prefix]
     into_GTD[:, block.first : block.stop] += grad_GKD[:, block.prefix :]

@@ -1,0 +1,114 @@
+"""What a step leaves on the device is read once for each time that lines are written, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bedplate.core.errors import TrainingError
+from bedplate.training.config import TrainConfig
+from bedplate.training.loop import train
+from bedplate.training.objectives import Sft, Term
+from bedplate.training.packed_attention import MaskAttention, training_attention
+from bedplate.training.packing import pack_documents, rows_batch
+from bedplate.training.sources import DocumentSource, ExampleSource
+
+READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")
+CONFIG = TrainConfig(learning_rate=0.01, clip=0.5, save_seconds=None)
+
+
+class Watching(ExampleSource):
+    """Says which step is being drawn."""
+
+    drawn = 0
+
+    def _micro_batches(self, numbers: list[int]):
+        self.drawn += 1
+        return super()._micro_batches(numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("log_steps", [1, 3, 100])
+def test_one_reading_for_each_time_that_lines_are_written(
+    dtype, log_steps, make_decoder, make_examples, tmp_path, monkeypatch
+) -> None:
+    model, source = make_decoder(dtype), Watching(make_examples(32), 4, micro_tokens=40)
+    assert len(next(iter(ExampleSource(make_examples(32), 4, micro_tokens=40)))) > 1
+    reads: list[tuple[str, int]] = []
+    for name in READS:
+        before = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, before=before, **kwargs):
+            reads.append((name, source.drawn))
+            return before(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    config = CONFIG.model_copy(update={"log_steps": log_steps})
+    result = train(model, source, Sft(), config, tmp_path, model.named_parameters())
+    monkeypatch.undo()
+    assert result.steps == 8
+    assert reads == [("tolist", step) for step in range(1, 9) if step % log_steps == 0 or step == 8]
+
+
+def test_lines_and_weights_are_the_same_however_often_they_are_written(make_decoder, make_examples, tmp_path) -> None:
+    found = []
+    for log_steps in (1, 3):
+        model, out = make_decoder(), tmp_path / str(log_steps)
+        config = CONFIG.model_copy(update={"log_steps": log_steps, "save_steps": 4})
+        result = train(model, ExampleSource(make_examples(14), 2, seed=1), Sft(), config, out, model.named_parameters())
+        rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]
+        speeds = {"tokens_per_second", "examples_per_second"}
+        assert sum(row["tokens"] / row["tokens_per_second"] for row in rows) == pytest.approx(result.seconds)
+        found.append(
+            ([{k: v for k, v in row.items() if k not in speeds} for row in rows], dict(model.named_parameters()))
+        )
+    (rows, weights), (others, theirs) = found
+    assert rows == others
+    assert all(torch.equal(value, theirs[name]) for name, value in weights.items())
+
+
+class _BrokenOnce(Sft):
+    def __call__(self, models, batch):
+        term = super().__call__(models, batch)["sft"]
+        return {"sft": Term(term.total * (math.nan if "e2" in batch.ids else 1.0), term.weight)}
+
+
+def test_nothing_is_applied_from_a_step_on_that_is_not_finite(make_decoder, make_examples, tmp_path: Path) -> None:
+    """Although nobody has read yet that it is not."""
+    model, after_one = make_decoder(), make_decoder()
+    config = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, save_seconds=None)
+    short = config.model_copy(update={"steps": 1})
+    train(after_one, ExampleSource(make_examples(8), 2), Sft(), short, tmp_path / "1", after_one.named_parameters())
+    config = config.model_copy(update={"log_steps": 4})
+    with pytest.raises(TrainingError, match=r"step 2: the loss is .*nan.*examples e2, e3\."):
+        train(
+            model, ExampleSource(make_examples(8), 2), _BrokenOnce(), config, tmp_path / "4", model.named_parameters()
+        )
+    for (name, value), other in zip(model.named_parameters(), after_one.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_attention_by_a_mask_is_that_of_the_packed_rows(make_decoder, make_examples) -> None:
+    """What runs where lengths would have to be read back."""
+    model = make_decoder()
+    documents = [[(3 * d + i) % 61 for i in range(n)] for d, n in enumerate((5, 9, 3, 12, 7))]
+    padded = rows_batch(pack_documents([len(d) for d in documents], 16).rows, documents, list("abcde"), 16)
+    (shared,) = next(iter(ExampleSource(make_examples(5), 5)))
+    assert bool((padded.segments < 0).any())
+    assert shared.lengths[0] > 0
+    for batch in (padded, shared):
+        inside = batch.segments >= 0
+        expected = model(batch.inputs, training_attention(batch, torch.float64)).hidden[inside]
+        found = model(batch.inputs, MaskAttention(batch.segments)).hidden[inside]
+        torch.testing.assert_close(found, expected)
+
+
+def test_documents_in_padded_rows_are_read_once_a_step_too(make_decoder, tmp_path) -> None:
+    model = make_decoder(torch.float32)
+    source = DocumentSource([[1, 2, 3, 4, 5]] * 9, 8, 4, micro_rows=2)
+    result = train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters())
+    assert json.loads(result.metrics_path.read_text().splitlines()[0])["targets"] == 16

@@ -1,0 +1,57 @@
+"""An objective in one file: two terms with denominators of their own, a field of its own in the batch, metrics, and a
+second model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bedplate.training.batch import PackedBatch
+from bedplate.training.objectives import Models, Scope, Term
+from bedplate.training.objectives.language import token_losses
+from bedplate.training.packed_attention import training_attention
+from bedplate.training.sources import ExampleSource
+
+
+@dataclass(frozen=True)
+class RatedBatch(PackedBatch):
+    """ratings: [S], one number for each example."""
+
+    ratings: Tensor
+
+
+class RatedSource(ExampleSource):
+    """Examples whose rating is the length of their name."""
+
+    def _micro_batches(self, numbers: list[int]) -> Iterable[RatedBatch]:
+        for batch in super()._micro_batches(numbers):
+            yield RatedBatch(**vars(batch), ratings=torch.tensor([float(len(id)) for id in batch.ids]))
+
+
+class LikelihoodAndRating:
+    """What is said is likely, and the features of an example's last token have its rating as their mean."""
+
+    name: str = "toy"
+    roles: tuple[str, ...] = ("policy", "reference")
+    scope: Scope = "row"
+
+    def weights(self, batch: RatedBatch) -> dict[str, float]:
+        return {"likelihood": float(batch.target_count), "rating": float(len(batch.ids))}
+
+    def __call__(self, models: Models, batch: RatedBatch) -> dict[str, Term]:
+        policy, attend = models["policy"], training_attention(batch, next(models["policy"].parameters()).dtype)
+        hidden_TD = policy(batch.inputs, attend).hidden[0]
+        targets_N = batch.targets[0, batch.learned]
+        said = token_losses(policy, hidden_TD[batch.learned], targets_N)
+        with torch.no_grad():
+            before_TD = models["reference"](batch.inputs, attend).hidden[0]
+            before = token_losses(models["reference"], before_TD[batch.learned], targets_N)
+        ends = torch.tensor(batch.lengths).cumsum(0)[1:] - 1
+        error = hidden_TD[ends].mean(-1) - batch.ratings
+        return {
+            "likelihood": Term(said, float(batch.target_count), {"reference": before}),
+            "rating": Term(error.square().sum(), float(len(batch.ids)), {"error": error.abs().sum()}),
+        }
