@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.inference.engine.job import Job, Seen, Wanted
+from bedplate.inference.engine.job import Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
 
 
@@ -30,8 +30,8 @@ class Answer(Result):
 class NormJob(Job[Norm]):
     norm = 0.0
 
-    def wanted(self, begin: int, end: int) -> Wanted:
-        return Wanted(states=True)
+    def wanted(self, begin: int, end: int) -> Wants:
+        return Wants(states=True)
 
     def take(self, seen: Seen) -> None:
         if seen.end == len(self.tokens):
@@ -49,8 +49,8 @@ class LikeliestJob(Job[Likeliest]):
         super().__init__(*given)
         self.found: list[int] = []
 
-    def wanted(self, begin: int, end: int) -> Wanted:
-        return Wanted(range(begin, end))
+    def wanted(self, begin: int, end: int) -> Wants:
+        return Wants(range(begin, end))
 
     def take(self, seen: Seen) -> None:
         self.found += seen.logits_WV.argmax(-1).tolist()

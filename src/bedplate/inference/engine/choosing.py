@@ -37,7 +37,7 @@ class Writer(Protocol):
 
 
 @dataclass(eq=False)
-class Row:
+class WritingRow:
     """One that writes in a pass. at: the number of the logits that its next token is chosen from; those of the `draft`
     come after them. said: tokens that were chosen for it in this pass."""
 
@@ -67,12 +67,12 @@ def _one_thread() -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def choose(rows: Sequence[Row], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
+def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
     """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
     going, step = list(rows), 0
     while going:
-        drawn: list[Row] = []
-        on: list[Row] = []
+        drawn: list[WritingRow] = []
+        on: list[WritingRow] = []
         for row in going:
             # A row under a grammar mostly may have its likeliest token: then no mask is made.
             if greedy is None or not row.writer.plain or not row.writer.state.permits(greedy.tokens[row.at + step]):

@@ -28,7 +28,6 @@ from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.torch import TorchForward
@@ -276,8 +275,7 @@ class Engine:
             self._tree.drop((loaded, layers))
         if loaded.parent is None:
             assert self.bank is not None
-            if isinstance(self._forward, NativeForward):
-                self._forward.forget(loaded.slot)
+            self._forward.forget(loaded.slot)
             self.bank.remove(loaded.slot)
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
@@ -329,8 +327,7 @@ class Engine:
             self._closed = True
             self._lock.notify_all()
         self._thread.join()
-        if isinstance(self._forward, NativeForward):
-            self._forward.close()
+        self._forward.close()
         if self.bank is not None:
             self.bank.close()
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.inference.engine.checks import check_prompt
-from bedplate.inference.engine.choosing import Row
+from bedplate.inference.engine.choosing import WritingRow
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.kinds.request import FinishReason, LookedUp, Request, Result, Timing, Usage
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.radix import Key
-from bedplate.inference.forward.torch import Forwarded
+from bedplate.inference.forward.torch import PassOutput
 from bedplate.models.checkpoints.base import Base
 
 R = TypeVar("R", bound=Request)
@@ -36,7 +36,7 @@ class Equipment:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Wants:
     """What is wanted of a pass. logits: the positions whose logits are. states: whether all tokens' hidden states are,
     after `Job.depth` blocks."""
 
@@ -57,7 +57,7 @@ class Seen:
     end: int
     positions: Sequence[int]
     draft: Sequence[int]
-    out: Forwarded
+    out: PassOutput
     at: int
     token: int
 
@@ -87,7 +87,7 @@ class Job(ABC, Generic[R]):
     Work that is no sequence of tokens is one more file too. The engine asks for a cost, and hands out shares of it; a
     denoising job counts its latents' patches times the steps that are left, and a transcription its frames before its
     text. Such a job reads its shares in `wanted` and `take` as what they are to it, has `reusable` None, for nothing of
-    it stands in the prefix cache, and a field of `Wanted` that says what it puts into a pass.
+    it stands in the prefix cache, and a field of `Wants` that says what it puts into a pass.
     """
 
     lasting: ClassVar[bool] = False
@@ -119,11 +119,11 @@ class Job(ABC, Generic[R]):
         check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
 
     @abstractmethod
-    def wanted(self, begin: int, end: int) -> Wanted:
+    def wanted(self, begin: int, end: int) -> Wants:
         """What it wants of a pass over its tokens from position `begin` to before `end`."""
 
     @abstractmethod
-    def take(self, seen: Seen) -> Row | None:
+    def take(self, seen: Seen) -> WritingRow | None:
         """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
         for it."""
 

@@ -1,4 +1,4 @@
-"""The forms that generated answers are held to, by what a skin answers with."""
+"""The grammars that generated answers are held to, by what a skin answers with."""
 
 from __future__ import annotations
 

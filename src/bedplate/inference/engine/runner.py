@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.choosing import Row, choose
-from bedplate.inference.engine.job import Job, Seen, Wanted, fail_all
+from bedplate.inference.engine.choosing import WritingRow, choose
+from bedplate.inference.engine.job import Job, Seen, Wants, fail_all
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache, Span
 from bedplate.inference.forward.radix import Match, RadixTree, Segment, salted
-from bedplate.inference.forward.torch import Batch, Forward, Forwarded, TorchForward
+from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, TorchForward
 
 # Shorter common beginnings are not worth waiting for.
 MIN_SHARED = 16
@@ -36,7 +36,7 @@ HEADROOM = 32
 
 
 @dataclass(frozen=True)
-class Work:
+class Share:
     """`count` next tokens of a job, and what is guessed to follow them."""
 
     job: Job
@@ -134,14 +134,14 @@ class Runner:
 
     # Running
 
-    def decoding(self) -> list[Work]:
+    def decoding(self) -> list[Share]:
         """The next token of every running generation, with what is guessed after it."""
         running = [job for job in self.active if job.decoding]
         most = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
-        return [Work(job, 1, job.draft(most) if most > 0 else ()) for job in running]
+        return [Share(job, 1, job.draft(most) if most > 0 else ()) for job in running]
 
     @torch.inference_mode()
-    def execute(self, work: Sequence[Work]) -> list[Job]:
+    def execute(self, work: Sequence[Share]) -> list[Job]:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[Job, int]] = []
@@ -154,7 +154,7 @@ class Runner:
             job.compute += seconds * count / total
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
-    def _attempt(self, work: list[Work], depth: int | None, computed: list[tuple[Job, int]]) -> None:
+    def _attempt(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
         """Runs jobs together; when that fails, each alone, so that one bad request takes no neighbour along."""
         try:
             self._pass(work, depth, computed)
@@ -164,13 +164,13 @@ class Runner:
                     one.job.failed = error
                 return
             for one in work:
-                self._attempt([Work(one.job, one.count)], depth, computed)
+                self._attempt([Share(one.job, one.count)], depth, computed)
 
-    def _pass(self, work: list[Work], depth: int | None, computed: list[tuple[Job, int]]) -> None:
+    def _pass(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
         wanted: list[int] = []
-        asked: list[tuple[Wanted, int]] = []
+        asked: list[tuple[Wants, int]] = []
         for one in work:
             job, begin = one.job, one.job.done
             end = begin + one.count
@@ -181,13 +181,13 @@ class Runner:
             tokens += one.draft
             spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
         states = any(one.states for one, _ in asked)
-        out = self.forward(Batch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states))
+        out = self.forward(FlatBatch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states))
         computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
         self._counters.computed_tokens += len(tokens)
         self._take(work, asked, out)
 
-    def _take(self, work: list[Work], asked: list[tuple[Wanted, int]], out: Forwarded) -> None:
-        rows: list[tuple[Job, Row]] = []
+    def _take(self, work: list[Share], asked: list[tuple[Wants, int]], out: PassOutput) -> None:
+        rows: list[tuple[Job, WritingRow]] = []
         at = 0
         for one, (wanted, first) in zip(work, asked, strict=True):
             job, begin = one.job, one.job.done
@@ -206,7 +206,7 @@ class Runner:
             self._counters.accepted += row.writer.learn(row.said, row.draft)
             job.stream.notify()
 
-    def _progress(self, job: Job, seen: Seen) -> Row | None:
+    def _progress(self, job: Job, seen: Seen) -> WritingRow | None:
         """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
         whole, job.done = seen.end == len(job.tokens), seen.end
         self._counters.prompt_tokens += 0 if job.begun else seen.end - seen.begin
@@ -215,7 +215,7 @@ class Runner:
             self._keep(job, job.keeps(seen.begin, seen.end))
         return row
 
-    def _choose(self, rows: list[tuple[Job, Row]], out: Forwarded) -> None:
+    def _choose(self, rows: list[tuple[Job, WritingRow]], out: PassOutput) -> None:
         try:
             choose([row for _, row in rows], out.logits_WV, out.greedy, sample)
         except Exception as error:
@@ -229,7 +229,7 @@ class Runner:
 
     # Room, and leaving
 
-    def _make_room(self, work: list[Work]) -> list[Work]:
+    def _make_room(self, work: list[Share]) -> list[Share]:
         """Room for the step's tokens; the youngest generations give up their rows where there is none."""
         rows = self._rows
         if rows is None:
@@ -313,7 +313,7 @@ class Runner:
         if vectors_PD is not None:
             self.torch_forward.embedded(vectors_PD, adapter, row)
         elif at < len(key):
-            self.forward(Batch(key[at:], [Span(row, at, len(key) - at)], [adapter], ()))
+            self.forward(FlatBatch(key[at:], [Span(row, at, len(key) - at)], [adapter], ()))
         self.tree.pin(adapter, key, lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
         cache.free(row)
 
@@ -322,8 +322,8 @@ def _namespace(job: Job) -> object:
     return job.adapter if job.depth is None else (job.adapter, job.depth)
 
 
-def _by_depth(work: Sequence[Work]) -> dict[int | None, list[Work]]:
-    parts: dict[int | None, list[Work]] = defaultdict(list)
+def _by_depth(work: Sequence[Share]) -> dict[int | None, list[Share]]:
+    parts: dict[int | None, list[Share]] = defaultdict(list)
     for one in work:
         parts[one.job.depth].append(one)
     return parts

@@ -35,14 +35,14 @@ class Admission(enum.Enum):
     CAPPED = "capped"
 
 
-class Item(Protocol):
+class Scheduled(Protocol):
     """What the scheduler sees of a request. cost: of what is still to be computed (known once it is in)."""
 
     @property
     def cost(self) -> int: ...
 
 
-I_ = TypeVar("I_", bound=Item)
+I_ = TypeVar("I_", bound=Scheduled)
 Admit = Callable[[I_], Admission]
 """Lets a request in, or says why not."""
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError
 from bedplate.inference.engine.job import Job, fail_all
-from bedplate.inference.engine.runner import Runner, Work
+from bedplate.inference.engine.runner import Runner, Share
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.forward.adapters import Adapters
@@ -80,7 +80,7 @@ class Steps:
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
         chunks = self._scheduler.plan(taken, self._runner.admit)
-        work = [*decodes, *(Work(job, count) for job, count in chunks)]
+        work = [*decodes, *(Share(job, count) for job, count in chunks)]
         before = [one.job.done for one in work]
         ended = self._runner.execute(work)
         for job, _ in chunks:
@@ -142,7 +142,7 @@ class Steps:
         fail_all(jobs, UsageError("the engine was closed before this request ended"))
 
 
-def _record(work: Sequence[Work], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
+def _record(work: Sequence[Share], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
     spans = tuple((begin, one.count + len(one.draft), one.job.begun) for one, begin in zip(work, before, strict=True))
     adapters = {id(one.job.adapter) for one in work if one.job.adapter.key is not None}
     copied = sum(begin for one, begin in zip(work, before, strict=True) if begin == one.job.cached)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt
-from bedplate.inference.engine.choosing import Alternatives, Row
-from bedplate.inference.engine.job import Equipment, Job, Seen, Wanted
+from bedplate.inference.engine.choosing import Alternatives, WritingRow
+from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import (
     NO_TIMING,
     FinishReason,
@@ -110,19 +110,19 @@ class GenerateJob(Job[Generate]):
     def keeps(self, begin: int, end: int) -> int:
         return end if end - begin > 1 else 0
 
-    def wanted(self, begin: int, end: int) -> Wanted:
+    def wanted(self, begin: int, end: int) -> Wants:
         if self._asks_prompt:
-            return Wanted(range(begin, end))
-        return Wanted(range(end - 1, end) if end == len(self.tokens) else ())
+            return Wants(range(begin, end))
+        return Wants(range(end - 1, end) if end == len(self.tokens) else ())
 
-    def take(self, seen: Seen) -> Row | None:
+    def take(self, seen: Seen) -> WritingRow | None:
         if self._asks_prompt:
             self._take_prompt(seen.begin, seen.logits_WV)
         if seen.end < len(self.tokens):
             return None
         if not self.begun:
             self._begin()
-        return None if self.ended else Row(self, seen.at + len(seen.positions) - 1, seen.draft)
+        return None if self.ended else WritingRow(self, seen.at + len(seen.positions) - 1, seen.draft)
 
     def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
         """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from bedplate.inference.engine.checks import check_depth
-from bedplate.inference.engine.job import Equipment, Job, R, Seen, Wanted
+from bedplate.inference.engine.job import Equipment, Job, R, Seen, Wants
 from bedplate.inference.engine.kinds.request import Result
 from bedplate.inference.forward.adapters import Loaded
 
@@ -32,8 +32,8 @@ class PooledJob(Job[R]):
     def reusable(self) -> int | None:
         return super().reusable if self.pooling == "last" else None
 
-    def wanted(self, begin: int, end: int) -> Wanted:
-        return Wanted(states=True)
+    def wanted(self, begin: int, end: int) -> Wants:
+        return Wants(states=True)
 
     def take(self, seen: Seen) -> None:
         states_TD = seen.states_TD

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt
-from bedplate.inference.engine.job import Equipment, Job, Seen, Wanted
+from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
 from bedplate.inference.forward.adapters import Loaded
 
@@ -60,9 +60,9 @@ class ScoreJob(Job[Score]):
     def reusable(self) -> int:
         return self.prompt_end - 1
 
-    def wanted(self, begin: int, end: int) -> Wanted:
+    def wanted(self, begin: int, end: int) -> Wants:
         first = self.prompt_end - (self.branch == 0)
-        return Wanted(range(max(first, begin), end))
+        return Wants(range(max(first, begin), end))
 
     def take(self, seen: Seen) -> None:
         if seen.positions:
