@@ -280,8 +280,8 @@ def test_runs_compute_in_the_callers_thread_and_submissions_in_the_engines(
 ) -> None:
     with Engine(load_base(tiny_dir)) as engine:
         seen: list[str] = []
-        step = engine._step
-        monkeypatch.setattr(engine, "_step", lambda: (seen.append(threading.current_thread().name), step()))
+        step = engine._steps.step
+        monkeypatch.setattr(engine._steps, "step", lambda: (seen.append(threading.current_thread().name), step()))
         for _ in range(100):
             engine.run([Generate((5, 6), Sampling(max_tokens=1))])
         assert set(seen) == {threading.current_thread().name}
@@ -292,7 +292,7 @@ def test_runs_compute_in_the_callers_thread_and_submissions_in_the_engines(
 
 def test_an_interrupted_run_leaves_an_engine_that_works(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(load_base(tiny_dir)) as engine:
-        step, left = engine._step, [3]
+        step, left = engine._steps.step, [3]
 
         def interrupted() -> None:
             left[0] -= 1
@@ -300,10 +300,10 @@ def test_an_interrupted_run_leaves_an_engine_that_works(tiny_dir: Path, monkeypa
                 raise KeyboardInterrupt
             step()
 
-        monkeypatch.setattr(engine, "_step", interrupted)
+        monkeypatch.setattr(engine._steps, "step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             engine.run([Generate((5, 6), Sampling(max_tokens=50, ignore_eos=True))] * 2)
-        monkeypatch.setattr(engine, "_step", step)
+        monkeypatch.setattr(engine._steps, "step", step)
         assert engine.running == 0
         assert len(_generate(engine, [Generate((5, 6), Sampling(max_tokens=4, ignore_eos=True))])[0].token_ids) == 4
         assert engine.waiting == 0

@@ -30,7 +30,7 @@ from bedplate.inference.engine.requests import (
     Scores,
 )
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.forward.torch import Batch
+from bedplate.inference.forward.torch import FlatBatch
 from bedplate.models.checkpoints.base import Base, load_base
 
 
@@ -104,11 +104,11 @@ def test_chunked_greedy_equals_transformers(base: Base, reference: Any) -> None:
         assert cast(Generation, result).token_ids == tuple(theirs[0, len(prompt) :].tolist())
 
 
-def _spied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-    batches: list[Batch] = []
+def _spied(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[FlatBatch]:
+    batches: list[FlatBatch] = []
     forward = engine._runner.forward
 
-    def spy(batch: Batch) -> Any:
+    def spy(batch: FlatBatch) -> Any:
         batches.append(batch)
         return forward(batch)
 
@@ -170,10 +170,12 @@ def test_one_skins_flood_does_not_starve_another(base: Base) -> None:
             stream.result(timeout=60)
 
 
-def _failing(engine: Engine, monkeypatch: pytest.MonkeyPatch, when: Callable[[Batch], BaseException | None]) -> None:
+def _failing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, when: Callable[[FlatBatch], BaseException | None]
+) -> None:
     forward = engine._runner.forward
 
-    def fails(batch: Batch) -> Any:
+    def fails(batch: FlatBatch) -> Any:
         error = when(batch)
         if error is not None:
             raise error
@@ -198,7 +200,7 @@ def test_out_of_memory_fails_that_batch_and_later_requests_work(base: Base, monk
     with Engine(base) as engine:
         calls: list[int] = []
 
-        def when(batch: Batch) -> BaseException | None:
+        def when(batch: FlatBatch) -> BaseException | None:
             calls.append(len(batch.tokens))
             return MemoryError("no room") if len(calls) == 1 else None
 
@@ -234,7 +236,7 @@ def test_a_hung_step_is_seen_from_outside(base: Base, monkeypatch: pytest.Monkey
     with Engine(base) as engine:
         hung, go_on = threading.Event(), threading.Event()
 
-        def when(batch: Batch) -> None:
+        def when(batch: FlatBatch) -> None:
             hung.set()
             go_on.wait(60)
 

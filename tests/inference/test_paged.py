@@ -85,7 +85,7 @@ def test_full_blocks_of_a_beginning_are_shared_not_copied(base: Base) -> None:
                 engine.submit(Generate((*prompt, i), Sampling(max_tokens=3, ignore_eos=True), tenant=str(i)))
                 for i in range(4)
             ]
-            engine._step()
+            engine._steps.step()
             # Each row holds the five shared blocks and one of its own.
             assert cache.blocks - cache.free_blocks == used + 4
         for stream in streams:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.inference.row_sampler import sample_rows
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
@@ -17,39 +19,141 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bedplate.inference.engine.requests import Sampling
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.sampler import RowState, penalise, sample, truncate
+from bedplate.text.tokenizer import Tokenizer
+
+SAMPLINGS = st.fixed_dictionaries(
+    {
+        "temperature": st.floats(0.3, 2.0),
+        "top_k": st.sampled_from([0, 1, 3, 40, 256, 300, 1000]),
+        "top_p": st.sampled_from([0.1, 0.5, 0.9, 0.99, 0.99999, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.001, 0.05, 0.5]),
+    }
+)
+
+
+def _warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """What transformers leaves of one row's logits [1, V], as probabilities [V]."""
+    found: Any = TemperatureLogitsWarper(sampling.temperature)(None, logits.clone())  # type: ignore[arg-type]
+    if sampling.top_k:
+        found = TopKLogitsWarper(sampling.top_k)(None, found)  # type: ignore[arg-type]
+    if sampling.top_p < 1:
+        found = TopPLogitsWarper(sampling.top_p)(None, found)  # type: ignore[arg-type]
+    if sampling.min_p:
+        found = MinPLogitsWarper(sampling.min_p)(None, found)  # type: ignore[arg-type]
+    return found.softmax(-1)[0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),
-    temperature=st.floats(0.3, 2.0),
-    top_k=st.sampled_from([0, 1, 3, 40, 1000]),
-    top_p=st.sampled_from([0.1, 0.5, 0.9, 0.99, 1.0]),
-    min_p=st.sampled_from([0.0, 0.05, 0.5]),
+    asked=st.lists(SAMPLINGS, min_size=1, max_size=4),
     vocabulary=st.sampled_from([17, 700]),
 )
-def test_truncation_equals_transformers(
-    seed: int, temperature: float, top_k: int, top_p: float, min_p: float, vocabulary: int
+def test_truncation_equals_transformers(seed: int, asked: list[dict[str, Any]], vocabulary: int) -> None:
+    rows = [Sampling(**one) for one in asked]
+    logits = torch.randn(len(rows), vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
+    scaled = logits / torch.tensor([one.temperature for one in rows])[:, None]
+    values, order = scaled.softmax(-1).sort(descending=True, stable=True)
+    kept = truncate(values, rows)
+    for i, sampling in enumerate(rows):
+        theirs = _warped(logits[i : i + 1], sampling)
+        ours = torch.zeros(vocabulary).index_copy(0, order[i], kept[i] / kept[i].sum())
+        differing = ((ours > 0) != (theirs > 0)).sum()
+        # A token exactly at a threshold may fall on either side by rounding; no more than that one.
+        assert int(differing) <= 1
+        if differing == 0:
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.5, 2.0, 6.0]),
+    vocabulary=st.sampled_from([17, 260, 700, 5003]),
+    asked=st.lists(
+        st.builds(
+            dict,
+            greedy=st.booleans(),
+            filters=SAMPLINGS,
+            penalties=st.fixed_dictionaries(
+                {
+                    "repetition_penalty": st.sampled_from([1.0, 1.3, 0.8]),
+                    "presence_penalty": st.sampled_from([0.0, 0.7, -0.4]),
+                    "frequency_penalty": st.sampled_from([0.0, 0.3]),
+                    "logit_bias": st.sampled_from([(), ((3, 2.0), (5, -4.0)), ((0, 100.0),)]),
+                    "min_tokens": st.sampled_from([0, 50]),
+                }
+            ),
+            output=st.lists(st.integers(0, 16), max_size=6),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_all_rows_at_once_equal_a_row_at_a_time(
+    seed: int, spread: float, vocabulary: int, asked: list[dict[str, Any]]
 ) -> None:
-    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
-    expected: Any = TemperatureLogitsWarper(temperature)(None, logits.clone())  # type: ignore[arg-type]
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)  # type: ignore[arg-type]
-    if top_p < 1:
-        expected = TopPLogitsWarper(top_p)(None, expected)  # type: ignore[arg-type]
-    if min_p:
-        expected = MinPLogitsWarper(min_p)(None, expected)  # type: ignore[arg-type]
-    theirs = expected.softmax(-1)[0]
-    values, order = (logits / temperature).softmax(-1)[0].sort(descending=True, stable=True)
-    kept = truncate(values, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
-    ours = torch.zeros(vocabulary).index_copy(0, order, kept / kept.sum())
-    differing = ((ours > 0) != (theirs > 0)).sum()
-    # A token exactly at a threshold may fall on either side by rounding; no more than that one.
-    assert int(differing) <= 1
-    if differing == 0:
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    logits = torch.randn(len(asked), vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+    before = logits.clone()
+
+    def states() -> list[RowState]:
+        return [
+            RowState(
+                Sampling(seed=seed + i, **one["penalties"], **({} if one["greedy"] else one["filters"])),
+                (1, 4, 4),
+                list(one["output"]),
+                end_ids=frozenset({2, 7}),
+            )
+            for i, one in enumerate(asked)
+        ]
+
+    together, apart = states(), states()
+    for _ in range(3):
+        chosen = sample(logits, together).tolist()
+        assert torch.equal(logits, before)
+        assert chosen == sample_rows(logits, apart)
+        for token, one, other in zip(chosen, together, apart, strict=True):
+            one.take(token)
+            other.take(token)
+    # Whoever else is in the batch, a row's tokens are its own.
+    alone = states()[-1]
+    for token in together[-1].output[-3:]:
+        assert sample(logits[-1:], [alone]).tolist() == [token]
+        alone.take(token)
+
+
+def test_rows_under_a_grammar_draw_beside_free_ones(tiny_dir: Path) -> None:
+    tokenizer = Tokenizer.from_directory(tiny_dir)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, [0])
+    logits = torch.randn(5, tokenizer.vocab_size, generator=torch.Generator().manual_seed(2)) * 2
+
+    def states() -> list[RowState]:
+        draws = [Sampling(temperature=1.0, seed=i, top_p=p) for i, p in enumerate((1.0, 0.9, 1.0))]
+        rows = [RowState(one, (1,), end_ids=frozenset({0})) for one in (*draws, Sampling(), Sampling())]
+        for i, source in ((1, "[0-9]+"), (2, "[a-c]x"), (4, "[a-z]{3}")):
+            rows[i].matcher = grammars.matcher(Grammar("regex", source))
+        return rows
+
+    together, apart = states(), states()
+    for _ in range(2):
+        chosen = sample(logits, together).tolist()
+        assert chosen == sample_rows(logits, apart)
+        for token, one, other in zip(chosen, together, apart, strict=True):
+            one.take(token)
+            other.take(token)
+
+
+def test_a_flat_nucleus_is_a_share_of_all_that_there_is() -> None:
+    """Where the likeliest few hold hardly more than top_p, it is still a share of the whole, not of theirs."""
+    values = torch.softmax(torch.arange(5000, 0, -1) / 1000.0, -1)[None]
+    head = values[:, :2400]
+    sampling = Sampling(temperature=1.0, top_p=0.8)
+    assert 0.8 < float(head.sum()) < 0.95
+    whole = truncate(values, [sampling])[:, :2400]
+    assert torch.equal(truncate(head, [sampling], values.sum(-1)), whole)
 
 
 @pytest.mark.parametrize("vocabulary", [50, 5000])
@@ -62,7 +166,7 @@ def test_draws_follow_the_distribution(vocabulary: int, extra: dict[str, Any]) -
     count = 4000
     drawn = torch.cat([sample(logits, [row]) for _ in range(count)])
     values, order = (logits / 0.8).softmax(-1)[0].sort(descending=True, stable=True)
-    kept = truncate(values, row.sampling)
+    kept = truncate(values[None], [row.sampling])[0]
     expected = torch.zeros(vocabulary).index_copy(0, order, kept / kept.sum())
     frequency = torch.bincount(drawn, minlength=vocabulary) / count
     assert bool((frequency[expected == 0] == 0).all())
@@ -79,6 +183,8 @@ def test_repetition_penalty_equals_transformers(seed: int, rate: float) -> None:
     theirs = RepetitionPenaltyLogitsProcessor(rate)(tokens, logits.clone())
     row = RowState(Sampling(repetition_penalty=rate), tokens[0, :7].tolist(), tokens[0, 7:].tolist())
     torch.testing.assert_close(penalise(logits, [row]), theirs)
+    free = RowState(Sampling(), tokens[0].tolist())
+    assert torch.equal(penalise(logits.expand(2, -1), [free, row]), torch.cat([logits, penalise(logits, [row])]))
 
 
 def test_presence_and_frequency_penalties_follow_their_definition() -> None:

@@ -20,7 +20,7 @@ class Fake:
     done: int = 0
 
     @property
-    def remaining(self) -> int:
+    def cost(self) -> int:
         return self.size - self.done
 
 
@@ -50,11 +50,11 @@ class House:
         plan = self.scheduler.plan(taken, self.admit)
         assert len({id(item) for item, _ in plan}) == len(plan)
         for item, count in plan:
-            assert 0 < count <= item.remaining
+            assert 0 < count <= item.cost
             assert item in self.inside
             item.done += count
             self.tokens[item.queue] += count
-            if item.remaining == 0:
+            if item.cost == 0:
                 self.inside.remove(item)
                 self.scheduler.started(item.queue, item)
         return sum(count for _, count in plan)
@@ -75,11 +75,11 @@ def test_the_budget_holds_everybody_is_served_and_queues_keep_their_order(
         scheduler.add(item.queue, item)
     assert house.step(taken) <= max(budget - taken, 0)
     steps = 0
-    while any(item.remaining for item in items):
+    while any(item.cost for item in items):
         used = house.step()
         assert 0 < used <= budget
         # Work is never left lying: the budget is used up, or nobody else can be let in.
-        assert used == budget or house.full or not any(item.remaining for item in items)
+        assert used == budget or house.full or not any(item.cost for item in items)
         steps += 1
         assert steps <= sum(item.size for item in items) + 1
     for queue in "abc":
@@ -113,7 +113,7 @@ def test_one_long_prompt_does_not_keep_a_short_one_waiting() -> None:
     short = Fake("short", 0, 40)
     scheduler.add("short", short)
     house.step()
-    assert short.remaining == 0
+    assert short.cost == 0
 
 
 def test_a_flood_leaves_the_next_free_row_to_others() -> None:
@@ -126,7 +126,7 @@ def test_a_flood_leaves_the_next_free_row_to_others() -> None:
     scheduler.add("late", late)
     for _ in range(8):
         house.step()
-    assert late.remaining == 0
+    assert late.cost == 0
 
 
 def test_an_adapter_that_the_cap_keeps_out_is_let_in_in_the_end() -> None:
@@ -139,7 +139,7 @@ def test_an_adapter_that_the_cap_keeps_out_is_let_in_in_the_end() -> None:
     scheduler.add("other", other)
     for _ in range(MOST_OVERTAKEN + 10):
         house.step()
-    assert other.remaining == 0
+    assert other.cost == 0
 
 
 def test_those_who_wait_for_a_prefix_let_others_pass() -> None:
@@ -186,7 +186,7 @@ def test_whole_requests_are_never_cut(asked: list[tuple[str, int]], quantum: int
     for item in items:
         scheduler.add(item.queue, item)
     for _ in range(len(items)):
-        before = {id(item): item.remaining for item in items}
+        before = {id(item): item.cost for item in items}
         assert house.step() <= 50
-        assert all(item.remaining in (0, before[id(item)]) for item in items)
-    assert not any(item.remaining for item in items)
+        assert all(item.cost in (0, before[id(item)]) for item in items)
+    assert not any(item.cost for item in items)

@@ -21,7 +21,7 @@ from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.inference.predict.composed import Answers
-from bedplate.inference.predict.held_as import judged_as, judged_now
+from bedplate.inference.predict.held_as import evaluated_now, evaluated_on
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.skin import EvaluatedWith, Skin
@@ -51,7 +51,7 @@ def make_trial(done: Finished, own: Skin, weights: Format) -> Trial:
     start = time.perf_counter()
     context = done.context
     engine = done.base.in_format(weights).engine
-    skin = as_judged(own, judged_now(engine))
+    skin = as_judged(own, evaluated_now(engine))
     place = _place(done, weights)
     skin = export(context, skin, place)
     where = str(place.relative_to(context.out))
@@ -146,7 +146,7 @@ def restore(done: Finished, own: Skin, trial: Trial) -> None:
             return
     except BedplateError:
         pass  # gone or damaged: it follows from the skin beside it
-    write_skin(as_judged(own, judged_as(trial.weights, trial.kernel, done.base.facts.dtype)), place, replace=True)
+    write_skin(as_judged(own, evaluated_on(trial.weights, trial.kernel, done.base.facts.dtype)), place, replace=True)
 
 
 def discard(done: Finished, trial: Trial) -> None:

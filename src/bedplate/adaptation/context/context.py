@@ -26,7 +26,7 @@ from bedplate.data.documents import Documents, read_whole_documents
 from bedplate.data.splits import Record, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
-from bedplate.inference.predict.held_as import judged_now
+from bedplate.inference.predict.held_as import evaluated_now
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.predict.predictor import Predictor
@@ -285,7 +285,7 @@ class Context:
         if embedder is not None:
             second = self.embedder(embedder)
             bases["embedder"] = BaseReference.of(embedder, second.base.family.name, second.base.identity)
-            embedded_with = judged_now(second.engine)
+            embedded_with = evaluated_now(second.engine)
         return Skin(
             name=self.skin_name(rung),
             bases=bases,
@@ -308,7 +308,7 @@ class Context:
                 code_version=__version__,
                 parents=self.parents,
             ),
-            evaluated_with=judged_now(self.model.engine),
+            evaluated_with=evaluated_now(self.model.engine),
         )
 
     def embedder(self, source: str) -> LocalModel:

@@ -1,4 +1,4 @@
-"""Who sits in which row of the cache, and what rows that nobody sits in still hold.
+"""Which job has which row of the cache, and what rows that nobody has still hold.
 
 Belongs to the thread that computes. A cache may move its rows when it grows; jobs learn their new numbers here.
 """
@@ -12,7 +12,7 @@ from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import Key, Match
 
 
-class Seats:
+class CacheRows:
     """The rows of one cache."""
 
     def __init__(self, cache: KVCache) -> None:
@@ -24,7 +24,7 @@ class Seats:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def seat(self, job: Job, namespace: object, match: Match) -> None:
+    def give(self, job: Job, namespace: object, match: Match) -> None:
         """Gives a job a row with the match in it."""
         key = job.key[: match.length]
         row = self._free(namespace, key)

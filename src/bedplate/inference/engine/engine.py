@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -15,19 +13,21 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
-from bedplate.core.errors import BusyError, DeadlineError, UsageError
-from bedplate.inference.engine.checks import check_request, check_vectors
-from bedplate.inference.engine.generation import Generating
-from bedplate.inference.engine.job import Job, fail_all
-from bedplate.inference.engine.requests import Generate, Grammar, Request, Result
-from bedplate.inference.engine.runner import Runner, Work
+from bedplate.core.errors import BusyError, UsageError
+from bedplate.inference.engine.checks import check_vectors
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.job import Equipment, Job
+from bedplate.inference.engine.kinds.request import Request, Result
+from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.kinds.table import KINDS
+from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.stats import Counters, OnStep, Stats, StepRecord
+from bedplate.inference.engine.stats import Counters, OnStep, Stats
+from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.torch import TorchForward
@@ -80,33 +80,27 @@ class Engine:
         )
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
-        # An encoder's documents are not cut, so the longest must fit a step.
-        budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
-        self._scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
-        generating = Generating(base)
-        self._grammars = generating.grammars
+        speculates = self.kernel == "native" if speculate is None else speculate
+        ends = _end_ids(base)
+        self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
+        self._equipment = Equipment(base, self._grammars, ends, speculates)
         self._runner = Runner(
-            base,
             cache,
             self._forward,
             self._torch,
             self._tree,
-            generating,
             max_rows=max_rows,
             max_adapters=step_adapters,
-            put_back=self._put_back,
-            speculates=self.kernel == "native" if speculate is None else speculate,
+            speculates=speculates,
             counters=self._counters,
         )
+        # An encoder's documents are not cut, so the longest must fit a step.
+        budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
+        scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
+        self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
-        self._on_step = on_step
-        self._arrivals: deque[Job] = deque()
-        self._cancelled: deque[Job] = deque()
-        self._deadlines: list[tuple[float, int, Job]] = []
-        self._number = 0
         self._lock = threading.Condition()
         self._compute: Compute = ComputeLock() if compute is None else compute
-        self._step_began: float | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
@@ -149,20 +143,13 @@ class Engine:
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
             try:
                 while not all(stream.done for stream in streams.values()):
-                    self._step()
+                    self._steps.step()
             except BaseException as error:
-                self._abandon(streams.values(), error)
+                for stream in streams.values():
+                    stream.cancel()
+                self._steps.abandon(error)
                 raise
         return [streams[i].result() for i in range(len(requests))]
-
-    def _abandon(self, streams: Iterable[Stream], error: BaseException) -> None:
-        """After an interrupt in the middle of a step nothing of what was running can go on."""
-        for stream in streams:
-            stream.cancel()
-        self._step_began = None
-        running = list(self._runner.active)
-        self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
-        self._left(running)
 
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
         """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
@@ -171,20 +158,13 @@ class Engine:
         try:
             for request in requests:
                 held.append(self._adapters.hold(request.adapter))
-                limit = check_request(self.base, request, held[-1].virtual)
-                if isinstance(request, Generate) and request.grammar is not None:
-                    self.compile(request.grammar)
-                jobs.append(Job(request, Stream(request), held[-1], limit))
+                jobs.append(KINDS[type(request)](request, held[-1], self._equipment))
             with self._lock:
                 if self._closed:
                     raise UsageError("this engine is closed; load the base again")
                 if wake and self.waiting + len(jobs) > self._max_waiting:
                     raise BusyError(f"{self.waiting} requests are waiting already; try again later")
-                for job in jobs:
-                    self._number += 1
-                    job.number = self._number
-                    job.stream.on_cancel = partial(self._cancelled.append, job)
-                self._arrivals += jobs
+                self._steps.add(jobs)
                 if wake:
                     self._lock.notify_all()
         except BaseException:
@@ -200,7 +180,7 @@ class Engine:
 
     def stalled(self, seconds: float) -> bool:
         """Whether a step has been running for longer than so many seconds."""
-        began = self._step_began
+        began = self._steps.began
         return began is not None and time.monotonic() - began > seconds
 
     @property
@@ -211,7 +191,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """How many requests are queued."""
-        return len(self._arrivals) + self._scheduler.waiting
+        return self._steps.waiting
 
     def stats(self) -> Stats:
         """Counts and gauges of this moment; cheap, and callable from any thread."""
@@ -293,8 +273,7 @@ class Engine:
             self._tree.drop((loaded, layers))
         if loaded.parent is None:
             assert self.bank is not None
-            if isinstance(self._forward, NativeForward):
-                self._forward.forget(loaded.slot)
+            self._forward.forget(loaded.slot)
             self.bank.remove(loaded.slot)
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
@@ -328,88 +307,15 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._lock:
-                while not (self._busy or self._closed):
+                while not (self._steps.busy or self._closed):
                     self._lock.wait()
                 if self._closed:
                     break
             with self._compute:
-                if self._busy:
-                    self._step()
+                if self._steps.busy:
+                    self._steps.step()
         with self._compute:
-            self._arrive()
-            jobs = [*self._scheduler.items(), *self._runner.active]
-            fail_all(jobs, UsageError("the engine was closed before this request ended"))
-
-    @property
-    def _busy(self) -> bool:
-        return bool(self._arrivals or self._runner.active or self._scheduler.waiting or self._adapters.leaving)
-
-    def _step(self) -> None:
-        began = self._step_began = time.monotonic()
-        try:
-            self._arrive()
-            self._expire()
-            decodes = self._runner.decoding()
-            taken = sum(work.count + len(work.draft) for work in decodes)
-            for work in decodes:
-                self._scheduler.charge(_queue(work.job), 1)
-            chunks = self._scheduler.plan(taken, self._runner.admit)
-            work = [*decodes, *(Work(job, count) for job, count in chunks)]
-            before = [one.job.done for one in work]
-            ended = self._runner.execute(work)
-            for job, _ in chunks:
-                if job.decoding:
-                    self._scheduler.started(_queue(job), job)
-            self._end(ended)
-            if self._on_step is not None:
-                self._on_step(_record(work, before, len(decodes), len(ended), time.monotonic() - began))
-        except Exception as error:
-            # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
-            for job in self._runner.active:
-                job.failed = error
-            self._end(list(self._runner.active))
-        self._adapters.sweep()
-        self._counters.steps += 1
-        self._counters.step_seconds += time.monotonic() - began
-        self._step_began = None
-
-    def _arrive(self) -> None:
-        while self._arrivals:
-            job = self._arrivals.popleft()
-            if job.request.deadline is not None:
-                heapq.heappush(self._deadlines, (job.request.deadline, job.number, job))
-            self._scheduler.add(_queue(job), job)
-
-    def _expire(self) -> None:
-        """Ends what was cancelled and what ran out of time, running or waiting."""
-        ending: list[Job] = []
-        while self._cancelled:
-            job = self._cancelled.popleft()
-            if not job.stream.done:
-                self._runner.cancel(job)
-                ending.append(job)
-        now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].stream.done):
-            job = heapq.heappop(self._deadlines)[2]
-            if not job.stream.done and job.failed is None and job.ended is None:
-                job.failed = DeadlineError(
-                    "the request did not end before its deadline; allow more time or ask for less"
-                )
-                ending.append(job)
-        if ending:
-            self._end(ending)
-
-    def _put_back(self, job: Job) -> None:
-        self._scheduler.put_back(_queue(job), job)
-
-    def _end(self, jobs: list[Job]) -> None:
-        self._runner.leave(jobs)
-        self._left(jobs)
-
-    def _left(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            self._scheduler.remove(_queue(job), [job])
-            self._adapters.release(job.adapter)
+            self._steps.close()
 
     def close(self) -> None:
         """Stops the thread and frees the adapters. Requests that have not ended fail."""
@@ -419,8 +325,7 @@ class Engine:
             self._closed = True
             self._lock.notify_all()
         self._thread.join()
-        if isinstance(self._forward, NativeForward):
-            self._forward.close()
+        self._forward.close()
         if self.bank is not None:
             self.bank.close()
 
@@ -444,17 +349,11 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple
     )
 
 
-def _record(work: Sequence[Work], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
-    spans = tuple(
-        (begin, one.count + len(one.draft), one.job.state is not None) for one, begin in zip(work, before, strict=True)
-    )
-    adapters = {id(one.job.adapter) for one in work if one.job.adapter.key is not None}
-    copied = sum(begin for one, begin in zip(work, before, strict=True) if begin == one.job.cached)
-    return StepRecord(spans, decodes, len(adapters), copied, ended, seconds)
-
-
-def _queue(job: Job) -> tuple[str, str]:
-    return (job.request.skin, job.request.tenant)
+def _end_ids(base: Base) -> frozenset[int]:
+    """The tokens that end a text."""
+    eos = base.generation_defaults.get("eos_token_id")
+    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:

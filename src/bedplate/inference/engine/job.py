@@ -1,76 +1,140 @@
-"""A request on its way through the engine."""
+"""A request on its way through the engine: what all kinds of requests have in common."""
 
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
-from bedplate.core.errors import BedplateError
-from bedplate.inference.engine.requests import Classify, Embed, FinishReason, Generate, Request, Score
-from bedplate.inference.engine.sampler import RowState
-from bedplate.inference.engine.speculate import Drafter
-from bedplate.inference.engine.stopping import TextStream
+from bedplate.core.errors import BedplateError, RequestError
+from bedplate.inference.engine.checks import check_prompt
+from bedplate.inference.engine.choosing import WritingRow
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.kinds.request import FinishReason, LookedUp, Request, Result, Timing, Usage
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.radix import Key
+from bedplate.inference.forward.torch import PassOutput
+from bedplate.models.checkpoints.base import Base
 
-Alternatives = tuple[tuple[int, float], ...]
+R = TypeVar("R", bound=Request)
 
 
-@dataclass(eq=False)
-class Job:
-    """What is known of one request while it waits and runs.
+@dataclass(frozen=True)
+class Equipment:
+    """What the requests of one engine are computed with. ends: tokens that end a text. speculates: whether the next
+    tokens are guessed."""
 
-    tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then the output so far (generation)
-    or the continuation in turn (scoring). done: how many of them have keys and values in `row`. cached: of the prompt's
-    tokens, those that were found in the prefix cache; kept: those of `tokens` that are saved there. limit: tokens to
-    generate at most. ended, failed: how it is to leave at the end of the step.
+    base: Base
+    grammars: Grammars
+    ends: frozenset[int]
+    speculates: bool
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What is wanted of a pass. logits: the positions whose logits are. states: whether all tokens' hidden states are,
+    after `Job.depth` blocks."""
+
+    logits: Sequence[int] = ()
+    states: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass gave for a job's tokens from position `begin` to before `end`.
+
+    positions: the ones whose logits it wanted. draft: the tokens that were guessed to follow. at: the number of the
+    first of these logits among all of the pass, those of the draft coming last. token: the number of the first token
+    among all of the pass.
     """
 
-    request: Request
-    stream: Stream
-    adapter: Loaded
-    limit: int = 0
-    number: int = 0
-    tokens: list[int] = field(default_factory=list[int])
-    row: int | None = None
-    done: int = 0
-    cached: int | None = None
-    key: Key = ()
-    shared: int = 0
-    ended: FinishReason | None = None
-    failed: BaseException | None = None
-    kept: int = 0
+    begin: int
+    end: int
+    positions: Sequence[int]
+    draft: Sequence[int]
+    out: PassOutput
+    at: int
+    token: int
 
-    queued: float = field(default_factory=time.monotonic)
-    started: float | None = None
-    first: float | None = None
-    compute: float = 0.0
+    @property
+    def logits_WV(self) -> Tensor:
+        """Of the wanted positions, in their order."""
+        assert self.out.logits_WV is not None
+        return self.out.logits_WV[self.at : self.at + len(self.positions)]
 
-    # Generation
-    state: RowState | None = None
-    text: TextStream | None = None
-    drafter: Drafter | None = None
-    logprobs: list[float] = field(default_factory=list[float])
-    top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
-    prompt_logprobs: list[float | None] = field(default_factory=list[float | None])
-    prompt_top_logprobs: list[Alternatives] = field(default_factory=list[Alternatives])
-    plain: bool = False
+    @property
+    def states_TD(self) -> Tensor:
+        """Of all tokens, after `Job.depth` blocks or the last norm."""
+        assert self.out.hidden_ND is not None
+        return self.out.hidden_ND[self.token : self.token + self.end - self.begin]
 
-    # Scoring: which continuation is in `tokens`, log-probabilities of their first tokens, and of each so far
-    branch: int = 0
-    totals: list[float] = field(default_factory=list[float])
 
-    # Pooling
-    pooled: Tensor | None = None
+class Job(ABC, Generic[R]):
+    """One request while it waits and runs. A kind of requests is one file, with its request, its result and a class
+    made of this one, and one row in `kinds.table.KINDS`: what is asked of a kind stands here, and what only one of them
+    needs stands there.
 
-    def __post_init__(self) -> None:
-        self.tokens = [*self.adapter.virtual_tokens, *self.request.tokens]
-        if isinstance(self.request, Score):
-            self.tokens += self.request.continuations[0][:-1]
+    tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it. done:
+    how many of them have keys and values in `row`. cached: of the prompt's tokens, those that were found in the prefix
+    cache; kept: those of `tokens` that are saved there. begun: the prompt is computed, and an answer has begun that
+    outlasts its row. ended, failed: how it is to leave at the end of the step.
+
+    Work that is no sequence of tokens is one more file too. The engine asks for a cost, and hands out shares of it; a
+    denoising job counts its latents' patches times the steps that are left, and a transcription its frames before its
+    text. Such a job reads its shares in `wanted` and `take` as what they are to it, has `reusable` None, for nothing of
+    it stands in the prefix cache, and a field of `Wants` that says what it puts into a pass.
+    """
+
+    lasting: ClassVar[bool] = False
+    """Whether it holds its row for many steps: such rows are counted, and put out where memory is scarce."""
+
+    def __init__(self, request: R, adapter: Loaded, equipment: Equipment) -> None:
+        """Raises RequestError for what cannot run."""
+        self.request, self.adapter, self.equipment = request, adapter, equipment
+        self.stream = Stream(request)
+        self.tokens = [*adapter.virtual_tokens, *request.tokens]
+        self.number = 0
+        self.depth: int | None = None
+        """How many blocks are run for it, None all."""
+        self.row: int | None = None
+        self.done = self.kept = self.shared = 0
+        self.cached: int | None = None
+        self.key: Key = ()
+        self.begun = False
+        self.ended: FinishReason | None = None
+        self.failed: BaseException | None = None
+        self.queued = time.monotonic()
+        self.started: float | None = None
+        self.first: float | None = None
+        self.compute = 0.0
+        self.check()
+
+    def check(self) -> None:
+        """Refuses what this base cannot run."""
+        check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
+
+    @abstractmethod
+    def wanted(self, begin: int, end: int) -> Wants:
+        """What it wants of a pass over its tokens from position `begin` to before `end`."""
+
+    @abstractmethod
+    def take(self, seen: Seen) -> WritingRow | None:
+        """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
+        for it."""
+
+    @abstractmethod
+    def result(self) -> Result:
+        """What it has come to."""
+
+    @property
+    def cost(self) -> int:
+        """What is still to be computed, in the unit of the engine's budget: as much as a token takes."""
+        return len(self.tokens) - self.done
 
     @property
     def prompt_end(self) -> int:
@@ -78,48 +142,39 @@ class Job:
         return self.adapter.virtual + len(self.request.tokens)
 
     @property
-    def remaining(self) -> int:
-        """Tokens that are still to be computed."""
-        return len(self.tokens) - self.done
+    def reusable(self) -> int | None:
+        """How many first tokens need not be computed where they are cached; None where each token's own output is
+        wanted."""
+        return len(self.tokens) - 1
 
     @property
     def decoding(self) -> bool:
-        """Whether a generation has begun and computes one token at a time."""
-        return self.state is not None and self.row is not None and self.remaining == 1
+        """Whether it computes one token at a time, beside whatever else there is to do."""
+        return False
 
-    @property
-    def depth(self) -> int | None:
-        return self.request.depth if isinstance(self.request, Classify | Embed) else None
+    def draft(self, most: int) -> Sequence[int]:
+        """Up to `most` tokens that may follow its next one."""
+        return ()
 
-    @property
-    def generates(self) -> bool:
-        return isinstance(self.request, Generate)
+    def keeps(self, begin: int, end: int) -> int:
+        """How many first tokens go into the prefix cache, now that all are computed, the last ones from `begin`."""
+        return self.prompt_end
 
-    @property
-    def asks_prompt(self) -> bool:
-        """Whether the prompt's own log-probabilities are still to be found."""
-        request = self.request
-        return isinstance(request, Generate) and request.sampling.prompt_logprobs is not None and self.state is None
-
-    @property
-    def shares(self) -> bool:
-        """Whether cached tokens can stand in for the first ones: not where each token's state is wanted."""
-        request = self.request
-        if isinstance(request, Generate):
-            return not self.asks_prompt
-        if isinstance(request, Classify | Embed):
-            return request.pooling == "last"
-        return True
+    def cancel(self) -> None:
+        """Its caller has gone."""
+        self.failed = RequestError("the request was cancelled before it started", code="cancelled")
 
     def restart(self) -> None:
-        """Forgets what is computed, but not what has been said: the output so far is computed like a prompt."""
+        """Forgets what is computed, but not what has been said."""
         self.row, self.done = None, 0
-        if self.state is None:
-            self.prompt_logprobs, self.prompt_top_logprobs, self.pooled = [], [], None
-            self.branch, self.totals = 0, []
-            self.tokens = self.tokens[: self.prompt_end]
-            if isinstance(self.request, Score):
-                self.tokens += self.request.continuations[0][:-1]
+
+    def account(self, said: int = 0) -> tuple[Usage, Timing, LookedUp | None]:
+        """What its result comes with; `said`: tokens of the answer."""
+        now = time.monotonic()
+        started = now if self.started is None else self.started
+        first = now if self.first is None else self.first
+        timing = Timing(started - self.queued, first - self.queued, now - self.queued, self.compute)
+        return Usage(len(self.request.tokens), said, self.cached or 0), timing, self.request.looked_up
 
 
 def fail_all(jobs: Sequence[Job], error: BaseException) -> None:

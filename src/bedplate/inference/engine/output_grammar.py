@@ -1,10 +1,10 @@
-"""The forms that generated answers are held to, by what a skin answers with."""
+"""The grammars that generated answers are held to, by what a skin answers with."""
 
 from __future__ import annotations
 
 import json
 
-from bedplate.inference.engine.requests import Grammar
+from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.skins.output import JsonOutput, LabelsOutput, Output, TextOutput
 from bedplate.text.json_form import labels_rules
 

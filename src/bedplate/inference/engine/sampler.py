@@ -1,14 +1,17 @@
-"""Choosing next tokens for a batch of rows, each with its own settings, in one pass over the logits.
+"""Choosing next tokens for a batch of rows, each with its own settings, as one operation over the logits.
 
-A row's draw depends only on its own logits, settings and generator, never on its neighbours.
-Shapes: B rows, V vocabulary.
+A row's draw depends only on its own logits, settings and generator, never on its neighbours. On an accelerator nothing
+is read back here.
+Shapes: B rows, V vocabulary, K likeliest tokens.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -16,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.inference.engine.grammar import Matcher, allowed_ids, mask_words, unpack, withhold
-from bedplate.inference.engine.requests import Sampling
+from bedplate.inference.engine.kinds.sampling import Sampling
 
-# Most rows' mass lies in few tokens: a full sort is done only for rows where these do not hold top_p of it.
 HEAD = 256
+"""Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its draw."""
 MANY_WORDS = 64
 """Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
 _NEVER = np.float32(-np.inf)
@@ -87,19 +90,27 @@ class RowState:
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Next token ids int64 [B]. The logits stay as they are."""
-    vocab_size = logits_BV.shape[-1]
-    allowed = _allowed(rows, vocab_size)  # first: a device still computing the logits is not waited for
+    allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
     logits_BV = penalise(logits_BV.float(), rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
-    if not drawing and logits_BV.is_cpu:
-        return torch.tensor([_likeliest(row_V, allowed.get(i)) for i, row_V in enumerate(logits_BV.numpy())])
-    logits_BV = _hold(logits_BV, allowed)
-    chosen = logits_BV.argmax(dim=-1)
     if not drawing:
-        return chosen
-    index = torch.tensor(drawing, device=logits_BV.device)
-    chosen[index] = _draw(logits_BV[index], [rows[i] for i in drawing])
-    return chosen
+        return _greedy(logits_BV, allowed, range(len(rows)))
+    drawn = _draw(logits_BV, allowed, drawing, rows)
+    if len(drawing) == len(rows):
+        return drawn
+    greedy = sorted(set(range(len(rows))).difference(drawing))
+    order = torch.tensor([*drawing, *greedy], device=logits_BV.device)
+    return torch.cat([drawn, _greedy(logits_BV, allowed, greedy)])[order.argsort()]
+
+
+def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: Sequence[int]) -> Tensor:
+    """The likeliest allowed token of each of these rows."""
+    if logits_BV.is_cpu:
+        logits = logits_BV.numpy()
+        return torch.tensor([_likeliest(logits[i], allowed.get(i)) for i in rows])
+    picked = logits_BV[list(rows)]
+    _hold(picked, [allowed.get(i) for i in rows])
+    return picked.argmax(dim=-1)
 
 
 def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
@@ -133,79 +144,110 @@ def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.
     return allowed
 
 
-def _hold(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]]) -> Tensor:
-    """The logits with minus infinity where a row may not choose; a copy where there is such a row."""
-    if not allowed:
-        return logits_BV
-    mask_CV = torch.from_numpy(unpack(np.stack(list(allowed.values())), logits_BV.shape[-1])).to(logits_BV.device)
-    if len(allowed) == len(logits_BV):
-        return logits_BV.masked_fill(~mask_CV, -torch.inf)
-    index = torch.tensor(list(allowed), device=logits_BV.device)
-    return logits_BV.index_copy(0, index, logits_BV[index].masked_fill(~mask_CV, -torch.inf))
+def _hold(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> None:
+    """Sets minus infinity where a row may not choose. Rows that may choose everything are not touched."""
+    held = [i for i, words_W in enumerate(allowed) if words_W is not None]
+    if held:
+        masks = np.stack([words_W for words_W in allowed if words_W is not None])
+        mask_CV = torch.from_numpy(unpack(masks, logits_BV.shape[-1])).to(logits_BV.device)
+        index = torch.tensor(held, device=logits_BV.device)
+        logits_BV[index] = logits_BV[index].masked_fill_(~mask_CV, -torch.inf)
 
 
 def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """The logits with each row's bias, then its penalties applied; a copy where any row has one."""
-    if not any(_has_penalty(row.sampling) for row in rows):
+    settings = [row.sampling for row in rows]
+    repeats = [one.repetition_penalty != 1.0 for one in settings]
+    counts = [one.presence_penalty != 0 or one.frequency_penalty != 0 for one in settings]
+    if not (any(repeats) or any(counts) or any(one.logit_bias for one in settings)):
         return logits_BV
-    logits_BV = logits_BV.clone()
-    for logits_V, row in zip(logits_BV, rows, strict=True):
-        settings = row.sampling
-        if settings.logit_bias:
-            ids, biases = zip(*settings.logit_bias, strict=True)
-            logits_V[list(ids)] += torch.tensor(biases, dtype=logits_V.dtype, device=logits_V.device)
-        if settings.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted({*row.prompt, *row.output}), device=logits_V.device)
-            scores = logits_V[seen]
-            rate = settings.repetition_penalty
-            logits_V[seen] = torch.where(scores < 0, scores * rate, scores / rate)
-        if row.output and (settings.presence_penalty or settings.frequency_penalty):
-            counts = Counter(row.output)
-            tokens = torch.tensor(list(counts), device=logits_V.device)
-            times = torch.tensor(list(counts.values()), dtype=logits_V.dtype, device=logits_V.device)
-            logits_V[tokens] -= settings.presence_penalty + settings.frequency_penalty * times
+    logits_BV, numbers = logits_BV.clone(), partial(torch.tensor, dtype=torch.float32, device=logits_BV.device)
+    at = _places([[token for token, _ in one.logit_bias] for one in settings], logits_BV.device)
+    logits_BV[at] += numbers([bias for one in settings for _, bias in one.logit_bias])
+    seen = [{*row.prompt, *row.output} if asked else () for row, asked in zip(rows, repeats, strict=True)]
+    at = _places(seen, logits_BV.device)
+    scores, rate = logits_BV[at], numbers([one.repetition_penalty for one in settings])[at[0]]
+    logits_BV[at] = torch.where(scores < 0, scores * rate, scores / rate)
+    said = [Counter(row.output if asked else ()) for row, asked in zip(rows, counts, strict=True)]
+    at = _places(said, logits_BV.device)
+    presence = numbers([one.presence_penalty for one in settings])[at[0]]
+    frequency = numbers([one.frequency_penalty for one in settings])[at[0]]
+    logits_BV[at] -= presence + frequency * numbers([times for one in said for times in one.values()])
     return logits_BV
 
 
-def _has_penalty(settings: Sampling) -> bool:
-    penalties = (settings.presence_penalty, settings.frequency_penalty, settings.logit_bias)
-    return settings.repetition_penalty != 1.0 or any(penalties)
+def _places(tokens: Sequence[Collection[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the logits of each row's tokens are: the numbers of the rows, and of the tokens."""
+    rows = torch.arange(len(tokens)).repeat_interleave(torch.tensor([len(one) for one in tokens]))
+    ids = np.fromiter(chain.from_iterable(tokens), dtype=np.int64)
+    return rows.to(device), torch.from_numpy(ids).to(device)
 
 
-def _draw(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
-    temperature = torch.tensor([row.sampling.temperature for row in rows], device=logits_BV.device)
-    probabilities_BV = torch.softmax(logits_BV / temperature[:, None], dim=-1)
-    uniform = [float(torch.rand((), generator=row.generator, dtype=torch.float64)) for row in rows]
-    top, ids = probabilities_BV.topk(min(HEAD, probabilities_BV.shape[-1]), dim=-1)
-    chosen: list[int] = []
-    for i, (row, u) in enumerate(zip(rows, uniform, strict=True)):
-        settings = row.sampling
-        values, order = top[i], ids[i]
-        # The head suffices when a filter must end inside it: by count, by threshold, or by mass.
-        by_count = 0 < settings.top_k <= len(values)
-        by_threshold = settings.min_p > 0 and bool(values[-1] < settings.min_p * values[0])
-        by_mass = settings.top_k == 0 and settings.top_p < 1.0 and bool(values.sum() >= settings.top_p)
-        if not (by_count or (by_threshold and settings.top_p == 1.0 and settings.top_k == 0) or by_mass):
-            values, order = probabilities_BV[i].sort(descending=True, stable=True)
-        kept = truncate(values, settings)
-        cumulative = kept.double().cumsum(0)
-        place = int(torch.searchsorted(cumulative, u * float(cumulative[-1]), right=True))
-        chosen.append(int(order[min(place, int((kept > 0).sum()) - 1)]))
-    return torch.tensor(chosen, device=logits_BV.device)
+def _draw(
+    logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
+) -> Tensor:
+    """A token of each row that draws, int64 [B] of them."""
+    device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
+    # One number a row from its own generator, so that what it draws is its own as well.
+    uniform_B = torch.stack([torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in drawing])
+    temperature = torch.tensor([one.temperature for one in settings], device=device)
+    picked = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
+    scaled_BV = picked / temperature[:, None]
+    _hold(scaled_BV, [allowed.get(i) for i in drawing])
+    probabilities_BV, uniform_B = scaled_BV.softmax(dim=-1), uniform_B.to(device)
+    if not logits_BV.is_cpu or logits_BV.shape[-1] <= HEAD:
+        return _placed(*probabilities_BV.sort(descending=True, stable=True), settings, uniform_B)[0]
+    values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
+    whole_B = probabilities_BV.sum(dim=-1, dtype=torch.float64)
+    chosen, told = _placed(values_BK, ids_BK, settings, uniform_B, whole_B)
+    rest = [i for i, known in enumerate(told.tolist()) if not known]
+    if rest:
+        values_BV, ids_BV = probabilities_BV[rest].sort(descending=True, stable=True)
+        chosen[rest] = _placed(values_BV, ids_BV, [settings[i] for i in rest], uniform_B[rest])[0]
+    return chosen
 
 
-def truncate(sorted_probabilities: Tensor, settings: Sampling) -> Tensor:
+def _placed(
+    sorted_BK: Tensor, ids_BK: Tensor, settings: Sequence[Sampling], uniform_B: Tensor, whole_B: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The tokens in whose share of what is kept the uniform numbers fall, and whether the K likeliest tell it: where a
+    filter ends within them, or the number falls on one of them and nothing is cut from the row.
+
+    whole_B: the sum of all probabilities, None where these are all.
+    """
+    kept_BK = truncate(sorted_BK, settings, whole_B)
+    cumulative_BK = kept_BK.double().cumsum(dim=-1)
+    ended_B = kept_BK[:, -1] == 0
+    total_B = cumulative_BK[:, -1] if whole_B is None else torch.where(ended_B, cumulative_BK[:, -1], whole_B)
+    place_B = uniform_B * total_B
+    free = [one.top_k == 0 and one.top_p == 1.0 and one.min_p == 0 for one in settings]
+    more = [one.top_k > kept_BK.shape[-1] for one in settings]  # what top-p and min-p are shares of is not known
+    free_B, more_B = torch.tensor([free, more], device=kept_BK.device)
+    told_B = (ended_B & ~more_B) | (free_B & (place_B < cumulative_BK[:, -1]))
+    at_B = torch.searchsorted(cumulative_BK, place_B[:, None], right=True)[:, 0]
+    last_B = (kept_BK > 0).sum(dim=-1) - 1
+    return ids_BK.gather(1, torch.minimum(at_B, last_B)[:, None])[:, 0], told_B
+
+
+def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Tensor:
     """Zeroes what top-k, then top-p (https://arxiv.org/abs/1904.09751), then min-p (https://arxiv.org/abs/2407.01082)
-    cut from descending probabilities; at least the first stays. Each filter acts on what the last one left,
-    renormalised, as in transformers."""
-    kept = sorted_probabilities.clone()
-    if settings.top_k:
-        kept[settings.top_k :] = 0
-    if settings.top_p < 1.0:
-        mass_before = kept.cumsum(0) - kept
-        # Keep a token while the mass before it is below top_p of the whole.
-        kept[mass_before >= settings.top_p * kept.sum()] = 0
-        kept[0] = sorted_probabilities[0]
-    if settings.min_p > 0:
-        kept[kept < settings.min_p * kept[0]] = 0
-    return kept
+    cut from each row's descending probabilities; at least the first stays. Each filter acts on what the last one left,
+    renormalised, as in transformers. whole_B: the sum of all probabilities where these are only the largest of them."""
+    kept_BK, device = sorted_BK, sorted_BK.device
+    if any(one.top_k for one in settings):
+        count = torch.tensor([one.top_k or kept_BK.shape[-1] for one in settings], device=device)
+        kept_BK = kept_BK.masked_fill(torch.arange(kept_BK.shape[-1], device=device) >= count[:, None], 0)
+    if any(one.top_p < 1.0 for one in settings):
+        most = torch.tensor([one.top_p if one.top_p < 1.0 else torch.inf for one in settings], device=device)
+        mass_B = kept_BK.sum(dim=-1)
+        if whole_B is not None:
+            cut = torch.tensor([one.top_k > 0 for one in settings], device=device)
+            mass_B = torch.where(cut, mass_B, whole_B.float())
+        # A token stays while the mass before it is below top_p of the whole.
+        beyond_BK = kept_BK.cumsum(dim=-1) - kept_BK >= (most * mass_B)[:, None]
+        beyond_BK[:, 0] = False
+        kept_BK = kept_BK.masked_fill(beyond_BK, 0)
+    if any(one.min_p > 0 for one in settings):
+        least = torch.tensor([one.min_p for one in settings], device=device)
+        kept_BK = kept_BK.masked_fill(kept_BK < least[:, None] * kept_BK[:, :1], 0)
+    return kept_BK

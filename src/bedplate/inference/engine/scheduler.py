@@ -1,9 +1,10 @@
-"""Who computes how much in the next step: one token budget, shared fairly between queues.
+"""Who computes how much in the next step: one budget, shared fairly between queues.
 
-Running generations come first, a token each. What is left of the budget goes to the prompts of the rest, in chunks,
-by deficit round robin (Shreedhar and Varghese 1995) over queues: a queue is one skin and tenant, its credit is counted
-in tokens. Within a queue requests start in the order they came, except that one whose beginning is just being computed
-for another lets those behind it pass. Knows no model and no cache: `admit` says whether a request can be let in.
+The budget is counted in what requests say that they cost: sequences of tokens, their tokens. Running generations come
+first, a token each. What is left goes to the rest, in chunks, by deficit round robin (Shreedhar and Varghese 1995) over
+queues: a queue is one skin and tenant, and has credit of its own. Within a queue requests start in the order they came,
+except that one whose beginning is just being computed for another lets those behind it pass. Knows no model and no
+cache: `admit` says whether a request can be let in.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ class Admission(enum.Enum):
     CAPPED = "capped"
 
 
-class Item(Protocol):
-    """What the scheduler sees of a request. remaining: tokens to compute (known once it is in)."""
+class Scheduled(Protocol):
+    """What the scheduler sees of a request. cost: of what is still to be computed (known once it is in)."""
 
     @property
-    def remaining(self) -> int: ...
+    def cost(self) -> int: ...
 
 
-I_ = TypeVar("I_", bound=Item)
+I_ = TypeVar("I_", bound=Scheduled)
 Admit = Callable[[I_], Admission]
 """Lets a request in, or says why not."""
 
 
 @dataclass(eq=False)
 class Queue(Generic[I_]):
-    """running: those let in whose prompts are not computed yet, in order. credit: tokens it may take now."""
+    """running: those let in whose prompts are not computed yet, in order. credit: how much it may take now."""
 
     name: Hashable
     waiting: deque[I_] = field(default_factory=deque)
@@ -58,12 +59,12 @@ class Queue(Generic[I_]):
 
 
 class Scheduler(Generic[I_]):
-    """max_step_tokens: budget of one step. quantum: credit of one visit to a queue. whole: requests cannot be cut
-    (encoders); then none may be longer than the budget."""
+    """budget: of one step. quantum: credit of one visit to a queue. whole: requests cannot be cut (encoders); then
+    none may cost more than the budget."""
 
-    def __init__(self, max_step_tokens: int, quantum: int | None = None, whole: bool = False) -> None:
-        self.max_step_tokens = max_step_tokens
-        self.quantum = quantum or max(max_step_tokens // 2, 1)
+    def __init__(self, budget: int, quantum: int | None = None, whole: bool = False) -> None:
+        self.budget = budget
+        self.quantum = quantum or max(budget // 2, 1)
         self._whole = whole
         self._queues: dict[Hashable, Queue[I_]] = {}
         self._ring: deque[Queue[I_]] = deque()
@@ -103,15 +104,15 @@ class Scheduler(Generic[I_]):
         queue.running = [item for item in queue.running if id(item) not in gone]
         self._retire(queue)
 
-    def charge(self, name: Hashable, tokens: int) -> None:
-        """Tokens that a queue's running generations took: it has had them, at most a visit's worth counts."""
+    def charge(self, name: Hashable, cost: int) -> None:
+        """What a queue's running generations took: it has had that, at most a visit's worth counts."""
         queue = self._queues.get(name)
         if queue is not None:
-            queue.credit = max(queue.credit - tokens, -self.quantum)
+            queue.credit = max(queue.credit - cost, -self.quantum)
 
     def plan(self, taken: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
-        """(request, how many of its next tokens) for this step, of which `taken` tokens are spoken for already."""
-        budget = self.max_step_tokens - taken
+        """(request, how much of its cost) for this step, of whose budget `taken` is spoken for already."""
+        budget = self.budget - taken
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0
         while budget > 0 and idle < len(self._ring):
@@ -136,17 +137,17 @@ class Scheduler(Generic[I_]):
         """Whether its next request would fit the budget, but not the queue's credit. What this step serves already
         waits for nothing: queues that took turns in asking for it would never be done."""
         for item in queue.running:
-            left = item.remaining - shares.get(id(item), (item, 0))[1]
+            left = item.cost - shares.get(id(item), (item, 0))[1]
             if left > 0:
                 return queue.credit < left <= budget
         return False
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
-        """Gives the queue's requests tokens; returns what is left of the budget."""
+        """Gives the queue's requests their shares; returns what is left of the budget."""
         for item in list(queue.running):
             given = self._give(queue, item, budget, shares)
             budget -= given
-            if item.remaining > shares.get(id(item), (item, 0))[1]:
+            if item.cost > shares.get(id(item), (item, 0))[1]:
                 return budget  # no credit or budget is left for those behind it
         seen = skipped = 0
         while budget > 0 and queue.credit > 0 and skipped < len(queue.waiting) and seen < LOOKAHEAD:
@@ -163,7 +164,7 @@ class Scheduler(Generic[I_]):
             seen = skipped
             queue.running.append(item)
             budget -= self._give(queue, item, budget, shares)
-            if item.remaining > shares.get(id(item), (item, 0))[1]:
+            if item.cost > shares.get(id(item), (item, 0))[1]:
                 break
         return budget
 
@@ -182,7 +183,7 @@ class Scheduler(Generic[I_]):
 
     def _give(self, queue: Queue[I_], item: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
         had = shares.get(id(item), (item, 0))[1]
-        wanted = item.remaining - had
+        wanted = item.cost - had
         given = min(wanted, budget, queue.credit)
         if given <= 0 or (self._whole and given < wanted):
             return 0

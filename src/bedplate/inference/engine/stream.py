@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from bedplate.inference.engine.requests import Request, Result, Step
+from bedplate.inference.engine.kinds.request import Request, Result, Step
 
 
 class Stream:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.torch import Batch, Forwarded, Greedy
+from bedplate.inference.forward.torch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder
 
 
@@ -21,7 +21,7 @@ class NativeForward:
         self.weights: str = decoder.weights
         self._adapters: dict[int, NativeAdapter] = {}
 
-    def __call__(self, batch: Batch) -> Forwarded:
+    def __call__(self, batch: FlatBatch) -> PassOutput:
         rows: list[int] = []
         positions: list[int] = []
         adapters: list[NativeAdapter | None] | None = None
@@ -48,7 +48,7 @@ class NativeForward:
         if out.logits_WV is not None:
             best = out.logits_WV.gather(1, out.argmax_W[:, None])[:, 0] - out.logsumexp_W
             greedy = Greedy(out.argmax_W.tolist(), best.tolist(), out.logsumexp_W.tolist())
-        return Forwarded(out.logits_WV, out.hidden_ND, greedy)
+        return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
     def _adapter(self, slot: int) -> NativeAdapter:
         """The bank's adapter as the kernel reads it, made when it first runs."""

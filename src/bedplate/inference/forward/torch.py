@@ -20,7 +20,7 @@ from bedplate.models.model import Model
 
 
 @dataclass(frozen=True)
-class Batch:
+class FlatBatch:
     """New tokens of several sequences, one after the other.
 
     wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
@@ -46,7 +46,7 @@ class Greedy:
 
 
 @dataclass(frozen=True)
-class Forwarded:
+class PassOutput:
     """logits_WV: float32. hidden_ND: the last norm's output, or the state after `depth` blocks. greedy: where the
     forward found it on the way."""
 
@@ -62,7 +62,13 @@ class Forward(Protocol):
     weights: str
     """The dtype that the products read the weights in: "float32", "bfloat16", "int8", "int4"."""
 
-    def __call__(self, batch: Batch) -> Forwarded: ...
+    def __call__(self, batch: FlatBatch) -> PassOutput: ...
+
+    def forget(self, slot: int) -> None:
+        """The slot's adapter is leaving the bank."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Resident(Protocol):
@@ -85,14 +91,14 @@ class TorchForward:
         self._base, self._bank, self._cache = base, bank, cache
         self.weights = str(base.dtype).removeprefix("torch.")
 
-    def __call__(self, batch: Batch) -> Forwarded:
+    def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""
         model, device, spans = self._base.model, self._base.device, batch.spans
         tokens = torch.tensor([list(batch.tokens)], device=device)
         positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
         if self._cache is None:
             segments = torch.tensor([[i + 1 for i, s in enumerate(spans) for _ in range(s.length)]], device=device)
-            return Forwarded(None, model(Inputs(tokens, positions, segments), depth=batch.depth).hidden[0])
+            return PassOutput(None, model(Inputs(tokens, positions, segments), depth=batch.depth).hidden[0])
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans)
@@ -100,7 +106,7 @@ class TorchForward:
         finally:
             self._select([], [])
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
-        return Forwarded(logits_WV, hidden_ND)
+        return PassOutput(logits_WV, hidden_ND)
 
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, row: int) -> None:
         """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
@@ -113,6 +119,12 @@ class TorchForward:
             model(inputs, cache=cache.attend([Span(row, 0, len(vectors_PD))]))
         finally:
             self._select([], [])
+
+    def forget(self, slot: int) -> None:
+        """Nothing is kept of an adapter but what the bank has."""
+
+    def close(self) -> None:
+        """The base's memory is the base's."""
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
         if self._bank is None:

@@ -44,13 +44,13 @@ def dtype_of(weights: str, beneath: str | None = None) -> str:
     return weights if weights in DTYPES else "auto"
 
 
-def judged_now(engine: Runs) -> EvaluatedWith:
-    """How what this engine answers is judged."""
-    return judged_as(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
+def evaluated_now(engine: Runs) -> EvaluatedWith:
+    """The weights and the kernel that this engine answers with."""
+    return evaluated_on(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
 
 
-def judged_as(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
-    """How what was answered on these weights is judged; `beneath` is the dtype of the base that they stand beside."""
+def evaluated_on(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
+    """The same for weights of this name; `beneath` is the dtype of the base that they stand beside."""
     told = weights in QUANTISED and beneath != "bfloat16"
     return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if told else None)
 

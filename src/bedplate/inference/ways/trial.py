@@ -19,7 +19,7 @@ from bedplate.core.processor import processor
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import SlotCache, Span
 from bedplate.inference.forward.native import NativeForward
-from bedplate.inference.forward.torch import Batch, Forward, TorchForward
+from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
 from bedplate.models.build import build
@@ -98,13 +98,13 @@ class Trial:
         for of, rows in ROWS.items():
             spans = [Span(row, CONTEXT, 1) for row in range(rows)]
             adapters = [base] * rows
-            found.append(self._part(of, "head", Batch([0] * rows, spans, adapters, range(rows))))
-            found.append(self._part(of, "blocks", Batch([0] * rows, spans, adapters, [], layers)))
-            found.append(self._part(of, "fixed", Batch([0] * rows, spans, adapters, [], 0)))
+            found.append(self._part(of, "head", FlatBatch([0] * rows, spans, adapters, range(rows))))
+            found.append(self._part(of, "blocks", FlatBatch([0] * rows, spans, adapters, [], layers)))
+            found.append(self._part(of, "fixed", FlatBatch([0] * rows, spans, adapters, [], 0)))
         prompt = min(PROMPT, self.short.context_length)
         tokens = [i % self.short.vocab_size for i in range(prompt)]
         # Long enough with one block; short passes are less often disturbed by other work.
-        found.append(self._part("prefill", "blocks", Batch(tokens, [Span(0, 0, prompt)], [base], [], 1)))
+        found.append(self._part("prefill", "blocks", FlatBatch(tokens, [Span(0, 0, prompt)], [base], [], 1)))
         return found
 
     def _encoder_parts(self) -> list[Part]:
@@ -112,9 +112,9 @@ class Trial:
         length = min(PROMPT // _DOCUMENTS, self.short.context_length)
         spans = [Span(0, 0, length)] * _DOCUMENTS
         tokens = [i % self.short.vocab_size for i in range(length)] * _DOCUMENTS
-        return [self._part("prefill", "blocks", Batch(tokens, spans, [base] * _DOCUMENTS, [], 1))]
+        return [self._part("prefill", "blocks", FlatBatch(tokens, spans, [base] * _DOCUMENTS, [], 1))]
 
-    def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: Batch) -> Part:
+    def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
         forward = self._forward
 
         def run() -> None:

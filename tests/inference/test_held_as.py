@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict.held_as import Held, dtype_of, held_as, judged_now
+from bedplate.inference.predict.held_as import Held, dtype_of, evaluated_now, held_as
 from bedplate.skins.skin import EvaluatedWith
 from bedplate.skins.verify import check_judged
 
@@ -28,16 +28,19 @@ def engine(dtype: torch.dtype, weights: str, kernel: str) -> Any:
     ],
 )
 def test_what_was_judged_is_what_is_held(dtype: torch.dtype, weights: str, kernel: str, held: Held) -> None:
-    assert held_as(judged_now(engine(dtype, weights, kernel))) == held
+    assert held_as(evaluated_now(engine(dtype, weights, kernel))) == held
 
 
 def test_the_dtype_beneath_is_written_only_where_it_says_something() -> None:
-    assert judged_now(engine(torch.bfloat16, "int4", "native")).model_dump() == {"weights": "int4", "kernel": "native"}
-    assert judged_now(engine(torch.float32, "float32", "torch")).model_dump() == {
+    assert evaluated_now(engine(torch.bfloat16, "int4", "native")).model_dump() == {
+        "weights": "int4",
+        "kernel": "native",
+    }
+    assert evaluated_now(engine(torch.float32, "float32", "torch")).model_dump() == {
         "weights": "float32",
         "kernel": "torch",
     }
-    assert judged_now(engine(torch.float32, "int4", "native")).model_dump()["dtype"] == "float32"
+    assert evaluated_now(engine(torch.float32, "int4", "native")).model_dump()["dtype"] == "float32"
     assert (dtype_of("int4"), dtype_of("int4", "float32"), dtype_of("float16"), dtype_of("x")) == (
         "bfloat16",
         "float32",

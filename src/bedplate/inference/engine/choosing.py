@@ -1,0 +1,112 @@
+"""From logits to the next tokens of the rows that write, all of them together.
+
+Shapes: B rows, W wanted logits of a pass, V vocabulary, K alternatives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bedplate.inference.engine.sampler import RowState
+from bedplate.inference.forward.torch import Greedy
+
+Alternatives = tuple[tuple[int, float], ...]
+Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
+
+
+class Writer(Protocol):
+    """Who has its next token chosen."""
+
+    state: RowState
+    plain: bool
+    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
+
+    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
+        """Takes the token that was chosen; whether it goes on."""
+        ...
+
+    def learn(self, said: int, draft: Sequence[int]) -> int:
+        """`said` tokens were chosen in a pass; how many of the draft were among them."""
+        ...
+
+
+@dataclass(eq=False)
+class WritingRow:
+    """One that writes in a pass. at: the number of the logits that its next token is chosen from; those of the `draft`
+    come after them. said: tokens that were chosen for it in this pass."""
+
+    writer: Writer
+    at: int
+    draft: Sequence[int] = ()
+    said: int = 0
+
+    def take(self, token: int, logprob: float, alternatives: Alternatives = ()) -> bool:
+        """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed."""
+        guessed = self.draft[self.said : self.said + 1] == [token]
+        count = len(self.writer.state.output)
+        goes = self.writer.accept(token, logprob, alternatives)
+        self.said += len(self.writer.state.output) - count
+        return goes and guessed
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    """Torch on one thread: woken for a moment, its second one would go on spinning on a core that the native kernel's
+    own threads need (a step under a grammar then takes half as long again)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
+    """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
+    going, step = list(rows), 0
+    while going:
+        drawn: list[WritingRow] = []
+        on: list[WritingRow] = []
+        for row in going:
+            # A row under a grammar mostly may have its likeliest token: then no mask is made.
+            if greedy is None or not row.writer.plain or not row.writer.state.permits(greedy.tokens[row.at + step]):
+                drawn.append(row)
+            elif row.take(greedy.tokens[row.at + step], greedy.logprobs[row.at + step]):
+                on.append(row)
+        if drawn:
+            assert logits_WV is not None
+            at = [row.at + step for row in drawn]
+            with contextlib.nullcontext() if greedy is None else _one_thread():
+                # Mostly the rows stand together, and need not be copied.
+                together = at == list(range(at[0], at[0] + len(at)))
+                logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
+                sums = None if greedy is None else [greedy.logsumexp[i] for i in at]
+                chosen = _drawn(logits_BV, [row.writer.state for row in drawn], sums, sample)
+                on += [row for row, one in zip(drawn, chosen, strict=True) if row.take(*one)]
+        going, step = on, step + 1
+
+
+def _drawn(
+    logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
+) -> list[tuple[int, float, Alternatives]]:
+    """Each row's next token with its log-probability and its likeliest alternatives, in one read from the device.
+    sums: the logarithms of what makes logits into probabilities, where they are known."""
+    chosen = sample(logits_BV, states)
+    sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
+    columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B[:, None].double()]
+    most = max(state.sampling.logprobs or 0 for state in states)
+    if most:
+        values, ids = logits_BV.topk(most)
+        columns += [values - sums_B[:, None].double(), ids.double()]
+    found: list[tuple[int, float, Alternatives]] = []
+    for state, (token, logprob, *rest) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
+        count = state.sampling.logprobs or 0
+        ids_K = [int(index) for index in rest[most : most + count]]
+        found.append((int(token), logprob, tuple(zip(ids_K, rest[:count], strict=True))))
+    return found

@@ -1,0 +1,222 @@
+"""Texts that are continued token by token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt
+from bedplate.inference.engine.choosing import Alternatives, WritingRow
+from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
+from bedplate.inference.engine.kinds.request import (
+    NO_TIMING,
+    FinishReason,
+    LookedUp,
+    Request,
+    Result,
+    Step,
+    Timing,
+    Usage,
+)
+from bedplate.inference.engine.kinds.sampling import Grammar, Sampling
+from bedplate.inference.engine.sampler import RowState
+from bedplate.inference.engine.speculate import Drafter
+from bedplate.inference.engine.stopping import TextStream
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.text.json_schema import INVALID
+
+
+@dataclass(frozen=True)
+class Generate(Request):
+    """Continue `tokens`, within `grammar` where there is one."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True)
+class Generation(Result):
+    """Generated text. `logprobs` per output token (natural log, of the model's own distribution); `prompt_logprobs`
+    and `prompt_top_logprobs` per prompt token, None and () for the first."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    top_logprobs: tuple[Alternatives, ...] = ()
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[Alternatives, ...] = ()
+    timing: Timing = NO_TIMING
+    looked_up: LookedUp | None = None
+
+
+class GenerateJob(Job[Generate]):
+    """limit: tokens to generate at most."""
+
+    lasting: ClassVar[bool] = True
+
+    def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
+        self.limit = 0
+        super().__init__(request, adapter, equipment)
+        self.state = RowState(request.sampling, request.tokens, end_ids=equipment.ends)
+        self.text = TextStream(equipment.base.tokenizer, request.sampling.stop)
+        self.plain = is_plain(request.sampling)
+        self._drafter: Drafter | None = None
+        self._logprobs: list[float] = []
+        self._top_logprobs: list[Alternatives] = []
+        self._prompt_logprobs: list[float | None] = []
+        self._prompt_top_logprobs: list[Alternatives] = []
+
+    def check(self) -> None:
+        base, request, virtual = self.equipment.base, self.request, self.adapter.virtual
+        check_decoder(base, "generate")
+        check_ids(base, [token for token, _ in request.sampling.logit_bias], "logit_bias")
+        check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
+        # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
+        asked = request.sampling.max_tokens
+        left = base.spec.context_length - virtual - len(request.tokens)
+        self.limit = max(left, 1) if asked is None else asked
+        check_prompt(base, request.tokens, virtual, self.limit)
+        if request.grammar is not None:
+            self.equipment.grammars.compile(request.grammar)
+
+    @property
+    def _asks_prompt(self) -> bool:
+        """Whether the prompt's own log-probabilities are still to be found."""
+        return self.request.sampling.prompt_logprobs is not None and not self.begun
+
+    @property
+    def reusable(self) -> int | None:
+        return None if self._asks_prompt else super().reusable
+
+    @property
+    def decoding(self) -> bool:
+        return self.begun and self.row is not None and self.cost == 1
+
+    def draft(self, most: int) -> Sequence[int]:
+        left = min(most, self.limit - len(self.state.output) - 1)
+        if self._drafter is not None:
+            return self._drafter.draft(left)
+        # Where a grammar leaves no choice, the next tokens need not be waited for.
+        return [] if self.state.matcher is None else self.state.matcher.forced()[:left]
+
+    def keeps(self, begin: int, end: int) -> int:
+        return end if end - begin > 1 else 0
+
+    def wanted(self, begin: int, end: int) -> Wants:
+        if self._asks_prompt:
+            return Wants(range(begin, end))
+        return Wants(range(end - 1, end) if end == len(self.tokens) else ())
+
+    def take(self, seen: Seen) -> WritingRow | None:
+        if self._asks_prompt:
+            self._take_prompt(seen.begin, seen.logits_WV)
+        if seen.end < len(self.tokens):
+            return None
+        if not self.begun:
+            self._begin()
+        return None if self.ended else WritingRow(self, seen.at + len(seen.positions) - 1, seen.draft)
+
+    def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
+        """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits
+        of the tokens from position `begin` on."""
+        tokens, first = self.request.tokens, begin - self.adapter.virtual
+        if first == 0:
+            self._prompt_logprobs, self._prompt_top_logprobs = [None], [()]
+        logits_TV = logits_TV[: len(tokens) - 1 - first]
+        logprobs_TV = logits_TV.log_softmax(dim=-1)
+        target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
+        self._prompt_logprobs += logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
+        values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
+        self._prompt_top_logprobs += [
+            tuple(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _begin(self) -> None:
+        """The prompt is computed for the first time."""
+        self.begun = True
+        grammar = self.request.grammar
+        if grammar is not None:
+            self.state.matcher = self.equipment.grammars.matcher(grammar)
+        elif self.equipment.speculates:
+            self._drafter = Drafter(self.tokens)
+        if self.limit == 0:
+            self._end("length")
+
+    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
+        """Adds a token to the text, or ends it; whether it goes on."""
+        state, text = self.state, self.text
+        self.first = self.first or time.monotonic()
+        # The token that was computed in this pass is in the cache now, whatever comes next.
+        self.done = len(self.tokens)
+        if state.failure is not None:
+            self.failed = RequestError(state.failure, param="grammar", code=INVALID)
+            return False
+        if state.ends(token):
+            self._end("stop")
+            return False
+        state.take(token)
+        self.tokens.append(token)
+        self._logprobs.append(logprob)
+        self._top_logprobs.append(alternatives)
+        self.stream.push(Step(token, text.push(token), logprob, alternatives))
+        if self._drafter is not None:
+            self._drafter.push(token)
+        if text.stopped or state.complete:
+            self._end("stop")
+        elif len(state.output) >= self.limit:
+            self._end("length")
+        return self.ended is None
+
+    def learn(self, said: int, draft: Sequence[int]) -> int:
+        accepted = max(min(said - (self.ended is None), len(draft)), 0)
+        if self._drafter is not None and draft:
+            self._drafter.learn(len(draft), accepted)
+        return accepted
+
+    def _end(self, reason: FinishReason) -> None:
+        """Releases what is left of the text. The result is delivered when the step is over."""
+        tail = self.text.finish()
+        self.ended = "stop" if self.text.stopped else reason
+        self.stream.push(Step(None, tail, finish_reason=self.ended))
+
+    def cancel(self) -> None:
+        """A text that has begun keeps what it has."""
+        if self.begun:
+            self._end("cancelled")
+        else:
+            super().cancel()
+
+    def result(self) -> Generation:
+        assert self.ended is not None
+        settings, output = self.request.sampling, self.state.output
+        asked = settings.prompt_logprobs is not None
+        usage, timing, looked_up = self.account(len(output))
+        return Generation(
+            text=self.text.text,
+            token_ids=tuple(output),
+            logprobs=tuple(self._logprobs),
+            finish_reason=self.ended,
+            usage=usage,
+            top_logprobs=tuple(self._top_logprobs) if settings.logprobs is not None else (),
+            prompt_logprobs=tuple(self._prompt_logprobs) if asked else None,
+            prompt_top_logprobs=tuple(self._prompt_top_logprobs) if asked else (),
+            timing=timing,
+            looked_up=looked_up,
+        )
+
+
+def is_plain(settings: Sampling) -> bool:
+    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
+    greedy = settings.temperature == 0 and not settings.logprobs and settings.min_tokens == 0
+    penalties = settings.repetition_penalty != 1.0 or bool(
+        settings.presence_penalty or settings.frequency_penalty or settings.logit_bias
+    )
+    return greedy and not penalties

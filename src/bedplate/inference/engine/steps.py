@@ -1,0 +1,153 @@
+"""One step after another: who has arrived, who has run out of time, who computes how much, and who leaves.
+
+Called by one thread at a time; only `add` and the cancelling of a stream are for every thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+
+from bedplate.core.errors import DeadlineError, UsageError
+from bedplate.inference.engine.job import Job, fail_all
+from bedplate.inference.engine.runner import Runner, Share
+from bedplate.inference.engine.scheduler import Scheduler
+from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
+from bedplate.inference.forward.adapters import Adapters
+
+
+class Steps:
+    """Brings requests from their arrival to their end. on_step: told of every step."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler[Job],
+        runner: Runner,
+        adapters: Adapters,
+        counters: Counters,
+        on_step: OnStep | None,
+    ) -> None:
+        self._scheduler, self._runner, self._adapters = scheduler, runner, adapters
+        self._counters, self._on_step = counters, on_step
+        self._arrivals: deque[Job] = deque()
+        self._cancelled: deque[Job] = deque()
+        self._deadlines: list[tuple[float, int, Job]] = []
+        self._number = 0
+        self.began: float | None = None
+        """When the step began that is running."""
+        runner.put_back = self._put_back
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """New requests, in order; one caller at a time."""
+        for job in jobs:
+            self._number += 1
+            job.number = self._number
+            job.stream.on_cancel = partial(self._cancelled.append, job)
+        self._arrivals += jobs
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are queued."""
+        return len(self._arrivals) + self._scheduler.waiting
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._arrivals or self._runner.active or self._scheduler.waiting or self._adapters.leaving)
+
+    def step(self) -> None:
+        """Whatever goes wrong in it fails the requests that it met."""
+        began = self.began = time.monotonic()
+        try:
+            self._arrive()
+            self._expire()
+            self._compute(began)
+        except Exception as error:
+            # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
+            for job in self._runner.active:
+                job.failed = error
+            self._end(list(self._runner.active))
+        self._adapters.sweep()
+        self._counters.steps += 1
+        self._counters.step_seconds += time.monotonic() - began
+        self.began = None
+
+    def _compute(self, began: float) -> None:
+        decodes = self._runner.decoding()
+        taken = sum(work.count + len(work.draft) for work in decodes)
+        for work in decodes:
+            self._scheduler.charge(_queue(work.job), 1)
+        chunks = self._scheduler.plan(taken, self._runner.admit)
+        work = [*decodes, *(Share(job, count) for job, count in chunks)]
+        before = [one.job.done for one in work]
+        ended = self._runner.execute(work)
+        for job, _ in chunks:
+            if job.decoding:
+                self._scheduler.started(_queue(job), job)
+        self._end(ended)
+        if self._on_step is not None:
+            self._on_step(_record(work, before, len(decodes), len(ended), time.monotonic() - began))
+
+    def _arrive(self) -> None:
+        while self._arrivals:
+            job = self._arrivals.popleft()
+            if job.request.deadline is not None:
+                heapq.heappush(self._deadlines, (job.request.deadline, job.number, job))
+            self._scheduler.add(_queue(job), job)
+
+    def _expire(self) -> None:
+        """Ends what was cancelled and what ran out of time, running or waiting."""
+        ending: list[Job] = []
+        while self._cancelled:
+            job = self._cancelled.popleft()
+            if not job.stream.done:
+                job.cancel()
+                ending.append(job)
+        now = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].stream.done):
+            job = heapq.heappop(self._deadlines)[2]
+            if not job.stream.done and job.failed is None and job.ended is None:
+                job.failed = DeadlineError(
+                    "the request did not end before its deadline; allow more time or ask for less"
+                )
+                ending.append(job)
+        if ending:
+            self._end(ending)
+
+    def _put_back(self, job: Job) -> None:
+        self._scheduler.put_back(_queue(job), job)
+
+    def _end(self, jobs: list[Job]) -> None:
+        self._runner.leave(jobs)
+        self._left(jobs)
+
+    def _left(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self._scheduler.remove(_queue(job), [job])
+            self._adapters.release(job.adapter)
+
+    def abandon(self, error: BaseException) -> None:
+        """After an interrupt in the middle of a step nothing of what was running can go on."""
+        self.began = None
+        running = list(self._runner.active)
+        self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
+        self._left(running)
+
+    def close(self) -> None:
+        """Fails what has not ended."""
+        self._arrive()
+        jobs = [*self._scheduler.items(), *self._runner.active]
+        fail_all(jobs, UsageError("the engine was closed before this request ended"))
+
+
+def _record(work: Sequence[Share], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
+    spans = tuple((begin, one.count + len(one.draft), one.job.begun) for one, begin in zip(work, before, strict=True))
+    adapters = {id(one.job.adapter) for one in work if one.job.adapter.key is not None}
+    copied = sum(begin for one, begin in zip(work, before, strict=True) if begin == one.job.cached)
+    return StepRecord(spans, decodes, len(adapters), copied, ended, seconds)
+
+
+def _queue(job: Job) -> tuple[str, str]:
+    return (job.request.skin, job.request.tenant)
