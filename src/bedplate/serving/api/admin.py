@@ -18,7 +18,7 @@ from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import Guest, Pool, apart
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import Shelf
+from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import Fields, read_fields
 from bedplate.skins.card import read_card
@@ -38,7 +38,7 @@ class SkinRequest(Fields):
 @router.get("")
 async def list_skins(request: Request) -> Response:
     async def work(call: Call) -> Response:
-        registry = call.house.registry
+        registry = call.server.registry
         data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
         return json_response(
             {
@@ -60,10 +60,10 @@ async def list_skins(request: Request) -> Response:
 async def put_skin(request: Request) -> Response:
     async def work(call: Call) -> Response:
         asked = read_fields(SkinRequest, await call.body())
-        registry, shelf = call.house.registry, _shelf(call)
+        registry, directory = call.server.registry, _skins_directory(call)
 
         def verified() -> ServedSkin:
-            served = registry.skin(read_card(shelf.locate(asked.source)), asked.name)
+            served = registry.skin(read_card(directory.locate(asked.source)), asked.name)
             served.check()
             return served
 
@@ -98,8 +98,8 @@ async def scan(request: Request) -> Response:
     """Looks through the skins directory again."""
 
     async def work(call: Call) -> Response:
-        shelf = _shelf(call)
-        return json_response(call.house.registry.take(await apart(shelf.scan)))
+        directory = _skins_directory(call)
+        return json_response(call.server.registry.take(await apart(directory.scan)))
 
     return await _for_admins(request, work)
 
@@ -107,7 +107,7 @@ async def scan(request: Request) -> Response:
 @router.get("/{name}")
 async def get_skin(request: Request) -> Response:
     async def work(call: Call) -> Response:
-        return json_response(_described(call.house.registry, request.path_params["name"]))
+        return json_response(_described(call.server.registry, request.path_params["name"]))
 
     return await _for_admins(request, work)
 
@@ -118,7 +118,7 @@ async def delete_skin(request: Request) -> Response:
 
     async def work(call: Call) -> Response:
         name = request.path_params["name"]
-        running = call.house.registry.remove(name)
+        running = call.server.registry.remove(name)
         return json_response({"name": name, "deleted": True, "calls_running": running})
 
     return await _for_admins(request, work)
@@ -132,12 +132,12 @@ async def _for_admins(request: Request, work: Callable[[Call], Awaitable[Respons
     return await respond(request, "admin", checked)
 
 
-def _shelf(call: Call) -> Shelf:
-    root = call.house.config.skins_directory
+def _skins_directory(call: Call) -> SkinsDirectory:
+    root = call.server.config.skins_directory
     if root is None:
         message = "this server has no skins_directory, and takes skins from nowhere else; configure one"
         raise RequestError(message, param="source", code="no_skins_directory")
-    return Shelf(root)
+    return SkinsDirectory(root)
 
 
 def _described(registry: Registry, name: str) -> dict[str, Any]:

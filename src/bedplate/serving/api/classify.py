@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -42,6 +43,10 @@ class ClassifyRequest(Fields):
 
     model: str
     input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
+
+    @property
+    def given(self) -> Sequence[str | dict[str, str]]:
+        return self.input
 
 
 @router.post("/v1/classify")

@@ -61,7 +61,7 @@ async def in_turns(
     call: Call, prepared: Sequence[engine_requests.Request], source: str
 ) -> list[engine_requests.Result]:
     """The results of requests that may be more than the queue holds: no call takes more than half of it at once."""
-    turn = max(1, call.house.config.limits.max_waiting // 2)
+    turn = max(1, call.server.config.limits.max_waiting // 2)
     found: list[engine_requests.Result] = []
     for start in range(0, len(prepared), turn):
         found += await call.results(call.submit(prepared[start : start + turn], source))

@@ -15,6 +15,7 @@ from bedplate.serving.api.replies import ChatReply, CompletionReply, Reply
 from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.served import Answer
+from bedplate.serving.rollout.routing import Router
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
 
 router = APIRouter(prefix="/v1")
@@ -23,9 +24,9 @@ router = APIRouter(prefix="/v1")
 @router.get("/models")
 async def list_models(request: Request) -> Response:
     async def work(call: Call) -> Response:
-        registry = call.house.registry
+        registry = call.server.registry
         data = [registry.describe(served) for served in registry.visible(call.caller)]
-        return json_response({"object": "list", "data": [*data, *call.house.router.listed(call.caller)]})
+        return json_response({"object": "list", "data": [*data, *call.server.part(Router).listed(call.caller)]})
 
     return await respond(request, "models", work)
 
@@ -33,8 +34,8 @@ async def list_models(request: Request) -> Response:
 @router.get("/models/{name:path}")
 async def get_model(request: Request) -> Response:
     async def work(call: Call) -> Response:
-        registry, name = call.house.registry, request.path_params["name"]
-        route = next((one for one in call.house.router.listed(call.caller) if one["id"] == name), None)
+        registry, name = call.server.registry, request.path_params["name"]
+        route = next((one for one in call.server.part(Router).listed(call.caller) if one["id"] == name), None)
         return json_response(route or registry.describe(registry.find(name, call.caller)))
 
     return await respond(request, "models", work)

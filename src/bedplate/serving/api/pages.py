@@ -89,7 +89,7 @@ def _file(request: Request, name: str) -> Response:
 
 
 async def _report(call: Call) -> Response:
-    served = call.house.registry.find(call.request.path_params["name"], call.caller)
+    served = call.server.registry.find(call.request.path_params["name"], call.caller)
     path = served.report
     if path is None:
         raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")

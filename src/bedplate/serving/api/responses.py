@@ -19,6 +19,7 @@ from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.turns import Turn, parts_of, take_turn
 from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
+from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest, read_fields
 from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
@@ -50,7 +51,7 @@ async def get_response(request: Request) -> Response:
         if request.query_params.get("stream") not in {None, "false"}:
             raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
         name = request.path_params["name"]
-        kept = call.house.responses.get(call.caller.tenant, name)
+        kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
         if kept is None:
             raise _not_found(name)
         return json_response(kept.response)
@@ -62,7 +63,7 @@ async def get_response(request: Request) -> Response:
 async def delete_response(request: Request) -> Response:
     async def work(call: Call) -> Response:
         name = request.path_params["name"]
-        if not call.house.responses.remove(call.caller.tenant, name):
+        if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
             raise _not_found(name)
         return json_response({"id": name, "object": "response", "deleted": True})
 
@@ -75,7 +76,7 @@ def _not_found(name: str) -> StatusError:
 
 def _keeps(call: Call, asked: ResponsesRequest) -> bool:
     """Whether the reply is kept; by default it is where the server keeps any."""
-    able = call.house.responses.config.keeps
+    able = call.server.part(ResponseStore).config.keeps
     if asked.store and not able:
         raise RequestError("this server keeps no replies; set store to false", param="store")
     return able if asked.store is None else asked.store
@@ -86,7 +87,7 @@ def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
     name = asked.previous_response_id
     if name is None:
         return ()
-    kept = call.house.responses.get(call.caller.tenant, name)
+    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
     if kept is None:
         raise RequestError(
             f"no reply with the id {name[:100]!r} is kept here; send the whole conversation as input",
@@ -116,5 +117,5 @@ def _kept(call: Call, reply: ResponseReply, messages: Sequence[ChatMessage], tur
     """The whole reply, which is kept where it is to be."""
     whole = reply.whole(turn)
     if reply.keeps:
-        call.house.responses.put(call.caller.tenant, whole, [*messages, turn.message()])
+        call.server.part(ResponseStore).put(call.caller.tenant, whole, [*messages, turn.message()])
     return whole

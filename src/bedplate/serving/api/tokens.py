@@ -114,7 +114,7 @@ async def tokenizer_info(request: Request) -> Response:
 async def choose(call: Call, name: str | None) -> Served:
     """The model of this name, or where none is given the first that the caller may use."""
     if name is None:
-        visible = call.house.registry.visible(call.caller)
+        visible = call.server.registry.visible(call.caller)
         if not visible:
             raise UnknownModelError("there is no model here that this key may use", param="model")
         name = visible[0].name

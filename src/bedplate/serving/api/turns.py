@@ -5,18 +5,17 @@ Their requests become a `ChatRequest`, so that whatever chats (bases, skins, too
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from bedplate.core.errors import RequestError
 from bedplate.inference.engine import requests as engine_requests
 from bedplate.inference.engine.requests import Step
 from bedplate.inference.engine.stream import Stream
 from bedplate.serving.call.call import Call
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
 from bedplate.text.tools import Piece
 
@@ -105,17 +104,6 @@ class Part:
 
     growths: Sequence[Growth]
     steps: Sequence[Step]
-
-
-def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """The chat that a request amounts to. names: what the request calls the chat's fields, for messages about them."""
-    try:
-        return read_fields(ChatRequest, {name: value for name, value in body.items() if value is not None})
-    except RequestError as error:
-        head = (error.param or "").split("[", 1)[0].split(".", 1)[0]
-        if head in names:
-            error.param = names[head]
-        raise
 
 
 async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Turn:

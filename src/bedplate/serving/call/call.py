@@ -11,10 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from bedplate.core.errors import DeadlineError, RequestError
@@ -23,52 +22,22 @@ from bedplate.inference.engine.requests import Step
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.call.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.call.events import EventStream
+from bedplate.serving.call.observers import Finished
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Admission, Caller
 from bedplate.serving.models.cascades import PassedOn, ServedCascade
-from bedplate.serving.models.registry import Lease
+from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.settings.route_config import Routed
 from bedplate.serving.wire.bodies import read_json
 from bedplate.serving.wire.errors import StoppingError
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.scope import ACCESS_FACTS, REPLY_HEADERS
+from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
+from bedplate.serving.wire.strict_fields import Fields
 from bedplate.serving.wire.strict_json import dump_json
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
 
 T = TypeVar("T")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-CALLER = "bedplate.caller"
-"""Key of the scope under which a call that the server makes to itself says in whose name."""
-ORIGIN = "bedplate.origin"
-"""Key of the scope under which such a call says what it is made for."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
-    origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
-    version, where its name was a route's."""
-
-    id: str
-    endpoint: str
-    caller: Caller
-    served: Served
-    asked: BaseModel
-    results: Sequence[engine_requests.Result]
-    answers: Sequence[Answer]
-    seconds: float
-    cost_usd: float | None
-    origin: object = None
-    routed: Routed | None = None
-
-
-class Observer(Protocol):
-    """Whoever counts, prices or keeps calls. It is called in the event loop, so it must be quick, and not raise."""
-
-    def finished(self, call: Finished) -> None: ...
+VERSION_HEADER = "x-bedplate-version"
 
 
 @dataclass(frozen=True)
@@ -86,13 +55,12 @@ class Call:
 
     def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
         self.request, self.endpoint, self.caller = request, endpoint, caller
-        self.house: House = request.app.state.house
+        self.server: ServerState = request.app.state.server
         self.id = uuid.uuid4().hex
         self.start = time.perf_counter()
         self.cost_usd: float | None = None
         self.sent: dict[str, Any] = {}
         """The body, once it has been read."""
-        self.routed: Routed | None = None
         self.admission: Admission | None = None
         self._accounted = False
         self._lease: Lease | None = None
@@ -101,7 +69,7 @@ class Call:
         self._deadline = time.monotonic() + self._seconds()
 
     def _seconds(self) -> float:
-        limit = self.house.config.limits.timeout_seconds
+        limit = self.server.config.limits.timeout_seconds
         asked = self.request.headers.get(TIMEOUT_HEADER)
         if asked is None:
             return limit
@@ -116,9 +84,9 @@ class Call:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        content = await read_json(self.request, self.house.config.limits.body_bytes)
+        content = await read_json(self.request, self.server.config.limits.body_bytes)
         self.sent = content
-        if self.house.config.logs.prompts:
+        if self.server.config.logs.prompts:
             self.request.scope[ACCESS_FACTS]["asked"] = content
         return content
 
@@ -127,12 +95,16 @@ class Call:
         if self._lease is not None:
             raise RuntimeError("a call has one model")
         await self._within_its_time(self._take(name), f"{name!r} could not be loaded")
-        self.request.scope[ACCESS_FACTS]["model"] = self.lease.served.name
-        return self.lease.served
+        lease, scope = self.lease, self.request.scope
+        if lease.routed is not None:
+            scope[REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
+        scope[ACCESS_FACTS]["model"] = lease.served.name
+        return lease.served
 
     async def _take(self, name: str) -> None:
         # Set here: whoever gives up waiting for this must not lose a lease that has just come.
-        self._lease = await self.house.router.lease(name, self)
+        wanted = ModelWanted(name, self.caller, self.id, self.request.url.path, self.sent, self._origin)
+        self._lease = await self.server.leases.lease(wanted)
 
     async def _within_its_time(self, work: Coroutine[Any, Any, T], what: str) -> T:
         """Until the deadline, or until the client goes away. what: is said to have failed."""
@@ -150,7 +122,7 @@ class Call:
         return engine_requests.Terms(self.caller.tenant, self._deadline)
 
     @property
-    def origin(self) -> object:
+    def _origin(self) -> object:
         """What a call that the server makes to itself is made for; None for a client's."""
         return self.request.scope.get(ORIGIN)
 
@@ -180,7 +152,7 @@ class Call:
         self, prepared: Sequence[engine_requests.Request], source: str, limit_field: str = "max_tokens"
     ) -> list[Stream]:
         """Queues requests, all or none. They end with the call."""
-        most = self.house.config.limits.max_waiting
+        most = self.server.config.limits.max_waiting
         if len(prepared) > most:
             raise RequestError(
                 f"the request asks for {len(prepared)} answers at once; the queue holds {most}: send fewer",
@@ -249,9 +221,9 @@ class Call:
                     text = answer.text
                 yield Arrival(index, text, steps, answer)
 
-    def account(self, asked: BaseModel, found: Sequence[engine_requests.Result], answers: Sequence[Answer]) -> None:
+    def account(self, asked: Fields, found: Sequence[engine_requests.Result], answers: Sequence[Answer]) -> None:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
-        price = self.house.config.price
+        price = self.server.config.price
         if price is not None:
             self.cost_usd = compute_of(found) * price.usd_per_hour / 3600
         prompt, completion = tokens_of(asked, found)
@@ -280,10 +252,10 @@ class Call:
             answers=answers,
             seconds=seconds,
             cost_usd=self.cost_usd,
-            origin=self.origin,
-            routed=self.routed,
+            origin=self._origin,
+            routed=self.lease.routed,
         )
-        for observer in self.house.observers:
+        for observer in self.server.observers:
             observer.finished(finished)
 
     def close(self) -> None:
@@ -306,7 +278,7 @@ class Call:
             open_streams.discard(stream)
             with contextlib.suppress(Exception):  # a request that failed has nothing to charge
                 result = stream.result(0)
-                price = self.house.config.price
+                price = self.server.config.price
                 usd = 0.0 if price is None else compute_of([result]) * price.usd_per_hour / 3600
                 admission.settle(result.usage.prompt_tokens + result.usage.completion_tokens, usd)
 
@@ -321,15 +293,15 @@ class Call:
 
 async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
     """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
-    house: House = request.app.state.house
-    if house.stopping:
+    server: ServerState = request.app.state.server
+    if server.stopping:
         raise StoppingError("the server is shutting down")
-    caller = request.scope.get(CALLER) or house.guard.identify(request.headers)
+    caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
     facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
     call = Call(request, endpoint, caller)
     try:
-        call.admission = house.guard.admit(caller, counted=CALLER not in request.scope)
+        call.admission = server.guard.admit(caller, counted=CALLER not in request.scope)
         response = await work(call)
     except BaseException:
         if call.admission is not None:
@@ -359,10 +331,9 @@ def compute_of(found: Sequence[engine_requests.Result]) -> float:
     return sum(one.timing.compute for one in single) + sum(looked_up.values())
 
 
-def tokens_of(asked: BaseModel, found: Sequence[engine_requests.Result]) -> tuple[int, int]:
+def tokens_of(asked: Fields, found: Sequence[engine_requests.Result]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
-    choices = asked.choices if isinstance(asked, ChatRequest | CompletionRequest) else 1
-    prompt = sum(one.usage.prompt_tokens for one in found[::choices])
+    prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)
 
 

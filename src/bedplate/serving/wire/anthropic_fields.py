@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.api.turns import as_chat
-from bedplate.serving.wire.fields import MAX_STOPS, TOKEN_LIMIT, ChatRequest, Fields, either
+from bedplate.serving.wire.fields import MAX_STOPS, TOKEN_LIMIT, ChatRequest, Fields, as_chat, either
 
 # Names of chat fields in this API.
 _NAMES = {

@@ -6,14 +6,15 @@ min_p, repetition_penalty) are named as other servers name them.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests import Grammar
+from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.serving.wire.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
 from bedplate.serving.wire.strict_fields import Fields, either, first_mistake
 from bedplate.serving.wire.tools import (
@@ -222,22 +223,6 @@ class _Asked(Fields, ABC):
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
 
-    _sampling: ClassVar[tuple[str, ...]] = (
-        "logit_bias",
-        "min_tokens",
-        "stop_token_ids",
-        "ignore_eos",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "stop",
-    )
-
     @model_validator(mode="after")
     def _options_belong_to_streams(self) -> Self:
         if self.stream_options is not None and not self.stream:
@@ -290,9 +275,8 @@ class _Asked(Fields, ABC):
 
     def sampling(self) -> dict[str, Any]:
         """The settings that the request gives, by their names in `Sampling`."""
-        given = {name: getattr(self, name) for name in self._sampling}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
         given |= {"max_tokens": self.token_limit, "logprobs": self.alternatives}
-        given["prompt_logprobs"] = self.prompt_logprobs
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -349,6 +333,11 @@ class ChatRequest(_Asked):
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def given(self) -> Sequence[str]:
+        users = [message.content for message in self.messages if message.role == "user"]
+        return [content for content in users[-1:] if content]
+
 
 class CompletionRequest(_Asked):
     """POST /v1/completions."""
@@ -366,6 +355,10 @@ class CompletionRequest(_Asked):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+    @property
+    def given(self) -> Sequence[str]:
+        return [prompt for prompt in self.prompt if isinstance(prompt, str)]
 
 
 def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
@@ -389,6 +382,17 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
         return model.model_validate(kept)
     except ValidationError as error:
         raise first_mistake(error, model) from None
+
+
+def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """The chat that a request amounts to. names: what the request calls the chat's fields, for messages about them."""
+    try:
+        return read_fields(ChatRequest, {name: value for name, value in body.items() if value is not None})
+    except RequestError as error:
+        head = (error.param or "").split("[", 1)[0].split(".", 1)[0]
+        if head in names:
+            error.param = names[head]
+        raise
 
 
 def _same(value: Any, neutral: Any) -> bool:

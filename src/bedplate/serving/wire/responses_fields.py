@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.api.turns import as_chat
-from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, either
+from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, as_chat, either
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
