@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from bedplate.serving.api.embeddings import in_turns, prompt_usage
+from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
@@ -55,8 +55,8 @@ async def classify(request: Request) -> Response:
     async def work(call: Call) -> Response:
         asked = read_fields(ClassifyRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
-        found = await in_turns(call, prepared, "input")
+        plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
+        found = await call.in_turns(plan, "input")
         answers = [served.answer(result) for result in found]
         call.account(asked, found, answers)
         data: list[dict[str, Any]] = []

@@ -17,8 +17,8 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine import requests as engine_requests
 from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.wire.fields import PROMPTS, TOKEN_LIMIT, Fields, read_fields
 
 router = APIRouter(prefix="/v1")
@@ -41,8 +41,8 @@ async def embeddings(request: Request) -> Response:
         size = served.engine.base.spec.hidden_size
         if asked.dimensions is not None and asked.dimensions > size:
             raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
-        prepared = await call.prepare(lambda _: served.embed(asked.input), "input")
-        found = await in_turns(call, prepared, "input")
+        plan = await call.prepare(lambda _: served.embed(asked.input), "input")
+        found = await call.in_turns(plan, "input")
         call.account(asked, found, ())
         data = [
             {
@@ -57,18 +57,7 @@ async def embeddings(request: Request) -> Response:
     return await respond(request, "embeddings", work)
 
 
-async def in_turns(
-    call: Call, prepared: Sequence[engine_requests.Request], source: str
-) -> list[engine_requests.Result]:
-    """The results of requests that may be more than the queue holds: no call takes more than half of it at once."""
-    turn = max(1, call.server.config.limits.max_waiting // 2)
-    found: list[engine_requests.Result] = []
-    for start in range(0, len(prepared), turn):
-        found += await call.results(call.submit(prepared[start : start + turn], source))
-    return found
-
-
-def prompt_usage(found: Sequence[engine_requests.Result]) -> dict[str, Any]:
+def prompt_usage(found: Sequence[PlanResult]) -> dict[str, Any]:
     """Token counts of a reply that generates nothing."""
     tokens = sum(result.usage.prompt_tokens for result in found)
     cached = sum(result.usage.cached_tokens for result in found)

@@ -14,10 +14,9 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.stream import Stream
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.turns import Turn, parts_of, take_turn
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import Call, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.wire.errors import StatusError
@@ -34,12 +33,12 @@ async def create_response(request: Request) -> Response:
         keeps = _keeps(call, asked)
         chat, messages = asked.chat(_earlier(call, asked))
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "input")
-        streams = call.submit(prepared, "input", "max_output_tokens")
+        plan = await call.prepare(lambda terms: served.chat(chat, terms), "input")
+        run = call.submit(plan, "input", "max_output_tokens")
         reply = ResponseReply(call, asked, keeps)
         if asked.stream:
-            return EventStream(_events(call, chat, messages, reply, streams), done=False, error_name="error")
-        turn = await take_turn(call, chat, streams)
+            return EventStream(_events(call, chat, messages, reply, run), done=False, error_name="error")
+        turn = await take_turn(call, chat, run)
         return json_response(_kept(call, reply, messages, turn))
 
     return await respond(request, "responses", work)
@@ -98,13 +97,13 @@ def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
 
 
 async def _events(
-    call: Call, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, streams: Sequence[Stream]
+    call: Call, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, run: UnderWay
 ) -> AsyncGenerator[Event]:
     turn = Turn.of(chat)
     events = ResponseEvents(reply, turn)
     for event in events.opening():
         yield event
-    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
+    async with aclosing(parts_of(turn, call, chat, run)) as arriving:
         async for part in arriving:
             for event in events.part(part):
                 yield event

@@ -132,4 +132,4 @@ def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms:
             raise RequestError(message, param="add_generation_prompt")
         messages = [message.plain() for message in chat.messages]
         return conversation_tokens(tokenizer, messages, chat.usable_tools, answer=False)
-    return list(served.chat(chat, terms)[0].tokens)
+    return list(served.chat(chat, terms).requests[0].tokens)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bedplate.inference.engine import requests as engine_requests
 from bedplate.inference.engine.requests import Step
-from bedplate.inference.engine.stream import Stream
-from bedplate.serving.call.call import Call
+from bedplate.serving.call.call import Call, UnderWay
+from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
@@ -106,31 +105,29 @@ class Part:
     steps: Sequence[Step]
 
 
-async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Turn:
+async def take_turn(call: Call, asked: ChatRequest, run: UnderWay) -> Turn:
     """The whole turn, told to whoever counts."""
-    answer = _accounted(call, asked, await call.results(streams))
+    found = (await call.results(run))[0]
+    answer = _accounted(call, asked, found, call.lease.served.answer(found))
     turn = Turn.of(asked)
     turn.push(answer.text)
     turn.end(answer)
     return turn
 
 
-async def parts_of(turn: Turn, call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> AsyncGenerator[Part]:
+async def parts_of(turn: Turn, call: Call, asked: ChatRequest, run: UnderWay) -> AsyncGenerator[Part]:
     """The turn as it comes, told to whoever counts when it has ended."""
-    async with aclosing(call.arrivals(streams)) as arriving:
+    async with aclosing(call.arrivals(run)) as arriving:
         async for one in arriving:
             growths = turn.push(one.text)
-            if one.answer is not None:
-                growths += turn.end(_accounted(call, asked, [call.result_of(stream) for stream in streams]))
+            if one.found is not None and one.answer is not None:
+                growths += turn.end(_accounted(call, asked, one.found, one.answer))
             yield Part(growths, one.steps)
 
 
-def _accounted(call: Call, asked: ChatRequest, found: Sequence[engine_requests.Result]) -> Answer:
-    served = call.lease.served
-    answer, notes = served.answer(found[0]), served.notes(asked)
-    if notes:
-        answer = replace(answer, extension={**(answer.extension or {}), **notes})
-    call.account(asked, found, [answer])
+def _accounted(call: Call, asked: ChatRequest, found: PlanResult, answer: Answer) -> Answer:
+    answer = call.noted(asked, answer)
+    call.account(asked, [found], [answer])
     return answer
 
 

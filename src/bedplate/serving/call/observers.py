@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bedplate.inference.engine import requests as engine_requests
 from bedplate.serving.callers.guard import Caller
+from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.settings.route_config import Routed
 from bedplate.serving.wire.strict_fields import Fields
@@ -24,7 +24,7 @@ class Finished:
     caller: Caller
     served: Served
     asked: Fields
-    results: Sequence[engine_requests.Result]
+    results: Sequence[PlanResult]
     answers: Sequence[Answer]
     seconds: float
     cost_usd: float | None
