@@ -19,7 +19,8 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.models.plan import PlanResult
-from bedplate.serving.wire.fields import PROMPTS, TOKEN_LIMIT, Fields, read_fields
+from bedplate.serving.wire.fields import PROMPTS, Fields, read_fields
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
 

@@ -16,7 +16,8 @@ from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import Terms
 from bedplate.serving.call.call import Call, json_response, respond
 from bedplate.serving.models.served import Served
-from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, read_fields
+from bedplate.serving.wire.fields import ChatRequest, Fields, read_fields
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 

@@ -21,8 +21,9 @@ from bedplate.inference.engine.requests import (
     Usage,
 )
 from bedplate.serving.models.plan import AnswerPlan, Inputs, PlanResult
-from bedplate.serving.wire.fields import SEED_LOW, ChatRequest, CompletionRequest
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
+from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, as_chat, either
+from bedplate.serving.wire.fields import ChatRequest, Fields, as_chat, either
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Temperature, TopP
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
@@ -76,8 +77,8 @@ class ResponsesRequest(Fields):
     input: Annotated[str | list[Any], BeforeValidator(_input_of)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions | None = None
     tools: list[Any] | None = None
@@ -112,9 +113,7 @@ class ResponsesRequest(Fields):
             "model": self.model,
             "messages": [*head, *messages],
             "max_completion_tokens": self.max_output_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "parallel_tool_calls": self.parallel_tool_calls,
+            **self.model_dump(include={"temperature", "top_p", "parallel_tool_calls"}),
             "response_format": _format_of(self.text),
             "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
             "tool_choice": _choice_of(self.tool_choice),
