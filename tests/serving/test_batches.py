@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.serving.api.files import clean_name
-from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
 from bedplate.serving.durable.batch_store import BatchStore, DoneRow
 from bedplate.serving.durable.state_directory import StateDirectory
@@ -41,7 +41,7 @@ def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
 
 
 @contextmanager
-def serving(files: Files, directory: Path, guard: Guard | None = None, **batches: int) -> Iterator[Server]:
+def serving(files: Files, directory: Path, guard: CallerGuard | None = None, **batches: int) -> Iterator[Server]:
     config = server_config(files.base, state=directory, batches=BatchesConfig(**batches))
     with loaded_server(config, files.skins) as state:
         if guard is not None:
@@ -221,7 +221,7 @@ def test_a_clean_name_is_one_printable_part(name):
     assert cleaned.strip(".")
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant."""
 
     def identify(self, headers):

@@ -21,7 +21,7 @@ from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.task import load_examples, load_task
-from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.durable.feedback import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
 from bedplate.serving.server.loading import loaded_server, server_config
@@ -31,7 +31,7 @@ from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTime
 from .conftest import Files, Server, running
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant."""
 
     def identify(self, headers):

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.serving.callers.guard import Caller, Guard, guard_for, is_loopback
+from bedplate.serving.callers.guard import Caller, CallerGuard, guard_for, is_loopback
 from bedplate.serving.callers.keys import (
     Key,
     KeyLimits,
@@ -139,8 +139,8 @@ def test_the_file_is_read_again_when_it_changes(tmp_path, caplog):
     assert store.recognise(later_secret) == later
 
 
-def guard(tmp_path: Path, *keys: Key) -> Guard:
-    return Guard(KeyStore(write(tmp_path / "keys.yaml", *keys)))
+def guard(tmp_path: Path, *keys: Key) -> CallerGuard:
+    return CallerGuard(KeyStore(write(tmp_path / "keys.yaml", *keys)))
 
 
 def test_who_is_let_in_and_as_whom(tmp_path):
@@ -307,7 +307,7 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
 def test_calls_the_server_makes_have_a_quota_but_no_rate(tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 1, "tokens_per_minute": 10}, quota={"tokens_per_day": 20})
     ledger = SpendLedger(tmp_path / "spending.sqlite")
-    gate = Guard(KeyStore(write(tmp_path / "keys.yaml", key)), ledger)
+    gate = CallerGuard(KeyStore(write(tmp_path / "keys.yaml", key)), ledger)
     caller = gate.identify(bearer(secret))
     for _ in range(2):
         admission = gate.admit(caller, counted=False)

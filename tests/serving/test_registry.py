@@ -16,7 +16,7 @@ from bedplate.core.errors import SkinError, UnknownModelError, UsageError
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models import residency
 from bedplate.serving.models.registry import Lease, ModelWanted, Registry
-from bedplate.serving.models.residency import State
+from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import Scanned
 from bedplate.serving.wire.errors import StatusError
@@ -314,7 +314,7 @@ def test_scans_add_replace_and_remove_but_never_touch_what_was_given(monkeypatch
     registry.remove("one")
     assert registry.take(Scanned([again], []))["added"] == []
     assert registry.take(Scanned([twice], []))["added"] == ["one"]
-    assert registry.guest("given").state is State.AWAY
+    assert registry.guest("given").state is Residency.AWAY
 
 
 def _fake(engine: Engine, card: Card) -> Skin:

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.serving.callers.guard import Caller, Guard
-from bedplate.serving.rollout.comparison import Answered, Pair, compare
+from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, compare
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
 from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
@@ -31,7 +31,7 @@ from .conftest import Files, Server, running
 WEIGHTS = {"prompted": 0.9, "tuned": 0.1}
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant; the one called `limited` may use the route only."""
 
     def identify(self, headers):
@@ -317,8 +317,8 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
 # --- the comparison
 
 
-def pair(i: int, ours: str, shadow: str, tenant: str = "t", seconds: float = 0.0) -> Pair:
-    return Pair(str(i), tenant, "v", Answered((ours,), 1.0, 0.5), Answered((shadow,), 1.0 + seconds, 0.5))
+def pair(i: int, ours: str, shadow: str, tenant: str = "t", seconds: float = 0.0) -> ShadowPair:
+    return ShadowPair(str(i), tenant, "v", AnsweredCall((ours,), 1.0, 0.5), AnsweredCall((shadow,), 1.0 + seconds, 0.5))
 
 
 def test_a_comparison_against_independent_numbers():

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
-from bedplate.serving.api.turns import Turn, parts_of, take_turn
-from bedplate.serving.call.call import Call, UnderWay, json_response, respond
+from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
@@ -37,7 +37,7 @@ _TYPES = {
 
 @router.post("")
 async def create_message(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(MessagesRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
@@ -54,7 +54,7 @@ async def create_message(request: Request) -> Response:
 
 @router.post("/count_tokens")
 async def count_tokens(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(CountRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
@@ -75,7 +75,7 @@ def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-async def _respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+async def _respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
     try:
         return await respond(request, endpoint, work)
     except ClientGone:
@@ -87,9 +87,9 @@ async def _respond(request: Request, endpoint: str, work: Callable[[Call], Await
 
 
 async def _events(
-    call: Call, chat: ChatRequest, reply: MessageReply, run: UnderWay, prompt_tokens: int
+    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: UnderWay, prompt_tokens: int
 ) -> AsyncGenerator[Event]:
-    turn = Turn.of(chat)
+    turn = AssistantTurn.of(chat)
     events = MessageEvents(reply, turn)
     for event in events.opening(prompt_tokens):
         yield event

@@ -10,10 +10,10 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.files import Page
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.durable.batch_store import StoredBatch
 from bedplate.serving.durable.batches import Batches
-from bedplate.serving.wire.fields import Fields, read_fields
+from bedplate.serving.wire.fields import RequestFields, read_fields
 
 router = APIRouter(prefix="/v1")
 
@@ -22,7 +22,7 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
-class BatchRequest(Fields):
+class BatchRequest(RequestFields):
     """POST /v1/batches."""
 
     input_file_id: str
@@ -32,7 +32,7 @@ class BatchRequest(Fields):
 
 @router.post("/batches")
 async def create(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         body = await call.body()
         metadata = _metadata(body.pop("metadata", None))
         asked = read_fields(BatchRequest, body)
@@ -49,7 +49,7 @@ async def create(request: Request) -> Response:
 
 @router.get("/batches")
 async def list_batches(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         page, store = Page(request, 100), call.server.part(Batches).store
         found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
         return json_response(page.reply([describe(batch) for batch in found]))
@@ -59,7 +59,7 @@ async def list_batches(request: Request) -> Response:
 
 @router.get("/batches/{id}")
 async def retrieve(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         store = call.server.part(Batches).store
         batch = await asyncio.to_thread(store.batch, request.path_params["id"], call.caller.tenant)
         return json_response(describe(batch))
@@ -69,7 +69,7 @@ async def retrieve(request: Request) -> Response:
 
 @router.post("/batches/{id}/cancel")
 async def cancel(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         store = call.server.part(Batches).store
         batch = await asyncio.to_thread(store.cancel, request.path_params["id"], call.caller.tenant)
         call.server.part(Batches).wake()

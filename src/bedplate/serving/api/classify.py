@@ -16,9 +16,9 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
+from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
 
 router = APIRouter()
 
@@ -38,7 +38,7 @@ def _inputs_of(value: Any) -> Any:
     return tuple(inputs)
 
 
-class ClassifyRequest(Fields):
+class ClassifyRequest(RequestFields):
     """POST /v1/classify. `input`: a text, an object of a skin's inputs, or a list of either."""
 
     model: str
@@ -52,7 +52,7 @@ class ClassifyRequest(Fields):
 @router.post("/v1/classify")
 @router.post("/classify")
 async def classify(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ClassifyRequest, await call.body())
         served = await call.choose(asked.model)
         plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")

@@ -17,15 +17,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.plan import PlanResult
-from bedplate.serving.wire.fields import PROMPTS, Fields, read_fields
+from bedplate.serving.wire.fields import PROMPTS, RequestFields, read_fields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
 
 
-class EmbeddingRequest(Fields):
+class EmbeddingRequest(RequestFields):
     """POST /v1/embeddings. `input`: a text, a list of texts, token ids, or a list of lists of token ids."""
 
     model: str
@@ -36,7 +36,7 @@ class EmbeddingRequest(Fields):
 
 @router.post("/embeddings")
 async def embeddings(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(EmbeddingRequest, await call.body())
         served = await call.choose(asked.model)
         size = served.engine.base.spec.hidden_size

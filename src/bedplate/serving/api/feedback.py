@@ -10,16 +10,16 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.durable.feedback import Feedback
-from bedplate.serving.wire.fields import Fields, read_fields
+from bedplate.serving.wire.fields import RequestFields, read_fields
 from bedplate.serving.wire.strict_json import dump_json
 from bedplate.skins.output import LabelsOutput
 
 router = APIRouter()
 
 
-class FeedbackRequest(Fields):
+class FeedbackRequest(RequestFields):
     """POST /v1/feedback. id: the reply's; index: which of its choices, counted from 0."""
 
     id: str
@@ -31,7 +31,7 @@ class FeedbackRequest(Fields):
 
 @router.post("/v1/feedback")
 async def give(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         feedback = call.server.part(Feedback)
         asked = read_fields(FeedbackRequest, await call.body())
         if asked.rating is None and asked.correction is None and asked.comment is None:
@@ -64,7 +64,7 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
 
 @router.delete("/v1/feedback/{id}")
 async def forget(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         given = request.path_params["id"]
         id_, _ = await call.server.part(Feedback).owned(given, call.caller.tenant)
         lines = await call.server.part(Feedback).forget(id_)
@@ -75,7 +75,7 @@ async def forget(request: Request) -> Response:
 
 @router.get("/admin/feedback")
 async def summary(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
         feedback = call.server.part(Feedback)
         found = await feedback.apart(feedback.store.summary)
@@ -86,7 +86,7 @@ async def summary(request: Request) -> Response:
 
 @router.get("/admin/feedback/{model:path}/export")
 async def export(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
         feedback, model = call.server.part(Feedback), request.path_params["model"]
         store = feedback.store

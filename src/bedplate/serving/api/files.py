@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.durable.batch_store import StoredFile
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.errors import ClientGone, StatusError
@@ -28,7 +28,7 @@ _FORM_BYTES = 64 * 1024
 
 @router.post("/files")
 async def upload(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         limits = call.server.config.batches
         form = await _form(request, limits.file_bytes)
         try:
@@ -48,7 +48,7 @@ async def upload(request: Request) -> Response:
 
 @router.get("/files")
 async def list_files(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         page = Page(request, 10_000, "purpose", "order")
         order = page.given.get("order", "desc")
         if order not in ("asc", "desc"):
@@ -62,7 +62,7 @@ async def list_files(request: Request) -> Response:
 
 @router.get("/files/{id}")
 async def retrieve(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         store = call.server.part(Batches).store
         return json_response(
             describe(await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant))
@@ -73,7 +73,7 @@ async def retrieve(request: Request) -> Response:
 
 @router.get("/files/{id}/content")
 async def content(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         store = call.server.part(Batches).store
         file = await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant)
         return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
@@ -83,7 +83,7 @@ async def content(request: Request) -> Response:
 
 @router.delete("/files/{id}")
 async def delete(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         store, id_ = call.server.part(Batches).store, request.path_params["id"]
         await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
         return json_response({"id": id_, "object": "file", "deleted": True})

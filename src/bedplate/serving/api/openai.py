@@ -8,8 +8,8 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.api.replies import ChatReply, CompletionReply, Reply
-from bedplate.serving.call.call import Call, UnderWay, json_response, respond
+from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v1")
 
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         registry = call.server.registry
         data = [registry.describe(served) for served in registry.visible(call.caller)]
         return json_response({"object": "list", "data": [*data, *call.server.part(Router).listed(call.caller)]})
@@ -31,7 +31,7 @@ async def list_models(request: Request) -> Response:
 
 @router.get("/models/{name:path}")
 async def get_model(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         registry, name = call.server.registry, request.path_params["name"]
         route = next((one for one in call.server.part(Router).listed(call.caller) if one["id"] == name), None)
         return json_response(route or registry.describe(registry.find(name, call.caller)))
@@ -41,7 +41,7 @@ async def get_model(request: Request) -> Response:
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ChatRequest, await call.body())
         served = await call.choose(asked.model)
         plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
@@ -52,7 +52,7 @@ async def chat_completions(request: Request) -> Response:
 
 @router.post("/completions")
 async def completions(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(CompletionRequest, await call.body())
         served = await call.choose(asked.model)
         plan = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
@@ -61,7 +61,7 @@ async def completions(request: Request) -> Response:
     return await respond(request, "completions", work)
 
 
-async def answer(call: Call, reply: Reply, plan: AnswerPlan) -> Response:
+async def answer(call: ApiCall, reply: ChoicesReply, plan: AnswerPlan) -> Response:
     """The reply to a chat or completion, whole or as a stream."""
     run = call.submit(plan, reply.source, reply.asked.limit_field)
     if reply.asked.stream:
@@ -72,7 +72,7 @@ async def answer(call: Call, reply: Reply, plan: AnswerPlan) -> Response:
     return json_response(reply.whole(answers))
 
 
-async def _events(call: Call, reply: Reply, run: UnderWay) -> AsyncGenerator[Event]:
+async def _events(call: ApiCall, reply: ChoicesReply, run: UnderWay) -> AsyncGenerator[Event]:
     """The chunks of a streamed reply."""
     opened: set[int] = set()
     ended: dict[int, tuple[PlanResult, Answer]] = {}

@@ -19,10 +19,10 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Terms
 from bedplate.serving.api.classify import label_probabilities
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
+from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
 
 RELEVANT = "relevant"
 
@@ -45,7 +45,7 @@ def _documents_of(value: Any) -> Any:
 _DOCUMENTS = BeforeValidator(_documents_of, json_schema_input_type=list[str | dict[str, str]])
 
 
-class RerankRequest(Fields):
+class RerankRequest(RequestFields):
     """POST /v1/rerank. top_n: how many of the best to return (default: all)."""
 
     model: str
@@ -59,7 +59,7 @@ class RerankRequest(Fields):
 @router.post("/v2/rerank")
 @router.post("/rerank")
 async def rerank(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(RerankRequest, await call.body())
         served = await call.choose(asked.model)
         pairs = _scores_pairs(served)

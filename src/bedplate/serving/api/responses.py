@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
-from bedplate.serving.api.turns import Turn, parts_of, take_turn
-from bedplate.serving.call.call import Call, UnderWay, json_response, respond
+from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.wire.errors import StatusError
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/responses")
 
 @router.post("")
 async def create_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ResponsesRequest, await call.body())
         keeps = _keeps(call, asked)
         chat, messages = asked.chat(_earlier(call, asked))
@@ -46,7 +46,7 @@ async def create_response(request: Request) -> Response:
 
 @router.get("/{name}")
 async def get_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         if request.query_params.get("stream") not in {None, "false"}:
             raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
         name = request.path_params["name"]
@@ -60,7 +60,7 @@ async def get_response(request: Request) -> Response:
 
 @router.delete("/{name}")
 async def delete_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         name = request.path_params["name"]
         if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
             raise _not_found(name)
@@ -73,7 +73,7 @@ def _not_found(name: str) -> StatusError:
     return StatusError(404, f"no reply with the id {name[:100]!r} is kept here", "response_not_found")
 
 
-def _keeps(call: Call, asked: ResponsesRequest) -> bool:
+def _keeps(call: ApiCall, asked: ResponsesRequest) -> bool:
     """Whether the reply is kept; by default it is where the server keeps any."""
     able = call.server.part(ResponseStore).config.keeps
     if asked.store and not able:
@@ -81,7 +81,7 @@ def _keeps(call: Call, asked: ResponsesRequest) -> bool:
     return able if asked.store is None else asked.store
 
 
-def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
+def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:
     """The conversation that the request goes on from."""
     name = asked.previous_response_id
     if name is None:
@@ -97,9 +97,9 @@ def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
 
 
 async def _events(
-    call: Call, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, run: UnderWay
+    call: ApiCall, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, run: UnderWay
 ) -> AsyncGenerator[Event]:
-    turn = Turn.of(chat)
+    turn = AssistantTurn.of(chat)
     events = ResponseEvents(reply, turn)
     for event in events.opening():
         yield event
@@ -112,7 +112,7 @@ async def _events(
         yield event
 
 
-def _kept(call: Call, reply: ResponseReply, messages: Sequence[ChatMessage], turn: Turn) -> dict[str, Any]:
+def _kept(call: ApiCall, reply: ResponseReply, messages: Sequence[ChatMessage], turn: AssistantTurn) -> dict[str, Any]:
     """The whole reply, which is kept where it is to be."""
     whole = reply.whole(turn)
     if reply.keeps:

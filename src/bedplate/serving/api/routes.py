@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.rollout.routing import Router
 
 router = APIRouter(prefix="/admin/routes")
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/admin/routes")
 
 @router.get("")
 async def list_routes(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
         names = call.server.part(Router).names()
         return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
@@ -25,7 +25,7 @@ async def list_routes(request: Request) -> Response:
 
 @router.get("/{name:path}")
 async def get_route(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
         name = request.path_params["name"]
         return json_response(await asyncio.to_thread(call.server.part(Router).report, name))

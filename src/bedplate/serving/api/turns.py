@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.call.call import Call, UnderWay
+from bedplate.serving.call.call import ApiCall, UnderWay
 from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest
@@ -20,7 +20,7 @@ from bedplate.text.tools import Piece
 
 
 @dataclass
-class Block:
+class TurnBlock:
     """One part of a turn. text: what it says, or a call's arguments as JSON. id, name: of a call."""
 
     kind: Literal["text", "call"]
@@ -31,30 +31,30 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Growth:
+class BlockGrowth:
     """What is new of a block; the first growth of each block begins it."""
 
-    block: Block
+    block: TurnBlock
     text: str
     begins: bool = False
 
 
 @dataclass
-class Turn:
+class AssistantTurn:
     """A turn as it comes. `answer` is there once it has ended."""
 
     spoken: Spoken
-    blocks: list[Block] = field(default_factory=list[Block])
+    blocks: list[TurnBlock] = field(default_factory=list[TurnBlock])
     answer: Answer | None = None
 
     @classmethod
-    def of(cls, asked: ChatRequest) -> Turn:
+    def of(cls, asked: ChatRequest) -> AssistantTurn:
         return cls(Spoken(bool(asked.usable_tools)))
 
-    def push(self, text: str) -> list[Growth]:
+    def push(self, text: str) -> list[BlockGrowth]:
         return [self._grow(piece) for piece in self.spoken.push(text)]
 
-    def end(self, answer: Answer) -> list[Growth]:
+    def end(self, answer: Answer) -> list[BlockGrowth]:
         """What was held back. A turn that says nothing is an empty text."""
         self.answer = answer
         held = self.spoken.finish()
@@ -82,56 +82,56 @@ class Turn:
         head = {"role": "assistant", "content": text}
         return {**head, "tool_calls": calls} if calls else head
 
-    def _grow(self, piece: Piece) -> Growth:
+    def _grow(self, piece: Piece) -> BlockGrowth:
         last = self.blocks[-1] if self.blocks else None
         kind = "text" if piece.kind == "content" else "call"
         if piece.kind == "name" or last is None or last.kind != kind:
-            block = Block(kind, len(self.blocks))
+            block = TurnBlock(kind, len(self.blocks))
             self.blocks.append(block)
             if piece.kind == "name":
                 block.id, block.name = self.spoken.id(piece.call), piece.text
-                return Growth(block, "", begins=True)
+                return BlockGrowth(block, "", begins=True)
             block.text = piece.text
-            return Growth(block, piece.text, begins=True)
+            return BlockGrowth(block, piece.text, begins=True)
         last.text += piece.text
-        return Growth(last, piece.text)
+        return BlockGrowth(last, piece.text)
 
 
 @dataclass(frozen=True)
-class Part:
+class TurnPart:
     """What newly arrived of a turn, and the steps behind it."""
 
-    growths: Sequence[Growth]
+    growths: Sequence[BlockGrowth]
     steps: Sequence[Step]
 
 
-async def take_turn(call: Call, asked: ChatRequest, run: UnderWay) -> Turn:
+async def take_turn(call: ApiCall, asked: ChatRequest, run: UnderWay) -> AssistantTurn:
     """The whole turn, told to whoever counts."""
     found = (await call.results(run))[0]
     answer = _accounted(call, asked, found, call.lease.served.answer(found))
-    turn = Turn.of(asked)
+    turn = AssistantTurn.of(asked)
     turn.push(answer.text)
     turn.end(answer)
     return turn
 
 
-async def parts_of(turn: Turn, call: Call, asked: ChatRequest, run: UnderWay) -> AsyncGenerator[Part]:
+async def parts_of(turn: AssistantTurn, call: ApiCall, asked: ChatRequest, run: UnderWay) -> AsyncGenerator[TurnPart]:
     """The turn as it comes, told to whoever counts when it has ended."""
     async with aclosing(call.arrivals(run)) as arriving:
         async for one in arriving:
             growths = turn.push(one.text)
             if one.found is not None and one.answer is not None:
                 growths += turn.end(_accounted(call, asked, one.found, one.answer))
-            yield Part(growths, one.steps)
+            yield TurnPart(growths, one.steps)
 
 
-def _accounted(call: Call, asked: ChatRequest, found: PlanResult, answer: Answer) -> Answer:
+def _accounted(call: ApiCall, asked: ChatRequest, found: PlanResult, answer: Answer) -> Answer:
     answer = call.noted(asked, answer)
     call.account(asked, [found], [answer])
     return answer
 
 
-def extension_of(call: Call, answer: Answer) -> dict[str, Any]:
+def extension_of(call: ApiCall, answer: Answer) -> dict[str, Any]:
     """The reply's `bedplate` field, where there is something to say that its API has no field for."""
     cost = {} if call.cost_usd is None else {"cost_usd": call.cost_usd}
     said = {**(answer.extension or {}), **cost}

@@ -21,9 +21,9 @@ from bedplate.inference.engine.requests import Step, Terms
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.call.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.call.events import EventStream
-from bedplate.serving.call.observers import Finished
+from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.callers.guard import Admission, Caller
+from bedplate.serving.callers.guard import AdmittedCall, Caller
 from bedplate.serving.models.plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.models.served import Answer, Served
@@ -31,7 +31,7 @@ from bedplate.serving.wire.bodies import read_json
 from bedplate.serving.wire.errors import StoppingError
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
-from bedplate.serving.wire.strict_fields import Fields
+from bedplate.serving.wire.strict_fields import RequestFields
 from bedplate.serving.wire.strict_json import dump_json
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class Arrival:
     answer: Answer | None = None
 
 
-class Call:
+class ApiCall:
     """Made by `respond`; a route asks it for the body, the model, and the results."""
 
     def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
@@ -71,7 +71,7 @@ class Call:
         self.cost_usd: float | None = None
         self.sent: dict[str, Any] = {}
         """The body, once it has been read."""
-        self.admission: Admission | None = None
+        self.admission: AdmittedCall | None = None
         self._accounted = False
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
@@ -228,7 +228,7 @@ class Call:
         notes = self.lease.served.notes(asked)
         return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
 
-    def account(self, asked: Fields, found: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
+    def account(self, asked: RequestFields, found: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
         price = self.server.config.price
         if price is not None:
@@ -249,7 +249,7 @@ class Call:
             self.request.scope[ACCESS_FACTS]["cost_usd"] = self.cost_usd
         seconds = time.perf_counter() - self.start
         served = self.lease.served
-        finished = Finished(
+        finished = FinishedCall(
             id=self.id,
             endpoint=self.endpoint,
             caller=self.caller,
@@ -275,7 +275,7 @@ class Call:
         if self._lease is not None:
             self._lease.release()
 
-    def _charge_the_rest(self, admission: Admission) -> None:
+    def _charge_the_rest(self, admission: AdmittedCall) -> None:
         """What was computed for a client that left is charged once the engine has let go of it."""
         loop, open_streams = asyncio.get_running_loop(), set(self._streams)
 
@@ -298,7 +298,7 @@ class Call:
             stream.listen(partial(ended, stream))
 
 
-async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+async def respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
     """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
     server: ServerState = request.app.state.server
     if server.stopping:
@@ -306,7 +306,7 @@ async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaita
     caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
     facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
-    call = Call(request, endpoint, caller)
+    call = ApiCall(request, endpoint, caller)
     try:
         call.admission = server.guard.admit(caller, counted=CALLER not in request.scope)
         response = await work(call)
@@ -331,7 +331,7 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
         error.param = limit
 
 
-def tokens_of(asked: Fields, found: Sequence[PlanResult]) -> tuple[int, int]:
+def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)

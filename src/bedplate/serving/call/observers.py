@@ -10,11 +10,11 @@ from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.settings.route_config import Routed
-from bedplate.serving.wire.strict_fields import Fields
+from bedplate.serving.wire.strict_fields import RequestFields
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedCall:
     """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
     origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
     version, where its name was a route's."""
@@ -23,7 +23,7 @@ class Finished:
     endpoint: str
     caller: Caller
     served: Served
-    asked: Fields
+    asked: RequestFields
     results: Sequence[PlanResult]
     answers: Sequence[Answer]
     seconds: float
@@ -35,7 +35,7 @@ class Finished:
 class Observer(Protocol):
     """Whoever counts, prices or keeps calls. It is called in the event loop, so it must be quick, and not raise."""
 
-    def finished(self, call: Finished) -> None: ...
+    def finished(self, call: FinishedCall) -> None: ...
 
 
 @dataclass(frozen=True)

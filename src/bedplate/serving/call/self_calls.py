@@ -29,7 +29,7 @@ async def self_call(
 ) -> SelfReply:
     """POSTs JSON to a route in the caller's name. When `gone` is set the call ends as if its client had left.
 
-    `origin` tells observers who is asking (`Finished.origin`); its name stands for the client in the access log.
+    `origin` tells observers who is asking (`FinishedCall.origin`); its name stands for the client in the access log.
     """
     scope: dict[str, Any] = {
         "type": "http",

@@ -9,14 +9,14 @@ from typing import Protocol, TypeVar, cast
 from starlette.types import ASGIApp
 
 from bedplate.serving.call.observers import Observer, Watcher
-from bedplate.serving.callers.guard import Guard
+from bedplate.serving.callers.guard import CallerGuard
 from bedplate.serving.models.registry import Lease, ModelWanted, Registry
 from bedplate.serving.settings.config import ServerConfig
 
 T = TypeVar("T")
 
 
-class Service(Protocol):
+class BackgroundService(Protocol):
     """What works beside the routes while the server runs, in its event loop."""
 
     def running(self, app: ASGIApp) -> AbstractAsyncContextManager[None]: ...
@@ -35,10 +35,10 @@ class ServerState:
 
     config: ServerConfig
     registry: Registry
-    guard: Guard = field(default_factory=Guard)
+    guard: CallerGuard = field(default_factory=CallerGuard)
     observers: list[Observer] = field(default_factory=list[Observer])
     watchers: list[Watcher] = field(default_factory=list[Watcher])
-    services: list[Service] = field(default_factory=list[Service])
+    services: list[BackgroundService] = field(default_factory=list[BackgroundService])
     stopping: bool = False
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.observers import Finished
+from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
 from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.state_directory import StateDirectory
@@ -39,7 +39,7 @@ class Feedback:
         self._store: FeedbackStore | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
-        self._pending: deque[tuple[Finished, KeepRule]] = deque()
+        self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
         self._owners: dict[str, Owner] = {}
         self._since: dict[str, Owner] = {}
         """Replies since the last reading of the files began."""
@@ -79,7 +79,7 @@ class Feedback:
 
     # --- calls
 
-    def finished(self, call: Finished) -> None:
+    def finished(self, call: FinishedCall) -> None:
         """An observer's part: notes whose reply it is, and queues what may be kept."""
         rule = self._config.rule(call.served.name)
         if self._writer is None or rule is None or not call.answers or isinstance(call.origin, Unseen):
@@ -94,13 +94,13 @@ class Feedback:
 
     def _write(self) -> None:
         """All that waits, in one go."""
-        waiting: list[tuple[Finished, KeepRule]] = []
+        waiting: list[tuple[FinishedCall, KeepRule]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
         self.store.append((call.served.name, self._row(call, rule)) for call, rule in waiting)
         self.counts["kept"] += len(waiting)
 
-    def _row(self, call: Finished, rule: KeepRule) -> Row:
+    def _row(self, call: FinishedCall, rule: KeepRule) -> Row:
         row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
         if not sampled(call.id, rule.sample):
             return row

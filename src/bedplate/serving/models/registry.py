@@ -16,7 +16,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.cascades import ServedCascade
 from bedplate.serving.models.prefixes import Prefixes
-from bedplate.serving.models.residency import Guest, Moved, Pool, State, apart
+from bedplate.serving.models.residency import Guest, Moved, Pool, Residency, apart
 from bedplate.serving.models.served import Served
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import Scanned
@@ -201,7 +201,7 @@ class Registry:
     @property
     def retired(self) -> list[Guest]:
         """Versions that are served no more, but still in use."""
-        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not State.AWAY]
+        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.AWAY]
         return self._retired
 
     def take(self, found: Scanned) -> dict[str, Any]:

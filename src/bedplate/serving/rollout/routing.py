@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import UnknownModelError, UsageError
-from bedplate.serving.call.observers import Finished
+from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.registry import Lease, ModelWanted
-from bedplate.serving.rollout.comparison import Pair, answer_digest, compare, rate
+from bedplate.serving.rollout.comparison import ShadowPair, answer_digest, compare, rate
 from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
 from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
 from bedplate.serving.wire.errors import StatusError
@@ -47,7 +47,7 @@ class _Route:
     calls: Counter[str] = field(default_factory=Counter[str])
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
     seen: deque[_Seen] = field(default_factory=lambda: deque[_Seen](maxlen=MOST_KEPT))
-    pairs: deque[Pair] = field(default_factory=lambda: deque[Pair](maxlen=MOST_KEPT))
+    pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
 
@@ -108,7 +108,7 @@ class Router(Collector):
 
     # --- on the way out
 
-    def finished(self, call: Finished) -> None:
+    def finished(self, call: FinishedCall) -> None:
         """An observer's part."""
         if isinstance(call.origin, ShadowCall):
             call.origin.answered = answered(call)
@@ -127,7 +127,7 @@ class Router(Collector):
         if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
             return
 
-        def tell(pair: Pair | None, why: str) -> None:
+        def tell(pair: ShadowPair | None, why: str) -> None:
             if pair is not None:
                 route.pairs.append(pair)
                 why = "agreed" if pair.agrees else "differed"

@@ -14,11 +14,11 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.observers import Finished
+from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen, self_call
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.rollout.comparison import Answered, Pair, answer_digest
+from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest
 
 log = logging.getLogger("bedplate.serving")
 
@@ -34,7 +34,7 @@ class ShadowCall(Unseen):
     """The origin of a copy; it is told what came of it."""
 
     def __init__(self) -> None:
-        self.answered: Answered | None = None
+        self.answered: AnsweredCall | None = None
 
     def __str__(self) -> str:
         return "shadow"
@@ -50,15 +50,15 @@ class Copy:
     caller: Caller
     model: str
     version: str
-    ours: Answered
-    tell: Callable[[Pair | None, str], None]
+    ours: AnsweredCall
+    tell: Callable[[ShadowPair | None, str], None]
     """Gets the pair, or None and why there is none."""
 
 
-def answered(call: Finished) -> Answered:
+def answered(call: FinishedCall) -> AnsweredCall:
     """What is remembered of an answered call."""
     digests = tuple(answer_digest(answer.text) for answer in call.answers)
-    return Answered(digests, call.seconds, sum(one.timing.compute for one in call.results))
+    return AnsweredCall(digests, call.seconds, sum(one.timing.compute for one in call.results))
 
 
 class Shadows:
@@ -114,7 +114,7 @@ class Shadows:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
         if reply.status == 200 and origin.answered is not None:
-            pair = Pair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
+            pair = ShadowPair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
             copy.tell(pair, "compared")
         else:
             copy.tell(None, "preempted" if self._gone.is_set() else "failed")

@@ -55,7 +55,7 @@ class Front:
             await error_response(LoadingError("the server is loading its models; try again soon"))(scope, receive, send)
 
 
-class Protocol(H11Protocol):
+class HeadTimer(H11Protocol):
     """uvicorn's, for clients that never finish a request's head as well."""
 
     _timer: asyncio.TimerHandle | None = None
@@ -100,7 +100,7 @@ class Server(uvicorn.Server):
         self._front = Front()
         config = uvicorn.Config(
             self._front,
-            http=Protocol,
+            http=HeadTimer,
             interface="asgi3",
             h11_max_incomplete_event_size=_HEAD_BYTES,
             log_config=None,

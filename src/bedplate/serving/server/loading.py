@@ -15,7 +15,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.models.decoder import Decoder
 from bedplate.serving.call.state import ServerState
-from bedplate.serving.callers.guard import Guard, guard_for
+from bedplate.serving.callers.guard import CallerGuard, guard_for
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
@@ -109,7 +109,7 @@ def loaded_server(
         yield assembled(config, registry, guard)
 
 
-def assembled(config: ServerConfig, registry: Registry, guard: Guard) -> ServerState:
+def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
     """The state with the parts that every server has. UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
     directory = state.add(StateDirectory(config))

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from bedplate.core.version import __version__
 from bedplate.serving.call.call import tokens_of
-from bedplate.serving.call.observers import Exchange, Finished
+from bedplate.serving.call.observers import Exchange, FinishedCall
 from bedplate.serving.call.state import ServerState
 
 router = APIRouter()
@@ -115,7 +115,7 @@ class Metrics(Collector):
             self._models.add(model)
         return model if model in self._models else OTHER
 
-    def finished(self, call: Finished) -> None:
+    def finished(self, call: FinishedCall) -> None:
         """Counts a call that was answered."""
         model = self._label(call.served.name)
         prompt, generated = tokens_of(call.asked, call.results)

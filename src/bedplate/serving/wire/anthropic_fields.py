@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.fields import ChatRequest, Fields, as_chat, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
 from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, TopK, TopP
 
 # Names of chat fields in this API.
@@ -33,21 +33,21 @@ _SYSTEM = either(str, list, said="it must be a text or a list of text blocks")
 ChatMessage = dict[str, Any]
 
 
-class Thinking(Fields):
+class Thinking(RequestFields):
     type: Literal["disabled"]
 
 
-class RequestMetadata(Fields):
+class RequestMetadata(RequestFields):
     user_id: str | None = None
 
 
-class OutputConfig(Fields):
+class OutputConfig(RequestFields):
     """`format`: {"type": "json_schema", "schema": …}."""
 
     format: dict[str, Any] | None = None
 
 
-class _Asked(Fields):
+class _Asked(RequestFields):
     """What a message and the counting of its tokens have in common."""
 
     model: str

@@ -28,9 +28,9 @@ from bedplate.serving.wire.sampling_fields import (
     TokenIds,
     TopK,
     TopP,
-    is_token_id,
+    is_id,
 )
-from bedplate.serving.wire.strict_fields import Fields, either, first_mistake
+from bedplate.serving.wire.strict_fields import RequestFields, either, first_mistake
 from bedplate.serving.wire.tools import (
     NamedChoice,
     ToolCall,
@@ -97,15 +97,13 @@ def _role_of(role: Any) -> Any:
 def prompts_of(prompt: Any) -> Any:
     """A tuple of prompts, each a text or token ids, from one or a list of them (validator)."""
     prompts: list[Any] = [prompt]
-    if isinstance(prompt, list) and (not prompt or not is_token_id(prompt[0])):
+    if isinstance(prompt, list) and (not prompt or not is_id(prompt[0])):
         prompts = prompt
     if not prompts:
         raise ValueError("the prompt is an empty list; give at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts are supported in one request")
-    if not all(
-        isinstance(one, str) or (isinstance(one, list) and one and all(map(is_token_id, one))) for one in prompts
-    ):
+    if not all(isinstance(one, str) or (isinstance(one, list) and one and all(map(is_id, one))) for one in prompts):
         raise ValueError("the prompt must be a string, a list of token ids, or a list of either")
     if len({isinstance(one, str) for one in prompts}) > 1:
         raise ValueError("the prompts must all be strings, or all be lists of token ids")
@@ -120,7 +118,7 @@ CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, 
 _CHOICE = either(str, dict, said="it must be a word or an object")
 
 
-class Message(Fields):
+class Message(RequestFields):
     """One turn of a conversation."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
@@ -162,12 +160,12 @@ class Message(Fields):
         }
 
 
-class StreamOptions(Fields):
+class StreamOptions(RequestFields):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class _Asked(Fields, ABC):
+class _Asked(RequestFields, ABC):
     """What both endpoints take."""
 
     model: str

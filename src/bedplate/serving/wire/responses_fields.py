@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.fields import ChatRequest, Fields, as_chat, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Temperature, TopP
 
 MAX_METADATA = 16
@@ -36,14 +36,14 @@ _CHOICE = either(str, dict, said="it must be none, auto, required, or an object"
 ChatMessage = dict[str, Any]
 
 
-class TextOptions(Fields):
+class TextOptions(RequestFields):
     """`format`: {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name", "schema", …}."""
 
     format: dict[str, Any] | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseStreamOptions(Fields):
+class ResponseStreamOptions(RequestFields):
     include_obfuscation: Literal[False] | None = None
 
 
@@ -70,7 +70,7 @@ def _include_of(value: Any) -> Any:
     return value
 
 
-class ResponsesRequest(Fields):
+class ResponsesRequest(RequestFields):
     """POST /v1/responses."""
 
     model: str

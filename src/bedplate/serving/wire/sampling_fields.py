@@ -13,7 +13,7 @@ TOKEN_LIMIT = 2**31
 SEED_LOW, SEED_HIGH = -(2**63), 2**63 - 1
 
 
-def is_token_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < TOKEN_LIMIT
 
 
@@ -43,7 +43,7 @@ def _biases_of(biases: Any) -> Any:
 
 
 def _ids_of(ids: Any) -> Any:
-    if ids is not None and not (isinstance(ids, list) and len(ids) <= MAX_BIASES and all(map(is_token_id, ids))):
+    if ids is not None and not (isinstance(ids, list) and len(ids) <= MAX_BIASES and all(map(is_id, ids))):
         raise ValueError(f"it must be a list of at most {MAX_BIASES:,} token ids")
     return ids if ids is None else tuple(ids)
 

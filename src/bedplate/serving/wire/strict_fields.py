@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from bedplate.core.errors import RequestError
 
 
-class Fields(BaseModel):
+class RequestFields(BaseModel):
     """What every request model is: exact types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
