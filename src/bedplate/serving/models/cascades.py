@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bedplate.core.errors import RequestError, SkinError
+from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Result, Terms
 from bedplate.inference.predict.composed import is_unsure
 from bedplate.serving.models.plan import AnswerPlan, Inputs, PlanResult
@@ -26,6 +27,10 @@ class ServedCascade(ServedSkin):
         self.engine, self.first, self.second = first.engine, first, second
         self.warnings = [*first.warnings, *second.warnings]
         self._threshold: float | None = None
+
+    @property
+    def adapted_on(self) -> Engine | None:
+        return self.second.adapted_on or self.first.adapted_on
 
     def check(self) -> None:
         self._read_registered()

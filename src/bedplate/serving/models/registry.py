@@ -23,7 +23,7 @@ from bedplate.serving.models.skins_directory import Scanned
 from bedplate.serving.settings.route_config import Routed
 from bedplate.serving.wire.errors import StatusError
 from bedplate.skins.card import Card, card_of, parts_of
-from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, EvaluatedWith, Skin
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
 
 
 @dataclass(eq=False)
@@ -133,9 +133,8 @@ class Registry:
 
     def _pool(self, served: ServedSkin) -> Pool:
         """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
-        parts = (served.second, served.first) if isinstance(served, ServedCascade) else (served,)
-        adapted = next((part for part in parts if part.card.kind in ADAPTED), None)
-        return self.plain if adapted is None else self.adapters[adapted.engine]
+        engine = served.adapted_on
+        return self.plain if engine is None else self.adapters[engine]
 
     def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
         """The engine of this base that holds it as was `judged`, else its first."""

@@ -1,4 +1,4 @@
-"""What is served under which name, as the routes see it; and bases as themselves (`serving.skins` has the skins)."""
+"""What is served under which name, as the routes see it; and bases as themselves (`served_skin` has the skins)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from bedplate.serving.wire.tools import refuse_tools
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput
-from bedplate.skins.skin import EndpointReference, Skin
+from bedplate.skins.skin import ADAPTED, EndpointReference, Skin
 from bedplate.skins.verify import check_base, check_judged
 
 _serial = itertools.count(1)
@@ -74,6 +74,11 @@ class ServedSkin:
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
+
+    @property
+    def adapted_on(self) -> Engine | None:
+        """The engine that has to hold weights of its own for it, if one has."""
+        return self.engine if self.card.kind in ADAPTED else None
 
     # In memory or not; these block, and run in a thread
 
