@@ -52,9 +52,6 @@ class Feedback:
     @contextlib.asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         """Reads whose replies there are, and forgets what is too old, then and every hour."""
-        if not self._config.keep:
-            yield
-            return
         self._store = FeedbackStore(self._directory.hold() / DIRECTORY)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
         await self._read()

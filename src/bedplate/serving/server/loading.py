@@ -110,14 +110,21 @@ def loaded_server(
 
 
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
-    """The state with the parts that every server has. UsageError for routes that cannot be."""
+    """The state with the parts that every server has; those that its file gives nothing to do hear of no call.
+    UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback))
-    state.leases = router = state.add(Router(state, feedback.targets))
-    state.observers += [feedback, router]
-    state.services += [feedback, router, state.add(Batches(state))]
+    router = state.add(Router(state, feedback.targets))
+    if config.feedback.keep:
+        state.observers.append(feedback)
+        state.services.append(feedback)
+    if config.routes:
+        state.leases = router
+        state.observers.append(router)
+        state.services.append(router)
+    state.services.append(state.add(Batches(state)))
     return state
 
 
