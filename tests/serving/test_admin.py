@@ -20,7 +20,7 @@ from bedplate.core.files import sha256_file
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.models.residency import State
+from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
@@ -411,6 +411,6 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
         time.sleep(0.01)
     assert not guest.waiters
     assert room.ask("quick").status_code == 200
-    assert guest.state is State.LOADING
+    assert guest.state is Residency.LOADING
     open_.set()
     assert room.ask("slow").status_code == 200
