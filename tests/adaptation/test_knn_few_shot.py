@@ -22,7 +22,7 @@ from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.nearest import read_vectors
 
@@ -130,8 +130,8 @@ def test_another_process_and_a_server_give_the_reports_answers(
     assert [a.output for a in here] == [valid[e.id]["prediction"] for e in examples]
     name = read_skin(place).name
     config = server_config(tiny_base, encoder)
-    with loaded_house(config, [place]) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(config, [place]) as state, running(state) as url:
+        server = Server(url, state, {})
         for text, answer in zip(rows, here, strict=True):
             reply = server.chat(model=name, messages=[{"role": "user", "content": text}])
             assert reply.status_code == 200, reply.text
@@ -146,7 +146,7 @@ def test_a_server_without_the_embedder_says_what_is_missing(run: tuple[Report, P
     report, directory, _ = run
     with (
         pytest.raises(SkinError, match="serve that base too"),
-        loaded_house(server_config(tiny_base), [directory / "out" / report.row("knn_few_shot")["skin"]]),
+        loaded_server(server_config(tiny_base), [directory / "out" / report.row("knn_few_shot")["skin"]]),
     ):
         pass
 

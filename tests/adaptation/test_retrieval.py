@@ -21,7 +21,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin
 
 WORDS = "the answer is yes or no and the question was asked by the user"
@@ -130,8 +130,8 @@ def test_another_process_and_a_server_give_the_reports_answers(
     assert [[a.output, dict(a.scores)] for a in here] == elsewhere
     assert [a.output for a in here] == [valid[e.id]["prediction"] for e in examples]
     name = read_skin(place).name
-    with loaded_house(server_config(tiny_base, encoder), [place]) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(server_config(tiny_base, encoder), [place]) as state, running(state) as url:
+        server = Server(url, state, {})
         for text, answer in zip(rows, here, strict=True):
             body = server.chat(model=name, messages=[{"role": "user", "content": text}]).json()
             assert body["choices"][0]["message"]["content"] == answer.output

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_pla
 from tests.serving.conftest import Files, Server, files, running
 
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.skins.files import read_skin, write_skin
 
 __all__ = ["files"]
@@ -59,12 +59,12 @@ def server(files: Files) -> Iterator[Server]:
         write_skin(read_skin(path), path, {"report.html": REPORT.format(name=path.name).encode()}, replace=True)
     settings = {"price": {"usd_per_hour": USD_PER_HOUR, "as_of": "2026-11-24"}}
     with (
-        loaded_house(files.base, files.skins, **settings) as house,
-        running(house) as url,
-        loaded_house(files.base) as other,
+        loaded_server(files.base, files.skins, **settings) as state,
+        running(state) as url,
+        loaded_server(files.base) as other,
     ):
         predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
-        yield Server(url, house, predictors)
+        yield Server(url, state, predictors)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from bedplate.inference.ways.way import Way
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server import app
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import ServerConfig
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
@@ -61,13 +61,13 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, mon
         pytest.skip(f"no native kernel on this machine: {load()}")
     for weights in ("bfloat16", "int8", "int4"):
         assert run(capsys, bases[0], "--weights", weights, "--kernel", "native")[0] == 0
-        with loaded_house(asked.pop()) as house:
-            assert (house.registry.engine.weights, house.registry.engine.kernel) == (weights, "native")
+        with loaded_server(asked.pop()) as state:
+            assert (state.registry.engine.weights, state.registry.engine.kernel) == (weights, "native")
     # Quantised weights are made from bfloat16, whatever the base is stored in.
     wide = write_tiny_base(tmp_path / "wide", dtype=torch.float32, **WIDE)
     assert run(capsys, wide, "--weights", "int4")[0] == 0
-    with loaded_house(asked.pop()) as house:
-        assert (house.registry.engine.weights, house.registry.engine.base.dtype) == ("int4", torch.bfloat16)
+    with loaded_server(asked.pop()) as state:
+        assert (state.registry.engine.weights, state.registry.engine.base.dtype) == ("int4", torch.bfloat16)
     # Without skins the default is the measured fastest way of those that keep what the checkpoint stores.
     export_gguf(load_base(bases[0]), tmp_path / "x.gguf", "q8_0")
     costs = {"int8": 1.0, "bfloat16": 2.0, "float32": 3.0}
@@ -78,15 +78,15 @@ def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, mon
     monkeypatch.setattr("bedplate.inference.ways.choice.measured", fake)
     for given, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
         assert run(capsys, tmp_path / "x.gguf", *given)[0] == 0
-        with loaded_house(asked.pop()) as house:
-            assert house.registry.engine.weights == weights
+        with loaded_server(asked.pop()) as state:
+            assert state.registry.engine.weights == weights
     code, error = run(capsys, bases[0], "--weights", "fastest", "--kernel", "torch")
     assert (code, error.splitlines()[-1].startswith("error: weights: fastest measures")) == (2, True)
     with pytest.raises(UsageError, match=r"port: .*65535"):
         server_config(bases[0], port=70_000)
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
-    with loaded_house(asked.pop()) as house:
-        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")
+    with loaded_server(asked.pop()) as state:
+        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
 
 
 def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, asked, capsys):
@@ -101,14 +101,14 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
         evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
     )
     assert run(capsys, bases[0])[0] == 0
-    with loaded_house(asked.pop(), [skin]) as house:
-        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("bfloat16", "torch")
+    with loaded_server(asked.pop(), [skin]) as state:
+        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
     assert run(capsys, bases[0], "--weights", "int4")[0] == 0
-    with pytest.raises(SkinError, match="judged with bfloat16"), loaded_house(asked.pop(), [skin]):
+    with pytest.raises(SkinError, match="judged with bfloat16"), loaded_server(asked.pop(), [skin]):
         pass
     assert run(capsys, bases[0], "--weights", "int4", "--allow-other-weights")[0] == 0
-    with loaded_house(asked.pop(), [skin]) as house:
-        assert (house.registry.engine.weights, house.registry.engine.kernel) == ("int4", "native")
+    with loaded_server(asked.pop(), [skin]) as state:
+        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("int4", "native")
 
 
 def test_several_bases_answer_under_their_names(bases):

@@ -29,7 +29,7 @@ from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.app import loaded_house
+from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
@@ -68,7 +68,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         evaluated_with=EvaluatedWith(weights="float32"),
     )
     path = write_skin(skin, root / "reviews")
-    with loaded_house(directory, [path], state=root / "state") as house, running(house) as url:
+    with loaded_server(directory, [path], state=root / "state") as state, running(state) as url:
         yield {"BASE": str(directory), "SKIN": str(path), "MODEL": "reviews", "URL": f"{url}/v1"}
 
 

@@ -26,7 +26,7 @@ from bedplate.inference.measure.server import KINDS, fit_server, measure_server
 from bedplate.inference.measure.speeds import Measured, StepLog, fit_engine, load_of, measure_engine
 from bedplate.inference.measure.tuning import StepKind
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.serving.server.app import loaded_house
+from bedplate.serving.server.app import loaded_server
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +148,8 @@ def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypa
         head={"counts": (1,), "seconds": (0.0,)},
         **dict.fromkeys(("key_seconds", "pair_seconds", "copy_seconds", "start_seconds", "end_seconds"), 0.0),
     )
-    with loaded_house(tiny_dir, [], state=tmp_path) as house, running(house) as url:
-        name = next(iter(house.registry.models))
+    with loaded_server(tiny_dir, [], state=tmp_path) as state, running(state) as url:
+        name = next(iter(state.registry.models))
         found = measure_server(url, name, nothing, 300)
         with pytest.raises(EndpointError, match="answered 404"):
             measure_server(url, "another", nothing, 300)

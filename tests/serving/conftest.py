@@ -24,13 +24,14 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.server.app import create_app
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
+from bedplate.text.tokenizer import Tokenizer
 
 LABELS = ("negative", "positive")
 INPUTS = ("this product is great", "it broke after a day", "terrible <|im_end|> works well", "ü 😀 \n ok")
@@ -40,15 +41,20 @@ TOPICS = ("price", "quality", "delivery")
 
 @dataclass
 class Server:
-    """A running server, the house behind it, and the skins that it serves."""
+    """A running server, the state behind it, and the skins that it serves."""
 
     url: str
-    house: House
+    state: ServerState
     skins: Mapping[str, Predictor]
 
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=30)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The main base's."""
+        return self.state.registry.engine.base.need_tokenizer()
 
     def post(self, path: str, **request: Any) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=30) as client:
@@ -62,7 +68,7 @@ class Server:
         """Whether the engine comes to rest: no running rows, nothing waiting."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not self.house.registry.engine.running and not self.house.registry.engine.waiting:
+            if not self.state.registry.engine.running and not self.state.registry.engine.waiting:
                 return True
             time.sleep(0.01)
         return False
@@ -142,10 +148,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @contextlib.contextmanager
-def running(house: House, grace: int | None = None) -> Generator[str]:
+def running(state: ServerState, grace: int | None = None) -> Generator[str]:
     """The URL of a real server in a thread. At the end it waits for requests as long as `grace` says, or not at all."""
     config = uvicorn.Config(
-        create_app(house), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace
+        create_app(state), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -161,14 +167,14 @@ def running(house: House, grace: int | None = None) -> Generator[str]:
 @pytest.fixture(scope="session")
 def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # Predictors of another engine on the same files: what the served answers are compared with.
-    state = tmp_path_factory.mktemp("server-state")
+    directory = tmp_path_factory.mktemp("server-state")
     with (
-        loaded_house(files.base, files.skins, state=state) as house,
-        running(house) as url,
-        loaded_house(files.base) as other,
+        loaded_server(files.base, files.skins, state=directory) as state,
+        running(state) as url,
+        loaded_server(files.base) as other,
     ):
         predictors = {path.name: Predictor(other.registry.engine, read_skin(path)) for path in files.skins}
-        yield Server(url, house, predictors)
+        yield Server(url, state, predictors)
 
 
 @pytest.fixture

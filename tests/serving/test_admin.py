@@ -20,9 +20,9 @@ from bedplate.core.files import sha256_file
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.models.residency import State
+from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
@@ -77,12 +77,12 @@ class Room:
             return predictor(TEXT)
 
     def bank(self) -> tuple[int, ...]:
-        return self.server.house.registry.engine.bank.slots
+        return self.server.state.registry.engine.bank.slots
 
     def settled(self, slots: int) -> bool:
         end = time.monotonic() + 5
         while time.monotonic() < end:
-            if len(self.bank()) == slots and not self.server.house.registry.retired:
+            if len(self.bank()) == slots and not self.server.state.registry.retired:
                 return True
             time.sleep(0.01)
         return False
@@ -94,9 +94,9 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
     shelf.mkdir()
     skins = make_skins(load_base(files.base))
     config = server_config(files.base, adapters=adapters, skins_directory=shelf, **settings)
-    with loaded_house(config) as house, running(house) as url, loaded_house(files.base) as other:
+    with loaded_server(config) as state, running(state) as url, loaded_server(files.base) as other:
         alone = Predictor(other.registry.engine, skins[0])
-        yield Room(Server(url, house, {}), shelf, skins[1], skins[0], alone)
+        yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
 
 
 def test_only_admins(room, monkeypatch):
-    monkeypatch.setattr(room.server.house.guard, "identify", lambda *args, **more: Caller(admin=False))
+    monkeypatch.setattr(room.server.state.guard, "identify", lambda *args, **more: Caller(admin=False))
     replies = [room.put(source="x"), *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x")))]
     replies.append(room.request("POST", "/scan"))
     assert {reply.status_code for reply in replies} == {403}
@@ -360,7 +360,7 @@ def test_embedding_skins_are_served_by_name(room):
 
 def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
     with room_of(files, tmp_path) as room:
-        registry = room.server.house.registry
+        registry = room.server.state.registry
         registry.prefixes.limit = 40_000
         skins = [
             dataclasses.replace(
@@ -399,7 +399,7 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
     for seed, name in enumerate(("slow", "quick")):
         room.write(variant(room.tuned, seed, name))
     room.request("POST", "/scan")
-    guest = room.server.house.registry.guest("slow")
+    guest = room.server.state.registry.guest("slow")
     body = {"model": "slow", "messages": [{"role": "user", "content": TEXT}]}
     reply = room.server.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.3"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -410,6 +410,6 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
         time.sleep(0.01)
     assert not guest.waiters
     assert room.ask("quick").status_code == 200
-    assert guest.state is State.LOADING
+    assert guest.state is Residency.LOADING
     open_.set()
     assert room.ask("slow").status_code == 200

@@ -278,7 +278,7 @@ def test_routes(server, method, path, status):
 def test_templates_may_refuse_conversations(server, monkeypatch):
     from bedplate.text.chat_template import ChatTemplate
 
-    tokenizer = server.house.tokenizer
+    tokenizer = server.tokenizer
     refusing = ChatTemplate(
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.serving.api.files import clean_name
-from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
 from bedplate.serving.durable.batch_store import BatchStore, DoneRow
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import BatchesConfig
 from bedplate.serving.wire.batch_lines import MAX_ERRORS, check_lines
 
@@ -40,13 +41,13 @@ def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
 
 
 @contextmanager
-def serving(files: Files, state: Path, guard: Guard | None = None, **batches: int) -> Iterator[Server]:
-    config = server_config(files.base, state=state, batches=BatchesConfig(**batches))
-    with loaded_house(config, files.skins) as house:
+def serving(files: Files, directory: Path, guard: CallerGuard | None = None, **batches: int) -> Iterator[Server]:
+    config = server_config(files.base, state=directory, batches=BatchesConfig(**batches))
+    with loaded_server(config, files.skins) as state:
         if guard is not None:
-            house.guard = guard
-        with running(house) as url:
-            yield Server(url, house, {})
+            state.guard = guard
+        with running(state) as url:
+            yield Server(url, state, {})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_a_file_comes_back_as_it_was_sent_and_is_gone_when_deleted(place):
     for call in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError, match="there is no file"):
             call(file.id)
-    assert not (place.house.state.path / "files" / file.id).exists()
+    assert not (place.state.part(StateDirectory).path / "files" / file.id).exists()
 
 
 def test_files_are_listed_in_pages(place):
@@ -194,8 +195,8 @@ def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tm
             raise sqlite3.OperationalError("database or disk is full")
         store_record(store, done)
 
-    batch_worker_call, store_record = batch_worker.call_inside, BatchStore.record
-    monkeypatch.setattr(batch_worker, "call_inside", counted)
+    batch_worker_call, store_record = batch_worker.self_call, BatchStore.record
+    monkeypatch.setattr(batch_worker, "self_call", counted)
     monkeypatch.setattr(BatchStore, "record", record)
     monkeypatch.setattr(batch_worker, "_UNKEPT", 5)
     with serving(files, tmp_path) as server:
@@ -220,7 +221,7 @@ def test_a_clean_name_is_one_printable_part(name):
     assert cleaned.strip(".")
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant."""
 
     def identify(self, headers):
@@ -426,9 +427,9 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
     """A batch has at most so many rows under way, and begins none while clients wait or fill the rows."""
     slow(monkeypatch, 0.005)
     config = server_config(files.base, state=tmp_path, max_rows=3, batches=BatchesConfig(in_flight=2))
-    with loaded_house(config) as house, running(house) as url:
-        server = Server(url, house, {})
-        engine, seen = house.registry.engine, []
+    with loaded_server(config) as state, running(state) as url:
+        server = Server(url, state, {})
+        engine, seen = state.registry.engine, []
         file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(40)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: engine.running > 0)
@@ -479,9 +480,9 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
 
         openai_error = StatusError(401, "the API key is no longer one of this server's", "invalid_api_key")
         file = upload(server.client, line("a"))
-        real_admit = server.house.guard.admit
+        real_admit = server.state.guard.admit
         monkeypatch.setattr(
-            server.house.guard,
+            server.state.guard,
             "admit",
             lambda caller, counted=True: real_admit(caller, counted) if counted else admit(),
         )
@@ -499,7 +500,7 @@ def test_a_server_that_stops_leaves_the_rest_to_the_next(files, tmp_path, monkey
         file = upload(server.client, *(line(f"r{i}", max_tokens=8) for i in range(40)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: server.client.batches.retrieve(id_).request_counts.completed >= 4)
-        server.house.stopping = True  # what SIGTERM sets
+        server.state.stopping = True  # what SIGTERM sets
         with httpx.Client(trust_env=False) as client:
             assert client.get(f"{server.url}/v1/batches/{id_}").status_code == 503
     with serving(files, tmp_path) as server:
@@ -513,20 +514,23 @@ def test_a_state_directory_belongs_to_one_server(files, tmp_path):
     config = server_config(files.base, state=tmp_path)
     with (
         serving(files, tmp_path),
-        loaded_house(config) as house,
+        loaded_server(config) as state,
         pytest.raises(UsageError, match="another server holds"),
     ):
-        house.state.begin()
-    with loaded_house(server_config(files.base, state=tmp_path)) as house:
-        assert house.state.begin()
-        house.state.release()
+        state.part(StateDirectory).begin()
+    with loaded_server(server_config(files.base, state=tmp_path)) as state:
+        assert state.part(StateDirectory).begin()
+        state.part(StateDirectory).release()
 
 
 def test_servers_without_a_state_of_their_own_share_the_default_until_one_needs_it(files, isolated_home):
-    with loaded_house(files.base) as house, running(house) as url:
-        assert not house.state.path.exists() or not (house.state.path / "batches.sqlite").exists()
-        Server(url, house, {}).client.files.list()
-        with loaded_house(files.base) as second, running(second) as other:
+    with loaded_server(files.base) as state, running(state) as url:
+        assert (
+            not state.part(StateDirectory).path.exists()
+            or not (state.part(StateDirectory).path / "batches.sqlite").exists()
+        )
+        Server(url, state, {}).client.files.list()
+        with loaded_server(files.base) as second, running(second) as other:
             server = Server(other, second, {})
             assert server.chat().status_code == 200
             with pytest.raises(openai.InternalServerError, match="another server holds"):
@@ -558,7 +562,7 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
 
 
 def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
-    from bedplate.serving.call.self_calls import call_inside
+    from bedplate.serving.call.self_calls import self_call
     from bedplate.serving.server.app import create_app
 
     slow(monkeypatch, 0.02)
@@ -567,7 +571,7 @@ def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
         gone = asyncio.Event()
         asyncio.get_running_loop().call_later(0.05, gone.set)
         body = json.dumps(json.loads(line("a", max_tokens=400, temperature=1.9))["body"])
-        reply = await call_inside(create_app(place.house), CHAT, body.encode(), Caller(), "test", gone)
+        reply = await self_call(create_app(place.state), CHAT, body.encode(), Caller(), "test", gone)
         return reply.status
 
     assert asyncio.run(give_up()) == 0

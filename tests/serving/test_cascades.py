@@ -23,9 +23,9 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.call.state import House
-from bedplate.serving.models.skins_directory import Shelf
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.call.state import ServerState
+from bedplate.serving.models.skins_directory import SkinsDirectory
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
@@ -62,10 +62,10 @@ def made(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 @pytest.fixture(scope="module")
-def house(files: Files, made: tuple[Path, Path, Any, Any]) -> Iterator[tuple[House, str]]:
+def state(files: Files, made: tuple[Path, Path, Any, Any]) -> Iterator[tuple[ServerState, str]]:
     config = server_config(files.base, made[1], price={"usd_per_hour": 3600.0, "as_of": "2026-11-24"})
-    with loaded_house(config, [made[0]]) as house, running(house) as url:
-        yield house, url
+    with loaded_server(config, [made[0]]) as state, running(state) as url:
+        yield state, url
 
 
 def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_answer_is_that_of_the_skin_that_is_sure(
-    made: tuple[Path, Path, list[list[Prediction]], float], house: tuple[House, str]
+    made: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
 ):
     _, _, (first, second), threshold = made
-    with openai.OpenAI(base_url=f"{house[1]}/v1", api_key="none") as client:
+    with openai.OpenAI(base_url=f"{state[1]}/v1", api_key="none") as client:
         assert "both" in {model.id for model in client.models.list()}
         passed = 0
         for text, a, b in zip(TEXTS, first, second, strict=True):
@@ -99,13 +99,13 @@ def test_each_answer_is_that_of_the_skin_that_is_sure(
 
 
 def test_streams_completions_and_classifications_say_the_same(
-    made: tuple[Path, Path, list[list[Prediction]], float], house: tuple[House, str]
+    made: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
 ):
     _, _, (first, second), threshold = made
     wanted = [(b if math.exp(a.scores[a.output]) < threshold else a).output for a, b in zip(first, second, strict=True)]
-    found = post(house[1], "/v1/classify", {"model": "both", "input": TEXTS})
+    found = post(state[1], "/v1/classify", {"model": "both", "input": TEXTS})
     assert [row["label"] for row in found["data"]] == wanted
-    with openai.OpenAI(base_url=f"{house[1]}/v1", api_key="none") as client:
+    with openai.OpenAI(base_url=f"{state[1]}/v1", api_key="none") as client:
         texts = client.completions.create(model="both", prompt=TEXTS)
         assert [choice.text.strip() for choice in texts.choices] == wanted
         for text, label, a, b in zip(TEXTS[:6], wanted, first, second, strict=False):
@@ -126,9 +126,9 @@ def test_streams_completions_and_classifications_say_the_same(
             client.chat.completions.create(model="both", messages=[{"role": "user", "content": "x"}], n=2)
 
 
-def test_in_memory_it_keeps_no_copy_of_its_skins_weights(house: tuple[House, str]):
-    post(house[1], "/v1/classify", {"model": "both", "input": TEXTS})
-    found, seen, waiting = 0, set[int](), list[object]([house[0].registry.models["both"]])
+def test_in_memory_it_keeps_no_copy_of_its_skins_weights(state: tuple[ServerState, str]):
+    post(state[1], "/v1/classify", {"model": "both", "input": TEXTS})
+    found, seen, waiting = 0, set[int](), list[object]([state[0].registry.models["both"]])
     while waiting:  # everything that it holds, but for the engines, whose the weights are
         one = waiting.pop()
         if id(one) in seen or isinstance(one, Engine | ModuleType | FunctionType | type):
@@ -148,16 +148,16 @@ def test_one_that_was_half_copied_stops_nothing(
     shutil.copytree(next(path for path in files.skins if path.name == "tuned"), tmp_path / "skins" / "tuned")
     gone = tmp_path / "skins" / "both" / missing
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    found = Shelf(tmp_path / "skins").scan()
+    found = SkinsDirectory(tmp_path / "skins").scan()
     assert [card.name for card in found.cards] == ["tuned"]
     assert len(found.problems) == 1
     assert str(tmp_path / "skins" / "both") in found.problems[0]
-    with loaded_house(server_config(files.base, made[1], skins_directory=tmp_path / "skins")) as house:
-        assert set(house.registry.models) == {"tiny", "other", "tuned"}
+    with loaded_server(server_config(files.base, made[1], skins_directory=tmp_path / "skins")) as state:
+        assert set(state.registry.models) == {"tiny", "other", "tuned"}
 
 
 def test_without_the_second_base_it_is_refused(made: tuple[Path, Path, Any, Any], files: Files):
-    with pytest.raises(SkinError, match="'second' belongs to the base"), loaded_house(files.base, [made[0]]):
+    with pytest.raises(SkinError, match="'second' belongs to the base"), loaded_server(files.base, [made[0]]):
         pass
 
 
@@ -172,6 +172,6 @@ def test_what_a_remote_model_answers_is_not_served(files: Files, tmp_path: Path)
     write_skin(skin, tmp_path / "far")
     with (
         pytest.raises(SkinError, match=r"is answered by m at http://127\.0\.0\.1:9, and a server answers with bases"),
-        loaded_house(files.base, [tmp_path / "far"]),
+        loaded_server(files.base, [tmp_path / "far"]),
     ):
         pass

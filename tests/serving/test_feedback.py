@@ -22,17 +22,17 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
-from bedplate.serving.api.feedback import sampled
-from bedplate.serving.callers.guard import Caller, Guard
+from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.durable.feedback import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
 from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
 
 from .conftest import Files, Server, running
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant."""
 
     def identify(self, headers):
@@ -40,13 +40,13 @@ class ByHeader(Guard):
 
 
 @contextmanager
-def serving(files: Files, state: Path | None, **keep: dict[str, Any]) -> Iterator[Server]:
+def serving(files: Files, directory: Path | None, **keep: dict[str, Any]) -> Iterator[Server]:
     rules = {("*" if name == "every" else name): KeepRule(**rule) for name, rule in keep.items()}
-    config = server_config(files.base, state=state, feedback=FeedbackConfig(keep=rules))
-    with loaded_house(config, files.skins) as house:
-        house.guard = ByHeader()
-        with running(house) as url:
-            yield Server(url, house, {})
+    config = server_config(files.base, state=directory, feedback=FeedbackConfig(keep=rules))
+    with loaded_server(config, files.skins) as state:
+        state.guard = ByHeader()
+        with running(state) as url:
+            yield Server(url, state, {})
 
 
 def ask(server: Server, text: str, model: str = "prompted", tenant: str = "us", **fields: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def kept(state: Path) -> list[dict[str, Any]]:
 def settled(server: Server, count: int) -> None:
     """Waits until so many replies are written."""
     end = time.monotonic() + 5
-    while server.house.feedback.counts["kept"] < count:
+    while server.state.part(Feedback).counts["kept"] < count:
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -103,7 +103,7 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
         text = ask(server, "mail me@x.org", "tiny", max_tokens=3)["choices"][0]["message"]["content"]
         server.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
         settled(server, 5)
-        stats = server.house.feedback.counts
+        stats = server.state.part(Feedback).counts
         assert (stats["kept"], stats["dropped"]) == (5, 0)
     rows = {path.parent.name: read_jsonl(path)[0] for path in tmp_path.glob("feedback/*/*.jsonl")}
     assert (rows["prompted"]["inputs"], rows["prompted"]["replies"]) == ([{"review": "great"}], [label])
@@ -412,7 +412,7 @@ def test_texts_that_cannot_be_cleaned_in_time_are_not_kept(files, tmp_path):
     with serving(files, tmp_path, every=rule) as server:
         reply = ask(server, "a" * 100 + "xb")
         settled(server, 1)
-        assert server.house.feedback.counts["redaction_timeouts"] == 1
+        assert server.state.part(Feedback).counts["redaction_timeouts"] == 1
         assert give(server, reply["id"], comment="a" * 200 + "xb").status_code == 400
         assert give(server, reply["id"], rating="good").status_code == 200
     assert "inputs" not in kept(tmp_path)[0]

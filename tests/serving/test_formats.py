@@ -19,7 +19,7 @@ from bedplate.inference.native.library import load
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.models import engines as opening
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import EvaluatedWith
 
@@ -52,8 +52,8 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 @needs_native
 def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
     directory, skins = mixed
-    with caplog.at_level(logging.INFO, "bedplate.serving"), loaded_house(directory, skins) as house:
-        registry = house.registry
+    with caplog.at_level(logging.INFO, "bedplate.serving"), loaded_server(directory, skins) as state:
+        registry = state.registry
         held = [(engine.weights, engine.kernel) for engine in registry.engines]
         assert sorted(held) == [("bfloat16", "native"), ("bfloat16", "torch"), ("int4", "native"), ("int8", "native")]
         assert len({id(engine.base.model) for engine in registry.engines}) == 1
@@ -69,8 +69,8 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
         for weights, kernel in held:
             assert any(f"{weights} weights, {kernel} kernel" in line for line in caplog.messages)
         assert any("MB more in memory" in line for line in caplog.messages)
-        with running(house) as url:
-            server = Server(url, house, {})
+        with running(state) as url:
+            server = Server(url, state, {})
             for _ in range(2):  # in turns, so that one engine's adapter would be seen by another's rows
                 for path in skins:
                     skin = read_skin(path)
@@ -96,15 +96,15 @@ def expected(directory: Path, skin) -> np.ndarray:
 @needs_native
 def test_what_the_file_says_holds_alone(mixed):
     directory, skins = mixed
-    with loaded_house(directory, skins[:1]) as house:  # they agree: one engine, as ever
-        assert [engine.weights for engine in house.registry.engines] == ["int4"]
+    with loaded_server(directory, skins[:1]) as state:  # they agree: one engine, as ever
+        assert [engine.weights for engine in state.registry.engines] == ["int4"]
     config = server_config(directory, weights="int4", allow_other_weights=True)
-    with loaded_house(config, skins) as house:
-        assert [engine.weights for engine in house.registry.engines] == ["int4"]
-        assert house.registry.models["in-bfloat16"].describe()["warnings"]
+    with loaded_server(config, skins) as state:
+        assert [engine.weights for engine in state.registry.engines] == ["int4"]
+        assert state.registry.models["in-bfloat16"].describe()["warnings"]
     with (
         pytest.raises(Exception, match="judged with bfloat16"),
-        loaded_house(server_config(directory, weights="int4"), skins[:2]),
+        loaded_server(server_config(directory, weights="int4"), skins[:2]),
     ):
         pass
 
@@ -115,9 +115,9 @@ def test_skins_that_lie_in_the_directory_find_their_engines_and_stop_nobody(mixe
     for path in skins[:2]:
         write_skin(read_skin(path), tmp_path / path.name)
     config = server_config(directory, skins_directory=tmp_path)
-    with loaded_house(config) as house:
-        assert {engine.weights for engine in house.registry.engines} == {"bfloat16", "int4"}
-        assert {"in-int4", "in-bfloat16"} <= house.registry.models.keys()
+    with loaded_server(config) as state:
+        assert {engine.weights for engine in state.registry.engines} == {"bfloat16", "int4"}
+        assert {"in-int4", "in-bfloat16"} <= state.registry.models.keys()
     whole = opening.Engine
 
     def small(base, *, weights, **settings):
@@ -126,11 +126,11 @@ def test_skins_that_lie_in_the_directory_find_their_engines_and_stop_nobody(mixe
         return whole(base, weights=weights, **settings)
 
     monkeypatch.setattr(opening, "Engine", small)
-    with loaded_house(config) as house:
-        assert [engine.weights for engine in house.registry.engines] == ["bfloat16"]
-        assert "in-int4" not in house.registry.models
+    with loaded_server(config) as state:
+        assert [engine.weights for engine in state.registry.engines] == ["bfloat16"]
+        assert "in-int4" not in state.registry.models
     assert "tiny is not held with int4 weights: no room for it" in caplog.messages
-    with pytest.raises(UsageError, match="no room"), loaded_house(directory, skins[:2]):  # given by hand: it must be
+    with pytest.raises(UsageError, match="no room"), loaded_server(directory, skins[:2]):  # given by hand: it must be
         pass
 
 
@@ -138,9 +138,9 @@ def test_a_base_in_two_dtypes_has_two_modules(tmp_path):
     directory = write_tiny_base(tmp_path / "tiny", dtype=torch.float32)
     prompted, tuned, *_ = make_skins(load_base(directory))
     half = dataclasses.replace(tuned, evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"))
-    with loaded_house(directory, [half, prompted]) as house:
-        held = {engine.weights: engine.base for engine in house.registry.engines}
+    with loaded_server(directory, [half, prompted]) as state:
+        held = {engine.weights: engine.base for engine in state.registry.engines}
         assert held.keys() == {"bfloat16", "float32"}
         assert held["bfloat16"].model is not held["float32"].model
-        assert house.registry.models["tuned"].engine.weights == "bfloat16"
-        assert house.registry.models["prompted"].engine.weights == "float32"
+        assert state.registry.models["tuned"].engine.weights == "bfloat16"
+        assert state.registry.models["prompted"].engine.weights == "float32"

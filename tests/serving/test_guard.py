@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.serving.callers.guard import Caller, Guard, guard_for, is_loopback
+from bedplate.serving.callers.guard import Caller, CallerGuard, guard_for, is_loopback
 from bedplate.serving.callers.keys import (
     Key,
     KeyLimits,
@@ -139,8 +139,8 @@ def test_the_file_is_read_again_when_it_changes(tmp_path, caplog):
     assert store.recognise(later_secret) == later
 
 
-def guard(tmp_path: Path, *keys: Key) -> Guard:
-    return Guard(KeyStore(write(tmp_path / "keys.yaml", *keys)))
+def guard(tmp_path: Path, *keys: Key) -> CallerGuard:
+    return CallerGuard(KeyStore(write(tmp_path / "keys.yaml", *keys)))
 
 
 def test_who_is_let_in_and_as_whom(tmp_path):
@@ -148,13 +148,13 @@ def test_who_is_let_in_and_as_whom(tmp_path):
     admin, admin_secret = make_key(admin=True)
     disabled, disabled_secret = make_key(disabled=True)
     expired, expired_secret = make_key(expires=NOW - timedelta(days=400))
-    house = guard(tmp_path, plain, admin, disabled, expired)
-    caller = house.identify(bearer(plain_secret))
+    gate = guard(tmp_path, plain, admin, disabled, expired)
+    caller = gate.identify(bearer(plain_secret))
     assert caller == Caller(plain.id, "shop", False, frozenset({"tiny"}))
     assert (caller.may_use("tiny"), caller.may_use("other")) == (True, False)
-    assert house.identify({"x-api-key": admin_secret}) == Caller(admin.id, f"key:{admin.id}", True, None)
-    assert house.identify({"authorization": f"bearer {plain_secret}"}) == caller
-    house.identify(bearer(admin_secret)).need_admin()
+    assert gate.identify({"x-api-key": admin_secret}) == Caller(admin.id, f"key:{admin.id}", True, None)
+    assert gate.identify({"authorization": f"bearer {plain_secret}"}) == caller
+    gate.identify(bearer(admin_secret)).need_admin()
     with pytest.raises(StatusError, match="admin") as refused:
         caller.need_admin()
     assert refused.value.status == 403
@@ -167,7 +167,7 @@ def test_who_is_let_in_and_as_whom(tmp_path):
         (bearer(expired_secret), "expired"),
     ):
         with pytest.raises(StatusError, match=message) as refused:
-            house.identify(headers)
+            gate.identify(headers)
         assert (refused.value.status, refused.value.code) == (401, "invalid_api_key")
         assert refused.value.headers == {"www-authenticate": "Bearer"}
 
@@ -175,18 +175,18 @@ def test_who_is_let_in_and_as_whom(tmp_path):
 def test_tenants_of_keys_and_names_of_tenants_do_not_meet(tmp_path):
     key, secret = make_key()
     other, other_secret = make_key(tenant=key.id)
-    house = guard(tmp_path, key, other)
-    assert house.identify(bearer(secret)).tenant != house.identify(bearer(other_secret)).tenant
+    gate = guard(tmp_path, key, other)
+    assert gate.identify(bearer(secret)).tenant != gate.identify(bearer(other_secret)).tenant
 
 
 def test_a_revoked_key_ends_what_runs_in_its_name(tmp_path):
     key, secret = make_key()
-    house = guard(tmp_path, key)
-    caller = house.identify(bearer(secret))
-    house.admit(caller, counted=False).end()
+    gate = guard(tmp_path, key)
+    caller = gate.identify(bearer(secret))
+    gate.admit(caller, counted=False).end()
     write(tmp_path / "keys.yaml", key.model_copy(update={"disabled": True}))
     with pytest.raises(StatusError, match="no longer"):
-        house.admit(caller, counted=False)
+        gate.admit(caller, counted=False)
 
 
 class Clock:
@@ -307,17 +307,17 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
 def test_calls_the_server_makes_have_a_quota_but_no_rate(tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 1, "tokens_per_minute": 10}, quota={"tokens_per_day": 20})
     ledger = SpendLedger(tmp_path / "spending.sqlite")
-    house = Guard(KeyStore(write(tmp_path / "keys.yaml", key)), ledger)
-    caller = house.identify(bearer(secret))
+    gate = CallerGuard(KeyStore(write(tmp_path / "keys.yaml", key)), ledger)
+    caller = gate.identify(bearer(secret))
     for _ in range(2):
-        admission = house.admit(caller, counted=False)
+        admission = gate.admit(caller, counted=False)
         admission.ask_tokens(1000)
         admission.settle(10, 0.0)
         assert admission.headers() == {}
         admission.end()
     with pytest.raises(QuotaError):
-        house.admit(caller, counted=False)
-    house.close()
+        gate.admit(caller, counted=False)
+    gate.close()
 
 
 def config(**settings: Any) -> ServerConfig:

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running
@@ -34,8 +34,8 @@ def guarded(files: Files, tmp_path: Path, *keys: Any, **settings: Any):
         state=tmp_path / "state",
         **settings,
     )
-    with loaded_house(config) as house, running(house) as url:
-        yield Server(url, house, {})
+    with loaded_server(config) as state, running(state) as url:
+        yield Server(url, state, {})
 
 
 def ask(server: Server, secret: str | None, **fields: Any) -> httpx.Response:
@@ -138,7 +138,7 @@ def test_the_choices_of_one_prompt_count_it_once(files, tmp_path):
         response = ask(server, secret, n=4, temperature=1.0)
         usage = response.json()["usage"]
         assert response.headers["x-ratelimit-remaining-tokens"] == str(10_000 - usage["total_tokens"])
-        assert server.house.guard.ledger.spent(key.id)[0].tokens == usage["total_tokens"]
+        assert server.state.guard.ledger.spent(key.id)[0].tokens == usage["total_tokens"]
 
 
 def test_calls_at_once_and_what_a_client_that_leaves_pays(files, tmp_path, slow_steps):
@@ -146,13 +146,13 @@ def test_calls_at_once_and_what_a_client_that_leaves_pays(files, tmp_path, slow_
     with guarded(files, tmp_path, key, price=PriceConfig(usd_per_hour=3600, as_of="2026-11-24")) as server:
         head = f"authorization: Bearer {secret}\r\n"
         connection = send(server, {**ENDLESS, "stream": True}, head)
-        wait_until(lambda: server.house.registry.engine.running == 1)
+        wait_until(lambda: server.state.registry.engine.running == 1)
         refused(ask(server, secret), 429, "rate_limit_exceeded")
         time.sleep(0.3)
         connection.close()
         assert server.idle(2.0)
-        wait_until(lambda: server.house.guard.ledger.spent(key.id)[0].tokens > 5)
-        assert server.house.guard.ledger.spent(key.id)[0].usd > 0.1  # at a dollar a second
+        wait_until(lambda: server.state.guard.ledger.spent(key.id)[0].tokens > 5)
+        assert server.state.guard.ledger.spent(key.id)[0].usd > 0.1  # at a dollar a second
         assert ask(server, secret).status_code == 200
 
 

@@ -22,7 +22,7 @@ from tests.tiny import SPECIAL
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.server.app import serve
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 
 from .conftest import Server, running
 from .test_bad_requests import check
@@ -61,7 +61,7 @@ def wait_until(condition, seconds: float = 5.0) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_rows_at_once(server, slow_steps, stream):
-    engine = server.house.registry.engine
+    engine = server.state.registry.engine
     with send(server, {**ENDLESS, "stream": stream, "n": 3}) as connection:
         wait_until(lambda: engine.running == 3)
         received = b""
@@ -72,15 +72,15 @@ def test_a_client_that_leaves_frees_its_rows_at_once(server, slow_steps, stream)
 
 
 def test_a_client_that_leaves_the_queue_is_dropped(files, slow_steps):
-    with loaded_house(files.base, max_rows=1) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(files.base, max_rows=1) as state, running(state) as url:
+        server = Server(url, state, {})
         running_one = send(server, ENDLESS)
-        wait_until(lambda: house.registry.engine.running == 1)
+        wait_until(lambda: state.registry.engine.running == 1)
         waiting = send(server, ENDLESS)
-        wait_until(lambda: house.registry.engine.waiting == 1)
+        wait_until(lambda: state.registry.engine.waiting == 1)
         waiting.close()
-        wait_until(lambda: house.registry.engine.waiting == 0, 1.0)
-        assert house.registry.engine.running == 1
+        wait_until(lambda: state.registry.engine.waiting == 0, 1.0)
+        assert state.registry.engine.running == 1
         running_one.close()
         assert server.idle(1.0)
 
@@ -121,12 +121,12 @@ def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
 
 
 def test_a_full_queue_is_429_with_retry_after(files, slow_steps):
-    with loaded_house(files.base, max_rows=1, max_waiting=2) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(files.base, max_rows=1, max_waiting=2) as state, running(state) as url:
+        server = Server(url, state, {})
         held = [send(server, ENDLESS)]
-        wait_until(lambda: house.registry.engine.running == 1)
+        wait_until(lambda: state.registry.engine.running == 1)
         held += [send(server, ENDLESS), send(server, ENDLESS)]
-        wait_until(lambda: house.registry.engine.waiting == 2)
+        wait_until(lambda: state.registry.engine.waiting == 2)
         for stream in (False, True):
             response = server.chat(stream=stream)
             check(response, 429, code="queue_full")
@@ -185,18 +185,18 @@ def get(url: str) -> httpx.Response:
 
 
 def test_health(files):
-    with loaded_house(files.base) as house, running(house) as url:
+    with loaded_server(files.base) as state, running(state) as url:
         response = get(f"{url}/health")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
-        house.registry.engine.close()
+        state.registry.engine.close()
         response = get(f"{url}/health")
         assert (response.status_code, response.json()) == (503, {"status": "failed"})
 
 
 def test_a_stopping_server_refuses(files):
-    with loaded_house(files.base) as house, running(house) as url:
-        house.stopping = True
-        check(Server(url, house, {}).chat(), 503, code="shutting_down")
+    with loaded_server(files.base) as state, running(state) as url:
+        state.stopping = True
+        check(Server(url, state, {}).chat(), 503, code="shutting_down")
         assert get(f"{url}/health").json() == {"status": "stopping"}
 
 
@@ -208,24 +208,24 @@ def everything(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_requests_that_outlast_the_grace_are_told(files, slow_steps, stream, caplog):
-    with loaded_house(files.base) as house:
-        with running(house, grace=1) as url:
-            connection = send(Server(url, house, {}), {**ENDLESS, "stream": stream})
-            wait_until(lambda: house.registry.engine.running == 1)
+    with loaded_server(files.base) as state:
+        with running(state, grace=1) as url:
+            connection = send(Server(url, state, {}), {**ENDLESS, "stream": stream})
+            wait_until(lambda: state.registry.engine.running == 1)
             time.sleep(0.1)
         with connection:
             received = everything(connection)
         assert b"shutting_down" in received
         assert received.startswith(b"HTTP/1.1 200" if stream else b"HTTP/1.1 503")
-        assert Server("", house, {}).idle(1.0)
+        assert Server("", state, {}).idle(1.0)
     assert "Traceback" not in caplog.text
 
 
 def test_requests_within_the_grace_are_finished(files):
-    with loaded_house(files.base) as house:
-        with running(house, grace=20) as url:
-            connection = send(Server(url, house, {}), {**ENDLESS, "stream": True, "max_tokens": 100})
-            wait_until(lambda: house.registry.engine.running == 1)
+    with loaded_server(files.base) as state:
+        with running(state, grace=20) as url:
+            connection = send(Server(url, state, {}), {**ENDLESS, "stream": True, "max_tokens": 100})
+            wait_until(lambda: state.registry.engine.running == 1)
         with connection:
             assert b"[DONE]" in everything(connection)
 

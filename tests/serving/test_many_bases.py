@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.call.call import TIMEOUT_HEADER
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import BaseConfig
 from bedplate.skins.card import card_of, read_card
 from bedplate.skins.files import read_skin, write_skin
@@ -31,11 +31,11 @@ def test_two_decoders_with_a_skin_each(files, tmp_path):
     config = server_config(files.base, second)
     with (
         pytest.raises(Exception, match="two models are called"),
-        loaded_house(config, [files.skins[0], tmp_path / "skin"]),
+        loaded_server(config, [files.skins[0], tmp_path / "skin"]),
     ):
         pass
-    with loaded_house(config, [files.skins[1], tmp_path / "skin"]) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(config, [files.skins[1], tmp_path / "skin"]) as state, running(state) as url:
+        server = Server(url, state, {})
         listed = {model.id: model.to_dict()["bedplate"]["base"] for model in server.client.models.list()}
         assert listed == {"tiny": "tiny", "second": "second", "tuned": "tiny", "prompted": "second"}
         for name in listed:
@@ -63,27 +63,27 @@ def test_an_embedder_is_held_as_it_was_for_the_pool(files, looking, tmp_path):
     write_skin(knn, tmp_path / "skins" / "knn")
     assert read_card(tmp_path / "skins" / "knn") == card_of(read_skin(tmp_path / "skins" / "knn"))
     config = server_config(files.base, second, skins_directory=tmp_path / "skins")
-    with loaded_house(config) as house, running(house) as url:
-        held = {engine.base.name: (engine.weights, engine.kernel) for engine in house.registry.engines}
+    with loaded_server(config) as state, running(state) as url:
+        held = {engine.base.name: (engine.weights, engine.kernel) for engine in state.registry.engines}
         assert held["second"] == ("bfloat16", "torch")
         assert held["tiny"][0] == "float32"
-        assert Server(url, house, {}).chat(model=knn.name).status_code == 200
+        assert Server(url, state, {}).chat(model=knn.name).status_code == 200
     other = dataclasses.replace(knn, embedded_with=EvaluatedWith(weights="float32"))
     write_skin(other, tmp_path / "skins" / "knn", replace=True)
     held = BaseConfig(source=str(second), dtype="bfloat16")
     config = config.model_copy(update={"bases": (config.bases[0], held)})
-    with loaded_house(config) as house:  # told when it is registered, not when it is first asked
-        assert knn.name not in house.registry.models
+    with loaded_server(config) as state:  # told when it is registered, not when it is first asked
+        assert knn.name not in state.registry.models
 
 
 def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looking, monkeypatch):
     second, knn = looking
     write_skin(cascaded("both", knn, knn, 1.0), second.parent / "both")
     config = server_config(files.base, second)
-    with loaded_house(config, [knn, second.parent / "both"]) as house, running(house) as url:
-        server, (main, embedder) = Server(url, house, {}), house.registry.engines
-        caller = dataclasses.replace(house.guard.identify({}), tenant="acme")
-        monkeypatch.setattr(house.guard, "identify", lambda headers: caller)
+    with loaded_server(config, [knn, second.parent / "both"]) as state, running(state) as url:
+        server, (main, embedder) = Server(url, state, {}), state.registry.engines
+        caller = dataclasses.replace(state.guard.identify({}), tenant="acme")
+        monkeypatch.setattr(state.guard, "identify", lambda headers: caller)
         queued = {main: [], embedder: []}
         for engine, requests in queued.items():
             submit = engine.submit
@@ -100,7 +100,7 @@ def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looki
         for one in (*queued[main], *queued[embedder]):
             assert one.tenant == "acme"
             assert one.deadline is not None
-        guest = house.registry.guest(knn.name)
+        guest = state.registry.guest(knn.name)
         with embedder.exclusive():  # it is busy for longer than anybody waits
             reply = server.post("/v1/classify", json={"model": knn.name, "input": "x"}, headers={TIMEOUT_HEADER: "0.3"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
@@ -118,12 +118,12 @@ def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looki
 def test_an_encoder_beside_a_decoder(files, tmp_path, main):
     encoder = write_tiny_encoder(tmp_path / "bert")
     bases = (files.base, encoder) if main == "decoder" else (encoder, files.base)
-    with loaded_house(server_config(*bases), [files.skins[1]]) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(server_config(*bases), [files.skins[1]]) as state, running(state) as url:
+        server = Server(url, state, {})
         with server.client as client:
             kinds = {model.id: model.to_dict()["bedplate"].get("architecture") for model in client.models.list()}
             assert kinds == {"tiny": None, "bert": "encoder", "tuned": None}
-            for name, size in (("tiny", 48), ("bert", house.registry.models["bert"].engine.base.spec.hidden_size)):
+            for name, size in (("tiny", 48), ("bert", state.registry.models["bert"].engine.base.spec.hidden_size)):
                 found = client.embeddings.create(model=name, input=["the answer is yes", "it broke after a day"])
                 vectors = [one.embedding for one in found.data]
                 assert [len(vector) for vector in vectors] == [size, size]

@@ -13,7 +13,7 @@ import torch
 
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
@@ -54,10 +54,10 @@ def skins(files, tmp_path_factory) -> tuple[Path, list[Skin]]:
 @pytest.fixture(scope="module")
 def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
     """Each skin alone, one call at a time, on an engine of its own."""
-    with loaded_house(files.base) as house:
+    with loaded_server(files.base) as state:
         answers: dict[tuple[str, str], str] = {}
         for skin in skins[1]:
-            with Predictor(house.registry.engine, skin) as predictor:
+            with Predictor(state.registry.engine, skin) as predictor:
                 answers |= {(skin.name, text): predictor(text) for text in TEXTS}
         yield answers
 
@@ -66,9 +66,9 @@ def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
 def test_each_of_150_skins_answers_as_it_does_alone(files, skins, expected, places):
     """With room for all of them in memory, and with room for eight adapters."""
     config = server_config(files.base, adapters=places, skins_directory=skins[0], max_waiting=512)
-    with loaded_house(config) as house, running(house) as url:
-        assert len(house.registry.models) == 1 + LORAS + PROMPTS
-        assert house.registry.engine.bank.slots == ()
+    with loaded_server(config) as state, running(state) as url:
+        assert len(state.registry.models) == 1 + LORAS + PROMPTS
+        assert state.registry.engine.bank.slots == ()
 
         async def everything() -> dict[tuple[str, str], str]:
             limits = httpx.Limits(max_connections=64)
@@ -85,7 +85,7 @@ def test_each_of_150_skins_answers_as_it_does_alone(files, skins, expected, plac
 
         got = asyncio.run(everything())
         assert got == expected
-        assert len(house.registry.engine.bank.slots) == min(places, LORAS)
+        assert len(state.registry.engine.bank.slots) == min(places, LORAS)
         # no two skins say the same everywhere, so that serving one in another's place would show
         written = [tuple(expected[f"lora-{n}", text] for text in TEXTS) for n in range(1, LORAS, 2)]
         assert len(set(written)) > 0.9 * len(written)

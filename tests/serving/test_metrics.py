@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.server.metrics import MAX_MODELS, OTHER, Metrics
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
@@ -49,8 +49,8 @@ def priced(files: Files, tmp_path) -> Iterator[Server]:
         price=PriceConfig(usd_per_hour=3.6, as_of="2026-11-24"),
         state=tmp_path / "state",
     )
-    with loaded_house(config) as house, running(house) as url:
-        yield Server(url, house, {})
+    with loaded_server(config) as state, running(state) as url:
+        yield Server(url, state, {})
 
 
 def scrape(server: Server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -160,13 +160,13 @@ def test_paths_and_methods_and_names_are_bounded(priced):
     assert of(found, "http_requests_total", method=OTHER) == 20
     assert of(found, "http_requests_total", route="/v1/models/{name:path}") == 20
 
-    counted = Metrics(priced.house)
+    counted = Metrics(priced.state)
     usage = SimpleNamespace(prompt_tokens=1, completion_tokens=1)
     timing = SimpleNamespace(queued=0.0, first=0.0, total=0.0)
-    result = SimpleNamespace(usage=usage, timing=timing)
+    result, one = SimpleNamespace(usage=usage, timing=timing), SimpleNamespace(choices=1)
     for index in range(2 * MAX_MODELS):
         served = SimpleNamespace(name=f"skin-{index}")
-        call: Any = SimpleNamespace(served=served, asked=None, results=[result], answers=[], seconds=0.1, cost_usd=None)
+        call: Any = SimpleNamespace(served=served, asked=one, results=[result], answers=[], seconds=0.1, cost_usd=None)
         counted.finished(call)
     families = {family.name: family for family in counted.collect()}
     samples = families["bedplate:prompt_tokens"].samples

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.serving.models.served import Stripped, choices
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.skins.files import read_skin
 
 
@@ -33,25 +33,25 @@ def test_choices_have_seeds_of_their_own(seed):
 def test_names_that_collide_are_refused(files):
     with (
         pytest.raises(UsageError, match="two models are called 'prompted'"),
-        loaded_house(files.base, [files.skins[0]] * 2),
+        loaded_server(files.base, [files.skins[0]] * 2),
     ):
         pass
-    with pytest.raises(UsageError, match="two models"), loaded_house(files.base, files.skins[:1], name="prompted"):
+    with pytest.raises(UsageError, match="two models"), loaded_server(files.base, files.skins[:1], name="prompted"):
         pass
 
 
 @pytest.mark.parametrize("name", ["a:b", "", "a\nb"])
 def test_names_that_clients_cannot_use_are_refused(files, name):
-    with pytest.raises(UsageError), loaded_house(files.base, name=name or ":"):
+    with pytest.raises(UsageError), loaded_server(files.base, name=name or ":"):
         pass
 
 
 def test_skins_judged_with_other_weights_are_refused(files):
-    with pytest.raises(SkinError, match="float32"), loaded_house(files.base, files.skins[:1], dtype="bfloat16"):
+    with pytest.raises(SkinError, match="float32"), loaded_server(files.base, files.skins[:1], dtype="bfloat16"):
         pass
 
 
 def test_a_text_skin_with_impossible_settings_is_refused_when_loaded(files):
     writer = dataclasses.replace(read_skin(files.skins[3]), generation={"temperature": -1.0})
-    with pytest.raises(Exception, match="temperature"), loaded_house(files.base, [writer]):
+    with pytest.raises(Exception, match="temperature"), loaded_server(files.base, [writer]):
         pass

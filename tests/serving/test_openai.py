@@ -181,7 +181,7 @@ def test_chat_logprobs(server, client):
 
 
 def test_completions_of_strings_and_ids(server, client):
-    tokenizer = server.house.tokenizer
+    tokenizer = server.tokenizer
     prompts = ["this product", "the answer is"]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     asked = {"model": "tiny", "max_tokens": 6, "temperature": 0}
@@ -201,7 +201,7 @@ def test_completions_of_strings_and_ids(server, client):
 def test_echo_with_logprobs_of_the_prompt(server, client):
     prompt = "the product is great"
     reply = client.completions.create(model="tiny", prompt=prompt, max_tokens=3, temperature=0, echo=True, logprobs=1)
-    choice, ids = reply.choices[0], server.house.tokenizer.encode(prompt)
+    choice, ids = reply.choices[0], server.tokenizer.encode(prompt)
     engine = server.skins["writer"].engine
     expected = engine.run([Generate(tuple(ids), Sampling(max_tokens=3, logprobs=1, prompt_logprobs=1))])[0]
     found = choice.logprobs.token_logprobs
@@ -245,13 +245,13 @@ def test_async_client(server):
 
 @pytest.mark.real
 def test_the_real_base_answers_the_openai_client(smollm2_gguf):
-    from bedplate.serving.server.loading import loaded_house
+    from bedplate.serving.server.loading import loaded_server
 
     from .conftest import Server, running
 
     # In the file's own 4 bits, with 8-bit activations, it names monuments, as llama.cpp does on the same file.
-    with loaded_house(smollm2_gguf, name="smollm2-135m", weights="bfloat16") as house, running(house) as url:
-        client = Server(url, house, {}).client
+    with loaded_server(smollm2_gguf, name="smollm2-135m", weights="bfloat16") as state, running(state) as url:
+        client = Server(url, state, {}).client
         asked = {"model": "smollm2-135m", "messages": say("What is the capital of France?"), "temperature": 0}
         text = client.chat.completions.create(**asked, max_tokens=24).choices[0].message.content
         assert "Paris" in text

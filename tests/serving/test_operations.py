@@ -26,12 +26,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from bedplate.cli.main import VERBS
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.server import lifecycle
 from bedplate.serving.server.app import create_app, serve
 from bedplate.serving.server.lifecycle import HEAD_SECONDS
 from bedplate.serving.server.lifecycle import Server as Lifecycle
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.server.telemetry import Telemetry
 from bedplate.serving.settings.config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
 from bedplate.serving.settings.logs import JsonLines
@@ -65,24 +65,24 @@ def test_a_hung_step_turns_health_to_503_and_a_recovered_one_back(files, tmp_pat
         leave.wait(30)
         return sample(logits, rows)
 
-    with loaded_house(config(files, stall_seconds=0.3, state=tmp_path)) as house, running(house) as url:
+    with loaded_server(config(files, stall_seconds=0.3, state=tmp_path)) as state, running(state) as url:
         assert status(url, "/health") == status(url, "/ready") == (200, "ok")
         with monkeypatch.context() as patch:
             patch.setattr("bedplate.inference.engine.runner.sample", hangs)
-            with send(Server(url, house, {}), ENDLESS):
+            with send(Server(url, state, {}), ENDLESS):
                 assert hang.wait(10)
                 assert status(url, "/health") == (200, "ok")  # a step may take a while
                 wait_until(lambda: status(url, "/health") == (503, "stalled"), 2.0)
                 assert status(url, "/ready") == (503, "stalled")
                 leave.set()
                 wait_until(lambda: status(url, "/health") == (200, "ok"), 5.0)
-        assert Server(url, house, {}).idle(5.0)
-        assert Server(url, house, {}).chat().status_code == 200
+        assert Server(url, state, {}).idle(5.0)
+        assert Server(url, state, {}).chat().status_code == 200
 
 
 def test_ready_says_stopping_while_health_stays(files, tmp_path):
-    with loaded_house(config(files, state=tmp_path)) as house, running(house) as url:
-        house.stopping = True
+    with loaded_server(config(files, state=tmp_path)) as state, running(state) as url:
+        state.stopping = True
         assert status(url, "/health") == (200, "stopping")
         assert status(url, "/ready") == (503, "stopping")
 
@@ -176,12 +176,12 @@ class Running:
     def __init__(self, settings: ServerConfig) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.houses: list[House] = []
+        self.states: list[ServerState] = []
 
-        def make(house: House):
-            return create_app(house), contextlib.nullcontext()
+        def make(state: ServerState):
+            return create_app(state), contextlib.nullcontext()
 
-        self.server = Lifecycle(lambda: loaded_house(settings), make, self.houses.append, settings.grace_seconds)
+        self.server = Lifecycle(lambda: loaded_server(settings), make, self.states.append, settings.grace_seconds)
         self.result: list[bool] = []
         self.thread = threading.Thread(
             target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))
@@ -189,7 +189,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self.thread.start()
-        wait_until(lambda: bool(self.houses), 20.0)
+        wait_until(lambda: bool(self.states), 20.0)
         return self
 
     def stop(self) -> None:
@@ -209,9 +209,9 @@ def no_signals(monkeypatch):
 
 def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
-        server = Server(run.url, run.houses[0], {})
+        server = Server(run.url, run.states[0], {})
         with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
-            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engine.running == 1)
             run.stop()
             assert status(run.url, "/ready") == (503, "stopping")
             assert status(run.url, "/health") == (200, "stopping")
@@ -224,8 +224,8 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
 
 def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=0.5, state=tmp_path)) as run:
-        with send(Server(run.url, run.houses[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+        with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
+            wait_until(lambda: run.states[0].registry.engine.running == 1)
             began = time.monotonic()
             run.stop()
             received = everything(connection)
@@ -237,8 +237,8 @@ def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signa
 
 def test_a_second_signal_ends_it_at_once(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=60, state=tmp_path)) as run:
-        with send(Server(run.url, run.houses[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.houses[0].registry.engine.running == 1)
+        with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
+            wait_until(lambda: run.states[0].registry.engine.running == 1)
             began = time.monotonic()
             run.stop()
             time.sleep(0.2)
@@ -293,8 +293,8 @@ def test_heads_that_never_end_are_cut_off(files, tmp_path, monkeypatch, no_signa
 def test_logs_as_json_lines(files, tmp_path, prompts, caplog):
     caplog.set_level(logging.INFO, "bedplate.access")
     settings = config(files, state=tmp_path, logs=LogsConfig(format="json", prompts=prompts))
-    with loaded_house(settings) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(settings) as state, running(state) as url:
+        server = Server(url, state, {})
         server.chat(messages=[{"role": "user", "content": "zanzibar"}], stream=True)
         server.chat(temperature=9)
         wait_until(lambda: len([r for r in caplog.records if r.name == "bedplate.access"]) == 2)
@@ -342,11 +342,11 @@ def test_the_log_names_the_key_by_its_id_only(files, tmp_path, caplog):
 def test_one_span_for_each_call(files, tmp_path):
     exporter = InMemorySpanExporter()
     telemetry = Telemetry(TelemetryConfig(endpoint="http://127.0.0.1:9/v1/traces", service_name="shop"), exporter)
-    with loaded_house(config(files, state=tmp_path)) as house:
-        house.watchers.append(telemetry.watch)
-        house.services.append(telemetry)
-        with running(house) as url:
-            server = Server(url, house, {})
+    with loaded_server(config(files, state=tmp_path)) as state:
+        state.watchers.append(telemetry.watch)
+        state.services.append(telemetry)
+        with running(state) as url:
+            server = Server(url, state, {})
             usage = server.chat().json()["usage"]
             parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
             body = {"model": "tiny", "prompt": "a", "max_tokens": 512}
@@ -467,8 +467,8 @@ def test_the_documented_server_file_is_valid():
 def test_every_metric_in_the_documentation_is_written(files, tmp_path):
     documented = set(re.findall(r"`bedplate:(\w+)`", (ROOT / "docs" / "operations.md").read_text("utf-8")))
     with (
-        loaded_house(config(files, state=tmp_path)) as house,
-        running(house) as url,
+        loaded_server(config(files, state=tmp_path)) as state,
+        running(state) as url,
         httpx.Client(trust_env=False) as client,
     ):
         text = client.get(f"{url}/metrics").text

@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bedplate.core.errors import SkinError, UnknownModelError, UsageError
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models import residency
-from bedplate.serving.models.registry import Lease, Registry
-from bedplate.serving.models.residency import State
+from bedplate.serving.models.registry import Lease, ModelWanted, Registry
+from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import Found
+from bedplate.serving.models.skins_directory import Scanned
 from bedplate.serving.wire.errors import StatusError
 from bedplate.skins.card import Card
 from bedplate.skins.output import TextOutput
@@ -136,7 +136,9 @@ class Machine(RuleBasedStateMachine):
     def ask(self, name):
         current = self.names.get(name)
         before = set(map(id, self.held))
-        self.asking.append((name, self.run(lambda: self.loop.create_task(self.registry.lease(name, ANYBODY)))))
+        self.asking.append(
+            (name, self.run(lambda: self.loop.create_task(self.registry.lease(ModelWanted(name, ANYBODY)))))
+        )
         self.collect()
         if current is None:
             assert not self.asking or self.asking[-1][0] != name or not self.asking[-1][1].done()
@@ -207,7 +209,7 @@ def test_the_skin_that_was_used_longest_ago_makes_room():
 
     async def work():
         for name in ("a", "b", "a", "c"):
-            (await registry.lease(name, ANYBODY)).release()
+            (await registry.lease(ModelWanted(name, ANYBODY))).release()
         await settle(registry)
 
     asyncio.run(work())
@@ -223,9 +225,9 @@ def test_a_skin_in_constant_use_gives_others_their_turn():
         stop = False
 
         async def use():
-            lease = await registry.lease("busy", ANYBODY)
+            lease = await registry.lease(ModelWanted("busy", ANYBODY))
             while not stop:
-                following = asyncio.create_task(registry.lease("busy", ANYBODY))
+                following = asyncio.create_task(registry.lease(ModelWanted("busy", ANYBODY)))
                 await asyncio.sleep(0.002)
                 if following.done():
                     lease.release()
@@ -238,7 +240,7 @@ def test_a_skin_in_constant_use_gives_others_their_turn():
         users = [asyncio.create_task(use()) for _ in range(2)]
         await asyncio.sleep(0.01)
         async with asyncio.timeout(5):
-            lease = await registry.lease("other", ANYBODY)
+            lease = await registry.lease(ModelWanted("other", ANYBODY))
         stop = True
         lease.release()
         async with asyncio.timeout(5):
@@ -254,11 +256,11 @@ def test_a_skin_that_cannot_be_loaded_is_503_and_the_next_call_tries_again(caplo
     async def work():
         for _ in range(2):
             with pytest.raises(StatusError) as caught:
-                await registry.lease("bad", ANYBODY)
+                await registry.lease(ModelWanted("bad", ANYBODY))
             assert (caught.value.status, caught.value.code) == (503, "skin_unavailable")
-        (await registry.lease("good", ANYBODY)).release()
+        (await registry.lease(ModelWanted("good", ANYBODY))).release()
         skin.fails = False
-        (await registry.lease("bad", ANYBODY)).release()
+        (await registry.lease(ModelWanted("bad", ANYBODY))).release()
         await settle(registry)
 
     asyncio.run(work())
@@ -272,8 +274,8 @@ def test_who_waits_for_a_version_that_is_replaced_gets_the_new_one():
     second = Skin(first.engine, "a")
 
     async def work():
-        blocker = await registry.lease("b", ANYBODY)
-        waiting = asyncio.create_task(registry.lease("a", ANYBODY))
+        blocker = await registry.lease(ModelWanted("b", ANYBODY))
+        waiting = asyncio.create_task(registry.lease(ModelWanted("a", ANYBODY)))
         await asyncio.sleep(0.01)
         registry.replace(second)
         blocker.release()
@@ -298,21 +300,21 @@ def test_scans_add_replace_and_remove_but_never_touch_what_was_given(monkeypatch
     registry, (given,) = registered("given")
     monkeypatch.setattr(registry, "skin", lambda card: _fake(given.engine, card))
     one, two, again, twice = card("one"), card("two"), card("one"), card("one")
-    assert registry.take(Found([one, two, card("given")], ["x: broken"])) == {
+    assert registry.take(Scanned([one, two, card("given")], ["x: broken"])) == {
         "added": ["one", "two"],
         "replaced": [],
         "removed": [],
         "registered": 3,
         "problems": ["x: broken", "None: another model is called 'given'"],
     }
-    changed = registry.take(Found([again, twice], []))
+    changed = registry.take(Scanned([again, twice], []))
     assert (changed["replaced"], changed["removed"]) == (["one"], ["two"])
     assert "has the name 'one' already" in changed["problems"][0]
     assert registry.models["one"].card is again
     registry.remove("one")
-    assert registry.take(Found([again], []))["added"] == []
-    assert registry.take(Found([twice], []))["added"] == ["one"]
-    assert registry.guest("given").state is State.AWAY
+    assert registry.take(Scanned([again], []))["added"] == []
+    assert registry.take(Scanned([twice], []))["added"] == ["one"]
+    assert registry.guest("given").state is Residency.AWAY
 
 
 def _fake(engine: Engine, card: Card) -> Skin:

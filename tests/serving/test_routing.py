@@ -20,9 +20,9 @@ from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.serving.callers.guard import Caller, Guard
-from bedplate.serving.rollout.comparison import Answered, Pair, compare
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, compare
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
 from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
 
@@ -31,7 +31,7 @@ from .conftest import Files, Server, running
 WEIGHTS = {"prompted": 0.9, "tuned": 0.1}
 
 
-class ByHeader(Guard):
+class ByHeader(CallerGuard):
     """The bearer token is the tenant; the one called `limited` may use the route only."""
 
     def identify(self, headers):
@@ -40,17 +40,17 @@ class ByHeader(Guard):
 
 
 @contextmanager
-def serving(files: Files, state: Path, keep: bool = False, **routes: dict[str, Any]) -> Iterator[Server]:
+def serving(files: Files, directory: Path, keep: bool = False, **routes: dict[str, Any]) -> Iterator[Server]:
     config = server_config(
         files.base,
-        state=state,
+        state=directory,
         routes={name: RouteConfig(**route) for name, route in routes.items()},
         feedback=FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)} if keep else {}),
     )
-    with loaded_house(config, files.skins) as house:
-        house.guard = ByHeader()
-        with running(house) as url:
-            yield Server(url, house, {})
+    with loaded_server(config, files.skins) as state:
+        state.guard = ByHeader()
+        with running(state) as url:
+            yield Server(url, state, {})
 
 
 def ask(
@@ -128,7 +128,7 @@ def test_routes_that_cannot_work_are_refused(route):
 
 def test_a_routes_name_is_a_models_name(files):
     config = server_config(files.base, routes={"a:b": RouteConfig(versions={"tiny": 1})})
-    with pytest.raises(UsageError, match="cannot be a model name"), loaded_house(config):
+    with pytest.raises(UsageError, match="cannot be a model name"), loaded_server(config):
         pass
 
 
@@ -271,12 +271,13 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
+    from bedplate.serving.call.state import ServerState
     from bedplate.serving.rollout import shadow
 
     monkeypatch.setattr(shadow, "MOST_WAITING", 2)
     monkeypatch.setattr(shadow, "WAIT_SECONDS", 0.3)
     idle = [True]
-    monkeypatch.setattr(shadow, "idle_capacity", lambda house: idle[0])
+    monkeypatch.setattr(ServerState, "has_free_rows", property(lambda state: idle[0]))
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "tuned"}) as server:
         idle[0] = False
         for _ in range(6):  # one is being sent, two wait
@@ -296,13 +297,13 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
     config = server_config(
         files.base, state=tmp_path, max_rows=1, routes={name: RouteConfig(**route) for name, route in routes.items()}
     )
-    with loaded_house(config) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(config) as state, running(state) as url:
+        server = Server(url, state, {})
         fields = {"max_tokens": 60, "temperature": 1.9, "top_k": 200}
         first = ask(server, **fields)
         assert first.status_code == 200
         end = time.monotonic() + 5
-        while house.registry.engine.running == 0:  # the copy
+        while state.registry.engine.running == 0:  # the copy
             assert time.monotonic() < end
             time.sleep(0.002)
         clients = [threading.Thread(target=ask, args=(server, "tiny"), kwargs={"max_tokens": 2}) for _ in range(3)]
@@ -316,8 +317,8 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
 # --- the comparison
 
 
-def pair(i: int, ours: str, shadow: str, tenant: str = "t", seconds: float = 0.0) -> Pair:
-    return Pair(str(i), tenant, "v", Answered((ours,), 1.0, 0.5), Answered((shadow,), 1.0 + seconds, 0.5))
+def pair(i: int, ours: str, shadow: str, tenant: str = "t", seconds: float = 0.0) -> ShadowPair:
+    return ShadowPair(str(i), tenant, "v", AnsweredCall((ours,), 1.0, 0.5), AnsweredCall((shadow,), 1.0 + seconds, 0.5))
 
 
 def test_a_comparison_against_independent_numbers():

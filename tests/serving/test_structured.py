@@ -15,7 +15,7 @@ import pytest
 from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {
@@ -45,8 +45,8 @@ NOW = {"type": "function", "function": {"name": "now"}}
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A base whose context holds the tools as well, which cost a byte-sized vocabulary hundreds of tokens."""
     directory = write_tiny_base(tmp_path_factory.mktemp("roomy") / "tiny", context_length=2048)
-    with loaded_house(directory, state=tmp_path_factory.mktemp("state")) as house, running(house) as url:
-        yield Server(url, house, {})
+    with loaded_server(directory, state=tmp_path_factory.mktemp("state")) as state, running(state) as url:
+        yield Server(url, state, {})
 
 
 class Colour(StrEnum):
@@ -149,7 +149,7 @@ def test_a_streamed_form_is_the_whole_one(client: openai.OpenAI, server: Server)
 
 
 def test_sampling_fields_of_other_servers(server: Server) -> None:
-    tokenizer = server.house.tokenizer
+    tokenizer = server.tokenizer
     forced = tokenizer.encode("z")[0]
     choice = ask(server, logit_bias={str(forced): 100}, temperature=0, max_tokens=5)
     assert choice["message"]["content"] == "zzzzz"
@@ -291,7 +291,7 @@ def test_streamed_calls_add_up_to_the_whole(roomy: Server, choice: str, seed: in
 
 def test_tools_stand_in_the_prompt(roomy: Server) -> None:
     tokens = roomy.post("/tokenize", json={"model": "tiny", "messages": HI, "tools": [WEATHER]}).json()["tokens"]
-    text = roomy.house.tokenizer.decode(tokens, skip_special_tokens=False)
+    text = roomy.tokenizer.decode(tokens, skip_special_tokens=False)
     assert text.startswith("<|im_start|>system\nYou can call these tools.")
     assert '"name": "weather"' in text
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")

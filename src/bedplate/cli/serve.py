@@ -13,7 +13,7 @@ import typer
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
+    from bedplate.serving.call.state import ServerState
 
 BESIDE_CONFIG = frozenset(("config", "skin", "as_json"))
 """Options that also go with a server's file."""
@@ -105,8 +105,8 @@ def serve(
     use_cores()
     write_logs(settings.logs)
 
-    def announce(url: str, house: House) -> None:
-        models = list(house.registry.models)
+    def announce(url: str, state: ServerState) -> None:
+        models = list(state.registry.models)
         if as_json:
             print(json.dumps({"url": url, "models": models}), flush=True)
         else:

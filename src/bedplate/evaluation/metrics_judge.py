@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
 from bedplate.core.values import Value, Values
@@ -33,15 +34,8 @@ _AGAIN = "\n\nYou answered:\n{{{{ answer }}}}\n\nAnswer now with one number from
 
 
 def _reference(spec: JudgeSpec) -> EndpointReference:
-    return EndpointReference(
-        url=spec.endpoint,
-        model=spec.model,
-        api_key_env=spec.api_key_env,
-        timeout_s=spec.timeout_s,
-        concurrency=spec.concurrency,
-        retries=spec.retries,
-        logprobs=False,
-    )
+    asked = spec.model_dump(include=set(EndpointSpec.model_fields))
+    return EndpointReference(url=spec.endpoint, logprobs=False, **asked)
 
 
 @lru_cache(maxsize=8)

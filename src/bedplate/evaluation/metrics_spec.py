@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Strict
+from bedplate.core.endpoint import Concurrency, KeyVariable, ModelName, Retries, Silence
 from bedplate.core.files import sha256_json
 
 
@@ -24,14 +25,14 @@ class JudgeSpec(Strict):
     answers of this judge together may cost, at `price`. The key is in the environment variable `api_key_env`."""
 
     endpoint: Annotated[str, Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1)]
+    model: ModelName
     rubric: Annotated[str, Field(min_length=1)]
     scale: tuple[float, float] = (0.0, 1.0)
     max_tokens: Annotated[int, Field(ge=1)] = 256
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
-    retries: Annotated[int, Field(ge=0, le=20)] = 4
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    api_key_env: KeyVariable | None = None
+    concurrency: Concurrency = 8
+    retries: Retries = 4
+    timeout_s: Silence = 60.0
     price: JudgePrice | None = None
     max_usd: Annotated[float, Field(gt=0)] | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from bedplate.adapters.head import Head
@@ -15,6 +15,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
+from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins.neighbours import Neighbours
@@ -70,27 +71,15 @@ class BaseReference(Strict):
         return bool(mine & {identity.weights_id, identity.equivalent_of})
 
 
-class EndpointReference(Strict):
-    """A model behind an OpenAI-compatible API, and how it is asked. The key is named here, and kept in the environment.
+def _checked(url: str) -> str:
+    api_address(url)
+    return url
 
-    timeout_s: seconds without a byte after which an answer is given up. concurrency: rows that are asked at once.
-    retries: how often a request is sent again after a failure that may pass. logprobs: ask for a label's likelihood.
-    UsageError for a url that is no server's address, or that holds a password.
-    """
 
-    url: Annotated[str, Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1)]
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
-    retries: Annotated[int, Field(ge=0, le=20)] = 4
-    logprobs: bool = True
+class EndpointReference(EndpointSpec):
+    """A remote model as a skin's base. UsageError for a url that is no server's address, or that holds a password."""
 
-    @field_validator("url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        api_address(url)
-        return url
+    url: Annotated[str, AfterValidator(_checked)]
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.loading import loaded_house
+from bedplate.serving.server.loading import loaded_server
 from bedplate.serving.settings.config import BaseConfig, ServerConfig
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
@@ -82,5 +82,5 @@ def wide(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFac
     )
     bases = (BaseConfig(source=str(wide_dir)), BaseConfig(source=str(encoder_dir), name="bert", dtype="float32"))
     config = ServerConfig(bases=bases, state=tmp_path_factory.mktemp("wide-state"))
-    with loaded_house(config, [judge]) as house, running(house) as url:
-        yield Server(url, house, {})
+    with loaded_server(config, [judge]) as state, running(state) as url:
+        yield Server(url, state, {})

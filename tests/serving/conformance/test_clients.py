@@ -61,12 +61,12 @@ def test_stops_and_limits(client):
 
 
 def test_biases_and_penalties(server, client):
-    token = server.house.tokenizer.encode("a")[0]
+    token = server.tokenizer.encode("a")[0]
     assert text_of(chat(client, logit_bias={str(token): 100})) == "a" * 8
     penalised = text_of(chat(client, logit_bias={str(token): 30}, frequency_penalty=2.0, max_tokens=40))
     assert penalised != "a" * 40
     logprobs = chat(client, logprobs=True, top_logprobs=3).choices[0].logprobs.content
-    banned = server.house.tokenizer.encode(text_of(chat(client)))[0]
+    banned = server.tokenizer.encode(text_of(chat(client)))[0]
     assert len(logprobs) == 8
     assert text_of(chat(client, logit_bias={str(banned): -100})) != text_of(chat(client))
 
@@ -81,7 +81,7 @@ def test_usage_says_what_was_cached(client):
 
 
 def test_prompt_log_probabilities(server, client):
-    ids = server.house.tokenizer.encode("this product is great")
+    ids = server.tokenizer.encode("this product is great")
     completion = client.completions.create(
         model="tiny", prompt=ids, max_tokens=1, temperature=0, echo=True, logprobs=1, extra_body={"prompt_logprobs": 2}
     ).choices[0]
@@ -101,14 +101,14 @@ def test_prompt_log_probabilities(server, client):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_one_token_is_there_also_where_it_ends_the_text(server, client, seed):
-    end = server.house.tokenizer.eos_id
-    ids = server.house.tokenizer.encode("the answer is")[: 1 + seed % 4]
+    end = server.tokenizer.eos_id
+    ids = server.tokenizer.encode("the answer is")[: 1 + seed % 4]
     reply = client.completions.create(
         model="tiny", prompt=ids, max_tokens=1, echo=True, logprobs=1, seed=seed, logit_bias={str(end): 100}
     ).choices[0]
     assert len(reply.logprobs.token_logprobs) == len(ids) + 1
     assert reply.finish_reason == "stop"
-    assert reply.text == server.house.tokenizer.decode(ids)
+    assert reply.text == server.tokenizer.decode(ids)
 
 
 def test_suffix_and_best_of(client):

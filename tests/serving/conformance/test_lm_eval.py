@@ -59,7 +59,7 @@ def engine_of(server):
 
 def greedy(server, text, count):
     """Text of the likeliest next tokens, of which the tokenizer makes the same tokens again."""
-    tokenizer = server.house.tokenizer
+    tokenizer = server.tokenizer
     ids = tokenizer.encode(text)
     for length in range(count, 0, -1):
         sampling = Sampling(max_tokens=length, ignore_eos=True)
@@ -97,7 +97,7 @@ def run_lm_eval(root, server: Server, model: str, tasks: str, *more: str, path: 
 
 def log_likelihood(server, context, continuation):
     """Its total, and whether it is what greedy decoding gives, in float32 by the engine."""
-    encode = server.house.tokenizer.encode
+    encode = server.tokenizer.encode
     spaces = len(context) - len(context.rstrip())
     if spaces:  # lm-eval moves them to the continuation
         context, continuation = context[:-spaces], context[-spaces:] + continuation
@@ -124,7 +124,7 @@ def test_completions_score_and_write_as_the_engine_does(tmp_path, server, batch)
                 assert str(resp[0][1]) == str(is_greedy)
                 flags.append(is_greedy)
     assert len(set(flags)) == 2  # both kinds were there
-    tokenizer = server.house.tokenizer
+    tokenizer = server.tokenizer
     prefix = tokenizer.bos_id or tokenizer.eos_id  # lm-eval takes a BOS of 0 for none
     for sample, text in zip(found["bp_rolling"], TEXTS, strict=True):
         score = Score((prefix,), (tuple(tokenizer.encode(text)),))
@@ -141,7 +141,7 @@ def test_chats_write_as_the_engine_does(tmp_path, server):
     path = "/v1/chat/completions"
     found = run_lm_eval(tmp_path, server, "local-chat-completions", "bp_written", "--apply_chat_template", path=path)
     for sample, text in zip(found["bp_written"], TEXTS, strict=True):
-        tokens = server.house.tokenizer.encode_chat([{"role": "user", "content": prompt_of(text)}])
+        tokens = server.tokenizer.encode_chat([{"role": "user", "content": prompt_of(text)}])
         # this client sends the first four stop strings only
         request = Generate(tuple(tokens), Sampling(max_tokens=8, stop=STOP[:4]))
         assert sample["resps"][0][0] == engine_of(server).run([request])[0].text

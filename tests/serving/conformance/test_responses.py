@@ -257,7 +257,8 @@ def test_refused(server, fields, param, stream):
 
 
 def test_what_is_kept_is_bounded():
-    from bedplate.serving.durable.responses_store import ResponsesConfig, ResponseStore
+    from bedplate.serving.durable.responses_store import ResponseStore
+    from bedplate.serving.settings.config import ResponsesConfig
 
     store = ResponseStore(ResponsesConfig(bytes_per_tenant=1000, bytes_in_all=1500))
     for number in range(20):

@@ -32,7 +32,7 @@ def llama_vectors(files):
 
 
 def test_embeddings_of_a_decoder_are_transformers_means(wide, llama_vectors):
-    tokenizer = wide.house.tokenizer
+    tokenizer = wide.tokenizer
     ids = [tokenizer.encode(text) for text in TEXTS]
     client = wide.client
     reply = client.embeddings.create(model="tiny", input=list(TEXTS))  # the client asks for base64, and decodes it
@@ -73,7 +73,7 @@ def test_formats_and_dimensions(wide):
 
 
 def test_more_texts_than_the_queue_holds(wide):
-    most = wide.house.config.limits.max_waiting
+    most = wide.state.config.limits.max_waiting
     texts = [f"{i}" for i in range(most + 50)]
     found = wide.client.embeddings.create(model="tiny", input=texts).data
     again = wide.client.embeddings.create(model="tiny", input=texts[-1]).data[0].embedding

@@ -40,7 +40,7 @@ class Hosted:
         if spec is None:
             return Skip("the task file names no endpoint under `adapt.hosted`")
         try:
-            api_key(spec.reference)
+            api_key(spec)
         except UsageError as error:
             return Skip(error.message)
         price, n = spec.price, len(context.valid)

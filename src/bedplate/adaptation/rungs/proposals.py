@@ -127,12 +127,12 @@ class _Asker:
     def __init__(self, context: Context) -> None:
         self._context = context
         spec = context.spec.proposer or ProposerSpec()
-        reference = spec.reference
+        endpoint = spec.endpoint
         self._endpoint: Endpoint | None = None
         self._settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": 4 * _MAX_TOKENS}
-        if reference is not None:
-            self._model = reference.model
-            self._endpoint = open_endpoint(reference)
+        if endpoint is not None:
+            self._model = endpoint.model
+            self._endpoint = open_endpoint(endpoint)
             return
         self._local = context.model if spec.base is None else context.embedder(source_of(spec.base, context.task))
         if "generate" not in self._local.base.model.can:

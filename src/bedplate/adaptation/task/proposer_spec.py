@@ -4,35 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict
-from bedplate.core.errors import UsageError
-from bedplate.inference.remote.endpoint import Endpoint
-from bedplate.skins.skin import EndpointReference
+from bedplate.core.endpoint import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
 
 
 class ProposerSpec(Strict):
     """A model behind an OpenAI-compatible API (`url`, `model`, and `api_key_env`, the environment variable that holds
     the key), or a base that runs here (`base`). number: how many instructions it is asked for."""
 
-    url: str | None = None
-    model: str | None = None
-    api_key_env: str | None = None
+    url: ApiUrl | None = None
+    model: ModelName | None = None
+    api_key_env: KeyVariable | None = None
     base: str | None = None
     number: Annotated[int, Field(ge=1, le=64)] = 8
-    timeout_s: Annotated[float, Field(gt=0)] = 60.0
-    retries: Annotated[int, Field(ge=0, le=20)] = 4
-
-    @field_validator("url")
-    @classmethod
-    def _address(cls, url: str | None) -> str | None:
-        try:
-            if url is not None:
-                Endpoint(url).close()
-        except UsageError as error:
-            raise ValueError(error.message) from None
-        return url
+    timeout_s: Silence = 60.0
+    retries: Retries = 4
 
     @model_validator(mode="after")
     def _one(self) -> ProposerSpec:
@@ -43,14 +31,7 @@ class ProposerSpec(Strict):
         return self
 
     @property
-    def reference(self) -> EndpointReference | None:
+    def endpoint(self) -> EndpointSpec | None:
         """The endpoint, where it is one."""
-        if self.url is None or self.model is None:
-            return None
-        return EndpointReference(
-            url=self.url,
-            model=self.model,
-            api_key_env=self.api_key_env,
-            timeout_s=self.timeout_s,
-            retries=self.retries,
-        )
+        named = self.model_dump(include=set(EndpointSpec.model_fields))
+        return None if self.url is None else EndpointSpec.model_validate(named)

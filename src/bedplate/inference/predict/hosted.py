@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import (
     BedplateError,
     ContextLengthExceeded,
@@ -39,7 +40,7 @@ _CHARGED = frozenset((500, 502, 504))
 """Failures after which nobody knows whether the server had answered, and charged for it."""
 
 
-def api_key(reference: EndpointReference) -> str | None:
+def api_key(reference: EndpointSpec) -> str | None:
     """The endpoint's key. UsageError where the environment lacks it."""
     name = reference.api_key_env
     if name is None:
@@ -207,7 +208,7 @@ class HostedPredictor:
         self.close()
 
 
-def open_endpoint(reference: EndpointReference, sleep: Callable[[float], None] = time.sleep) -> Endpoint:
+def open_endpoint(reference: EndpointSpec, sleep: Callable[[float], None] = time.sleep) -> Endpoint:
     """A patient client of the endpoint that a skin or a task file names; its key is read from the environment."""
     return Endpoint(
         reference.url,
@@ -224,7 +225,7 @@ def _may_be_charged(error: BedplateError) -> bool:
     return isinstance(error, DeadlineError) or (isinstance(error, EndpointError) and error.status in _CHARGED)
 
 
-def _settings(skin: Skin, reference: EndpointReference) -> dict[str, Any]:
+def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     """What is asked besides the messages."""
     output = skin.output
     settings: dict[str, Any] = {"temperature": 0.0, **skin.generation}

@@ -14,19 +14,19 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import Guest, Pool, apart
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import Shelf
+from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import Fields, read_fields
+from bedplate.serving.wire.fields import RequestFields, read_fields
 from bedplate.skins.card import read_card
 
 router = APIRouter(prefix="/admin/skins")
 
 
-class SkinRequest(Fields):
+class SkinRequest(RequestFields):
     """POST /admin/skins. source: the skin's path below the skins directory. name: the model name (default: the skin's
     own). replace: take the name from the skin that has it."""
 
@@ -37,8 +37,8 @@ class SkinRequest(Fields):
 
 @router.get("")
 async def list_skins(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        registry = call.house.registry
+    async def work(call: ApiCall) -> Response:
+        registry = call.server.registry
         data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
         return json_response(
             {
@@ -58,12 +58,12 @@ async def list_skins(request: Request) -> Response:
 
 @router.post("")
 async def put_skin(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(SkinRequest, await call.body())
-        registry, shelf = call.house.registry, _shelf(call)
+        registry, directory = call.server.registry, _skins_directory(call)
 
         def verified() -> ServedSkin:
-            served = registry.skin(read_card(shelf.locate(asked.source)), asked.name)
+            served = registry.skin(read_card(directory.locate(asked.source)), asked.name)
             served.check()
             return served
 
@@ -97,17 +97,17 @@ async def put_skin(request: Request) -> Response:
 async def scan(request: Request) -> Response:
     """Looks through the skins directory again."""
 
-    async def work(call: Call) -> Response:
-        shelf = _shelf(call)
-        return json_response(call.house.registry.take(await apart(shelf.scan)))
+    async def work(call: ApiCall) -> Response:
+        directory = _skins_directory(call)
+        return json_response(call.server.registry.take(await apart(directory.scan)))
 
     return await _for_admins(request, work)
 
 
 @router.get("/{name}")
 async def get_skin(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        return json_response(_described(call.house.registry, request.path_params["name"]))
+    async def work(call: ApiCall) -> Response:
+        return json_response(_described(call.server.registry, request.path_params["name"]))
 
     return await _for_admins(request, work)
 
@@ -116,28 +116,28 @@ async def get_skin(request: Request) -> Response:
 async def delete_skin(request: Request) -> Response:
     """Unloads a skin. It comes back when it is posted again, or when the server starts again."""
 
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         name = request.path_params["name"]
-        running = call.house.registry.remove(name)
+        running = call.server.registry.remove(name)
         return json_response({"name": name, "deleted": True, "calls_running": running})
 
     return await _for_admins(request, work)
 
 
-async def _for_admins(request: Request, work: Callable[[Call], Awaitable[Response]]) -> Response:
-    async def checked(call: Call) -> Response:
+async def _for_admins(request: Request, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
+    async def checked(call: ApiCall) -> Response:
         call.caller.need_admin()
         return await work(call)
 
     return await respond(request, "admin", checked)
 
 
-def _shelf(call: Call) -> Shelf:
-    root = call.house.config.skins_directory
+def _skins_directory(call: ApiCall) -> SkinsDirectory:
+    root = call.server.config.skins_directory
     if root is None:
         message = "this server has no skins_directory, and takes skins from nowhere else; configure one"
         raise RequestError(message, param="source", code="no_skins_directory")
-    return Shelf(root)
+    return SkinsDirectory(root)
 
 
 def _described(registry: Registry, name: str) -> dict[str, Any]:

@@ -5,17 +5,16 @@ Reference: Anthropic's Messages API and its streaming events.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.inference.engine.stream import Stream
 from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
-from bedplate.serving.api.turns import Turn, parts_of, take_turn
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
@@ -38,29 +37,29 @@ _TYPES = {
 
 @router.post("")
 async def create_message(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(MessagesRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
-        streams = call.submit(prepared, "messages")
+        plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+        run = call.submit(plan, "messages")
         reply = MessageReply(call, asked)
         if asked.stream:
-            events = _events(call, chat, reply, streams, len(prepared[0].tokens))
+            events = _events(call, chat, reply, run, len(plan.requests[0].tokens))
             return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
-        return json_response(reply.whole(await take_turn(call, chat, streams)))
+        return json_response(reply.whole(await take_turn(call, chat, run)))
 
     return await _respond(request, "messages", work)
 
 
 @router.post("/count_tokens")
 async def count_tokens(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(CountRequest, await call.body())
         chat = asked.chat()
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
-        return json_response({"input_tokens": len(prepared[0].tokens)})
+        plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+        return json_response({"input_tokens": len(plan.requests[0].tokens)})
 
     return await _respond(request, "count_tokens", work)
 
@@ -76,7 +75,7 @@ def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-async def _respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+async def _respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
     try:
         return await respond(request, endpoint, work)
     except ClientGone:
@@ -88,13 +87,13 @@ async def _respond(request: Request, endpoint: str, work: Callable[[Call], Await
 
 
 async def _events(
-    call: Call, chat: ChatRequest, reply: MessageReply, streams: Sequence[Stream], prompt_tokens: int
+    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: UnderWay, prompt_tokens: int
 ) -> AsyncGenerator[Event]:
-    turn = Turn.of(chat)
+    turn = AssistantTurn.of(chat)
     events = MessageEvents(reply, turn)
     for event in events.opening(prompt_tokens):
         yield event
-    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
+    async with aclosing(parts_of(turn, call, chat, run)) as arriving:
         async for part in arriving:
             for event in events.part(part):
                 yield event

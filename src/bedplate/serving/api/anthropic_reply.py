@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bedplate.inference.engine.requests import Usage
-from bedplate.serving.api.turns import Block, Part, Turn, extension_of
-from bedplate.serving.call.call import Call
+from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
+from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.anthropic_fields import MessagesRequest
@@ -19,11 +19,11 @@ Json = dict[str, Any]
 class MessageReply:
     """One reply in the making."""
 
-    def __init__(self, call: Call, asked: MessagesRequest) -> None:
+    def __init__(self, call: ApiCall, asked: MessagesRequest) -> None:
         self._call, self._asked = call, asked
         self._tokenizer = call.lease.engine.base.need_tokenizer()
 
-    def whole(self, turn: Turn) -> Json:
+    def whole(self, turn: AssistantTurn) -> Json:
         return {
             **self.base(),
             "content": [_block(block) for block in turn.blocks if block.kind == "call" or block.text],
@@ -44,7 +44,7 @@ class MessageReply:
             "stop_sequence": None,
         }
 
-    def stop(self, turn: Turn) -> Json:
+    def stop(self, turn: AssistantTurn) -> Json:
         """Why the message ends; a stop sequence by name."""
         reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
         if turn.finish_reason in reasons:
@@ -52,7 +52,7 @@ class MessageReply:
         sequence = self._stop_sequence(turn.ended)
         return {"stop_reason": "end_turn" if sequence is None else "stop_sequence", "stop_sequence": sequence}
 
-    def extension(self, turn: Turn) -> Json:
+    def extension(self, turn: AssistantTurn) -> Json:
         return extension_of(self._call, turn.ended)
 
     def _stop_sequence(self, answer: Answer) -> str | None:
@@ -64,7 +64,7 @@ class MessageReply:
         return next((sequence for sequence in asked if rest.startswith(sequence)), None)
 
 
-def _block(block: Block) -> Json:
+def _block(block: TurnBlock) -> Json:
     if block.kind == "text":
         return {"type": "text", "text": block.text}
     try:
@@ -87,9 +87,9 @@ def usage_of(usage: Usage) -> Json:
 class MessageEvents:
     """The events of one streamed message: each block begins, grows and stops before the next."""
 
-    def __init__(self, reply: MessageReply, turn: Turn) -> None:
+    def __init__(self, reply: MessageReply, turn: AssistantTurn) -> None:
         self._reply, self._turn = reply, turn
-        self._open: Block | None = None
+        self._open: TurnBlock | None = None
         self._index = -1
 
     def opening(self, prompt_tokens: int) -> Iterator[Event]:
@@ -98,7 +98,7 @@ class MessageEvents:
         yield _event("message_start", message=message)
         yield _event("ping")
 
-    def part(self, part: Part) -> Iterator[Event]:
+    def part(self, part: TurnPart) -> Iterator[Event]:
         """What newly arrived."""
         for growth in part.growths:
             block = growth.block

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.files import Page
-from bedplate.serving.call.call import Call, json_response, respond
-from bedplate.serving.durable.batch_store import BatchStore, StoredBatch
-from bedplate.serving.durable.batch_worker import BatchWorker
-from bedplate.serving.durable.state_directory import STATE_BUSY
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import Fields, read_fields
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
+from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.durable.batch_store import StoredBatch
+from bedplate.serving.durable.batches import Batches
+from bedplate.serving.wire.fields import RequestFields, read_fields
 
 router = APIRouter(prefix="/v1")
 
@@ -30,7 +22,7 @@ Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
-class BatchRequest(Fields):
+class BatchRequest(RequestFields):
     """POST /v1/batches."""
 
     input_file_id: str
@@ -38,64 +30,18 @@ class BatchRequest(Fields):
     completion_window: Literal["24h"]
 
 
-class Batches:
-    """The service behind the routes: the store, opened when it is first needed, and the worker on it."""
-
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._app: ASGIApp | None = None
-        self._store: BatchStore | None = None
-        self._worker: BatchWorker | None = None
-        self._running: asyncio.Task[None] | None = None
-
-    @contextlib.asynccontextmanager
-    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
-        """Goes on with what an earlier server left; at the end the worker stops within the grace period."""
-        self._app = app
-        if self._house.state.wanted and self._house.state.begin():
-            self._open()
-        try:
-            yield
-        finally:
-            self._app = None
-            if self._running is not None:
-                if not self._house.stopping:  # nobody said when to stop, so there is no grace
-                    self._running.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await self._running
-            if self._store is not None:
-                self._store.close()
-
-    async def store(self) -> BatchStore:
-        """StatusError 503 where the state directory cannot be had."""
-        return self._open()[0]
-
-    def wake(self) -> None:
-        """Tells the worker that something has changed."""
-        self._open()[1].wake()
-
-    def _open(self) -> tuple[BatchStore, BatchWorker]:
-        if self._app is None:
-            raise StatusError(503, "batches are not running on this server", STATE_BUSY)
-        if self._store is None or self._worker is None:
-            self._store = BatchStore(self._house.state.hold())
-            self._worker = BatchWorker(self._house, self._store, self._app)
-            self._running = asyncio.create_task(self._worker.run())
-        return self._store, self._worker
-
-
 @router.post("/batches")
 async def create(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         body = await call.body()
         metadata = _metadata(body.pop("metadata", None))
         asked = read_fields(BatchRequest, body)
-        store = await call.house.batches.store()
+        store = call.server.part(Batches).store
         await asyncio.to_thread(store.file, asked.input_file_id, call.caller.tenant)
         batch = await asyncio.to_thread(
             store.add_batch, call.caller, asked.endpoint, asked.input_file_id, WINDOW_SECONDS, metadata
         )
-        call.house.batches.wake()
+        call.server.part(Batches).wake()
         return json_response(describe(batch))
 
     return await respond(request, "batches", work)
@@ -103,8 +49,8 @@ async def create(request: Request) -> Response:
 
 @router.get("/batches")
 async def list_batches(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        page, store = Page(request, 100), await call.house.batches.store()
+    async def work(call: ApiCall) -> Response:
+        page, store = Page(request, 100), call.server.part(Batches).store
         found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
         return json_response(page.reply([describe(batch) for batch in found]))
 
@@ -113,8 +59,8 @@ async def list_batches(request: Request) -> Response:
 
 @router.get("/batches/{id}")
 async def retrieve(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        store = await call.house.batches.store()
+    async def work(call: ApiCall) -> Response:
+        store = call.server.part(Batches).store
         batch = await asyncio.to_thread(store.batch, request.path_params["id"], call.caller.tenant)
         return json_response(describe(batch))
 
@@ -123,10 +69,10 @@ async def retrieve(request: Request) -> Response:
 
 @router.post("/batches/{id}/cancel")
 async def cancel(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        store = await call.house.batches.store()
+    async def work(call: ApiCall) -> Response:
+        store = call.server.part(Batches).store
         batch = await asyncio.to_thread(store.cancel, request.path_params["id"], call.caller.tenant)
-        call.house.batches.wake()
+        call.server.part(Batches).wake()
         return json_response(describe(batch))
 
     return await respond(request, "batches", work)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from bedplate.serving.api.embeddings import in_turns, prompt_usage
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.api.embeddings import prompt_usage
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
+from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
 
 router = APIRouter()
 
@@ -37,21 +38,25 @@ def _inputs_of(value: Any) -> Any:
     return tuple(inputs)
 
 
-class ClassifyRequest(Fields):
+class ClassifyRequest(RequestFields):
     """POST /v1/classify. `input`: a text, an object of a skin's inputs, or a list of either."""
 
     model: str
     input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
 
+    @property
+    def given(self) -> Sequence[str | dict[str, str]]:
+        return self.input
+
 
 @router.post("/v1/classify")
 @router.post("/classify")
 async def classify(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ClassifyRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
-        found = await in_turns(call, prepared, "input")
+        plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
+        found = await call.in_turns(plan, "input")
         answers = [served.answer(result) for result in found]
         call.account(asked, found, answers)
         data: list[dict[str, Any]] = []

@@ -17,14 +17,15 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine import requests as engine_requests
-from bedplate.serving.call.call import Call, json_response, respond
-from bedplate.serving.wire.fields import PROMPTS, TOKEN_LIMIT, Fields, read_fields
+from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.models.plan import PlanResult
+from bedplate.serving.wire.fields import PROMPTS, RequestFields, read_fields
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
 
 
-class EmbeddingRequest(Fields):
+class EmbeddingRequest(RequestFields):
     """POST /v1/embeddings. `input`: a text, a list of texts, token ids, or a list of lists of token ids."""
 
     model: str
@@ -35,14 +36,14 @@ class EmbeddingRequest(Fields):
 
 @router.post("/embeddings")
 async def embeddings(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(EmbeddingRequest, await call.body())
         served = await call.choose(asked.model)
         size = served.engine.base.spec.hidden_size
         if asked.dimensions is not None and asked.dimensions > size:
             raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
-        prepared = await call.prepare(lambda _: served.embed(asked.input), "input")
-        found = await in_turns(call, prepared, "input")
+        plan = await call.prepare(lambda _: served.embed(asked.input), "input")
+        found = await call.in_turns(plan, "input")
         call.account(asked, found, ())
         data = [
             {
@@ -57,18 +58,7 @@ async def embeddings(request: Request) -> Response:
     return await respond(request, "embeddings", work)
 
 
-async def in_turns(
-    call: Call, prepared: Sequence[engine_requests.Request], source: str
-) -> list[engine_requests.Result]:
-    """The results of requests that may be more than the queue holds: no call takes more than half of it at once."""
-    turn = max(1, call.house.config.limits.max_waiting // 2)
-    found: list[engine_requests.Result] = []
-    for start in range(0, len(prepared), turn):
-        found += await call.results(call.submit(prepared[start : start + turn], source))
-    return found
-
-
-def prompt_usage(found: Sequence[engine_requests.Result]) -> dict[str, Any]:
+def prompt_usage(found: Sequence[PlanResult]) -> dict[str, Any]:
     """Token counts of a reply that generates nothing."""
     tokens = sum(result.usage.prompt_tokens for result in found)
     cached = sum(result.usage.cached_tokens for result in found)

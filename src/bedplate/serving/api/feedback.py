@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.api.classify import ClassifyRequest
-from bedplate.serving.call.call import Call, Finished, json_response, respond
-from bedplate.serving.call.self_calls import Unseen
-from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
-from bedplate.serving.models.served import Served
-from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
-from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, Fields, read_fields
-from bedplate.serving.wire.strict_json import dump_json, parse_json
+from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.wire.fields import RequestFields, read_fields
+from bedplate.serving.wire.strict_json import dump_json
 from bedplate.skins.output import LabelsOutput
 
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
-
-log = logging.getLogger("bedplate.serving")
 router = APIRouter()
-T = TypeVar("T")
-
-MAX_PENDING = 10_000
-"""Replies that wait to be written; more are counted and not kept."""
-SWEEP_SECONDS = 3600.0
 
 
-class FeedbackRequest(Fields):
+class FeedbackRequest(RequestFields):
     """POST /v1/feedback. id: the reply's; index: which of its choices, counted from 0."""
 
     id: str
@@ -50,236 +29,19 @@ class FeedbackRequest(Fields):
     index: Annotated[int, Field(ge=0, le=1023)] = 0
 
 
-class Feedback:
-    """Keeps what consent allows of every answered call, in a thread of its own; replies do not wait for it."""
-
-    def __init__(self, house: House, config: FeedbackConfig) -> None:
-        self._house, self._config = house, config
-        self._store: FeedbackStore | None = None
-        self._writer: ThreadPoolExecutor | None = None
-        self._redactors: dict[tuple[Any, ...], Redactor] = {}
-        self._pending: deque[tuple[Finished, KeepRule]] = deque()
-        self._owners: dict[str, Owner] = {}
-        self._since: dict[str, Owner] = {}
-        """Replies since the last reading of the files began."""
-        self._reading = asyncio.Lock()
-        self._generation = ""
-        self.targets: dict[str, str | None] = {}
-        """Reply id → what its first choice should have been; None: it was called good as it is."""
-        self.counts: Counter[str] = Counter()
-
-    @contextlib.asynccontextmanager
-    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
-        """Reads whose replies there are, and forgets what is too old, then and every hour."""
-        if not self._config.keep:
-            yield
-            return
-        self._store = FeedbackStore(self._house.state.hold() / DIRECTORY)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
-        await self._read()
-        sweeping = asyncio.create_task(self._sweep())
-        try:
-            yield
-        finally:
-            sweeping.cancel()
-            self._writer.shutdown()
-
-    @property
-    def store(self) -> FeedbackStore:
-        """StatusError 404 where nothing is kept."""
-        if self._store is None:
-            raise StatusError(404, "this server keeps no feedback", "feedback_not_kept")
-        return self._store
-
-    async def apart(self, call: Callable[[], T]) -> T:
-        """Runs in the writer's thread, after what waits there."""
-        assert self._writer is not None
-        return await asyncio.wrap_future(self._writer.submit(call))
-
-    # --- calls
-
-    def finished(self, call: Finished) -> None:
-        """An observer's part: notes whose reply it is, and queues what may be kept."""
-        rule = self._config.rule(call.served.name)
-        if self._writer is None or rule is None or not call.answers or isinstance(call.origin, Unseen):
-            return
-        if len(self._pending) >= MAX_PENDING:
-            self.counts["dropped"] += 1
-            return
-        self._owners[call.id] = self._since[call.id] = Owner(call.caller.tenant, call.served.name)
-        self._pending.append((call, rule))
-        if len(self._pending) == 1:
-            self._writer.submit(self._write).add_done_callback(_log_failure)
-
-    def _write(self) -> None:
-        """All that waits, in one go."""
-        waiting: list[tuple[Finished, KeepRule]] = []
-        while self._pending:
-            waiting.append(self._pending.popleft())
-        self.store.append((call.served.name, self._row(call, rule)) for call, rule in waiting)
-        self.counts["kept"] += len(waiting)
-
-    def _row(self, call: Finished, rule: KeepRule) -> Row:
-        row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
-        if not sampled(call.id, rule.sample):
-            return row
-        redactor = self.redactor(rule)
-        texts: Row = {}
-        try:
-            if rule.requests:
-                inputs = inputs_of(call.served, call.asked, len(call.answers))
-                if inputs is None:
-                    asked = call.asked.model_dump(mode="json", exclude_none=True)
-                    texts["request"] = _cleaned(asked, redactor)
-                else:
-                    texts["inputs"] = _cleaned(inputs, redactor)
-            if rule.replies:
-                texts["replies"] = [redactor.clean(answer.text) for answer in call.answers]
-        except RedactionTimeout:
-            self.counts["redaction_timeouts"] += 1
-            return row
-        return {**row, **texts}
-
-    def redactor(self, rule: KeepRule) -> Redactor:
-        if rule.redact not in self._redactors:
-            self._redactors[rule.redact] = Redactor(rule.redact)
-        return self._redactors[rule.redact]
-
-    # --- feedback
-
-    async def owned(self, id_: str, tenant: str) -> tuple[str, str]:
-        """(plain id, model) of a reply. StatusError 404 also for another tenant's."""
-        store, plain = self.store, plain_id(id_)
-        if store.generation != self._generation:
-            await self._read()
-        owner = None if plain is None else self._owners.get(plain)
-        if plain is None or owner is None or owner.tenant != tenant:
-            raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
-        return plain, owner.model
-
-    async def give(self, id_: str, model: str, tenant: str, asked: FeedbackRequest) -> None:
-        """Keeps what was said; it is on the disk afterwards."""
-        rule = self._config.rule(model)
-        redactor = self.redactor(rule or KeepRule())
-        try:
-            correction, comment = (
-                None if text is None else redactor.clean(text) for text in (asked.correction, asked.comment)
-            )
-        except RedactionTimeout:
-            raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
-        said = {"rating": asked.rating, "correction": correction, "comment": comment, "index": asked.index}
-        row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **said}
-        await self.apart(lambda: self.store.append([(model, row)]))
-        self._note(row)
-        self.counts["feedback"] += 1
-
-    async def forget(self, id_: str) -> int:
-        """Writes a reply out of the files. Returns how many lines are gone."""
-        gone = await self.apart(lambda: self.store.purge(ids={id_}))
-        self._owners.pop(id_, None)
-        self.targets.pop(id_, None)
-        return gone
-
-    def _note(self, row: Row) -> None:
-        if row["index"] == 0 and (row["correction"] is not None or row["rating"] == "good"):
-            self.targets[row["id"]] = row["correction"]
-
-    async def _read(self) -> None:
-        """Whose replies are kept, and what was said of them, from the files."""
-        async with self._reading:
-            self._since = {}
-            self._generation = self.store.generation
-            # What waits to be written comes before this in the writer's thread.
-            rows = await self.apart(lambda: [(model, _head(row)) for model, row in self.store.rows()])
-            self.targets.clear()
-            owners: dict[str, Owner] = {}
-            for model, row in rows:
-                if row["kind"] == "reply":
-                    owners[row["id"]] = Owner(row["tenant"], model)
-                else:
-                    self._note(row)
-            self._owners = owners | self._since
-
-    async def _sweep(self) -> None:
-        def days(model: str) -> int | None:
-            rule = self._config.rule(model)
-            return None if rule is None else rule.days
-
-        while True:
-            if await self.apart(lambda: self.store.sweep(days)):
-                await self._read()
-            await asyncio.sleep(SWEEP_SECONDS)
-
-
-def sampled(id_: str, share: float) -> bool:
-    """Whether a call's texts are kept: its id is random, so this is too, and the same for whoever asks."""
-    return int(id_[:13], 16) < share * 16**13
-
-
-def inputs_of(served: Served, asked: BaseModel, answers: int) -> list[dict[str, str] | None] | None:
-    """A skin's inputs for each of the answers; None for what is no skin's, or has no inputs of its own."""
-    names = served.describe().get("inputs")
-    if not names:
-        return None
-    given: Sequence[str | dict[str, str]]
-    if isinstance(asked, ChatRequest):
-        users = [message.content for message in asked.messages if message.role == "user"]
-        given = [content for content in users[-1:] if content]
-    elif isinstance(asked, CompletionRequest):
-        given = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
-    elif isinstance(asked, ClassifyRequest):
-        given = asked.input
-    else:
-        return None
-    if not given or answers % len(given):
-        return None
-    return [found for one in given for found in [_fields(one, names)] * (answers // len(given))]
-
-
-def _fields(given: str | dict[str, str], names: list[str]) -> dict[str, str] | None:
-    """One input by name: a text stands for the only one, or is the JSON object of several."""
-    if isinstance(given, str) and len(names) == 1:
-        return {names[0]: given}
-    found = parse_json(given) if isinstance(given, str) else given
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        return None
-    return found
-
-
-def _cleaned(value: Any, redactor: Redactor) -> Any:
-    """Every text in a JSON value, keys apart."""
-    if isinstance(value, str):
-        return redactor.clean(value)
-    if isinstance(value, dict):
-        return {key: _cleaned(item, redactor) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_cleaned(item, redactor) for item in value]
-    return value
-
-
-def _head(row: Row) -> Row:
-    """A line without what was asked and answered."""
-    return {key: value for key, value in row.items() if key not in ("inputs", "request", "replies", "comment")}
-
-
-def _log_failure(written: Future[None]) -> None:
-    error = written.exception()
-    if error is not None:
-        log.error("replies could not be kept: %s", error, exc_info=error)
-
-
 @router.post("/v1/feedback")
 async def give(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        feedback = call.house.feedback
+    async def work(call: ApiCall) -> Response:
+        feedback = call.server.part(Feedback)
         asked = read_fields(FeedbackRequest, await call.body())
         if asked.rating is None and asked.correction is None and asked.comment is None:
             raise RequestError("give a rating, a correction or a comment", param="rating")
         id_, model = await feedback.owned(asked.id, call.caller.tenant)
-        served = call.house.registry.models.get(model)
+        served = call.server.registry.models.get(model)
         if asked.correction is not None and served is not None:
             _check_correction(asked.correction, model, served.describe())
-        await feedback.give(id_, model, call.caller.tenant, asked)
+        said = asked.model_dump(include={"rating", "correction", "comment", "index"})
+        await feedback.give(id_, model, call.caller.tenant, said)
         return json_response({"id": asked.id, "object": "feedback", "model": model, "index": asked.index})
 
     return await respond(request, "feedback", work)
@@ -302,10 +64,10 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
 
 @router.delete("/v1/feedback/{id}")
 async def forget(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         given = request.path_params["id"]
-        id_, _ = await call.house.feedback.owned(given, call.caller.tenant)
-        lines = await call.house.feedback.forget(id_)
+        id_, _ = await call.server.part(Feedback).owned(given, call.caller.tenant)
+        lines = await call.server.part(Feedback).forget(id_)
         return json_response({"id": given, "object": "feedback", "deleted": True, "lines": lines})
 
     return await respond(request, "feedback", work)
@@ -313,9 +75,9 @@ async def forget(request: Request) -> Response:
 
 @router.get("/admin/feedback")
 async def summary(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
-        feedback = call.house.feedback
+        feedback = call.server.part(Feedback)
         found = await feedback.apart(feedback.store.summary)
         return json_response({"object": "list", "data": found, "counts": dict(feedback.counts)})
 
@@ -324,9 +86,9 @@ async def summary(request: Request) -> Response:
 
 @router.get("/admin/feedback/{model:path}/export")
 async def export(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         call.caller.need_admin()
-        feedback, model = call.house.feedback, request.path_params["model"]
+        feedback, model = call.server.part(Feedback), request.path_params["model"]
         store = feedback.store
         exported = await feedback.apart(lambda: store.export(model))
         content = b"".join(dump_json(row) + b"\n" for row in exported.rows)

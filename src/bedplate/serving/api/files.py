@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.durable.batch_store import StoredFile
+from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.errors import ClientGone, StatusError
 
 router = APIRouter(prefix="/v1")
@@ -27,15 +28,15 @@ _FORM_BYTES = 64 * 1024
 
 @router.post("/files")
 async def upload(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        limits = call.house.config.batches
+    async def work(call: ApiCall) -> Response:
+        limits = call.server.config.batches
         form = await _form(request, limits.file_bytes)
         try:
             file = _batch_file(form)
             if (file.size or 0) > limits.file_bytes:
                 raise _too_large(limits.file_bytes)
             name = clean_name(file.filename or "")
-            store = await call.house.batches.store()
+            store = call.server.part(Batches).store
             quota = limits.tenant_bytes
             stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file, quota)
         finally:
@@ -47,12 +48,12 @@ async def upload(request: Request) -> Response:
 
 @router.get("/files")
 async def list_files(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         page = Page(request, 10_000, "purpose", "order")
         order = page.given.get("order", "desc")
         if order not in ("asc", "desc"):
             raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
-        store, purpose = await call.house.batches.store(), page.given.get("purpose")
+        store, purpose = call.server.part(Batches).store, page.given.get("purpose")
         found = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
         return json_response(page.reply([describe(file) for file in found]))
 
@@ -61,8 +62,8 @@ async def list_files(request: Request) -> Response:
 
 @router.get("/files/{id}")
 async def retrieve(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        store = await call.house.batches.store()
+    async def work(call: ApiCall) -> Response:
+        store = call.server.part(Batches).store
         return json_response(
             describe(await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant))
         )
@@ -72,8 +73,8 @@ async def retrieve(request: Request) -> Response:
 
 @router.get("/files/{id}/content")
 async def content(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        store = await call.house.batches.store()
+    async def work(call: ApiCall) -> Response:
+        store = call.server.part(Batches).store
         file = await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant)
         return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
 
@@ -82,8 +83,8 @@ async def content(request: Request) -> Response:
 
 @router.delete("/files/{id}")
 async def delete(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        store, id_ = await call.house.batches.store(), request.path_params["id"]
+    async def work(call: ApiCall) -> Response:
+        store, id_ = call.server.part(Batches).store, request.path_params["id"]
         await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
         return json_response({"id": id_, "object": "file", "deleted": True})
 

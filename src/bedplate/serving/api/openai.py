@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.inference.engine import requests as engine_requests
-from bedplate.inference.engine.scheduler import Stream
-from bedplate.serving.api.replies import ChatReply, CompletionReply, Reply
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
+from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
+from bedplate.serving.rollout.routing import Router
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest, read_fields
 
 router = APIRouter(prefix="/v1")
@@ -22,19 +21,19 @@ router = APIRouter(prefix="/v1")
 
 @router.get("/models")
 async def list_models(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        registry = call.house.registry
+    async def work(call: ApiCall) -> Response:
+        registry = call.server.registry
         data = [registry.describe(served) for served in registry.visible(call.caller)]
-        return json_response({"object": "list", "data": [*data, *call.house.router.listed(call.caller)]})
+        return json_response({"object": "list", "data": [*data, *call.server.part(Router).listed(call.caller)]})
 
     return await respond(request, "models", work)
 
 
 @router.get("/models/{name:path}")
 async def get_model(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        registry, name = call.house.registry, request.path_params["name"]
-        route = next((one for one in call.house.router.listed(call.caller) if one["id"] == name), None)
+    async def work(call: ApiCall) -> Response:
+        registry, name = call.server.registry, request.path_params["name"]
+        route = next((one for one in call.server.part(Router).listed(call.caller) if one["id"] == name), None)
         return json_response(route or registry.describe(registry.find(name, call.caller)))
 
     return await respond(request, "models", work)
@@ -42,42 +41,42 @@ async def get_model(request: Request) -> Response:
 
 @router.post("/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ChatRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
-        return await answer(call, ChatReply(call, asked, prepared[0].tokens), prepared)
+        plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
+        return await answer(call, ChatReply(call, asked, plan.requests[0].tokens), plan)
 
     return await respond(request, "chat", work)
 
 
 @router.post("/completions")
 async def completions(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(CompletionRequest, await call.body())
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
-        return await answer(call, CompletionReply(call, asked, [one.tokens for one in prepared]), prepared)
+        plan = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
+        return await answer(call, CompletionReply(call, asked, [one.tokens for one in plan.requests]), plan)
 
     return await respond(request, "completions", work)
 
 
-async def answer(call: Call, reply: Reply, prepared: Sequence[engine_requests.Request]) -> Response:
+async def answer(call: ApiCall, reply: ChoicesReply, plan: AnswerPlan) -> Response:
     """The reply to a chat or completion, whole or as a stream."""
-    streams = call.submit(prepared, reply.source, reply.asked.limit_field)
+    run = call.submit(plan, reply.source, reply.asked.limit_field)
     if reply.asked.stream:
-        return EventStream(_events(call, reply, streams))
-    found = await call.results(streams)
-    answers = [_noted(call, reply, call.lease.served.answer(result)) for result in found]
+        return EventStream(_events(call, reply, run))
+    found = await call.results(run)
+    answers = [call.noted(reply.asked, call.lease.served.answer(result)) for result in found]
     call.account(reply.asked, found, answers)
     return json_response(reply.whole(answers))
 
 
-async def _events(call: Call, reply: Reply, streams: Sequence[Stream]) -> AsyncGenerator[Event]:
+async def _events(call: ApiCall, reply: ChoicesReply, run: UnderWay) -> AsyncGenerator[Event]:
     """The chunks of a streamed reply."""
     opened: set[int] = set()
-    answers: dict[int, Answer] = {}
-    async with aclosing(call.arrivals(streams)) as arriving:
+    ended: dict[int, tuple[PlanResult, Answer]] = {}
+    async with aclosing(call.arrivals(run)) as arriving:
         async for one in arriving:
             if one.index not in opened:
                 opened.add(one.index)
@@ -87,16 +86,12 @@ async def _events(call: Call, reply: Reply, streams: Sequence[Stream]) -> AsyncG
             wanted = reply.asked.alternatives is not None and any(step.token_id is not None for step in one.steps)
             if one.text or wanted:
                 yield Event(reply.chunk(reply.piece(one.index, one.text, one.steps)))
-            if one.answer is not None:
-                answers[one.index] = _noted(call, reply, one.answer)
-                yield Event(reply.chunk(reply.ending(one.index, answers[one.index])))
-    ordered = [answers[index] for index in range(len(streams))]
-    call.account(reply.asked, [call.result_of(stream) for stream in streams], ordered)
+            if one.found is not None and one.answer is not None:
+                answer = call.noted(reply.asked, one.answer)
+                ended[one.index] = one.found, answer
+                yield Event(reply.chunk(reply.ending(one.index, answer)))
+    ordered = [ended[index] for index in sorted(ended)]
+    answers = [answer for _, answer in ordered]
+    call.account(reply.asked, [found for found, _ in ordered], answers)
     if reply.asked.reports_usage:
-        yield Event(reply.usage_chunk(ordered))
-
-
-def _noted(call: Call, reply: Reply, answer: Answer) -> Answer:
-    """The answer, with what there is to say about how its request was read."""
-    notes = call.lease.served.notes(reply.asked)
-    return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
+        yield Event(reply.usage_chunk(answers))

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.call.call import Call, respond
+from bedplate.serving.call.call import ApiCall, respond
 from bedplate.serving.wire.bodies import read_bytes
 from bedplate.serving.wire.errors import StatusError
 
@@ -88,8 +88,8 @@ def _file(request: Request, name: str) -> Response:
     return Response(content, media_type=FILES[name], headers=headers)
 
 
-async def _report(call: Call) -> Response:
-    served = call.house.registry.find(call.request.path_params["name"], call.caller)
+async def _report(call: ApiCall) -> Response:
+    served = call.server.registry.find(call.request.path_params["name"], call.caller)
     path = served.report
     if path is None:
         raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")

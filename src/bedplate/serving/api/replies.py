@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bedplate.inference.engine.requests import Generation, Step
-from bedplate.serving.call.call import Call
+from bedplate.serving.call.call import ApiCall
 from bedplate.serving.models.served import Answer, finite
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.tools import Spoken
@@ -17,7 +17,7 @@ from bedplate.text.tokenizer import Tokenizer
 Json = dict[str, Any]
 
 
-class Reply(ABC):
+class ChoicesReply(ABC):
     """One reply in the making: its identity, and the request it answers."""
 
     prefix: str
@@ -26,7 +26,7 @@ class Reply(ABC):
     source: str
     """The field that holds the prompt, for messages about it."""
 
-    def __init__(self, call: Call, model: str) -> None:
+    def __init__(self, call: ApiCall, model: str) -> None:
         base = call.lease.engine.base
         self._call = call
         self._tokenizer = base.need_tokenizer()
@@ -115,13 +115,13 @@ def _extension(answer: Answer) -> Json:
     return {} if answer.extension is None else {"bedplate": dict(answer.extension)}
 
 
-class ChatReply(Reply):
+class ChatReply(ChoicesReply):
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     source = "messages"
 
-    def __init__(self, call: Call, asked: ChatRequest, prompt: Sequence[int]) -> None:
+    def __init__(self, call: ApiCall, asked: ChatRequest, prompt: Sequence[int]) -> None:
         """`prompt`: its token ids."""
         super().__init__(call, asked.model)
         self._asked = asked
@@ -179,12 +179,12 @@ class ChatReply(Reply):
         return token_entry(self._tokenizer, token, logprob)
 
 
-class CompletionReply(Reply):
+class CompletionReply(ChoicesReply):
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
     source = "prompt"
 
-    def __init__(self, call: Call, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, call: ApiCall, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
         """`prompts`: the token ids of each choice's prompt."""
         super().__init__(call, asked.model)
         self._asked = asked

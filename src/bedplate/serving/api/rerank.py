@@ -16,12 +16,13 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine import requests as engine_requests
+from bedplate.inference.engine.requests import Terms
 from bedplate.serving.api.classify import label_probabilities
-from bedplate.serving.api.embeddings import in_turns, prompt_usage
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.api.embeddings import prompt_usage
+from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.wire.fields import MAX_PROMPTS, Fields, read_fields
+from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
 
 RELEVANT = "relevant"
 
@@ -44,7 +45,7 @@ def _documents_of(value: Any) -> Any:
 _DOCUMENTS = BeforeValidator(_documents_of, json_schema_input_type=list[str | dict[str, str]])
 
 
-class RerankRequest(Fields):
+class RerankRequest(RequestFields):
     """POST /v1/rerank. top_n: how many of the best to return (default: all)."""
 
     model: str
@@ -58,12 +59,12 @@ class RerankRequest(Fields):
 @router.post("/v2/rerank")
 @router.post("/rerank")
 async def rerank(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(RerankRequest, await call.body())
         served = await call.choose(asked.model)
         pairs = _scores_pairs(served)
-        prepared = await call.prepare(lambda terms: _requests(served, asked, pairs, terms), "documents")
-        found = await in_turns(call, prepared, "documents")
+        plan = await call.prepare(lambda terms: _plan(served, asked, pairs, terms), "documents")
+        found = await call.in_turns(plan, "documents")
         answers = [served.answer(result) for result in found] if pairs else []
         call.account(asked, found, answers)
         scores = _pair_scores(answers) if pairs else _cosines([served.vector(result) for result in found])
@@ -92,9 +93,7 @@ def _scores_pairs(served: Served) -> bool:
     )
 
 
-def _requests(
-    served: Served, asked: RerankRequest, pairs: bool, terms: engine_requests.Terms
-) -> list[engine_requests.Request]:
+def _plan(served: Served, asked: RerankRequest, pairs: bool, terms: Terms) -> AnswerPlan:
     if pairs:
         return served.classify([{"query": asked.query, "document": text} for text in asked.documents], terms)
     return served.embed((asked.query, *asked.documents))

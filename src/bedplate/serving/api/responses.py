@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.stream import Stream
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
-from bedplate.serving.api.turns import Turn, parts_of, take_turn
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
+from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
+from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest, read_fields
 from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
@@ -28,17 +28,17 @@ router = APIRouter(prefix="/v1/responses")
 
 @router.post("")
 async def create_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(ResponsesRequest, await call.body())
         keeps = _keeps(call, asked)
         chat, messages = asked.chat(_earlier(call, asked))
         served = await call.choose(asked.model)
-        prepared = await call.prepare(lambda terms: served.chat(chat, terms), "input")
-        streams = call.submit(prepared, "input", "max_output_tokens")
+        plan = await call.prepare(lambda terms: served.chat(chat, terms), "input")
+        run = call.submit(plan, "input", "max_output_tokens")
         reply = ResponseReply(call, asked, keeps)
         if asked.stream:
-            return EventStream(_events(call, chat, messages, reply, streams), done=False, error_name="error")
-        turn = await take_turn(call, chat, streams)
+            return EventStream(_events(call, chat, messages, reply, run), done=False, error_name="error")
+        turn = await take_turn(call, chat, run)
         return json_response(_kept(call, reply, messages, turn))
 
     return await respond(request, "responses", work)
@@ -46,11 +46,11 @@ async def create_response(request: Request) -> Response:
 
 @router.get("/{name}")
 async def get_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         if request.query_params.get("stream") not in {None, "false"}:
             raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
         name = request.path_params["name"]
-        kept = call.house.responses.get(call.caller.tenant, name)
+        kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
         if kept is None:
             raise _not_found(name)
         return json_response(kept.response)
@@ -60,9 +60,9 @@ async def get_response(request: Request) -> Response:
 
 @router.delete("/{name}")
 async def delete_response(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         name = request.path_params["name"]
-        if not call.house.responses.remove(call.caller.tenant, name):
+        if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
             raise _not_found(name)
         return json_response({"id": name, "object": "response", "deleted": True})
 
@@ -73,20 +73,20 @@ def _not_found(name: str) -> StatusError:
     return StatusError(404, f"no reply with the id {name[:100]!r} is kept here", "response_not_found")
 
 
-def _keeps(call: Call, asked: ResponsesRequest) -> bool:
+def _keeps(call: ApiCall, asked: ResponsesRequest) -> bool:
     """Whether the reply is kept; by default it is where the server keeps any."""
-    able = call.house.responses.config.keeps
+    able = call.server.part(ResponseStore).config.keeps
     if asked.store and not able:
         raise RequestError("this server keeps no replies; set store to false", param="store")
     return able if asked.store is None else asked.store
 
 
-def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
+def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:
     """The conversation that the request goes on from."""
     name = asked.previous_response_id
     if name is None:
         return ()
-    kept = call.house.responses.get(call.caller.tenant, name)
+    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
     if kept is None:
         raise RequestError(
             f"no reply with the id {name[:100]!r} is kept here; send the whole conversation as input",
@@ -97,13 +97,13 @@ def _earlier(call: Call, asked: ResponsesRequest) -> Sequence[ChatMessage]:
 
 
 async def _events(
-    call: Call, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, streams: Sequence[Stream]
+    call: ApiCall, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, run: UnderWay
 ) -> AsyncGenerator[Event]:
-    turn = Turn.of(chat)
+    turn = AssistantTurn.of(chat)
     events = ResponseEvents(reply, turn)
     for event in events.opening():
         yield event
-    async with aclosing(parts_of(turn, call, chat, streams)) as arriving:
+    async with aclosing(parts_of(turn, call, chat, run)) as arriving:
         async for part in arriving:
             for event in events.part(part):
                 yield event
@@ -112,9 +112,9 @@ async def _events(
         yield event
 
 
-def _kept(call: Call, reply: ResponseReply, messages: Sequence[ChatMessage], turn: Turn) -> dict[str, Any]:
+def _kept(call: ApiCall, reply: ResponseReply, messages: Sequence[ChatMessage], turn: AssistantTurn) -> dict[str, Any]:
     """The whole reply, which is kept where it is to be."""
     whole = reply.whole(turn)
     if reply.keeps:
-        call.house.responses.put(call.caller.tenant, whole, [*messages, turn.message()])
+        call.server.part(ResponseStore).put(call.caller.tenant, whole, [*messages, turn.message()])
     return whole

@@ -10,8 +10,8 @@ from typing import Any
 
 from bedplate.inference.engine.requests import Step
 from bedplate.serving.api.replies import steps_of, token_entry
-from bedplate.serving.api.turns import Block, Part, Turn, extension_of
-from bedplate.serving.call.call import Call
+from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
+from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
 from bedplate.serving.wire.responses_fields import ResponsesRequest
 
@@ -21,12 +21,12 @@ Json = dict[str, Any]
 class ResponseReply:
     """One reply in the making. Items have ids from the start, so that events and the whole agree."""
 
-    def __init__(self, call: Call, asked: ResponsesRequest, keeps: bool) -> None:
+    def __init__(self, call: ApiCall, asked: ResponsesRequest, keeps: bool) -> None:
         self._call, self._asked, self.keeps = call, asked, keeps
         self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._created = int(time.time())
 
-    def whole(self, turn: Turn) -> Json:
+    def whole(self, turn: AssistantTurn) -> Json:
         answer, cut = turn.ended, turn.finish_reason == "length"
         return {
             **self.base("incomplete" if cut else "completed"),
@@ -73,12 +73,12 @@ class ResponseReply:
             "usage": None,
         }
 
-    def status(self, turn: Turn, block: Block) -> str:
+    def status(self, turn: AssistantTurn, block: TurnBlock) -> str:
         """Of a block that has ended: the last one of a turn that was cut off is not whole."""
         cut = turn.answer is not None and turn.finish_reason == "length" and block is turn.blocks[-1]
         return "incomplete" if cut else "completed"
 
-    def item(self, block: Block, status: str, logprobs: Sequence[Json] = ()) -> Json:
+    def item(self, block: TurnBlock, status: str, logprobs: Sequence[Json] = ()) -> Json:
         """A block as an output item."""
         name = self.item_id(block)
         if block.kind == "call":
@@ -87,10 +87,10 @@ class ResponseReply:
         content = [text_part(block.text, logprobs)]
         return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
 
-    def item_id(self, block: Block) -> str:
+    def item_id(self, block: TurnBlock) -> str:
         return f"{'fc' if block.kind == 'call' else 'msg'}_{self._call.id}_{block.index}"
 
-    def _whole_logprobs(self, turn: Turn) -> list[Json]:
+    def _whole_logprobs(self, turn: AssistantTurn) -> list[Json]:
         made = turn.ended.generation
         return [] if made is None else self.logprobs(steps_of(made))
 
@@ -112,10 +112,10 @@ def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
 class ResponseEvents:
     """The events of one streamed reply, numbered: each item is added, built up and done, one after the other."""
 
-    def __init__(self, reply: ResponseReply, turn: Turn) -> None:
+    def __init__(self, reply: ResponseReply, turn: AssistantTurn) -> None:
         self._reply, self._turn = reply, turn
         self._numbers = count()
-        self._open: Block | None = None
+        self._open: TurnBlock | None = None
         self._logprobs: list[Json] = []
 
     def opening(self) -> Iterator[Event]:
@@ -123,7 +123,7 @@ class ResponseEvents:
         yield self._event("response.created", response=base)
         yield self._event("response.in_progress", response=base)
 
-    def part(self, part: Part) -> Iterator[Event]:
+    def part(self, part: TurnPart) -> Iterator[Event]:
         """What newly arrived."""
         logprobs = self._reply.logprobs(part.steps)
         for growth in part.growths:
@@ -145,7 +145,7 @@ class ResponseEvents:
         whole = self._reply.whole(self._turn)
         yield self._event(f"response.{whole['status']}", response=whole)
 
-    def _begin(self, block: Block) -> Iterator[Event]:
+    def _begin(self, block: TurnBlock) -> Iterator[Event]:
         self._open, self._logprobs = block, []
         empty = self._reply.item(replace(block, text=""), "in_progress")
         if block.kind == "call":
@@ -168,7 +168,7 @@ class ResponseEvents:
         item = self._reply.item(block, self._reply.status(self._turn, block), self._logprobs)
         yield self._event("response.output_item.done", output_index=block.index, item=item)
 
-    def _place(self, block: Block, content: int | None = None) -> Json:
+    def _place(self, block: TurnBlock, content: int | None = None) -> Json:
         place: Json = {"item_id": self._reply.item_id(block), "output_index": block.index}
         return place if content is None else {**place, "content_index": content}
 

@@ -14,16 +14,17 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import Terms
-from bedplate.serving.call.call import Call, json_response, respond
+from bedplate.serving.call.call import ApiCall, json_response, respond
 from bedplate.serving.models.served import Served
-from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, read_fields
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
 router = APIRouter()
 
 
-class TokenizeRequest(Fields):
+class TokenizeRequest(RequestFields):
     """POST /tokenize, of a text (`prompt`) or of a conversation (`messages`, as /v1/chat/completions takes them).
 
     model: the main base by default. add_special_tokens: what the tokenizer sets around a text (default true); a
@@ -49,7 +50,7 @@ class TokenizeRequest(Fields):
         return self
 
 
-class DetokenizeRequest(Fields):
+class DetokenizeRequest(RequestFields):
     """POST /detokenize."""
 
     model: str | None = None
@@ -58,7 +59,7 @@ class DetokenizeRequest(Fields):
 
 @router.post("/tokenize")
 async def tokenize(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(TokenizeRequest, await call.body())
         served = await choose(call, asked.model)
         base = served.engine.base
@@ -73,7 +74,7 @@ async def tokenize(request: Request) -> Response:
 
 @router.post("/detokenize")
 async def detokenize(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         asked = read_fields(DetokenizeRequest, await call.body())
         served = await choose(call, asked.model)
         tokenizer = served.engine.base.need_tokenizer()
@@ -89,7 +90,7 @@ async def detokenize(request: Request) -> Response:
 
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> Response:
-    async def work(call: Call) -> Response:
+    async def work(call: ApiCall) -> Response:
         served = await choose(call, request.query_params.get("model"))
         base = served.engine.base
         tokenizer = base.need_tokenizer()
@@ -111,10 +112,10 @@ async def tokenizer_info(request: Request) -> Response:
     return await respond(request, "tokenizer_info", work)
 
 
-async def choose(call: Call, name: str | None) -> Served:
+async def choose(call: ApiCall, name: str | None) -> Served:
     """The model of this name, or where none is given the first that the caller may use."""
     if name is None:
-        visible = call.house.registry.visible(call.caller)
+        visible = call.server.registry.visible(call.caller)
         if not visible:
             raise UnknownModelError("there is no model here that this key may use", param="model")
         name = visible[0].name
@@ -132,4 +133,4 @@ def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms:
             raise RequestError(message, param="add_generation_prompt")
         messages = [message.plain() for message in chat.messages]
         return conversation_tokens(tokenizer, messages, chat.usable_tools, answer=False)
-    return list(served.chat(chat, terms)[0].tokens)
+    return list(served.chat(chat, terms).requests[0].tokens)

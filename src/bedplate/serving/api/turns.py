@@ -5,24 +5,22 @@ Their requests become a `ChatRequest`, so that whatever chats (bases, skins, too
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bedplate.core.errors import RequestError
-from bedplate.inference.engine import requests as engine_requests
 from bedplate.inference.engine.requests import Step
-from bedplate.inference.engine.stream import Stream
-from bedplate.serving.call.call import Call
+from bedplate.serving.call.call import ApiCall, UnderWay
+from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import ChatRequest, read_fields
+from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
 from bedplate.text.tool_calls import ReplyPiece
 
 
 @dataclass
-class Block:
+class TurnBlock:
     """One part of a turn. text: what it says, or a call's arguments as JSON. id, name: of a call."""
 
     kind: Literal["text", "call"]
@@ -33,30 +31,30 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Growth:
+class BlockGrowth:
     """What is new of a block; the first growth of each block begins it."""
 
-    block: Block
+    block: TurnBlock
     text: str
     begins: bool = False
 
 
 @dataclass
-class Turn:
+class AssistantTurn:
     """A turn as it comes. `answer` is there once it has ended."""
 
     spoken: Spoken
-    blocks: list[Block] = field(default_factory=list[Block])
+    blocks: list[TurnBlock] = field(default_factory=list[TurnBlock])
     answer: Answer | None = None
 
     @classmethod
-    def of(cls, asked: ChatRequest) -> Turn:
+    def of(cls, asked: ChatRequest) -> AssistantTurn:
         return cls(Spoken(bool(asked.usable_tools)))
 
-    def push(self, text: str) -> list[Growth]:
+    def push(self, text: str) -> list[BlockGrowth]:
         return [self._grow(piece) for piece in self.spoken.push(text)]
 
-    def end(self, answer: Answer) -> list[Growth]:
+    def end(self, answer: Answer) -> list[BlockGrowth]:
         """What was held back. A turn that says nothing is an empty text."""
         self.answer = answer
         held = self.spoken.finish()
@@ -84,69 +82,56 @@ class Turn:
         head = {"role": "assistant", "content": text}
         return {**head, "tool_calls": calls} if calls else head
 
-    def _grow(self, piece: ReplyPiece) -> Growth:
+    def _grow(self, piece: ReplyPiece) -> BlockGrowth:
         last = self.blocks[-1] if self.blocks else None
         kind = "text" if piece.kind == "content" else "call"
         if piece.kind == "name" or last is None or last.kind != kind:
-            block = Block(kind, len(self.blocks))
+            block = TurnBlock(kind, len(self.blocks))
             self.blocks.append(block)
             if piece.kind == "name":
                 block.id, block.name = self.spoken.id(piece.call), piece.text
-                return Growth(block, "", begins=True)
+                return BlockGrowth(block, "", begins=True)
             block.text = piece.text
-            return Growth(block, piece.text, begins=True)
+            return BlockGrowth(block, piece.text, begins=True)
         last.text += piece.text
-        return Growth(last, piece.text)
+        return BlockGrowth(last, piece.text)
 
 
 @dataclass(frozen=True)
-class Part:
+class TurnPart:
     """What newly arrived of a turn, and the steps behind it."""
 
-    growths: Sequence[Growth]
+    growths: Sequence[BlockGrowth]
     steps: Sequence[Step]
 
 
-def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
-    """The chat that a request amounts to. names: what the request calls the chat's fields, for messages about them."""
-    try:
-        return read_fields(ChatRequest, {name: value for name, value in body.items() if value is not None})
-    except RequestError as error:
-        head = (error.param or "").split("[", 1)[0].split(".", 1)[0]
-        if head in names:
-            error.param = names[head]
-        raise
-
-
-async def take_turn(call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> Turn:
+async def take_turn(call: ApiCall, asked: ChatRequest, run: UnderWay) -> AssistantTurn:
     """The whole turn, told to whoever counts."""
-    answer = _accounted(call, asked, await call.results(streams))
-    turn = Turn.of(asked)
+    found = (await call.results(run))[0]
+    answer = _accounted(call, asked, found, call.lease.served.answer(found))
+    turn = AssistantTurn.of(asked)
     turn.push(answer.text)
     turn.end(answer)
     return turn
 
 
-async def parts_of(turn: Turn, call: Call, asked: ChatRequest, streams: Sequence[Stream]) -> AsyncGenerator[Part]:
+async def parts_of(turn: AssistantTurn, call: ApiCall, asked: ChatRequest, run: UnderWay) -> AsyncGenerator[TurnPart]:
     """The turn as it comes, told to whoever counts when it has ended."""
-    async with aclosing(call.arrivals(streams)) as arriving:
+    async with aclosing(call.arrivals(run)) as arriving:
         async for one in arriving:
             growths = turn.push(one.text)
-            if one.answer is not None:
-                growths += turn.end(_accounted(call, asked, [call.result_of(stream) for stream in streams]))
-            yield Part(growths, one.steps)
+            if one.found is not None and one.answer is not None:
+                growths += turn.end(_accounted(call, asked, one.found, one.answer))
+            yield TurnPart(growths, one.steps)
 
 
-def _accounted(call: Call, asked: ChatRequest, found: Sequence[engine_requests.Result]) -> Answer:
-    served = call.lease.served
-    answer, notes = served.answer(found[0]), served.notes(asked)
-    if notes:
-        answer = replace(answer, extension={**(answer.extension or {}), **notes})
-    call.account(asked, found, [answer])
+def _accounted(call: ApiCall, asked: ChatRequest, found: PlanResult, answer: Answer) -> Answer:
+    answer = call.noted(asked, answer)
+    call.account(asked, [found], [answer])
     return answer
 
 
-def extension_of(call: Call, answer: Answer) -> dict[str, Any]:
+def extension_of(call: ApiCall, answer: Answer) -> dict[str, Any]:
     """The reply's `bedplate` field, where there is something to say that its API has no field for."""
     cost = {} if call.cost_usd is None else {"cost_usd": call.cost_usd}
     said = {**(answer.extension or {}), **cost}

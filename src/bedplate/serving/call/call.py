@@ -11,97 +11,74 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from bedplate.core.errors import DeadlineError, RequestError
-from bedplate.inference.engine import requests as engine_requests
-from bedplate.inference.engine.requests import Step
+from bedplate.inference.engine.requests import Step, Terms
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.call.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.call.events import EventStream
-from bedplate.serving.callers.guard import Admission, Caller
-from bedplate.serving.models.cascades import PassedOn, ServedCascade
-from bedplate.serving.models.registry import Lease
+from bedplate.serving.call.observers import FinishedCall
+from bedplate.serving.call.state import ServerState
+from bedplate.serving.callers.guard import AdmittedCall, Caller
+from bedplate.serving.models.plan import AnswerPlan, PlanResult, compute_of
+from bedplate.serving.models.registry import Lease, ModelWanted
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.settings.route_config import Routed
 from bedplate.serving.wire.bodies import read_json
 from bedplate.serving.wire.errors import StoppingError
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.scope import ACCESS_FACTS, REPLY_HEADERS
+from bedplate.serving.wire.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
+from bedplate.serving.wire.strict_fields import RequestFields
 from bedplate.serving.wire.strict_json import dump_json
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
 
 T = TypeVar("T")
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-CALLER = "bedplate.caller"
-"""Key of the scope under which a call that the server makes to itself says in whose name."""
-ORIGIN = "bedplate.origin"
-"""Key of the scope under which such a call says what it is made for."""
+VERSION_HEADER = "x-bedplate-version"
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
-    origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
-    version, where its name was a route's."""
+class UnderWay:
+    """A plan whose first step is queued: a stream for each choice."""
 
-    id: str
-    endpoint: str
-    caller: Caller
-    served: Served
-    asked: BaseModel
-    results: Sequence[engine_requests.Result]
-    answers: Sequence[Answer]
-    seconds: float
-    cost_usd: float | None
-    origin: object = None
-    routed: Routed | None = None
-
-
-class Observer(Protocol):
-    """Whoever counts, prices or keeps calls. It is called in the event loop, so it must be quick, and not raise."""
-
-    def finished(self, call: Finished) -> None: ...
+    plan: AnswerPlan
+    streams: Sequence[Stream]
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """What came of one choice: text (as the client gets it), the steps behind it, and the answer with the last."""
+    """What newly came of one choice: text (as the client gets it), and the steps behind it; with the last of it, the
+    whole and its answer."""
 
     index: int
     text: str
-    steps: Sequence[Step]
-    answer: Answer | None
+    steps: Sequence[Step] = ()
+    found: PlanResult | None = None
+    answer: Answer | None = None
 
 
-class Call:
+class ApiCall:
     """Made by `respond`; a route asks it for the body, the model, and the results."""
 
     def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
         self.request, self.endpoint, self.caller = request, endpoint, caller
-        self.house: House = request.app.state.house
+        self.server: ServerState = request.app.state.server
         self.id = uuid.uuid4().hex
         self.start = time.perf_counter()
         self.cost_usd: float | None = None
         self.sent: dict[str, Any] = {}
         """The body, once it has been read."""
-        self.routed: Routed | None = None
-        self.admission: Admission | None = None
+        self.admission: AdmittedCall | None = None
         self._accounted = False
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
-        self._passed_on: dict[Stream, engine_requests.Result] = {}
         self._deadline = time.monotonic() + self._seconds()
 
     def _seconds(self) -> float:
-        limit = self.house.config.limits.timeout_seconds
+        limit = self.server.config.limits.timeout_seconds
         asked = self.request.headers.get(TIMEOUT_HEADER)
         if asked is None:
             return limit
@@ -116,9 +93,9 @@ class Call:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        content = await read_json(self.request, self.house.config.limits.body_bytes)
+        content = await read_json(self.request, self.server.config.limits.body_bytes)
         self.sent = content
-        if self.house.config.logs.prompts:
+        if self.server.config.logs.prompts:
             self.request.scope[ACCESS_FACTS]["asked"] = content
         return content
 
@@ -127,12 +104,16 @@ class Call:
         if self._lease is not None:
             raise RuntimeError("a call has one model")
         await self._within_its_time(self._take(name), f"{name!r} could not be loaded")
-        self.request.scope[ACCESS_FACTS]["model"] = self.lease.served.name
-        return self.lease.served
+        lease, scope = self.lease, self.request.scope
+        if lease.routed is not None:
+            scope[REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
+        scope[ACCESS_FACTS]["model"] = lease.served.name
+        return lease.served
 
     async def _take(self, name: str) -> None:
         # Set here: whoever gives up waiting for this must not lose a lease that has just come.
-        self._lease = await self.house.router.lease(name, self)
+        wanted = ModelWanted(name, self.caller, self.id, self.request.url.path, self.sent, self._origin)
+        self._lease = await self.server.leases.lease(wanted)
 
     async def _within_its_time(self, work: Coroutine[Any, Any, T], what: str) -> T:
         """Until the deadline, or until the client goes away. what: is said to have failed."""
@@ -146,11 +127,11 @@ class Call:
             raise DeadlineError(f"{what} before the deadline; allow more time") from None
 
     @property
-    def _terms(self) -> engine_requests.Terms:
-        return engine_requests.Terms(self.caller.tenant, self._deadline)
+    def _terms(self) -> Terms:
+        return Terms(self.caller.tenant, self._deadline)
 
     @property
-    def origin(self) -> object:
+    def _origin(self) -> object:
         """What a call that the server makes to itself is made for; None for a client's."""
         return self.request.scope.get(ORIGIN)
 
@@ -159,99 +140,97 @@ class Call:
         assert self._lease is not None
         return self._lease
 
-    async def prepare(
-        self, make: Callable[[engine_requests.Terms], list[engine_requests.Request]], source: str
-    ) -> list[engine_requests.Request]:
-        """The engine requests that `make` makes, in the caller's name. source: the field that holds the prompt, for
-        messages about it."""
+    async def prepare(self, make: Callable[[Terms], AnswerPlan], source: str) -> AnswerPlan:
+        """The plan that `make` makes, in the caller's name. source: the field that holds the prompt, for messages about
+        it."""
         try:
-            made = await self.apart(make)
+            return (await self.apart(make)).on(self._terms)
         except RequestError as error:
             name_source(error, source)
             raise
-        return [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
 
-    async def apart(self, work: Callable[[engine_requests.Terms], T]) -> T:
+    async def apart(self, work: Callable[[Terms], T]) -> T:
         """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
         engine, so it runs beside the loop; one whose client has left ends unheard, at the deadline at the latest."""
         return await self._within_its_time(asyncio.to_thread(work, self._terms), "the prompt could not be made")
 
-    def submit(
-        self, prepared: Sequence[engine_requests.Request], source: str, limit_field: str = "max_tokens"
-    ) -> list[Stream]:
-        """Queues requests, all or none. They end with the call."""
-        most = self.house.config.limits.max_waiting
-        if len(prepared) > most:
+    def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
+        """Queues a plan's first step, all or none. What runs for the call ends with it."""
+        most = self.server.config.limits.max_waiting
+        if len(plan.requests) > most:
             raise RequestError(
-                f"the request asks for {len(prepared)} answers at once; the queue holds {most}: send fewer",
+                f"the request asks for {len(plan.requests)} answers at once; the queue holds {most}: send fewer",
                 param=source,
             )
         # The choices of one prompt are the same request again, and count it once.
-        tokens = sum(len(one) for one, _ in groupby(request.tokens for request in prepared))
+        tokens = sum(len(one) for one, _ in groupby(request.tokens for request in plan.requests))
         if self.admission is not None:
             self.admission.ask_tokens(tokens)
         try:
-            streams = submit_all(self.lease.engine, prepared)
+            run = self._queue(plan)
         except RequestError as error:
             name_source(error, source, limit_field)
             raise
-        self._streams += streams
         if self.admission is not None:
             self.admission.take_tokens(tokens)
-        return streams
+        return run
 
-    async def results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
-        """All results, unless the client goes away first."""
-        return await until_disconnect(self.request.receive, self._results(streams))
+    def _queue(self, plan: AnswerPlan) -> UnderWay:
+        streams = submit_all(plan.engine, plan.requests)
+        self._streams += streams
+        return UnderWay(plan, streams)
 
-    async def _results(self, streams: Sequence[Stream]) -> list[engine_requests.Result]:
-        found = await results(self.lease.engine, streams)
-        served = self.lease.served
-        if isinstance(served, ServedCascade):
-            await self._pass_on(served, streams, found)
-        return [self.result_of(stream) for stream in streams]
+    async def results(self, run: UnderWay) -> list[PlanResult]:
+        """What comes of all choices, unless the client goes away first."""
+        return await until_disconnect(self.request.receive, self._steps(run))
 
-    async def _pass_on(
-        self, served: ServedCascade, streams: Sequence[Stream], found: Sequence[engine_requests.Result]
-    ) -> None:
-        """Asks a cascade's second skin where the first is not sure."""
-        unsure = [stream for stream, one in zip(streams, found, strict=True) if served.is_unsure(one)]
-        if not unsure:
-            return
-        again = asyncio.to_thread(served.again, [stream.request for stream in unsure], self._terms)
-        made = await self._until_deadline(again, "the prompt of the second skin could not be made")
-        made = [replace(one, tenant=self.caller.tenant, deadline=self._deadline) for one in made]
-        asked = submit_all(served.second.engine, made)
-        self._streams += asked
-        found = await results(served.second.engine, asked)
-        for stream, one in zip(unsure, found, strict=True):
-            # It has the usage and the timing that every reader of a result looks at.
-            self._passed_on[stream] = cast(engine_requests.Result, PassedOn(stream.result(0), one))
+    async def in_turns(self, plan: AnswerPlan, source: str) -> list[PlanResult]:
+        """The results of a plan that may ask more than the queue holds: no call takes more than half of it at once."""
+        found: list[PlanResult] = []
+        for turn in plan.turns(max(1, self.server.config.limits.max_waiting // 2)):
+            found += await self.results(self.submit(turn, source))
+        return found
 
-    def result_of(self, stream: Stream) -> engine_requests.Result:
-        """The result of a stream that has ended; a cascade's, with what its second skin said."""
-        return self._passed_on.get(stream) or stream.result(0)
+    async def _steps(self, run: UnderWay) -> list[PlanResult]:
+        """Waits for a step, and takes those that follow on it."""
+        further = run.plan.further
+        found = [PlanResult((one,)) for one in await results(run.plan.engine, run.streams)]
+        unsure = [] if further is None else [i for i, one in enumerate(found) if further.is_unsure(one.last)]
+        if further is None or not unsure:
+            return found
+        making = asyncio.to_thread(further.again, [run.plan.inputs[i] for i in unsure], self._terms)
+        made = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(self._terms)
+        for i, one in zip(unsure, await self._steps(self._queue(made)), strict=True):
+            found[i] = PlanResult((*found[i].steps, *one.steps))
+        return found
 
-    async def arrivals(self, streams: Sequence[Stream]) -> AsyncGenerator[Arrival]:
-        """Texts and answers as they come."""
-        served = self.lease.served
-        if isinstance(served, ServedCascade):
-            for index, one in enumerate(await self._results(streams)):
-                answer = served.answer(one)
-                yield Arrival(index, answer.text, (), answer)
+    async def arrivals(self, run: UnderWay) -> AsyncGenerator[Arrival]:
+        """Texts and answers as they come; those of a plan with further steps once all of these are over."""
+        served, streams = self.lease.served, run.streams
+        if run.plan.further is not None:
+            for index, found in enumerate(await self._steps(run)):
+                answer = served.answer(found)
+                yield Arrival(index, answer.text, (), found, answer)
             return
         pieces = [served.pieces() for _ in streams]
-        async with aclosing(arrivals(self.lease.engine, streams)) as arriving:
+        async with aclosing(arrivals(run.plan.engine, streams)) as arriving:
             async for index, steps, ended in arriving:
-                answer = served.answer(streams[index].result(0)) if ended else None
                 text = pieces[index]("".join(step.text for step in steps))
-                if answer is not None and answer.generation is None:
-                    text = answer.text
-                yield Arrival(index, text, steps, answer)
+                if not ended:
+                    yield Arrival(index, text, steps)
+                    continue
+                found = PlanResult((streams[index].result(0),))
+                answer = served.answer(found)
+                yield Arrival(index, answer.text if answer.generation is None else text, steps, found, answer)
 
-    def account(self, asked: BaseModel, found: Sequence[engine_requests.Result], answers: Sequence[Answer]) -> None:
+    def noted(self, asked: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
+        """The answer, with what there is to say about how its request was read."""
+        notes = self.lease.served.notes(asked)
+        return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
+
+    def account(self, asked: RequestFields, found: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
-        price = self.house.config.price
+        price = self.server.config.price
         if price is not None:
             self.cost_usd = compute_of(found) * price.usd_per_hour / 3600
         prompt, completion = tokens_of(asked, found)
@@ -270,7 +249,7 @@ class Call:
             self.request.scope[ACCESS_FACTS]["cost_usd"] = self.cost_usd
         seconds = time.perf_counter() - self.start
         served = self.lease.served
-        finished = Finished(
+        finished = FinishedCall(
             id=self.id,
             endpoint=self.endpoint,
             caller=self.caller,
@@ -280,10 +259,10 @@ class Call:
             answers=answers,
             seconds=seconds,
             cost_usd=self.cost_usd,
-            origin=self.origin,
-            routed=self.routed,
+            origin=self._origin,
+            routed=self.lease.routed,
         )
-        for observer in self.house.observers:
+        for observer in self.server.observers:
             observer.finished(finished)
 
     def close(self) -> None:
@@ -296,7 +275,7 @@ class Call:
         if self._lease is not None:
             self._lease.release()
 
-    def _charge_the_rest(self, admission: Admission) -> None:
+    def _charge_the_rest(self, admission: AdmittedCall) -> None:
         """What was computed for a client that left is charged once the engine has let go of it."""
         loop, open_streams = asyncio.get_running_loop(), set(self._streams)
 
@@ -306,8 +285,8 @@ class Call:
             open_streams.discard(stream)
             with contextlib.suppress(Exception):  # a request that failed has nothing to charge
                 result = stream.result(0)
-                price = self.house.config.price
-                usd = 0.0 if price is None else compute_of([result]) * price.usd_per_hour / 3600
+                price = self.server.config.price
+                usd = 0.0 if price is None else compute_of([PlanResult((result,))]) * price.usd_per_hour / 3600
                 admission.settle(result.usage.prompt_tokens + result.usage.completion_tokens, usd)
 
         def ended(stream: Stream) -> None:
@@ -319,17 +298,17 @@ class Call:
             stream.listen(partial(ended, stream))
 
 
-async def respond(request: Request, endpoint: str, work: Callable[[Call], Awaitable[Response]]) -> Response:
+async def respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
     """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
-    house: House = request.app.state.house
-    if house.stopping:
+    server: ServerState = request.app.state.server
+    if server.stopping:
         raise StoppingError("the server is shutting down")
-    caller = request.scope.get(CALLER) or house.guard.identify(request.headers)
+    caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
     facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
-    call = Call(request, endpoint, caller)
+    call = ApiCall(request, endpoint, caller)
     try:
-        call.admission = house.guard.admit(caller, counted=CALLER not in request.scope)
+        call.admission = server.guard.admit(caller, counted=CALLER not in request.scope)
         response = await work(call)
     except BaseException:
         if call.admission is not None:
@@ -352,17 +331,9 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
         error.param = limit
 
 
-def compute_of(found: Sequence[engine_requests.Result]) -> float:
-    """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
-    single = [part for one in found for part in ((one.first, one.second) if isinstance(one, PassedOn) else (one,))]
-    looked_up = {id(one.looked_up): one.looked_up.compute for one in single if one.looked_up is not None}
-    return sum(one.timing.compute for one in single) + sum(looked_up.values())
-
-
-def tokens_of(asked: BaseModel, found: Sequence[engine_requests.Result]) -> tuple[int, int]:
+def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
-    choices = asked.choices if isinstance(asked, ChatRequest | CompletionRequest) else 1
-    prompt = sum(one.usage.prompt_tokens for one in found[::choices])
+    prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
     return prompt, sum(one.usage.completion_tokens for one in found)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
-from bedplate.serving.call.call import CALLER, ORIGIN
 from bedplate.serving.callers.guard import Caller
+from bedplate.serving.wire.scope import CALLER, ORIGIN
 
 
 class Unseen:
@@ -17,19 +17,19 @@ class Unseen:
 
 
 @dataclass(frozen=True)
-class InsideReply:
+class SelfReply:
     """What the application answered; status 0 where the call was given up before it did."""
 
     status: int
     content: bytes = field(repr=False)
 
 
-async def call_inside(
+async def self_call(
     app: ASGIApp, path: str, content: bytes, caller: Caller, origin: object, gone: asyncio.Event
-) -> InsideReply:
+) -> SelfReply:
     """POSTs JSON to a route in the caller's name. When `gone` is set the call ends as if its client had left.
 
-    `origin` tells observers who is asking (`Finished.origin`); its name stands for the client in the access log.
+    `origin` tells observers who is asking (`FinishedCall.origin`); its name stands for the client in the access log.
     """
     scope: dict[str, Any] = {
         "type": "http",
@@ -68,4 +68,4 @@ async def call_inside(
     task = asyncio.current_task()
     if task is not None and task.cancelling():  # the access log answers a cancelled request, and so ends the cancelling
         raise asyncio.CancelledError
-    return InsideReply(status, bytes(received))
+    return SelfReply(status, bytes(received))

@@ -1,55 +1,62 @@
-"""What one server holds, and whether it is going down."""
+"""What one server holds, and whether it is going down. What stands on it is added to it, and asked for by its class."""
 
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.api.batches import Batches
-from bedplate.serving.api.feedback import Feedback
-from bedplate.serving.call.call import Observer
-from bedplate.serving.callers.guard import Guard
-from bedplate.serving.durable.responses_store import ResponseStore
-from bedplate.serving.durable.state_directory import State
-from bedplate.serving.models.registry import Registry
-from bedplate.serving.rollout.routing import Router
-from bedplate.serving.server.access import Watcher
+from bedplate.serving.call.observers import Observer, Watcher
+from bedplate.serving.callers.guard import CallerGuard
+from bedplate.serving.models.registry import Lease, ModelWanted, Registry
 from bedplate.serving.settings.config import ServerConfig
-from bedplate.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
-class Service(Protocol):
+class BackgroundService(Protocol):
     """What works beside the routes while the server runs, in its event loop."""
 
     def running(self, app: ASGIApp) -> AbstractAsyncContextManager[None]: ...
 
 
+class Leases(Protocol):
+    """Who gives models to calls: the registry, or what stands before it."""
+
+    async def lease(self, wanted: ModelWanted) -> Lease: ...
+
+
 @dataclass
-class House:
+class ServerState:
     """The state behind the routes. `observers` hear of every call that was answered, `watchers` of every request;
     `services` run while the server does."""
 
     config: ServerConfig
     registry: Registry
-    guard: Guard = field(default_factory=Guard)
+    guard: CallerGuard = field(default_factory=CallerGuard)
     observers: list[Observer] = field(default_factory=list[Observer])
     watchers: list[Watcher] = field(default_factory=list[Watcher])
-    services: list[Service] = field(default_factory=list[Service])
+    services: list[BackgroundService] = field(default_factory=list[BackgroundService])
     stopping: bool = False
 
     def __post_init__(self) -> None:
-        self.state = State(self.config)
-        self.responses = ResponseStore(self.config.responses)
-        self.batches = Batches(self)
-        self.feedback = Feedback(self, self.config.feedback)
-        self.router = Router(self, self.config.routes)
-        self.observers += [self.feedback, self.router]
-        self.services += [self.feedback, self.router, self.batches]
+        self.leases: Leases = self.registry
+        self._parts: dict[type, object] = {}
+
+    def add(self, part: T) -> T:
+        """Holds a part, one of each class."""
+        self._parts[type(part)] = part
+        return part
+
+    def part(self, kind: type[T]) -> T:
+        """The part of this class."""
+        return cast(T, self._parts[kind])
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The main base's."""
-        return self.registry.engine.base.need_tokenizer()
+    def has_free_rows(self) -> bool:
+        """Whether nobody waits on any engine and each has a row free: what batches and shadow calls look at before they
+        ask for anything."""
+        most = self.config.limits.max_rows
+        return all(engine.waiting == 0 and engine.running < most for engine in self.registry.engines)

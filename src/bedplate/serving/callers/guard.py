@@ -39,10 +39,10 @@ class Caller:
             raise StatusError(403, "this needs an API key with admin rights", "admin_required")
 
 
-class Admission:
+class AdmittedCall:
     """One call that was let in. End it when the call is over."""
 
-    def __init__(self, guard: Guard, key: Key | None, counted: bool) -> None:
+    def __init__(self, guard: CallerGuard, key: Key | None, counted: bool) -> None:
         self._guard, self._key, self._counted = guard, key, counted
         self._prompt_tokens = 0
 
@@ -78,7 +78,7 @@ class Admission:
             self._counted = False
 
 
-class Guard:
+class CallerGuard:
     """Tells callers apart and counts what they use. Without keys everybody is `anybody`."""
 
     def __init__(
@@ -105,11 +105,11 @@ class Guard:
         models = None if key.models == "all" else frozenset(key.models)
         return Caller(key.id, key.tenant or f"key:{key.id}", key.admin, models)
 
-    def admit(self, caller: Caller, counted: bool = True) -> Admission:
+    def admit(self, caller: Caller, counted: bool = True) -> AdmittedCall:
         """Lets a call in, or raises LimitError. counted: False for a call that the server makes in the caller's name,
         which has a quota but no rate."""
         if self._store is None or not caller.key:
-            return Admission(self, None, False)
+            return AdmittedCall(self, None, False)
         key = self._store.get(caller.key)
         if key is None or key.state(datetime.now(UTC)) != "active":
             raise _refused("the API key is no longer one of this server's")
@@ -117,7 +117,7 @@ class Guard:
             self.ledger.need(key)
         if counted:
             self.windows.begin(key)
-        return Admission(self, key, counted)
+        return AdmittedCall(self, key, counted)
 
     def close(self) -> None:
         """Writes what was spent."""
@@ -152,7 +152,7 @@ def check_open(config: ServerConfig) -> None:
         )
 
 
-def guard_for(config: ServerConfig) -> Guard:
+def guard_for(config: ServerConfig) -> CallerGuard:
     """The guard of a server. UsageError for one that would be open to other machines without saying so."""
     check_open(config)
     if config.keys is None:
@@ -160,7 +160,7 @@ def guard_for(config: ServerConfig) -> Guard:
         if not local:
             log.warning("open to every machine that reaches %s: there are no API keys", config.host)
         # Whoever reaches an open server may use its models; changing it stays with this machine's users.
-        return Guard(anybody=Caller(admin=local))
+        return CallerGuard(anybody=Caller(admin=local))
 
     def check(file: KeysFile) -> None:
         dear = next((key for key in file.keys if key.quota.in_dollars), None)
@@ -170,7 +170,7 @@ def guard_for(config: ServerConfig) -> Guard:
             )
 
     store = KeyStore(config.keys, check)
-    return Guard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
+    return CallerGuard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
 
 
 def is_loopback(host: str) -> bool:

@@ -11,18 +11,15 @@ import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.idle import idle_capacity
-from bedplate.serving.call.self_calls import InsideReply, call_inside
+from bedplate.serving.call.self_calls import SelfReply, self_call
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.durable.batch_store import BatchStore, DoneRow, StoredBatch
 from bedplate.serving.wire.batch_lines import check_lines
 from bedplate.serving.wire.errors import StatusError
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
 
 log = logging.getLogger("bedplate.serving")
 
@@ -59,8 +56,8 @@ class BatchWorker:
     """Rows of different batches take turns. At most `in_flight` calls at once, and none is begun while requests wait or
     no row of the engine is free, so that a client's request finds at most `in_flight` rows before it."""
 
-    def __init__(self, house: House, store: BatchStore, app: ASGIApp) -> None:
-        self._house, self._store, self._app = house, store, app
+    def __init__(self, state: ServerState, store: BatchStore, app: ASGIApp) -> None:
+        self._state, self._store, self._app = state, store, app
         self._active: dict[int, _Active] = {}
         # Bounded, so that rows are not computed on and on while their outputs cannot be kept.
         self._done: asyncio.Queue[DoneRow] = asyncio.Queue(_UNKEPT)
@@ -76,7 +73,7 @@ class BatchWorker:
         """Until the server stops; then the calls under way end."""
         committing = asyncio.create_task(self._commit())
         try:
-            while not self._house.stopping:
+            while not self._state.stopping:
                 try:
                     await self._look()
                     await self._work()
@@ -92,7 +89,7 @@ class BatchWorker:
 
     async def _drain(self) -> None:
         """What is under way may end in the grace period; the rest is for the next server."""
-        ends = time.monotonic() + self._house.config.grace_seconds
+        ends = time.monotonic() + self._state.config.grace_seconds
         while self._calls and time.monotonic() < ends:
             await asyncio.wait(self._calls, timeout=_PULSE_SECONDS)
         self._gone.set()
@@ -120,7 +117,7 @@ class BatchWorker:
                 await self._settle(active)
 
     async def _validate(self, batch: StoredBatch) -> None:
-        limits, most_bytes = self._house.config.batches, self._house.config.limits.body_bytes
+        limits, most_bytes = self._state.config.batches, self._state.config.limits.body_bytes
 
         def check() -> None:
             try:
@@ -155,7 +152,7 @@ class BatchWorker:
 
     async def _work(self) -> None:
         """Begins rows, a batch at a time in turn, until there is something to look at."""
-        while not self._wake.is_set() and not self._house.stopping:
+        while not self._wake.is_set() and not self._state.stopping:
             now = time.monotonic()
             ready = [
                 one for one in self._active.values() if one.waiting and one.stopped is None and one.not_before <= now
@@ -174,11 +171,11 @@ class BatchWorker:
 
     async def _room(self) -> bool:
         """Waits until a row may begin; False where there is something to look at first."""
-        limits = self._house.config.batches
+        limits = self._state.config.batches
         looked = time.monotonic()
-        while len(self._calls) >= limits.in_flight or not idle_capacity(self._house):
+        while len(self._calls) >= limits.in_flight or not self._state.has_free_rows:
             await self._pause(_POLL_SECONDS)
-            if self._wake.is_set() or self._house.stopping:
+            if self._wake.is_set() or self._state.stopping:
                 return False
             if time.monotonic() - looked > _PULSE_SECONDS:
                 return False
@@ -195,7 +192,7 @@ class BatchWorker:
         batch = active.batch
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
-            reply = await call_inside(self._app, batch.endpoint, body.encode(), batch.caller, BatchOrigin(), self._gone)
+            reply = await self_call(self._app, batch.endpoint, body.encode(), batch.caller, BatchOrigin(), self._gone)
             done = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
         except Exception as error:  # nothing a row can do; it is tried again, and the log says why
             log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
@@ -235,7 +232,7 @@ class BatchWorker:
                 self._done.task_done()
 
 
-def _line(custom_id: str, reply: InsideReply) -> str:
+def _line(custom_id: str, reply: SelfReply) -> str:
     content: Any = json.loads(reply.content) if reply.content else None
     response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": content}
     return _dump({"id": _id(), "custom_id": custom_id, "response": response, "error": None})

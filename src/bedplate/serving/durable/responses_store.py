@@ -9,22 +9,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
-from bedplate.core.config import Strict
-
-
-class ResponsesConfig(Strict):
-    """How much of /v1/responses is kept, in bytes of JSON: of one tenant, and of all. 0 keeps nothing."""
-
-    bytes_per_tenant: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
-    bytes_in_all: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
-
-    @property
-    def keeps(self) -> bool:
-        return self.bytes_per_tenant > 0 and self.bytes_in_all > 0
+from bedplate.serving.settings.config import ResponsesConfig
 
 
 @dataclass(frozen=True)

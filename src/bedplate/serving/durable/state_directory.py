@@ -16,7 +16,7 @@ log = logging.getLogger("bedplate.serving")
 STATE_BUSY = "state_unavailable"
 
 
-class State:
+class StateDirectory:
     """One directory. A server that was given it by name must get it; the default one may be held by another server of
     this machine, and then only what needs it fails."""
 

@@ -29,7 +29,7 @@ log = logging.getLogger("bedplate.serving")
 
 
 @dataclass(frozen=True)
-class Way:
+class Holding:
     """One way to hold a base. dtype: as its module is loaded; weights, kernel: as its engine is opened. needed: skins
     that were given by hand wait for it."""
 
@@ -39,20 +39,20 @@ class Way:
     needed: bool = True
 
 
-_OPEN = Way("auto", "auto", "auto")
+_OPEN = Holding("auto", "auto", "auto")
 """As a base is held where nobody says how."""
 
 
 @dataclass(frozen=True, eq=False)
-class Resident:
+class ResidentBase:
     """A base in memory, with the ways in which it is to be held, the first being its own name's."""
 
     config: BaseConfig
     base: Base
-    ways: tuple[Way, ...]
+    ways: tuple[Holding, ...]
 
 
-def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Sequence[Card]) -> Resident:
+def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Sequence[Card]) -> ResidentBase:
     """Loads a base, and finds how it is to be held. given: the skins that were named; lying: those of the skins
     directory. UsageError for one without a tokenizer."""
     open_weights = config.weights in ("auto", "fastest")
@@ -65,25 +65,25 @@ def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Seque
         first = asked or chosen(config.source, _asked(config), config.device).way.dtype
     base = _load(config, first)
     if asked is not None or config.weights == "fastest":
-        return Resident(config, base, (_as_asked(config, base, given, lying),))
-    ways: list[Way] = []
+        return ResidentBase(config, base, (_as_asked(config, base, given, lying),))
+    ways: list[Holding] = []
     named = _of(base, given)
     for judged in _ordered([*named, *_of(base, lying)]):
         kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
-        way = Way(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
+        way = Holding(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
         if not any((way.dtype, way.weights, way.kernel) == (one.dtype, one.weights, one.kernel) for one in ways):
             ways.append(way)
     ways = ways or [_fastest(config, base)]
     if not _is_of(base, ways[0].dtype):
         base = _load(config, ways[0].dtype)
-    return Resident(config, base, tuple(ways))
+    return ResidentBase(config, base, tuple(ways))
 
 
 def _dtype(judged: EvaluatedWith) -> str:
     return dtype_of(judged.weights, judged.dtype)
 
 
-def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Way:
+def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Holding:
     """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
     kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
     if config.weights == "fastest" or not kernels:
@@ -91,14 +91,14 @@ def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequ
     # Quantised weights run on one kernel only, which the engine finds.
     follows = config.kernel == "auto" and config.weights not in QUANTISED and len(kernels) == 1
     kernel = KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel
-    return Way(dtype_name(base.dtype), config.weights, kernel)
+    return Holding(dtype_name(base.dtype), config.weights, kernel)
 
 
-def _fastest(config: BaseConfig, base: Base) -> Way:
+def _fastest(config: BaseConfig, base: Base) -> Holding:
     """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
     dtype = dtype_name(base.dtype)
     held = held_in(apart_now(lambda: chosen(config.source, _asked(config, dtype), config.device).way))
-    return Way(dtype, held.weights, held.kernel)
+    return Holding(dtype, held.weights, held.kernel)
 
 
 def _asked(config: BaseConfig, loaded: str | None = None) -> Asked:
@@ -112,8 +112,8 @@ def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:
 
 
 def opened(
-    config: ServerConfig, loaded: Sequence[Resident], compute: ComputeLock
-) -> Generator[tuple[Resident, Engine]]:
+    config: ServerConfig, loaded: Sequence[ResidentBase], compute: ComputeLock
+) -> Generator[tuple[ResidentBase, Engine]]:
     """An engine for every way of every base, its name's first; they compute in turns. UsageError where this machine
     cannot hold a base as it must be; what only the skins directory asks for is then left out, and said."""
     # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
@@ -143,7 +143,7 @@ def opened(
 
 
 def _engine(
-    config: ServerConfig, one: Resident, way: Way, modules: dict[str, Base], compute: ComputeLock, slots: int
+    config: ServerConfig, one: ResidentBase, way: Holding, modules: dict[str, Base], compute: ComputeLock, slots: int
 ) -> Engine:
     base = one.base if _is_of(one.base, way.dtype) else modules.get(way.dtype)
     if base is None:

@@ -7,8 +7,8 @@ began with it, and it leaves memory with the last of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
@@ -16,13 +16,14 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.cascades import ServedCascade
 from bedplate.serving.models.prefixes import Prefixes
-from bedplate.serving.models.residency import Guest, Moved, Pool, State, apart
+from bedplate.serving.models.residency import Guest, Moved, Pool, Residency, apart
 from bedplate.serving.models.served import Served
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import Found
+from bedplate.serving.models.skins_directory import Scanned
+from bedplate.serving.settings.route_config import Routed
 from bedplate.serving.wire.errors import StatusError
 from bedplate.skins.card import Card, card_of, parts_of
-from bedplate.skins.skin import ADAPTED, BaseReference, EndpointReference, EvaluatedWith, Skin
+from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
 
 
 @dataclass(eq=False)
@@ -31,6 +32,8 @@ class Lease:
 
     served: Served
     _guest: Guest | None = None
+    routed: Routed | None = None
+    """How the call came to this version, where its name was a route's."""
 
     @property
     def engine(self) -> Engine:
@@ -41,6 +44,19 @@ class Lease:
         guest, self._guest = self._guest, None
         if guest is not None:
             guest.release()
+
+
+@dataclass(frozen=True)
+class ModelWanted:
+    """What a call says of itself when it wants a model: its name for it, who asks; its own id, its path and its body as
+    it was sent; origin: what a call that the server makes to itself is made for."""
+
+    name: str
+    caller: Caller
+    id: str = ""
+    path: str = ""
+    sent: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origin: object = None
 
 
 class Registry:
@@ -117,9 +133,8 @@ class Registry:
 
     def _pool(self, served: ServedSkin) -> Pool:
         """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
-        parts = (served.second, served.first) if isinstance(served, ServedCascade) else (served,)
-        adapted = next((part for part in parts if ADAPTED & set(part.card.parts)), None)
-        return self.plain if adapted is None else self.adapters[adapted.engine]
+        engine = served.adapted_on
+        return self.plain if engine is None else self.adapters[engine]
 
     def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
         """The engine of this base that holds it as was `judged`, else its first."""
@@ -185,10 +200,10 @@ class Registry:
     @property
     def retired(self) -> list[Guest]:
         """Versions that are served no more, but still in use."""
-        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not State.AWAY]
+        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.AWAY]
         return self._retired
 
-    def take(self, found: Found) -> dict[str, Any]:
+    def take(self, found: Scanned) -> dict[str, Any]:
         """Registers what a scan found: new skins are added, changed ones replace their name, and those of an earlier
         scan that lie there no more are removed. Skins that were given by hand stay as they are."""
         names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
@@ -240,10 +255,11 @@ class Registry:
             raise UnknownModelError(f"there is no model {name[:100]!r} here; the models are: {known}", param="model")
         return served
 
-    async def lease(self, name: str, caller: Caller) -> Lease:
+    async def lease(self, wanted: ModelWanted) -> Lease:
         """The model to use for one call, in memory. Waits for its turn where more are wanted than fit."""
+        name = wanted.name
         while True:
-            served = self.find(name, caller)
+            served = self.find(name, wanted.caller)
             guest = self._guests.get(name)
             if guest is None or not isinstance(served, ServedSkin):
                 return Lease(served)

@@ -34,7 +34,7 @@ class Loadable(Protocol):
     def unload(self) -> None: ...
 
 
-class State(Enum):
+class Residency(Enum):
     AWAY = "registered"
     QUEUED = "waiting"
     LOADING = "loading"
@@ -51,7 +51,7 @@ class Guest:
 
     def __init__(self, pool: Pool, item: Loadable) -> None:
         self.pool, self.item = pool, item
-        self.state = State.AWAY
+        self.state = Residency.AWAY
         self.holders = 0
         self.waiters: list[asyncio.Future[None]] = []
         self.since = 0.0
@@ -61,7 +61,7 @@ class Guest:
 
     async def hold(self) -> None:
         """Waits until it is in memory, where it stays until `release`. Raises Moved, or what loading it raised."""
-        if self.state is State.READY and not self.yielding:
+        if self.state is Residency.READY and not self.yielding:
             self.holders += 1
             self.pool.used(self)
             return
@@ -85,7 +85,7 @@ class Guest:
     def retire(self) -> None:
         """It is served under no name any more: it leaves when its last holder does. Whoever still waits gets Moved."""
         self.retired = True
-        if self.state in {State.AWAY, State.QUEUED, State.LEAVING} or self.yielding:
+        if self.state in {Residency.AWAY, Residency.QUEUED, Residency.LEAVING} or self.yielding:
             self.fail(Moved())
         self.pool.left(self)
 
@@ -132,18 +132,18 @@ class Pool:
 
     def want(self, guest: Guest) -> None:
         """Somebody waits for it."""
-        if guest.state is State.AWAY:
+        if guest.state is Residency.AWAY:
             self._enqueue(guest)
         self._advance()
 
     def left(self, guest: Guest) -> None:
         """A holder has gone, or it was retired."""
-        if guest.state is State.READY and not guest.holders and (guest.retired or guest.yielding):
-            self._start(guest, State.LEAVING, self._unload(guest))
+        if guest.state is Residency.READY and not guest.holders and (guest.retired or guest.yielding):
+            self._start(guest, Residency.LEAVING, self._unload(guest))
         self._advance()
 
     def _enqueue(self, guest: Guest) -> None:
-        guest.state = State.QUEUED
+        guest.state = Residency.QUEUED
         self._queue.append(guest)
 
     def _advance(self) -> None:
@@ -151,10 +151,10 @@ class Pool:
         self._forget_given_up()
         while self._queue and self.resident < self.capacity:
             guest = self._queue.popleft()
-            self._start(guest, State.LOADING, self._load(guest))
-        missing = len(self._queue) - sum(guest.state is State.LEAVING for guest in self._moving)
+            self._start(guest, Residency.LOADING, self._load(guest))
+        missing = len(self._queue) - sum(guest.state is Residency.LEAVING for guest in self._moving)
         for guest in [guest for guest in self._ready if not guest.holders][: max(missing, 0)]:
-            self._start(guest, State.LEAVING, self._unload(guest))
+            self._start(guest, Residency.LEAVING, self._unload(guest))
             missing -= 1
         missing -= sum(guest.yielding for guest in self._ready)
         if missing > 0:
@@ -166,7 +166,7 @@ class Pool:
         given_up = [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]
         for guest in given_up:
             self._queue.remove(guest)
-            guest.state = State.AWAY
+            guest.state = Residency.AWAY
 
     def _ask_for_turns(self, missing: int) -> None:
         now = time.monotonic()
@@ -192,7 +192,7 @@ class Pool:
                 guest.yielding = False
                 guest.admit()
 
-    def _start(self, guest: Guest, state: State, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, guest: Guest, state: Residency, work: Coroutine[Any, Any, None]) -> None:
         self._ready.pop(guest, None)
         self._moving.add(guest)
         guest.state = state
@@ -205,7 +205,7 @@ class Pool:
             await apart(guest.item.load)
         except BaseException as error:
             self._moving.discard(guest)
-            guest.state = State.AWAY
+            guest.state = Residency.AWAY
             guest.fail(Moved() if guest.retired else error)
             if not isinstance(error, Exception):
                 raise
@@ -213,7 +213,7 @@ class Pool:
         else:
             self._moving.discard(guest)
             self._ready[guest] = None
-            guest.state, guest.since = State.READY, time.monotonic()
+            guest.state, guest.since = Residency.READY, time.monotonic()
             guest.admit()
             self.left(guest)
         self._advance()
@@ -225,7 +225,7 @@ class Pool:
             log.error("unloading %s failed", guest.item.name, exc_info=error)
         finally:
             self._moving.discard(guest)
-            guest.state, guest.yielding = State.AWAY, False
+            guest.state, guest.yielding = Residency.AWAY, False
         if guest.waiters:
             self._enqueue(guest)
         self._advance()

@@ -1,4 +1,4 @@
-"""What is served under which name, as the routes see it; and bases as themselves (`serving.skins` has the skins)."""
+"""What is served under which name, as the routes see it; and bases as themselves (`served_skin` has the skins)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from bedplate.inference.engine.requests import (
     Generate,
     Generation,
     Request,
-    Result,
     Sampling,
     Terms,
     Usage,
 )
-from bedplate.serving.wire.fields import SEED_LOW, ChatRequest, CompletionRequest
+from bedplate.serving.models.plan import AnswerPlan, PlanResult
+from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
+from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
@@ -43,8 +44,8 @@ class Answer:
 
 
 class Served(Protocol):
-    """One model name. `chat` and `complete` give the engine requests of a reply's choices, in their order; what has to
-    be looked up for these is looked up on the caller's terms."""
+    """One model name. `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for
+    these is looked up on the caller's terms."""
 
     @property
     def name(self) -> str: ...
@@ -55,21 +56,21 @@ class Served(Protocol):
         """The page that says how it was judged, where there is one."""
         ...
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]: ...
-    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]: ...
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-        """One request for each text (or its token ids)."""
+    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan: ...
+    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan: ...
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+        """One choice for each text (or its token ids)."""
         ...
 
-    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
+    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         ...
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
-        """One request for each input; `answer` of its result has the label and its scores."""
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+        """One choice for each input; `answer` of its result has the label and its scores."""
         ...
 
-    def answer(self, result: Result) -> Answer: ...
+    def answer(self, found: PlanResult) -> Answer: ...
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """What the reply must say about how the request was read."""
         ...
@@ -91,16 +92,17 @@ class ServedBase:
         self.engine = engine
         self._tokenizer = engine.base.need_tokenizer()
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         if self._tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         messages = [message.plain() for message in asked.messages]
         tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
         grammar = compiled(self.engine, asked.grammar)
-        return choices(Generate(tuple(tokens), Sampling(**settings), grammar), asked.choices)
+        request = Generate(tuple(tokens), Sampling(**settings), grammar)
+        return AnswerPlan(self.engine, choices(request, asked.choices))
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
         if asked.echo and asked.logprobs is not None:
             settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
@@ -113,19 +115,19 @@ class ServedBase:
             if isinstance(prompt, str):
                 tokens = (*self._tokenizer.prompt_start, *self._tokenizer.encode(prompt))
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
-        return requests
+        return AnswerPlan(self.engine, requests)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-        return embed_requests(self._tokenizer, inputs)
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+        return AnswerPlan(self.engine, embed_requests(self._tokenizer, inputs))
 
-    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
-        return cut(cast(Embedding, result).vector, dimensions)
+    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+        return cut(cast(Embedding, found.last).vector, dimensions)
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
-    def answer(self, result: Result) -> Answer:
-        generation = cast(Generation, result)
+    def answer(self, found: PlanResult) -> Answer:
+        generation = cast(Generation, found.last)
         return Answer(generation.text, generation.finish_reason, generation.usage, generation)
 
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
@@ -148,25 +150,25 @@ class ServedEmbedder:
         self.engine = engine
         self._tokenizer = engine.base.need_tokenizer()
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         raise self._only_vectors()
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
         raise self._only_vectors()
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
         raise self._only_vectors()
 
     def _only_vectors(self) -> RequestError:
         return RequestError(f"{self.name!r} embeds texts and does nothing else; use /v1/embeddings", param="model")
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-        return embed_requests(self._tokenizer, inputs)
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+        return AnswerPlan(self.engine, embed_requests(self._tokenizer, inputs))
 
-    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
-        return cut(cast(Embedding, result).vector, dimensions)
+    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+        return cut(cast(Embedding, found.last).vector, dimensions)
 
-    def answer(self, result: Result) -> Answer:
+    def answer(self, found: PlanResult) -> Answer:
         raise self._only_vectors()
 
     def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:

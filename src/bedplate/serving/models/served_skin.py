@@ -16,6 +16,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Request, Re
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.precision import dtype_name
+from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.prefixes import Prefixes
 from bedplate.serving.models.served import Answer, Stripped, choices, cut, finite
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
@@ -25,7 +26,7 @@ from bedplate.serving.wire.tools import refuse_tools
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput
-from bedplate.skins.skin import EndpointReference, Skin
+from bedplate.skins.skin import ADAPTED, EndpointReference, Skin
 from bedplate.skins.verify import check_base, check_judged
 
 _serial = itertools.count(1)
@@ -75,6 +76,11 @@ class ServedSkin:
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
 
+    @property
+    def adapted_on(self) -> Engine | None:
+        """The engine that has to hold weights of its own for it, if one has."""
+        return self.engine if ADAPTED & set(self.card.parts) else None
+
     # In memory or not; these block, and run in a thread
 
     def check(self) -> None:
@@ -82,22 +88,24 @@ class ServedSkin:
         self._read()
 
     def _read(self) -> Predictor:
-        skin = self._in_memory
-        if skin is None:
-            assert self.card.directory is not None
-            found, skin = read_identified(self.card.directory)
-            if found != self.card.id:
-                raise SkinError(
-                    f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it "
-                    "again, with replace"
-                )
         return Predictor(
             self.engine,
-            skin,
+            self._in_memory or self._read_registered(),
             embedder=self._embedder,
             allow_other_weights=self._allow_other_weights,
             attach=False,
         )
+
+    def _read_registered(self) -> Skin:
+        """What lies where the card was read. SkinError where that is another skin by now."""
+        assert self.card.directory is not None
+        found, skin = read_identified(self.card.directory)
+        if found != self.card.id:
+            raise SkinError(
+                f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it again, "
+                "with replace"
+            )
+        return skin
 
     def load(self) -> None:
         """Gives its weights to the engine, and keeps no copy of them."""
@@ -138,13 +146,13 @@ class ServedSkin:
         path = None if self.card.directory is None else self.card.directory / "report.html"
         return path if path is not None and path.is_file() else None
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> list[Request]:
+    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
         if last is None:
             raise RequestError("there is no user message; a skin's input is the last one", param="messages")
-        return self._requests([last.content], asked, terms)
+        return self._plan([last.content], asked, terms)
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> list[Request]:
+    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
         if asked.echo:
             raise RequestError(f"{self.name!r} is a skin and does not echo its prompt", param="echo")
         if asked.logprobs is not None:
@@ -152,27 +160,27 @@ class ServedSkin:
         texts = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
         if len(texts) < len(asked.prompt):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
-        return self._requests(texts, asked, terms)
+        return self._plan(texts, asked, terms)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
         if not isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
-        return [self._predictor.request(self._input(text)) for text in texts]
+        return AnswerPlan(self.engine, [self._predictor.request(self._input(text)) for text in texts])
 
-    def vector(self, result: Result, dimensions: int | None = None) -> Sequence[float]:
+    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
-        return cut(self._predictor.vector(result), dimensions, normalise=normalise)
+        return cut(self._predictor.vector(found.last), dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> list[Request]:
+    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
         rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
-        return self._predictor.requests(rows, queued=True, terms=terms)
+        return AnswerPlan(self.engine, self._predictor.requests(rows, queued=True, terms=terms))
 
     def refuse_settings(self, asked: ChatRequest | CompletionRequest) -> None:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
@@ -195,11 +203,11 @@ class ServedSkin:
                     param="logprobs",
                 )
 
-    def _requests(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> list[Request]:
+    def _plan(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> AnswerPlan:
         self.refuse_settings(asked)
-        own = self._predictor.grammar
         if self.card.labels:
-            return self._predictor.requests([self._input(text) for text in texts], queued=True, terms=terms)
+            return self.classify(texts, terms)
+        own = self._predictor.grammar
         changes = asked.sampling()
         cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
         if cutting is not None:
@@ -213,7 +221,7 @@ class ServedSkin:
         rows = [self._input(text) for text in texts]
         for request in self._predictor.requests(rows, sampling, queued=True, terms=terms):
             requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
-        return requests
+        return AnswerPlan(self.engine, requests)
 
     def _input(self, text: str) -> Given:
         names = self.card.inputs
@@ -237,7 +245,8 @@ class ServedSkin:
         except RequestError as error:  # what the model gave cannot be read: no fault of the request
             raise RuntimeError(error.message) from error
 
-    def answer(self, result: Result) -> Answer:
+    def answer(self, found: PlanResult) -> Answer:
+        result = found.last
         prediction = self.read(result)
         given = citations(result, texts=True)
         more: dict[str, Any] = {"passages": list(given)} if given else {}

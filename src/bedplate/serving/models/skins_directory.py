@@ -11,14 +11,14 @@ from bedplate.skins.card import Card, parts_of, read_card, skin_directories
 
 
 @dataclass(frozen=True)
-class Found:
+class Scanned:
     """What a scan came upon: cards, and what could not be read, each with the reason."""
 
     cards: Sequence[Card]
     problems: Sequence[str]
 
 
-class Shelf:
+class SkinsDirectory:
     """A directory of skins. UsageError where there is none."""
 
     def __init__(self, root: Path) -> None:
@@ -47,7 +47,7 @@ class Shelf:
             raise SkinError(f"there is no directory {source[:200]!r} in the server's skins directory")
         return place
 
-    def scan(self) -> Found:
+    def scan(self) -> Scanned:
         """Every skin below the root, by `skin.json` alone (a cascade's: and those of its two skins)."""
         cards: list[Card] = []
         problems: list[str] = []
@@ -58,4 +58,4 @@ class Shelf:
                 cards.append(card)
             except (SkinError, OSError) as error:
                 problems.append(f"{directory}: {error}")
-        return Found(cards, problems)
+        return Scanned(cards, problems)

@@ -24,7 +24,7 @@ def answer_digest(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredCall:
     """One model's part of one call. seconds: as the caller waited; compute: its share of the engine's steps."""
 
     answers: tuple[str, ...]
@@ -34,14 +34,14 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ShadowPair:
     """One call, answered by the version that its caller got, and by the shadow."""
 
     id: str
     tenant: str
     version: str
-    ours: Answered
-    shadow: Answered
+    ours: AnsweredCall
+    shadow: AnsweredCall
 
     @property
     def agrees(self) -> bool:
@@ -56,7 +56,7 @@ def rate(hits: int, n: int) -> Json | None:
     return {"rate": hits / n, "n": n, "interval": [low, high], "confidence": CONFIDENCE}
 
 
-def compare(pairs: Sequence[Pair], targets: Mapping[str, str | None]) -> Json:
+def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json:
     """The comparison of the pairs. targets: call id → digest of the right answer, None where ours was called good.
 
     Calls count as independent, unless there are tenants enough to count by (`unit` says which).
@@ -98,7 +98,7 @@ def _times(rows: Sequence[tuple[float, float, str]]) -> Json | None:
     }
 
 
-def _correctness(pairs: Sequence[Pair], targets: Mapping[str, str | None]) -> Json | None:
+def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json | None:
     """Over the calls that users judged. Whoever called an answer good had seen ours, which favours it."""
     if not pairs:
         return None

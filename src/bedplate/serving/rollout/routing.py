@@ -8,32 +8,25 @@ import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastapi import APIRouter, Request
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import UnknownModelError, UsageError
-from bedplate.serving.call.call import Call, Finished, json_response, respond
+from bedplate.serving.call.observers import FinishedCall
 from bedplate.serving.call.self_calls import Unseen
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.models.registry import Lease
-from bedplate.serving.rollout.comparison import Pair, answer_digest, compare, rate
+from bedplate.serving.models.registry import Lease, ModelWanted
+from bedplate.serving.rollout.comparison import ShadowPair, answer_digest, compare, rate
 from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
 from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
 from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.scope import REPLY_HEADERS
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
 
 log = logging.getLogger("bedplate.serving")
-router = APIRouter(prefix="/admin/routes")
 
-VERSION_HEADER = "x-bedplate-version"
 MOST_KEPT = 10_000
 """Calls, and pairs, that a route remembers: in memory, the last ones."""
 _MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/messages"))
@@ -54,65 +47,68 @@ class _Route:
     calls: Counter[str] = field(default_factory=Counter[str])
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
     seen: deque[_Seen] = field(default_factory=lambda: deque[_Seen](maxlen=MOST_KEPT))
-    pairs: deque[Pair] = field(default_factory=lambda: deque[Pair](maxlen=MOST_KEPT))
+    pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
 
 
 class Router(Collector):
-    """Between a call's model name and the registry: an observer of calls, and a service that sends the copies."""
+    """Between a call's model name and the registry: an observer of calls, and a service that sends the copies.
 
-    def __init__(self, house: House, routes: Mapping[str, RouteConfig]) -> None:
+    targets: call id → the right answer as users gave it, None where the given one was called good."""
+
+    def __init__(self, state: ServerState, targets: Mapping[str, str | None]) -> None:
+        routes = state.config.routes
         for name in routes:
             if not name or ":" in name or not name.isprintable():
                 raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
-        self._house = house
+        self._registry, self._given = state.registry, targets
         self._routes = {name: _Route(config) for name, config in routes.items()}
-        self._shadows = Shadows(house)
+        self._shadows = Shadows(state)
 
     # --- on the way in
 
-    async def lease(self, name: str, call: Call) -> Lease:
+    async def lease(self, wanted: ModelWanted) -> Lease:
         """The model for a call to this name; by a route, its version. UnknownModelError, or StatusError 503 where a
         route leads to a version that is not served."""
-        registry, route = self._house.registry, self._routes.get(name)
-        if route is None or not call.caller.may_use(name) or isinstance(call.origin, Unseen):
-            return await registry.lease(name, call.caller)
-        version = self.version(name, call.caller, call.sent, call.id)
+        name, caller = wanted.name, wanted.caller
+        if name not in self._routes or not caller.may_use(name) or isinstance(wanted.origin, Unseen):
+            return await self._registry.lease(wanted)
+        version = self.version(wanted)
         try:
-            lease = await registry.lease(version, replace(call.caller, models=frozenset((version,))))
+            its_own = replace(caller, models=frozenset((version,)))
+            lease = await self._registry.lease(replace(wanted, name=version, caller=its_own))
         except UnknownModelError:
             log.warning("the route %s leads to %s, which is not served", name, version)
             message = f"a version of {name!r} is not served at the moment"
             raise StatusError(503, message, "version_unavailable", "model") from None
-        call.routed = Routed(name, version, call.request.url.path, call.sent)
-        call.request.scope[REPLY_HEADERS][VERSION_HEADER] = version
+        lease.routed = Routed(name, version, wanted.path, wanted.sent)
         return lease
 
-    def version(self, name: str, caller: Caller, sent: Mapping[str, Any], id_: str) -> str:
+    def version(self, wanted: ModelWanted) -> str:
         """Which version of a route's name a call gets."""
-        config = self._routes[name].config
-        user = sent.get("user") or sent.get("safety_identifier")
+        config, tenant = self._routes[wanted.name].config, wanted.caller.tenant
+        user = wanted.sent.get("user") or wanted.sent.get("safety_identifier")
         if config.sticky == "tenant":
-            keys = ("tenant", caller.tenant)
+            keys = ("tenant", tenant)
         elif config.sticky == "user" and isinstance(user, str):
-            keys = ("user", caller.tenant, user)
+            keys = ("user", tenant, user)
         else:
-            keys = ("request", id_)
-        return pick(config.versions, unit_of(name, *keys))
+            keys = ("request", wanted.id)
+        return pick(config.versions, unit_of(wanted.name, *keys))
 
     def listed(self, caller: Caller) -> list[dict[str, Any]]:
         """The entries of /v1/models for the routes that the caller may use."""
-        created = self._house.registry.created
+        created = self._registry.created
         return [
             {"id": name, "object": "model", "created": created, "owned_by": "bedplate", "bedplate": {"kind": "route"}}
             for name in self._routes
-            if caller.may_use(name) and name not in self._house.registry.models
+            if caller.may_use(name) and name not in self._registry.models
         ]
 
     # --- on the way out
 
-    def finished(self, call: Finished) -> None:
+    def finished(self, call: FinishedCall) -> None:
         """An observer's part."""
         if isinstance(call.origin, ShadowCall):
             call.origin.answered = answered(call)
@@ -131,7 +127,7 @@ class Router(Collector):
         if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
             return
 
-        def tell(pair: Pair | None, why: str) -> None:
+        def tell(pair: ShadowPair | None, why: str) -> None:
             if pair is not None:
                 route.pairs.append(pair)
                 why = "agreed" if pair.agrees else "differed"
@@ -146,7 +142,7 @@ class Router(Collector):
         for name, route in self._routes.items():
             wanted = (*route.config.versions, *([route.config.shadow] if route.config.shadow else []))
             for model in wanted:
-                if model not in self._house.registry.models:
+                if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
         sending = asyncio.create_task(self._shadows.run(app))
         try:
@@ -192,8 +188,7 @@ class Router(Collector):
 
     def _targets(self) -> dict[str, str | None]:
         """Call id → digest of the right answer, None where the given one was called good."""
-        given = dict(self._house.feedback.targets)
-        return {id_: None if text is None else answer_digest(text) for id_, text in given.items()}
+        return {id_: None if text is None else answer_digest(text) for id_, text in dict(self._given).items()}
 
     def collect(self) -> Iterable[Metric]:
         """For /metrics."""
@@ -211,23 +206,3 @@ def _judged(seen: list[_Seen], targets: Mapping[str, str | None]) -> dict[str, A
     """How often users found a version's answers right, where they said."""
     judged = [one for one in seen if one.id in targets]
     return rate(sum(targets[one.id] in (None, one.answer) for one in judged), len(judged))
-
-
-@router.get("")
-async def list_routes(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        call.caller.need_admin()
-        names = call.house.router.names()
-        return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
-
-    return await respond(request, "admin", work)
-
-
-@router.get("/{name:path}")
-async def get_route(request: Request) -> Response:
-    async def work(call: Call) -> Response:
-        call.caller.need_admin()
-        name = request.path_params["name"]
-        return json_response(await asyncio.to_thread(call.house.router.report, name))
-
-    return await respond(request, "admin", work)

@@ -10,18 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.call import Finished
-from bedplate.serving.call.idle import idle_capacity
-from bedplate.serving.call.self_calls import Unseen, call_inside
+from bedplate.serving.call.observers import FinishedCall
+from bedplate.serving.call.self_calls import Unseen, self_call
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.rollout.comparison import Answered, Pair, answer_digest
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
+from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest
 
 log = logging.getLogger("bedplate.serving")
 
@@ -37,7 +34,7 @@ class ShadowCall(Unseen):
     """The origin of a copy; it is told what came of it."""
 
     def __init__(self) -> None:
-        self.answered: Answered | None = None
+        self.answered: AnsweredCall | None = None
 
     def __str__(self) -> str:
         return "shadow"
@@ -53,22 +50,22 @@ class Copy:
     caller: Caller
     model: str
     version: str
-    ours: Answered
-    tell: Callable[[Pair | None, str], None]
+    ours: AnsweredCall
+    tell: Callable[[ShadowPair | None, str], None]
     """Gets the pair, or None and why there is none."""
 
 
-def answered(call: Finished) -> Answered:
+def answered(call: FinishedCall) -> AnsweredCall:
     """What is remembered of an answered call."""
     digests = tuple(answer_digest(answer.text) for answer in call.answers)
-    return Answered(digests, call.seconds, sum(one.timing.compute for one in call.results))
+    return AnsweredCall(digests, call.seconds, sum(one.timing.compute for one in call.results))
 
 
 class Shadows:
     """The queue of copies, and who sends them."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
         self._waiting: deque[tuple[float, Copy]] = deque()
         self._wake = asyncio.Event()
         self._gone = asyncio.Event()
@@ -98,7 +95,7 @@ class Shadows:
             self._gone.set()
 
     async def _send(self, app: ASGIApp, since: float, copy: Copy) -> None:
-        while not idle_capacity(self._house):
+        while not self._state.has_free_rows:
             if time.monotonic() - since > WAIT_SECONDS:
                 copy.tell(None, "busy")
                 return
@@ -111,13 +108,13 @@ class Shadows:
         self._gone = asyncio.Event()
         watching = asyncio.create_task(self._watch(len(copy.ours.answers)))
         try:
-            reply = await call_inside(app, copy.path, content, caller, origin, self._gone)
+            reply = await self_call(app, copy.path, content, caller, origin, self._gone)
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
         if reply.status == 200 and origin.answered is not None:
-            pair = Pair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
+            pair = ShadowPair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
             copy.tell(pair, "compared")
         else:
             copy.tell(None, "preempted" if self._gone.is_set() else "failed")
@@ -126,7 +123,7 @@ class Shadows:
         """Gives the copy up when clients wait (more than its `own` requests do), or when it takes too long."""
         ends = time.monotonic() + CALL_SECONDS
         while time.monotonic() < ends:
-            if any(engine.waiting > own for engine in self._house.registry.engines):
+            if any(engine.waiting > own for engine in self._state.registry.engines):
                 break
             await asyncio.sleep(_POLL_SECONDS)
         self._gone.set()

@@ -9,14 +9,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bedplate.serving.call.observers import Exchange
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.settings.logs import FIELDS
 from bedplate.serving.wire.errors import (
     ClientGone,
@@ -27,9 +27,6 @@ from bedplate.serving.wire.errors import (
     log_failure,
 )
 from bedplate.serving.wire.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
-
-if TYPE_CHECKING:
-    from bedplate.serving.call.state import House
 
 log = logging.getLogger("bedplate.access")
 
@@ -45,32 +42,11 @@ _PAGE_HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """One request that is over. path: as it was sent, percent-encoded. route: the template that took it, "" none.
-    status: 499 for a client that left. began: seconds since 1970. facts: what the route said of it."""
-
-    id: str
-    client: str
-    method: str
-    path: str
-    route: str
-    status: int
-    began: float
-    seconds: float
-    traceparent: str | None
-    facts: Mapping[str, Any]
-
-
-Watcher = Callable[[Exchange], None]
-"""Hears of every request. It is called in the event loop, so it must be quick, and not raise."""
-
-
 class AccessLog:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
-        self._app, self._house = app, house
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app, self._state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,11 +101,11 @@ class AccessLog:
                 traceparent=given.get(b"traceparent"),
                 facts=facts,
             )
-            for watch in (write_line, *self._house.watchers):
+            for watch in (write_line, *self._state.watchers):
                 watch(exchange)
 
     def _check_head(self, scope: Scope) -> None:
-        limits = self._house.config.limits
+        limits = self._state.config.limits
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > limits.url_bytes:
             raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:

@@ -26,15 +26,17 @@ from bedplate.serving.api import (
     pages,
     rerank,
     responses,
+    routes,
     tokens,
 )
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import check_open
-from bedplate.serving.rollout import routing
+from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.rollout.routing import Router
 from bedplate.serving.server import health, metrics, openapi
 from bedplate.serving.server.access import AccessLog
 from bedplate.serving.server.lifecycle import Server
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.server.metrics import Metrics
 from bedplate.serving.server.origins import EXPOSED, Origins
 from bedplate.serving.server.telemetry import Telemetry
@@ -53,7 +55,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     batches.router,
     feedback.router,
-    routing.router,
+    routes.router,
     health.router,
     metrics.router,
     openapi.router,
@@ -62,42 +64,41 @@ ROUTERS: tuple[APIRouter, ...] = (
 )
 
 
-def create_app(house: House) -> FastAPI:
-    """The ASGI application over a loaded house."""
+def create_app(state: ServerState) -> FastAPI:
+    """The ASGI application over a loaded server."""
     # FastAPI's own schema would not know the bodies, which routes read themselves: `serving.openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
-    app.state.house, app.state.routers = house, ROUTERS
+    app.state.server, app.state.routers = state, ROUTERS
     for router in ROUTERS:
         app.include_router(router)
-    found = Metrics(house)
-    app.state.metrics = found
-    found.registry.register(house.router)
-    house.observers.append(found)
-    house.watchers.append(found.watch)
-    if house.config.telemetry is not None:
-        telemetry = Telemetry(house.config.telemetry)
-        house.watchers.append(telemetry.watch)
-        house.services.append(telemetry)
-    if house.config.cors:
+    metrics = state.add(Metrics(state))
+    metrics.registry.register(state.part(Router))
+    state.observers.append(metrics)
+    state.watchers.append(metrics.watch)
+    if state.config.telemetry is not None:
+        telemetry = Telemetry(state.config.telemetry)
+        state.watchers.append(telemetry.watch)
+        state.services.append(telemetry)
+    if state.config.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=list(house.config.cors),
+            allow_origins=list(state.config.cors),
             allow_methods=("GET", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=EXPOSED,
         )
-    app.add_middleware(Origins, house=house)
-    app.add_middleware(AccessLog, house=house)
+    app.add_middleware(Origins, state=state)
+    app.add_middleware(AccessLog, state=state)
     add_error_handlers(app)
     return app
 
 
 @contextlib.asynccontextmanager
 async def _services(app: FastAPI) -> AsyncGenerator[None]:
-    house: House = app.state.house
+    state: ServerState = app.state.server
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(house.state.release)
-        for service in house.services:
+        stack.callback(state.part(StateDirectory).release)
+        for service in state.services:
             await stack.enter_async_context(service.running(app))
         yield
 
@@ -106,7 +107,7 @@ def serve(
     base: str | Path | ServerConfig,
     skins: Sequence[str | Path | Skin] = (),
     *,
-    on_ready: Callable[[str, House], None] | None = None,
+    on_ready: Callable[[str, ServerState], None] | None = None,
     **settings: Any,
 ) -> bool:
     """Serves until SIGTERM (then returns) or SIGINT (then raises KeyboardInterrupt).
@@ -121,15 +122,15 @@ def serve(
     with _listening(config.host, config.port) as listener:
         check_open(config)
 
-        def make(house: House) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
-            app = create_app(house)
+        def make(state: ServerState) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
+            app = create_app(state)
             return app, _services(app)
 
-        def ready(house: House) -> None:
+        def ready(state: ServerState) -> None:
             if on_ready is not None:
-                on_ready(_url(listener), house)
+                on_ready(_url(listener), state)
 
-        server = Server(lambda: loaded_house(config, skins), make, ready, config.grace_seconds)
+        server = Server(lambda: loaded_server(config, skins), make, ready, config.grace_seconds)
         return server.serve_until_stopped(listener)
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.serving.call.call import json_response
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 
 router = APIRouter()
 
@@ -24,14 +24,14 @@ async def ready(request: Request) -> Response:
 
 
 def _reply(request: Request, bad: tuple[str, ...]) -> Response:
-    status = _status(request.app.state.house)
+    status = _status(request.app.state.server)
     return json_response({"status": status}, 503 if status in bad else 200)
 
 
-def _status(house: House) -> str:
-    engines = house.registry.engines
+def _status(state: ServerState) -> str:
+    engines = state.registry.engines
     if not all(engine.alive for engine in engines):
         return "failed"
-    if any(engine.stalled(house.config.stall_seconds) for engine in engines):
+    if any(engine.stalled(state.config.stall_seconds) for engine in engines):
         return "stalled"
-    return "stopping" if house.stopping else "ok"
+    return "stopping" if state.stopping else "ok"

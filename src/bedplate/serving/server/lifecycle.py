@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bedplate.serving.call.call import json_response
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.wire.errors import StoppingError, error_response
 
 log = logging.getLogger("bedplate.serving")
@@ -40,7 +40,7 @@ class LoadingError(StoppingError):
 
 
 class Front:
-    """The ASGI application before there is a house: alive, and not ready."""
+    """The ASGI application before anything is loaded: alive, and not ready."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
@@ -55,7 +55,7 @@ class Front:
             await error_response(LoadingError("the server is loading its models; try again soon"))(scope, receive, send)
 
 
-class Protocol(H11Protocol):
+class HeadTimer(H11Protocol):
     """uvicorn's, for clients that never finish a request's head as well."""
 
     _timer: asyncio.TimerHandle | None = None
@@ -85,22 +85,22 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Loads beside the loop, then serves what was loaded.
 
-    load: the house, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
+    load: the state, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
     call in, and ends the server when the running ones have ended or `grace` seconds are over; the second ends it at
     once.
     """
 
     def __init__(
         self,
-        load: Callable[[], AbstractContextManager[House]],
-        make: Callable[[House], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
-        on_ready: Callable[[House], object],
+        load: Callable[[], AbstractContextManager[ServerState]],
+        make: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
+        on_ready: Callable[[ServerState], object],
         grace: float,
     ) -> None:
         self._front = Front()
         config = uvicorn.Config(
             self._front,
-            http=Protocol,
+            http=HeadTimer,
             interface="asgi3",
             h11_max_incomplete_event_size=_HEAD_BYTES,
             log_config=None,
@@ -111,7 +111,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._make, self._on_ready, self._grace = make, on_ready, grace
         self._loader = _Loader(load)
-        self._house: House | None = None
+        self._state: ServerState | None = None
         self._stack = contextlib.AsyncExitStack()
         self._opening: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -135,12 +135,12 @@ class Server(uvicorn.Server):
 
     async def _open(self) -> None:
         try:
-            self._house = house = await self._loader.load()
-            app, beside = self._make(house)
+            self._state = state = await self._loader.load()
+            app, beside = self._make(state)
             await self._stack.enter_async_context(beside)
-            house.stopping = self._stop_at is not None
+            state.stopping = self._stop_at is not None
             self._front.app = app
-            self._on_ready(house)
+            self._on_ready(state)
         except Exception as error:
             self._failure = error
             self.should_exit = True
@@ -148,11 +148,11 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again = self._stop_at is not None
         super().handle_exit(sig, frame)
-        if again or self._house is None:
+        if again or self._state is None:
             self.force_exit = again
             return
         self._stop_at = time.monotonic() + self._grace
-        self._house.stopping = True
+        self._state.stopping = True
         self.should_exit = False  # not before the running calls have ended: until then the probes are told
 
     async def on_tick(self, counter: int) -> bool:
@@ -176,15 +176,15 @@ class Server(uvicorn.Server):
 class _Loader:
     """A context entered in a thread of its own, which nobody need wait for."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager[House]]) -> None:
+    def __init__(self, make: Callable[[], AbstractContextManager[ServerState]]) -> None:
         self._make = make
-        self._context: AbstractContextManager[House] | None = None
+        self._context: AbstractContextManager[ServerState] | None = None
         self._lock = threading.Lock()
         self._dropped = False
 
-    async def load(self) -> House:
+    async def load(self) -> ServerState:
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[House] = loop.create_future()
+        found: asyncio.Future[ServerState] = loop.create_future()
 
         def tell(set_: Callable[[Any], None], value: Any) -> None:
             if not found.done():
@@ -193,7 +193,7 @@ class _Loader:
         def run() -> None:
             context = self._make()
             try:
-                house = context.__enter__()
+                state = context.__enter__()
             except BaseException as error:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                     loop.call_soon_threadsafe(tell, found.set_exception, error)
@@ -205,7 +205,7 @@ class _Loader:
                 context.__exit__(None, None, None)
                 return
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(tell, found.set_result, house)
+                loop.call_soon_threadsafe(tell, found.set_result, state)
 
         threading.Thread(target=run, name="bedplate-loading", daemon=True).start()
         return await found

@@ -13,13 +13,18 @@ from pydantic import ValidationError
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.serving.call.state import House
-from bedplate.serving.callers.guard import guard_for
+from bedplate.serving.call.state import ServerState
+from bedplate.serving.callers.guard import CallerGuard, guard_for
+from bedplate.serving.durable.batches import Batches
+from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable.responses_store import ResponseStore
+from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.engines import opened, resident
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import apart_now
 from bedplate.serving.models.served import Served, ServedBase, ServedEmbedder
-from bedplate.serving.models.skins_directory import Found, Shelf
+from bedplate.serving.models.skins_directory import Scanned, SkinsDirectory
+from bedplate.serving.rollout.routing import Router
 from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.card import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
@@ -59,9 +64,9 @@ def server_config(
 
 
 @contextlib.contextmanager
-def loaded_house(
+def loaded_server(
     base: str | Path | ServerConfig, skins: Sequence[str | Path | Skin] = (), **settings: Any
-) -> Generator[House]:
+) -> Generator[ServerState]:
     """Bases and skins, loaded; the engines are closed at the end.
 
     base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
@@ -73,7 +78,7 @@ def loaded_house(
     given: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
     given += [(skin, None) for skin in skins]
     sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
-    found = Found((), ()) if config.skins_directory is None else Shelf(config.skins_directory).scan()
+    found = Scanned((), ()) if config.skins_directory is None else SkinsDirectory(config.skins_directory).scan()
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(found.cards)
     loaded = [apart_now(lambda one=one: resident(one, len(config.bases), cards, lying)) for one in config.bases]
@@ -100,7 +105,26 @@ def loaded_house(
             registry.add(served)
         for problem in registry.take(found)["problems"]:
             log.warning("not registered: %s", problem)
-        yield House(config, registry, guard)
+        yield assembled(config, registry, guard)
+
+
+def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
+    """The state with the parts that every server has; those that its file gives nothing to do hear of no call.
+    UsageError for routes that cannot be."""
+    state = ServerState(config, registry, guard)
+    directory = state.add(StateDirectory(config))
+    state.add(ResponseStore(config.responses))
+    feedback = state.add(Feedback(directory, config.feedback))
+    router = state.add(Router(state, feedback.targets))
+    if config.feedback.keep:
+        state.observers.append(feedback)
+        state.services.append(feedback)
+    if config.routes:
+        state.leases = router
+        state.observers.append(router)
+        state.services.append(router)
+    state.services.append(state.add(Batches(state)))
+    return state
 
 
 def _whole(cards: Sequence[Card]) -> list[Card]:

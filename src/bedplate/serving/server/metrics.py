@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from bedplate.core.version import __version__
-from bedplate.serving.call.call import Finished, tokens_of
-from bedplate.serving.call.state import House
-from bedplate.serving.server.access import Exchange
+from bedplate.serving.call.call import tokens_of
+from bedplate.serving.call.observers import Exchange, FinishedCall
+from bedplate.serving.call.state import ServerState
 
 router = APIRouter()
 
@@ -36,11 +36,10 @@ _WHOLE = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    house: House = request.app.state.house
-    if house.guard.has_keys and not house.config.metrics.public:
-        house.guard.identify(request.headers).need_admin()
-    found: Metrics = request.app.state.metrics
-    return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    server: ServerState = request.app.state.server
+    if server.guard.has_keys and not server.config.metrics.public:
+        server.guard.identify(request.headers).need_admin()
+    return Response(generate_latest(server.part(Metrics).registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class _Counter:
@@ -86,8 +85,8 @@ class _Histogram:
 class Metrics(Collector):
     """What one application counts: an observer of its calls, a watcher of its requests."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
         self._models: set[str] = set()
         by_model = ("model_name",)
         self._prompt = _Counter("prompt_tokens", "Prompt tokens of answered requests.", by_model)
@@ -116,7 +115,7 @@ class Metrics(Collector):
             self._models.add(model)
         return model if model in self._models else OTHER
 
-    def finished(self, call: Finished) -> None:
+    def finished(self, call: FinishedCall) -> None:
         """Counts a call that was answered."""
         model = self._label(call.served.name)
         prompt, generated = tokens_of(call.asked, call.results)
@@ -171,11 +170,11 @@ class Metrics(Collector):
                 ("engine_step_seconds", "Seconds spent in them."),
             )
         }
-        for engine in self._house.registry.engines:
-            label, stats = (self._house.registry.label(engine),), engine.stats()
+        for engine in self._state.registry.engines:
+            label, stats = (self._state.registry.label(engine),), engine.stats()
             free = stats.cache_capacity_bytes
             full = (stats.cache_bytes - stats.cache_pinned_bytes) / free if free else 0.0
-            up = engine.alive and not engine.stalled(self._house.config.stall_seconds)
+            up = engine.alive and not engine.stalled(self._state.config.stall_seconds)
             gauges["num_requests_running"].add_metric(label, stats.running)
             gauges["num_requests_waiting"].add_metric(label, stats.waiting)
             gauges["kv_cache_usage_perc"].add_metric(label, full)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bedplate.serving.call.state import House
+from bedplate.serving.call.state import ServerState
 from bedplate.serving.wire.errors import StatusError
 
 EXPOSED = (
@@ -24,12 +24,12 @@ class Origins:
     """ASGI middleware: on a server without keys, refuses pages of other origins than its own and the allowed ones, and
     names that others could have pointed here."""
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
-        self._checks = not house.guard.has_keys
-        self._allowed = frozenset(house.config.cors)
-        self._host = "" if house.config.open else house.config.host
-        self._any_name = house.config.open
+        self._checks = not state.guard.has_keys
+        self._allowed = frozenset(state.config.cors)
+        self._host = "" if state.config.open else state.config.host
+        self._any_name = state.config.open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._checks and scope["type"] == "http":

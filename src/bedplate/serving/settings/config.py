@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.files import bedplate_home
-from bedplate.serving.durable.responses_store import ResponsesConfig
 from bedplate.serving.settings.consent import FeedbackConfig
 from bedplate.serving.settings.route_config import RouteConfig
 
@@ -75,6 +74,17 @@ class BatchesConfig(Strict):
     tenant_bytes: Annotated[int, Field(ge=1)] = 1024 * 1024 * 1024
     rows: Annotated[int, Field(ge=1)] = 50_000
     in_flight: Annotated[int, Field(ge=1)] = 4
+
+
+class ResponsesConfig(Strict):
+    """How much of /v1/responses is kept, in bytes of JSON: of one tenant, and of all. 0 keeps nothing."""
+
+    bytes_per_tenant: Annotated[int, Field(ge=0)] = 16 * 1024 * 1024
+    bytes_in_all: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
+
+    @property
+    def keeps(self) -> bool:
+        return self.bytes_per_tenant > 0 and self.bytes_in_all > 0
 
 
 class PriceConfig(Strict):

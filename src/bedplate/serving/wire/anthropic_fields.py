@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.api.turns import as_chat
-from bedplate.serving.wire.fields import MAX_STOPS, TOKEN_LIMIT, ChatRequest, Fields, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, TopK, TopP
 
 # Names of chat fields in this API.
 _NAMES = {
@@ -33,21 +33,21 @@ _SYSTEM = either(str, list, said="it must be a text or a list of text blocks")
 ChatMessage = dict[str, Any]
 
 
-class Thinking(Fields):
+class Thinking(RequestFields):
     type: Literal["disabled"]
 
 
-class RequestMetadata(Fields):
+class RequestMetadata(RequestFields):
     user_id: str | None = None
 
 
-class OutputConfig(Fields):
+class OutputConfig(RequestFields):
     """`format`: {"type": "json_schema", "schema": …}."""
 
     format: dict[str, Any] | None = None
 
 
-class _Asked(Fields):
+class _Asked(RequestFields):
     """What a message and the counting of its tokens have in common."""
 
     model: str
@@ -99,8 +99,8 @@ class MessagesRequest(_Asked):
     max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)]
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
     stream: bool | None = None
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
@@ -109,9 +109,7 @@ class MessagesRequest(_Asked):
         return {
             "max_completion_tokens": self.max_tokens,
             "stop": self.stop_sequences or None,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
+            **self.model_dump(include={"temperature", "top_p", "top_k"}),
         }
 
 

@@ -6,16 +6,31 @@ min_p, repetition_penalty) are named as other servers name them.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests import Grammar
+from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.serving.wire.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
-from bedplate.serving.wire.strict_fields import Fields, either, first_mistake
+from bedplate.serving.wire.sampling_fields import (
+    TOKEN_LIMIT,
+    Biases,
+    MinP,
+    Penalty,
+    RepetitionPenalty,
+    Seed,
+    Stops,
+    Temperature,
+    TokenIds,
+    TopK,
+    TopP,
+    is_id,
+)
+from bedplate.serving.wire.strict_fields import RequestFields, either, first_mistake
 from bedplate.serving.wire.tools import (
     NamedChoice,
     ToolCall,
@@ -28,11 +43,7 @@ from bedplate.serving.wire.tools import (
 from bedplate.text.tool_calls import MAX_TOOLS, Tool
 
 MAX_CHOICES = 8
-MAX_STOPS = 16
-"""The API itself takes 4; evaluation harnesses send more."""
 MAX_PROMPTS = 1024
-TOKEN_LIMIT = 2**31
-SEED_LOW, SEED_HIGH = -(2**63), 2**63 - 1
 
 # Fields that change nothing about the answer.
 _HOUSEKEEPING = frozenset(("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"))
@@ -55,7 +66,6 @@ _NOT_SERVED: dict[str, tuple[Any, ...]] = {
 }
 _INSTEAD = {"functions": "use tools", "function_call": "use tool_choice"}
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-MAX_BIASES = 1024
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -84,27 +94,16 @@ def _role_of(role: Any) -> Any:
     return role
 
 
-def stops_of(stop: Any) -> Any:
-    stops = [stop] if isinstance(stop, str) else stop
-    if isinstance(stops, list):
-        if len(stops) > MAX_STOPS:
-            raise ValueError(f"at most {MAX_STOPS} stop strings are supported")
-        if not all(isinstance(text, str) and text for text in stops):
-            raise ValueError("stop must be a string that is not empty, or a list of such strings")
-        return tuple(stops)
-    return stops
-
-
 def prompts_of(prompt: Any) -> Any:
     """A tuple of prompts, each a text or token ids, from one or a list of them (validator)."""
     prompts: list[Any] = [prompt]
-    if isinstance(prompt, list) and (not prompt or not _is_id(prompt[0])):
+    if isinstance(prompt, list) and (not prompt or not is_id(prompt[0])):
         prompts = prompt
     if not prompts:
         raise ValueError("the prompt is an empty list; give at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts are supported in one request")
-    if not all(isinstance(one, str) or (isinstance(one, list) and one and all(map(_is_id, one))) for one in prompts):
+    if not all(isinstance(one, str) or (isinstance(one, list) and one and all(map(is_id, one))) for one in prompts):
         raise ValueError("the prompt must be a string, a list of token ids, or a list of either")
     if len({isinstance(one, str) for one in prompts}) > 1:
         raise ValueError("the prompts must all be strings, or all be lists of token ids")
@@ -113,40 +112,13 @@ def prompts_of(prompt: Any) -> Any:
 
 # What may be sent where validators make one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
-STOPS = BeforeValidator(stops_of, json_schema_input_type=str | list[str])
 CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value < TOKEN_LIMIT
-
-
-def _biases_of(biases: Any) -> Any:
-    """{token id as text: bias} as pairs."""
-    if biases is None:
-        return None
-    if not isinstance(biases, dict) or len(biases) > MAX_BIASES:
-        raise ValueError(f"it must be an object of at most {MAX_BIASES:,} biases by token id")
-    for key, bias in biases.items():
-        if not (isinstance(key, str) and key.isascii() and key.isdecimal() and int(key[:11]) < TOKEN_LIMIT):
-            raise ValueError(f"{str(key)[:40]!r} is no token id")
-        if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise ValueError(f"the bias of token {key} must be a number between -100 and 100")
-    return tuple((int(key), float(bias)) for key, bias in biases.items())
-
-
-def _ids_of(ids: Any) -> Any:
-    if ids is not None and not (isinstance(ids, list) and len(ids) <= MAX_BIASES and all(map(_is_id, ids))):
-        raise ValueError(f"it must be a list of at most {MAX_BIASES:,} token ids")
-    return ids if ids is None else tuple(ids)
-
-
-BIASES = BeforeValidator(_biases_of, json_schema_input_type=dict[str, float])
-IDS = BeforeValidator(_ids_of, json_schema_input_type=list[int])
 _CHOICE = either(str, dict, said="it must be a word or an object")
 
 
-class Message(Fields):
+class Message(RequestFields):
     """One turn of a conversation."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
@@ -188,12 +160,12 @@ class Message(Fields):
         }
 
 
-class StreamOptions(Fields):
+class StreamOptions(RequestFields):
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class _Asked(Fields, ABC):
+class _Asked(RequestFields, ABC):
     """What both endpoints take."""
 
     model: str
@@ -201,19 +173,19 @@ class _Asked(Fields, ABC):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    seed: Annotated[int, Field(ge=SEED_LOW, le=SEED_HIGH)] | None = None
-    stop: Annotated[tuple[str, ...], STOPS] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: Stops | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    logit_bias: Annotated[tuple[tuple[int, float], ...], BIASES] | None = None
+    logit_bias: Biases | None = None
     min_tokens: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
-    stop_token_ids: Annotated[tuple[int, ...], IDS] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     guided_json: Annotated[dict[str, Any] | str | None, SCHEMA] = None
@@ -221,22 +193,6 @@ class _Asked(Fields, ABC):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     structured_outputs: StructuredOutputs | None = None
-
-    _sampling: ClassVar[tuple[str, ...]] = (
-        "logit_bias",
-        "min_tokens",
-        "stop_token_ids",
-        "ignore_eos",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-        "stop",
-    )
 
     @model_validator(mode="after")
     def _options_belong_to_streams(self) -> Self:
@@ -290,9 +246,8 @@ class _Asked(Fields, ABC):
 
     def sampling(self) -> dict[str, Any]:
         """The settings that the request gives, by their names in `Sampling`."""
-        given = {name: getattr(self, name) for name in self._sampling}
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
         given |= {"max_tokens": self.token_limit, "logprobs": self.alternatives}
-        given["prompt_logprobs"] = self.prompt_logprobs
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -349,6 +304,11 @@ class ChatRequest(_Asked):
     def alternatives(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def given(self) -> Sequence[str]:
+        users = [message.content for message in self.messages if message.role == "user"]
+        return [content for content in users[-1:] if content]
+
 
 class CompletionRequest(_Asked):
     """POST /v1/completions."""
@@ -366,6 +326,10 @@ class CompletionRequest(_Asked):
     @property
     def alternatives(self) -> int | None:
         return self.logprobs
+
+    @property
+    def given(self) -> Sequence[str]:
+        return [prompt for prompt in self.prompt if isinstance(prompt, str)]
 
 
 def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
@@ -389,6 +353,17 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
         return model.model_validate(kept)
     except ValidationError as error:
         raise first_mistake(error, model) from None
+
+
+def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
+    """The chat that a request amounts to. names: what the request calls the chat's fields, for messages about them."""
+    try:
+        return read_fields(ChatRequest, {name: value for name, value in body.items() if value is not None})
+    except RequestError as error:
+        head = (error.param or "").split("[", 1)[0].split(".", 1)[0]
+        if head in names:
+            error.param = names[head]
+        raise
 
 
 def _same(value: Any, neutral: Any) -> bool:

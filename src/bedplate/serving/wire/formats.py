@@ -15,12 +15,12 @@ from pydantic import Field, model_validator
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Grammar
-from bedplate.serving.wire.strict_fields import Fields, either
+from bedplate.serving.wire.strict_fields import RequestFields, either
 
 SCHEMA = either(dict, str, said="it must be a JSON schema: an object, or its JSON text")
 
 
-class NamedSchema(Fields):
+class NamedSchema(RequestFields):
     """A schema under a name, which nothing but the client uses."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -29,7 +29,7 @@ class NamedSchema(Fields):
     strict: bool | None = None
 
 
-class ResponseFormat(Fields):
+class ResponseFormat(RequestFields):
     """`response_format`."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -48,7 +48,7 @@ class ResponseFormat(Fields):
         return None if self.type == "text" else Grammar("json_object")
 
 
-class StructuredOutputs(Fields):
+class StructuredOutputs(RequestFields):
     """`structured_outputs`: exactly one of its fields."""
 
     json_: Annotated[dict[str, Any] | str | None, SCHEMA, Field(alias="json")] = None

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.api.turns import as_chat
-from bedplate.serving.wire.fields import TOKEN_LIMIT, ChatRequest, Fields, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Temperature, TopP
 
 MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
@@ -36,14 +36,14 @@ _CHOICE = either(str, dict, said="it must be none, auto, required, or an object"
 ChatMessage = dict[str, Any]
 
 
-class TextOptions(Fields):
+class TextOptions(RequestFields):
     """`format`: {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name", "schema", …}."""
 
     format: dict[str, Any] | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseStreamOptions(Fields):
+class ResponseStreamOptions(RequestFields):
     include_obfuscation: Literal[False] | None = None
 
 
@@ -70,15 +70,15 @@ def _include_of(value: Any) -> Any:
     return value
 
 
-class ResponsesRequest(Fields):
+class ResponsesRequest(RequestFields):
     """POST /v1/responses."""
 
     model: str
     input: Annotated[str | list[Any], BeforeValidator(_input_of)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions | None = None
     tools: list[Any] | None = None
@@ -113,9 +113,7 @@ class ResponsesRequest(Fields):
             "model": self.model,
             "messages": [*head, *messages],
             "max_completion_tokens": self.max_output_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "parallel_tool_calls": self.parallel_tool_calls,
+            **self.model_dump(include={"temperature", "top_p", "parallel_tool_calls"}),
             "response_format": _format_of(self.text),
             "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
             "tool_choice": _choice_of(self.tool_choice),

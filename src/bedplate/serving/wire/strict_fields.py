@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -9,10 +10,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from bedplate.core.errors import RequestError
 
 
-class Fields(BaseModel):
+class RequestFields(BaseModel):
     """What every request model is: exact types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def choices(self) -> int:
+        """How many answers to each prompt it asks for."""
+        return 1
+
+    @property
+    def given(self) -> Sequence[str | dict[str, str]]:
+        """What a skin would be asked with: texts that stand for its only input, or inputs by name."""
+        return ()
 
 
 def either(*kinds: type, said: str) -> BeforeValidator:

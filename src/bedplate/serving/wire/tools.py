@@ -10,7 +10,7 @@ from pydantic import Field
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
-from bedplate.serving.wire.strict_fields import Fields
+from bedplate.serving.wire.strict_fields import RequestFields
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tool_calls import (
     CallReader,
@@ -26,14 +26,14 @@ Json = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class Function(Fields):
+class Function(RequestFields):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class ToolField(Fields):
+class ToolField(RequestFields):
     """One of `tools`. Arguments are held to the parameters' schema whether `strict` is set or not."""
 
     type: Literal["function"]
@@ -45,23 +45,23 @@ class ToolField(Fields):
         return Tool(function.name, function.description or "", function.parameters)
 
 
-class NamedFunction(Fields):
+class NamedFunction(RequestFields):
     name: Name
 
 
-class NamedChoice(Fields):
+class NamedChoice(RequestFields):
     """A `tool_choice` that names the tool to call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class CalledFunction(Fields):
+class CalledFunction(RequestFields):
     name: Name
     arguments: str
 
 
-class ToolCall(Fields):
+class ToolCall(RequestFields):
     """A call that an assistant's message made."""
 
     id: str

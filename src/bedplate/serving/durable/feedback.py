@@ -1,0 +1,233 @@
+"""What users say of replies, and what is kept of calls for it, where the server's file consents."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from starlette.types import ASGIApp
+
+from bedplate.core.errors import RequestError
+from bedplate.serving.call.observers import FinishedCall
+from bedplate.serving.call.self_calls import Unseen
+from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore, Owner, Row, plain_id
+from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.models.served import Served
+from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
+from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.wire.strict_json import parse_json
+
+log = logging.getLogger("bedplate.serving")
+T = TypeVar("T")
+
+MAX_PENDING = 10_000
+"""Replies that wait to be written; more are counted and not kept."""
+SWEEP_SECONDS = 3600.0
+
+
+class Feedback:
+    """Keeps what consent allows of every answered call, in a thread of its own; replies do not wait for it."""
+
+    def __init__(self, directory: StateDirectory, config: FeedbackConfig) -> None:
+        self._directory, self._config = directory, config
+        self._store: FeedbackStore | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._redactors: dict[tuple[Any, ...], Redactor] = {}
+        self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
+        self._owners: dict[str, Owner] = {}
+        self._since: dict[str, Owner] = {}
+        """Replies since the last reading of the files began."""
+        self._reading = asyncio.Lock()
+        self._generation = ""
+        self.targets: dict[str, str | None] = {}
+        """Reply id → what its first choice should have been; None: it was called good as it is."""
+        self.counts: Counter[str] = Counter()
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+        """Reads whose replies there are, and forgets what is too old, then and every hour."""
+        self._store = FeedbackStore(self._directory.hold() / DIRECTORY)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
+        await self._read()
+        sweeping = asyncio.create_task(self._sweep())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            self._writer.shutdown()
+
+    @property
+    def store(self) -> FeedbackStore:
+        """StatusError 404 where nothing is kept."""
+        if self._store is None:
+            raise StatusError(404, "this server keeps no feedback", "feedback_not_kept")
+        return self._store
+
+    async def apart(self, call: Callable[[], T]) -> T:
+        """Runs in the writer's thread, after what waits there."""
+        assert self._writer is not None
+        return await asyncio.wrap_future(self._writer.submit(call))
+
+    # --- calls
+
+    def finished(self, call: FinishedCall) -> None:
+        """An observer's part: notes whose reply it is, and queues what may be kept."""
+        rule = self._config.rule(call.served.name)
+        if self._writer is None or rule is None or not call.answers or isinstance(call.origin, Unseen):
+            return
+        if len(self._pending) >= MAX_PENDING:
+            self.counts["dropped"] += 1
+            return
+        self._owners[call.id] = self._since[call.id] = Owner(call.caller.tenant, call.served.name)
+        self._pending.append((call, rule))
+        if len(self._pending) == 1:
+            self._writer.submit(self._write).add_done_callback(_log_failure)
+
+    def _write(self) -> None:
+        """All that waits, in one go."""
+        waiting: list[tuple[FinishedCall, KeepRule]] = []
+        while self._pending:
+            waiting.append(self._pending.popleft())
+        self.store.append((call.served.name, self._row(call, rule)) for call, rule in waiting)
+        self.counts["kept"] += len(waiting)
+
+    def _row(self, call: FinishedCall, rule: KeepRule) -> Row:
+        row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
+        if not sampled(call.id, rule.sample):
+            return row
+        redactor = self.redactor(rule)
+        texts: Row = {}
+        try:
+            if rule.requests:
+                inputs = inputs_of(call.served, call.asked.given, len(call.answers))
+                if inputs is None:
+                    asked = call.asked.model_dump(mode="json", exclude_none=True)
+                    texts["request"] = _cleaned(asked, redactor)
+                else:
+                    texts["inputs"] = _cleaned(inputs, redactor)
+            if rule.replies:
+                texts["replies"] = [redactor.clean(answer.text) for answer in call.answers]
+        except RedactionTimeout:
+            self.counts["redaction_timeouts"] += 1
+            return row
+        return {**row, **texts}
+
+    def redactor(self, rule: KeepRule) -> Redactor:
+        if rule.redact not in self._redactors:
+            self._redactors[rule.redact] = Redactor(rule.redact)
+        return self._redactors[rule.redact]
+
+    # --- feedback
+
+    async def owned(self, id_: str, tenant: str) -> tuple[str, str]:
+        """(plain id, model) of a reply. StatusError 404 also for another tenant's."""
+        store, plain = self.store, plain_id(id_)
+        if store.generation != self._generation:
+            await self._read()
+        owner = None if plain is None else self._owners.get(plain)
+        if plain is None or owner is None or owner.tenant != tenant:
+            raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
+        return plain, owner.model
+
+    async def give(self, id_: str, model: str, tenant: str, said: Row) -> None:
+        """Keeps what was said (rating, correction, comment, index); it is on the disk afterwards."""
+        rule = self._config.rule(model)
+        redactor = self.redactor(rule or KeepRule())
+        try:
+            cleaned = {name: _cleaned(said[name], redactor) for name in ("correction", "comment")}
+        except RedactionTimeout:
+            raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
+        row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **said, **cleaned}
+        await self.apart(lambda: self.store.append([(model, row)]))
+        self._note(row)
+        self.counts["feedback"] += 1
+
+    async def forget(self, id_: str) -> int:
+        """Writes a reply out of the files. Returns how many lines are gone."""
+        gone = await self.apart(lambda: self.store.purge(ids={id_}))
+        self._owners.pop(id_, None)
+        self.targets.pop(id_, None)
+        return gone
+
+    def _note(self, row: Row) -> None:
+        if row["index"] == 0 and (row["correction"] is not None or row["rating"] == "good"):
+            self.targets[row["id"]] = row["correction"]
+
+    async def _read(self) -> None:
+        """Whose replies are kept, and what was said of them, from the files."""
+        async with self._reading:
+            self._since = {}
+            self._generation = self.store.generation
+            # What waits to be written comes before this in the writer's thread.
+            rows = await self.apart(lambda: [(model, _head(row)) for model, row in self.store.rows()])
+            self.targets.clear()
+            owners: dict[str, Owner] = {}
+            for model, row in rows:
+                if row["kind"] == "reply":
+                    owners[row["id"]] = Owner(row["tenant"], model)
+                else:
+                    self._note(row)
+            self._owners = owners | self._since
+
+    async def _sweep(self) -> None:
+        def days(model: str) -> int | None:
+            rule = self._config.rule(model)
+            return None if rule is None else rule.days
+
+        while True:
+            if await self.apart(lambda: self.store.sweep(days)):
+                await self._read()
+            await asyncio.sleep(SWEEP_SECONDS)
+
+
+def sampled(id_: str, share: float) -> bool:
+    """Whether a call's texts are kept: its id is random, so this is too, and the same for whoever asks."""
+    return int(id_[:13], 16) < share * 16**13
+
+
+def inputs_of(
+    served: Served, given: Sequence[str | dict[str, str]], answers: int
+) -> list[dict[str, str] | None] | None:
+    """A skin's inputs for each of the answers; None for what is no skin's, or has no inputs of its own."""
+    names = served.describe().get("inputs")
+    if not names or not given or answers % len(given):
+        return None
+    return [found for one in given for found in [_fields(one, names)] * (answers // len(given))]
+
+
+def _fields(given: str | dict[str, str], names: list[str]) -> dict[str, str] | None:
+    """One input by name: a text stands for the only one, or is the JSON object of several."""
+    if isinstance(given, str) and len(names) == 1:
+        return {names[0]: given}
+    found = parse_json(given) if isinstance(given, str) else given
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        return None
+    return found
+
+
+def _cleaned(value: Any, redactor: Redactor) -> Any:
+    """Every text in a JSON value, keys apart."""
+    if isinstance(value, str):
+        return redactor.clean(value)
+    if isinstance(value, dict):
+        return {key: _cleaned(item, redactor) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(item, redactor) for item in value]
+    return value
+
+
+def _head(row: Row) -> Row:
+    """A line without what was asked and answered."""
+    return {key: value for key, value in row.items() if key not in ("inputs", "request", "replies", "comment")}
+
+
+def _log_failure(written: Future[None]) -> None:
+    error = written.exception()
+    if error is not None:
+        log.error("replies could not be kept: %s", error, exc_info=error)
