@@ -16,8 +16,8 @@ from tests.adaptation.test_gate import evaluation, rate
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.rungs.base import Latency, Plan, Result, RungOutcome
-from bedplate.adaptation.rungs.base import Tested as OnTest
+from bedplate.adaptation.context.outcome import Latency, Plan, Result, RungOutcome
+from bedplate.adaptation.context.outcome import Tested as OnTest
 from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.spec import RUNG_NAMES, BudgetSpec
 from bedplate.adaptation.verdict import rules

@@ -14,8 +14,8 @@ from typing import Any
 
 from bedplate.adaptation.after.origin import Origin, origin_of
 from bedplate.adaptation.context.context import LATENCY_CALLS
+from bedplate.adaptation.context.outcome import Latency, latency
 from bedplate.adaptation.rungs.answers import ask, single_calls
-from bedplate.adaptation.rungs.base import Latency, latency
 from bedplate.adaptation.task.spec import Machine
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bedplate.adaptation.climb.candidates import Entry, place_of
-from bedplate.adaptation.climb.climb import climb, planner
+from bedplate.adaptation.climb.candidates import Candidate, place_of
+from bedplate.adaptation.climb.climb import climb
+from bedplate.adaptation.climb.fingerprint import fingerprint
 from bedplate.adaptation.climb.guards import guarding_of
 from bedplate.adaptation.climb.lengths import check_lengths
 from bedplate.adaptation.context.bases import Bases
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.rungs.base import Finished, RungOutcome
+from bedplate.adaptation.context.outcome import Finished, RungOutcome
+from bedplate.adaptation.rungs import RUNGS, chosen_rungs
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
@@ -58,6 +61,7 @@ def contexts_of(
             suffix=at.suffix,
             exhaustive=exhaustive,
             parent=parent,
+            climb=climb,
         )
         for at in bases.all
     ]
@@ -68,11 +72,11 @@ def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
     first = contexts[0]
     parent = first.parent
     return Run(
-        id=sha256_json({"run": str(out.absolute()), **first.fingerprint()}),
+        id=sha256_json({"run": str(out.absolute()), **fingerprint(first)}),
         task=first.task.task,
         task_file=str(task_file.absolute()),
         seed=first.seed,
-        rungs=first.spec.chosen_rungs,
+        rungs=chosen_rungs(first.spec),
         budget_seconds=first.clock.seconds,
         exhaustive=first.exhaustive,
         parent=None if parent is None else str(parent.skin.directory),
@@ -97,9 +101,10 @@ def check_bases(contexts: Sequence[Context]) -> None:
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     check_lengths(contexts)
-    for name in contexts[0].spec.chosen_rungs:  # which reads what its rung will read beside the rows
-        (first or contexts[0]).settings_of(name)
-    if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
+    chosen = [RUNGS[name] for name in chosen_rungs(contexts[0].spec)]
+    for rung in chosen:
+        rung.settings(first or contexts[0])  # reads what the rung will read beside the rows
+    if any(rung.traits.makes_child for rung in chosen):
         guarding_of(contexts[0]).check_files()
 
 
@@ -116,14 +121,11 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
 
 
-def climb_entry(entry: Entry) -> RungOutcome:
+def climb_candidate(candidate: Candidate) -> RungOutcome:
     """What became of a candidate, under its name; what is finished can be built on by those after it."""
-    unfit = entry.unfit
+    unfit = candidate.unfit
     if unfit is not None:
-        return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
-    outcome = climb(entry.context, entry.rung, entry.directory)
-    named = entry.named(outcome)
-    if outcome.result is not None and named.result is not None:
-        done = Finished(entry.name, entry.rung, entry.context, named.result, outcome.result)
-        entry.context.finished[entry.name] = done
-    return named
+        return RungOutcome(candidate.name, "skipped", unfit, skip="impossible")
+    outcome = climb(candidate.context, candidate.rung.name, candidate.directory)
+    result = None if outcome.result is None else candidate.finish(outcome.result)
+    return replace(outcome, rung=candidate.name, result=result)

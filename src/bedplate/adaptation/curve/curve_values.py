@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bedplate.adaptation.context.outcome import Result
 from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, Measured, Resamples
 from bedplate.adaptation.curve.payback import cost_of, pays_from
-from bedplate.adaptation.rungs import Result
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Export, Latency, latency
+from bedplate.adaptation.context.outcome import Export, Latency, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
 from bedplate.inference.predict.composed import Answers

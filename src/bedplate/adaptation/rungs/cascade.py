@@ -8,15 +8,18 @@ probability is tried before it: the threshold is the one that costs least and is
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Finished, Plan, Result, Skip, latency, no_time
 from bedplate.adaptation.rungs.answers import ask, export, single_calls
-from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
@@ -41,11 +44,15 @@ class Pair:
     usd: float
 
 
-class Cascade:
+class Cascade(Rung):
     """A cascade skin of two others."""
 
     name = "cascade"
-    reference = False
+    traits = Traits(
+        side="both",
+        needs="skins",
+        no_curve="it is made of other rungs' skins, which the ladder has at one size",
+    )
 
     def plan(self, context: Context) -> Plan | Skip:
         if not context.labels:
@@ -62,6 +69,13 @@ class Cascade:
         if seconds > context.left:
             return no_time(seconds, context.left)
         return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
+
+    def settings(self, context: Context) -> Any:
+        made = [one for one in context.finished.values() if one.result.skin and not one.result.parts]
+        return {one.name: [one.result.skin_id, _price(context, one)] for one in made}
+
+    def parts(self, details: Mapping[str, Any]) -> tuple[str, ...]:
+        return details["cheap"], details["dear"]
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -110,7 +124,7 @@ class Cascade:
     def predictor(self, context: Context, result: Result) -> Predicts:
         assert result.skin is not None
         skin = read_skin(context.out / result.skin)
-        cheap, dear = (context.finished[result.details[role]] for role in ("cheap", "dear"))
+        cheap, dear = (context.finished[name] for name in self.parts(result.details))
         return _Opened(skin, cheap, dear)
 
 
@@ -200,7 +214,7 @@ def _price(context: Context, one: Finished) -> float:
 
 
 def _asked(one: Finished) -> Answers:
-    predictor = one.rung.predictor(one.context, one.own)
+    predictor = one.opened()
     if not isinstance(predictor, Predictor | HostedPredictor):
         raise UsageError(f"{one.name} is no skin that could be part of a cascade")
     return predictor

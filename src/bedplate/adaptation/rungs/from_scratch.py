@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
@@ -50,11 +51,11 @@ def text_of(row: dict[str, str], names: Sequence[str]) -> str:
     return "\n".join(row[name] for name in names)
 
 
-class FromScratch:
+class FromScratch(Rung):
     """A reference: shown and estimated beside the skins, but it is no skin of the base and cannot be served as one."""
 
     name = "from_scratch"
-    reference = True
+    traits = Traits(side="reference", needs="nothing", role="classical", own_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         groups = len({example.group for example in context.train})

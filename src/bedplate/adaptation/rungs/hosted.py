@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency, no_time
 from bedplate.adaptation.rungs.answers import ask, export
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.core.version import __version__
@@ -29,11 +31,11 @@ ANSWER_TOKENS = 4
 ANSWER_SECONDS = 1.0
 
 
-class Hosted:
+class Hosted(Rung):
     """A hosted skin."""
 
     name = "hosted"
-    reference = False
+    traits = Traits(side="prompt", needs="endpoint", learns=False)
 
     def plan(self, context: Context) -> Plan | Skip:
         spec = context.hosted
@@ -57,6 +59,10 @@ class Hosted:
                 "budget",
             )
         return Plan({"endpoint": spec.name}, seconds, usd=usd)
+
+    def settings(self, context: Context) -> Any:
+        spec = context.hosted
+        return spec and spec.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()

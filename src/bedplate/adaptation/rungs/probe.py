@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.files import skin_id
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
 from bedplate.training.arithmetic import choose
@@ -51,11 +52,11 @@ POOLINGS: dict[str, tuple[Pooling, ...]] = {"decoder": ("last", "mean"), "encode
 Features = dict[tuple[str, Pooling], NDArray[np.float32]]
 
 
-class Probe:
+class Probe(Rung):
     """A probe skin."""
 
     name = "probe"
-    reference = False
+    traits = Traits(side="weights", needs="base")
 
     def plan(self, context: Context) -> Plan | Skip:
         labels = context.task.output.labels or ()
@@ -163,10 +164,6 @@ class Probe:
             export=exported,
             details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature, **more},
         )
-
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
 
 
 def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput | LabelsOutput:

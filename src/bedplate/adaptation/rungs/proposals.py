@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.context.bases import source_of
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.core.errors import (
     BusyError,

@@ -52,8 +52,7 @@ class SoftPrompts(Tuning):
         return super().unfit(context)
 
     def kept(self, context: Context) -> Mapping[str, float]:
-        chosen = context.spec.chosen_rungs
-        return {rung.name: rung.wish(context) for rung in self._later if rung.name in chosen}
+        return {rung.name: rung.wish(context) for rung in self._later if context.spec.wants(rung.name)}
 
     def examples(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]

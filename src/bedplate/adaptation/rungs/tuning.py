@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
@@ -60,14 +61,13 @@ class Trained:
     by_id: Mapping[str, Prediction | None] = field(repr=False)
 
 
-class Tuning(ABC):
+class Tuning(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
-    name: str
     recipe: Recipe
     kind: Kind
     """Of its skins."""
-    reference = False
+    traits = Traits(side="weights", trained=True, whole_prompt=True)
     virtual = 0
     """Positions that stand before every prompt."""
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import (
     Variant,
     choose,
@@ -21,9 +22,9 @@ from bedplate.adaptation.rungs.search import (
 )
 from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
@@ -31,11 +32,11 @@ SHARE = 0.3
 """At most so much of the time that is left."""
 
 
-class ZeroShot:
+class ZeroShot(Rung):
     """A prompt skin without demonstrations."""
 
     name = "zero_shot"
-    reference = False
+    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
@@ -57,12 +58,18 @@ class ZeroShot:
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
         stages = stages_for(len(context.valid), plan.settings["first_rows"])
         winner, order, tried = choose(context, variants, stages)
+        context.chosen.prompt = (winner.prompt, winner.output)
         more = {"phrasings": spread(variants)}
         return finish(context, self.name, winner, order, tried, plan, start, more)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def remember(self, context: Context, result: Result) -> None:
         assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
+        skin = read_skin(context.out / result.skin)
+        plain = skin.output
+        assert not isinstance(plain, EmbeddingOutput)
+        if isinstance(plain, LabelOutput):
+            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels), "abstain": None})
+        context.chosen.prompt = (skin.prompt, plain)
 
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
@@ -85,7 +92,6 @@ def finish(
     if isinstance(output, LabelOutput):
         output = output.model_copy(update={"bias": winner.bias})
         predictions = with_bias(predictions, output, winner.bias)
-    context.prompts[rung] = (winner.prompt, winner.output)
     skin = variant_skin(context, rung, winner, output)
     directory = context.out / "skins" / rung
     seconds = time.perf_counter() - start

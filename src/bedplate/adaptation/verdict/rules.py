@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.curve.learning_curve import FLAT, LEARNS
-from bedplate.adaptation.rungs.base import RungOutcome, Tested
+from bedplate.adaptation.context.outcome import RungOutcome, Tested
+from bedplate.adaptation.rungs import in_role, rung_of
+from bedplate.adaptation.rungs.rung import Role, Side
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.harness import Evaluation
@@ -26,7 +27,7 @@ SHOTS = 8
 SAME_COST = 0.05
 """Costs of a call that differ by less are not told apart."""
 
-Side = Literal["tuning", "prompting"]
+Favoured = Literal["tuning", "prompting"]
 Claim = Literal["tuned_beats_prompted", "prompted_beats_tuned", "tuned_beats_zero_shot", "tuned_is_cheaper"]
 
 
@@ -37,7 +38,7 @@ class Expectation:
     rule: str
     prediction: str
     because: str
-    favours: Side
+    favours: Favoured
     claim: Claim
 
 
@@ -66,7 +67,7 @@ def expect(context: Context) -> list[Expectation]:
         found.append(
             Expectation(
                 "prompt length",
-                "a call of the best tuned skin costs less than one of few_shot",
+                f"a call of the best tuned skin costs less than one of {in_role('examples')}",
                 f"a prompt with {SHOTS} examples has about {tokens:,.0f} tokens, more than {LONG_PROMPT}",
                 "tuning",
                 "tuned_is_cheaper",
@@ -86,7 +87,7 @@ def expect(context: Context) -> list[Expectation]:
     return found
 
 
-def favoured(expectations: Sequence[Expectation]) -> Side:
+def favoured(expectations: Sequence[Expectation]) -> Favoured:
     """What most rules favour; the number of labels decides between equals."""
     tuning = sum(one.favours == "tuning" for one in expectations)
     if 2 * tuning == len(expectations):
@@ -117,15 +118,12 @@ def score(
 def _scored(
     one: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
 ) -> dict[str, Any]:
-    tuned = _best(outcomes, [n for n, side in LEARNS.items() if side == "tuned"])
+    tuned = _best(outcomes, _on_side(outcomes, "weights"))
     if one.claim == "tuned_is_cheaper":
         held, rests_on = _cheaper(tuned, outcomes)
     else:
-        against = (
-            ["zero_shot"]
-            if one.claim == "tuned_beats_zero_shot"
-            else [n for n, side in {**FLAT, **LEARNS}.items() if side == "prompted"]
-        )
+        plain = one.claim == "tuned_beats_zero_shot"
+        against = _in_role(outcomes, "baseline") if plain else _on_side(outcomes, "prompt")
         held, rests_on = _better(tuned, _best(outcomes, against), outcomes, tested, seed)
         if one.claim == "prompted_beats_tuned" and held != "undecided":
             held = "false" if held == "true" else "true"
@@ -133,13 +131,20 @@ def _scored(
     return {**values, "held": held, "rests_on": rests_on}
 
 
-def _best(outcomes: Mapping[str, RungOutcome], kinds: Sequence[str]) -> str | None:
-    """The candidate of these rungs that does best on valid, on whatever base it stands."""
-    found = {
-        name: o.result.evaluation.estimate
-        for name, o in outcomes.items()
-        if o.result is not None and o.result.rung.partition("@")[0] in kinds
-    }
+def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
+    """The candidates whose rungs learning curves have on this side."""
+    traits = {name: rung_of(name).traits for name in outcomes}
+    return [name for name, one in traits.items() if one.side == side and one.no_curve is None]
+
+
+def _in_role(outcomes: Mapping[str, RungOutcome], role: Role) -> list[str]:
+    return [name for name in outcomes if rung_of(name).traits.role == role]
+
+
+def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | None:
+    """The one of these candidates that does best on valid, on whatever base it stands."""
+    results = {name: outcomes[name].result for name in names}
+    found = {name: result.evaluation.estimate for name, result in results.items() if result is not None}
     return max(found, key=lambda name: found[name]) if found else None
 
 
@@ -166,9 +171,9 @@ def _better(
 
 
 def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[str, str]:
-    few = _best(outcomes, ["few_shot"])
+    few = _best(outcomes, _in_role(outcomes, "examples"))
     if tuned is None or few is None:
-        return "undecided", f"no {'tuned' if tuned is None else 'few_shot'} rung made a skin"
+        return "undecided", f"no {'tuned' if tuned is None else in_role('examples')} rung made a skin"
     ours, theirs = outcomes[tuned].result, outcomes[few].result
     assert ours is not None
     assert theirs is not None
