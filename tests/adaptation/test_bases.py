@@ -18,12 +18,12 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder as ladder_module
 from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl

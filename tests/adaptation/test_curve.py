@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.context import context as contexts
+from bedplate.adaptation.curve import learning_curve as curves
 from bedplate.adaptation.curve.crossover import Measured, Resamples, crossing, crossing_of
 from bedplate.adaptation.curve.curve_values import say
-from bedplate.adaptation.curve.learning_curve import DRAWS, FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
-from bedplate.adaptation.curve.learning_curve import learning_curve as curves
+from bedplate.adaptation.curve.learning_curve import DRAWS, parse_sizes, possible_sizes
 from bedplate.adaptation.curve.payback import pays_from
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
@@ -32,8 +32,16 @@ RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora
 
 
 def test_every_rung_has_a_place():
-    assert RUNGS.keys() <= {*LEARNS, *FLAT, *NO_POINT}
-    assert not LEARNS.keys() & FLAT.keys()
+    """What learns from labels has points, what learns from none is a flat line, and the others say why not."""
+    shown = {name: rung.traits for name, rung in RUNGS.items() if rung.traits.no_curve is None}
+    assert {name: one.side for name, one in shown.items() if one.learns} == {
+        "from_scratch": "reference",
+        **dict.fromkeys(["few_shot", "knn_few_shot", "prompt_search"], "prompt"),
+        **dict.fromkeys(["probe", "soft_prompt", "lora", "dora", "full"], "weights"),
+    }
+    flat = {name: one.side for name, one in shown.items() if not one.learns}
+    assert flat == dict.fromkeys(["zero_shot", "own_prompt", "hosted"], "prompt")
+    assert all(rung.traits.no_curve for name, rung in RUNGS.items() if name not in shown)
 
 
 # --- sizes and draws

@@ -14,15 +14,15 @@ import torch
 from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.climb.start import LOCK_FILE
+from bedplate.adaptation.climb.task_file import load_adapt_task
+from bedplate.adaptation.context.outcome import Plan
 from bedplate.adaptation.context.throughput import Pace
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.context.outcome import Plan
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.ledger import Ledger
