@@ -408,6 +408,6 @@ def test_a_cascade_is_guarded_where_its_parts_are():
         return SimpleNamespace(context=child, child=path, result=SimpleNamespace(parts=parts))
 
     finished = {"probe": done(None), "full": done("children/full"), "cascade": done(None, ("probe", "full"))}
-    ladder: Any = SimpleNamespace(context=SimpleNamespace(finished=finished))
+    ladder: Any = SimpleNamespace(context=SimpleNamespace(climbed=climbed))
     found = {name: [path for _, path in ladder_module._Ladder._children(ladder, name)] for name in finished}
     assert found == {"probe": [], "full": [Path("children/full")], "cascade": [Path("children/full")]}

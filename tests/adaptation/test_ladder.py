@@ -16,7 +16,7 @@ from tests.adaptation.conftest import write_rows, write_task
 from bedplate.adaptation.climb.start import LOCK_FILE
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.outcome import Plan
-from bedplate.adaptation.context.throughput import Pace
+from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
@@ -166,8 +166,8 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
     rungs = ["majority", "zero_shot", "few_shot"]
 
     def climb(call: float, **settings: object) -> Report:
-        pace = Pace(token=1e-6, call=call, tokens=10.0)
-        monkeypatch.setattr("bedplate.adaptation.context.context.measure_pace", lambda *_: pace)
+        pace = Throughput(token=1e-6, call=call, tokens=10.0)
+        monkeypatch.setattr("bedplate.adaptation.context.context.measure_throughput", lambda *_: pace)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
 
     busy, quiet = climb(100.0), climb(0.001)

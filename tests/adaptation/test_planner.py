@@ -35,7 +35,7 @@ def context(
     return SimpleNamespace(
         exhaustive=exhaustive,
         train=[None] * rows,
-        pace=SimpleNamespace(call=call),
+        throughput=SimpleNamespace(call=call),
         format_gain=gain,
         spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
         usd_left=usd_left,
@@ -109,7 +109,7 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
     class Seen:
         clock = SimpleNamespace(used=100.0)
         exhaustive, usd_left, train, format_gain = False, float("inf"), [None] * 500, 1.0
-        pace = SimpleNamespace(call=0.1, token=0.001)
+        throughput = SimpleNamespace(call=0.1, token=0.001)
         spec = SimpleNamespace(
             budget=BudgetSpec(),
             machine=SimpleNamespace(usd_per_hour=0.0),

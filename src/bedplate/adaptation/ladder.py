@@ -88,7 +88,7 @@ def adapt(
     data = load_examples(task, None if taken_over is None else taken_over.assigned)
     if curve:
         possible_sizes(curve, len(data.train))
-    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.asked(task))
+    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
     with closing(bases):
         contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
         check_bases(contexts)
@@ -199,7 +199,7 @@ class _Ladder:
                     self.formats[name], results[name] = formats.choose(self.candidates[name])
             if not unchecked and not untried:
                 kept = {chosen.kept for chosen in self.formats.values()}
-                for one in self.context.finished.values():
+                for one in self.context.climbed.values():
                     one.base.close_formats(but=[name for name in kept if name is not None])
                 return nomination, guarded
 
@@ -211,7 +211,7 @@ class _Ladder:
         one that is served if it passes."""
         if not self.spec.formats.allowed:
             return []
-        made = [name for name in self.context.finished if name in results and name not in self.formats]
+        made = [name for name in self.context.climbed if name in results and name not in self.formats]
         out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
         return [*(name for name in nomination.nominees if name in made), *out]
 
@@ -241,8 +241,8 @@ class _Ladder:
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
         """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
-        parts = [self.candidates[part] for part in self.candidates[name].finished.result.parts or (name,)]
-        made = [(part.context, part.finished.child) for part in parts]
+        parts = [self.candidates[part] for part in self.candidates[name].climbed.result.parts or (name,)]
+        made = [(part.context, part.climbed.child) for part in parts]
         return [(context, child) for context, child in made if child is not None]
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.after.recorded import (
-    Difference,
+    Change,
     Recorded,
     base_differences,
     code_differences,
@@ -67,7 +67,7 @@ class Reproduction:
     skin_id: str
     status: Status
     reason: str
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     directory: str | None = None
     parts: tuple[Part, ...] = ()
@@ -111,19 +111,19 @@ class _Again:
     task: Task
     spec: AdaptSpec
     out: Path
-    differences: list[Difference] = field(default_factory=list[Difference])
+    differences: list[Change] = field(default_factory=list[Change])
     notes: list[str] = field(default_factory=list[str])
 
     def made(self) -> Reproduction:
         then, task = self.then, self.task
         parent = parent_of(then, task)
-        if isinstance(parent, Difference):
+        if isinstance(parent, Change):
             return _not_possible(then, [parent])
         data = load_examples(task, None if parent is None else parent.assigned)
         self.differences += [*data_differences(then.skin, data), *code_differences(then)]
         if any(one.decides for one in self.differences):
             return _not_possible(then, self.differences)
-        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.asked(task))
+        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.opening(task))
         with closing(bases), ExitStack() as stack:
             contexts = self._contexts(data, bases, parent)
             for context in contexts:
@@ -203,13 +203,13 @@ class _Again:
             rows,
             equal,
             self.then.estimate,
-            candidate.finished.result.evaluation.estimate if comparison is None else comparison.a,
+            candidate.climbed.result.evaluation.estimate if comparison is None else comparison.a,
             comparison,
         )
 
     def _made(self, candidate: Candidate) -> Skin:
         """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
-        new, judged = read_skin(candidate.finished.directory), self.then.skin.evaluated_with
+        new, judged = read_skin(candidate.climbed.directory), self.then.skin.evaluated_with
         if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
             return new
         return in_weights(candidate, judged)
@@ -240,7 +240,7 @@ def _check_place(out: Path, id_: str) -> None:
     check_output(out)
 
 
-def _not_possible(then: Recorded, differences: Sequence[Difference], reason: str | None = None) -> Reproduction:
+def _not_possible(then: Recorded, differences: Sequence[Change], reason: str | None = None) -> Reproduction:
     if reason is None:
         named = ", ".join(one.what for one in differences if one.decides)
         reason = f"it was made from something else than what is here: {named}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bedplate.adaptation.context.bases import suffixes_of
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Finished, Result
+from bedplate.adaptation.context.outcome import Climbed, Result
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Needs, Rung, Traits
 
@@ -58,9 +58,9 @@ class Candidate:
         return None
 
     @property
-    def finished(self) -> Finished:
+    def climbed(self) -> Climbed:
         """What it left, once it was climbed."""
-        return self.context.finished[self.name]
+        return self.context.climbed[self.name]
 
     def finish(self, result: Result) -> Result:
         """Let what the rung made be built on by those after it; returns its result under the candidate's name, places
@@ -70,7 +70,7 @@ class Candidate:
             child = None if result.child is None else str(self._prefix / result.child)
             named = replace(named, skin=str(self._prefix / result.skin), child=child)
         opened = partial(self.rung.predictor, context, result)
-        context.finished[self.name] = Finished(self.name, named, result, context.out, context.at, opened)
+        context.climbed[self.name] = Climbed(self.name, named, result, context.out, context.at, opened)
         return named
 
     def own(self, result: Result) -> Result:

@@ -32,7 +32,7 @@ TURNS = 4
 
 
 @dataclass(frozen=True)
-class Trial:
+class FormatTrial:
     """A skin in a format on valid, with single calls in both weights, in turns. `own`: in its own weights. `skin`:
     directory, relative to the run's. `seconds`: what all of it took."""
 
@@ -47,10 +47,10 @@ class Trial:
     seconds: float
 
 
-def make_trial(candidate: Candidate, own: Skin, weights: Format) -> Trial:
+def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
     """Writes the skin as one of this format, and asks it as read back from disk."""
     start = time.perf_counter()
-    context, done = candidate.context, candidate.finished
+    context, done = candidate.context, candidate.climbed
     engine = done.base.in_format(weights).engine
     skin = as_judged(own, judged_now(engine))
     place = _place(candidate, weights)
@@ -64,7 +64,7 @@ def make_trial(candidate: Candidate, own: Skin, weights: Format) -> Trial:
         sample = sample[: context.latency_calls]
         before, after = in_turns(here, there, sample, f"timing {weights}")
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-    trial = Trial(
+    trial = FormatTrial(
         engine.weights,
         engine.kernel,
         evaluation,
@@ -110,7 +110,7 @@ def as_judged(own: Skin, judged: EvaluatedWith) -> Skin:
 
 
 def _place(candidate: Candidate, weights: str) -> Path:
-    own = candidate.finished.directory
+    own = candidate.climbed.directory
     return own.with_name(f"{own.name}-{weights}")
 
 
@@ -119,10 +119,10 @@ def _file(candidate: Candidate, weights: str) -> Path:
 
 
 def _key(candidate: Candidate, weights: str) -> str:
-    return sha256_json([config_of(candidate.context, candidate.rung), candidate.finished.own.skin_id, weights])
+    return sha256_json([config_of(candidate.context, candidate.rung), candidate.climbed.own.skin_id, weights])
 
 
-def kept_trial(candidate: Candidate, weights: str) -> Trial | None:
+def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
     """The trial of an earlier run of the same command, whose time counts; None where there is none."""
     path = _file(candidate, weights)
     if not path.is_file():
@@ -134,14 +134,14 @@ def kept_trial(candidate: Candidate, weights: str) -> Trial | None:
         values["evaluation"] = Evaluation.from_json(values["evaluation"])
         values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
         values["export"] = Export(**values["export"])
-        trial = Trial(**values)
+        trial = FormatTrial(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error
     candidate.context.clock.add(trial.seconds)
     return trial
 
 
-def restore(candidate: Candidate, own: Skin, trial: Trial) -> None:
+def restore(candidate: Candidate, own: Skin, trial: FormatTrial) -> None:
     """The skin of a format that is kept is on disk, as it was judged."""
     place = candidate.context.out / trial.skin
     try:
@@ -149,16 +149,16 @@ def restore(candidate: Candidate, own: Skin, trial: Trial) -> None:
             return
     except BedplateError:
         pass  # gone or damaged: it follows from the skin beside it
-    judged = judged_as(trial.weights, trial.kernel, candidate.finished.base.facts.dtype)
+    judged = judged_as(trial.weights, trial.kernel, candidate.climbed.base.facts.dtype)
     write_skin(as_judged(own, judged), place, replace=True)
 
 
-def discard(candidate: Candidate, trial: Trial) -> None:
+def discard(candidate: Candidate, trial: FormatTrial) -> None:
     """The skin of a format that is not kept leaves the disk; what was found stays."""
     shutil.rmtree(candidate.context.out / trial.skin, ignore_errors=True)
 
 
 def in_weights(candidate: Candidate, judged: EvaluatedWith) -> Skin:
     """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
-    own, place = read_skin(candidate.finished.directory), _place(candidate, judged.weights)
+    own, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
     return export(candidate.context, as_judged(own, judged), place)

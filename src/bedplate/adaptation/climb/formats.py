@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.climb.candidates import Candidate
-from bedplate.adaptation.climb.format_trial import TURNS, Trial, discard, kept_trial, make_trial, restore
+from bedplate.adaptation.climb.format_trial import TURNS, FormatTrial, discard, kept_trial, make_trial, restore
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
 from bedplate.adaptation.context.outcome import Result
@@ -93,7 +93,7 @@ class Chosen:
 def choose(candidate: Candidate) -> tuple[Chosen, Result]:
     """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
     it is; one in a format that it keeps lies beside it."""
-    context, done = candidate.context, candidate.finished
+    context, done = candidate.context, candidate.climbed
     result = done.result
     unfit = _unfit(candidate)
     if unfit is not None:
@@ -143,7 +143,7 @@ def not_tried(formats: Mapping[str, Chosen]) -> list[dict[str, str]]:
     ]
 
 
-def judged(context: Context, result: Result, trial: Trial) -> Tried:
+def judged(context: Context, result: Result, trial: FormatTrial) -> Tried:
     """Whether the skin keeps the format. result: in its own weights."""
     spec, confidence = context.spec.formats, context.spec.target.confidence
     before, after = result.evaluation, trial.evaluation
@@ -178,7 +178,7 @@ def judged(context: Context, result: Result, trial: Trial) -> Tried:
 
 
 def _said(
-    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: Trial, faster: bool
+    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
 ) -> str:
     answers = (
         f"{changed} of {drop.n} answers on valid changed, {before.metric} {before.estimate:.3f} to {after.estimate:.3f}"
@@ -222,10 +222,10 @@ def too_few(context: Context, evaluation: Evaluation) -> str | None:
 
 def expected_seconds(candidate: Candidate, times: float) -> float:
     """What trying a format takes: its weights made, valid asked, and calls timed in both weights."""
-    context, call = candidate.context, candidate.finished.result.latency.mean
-    rows = context.pace.rows(len(context.valid)) * max(1.0, call / max(context.pace.call, 1e-9))
+    context, call = candidate.context, candidate.climbed.result.latency.mean
+    rows = context.throughput.rows(len(context.valid)) * max(1.0, call / max(context.throughput.call, 1e-9))
     calls = (min(context.latency_calls, len(context.valid)) + TURNS) * call
-    packing = 0.0 if candidate.finished.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
+    packing = 0.0 if candidate.climbed.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
     return packing + rows / times + calls * (1 + 1 / times)
 
 
@@ -235,7 +235,7 @@ def seconds_left(context: Context) -> float:
 
 
 def _unfit(candidate: Candidate) -> str | None:
-    if candidate.finished.result.parts:
+    if candidate.climbed.result.parts:
         return "a cascade's two skins keep the weights that it was made with"
     if candidate.context.hosted is not None:
         return "a remote model answers"
@@ -251,7 +251,7 @@ def _writes(skin: Skin) -> bool:
     )
 
 
-def _in_format(result: Result, trial: Trial) -> Result:
+def _in_format(result: Result, trial: FormatTrial) -> Result:
     assert result.skin is not None
     details: Mapping[str, Any] = result.details
     if "coverage" in details:

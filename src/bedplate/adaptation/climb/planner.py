@@ -1,4 +1,4 @@
-"""What a rung is expected to take, before it starts: time from the measured pace, money from the machine's price and
+"""What a rung is expected to take, before it starts: time from what was measured, money from the machine's price and
 what endpoints charge. What cannot meet the task's limits is left out, and says so; an exhaustive ladder climbs it."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def ruled_out(context: Context, traits: Traits) -> Skip | None:
         return Skip(f"{labels} labels are fewer than the {least} that it is worth trying with", "rule")
     if not traits.whole_prompt:
         return None
-    budget, call, times = context.spec.budget, context.pace.call, context.format_gain
+    budget, call, times = context.spec.budget, context.throughput.call, context.format_gain
     even = "" if times == 1.0 else f" and {times:.1f} times less in a format"
     if budget.p95_ms is not None and call / times * 1000 > budget.p95_ms:
         return Skip(
@@ -69,7 +69,7 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
 
 def guard_seconds(context: Context) -> float:
     """Expected seconds of the task's guards for one child: its parent is asked once and may have to be as well."""
-    guards, token = context.spec.guards, context.pace.token
+    guards, token = context.spec.guards, context.throughput.token
     tokens = 0.0
     if guards.retention is not None:
         each = [_ITEM_TOKENS[name] for name in guards.retention.sets]

@@ -16,7 +16,7 @@ from bedplate.adaptation.context.bases import Bases
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Finished, RungOutcome
+from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
@@ -44,7 +44,7 @@ def contexts_of(
     parent: Parent | None = None,
 ) -> list[Context]:
     """A context for each base of the task, the first in front, which share what is finished and the clock."""
-    finished: dict[str, Finished] = {}
+    climbed: dict[str, Climbed] = {}
     return [
         Context(
             task,
@@ -57,7 +57,7 @@ def contexts_of(
             place_of(out, at.suffix),
             clock,
             seed,
-            finished=finished,
+            climbed=climbed,
             suffix=at.suffix,
             exhaustive=exhaustive,
             parent=parent,

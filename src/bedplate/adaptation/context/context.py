@@ -11,13 +11,13 @@ from pathlib import Path
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import Finished, RungOutcome
-from bedplate.adaptation.context.throughput import Pace, embedding_pace, measure_pace
+from bedplate.adaptation.context.outcome import Climbed, RungOutcome
+from bedplate.adaptation.context.throughput import Throughput, embedding_throughput, measure_throughput
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.raw_text import read_raw_text
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.adaptation.task.task_prompt import TaskOutput, Written, asked
+from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import MINIMUM_GROUPS
@@ -75,7 +75,7 @@ class Context:
     hosted: HostedSpec | None = None
     """The remote model that is asked, for a candidate that is one."""
 
-    finished: dict[str, Finished] = field(default_factory=dict[str, Finished])
+    climbed: dict[str, Climbed] = field(default_factory=dict[str, Climbed])
     """What was climbed before, by candidate, of all bases: one table for all contexts of a ladder."""
 
     suffix: str = ""
@@ -138,13 +138,13 @@ class Context:
             within=None if self.exhaustive else self.clock,
         )
         if self.unfit is None:
-            found.pace, found.format_gain = self.pace, self.format_gain
+            found.throughput, found.format_gain = self.throughput, self.format_gain
         return found
 
     def on(self, base: TaskBase, out: Path) -> Context:
         """The same on a child of this base, which is as fast; what is made there goes into `out`."""
         found = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1)
-        found.pace, found.format_gain = self.pace, self.format_gain
+        found.throughput, found.format_gain = self.throughput, self.format_gain
         return found
 
     @cached_property
@@ -182,11 +182,11 @@ class Context:
         alone."""
         if self.is_encoder:
             return text_prompt(self.fields), LabelOutput(labels=self.labels)
-        return self.chosen.prompt or self.asked()
+        return self.chosen.prompt or self.task_prompt()
 
-    def asked(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+    def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
         """The task in one of its phrasings, and the output that fits it."""
-        return asked(self.task, self.written, format, phrasing)
+        return task_prompt(self.task, self.written, format, phrasing)
 
     @cached_property
     def written(self) -> Written:
@@ -194,26 +194,27 @@ class Context:
         return Written.of(self.task, self.model.tokenizer, self.train)
 
     @cached_property
-    def pace(self) -> Pace:
+    def throughput(self) -> Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
+        rows = self.ordered(self.valid, "pace")
         if self.is_encoder:
             prompt = text_prompt(self.fields)
-            return embedding_pace(self.model, [str(prompt.text(e.inputs)) for e in self.ordered(self.valid, "pace")])
+            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows])
         predictor = self.model.predictor(self.skin("pace", "prompt", *self.default_prompt()))
         try:
-            return measure_pace(predictor, [e.inputs for e in self.ordered(self.valid, "pace")], self.written)
+            return measure_throughput(predictor, [e.inputs for e in rows], self.written)
         finally:
             predictor.close()
 
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
-        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.pace.call, 1e-9))))
+        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.throughput.call, 1e-9))))
 
     @property
     def timing(self) -> float:
         """Expected seconds of timing a skin by single calls."""
-        return (self.latency_calls + 2) * self.pace.call
+        return (self.latency_calls + 2) * self.throughput.call
 
     @property
     def single_test_calls(self) -> int:
@@ -236,14 +237,14 @@ class Context:
     def for_test(self) -> float:
         """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
         alone = self.single_test_calls
-        return 3.3 * (alone * self.pace.call + self.pace.rows(self.test_n - alone)) + 5.0
+        return 3.3 * (alone * self.throughput.call + self.throughput.rows(self.test_n - alone)) + 5.0
 
     @property
     def test_reserve(self) -> float:
         """Seconds kept for what comes after the climb: test, and before it one format of two nominees, on valid."""
         if self.format_gain == 1.0:
             return self.for_test
-        each = self.pace.rows(len(self.valid)) / self.format_gain + 2 * self.timing
+        each = self.throughput.rows(len(self.valid)) / self.format_gain + 2 * self.timing
         return self.for_test + 2 * each
 
     @property

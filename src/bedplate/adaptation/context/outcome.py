@@ -123,7 +123,7 @@ class Tested:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Climbed:
     """A candidate that was climbed. result: as the report has it, under the candidate's name; own: as the rung left it,
     below `out`; parent: the base it was climbed on; opened: a predictor of its skin, from what is on disk."""
 

@@ -15,8 +15,8 @@ from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.climb.kept import PLAN_FILE, RESULT_FILE
 from bedplate.adaptation.context.outcome import Result, RungOutcome
-from bedplate.adaptation.curve.crossover import Crossing, Measured, Resamples, crossing
-from bedplate.adaptation.curve.curve_values import Curve, Pair, Point, curve_values
+from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
+from bedplate.adaptation.curve.curve_values import Crossover, Curve, Point, curve_values
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
@@ -128,32 +128,32 @@ def _keep_results(directory: Path) -> None:
 
 def _crossings(
     resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
-) -> list[Pair]:
+) -> list[Crossover]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
     by_rung: dict[str, dict[int, Point]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
-    flats = {name: Measured({0: result.evaluation}, flat=True) for name, result in flat.items()}
+    flats = {name: OverDraws({0: result.evaluation}, flat=True) for name, result in flat.items()}
     tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "weights"}, {})
     prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompt"}, flats)
-    found: list[Pair] = []
+    found: list[Crossover] = []
     for ours in tuned:
         for theirs in prompted:
             pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
             if pair is not None:
                 sizes, crossed = pair
-                found.append(Pair(ours, theirs, sizes, crossed))
+                found.append(Crossover(ours, theirs, sizes, crossed))
     return found
 
 
-def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, Measured]) -> list[str]:
+def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, OverDraws]) -> list[str]:
     last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
     last |= {name: one.estimate for name, one in flats.items()}
     return sorted(last, key=lambda name: (-last[name], name))
 
 
 def _pair(
-    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: Measured | None
+    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: OverDraws | None
 ) -> tuple[tuple[int, ...], Crossing] | None:
     """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
     sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
@@ -165,8 +165,8 @@ def _pair(
     if not draws:
         return None
 
-    def measured(side: Mapping[int, Point], size: int) -> Measured:
-        return Measured({draw: side[size].results[draw].evaluation for draw in draws})
+    def measured(side: Mapping[int, Point], size: int) -> OverDraws:
+        return OverDraws({draw: side[size].results[draw].evaluation for draw in draws})
 
     labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
     against = [flat if theirs is None else measured(theirs, size) for size in sizes]

@@ -14,7 +14,7 @@ from bedplate.adaptation.rungs.majority import Majority
 from bedplate.adaptation.rungs.own_prompt import OwnPromptRung
 from bedplate.adaptation.rungs.probe import Probe
 from bedplate.adaptation.rungs.prompt_search import PromptSearch
-from bedplate.adaptation.rungs.retrieval import Retrieval
+from bedplate.adaptation.rungs.retrieval import RetrievalRung
 from bedplate.adaptation.rungs.rung import Role, Rung
 from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
@@ -27,7 +27,7 @@ RUNGS: dict[str, Rung] = {
     "own_prompt": OwnPromptRung(),
     "few_shot": FewShot(),
     "knn_few_shot": KnnFewShot(),
-    "retrieval": Retrieval(),
+    "retrieval": RetrievalRung(),
     "prompt_search": PromptSearch(),
     "probe": Probe(),
     "soft_prompt": SOFT_PROMPT,

@@ -63,9 +63,9 @@ class ContinuedPretrain(Rung):
         wanted = tokens if asked is None else min(tokens, asked)
         if wanted < min(LEAST_TOKENS, asked or LEAST_TOKENS):
             return Skip(f"{text.source} holds {tokens:,} tokens; fewer than {LEAST_TOKENS:,} do not move a base")
-        each = context.pace.token * COST
+        each = context.throughput.token * COST
         # at the least zero-shot on the child
-        then = 3 * context.pace.rows(len(context.valid)) + context.timing
+        then = 3 * context.throughput.rows(len(context.valid)) + context.timing
         room = min(context.left * SHARE, context.left - then) / each
         if room < min(wanted, LEAST_TOKENS):
             needed = min(wanted, LEAST_TOKENS) * each + then

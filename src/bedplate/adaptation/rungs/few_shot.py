@@ -15,7 +15,7 @@ from bedplate.adaptation.rungs.prompt_room import prompt_limit
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import TaskOutput, answer_of
+from bedplate.adaptation.task.task_prompt import TaskOutput, target_text
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
 from bedplate.skins.output import LabelOutput
@@ -50,8 +50,8 @@ class FewShot(Rung):
         wanted = len(sets)
         while True:
             stages = stages_for(n, first_rows, (3, 1))
-            seconds = context.pace.rows(row_cost(stages, len(sets), n) + first_rows)
-            seconds += context.pace.passes(len(sets) * 2 * sizes[0])
+            seconds = context.throughput.rows(row_cost(stages, len(sets), n) + first_rows)
+            seconds += context.throughput.passes(len(sets) * 2 * sizes[0])
             # attention over the demonstrations makes a row dearer than a bare one
             seconds = seconds * 1.3 + context.timing * 1.2
             if seconds <= context.left * SHARE or len(sets) <= 2:
@@ -100,7 +100,7 @@ class FewShot(Rung):
     def _variant(self, context: Context, kind: str, size: int, number: int) -> Variant:
         prompt, output = self._prompt(context, kind)
         chosen = self.draw(context, size, number)
-        shown = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in chosen)
+        shown = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in chosen)
         return Variant(f"{kind}, set {number} of {size}", prompt, output, shown)
 
     @staticmethod
@@ -109,7 +109,7 @@ class FewShot(Rung):
             prompt, output = context.default_prompt()
             if prompt.format == "plain":
                 return prompt, output
-        return context.asked("chat" if kind == "chat" else "plain")
+        return context.task_prompt("chat" if kind == "chat" else "plain")
 
     @staticmethod
     def draw(context: Context, size: int, number: int) -> list[Example]:

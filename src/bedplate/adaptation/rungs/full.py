@@ -10,7 +10,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Traits
-from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.version import __version__
 from bedplate.training.config import TrainConfig
@@ -26,7 +26,7 @@ SAVE_SECONDS = 120.0
 """A state holds masters and moments of every weight, 12 bytes each: it is not written as often as a small adapter's."""
 
 
-class Full(Tuning):
+class Full(TuningRung):
     """A prompt skin on a child base."""
 
     kind = "prompt"
@@ -39,7 +39,7 @@ class Full(Tuning):
         return "every weight, a child base"
 
     def plan(self, context: Context) -> Plan | Skip:
-        step = self.recipe.batch * max(1, round(context.pace.tokens + context.pace.target))
+        step = self.recipe.batch * max(1, round(context.throughput.tokens + context.throughput.target))
         return no_room(context, step) or super().plan(context)
 
     def saving(self, steps: int) -> dict[str, Any]:

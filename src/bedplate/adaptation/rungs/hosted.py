@@ -46,7 +46,7 @@ class Hosted(Rung):
         except UsageError as error:
             return Skip(error.message)
         price, n = spec.price, len(context.valid)
-        prompt, _ = context.asked("chat")
+        prompt, _ = context.task_prompt("chat")
         size = sum(len(str(prompt.text(e.inputs)).encode()) for e in context.valid) / BYTES_A_TOKEN
         usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
         seconds = n * ANSWER_SECONDS / spec.concurrency
@@ -128,7 +128,7 @@ class Hosted(Rung):
         return Account(path, price=spec.price, max_usd=spec.max_usd)
 
     def _skin(self, context: Context, spec: HostedSpec) -> Skin:
-        prompt, output = context.asked("chat")
+        prompt, output = context.task_prompt("chat")
         if isinstance(output, LabelOutput):
             output = LabelOutput(labels=output.labels)
         return Skin(

@@ -22,7 +22,7 @@ from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import answer_of
+from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import SkinError
 from bedplate.skins.neighbours import Neighbours, Order, text_of
 from bedplate.skins.prompt import Demonstration
@@ -68,10 +68,10 @@ class KnnFewShot(Rung):
             used = sorted({number for number, _, _ in tried})
             texts = len(rows) + n * len(tried)
             seconds = sum(embedders[number].pace * texts for number in used)
-            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.pace.tokens
+            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.throughput.tokens
             stages = stages_for(n, first_rows, KEEPS)
             # attention over the demonstrations makes a row dearer than as many bare ones
-            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.2
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.2
             seconds += context.timing * each
             if seconds <= context.left * SHARE or len(tried) <= 1:
                 break
@@ -125,7 +125,7 @@ class KnnFewShot(Rung):
         bare = len(prompt.tokens(tokenizer, context.train[0].inputs))
         found: list[_Row] = []
         for index, example in enumerate(context.train):
-            shown = Demonstration(example.inputs, answer_of(prompt, output, example.target))
+            shown = Demonstration(example.inputs, target_text(prompt, output, example.target))
             tokens = len(prompt.tokens(tokenizer, context.train[0].inputs, (shown,))) - bare
             found.append(_Row(index, shown, tokens))
         return found

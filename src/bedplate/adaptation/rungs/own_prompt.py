@@ -11,7 +11,7 @@ from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import output_of
+from bedplate.adaptation.task.task_prompt import task_output
 
 
 class OwnPromptRung(Rung):
@@ -32,7 +32,7 @@ class OwnPromptRung(Rung):
         tokenizer = context.model.tokenizer
         share = len(own.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
         rows = len(context.valid) * max(1.0, share)
-        seconds = context.pace.rows(rows) + context.timing * max(1.0, share)
+        seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.left:
             return no_time(seconds, context.left)
         return Plan({"format": own.format}, seconds)
@@ -44,6 +44,6 @@ class OwnPromptRung(Rung):
         start = time.perf_counter()
         own = context.spec.prompt
         assert own is not None
-        variant = Variant("own", own.prompt, output_of(context.task, context.written, own.format))
+        variant = Variant("own", own.prompt, task_output(context.task, context.written, own.format))
         winner, order, tried = choose(context, [variant], [Stage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)

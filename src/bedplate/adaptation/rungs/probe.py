@@ -69,10 +69,10 @@ class Probe(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
-        fixed = context.pace.passes(len(context.valid) + held) * part + 66 * context.pace.call
+        fixed = context.throughput.passes(len(context.valid) + held) * part + 66 * context.throughput.call
         # forward, and the cross-validation of each head
         heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
-        each = context.pace.passes(1) * part * 1.2 + heads * 0.0015
+        each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
         rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))

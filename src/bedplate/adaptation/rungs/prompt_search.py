@@ -20,7 +20,7 @@ from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import answer_of, asked
+from bedplate.adaptation.task.task_prompt import target_text, task_prompt
 from bedplate.evaluation.examples import Example
 from bedplate.skins.prompt import Demonstration, Format
 
@@ -53,7 +53,9 @@ class PromptSearch(Rung):
             each = 1 + sum(size for size, _ in sets) / max(1, len(sets))
             candidates = KEPT_INSTRUCTIONS * (1 + len(sets))
             rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * each
-            seconds = context.pace.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.pace.call
+            seconds = (
+                context.throughput.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.throughput.call
+            )
             if seconds <= context.left * SHARE or (proposals <= 2 and not sets):
                 break
             if len(sets) * 3 >= proposals:
@@ -111,8 +113,8 @@ class PromptSearch(Rung):
         """The task with these instructions, in the format that zero-shot chose, with rows of train shown."""
         chosen: Format = context.default_prompt()[0].format
         task = context.task.model_copy(update={"instructions": proposal.text})
-        prompt, output = asked(task, context.written, chosen)
-        demonstrations = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in shown)
+        prompt, output = task_prompt(task, context.written, chosen)
+        demonstrations = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in shown)
         return Variant(name or proposal.name, prompt, output, demonstrations)
 
     def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:

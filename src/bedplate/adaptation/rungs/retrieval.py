@@ -34,7 +34,7 @@ FRAME = 8
 BLOCK = "{% for passage in passages %}[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
 
 
-class Retrieval(Rung):
+class RetrievalRung(Rung):
     """A skin of kind retrieval."""
 
     name = "retrieval"
@@ -55,7 +55,7 @@ class Retrieval(Rung):
         documents = read_documents(spec, context.task.directory)
         embedders = embedders_of(context)
         tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
-        mean_input = max(1.0, context.pace.tokens)
+        mean_input = max(1.0, context.throughput.tokens)
         paces = {
             (number, size): self._pace(context, documents, one, size)
             for number, one in enumerate(embedders)
@@ -69,7 +69,7 @@ class Retrieval(Rung):
             seconds += sum(embedders[number].pace * n for number, _, _ in tried)
             each = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
             stages = stages_for(n, first_rows, KEEPS)
-            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.1
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.1
             seconds += context.timing * each
             if seconds <= context.left * SHARE or len(tried) <= 1:
                 break

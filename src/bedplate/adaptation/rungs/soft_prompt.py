@@ -15,7 +15,7 @@ from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
-from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -33,13 +33,13 @@ VECTORS = 32
 """A multiple of the blocks that keys and values are kept in on GPUs."""
 
 
-class SoftPrompts(Tuning):
+class SoftPrompts(TuningRung):
     """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
 
     kind = "soft_prompt"
     virtual = VECTORS
 
-    def __init__(self, name: str, recipe: Recipe, later: Sequence[Tuning] = ()) -> None:
+    def __init__(self, name: str, recipe: Recipe, later: Sequence[TuningRung] = ()) -> None:
         self.name, self.recipe, self._later = name, recipe, later
 
     def described(self) -> str:

@@ -61,7 +61,7 @@ class Trained:
     by_id: Mapping[str, Prediction | None] = field(repr=False)
 
 
-class Tuning(Rung):
+class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
     recipe: Recipe
@@ -111,19 +111,19 @@ class Tuning(Rung):
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
 
     def seconds(self, context: Context, rows: int, seeds: int) -> float:
-        """Expected: training at the measured pace, and valid with each seed's skin."""
-        pace, recipe = context.pace, self.recipe
+        """Expected: training at the measured speed, and valid with each seed's skin."""
+        speed, recipe = context.throughput, self.recipe
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
-        tokens = rows * (pace.tokens + pace.target + virtual)
+        tokens = rows * (speed.tokens + speed.target + virtual)
         training = tokens * self.token_seconds(context) * recipe.epochs
-        return seeds * (training + pace.rows(len(context.valid), tuned=True) + context.timing) * 1.05
+        return seeds * (training + speed.rows(len(context.valid), tuned=True) + context.timing) * 1.05
 
     def token_seconds(self, context: Context) -> float:
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
         model, cost = context.model.base.model, self.recipe.cost
         measured = token_seconds(model, context.spec.train_dtype) if isinstance(model, Decoder) else None
-        return max(context.pace.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
+        return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def wish(self, context: Context) -> float:
         """Seconds for every row and every seed."""

@@ -45,7 +45,7 @@ class ZeroShot(Rung):
         left_out: list[str] = []
         while True:
             rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
-            seconds = context.pace.rows(rows) + context.timing
+            seconds = context.throughput.rows(rows) + context.timing
             if seconds <= room or len(every) == 1:
                 break
             left_out.append(f"the phrasing {every.pop()} was not tried: no time")
@@ -74,7 +74,7 @@ class ZeroShot(Rung):
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
         kind: Format = "chat" if name == "chat" else "plain"
-        return Variant(name, *context.asked(kind, name.partition("/")[2] or "form"))
+        return Variant(name, *context.task_prompt(kind, name.partition("/")[2] or "form"))
 
 
 def finish(

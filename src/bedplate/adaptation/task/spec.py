@@ -31,7 +31,7 @@ _LATER_FIELDS = ("traffic", "own_prompt")
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Target(Strict):
+class TargetSpec(Strict):
     """The bar: the metric's value that must be cleared, with this (one-sided) confidence."""
 
     value: Annotated[float, Field(gt=0, lt=1)]
@@ -49,7 +49,7 @@ class BudgetSpec(Strict):
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class Machine(Strict):
+class MachineSpec(Strict):
     """What an hour of this machine costs, and when that was so."""
 
     usd_per_hour: Annotated[float, Field(ge=0)]
@@ -108,9 +108,9 @@ class AdaptSpec(Strict):
     """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
 
     bases: Annotated[tuple[str, ...], Field(min_length=1)]
-    target: Target
+    target: TargetSpec
     budget: BudgetSpec = BudgetSpec()
-    machine: Machine
+    machine: MachineSpec
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""
@@ -171,7 +171,7 @@ class AdaptSpec(Strict):
             raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
         return hosted
 
-    def asked(self, task: Task) -> Asked:
+    def opening(self, task: Task) -> Asked:
         """How the task's bases are to be opened."""
         return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
 

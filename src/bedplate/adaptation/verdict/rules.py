@@ -184,7 +184,7 @@ def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[st
 
 def _few_shot_tokens(context: Context) -> float:
     """Tokens of a prompt with eight examples: eight rows and their answers, and the row itself."""
-    prompt, _ = context.asked()
+    prompt, _ = context.task_prompt()
     tokenizer = context.model.tokenizer
     sample = context.ordered(context.train, "lengths")[:64]
     rows = [len(prompt.tokens(tokenizer, e.inputs)) for e in sample]
