@@ -54,7 +54,7 @@ def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
     engine = done.base.in_format(weights).engine
     skin = as_judged(own, judged_now(engine))
     place = _place(candidate, weights)
-    skin = export(context, skin, place)
+    skin = export(skin, place)
     where = str(place.relative_to(context.out))
     there = _opened(candidate, replace(done.own, skin=where))
     with closing(_opened(candidate, done.own)) as here, closing(there):
@@ -161,4 +161,4 @@ def discard(candidate: Candidate, trial: FormatTrial) -> None:
 def in_weights(candidate: Candidate, judged: EvaluatedWith) -> Skin:
     """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
     own, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
-    return export(candidate.context, as_judged(own, judged), place)
+    return export(as_judged(own, judged), place)

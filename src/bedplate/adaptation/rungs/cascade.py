@@ -98,7 +98,7 @@ class Cascade(Rung):
             ),
         )
         place = context.out / "skins" / self.name
-        skin = export(context, skin, place)
+        skin = export(skin, place)
         with _Opened(skin, cheap, dear) as predictor:
             predictions = ask(predictor, context.valid)
             calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls])

@@ -188,14 +188,13 @@ class ContinuedPretrain(Rung):
         losses: Mapping[str, float],
         outcomes: Mapping[str, RungOutcome],
     ) -> Result:
-        child = on_child(context, self.name)
         assert best.skin is not None
         assert context.raw_text is not None
         made = read_skin(directory / "skins" / best.skin)
         # the same skin under this rung's name, for which the others were climbed
         provenance = made.provenance.model_copy(update={"rung": self.name})
         place = context.out / "skins" / self.name
-        skin = export(child, replace(made, name=context.skin_name(self.name), provenance=provenance), place)
+        skin = export(replace(made, name=context.skin_name(self.name), provenance=provenance), place)
         search = [
             {"name": name, "estimate": o.result.evaluation.estimate, "n": o.result.evaluation.n, "split": "valid"}
             for name, o in outcomes.items()

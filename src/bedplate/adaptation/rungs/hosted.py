@@ -69,7 +69,7 @@ class Hosted(Rung):
         spec = context.hosted
         assert spec is not None
         place = context.out / "skins" / self.name
-        skin = export(context, self._skin(context, spec), place)
+        skin = export(self._skin(context, spec), place)
         account = self._account(context, spec)
         try:
             with HostedPredictor(skin, account=account) as predictor:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
+from bedplate.adaptation.rungs.answers import judged
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
@@ -29,7 +30,6 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.skins.files import skin_id
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
 from bedplate.training.arithmetic import choose
@@ -132,36 +132,18 @@ class Probe(Rung):
         rows: int,
     ) -> Result:
         prompt, _ = context.default_prompt()
-        directory = context.out / "skins" / self.name
         skin = context.skin(self.name, "probe", prompt, output, probe=part)
-        skin = export(context, skin, directory)
-        predictor = context.predictor(skin)
-        try:
-            predictions = ask(predictor, context.valid)
-            by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-            timing, exported = measure(context, predictor, by_id)
-            longest = longest_prompt(predictor, context.valid)
-        finally:
-            predictor.close()
-        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         threshold = output.threshold if isinstance(output, LabelsOutput) else None
         given = "" if threshold is None else f", labels of at least {threshold:g}"
         more: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
-        return Result(
-            rung=self.name,
-            evaluation=evaluation,
-            latency=timing,
-            train_seconds=seconds,
-            reason=(
-                f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
-                f"{rows} train rows, temperature {temperature:.2f}{given}"
-            ),
-            skin=str(directory.relative_to(context.out)),
-            skin_id=skin_id(skin),
-            prompt_tokens=longest,
+        reason = (
+            f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
+            f"{rows} train rows, temperature {temperature:.2f}{given}"
+        )
+        return replace(
+            judged(context, self.name, skin, seconds, reason),
             search=tuple(search),
             left_out=plan.left_out,
-            export=exported,
             details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature, **more},
         )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
+from bedplate.adaptation.rungs.answers import ask, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.examples import Example
@@ -18,7 +18,7 @@ from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictio
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.decoder import Decoder
 from bedplate.skins.completion import answer_text, completion_tokens
-from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Kind, Skin
@@ -197,7 +197,7 @@ class TuningRung(Rung):
             parts, done = self.train(context, source, config, work, output)
             stands = self.standing(context)
             skin = stands.skin(self.name, self.kind, prompt, output, seed=seed, **parts)
-            trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done))
+            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
         for one in trained:  # finished: the optimizer's state has no further use
@@ -233,14 +233,6 @@ class TuningRung(Rung):
         return Trained(skin, seed, done, evaluation, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
-        directory = context.out / "skins" / self.name
-        skin = export(context, best.skin, directory)
-        predictor = self.standing(context).predictor(skin)
-        try:
-            timing, exported = measure(context, predictor, best.by_id)
-            longest = longest_prompt(predictor, context.valid)
-        finally:
-            predictor.close()
         seeds: list[dict[str, Any]] = [
             {
                 "seed": t.seed,
@@ -255,21 +247,19 @@ class TuningRung(Rung):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        return Result(
-            rung=self.name,
-            evaluation=best.evaluation,
-            latency=timing,
-            train_seconds=sum(t.done.seconds for t in trained),
-            reason=(
-                f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
-                f"seed {best.seed} is the best of {len(trained)} on valid"
-            ),
-            skin=str(directory.relative_to(context.out)),
-            skin_id=skin_id(skin),
-            prompt_tokens=longest + self.virtual,
+        reason = (
+            f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
+            f"seed {best.seed} is the best of {len(trained)} on valid"
+        )
+        seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)
+        result = judged(
+            context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
+        )
+        return replace(
+            result,
+            prompt_tokens=result.prompt_tokens + self.virtual,
             seeds=tuple(seeds),
             left_out=plan.left_out,
-            export=exported,
             details={
                 "rows": settings["rows"],
                 "seed": best.seed,

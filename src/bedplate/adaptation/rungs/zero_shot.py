@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
+from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import (
     Variant,
@@ -22,8 +23,7 @@ from bedplate.adaptation.rungs.search import (
 )
 from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import evaluate_predictions
-from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.files import read_skin
 from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.prompt import Format
 
@@ -93,19 +93,7 @@ def finish(
         output = output.model_copy(update={"bias": winner.bias})
         predictions = with_bias(predictions, output, winner.bias)
     skin = variant_skin(context, rung, winner, output)
-    directory = context.out / "skins" / rung
     seconds = time.perf_counter() - start
-    skin = export(context, skin, directory)
-    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
-    predictor = context.predictor(skin)
-    try:
-        timing, exported = measure(context, predictor, by_id)
-        longest = longest_prompt(predictor, context.valid)
-    finally:
-        predictor.close()
-    evaluation = evaluate_predictions(
-        context.task, context.valid, [by_id[e.id] for e in context.valid], seed=context.seed
-    )
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
     bias = f"; label bias {bias} fitted on valid" if bias else ""
     written = context.written
@@ -114,18 +102,12 @@ def finish(
     )
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
     best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
-    return Result(
-        rung=rung,
-        evaluation=evaluation,
-        latency=timing,
-        train_seconds=seconds,
-        reason=f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}",
-        skin=str(directory.relative_to(context.out)),
-        skin_id=skin_id(skin),
-        prompt_tokens=longest,
+    reason = f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}"
+    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
+    facts = {"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
+    return replace(
+        judged(context, rung, skin, seconds, reason, by_id),
         search=tuple(tried),
         left_out=plan.left_out,
-        export=exported,
-        details={"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
-        | dict(details or {}),
+        details={**facts, **(details or {})},
     )
