@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,8 @@ from bedplate.adaptation.climb import formats, planner
 from bedplate.adaptation.climb.candidates import Candidate, candidates_of
 from bedplate.adaptation.climb.fingerprint import config_of
 from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
-from bedplate.adaptation.climb.start import LOCK_FILE, check_bases, check_output, climb_candidate, contexts_of, run_of
+from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
 from bedplate.adaptation.climb.task_file import load_adapt_task
-from bedplate.adaptation.context.bases import Bases, source_of
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested, latency
@@ -26,9 +25,8 @@ from bedplate.adaptation.curve.learning_curve import learning_curve, possible_si
 from bedplate.adaptation.report.report import Report, build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import ask
-from bedplate.adaptation.task.parent import read_parent, write_splits
+from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
-from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
@@ -42,7 +40,6 @@ from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
-from bedplate.skins.run import SETTINGS_FILE
 
 NOMINATION_FILE = "nomination.json"
 
@@ -88,17 +85,11 @@ def adapt(
     data = load_examples(task, None if taken_over is None else taken_over.assigned)
     if curve:
         possible_sizes(curve, len(data.train))
-    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
-    with closing(bases):
-        contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
+    with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
         check_bases(contexts)
         check_output(out)
-        with file_lock(out / LOCK_FILE), ExitStack() as stack:
-            atomic_write(out / SETTINGS_FILE, dump_config(task))
-            run_of(contexts, out, Path(task_path)).write(out)
-            write_splits(out, data)
-            for context in contexts:
-                stack.callback(context.close)
+        with file_lock(out / LOCK_FILE):
+            begin(contexts, data, out, Path(task_path))
             return _Ladder(contexts, data, out, curve, watch).climb()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,22 +25,18 @@ from bedplate.adaptation.climb.candidates import Candidate, candidates_of
 from bedplate.adaptation.climb.fingerprint import config_of
 from bedplate.adaptation.climb.format_trial import in_weights
 from bedplate.adaptation.climb.kept import read_plan, write_plan
-from bedplate.adaptation.climb.start import LOCK_FILE, check_bases, check_output, climb_candidate, contexts_of, run_of
+from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
 from bedplate.adaptation.climb.task_file import load_adapt_task
-from bedplate.adaptation.context.bases import Bases, source_of
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import ask
-from bedplate.adaptation.task.parent import Parent, write_splits
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.core.config import dump_config
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
 from bedplate.evaluation.comparison import Comparison, compare
-from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_examples
 from bedplate.inference.predict.loaded import load as load_skin
@@ -49,7 +44,6 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.way import QUANTISED
 from bedplate.skins.difference import Part, compare_skins
 from bedplate.skins.files import read_skin
-from bedplate.skins.run import SETTINGS_FILE
 from bedplate.skins.skin import Skin
 
 REPRODUCTION_FILE = "reproduction.json"
@@ -123,41 +117,24 @@ class _Again:
         self.differences += [*data_differences(then.skin, data), *code_differences(then)]
         if any(one.decides for one in self.differences):
             return _not_possible(then, self.differences)
-        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.opening(task))
-        with closing(bases), ExitStack() as stack:
-            contexts = self._contexts(data, bases, parent)
-            for context in contexts:
-                stack.callback(context.close)
+        asked, limits = then.asked, self.spec.budget
+        clock = Clock(asked["budget_seconds"], usd=limits.train_usd, usd_per_hour=self.spec.machine.usd_per_hour)
+        seed, exhaustive = asked["seed"], asked["exhaustive"]
+        run = opened(task, self.spec, data, self.out, clock, seed=seed, exhaustive=exhaustive, parent=parent)
+        with run as contexts:
             self.differences += base_differences(then.report, contexts)
             if any(one.decides for one in self.differences):
                 return _not_possible(then, self.differences)
             check_bases(contexts)
             with file_lock(self.out / LOCK_FILE):
                 self._mark()
-                atomic_write(self.out / SETTINGS_FILE, dump_config(task))
-                run_of(contexts, self.out, then.beside).write(self.out)
-                write_splits(self.out, data)
+                begin(contexts, data, self.out, then.beside)
                 return self._climbed(candidates_of(contexts, chosen_rungs(self.spec)))
 
     def _mark(self) -> None:
         """That what is in the directory belongs to this reproduction."""
         values = {"skin": self.then.skin.name, "skin_id": self.then.id, "status": "unfinished"}
         atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
-
-    def _contexts(self, data: TaskData, bases: Bases, parent: Parent | None) -> list[Context]:
-        asked, spec = self.then.asked, self.spec
-        clock = Clock(asked["budget_seconds"], usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
-        return contexts_of(
-            self.task,
-            spec,
-            data,
-            bases,
-            self.out,
-            clock,
-            seed=asked["seed"],
-            exhaustive=asked["exhaustive"],
-            parent=parent,
-        )
 
     def _climbed(self, found: Sequence[Candidate]) -> Reproduction:
         wanted = _needed(self.then, found)

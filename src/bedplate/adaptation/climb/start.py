@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,18 @@ from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.climb.fingerprint import fingerprint
 from bedplate.adaptation.climb.guards import guarding_of
 from bedplate.adaptation.climb.lengths import check_lengths
-from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.context.bases import Bases, source_of
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
-from bedplate.adaptation.task.parent import Parent
+from bedplate.adaptation.task.parent import Parent, write_splits
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
+from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
-from bedplate.core.files import sha256_json
+from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.task import Task
 from bedplate.skins.run import SETTINGS_FILE, Run
@@ -31,47 +33,54 @@ LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
 
 
-def contexts_of(
+@contextmanager
+def opened(
     task: Task,
     spec: AdaptSpec,
     data: TaskData,
-    bases: Bases,
     out: Path,
     clock: Clock,
     *,
     seed: int,
     exhaustive: bool = False,
     parent: Parent | None = None,
-) -> list[Context]:
-    """A context for each base of the task, the first in front, which share what is finished and the clock."""
+) -> Generator[list[Context]]:
+    """A context for each base of the task, the first in front, which share what was climbed and the clock; the bases
+    leave memory in the end."""
+    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
     climbed: dict[str, Climbed] = {}
-    return [
-        Context(
-            task,
-            spec,
-            at,
-            data.train,
-            data.valid,
-            data.hashes,
-            data.test.n,
-            place_of(out, at.suffix),
-            clock,
-            seed,
-            climbed=climbed,
-            suffix=at.suffix,
-            exhaustive=exhaustive,
-            parent=parent,
-            climb=climb,
-        )
-        for at in bases.all
-    ]
+    with closing(bases), ExitStack() as stack:
+        contexts = [
+            Context(
+                task,
+                spec,
+                at,
+                data.train,
+                data.valid,
+                data.hashes,
+                data.test.n,
+                place_of(out, at.suffix),
+                clock,
+                seed,
+                climbed=climbed,
+                suffix=at.suffix,
+                exhaustive=exhaustive,
+                parent=parent,
+                climb=climb,
+            )
+            for at in bases.all
+        ]
+        for context in contexts:
+            stack.callback(context.close)
+        yield contexts
 
 
-def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
-    """What a run in `out` is asked for."""
+def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Path) -> None:
+    """Write down what the run in `out` is asked for, and which rows are in which split."""
     first = contexts[0]
     parent = first.parent
-    return Run(
+    atomic_write(out / SETTINGS_FILE, dump_config(first.task))
+    Run(
         id=sha256_json({"run": str(out.absolute()), **fingerprint(first)}),
         task=first.task.task,
         task_file=str(task_file.absolute()),
@@ -84,7 +93,8 @@ def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
         bases=tuple(context.at.facts.identity.weights_id for context in contexts),
         data=dict(first.hashes),
         environment=environment(),
-    )
+    ).write(out)
+    write_splits(out, data)
 
 
 def check_bases(contexts: Sequence[Context]) -> None:
