@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import Evaluation, PredictionLike, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task import load_examples
-from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.composed import CascadePredictor
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.catalog import Catalog
@@ -301,7 +301,7 @@ class _Ladder:
         predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
         if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
-            with _closing(predictor):
+            with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
                 order = candidate.context.ordered(examples, "latency")
                 count = candidate.context.single_test_calls
@@ -342,14 +342,6 @@ class _Ladder:
             )
             catalog.add([self.out / result.child for result in results.values() if result.child is not None])
             catalog.record_run_of(self.out)
-
-
-@contextmanager
-def _closing(predictor: Answers) -> Generator[None]:
-    try:
-        yield
-    finally:
-        predictor.close()
 
 
 def _say(outcome: RungOutcome) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,9 @@ def _side(
 ) -> tuple[list[Prediction | None], ComparedSkin]:
     predictor = load(one.directory)
     assert not isinstance(predictor, LocalModel)
-    try:
+    with closing(predictor):
         predictions = ask(predictor, examples)
         calls = _timed(predictor, examples)
-    finally:
-        predictor.close()
     timing = latency([call.seconds for call in calls])
     charged = sum(call.usd or 0.0 for call in calls) / len(calls)
     usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -250,8 +251,6 @@ def _on_valid(context: Context, skin: Skin) -> Evaluation:
         predictor = load_skin(skin.directory)
     if isinstance(predictor, LocalModel):
         raise UsageError(f"{skin.directory} is a base and no skin")
-    try:
+    with closing(predictor):
         predictions = ask(predictor, context.valid)
-    finally:
-        predictor.close()
     return evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)

@@ -109,20 +109,15 @@ class Forecast:
 def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
     """Of every rung, in the order in which they were climbed."""
     rate = usd_per_second(context)
-    found: list[Forecast] = []
-    for name, outcome in outcomes.items():
-        plan = outcome.plan
-        charged = 0.0 if outcome.result is None else outcome.result.usd
-        found.append(
-            Forecast(
-                name,
-                None if plan is None else plan.seconds,
-                None if plan is None else plan.seconds * rate + plan.usd,
-                outcome.seconds,
-                outcome.seconds * rate + charged,
-            )
-        )
-    return found
+
+    def forecast(name: str, outcome: RungOutcome) -> Forecast:
+        plan, seconds = outcome.plan, outcome.seconds
+        usd = seconds * rate + (0.0 if outcome.result is None else outcome.result.usd)
+        if plan is None:
+            return Forecast(name, None, None, seconds, usd)
+        return Forecast(name, plan.seconds, plan.seconds * rate + plan.usd, seconds, usd)
+
+    return [forecast(name, outcome) for name, outcome in outcomes.items()]
 
 
 def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:

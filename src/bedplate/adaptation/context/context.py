@@ -200,11 +200,8 @@ class Context:
         if self.is_encoder:
             prompt = text_prompt(self.fields)
             return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows])
-        predictor = self.model.predictor(self.skin("pace", "prompt", *self.default_prompt()))
-        try:
+        with self.model.predictor(self.skin("pace", "prompt", *self.default_prompt())) as predictor:
             return measure_throughput(predictor, [e.inputs for e in rows], self.written)
-        finally:
-            predictor.close()
 
     @property
     def latency_calls(self) -> int:
@@ -304,16 +301,22 @@ class Context:
             neighbours=neighbours,
             passages=passages,
             embedded_with=embedded_with,
-            provenance=Provenance(
-                task=self.task.task,
-                rung=rung,
-                data={k: v for k, v in self.hashes.items() if k.startswith("file:")},
-                splits={k: v for k, v in self.hashes.items() if not k.startswith("file:")},
-                seed=self.seed if seed is None else seed,
-                code_version=__version__,
-                parents=self.parents,
-            ),
+            provenance=self.provenance(rung, self.seed if seed is None else seed, self.parents),
             evaluated_with=judged_now(self.model.engine),
+        )
+
+    def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
+        """What a rung's skin is made from."""
+        files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
+        splits = {k: v for k, v in self.hashes.items() if k not in files}
+        return Provenance(
+            task=self.task.task,
+            rung=rung,
+            data=files,
+            splits=splits,
+            seed=seed,
+            code_version=__version__,
+            parents=parents,
         )
 
     def embedder(self, source: str) -> LocalModel:

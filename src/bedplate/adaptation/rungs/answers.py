@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +145,7 @@ def judged(
     """
     place = context.out / "skins" / rung
     skin = export(skin, place)
-    with closing((stands or context).predictor(skin)) as predictor:
+    with (stands or context).predictor(skin) as predictor:
         if by_id is None:
             by_id = {e.id: p for e, p in zip(context.valid, ask(predictor, context.valid), strict=True)}
         timing, exported = measure(context, predictor, by_id)

@@ -16,14 +16,13 @@ from bedplate.adaptation.rungs.answers import ask, export
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
-from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.hosted import HostedPredictor, api_key
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.inference.remote.account import Account
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.skin import InputField, Provenance, Skin
+from bedplate.skins.skin import InputField, Skin
 
 BYTES_A_TOKEN = 4
 """Of English in the usual vocabularies; only to say beforehand about how much a rung will cost."""
@@ -138,12 +137,5 @@ class Hosted(Rung):
             inputs={name: InputField() for name in context.task.inputs},
             output=output,
             prompt=prompt,
-            provenance=Provenance(
-                task=context.task.task,
-                rung=self.name,
-                data={k: v for k, v in context.hashes.items() if k.startswith("file:")},
-                splits={k: v for k, v in context.hashes.items() if not k.startswith("file:")},
-                seed=context.seed,
-                code_version=__version__,
-            ),
+            provenance=context.provenance(self.name, context.seed),
         )

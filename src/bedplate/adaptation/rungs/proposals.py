@@ -7,6 +7,7 @@ inputs with their answers and writes the instruction that they follow.
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def propose(context: Context, number: int, kept: Path) -> Proposed:
     failure: str | None = None
     try:
         if len(answers) < number:
-            with _Asker(context) as ask:
+            with closing(_Asker(context)) as ask:
                 for i in progress(range(len(answers), number), "asking for instructions", unit="proposals"):
                     asked, answer = ask(i)
                     answers.append(answer)
@@ -166,9 +167,6 @@ class _Asker:
                     raise
                 del self._settings[error.param]
 
-    def __enter__(self) -> _Asker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         if self._endpoint is not None:
             self._endpoint.close()

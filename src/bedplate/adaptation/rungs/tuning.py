@@ -223,11 +223,8 @@ class TuningRung(Rung):
 
     @staticmethod
     def _judge(context: Context, skin: Skin, seed: int, done: TrainResult) -> Trained:
-        predictor = context.predictor(skin)
-        try:
+        with context.predictor(skin) as predictor:
             predictions = ask(predictor, context.valid)
-        finally:
-            predictor.close()
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         return Trained(skin, seed, done, evaluation, by_id)

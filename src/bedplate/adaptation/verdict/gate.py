@@ -72,12 +72,7 @@ class Nomination:
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "nominees": list(self.nominees),
-            "primary": self.primary,
-            "versus": self.versus,
-            "reasons": dict(self.reasons),
-        }
+        return {**asdict(self), "nominees": list(self.nominees)}
 
 
 def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:

@@ -46,23 +46,15 @@ def expect(context: Context) -> list[Expectation]:
     """What the rules say, from the task alone: nothing of it was asked of a model."""
     labels, kind = len(context.train), context.task.output.kind
     tokens = _few_shot_tokens(context)
-    found = [
-        Expectation(
-            "labels",
-            "the best tuned skin beats the best prompted one",
-            f"there are {labels:,} labels, more than {MANY_LABELS:,}",
-            "tuning",
-            "tuned_beats_prompted",
-        )
-        if labels > MANY_LABELS
-        else Expectation(
-            "labels",
-            "the best prompted skin beats the best tuned one",
-            f"there are {labels:,} labels, not more than {MANY_LABELS:,}",
-            "prompting",
-            "prompted_beats_tuned",
-        )
-    ]
+    many = labels > MANY_LABELS
+    because = f"there are {labels:,} labels, {'' if many else 'not '}more than {MANY_LABELS:,}"
+    more = Expectation(
+        "labels", "the best tuned skin beats the best prompted one", because, "tuning", "tuned_beats_prompted"
+    )
+    fewer = Expectation(
+        "labels", "the best prompted skin beats the best tuned one", because, "prompting", "prompted_beats_tuned"
+    )
+    found = [more if many else fewer]
     if tokens > LONG_PROMPT:
         found.append(
             Expectation(
