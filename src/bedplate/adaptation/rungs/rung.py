@@ -24,40 +24,28 @@ class Traits:
 
     side: what is adapted; a "reference" is shown and estimated, and never nominated. needs: a "decoder"; a "base",
     which may be an encoder; "nothing", so that it is climbed once, in front; an "endpoint", once for each, after all
-    bases; or "skins", made of what was climbed before, so that it comes last.
+    bases; or "skins", made of what was climbed before, so that it comes last. role: a part that only one plays:
+    "baseline" is the base as it is, which superiority is claimed over and whose prompt others build on; "classical" is
+    what a team without a foundation model would have; "examples" has worked examples in every prompt.
+
+    learns: from the labels of train, so that a learning curve has a point of it at each size, and else a flat line;
+    no_curve: why it has neither. own_prompt: nothing of it depends on the prompt that the baseline chose. whole_prompt:
+    its calls take at least what the plain prompt takes through the whole base. dear: a long search for a prompt, put
+    off where tuning is expected to win. trained: weights are, on the task's rows. makes_child: it leaves a base of its
+    own, which the task's guards look at. least_labels: with fewer it is not worth trying.
     """
 
     side: Side
     needs: Needs = "decoder"
     role: Role | None = None
-    """Which of the parts that only one plays: "baseline" is the base as it is, which superiority is claimed over and
-    whose prompt others build on; "classical" is what a team without a foundation model would have; "examples" has
-    worked examples in every prompt, as the rule of thumb about long prompts has it."""
-
     learns: bool = True
-    """Whether it learns from the labels of train, so that a learning curve has a point of it at each size; a flat line
-    where it does not."""
-
     no_curve: str | None = None
-    """Why it is not in learning curves at all."""
-
     own_prompt: bool = False
-    """Whether nothing of it depends on the prompt that the baseline chose."""
-
     whole_prompt: bool = False
-    """Whether its calls take at least what the plain prompt takes through the whole base."""
-
     dear: bool = False
-    """Whether it is a long search for a prompt, put off where tuning is expected to win."""
-
     trained: bool = False
-    """Whether it trains weights on the task's rows."""
-
     makes_child: bool = False
-    """Whether it leaves a base of its own, which the task's guards look at."""
-
     least_labels: int = 0
-    """With fewer it is not worth trying."""
 
 
 class Rung(ABC):
