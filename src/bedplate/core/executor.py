@@ -30,7 +30,7 @@ class Job:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Job:
-        return cls(**{**values, "needs": tuple(values["needs"])})
+        return cls(values["name"], values["function"], values["arguments"], tuple(values["needs"]))
 
     def call(self, here: Mapping[str, Any]) -> Any:
         """What the function returns. UsageError where something that it needs is not here."""

@@ -64,7 +64,7 @@ def learning_curve(
     points, missing = _points(learning, sizes)
     results = {name: o.result for name, o in outcomes.items() if o.result is not None}
     flat = {name: results[name] for name, one in shown.items() if not one.traits.learns and name in results}
-    sides = {name: one.traits.side for name, one in shown.items()}
+    sides: dict[str, Side] = {name: one.traits.side for name, one in shown.items()}
     some = next((result.evaluation for point in points for result in point.results.values()), None)
     resamples = None if some is None else Resamples(some, context.seed)
     pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
