@@ -117,10 +117,10 @@ class Outcome:
 def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: float) -> tuple[str, list[int], str]:
     """Nominate, confirm, decide, as the ladder does: the status, the nominees, the winner's name."""
     candidates = [
-        gate.Candidate(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
+        gate.Nominable(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
     ]
     confidence = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
-    found = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, zero_shot="0")
+    found = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, baseline="0")
     confirmed = gate.confirm(
         [(name, tests[int(name)]) for name in found.nominees],
         {str(i): v for i, v in enumerate(valid)},

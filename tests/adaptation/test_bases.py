@@ -18,12 +18,12 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder as ladder_module
 from bedplate.adaptation.after.reproduce import reproduce
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
-from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
@@ -377,7 +377,7 @@ def test_the_resolved_task_file_holds_no_key(tmp_path: Path, tiny_base: Path, mo
 
 
 def candidate(rung: str, until: float, used: float) -> Any:
-    """An entry on a base of its own, as far as sharing the time looks at it."""
+    """A candidate on a base of its own, as far as sharing the time looks at it."""
 
     class At:
         clock = SimpleNamespace(used=used, left=100.0 - used)
@@ -393,7 +393,7 @@ def test_bases_share_the_time_and_what_comes_after_them_has_the_rest():
     hosted, cascade = candidate("hosted", math.inf, 0.0), candidate("cascade", 50.0, 60.0)
     ladder: Any = SimpleNamespace(
         contexts=[first.context, second.context],
-        entries={one.name: one for one in (first, second, hosted, cascade)},
+        candidates={one.name: one for one in (first, second, hosted, cascade)},
         outcomes={},
     )
     ladder_module._Ladder._share(ladder, first)
@@ -405,9 +405,10 @@ def test_bases_share_the_time_and_what_comes_after_them_has_the_rest():
 def test_a_cascade_is_guarded_where_its_parts_are():
     def done(child: str | None, parts: tuple[str, ...] = ()) -> Any:
         path = None if child is None else Path(child)
-        return SimpleNamespace(context=child, child=path, result=SimpleNamespace(parts=parts))
+        return SimpleNamespace(child=path, result=SimpleNamespace(parts=parts))
 
     finished = {"probe": done(None), "full": done("children/full"), "cascade": done(None, ("probe", "full"))}
-    ladder: Any = SimpleNamespace(context=SimpleNamespace(finished=finished))
+    candidates = {name: SimpleNamespace(context=None, climbed=one) for name, one in finished.items()}
+    ladder: Any = SimpleNamespace(candidates=candidates)
     found = {name: [path for _, path in ladder_module._Ladder._children(ladder, name)] for name in finished}
     assert found == {"probe": [], "full": [Path("children/full")], "cascade": [Path("children/full")]}

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.context import context as contexts
-from bedplate.adaptation.curve.crossover import Measured, Resamples, crossing, crossing_of
+from bedplate.adaptation.curve import learning_curve as curves
+from bedplate.adaptation.curve.crossover import OverDraws, Resamples, crossing, crossing_of
 from bedplate.adaptation.curve.curve_values import say
-from bedplate.adaptation.curve.learning_curve import DRAWS, FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
-from bedplate.adaptation.curve.learning_curve import learning_curve as curves
+from bedplate.adaptation.curve.learning_curve import DRAWS, parse_sizes, possible_sizes
 from bedplate.adaptation.curve.payback import pays_from
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
@@ -32,8 +32,16 @@ RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora
 
 
 def test_every_rung_has_a_place():
-    assert RUNGS.keys() <= {*LEARNS, *FLAT, *NO_POINT}
-    assert not LEARNS.keys() & FLAT.keys()
+    """What learns from labels has points, what learns from none is a flat line, and the others say why not."""
+    shown = {name: rung.traits for name, rung in RUNGS.items() if rung.traits.no_curve is None}
+    assert {name: one.side for name, one in shown.items() if one.learns} == {
+        "from_scratch": "reference",
+        **dict.fromkeys(["few_shot", "knn_few_shot", "prompt_search"], "prompt"),
+        **dict.fromkeys(["probe", "soft_prompt", "lora", "dora", "full"], "weights"),
+    }
+    flat = {name: one.side for name, one in shown.items() if not one.learns}
+    assert flat == dict.fromkeys(["zero_shot", "own_prompt", "hosted"], "prompt")
+    assert all(rung.traits.no_curve for name, rung in RUNGS.items() if name not in shown)
 
 
 # --- sizes and draws
@@ -109,7 +117,7 @@ def test_resamples_agree_with_resampling_rows_by_hand(task: Task):
     groups = [f"g{i // 3}" for i in range(150)]
     first, second = (evaluations(task, rng.random(150) < p, groups) for p in (0.7, 0.8))
     resamples = Resamples(first, seed=3, count=50)
-    both = resamples.of(Measured({0: first, 1: second}))
+    both = resamples.of(OverDraws({0: first, 1: second}))
     times, shares = resamples._times, resamples._shares([0, 1])
     scores = np.array([[row.score for row in one.rows] for one in (first, second)])
     for b in (0, 7, 49):
@@ -118,7 +126,7 @@ def test_resamples_agree_with_resampling_rows_by_hand(task: Task):
         assert both[b] == pytest.approx(float(shares[b] @ by_hand))
     assert shares.sum(axis=1) == pytest.approx(1.0)
     with pytest.raises(UsageError, match="same rows"):
-        resamples.of(Measured({0: evaluations(task, scores[0, :149] > 0, groups[:149])}))
+        resamples.of(OverDraws({0: evaluations(task, scores[0, :149] > 0, groups[:149])}))
 
 
 def test_the_spread_of_few_draws_is_not_understated(task: Task):
@@ -132,7 +140,7 @@ def test_the_spread_of_few_draws_is_not_understated(task: Task):
     assert (shares @ estimates).std() == pytest.approx(estimates.std(ddof=1) / math.sqrt(3), rel=0.02)
 
 
-def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int) -> list[Measured]:
+def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: int, groups: int) -> list[OverDraws]:
     """Points of a rung whose quality is `truth` by size: rows have their own difficulty, draws their own luck."""
     names = [f"g{i // 4}" for i in range(groups * 4)]
     whole = evaluations(task, rng.random(len(names)) < 0.5, names)
@@ -142,7 +150,7 @@ def simulated(task: Task, rng: np.random.Generator, truth: list[float], draws: i
         rows = tuple(replace(row, score=float(score)) for row, score in zip(whole.rows, scores, strict=True))
         return replace(whole, rows=rows, estimate=float(scores.mean()))
 
-    return [Measured({draw: drawn(p) for draw in range(draws)}) for p in truth]
+    return [OverDraws({draw: drawn(p) for draw in range(draws)}) for p in truth]
 
 
 def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
@@ -182,7 +190,7 @@ def test_a_crossover_that_is_not_there_says_so(task: Task):
 def test_flat_rungs_stand_for_every_draw(task: Task):
     rng = np.random.default_rng(3)
     ours = simulated(task, rng, [0.6, 0.8], 3, 60)
-    flat = Measured(simulated(task, rng, [0.7], 1, 60)[0].by_draw, flat=True)
+    flat = OverDraws(simulated(task, rng, [0.7], 1, 60)[0].by_draw, flat=True)
     found = crossing(Resamples(ours[0].by_draw[0]), [50.0, 200.0], ours, [flat, flat])
     assert 50 < found.labels < 200
     assert found.draws == 3

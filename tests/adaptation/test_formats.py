@@ -215,7 +215,7 @@ def test_why_a_skin_stays_in_its_own_weights(
 
         monkeypatch.setattr(formats, "make_trial", refuse)
     if why == "time":
-        monkeypatch.setattr(formats, "expected_seconds", lambda done, times: 1e9)
+        monkeypatch.setattr(formats, "expected_seconds", lambda candidate, times: 1e9)
     if why == "slow":
         monkeypatch.setattr(formats, "CLEARLY", 1e9)
     if why == "failed":
@@ -266,9 +266,9 @@ def test_what_only_its_calls_keep_out_is_tried_in_a_format(
     """Over the budget by half: a format that is twice as fast brings it in, and so it is nominated after all."""
     made = formats.make_trial
 
-    def fast(done: Any, skin: Any, weights: Any) -> Any:
-        trial = made(done, skin, weights)
-        p95 = done.result.latency.p95
+    def fast(candidate: Any, skin: Any, weights: Any) -> Any:
+        trial = made(candidate, skin, weights)
+        p95 = candidate.climbed.result.latency.p95
         return replace(trial, latency=replace(trial.latency, p95=p95 / 2))
 
     monkeypatch.setattr(formats, "make_trial", fast)

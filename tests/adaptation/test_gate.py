@@ -37,7 +37,7 @@ def rate(right: int, n: int) -> list[bool]:
 
 candidates = st.lists(
     st.builds(
-        gate.Candidate,
+        gate.Nominable,
         rung=st.sampled_from(["zero_shot", "few_shot", "probe", "lora", "x", "y"]),
         estimate=st.floats(0, 1),
         design_effect=st.floats(0.5, 4),
@@ -74,7 +74,7 @@ def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(found, ta
 
 def test_a_candidate_over_any_budget_is_named_with_the_number():
     budget = BudgetSpec(p95_ms=100)
-    slow = gate.Candidate("lora", 0.9, 1.0, 0.01, 250.0, 10)
+    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 250.0, 10)
     nomination = gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500)
     assert nomination.nominees == ()
     assert "p95 latency 250 ms is over the budget of 100 ms" in nomination.reasons["lora"]

@@ -228,8 +228,8 @@ def test_a_nominee_passes_only_with_its_guards(
 
 
 def test_a_broken_guard_makes_room_for_another_nominee() -> None:
-    def candidate(name: str, estimate: float, broken: str | None = None) -> gate.Candidate:
-        return gate.Candidate(name, estimate, 1.0, 0.01, 10.0, 50, broken)
+    def candidate(name: str, estimate: float, broken: str | None = None) -> gate.Nominable:
+        return gate.Nominable(name, estimate, 1.0, 0.01, 10.0, 50, broken)
 
     found = [candidate("full", 0.95, "its loss guard is broken: so"), candidate("lora", 0.9)]
     nomination = gate.nominate(found, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)

@@ -14,14 +14,15 @@ import torch
 from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.climb.start import LOCK_FILE
-from bedplate.adaptation.context.throughput import Pace
+from bedplate.adaptation.climb.task_file import load_adapt_task
+from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs import RUNGS, Plan
+from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
-from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.examples import load_examples
@@ -166,8 +167,8 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
     rungs = ["majority", "zero_shot", "few_shot"]
 
     def climb(call: float, **settings: object) -> Report:
-        pace = Pace(token=1e-6, call=call, tokens=10.0)
-        monkeypatch.setattr("bedplate.adaptation.context.context.measure_pace", lambda *_: pace)
+        pace = Throughput(token=1e-6, call=call, tokens=10.0)
+        monkeypatch.setattr("bedplate.adaptation.context.context.measure_throughput", lambda *_: pace)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])
 
     busy, quiet = climb(100.0), climb(0.001)

@@ -15,11 +15,12 @@ from tests.adaptation.test_gate import evaluation, rate
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.outcome import Latency, Plan, Result, RungOutcome
+from bedplate.adaptation.context.outcome import Tested as OnTest
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.rungs.base import Latency, Plan, Result, RungOutcome
-from bedplate.adaptation.rungs.base import Tested as OnTest
+from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.task.guard_spec import GuardsSpec
-from bedplate.adaptation.task.spec import RUNG_NAMES, BudgetSpec
+from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import rules
 
 
@@ -34,7 +35,7 @@ def context(
     return SimpleNamespace(
         exhaustive=exhaustive,
         train=[None] * rows,
-        pace=SimpleNamespace(call=call),
+        throughput=SimpleNamespace(call=call),
         format_gain=gain,
         spec=SimpleNamespace(budget=BudgetSpec(**budget), machine=SimpleNamespace(usd_per_hour=3.6)),
         usd_left=usd_left,
@@ -80,26 +81,26 @@ def test_a_rung_that_costs_more_than_is_left_does_not_start() -> None:
 
 def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked() -> None:
     slow = context(call=0.2, p95_ms=150)
-    skip = planner.ruled_out(slow, "lora")
+    skip = planner.ruled_out(slow, RUNGS["lora"].traits)
     assert skip is not None
     assert skip.kind == "budget"
     assert "takes 200 ms here (the median), the budget's p95 is 150 ms" in skip.reason
-    assert planner.ruled_out(slow, "zero_shot") is None  # always measured: the rest is compared with it
-    assert planner.ruled_out(slow, "probe") is None  # stops half-way through the base
-    assert planner.ruled_out(context(call=0.2, exhaustive=True, p95_ms=150), "lora") is None
-    dear = planner.ruled_out(context(call=0.2, usd_per_1k_calls=0.1), "few_shot")
+    assert planner.ruled_out(slow, RUNGS["zero_shot"].traits) is None  # always measured: the rest is compared with it
+    assert planner.ruled_out(slow, RUNGS["probe"].traits) is None  # stops half-way through the base
+    assert planner.ruled_out(context(call=0.2, exhaustive=True, p95_ms=150), RUNGS["lora"].traits) is None
+    dear = planner.ruled_out(context(call=0.2, usd_per_1k_calls=0.1), RUNGS["few_shot"].traits)
     assert dear is not None
     assert "cost $0.2000 here, the budget is $0.1" in dear.reason
     # a format that is faster here may bring the calls into the budget, where nominees are tried in it
-    assert planner.ruled_out(context(call=0.2, p95_ms=150, gain=1.5), "lora") is None
-    slower = planner.ruled_out(context(call=0.2, p95_ms=90, gain=2.0), "lora")
+    assert planner.ruled_out(context(call=0.2, p95_ms=150, gain=1.5), RUNGS["lora"].traits) is None
+    slower = planner.ruled_out(context(call=0.2, p95_ms=90, gain=2.0), RUNGS["lora"].traits)
     assert slower is not None
     assert "takes 200 ms here (the median) and 2.0 times less in a format" in slower.reason
-    few = planner.ruled_out(context(rows=40), "full")
+    few = planner.ruled_out(context(rows=40), RUNGS["full"].traits)
     assert few is not None
     assert few.kind == "rule"
-    assert planner.ruled_out(context(rows=64), "full") is None
-    assert planner.ruled_out(context(rows=40, exhaustive=True), "full") is None
+    assert planner.ruled_out(context(rows=64), RUNGS["full"].traits) is None
+    assert planner.ruled_out(context(rows=40, exhaustive=True), RUNGS["full"].traits) is None
 
 
 def test_a_child_is_planned_within_what_its_guards_leave() -> None:
@@ -108,7 +109,7 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
     class Seen:
         clock = SimpleNamespace(used=100.0)
         exhaustive, usd_left, train, format_gain = False, float("inf"), [None] * 500, 1.0
-        pace = SimpleNamespace(call=0.1, token=0.001)
+        throughput = SimpleNamespace(call=0.1, token=0.001)
         spec = SimpleNamespace(
             budget=BudgetSpec(),
             machine=SimpleNamespace(usd_per_hour=0.0),
@@ -128,7 +129,8 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
             lefts[name] = context.left
             return Plan()
 
-        planner.planned(found, SimpleNamespace(name=name, plan=plan))  # type: ignore[arg-type]
+        rung = SimpleNamespace(name=name, plan=plan, traits=RUNGS[name].traits)
+        planner.planned(found, rung)  # type: ignore[arg-type]
     assert lefts == {"full": pytest.approx(1000 - planner.guard_seconds(found)), "lora": 1000.0}
     assert 100 < planner.guard_seconds(found) < 400
     assert found.until == float("inf")
@@ -157,13 +159,13 @@ def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> N
     ]
 
 
-@given(st.permutations([*RUNG_NAMES, "prompt_search", "dora"]).map(lambda n: list(dict.fromkeys(n))))
+@given(st.permutations([*RUNGS, "prompt_search", "dora"]).map(lambda n: list(dict.fromkeys(n))))
 def test_rules_order_and_leave_nothing_out(names: list[str]) -> None:
     for favours in ("tuning", "prompting"):
         found = planner.order(names, favours)
         assert sorted(found) == sorted(names)
         assert [n for n in found if n != "prompt_search"] == [n for n in names if n != "prompt_search"]
-        trained = [found.index(n) for n in planner.TRAINED if n in found]
+        trained = [found.index(n) for n in ("soft_prompt", "lora", "dora", "full") if n in found]
         place = found.index("prompt_search")
         assert place < min(trained) if favours == "prompting" else place > max(trained)
 

@@ -1,25 +1,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tests.adaptation.conftest import write_task
 
-from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.task.spec import RUNG_NAMES, load_adapt_task, parse_budget
+from bedplate.adaptation.climb.task_file import load_adapt_task
+from bedplate.adaptation.rungs import RUNGS, chosen_rungs, in_role
+from bedplate.adaptation.rungs.rung import Role
+from bedplate.adaptation.task.spec import parse_budget
 from bedplate.core.errors import ConfigError, UsageError
 
 
-def test_the_table_and_the_names_are_the_same_in_the_same_order():
-    assert tuple(RUNGS) == RUNG_NAMES
+def test_rungs_are_called_as_their_rows_and_each_part_is_played_once():
     assert all(rung.name == name for name, rung in RUNGS.items())
+    for role in get_args(Role):
+        assert [name for name, rung in RUNGS.items() if rung.traits.role == role] == [in_role(role)]
 
 
 def test_a_task_is_read(toy_task: Path):
     task, spec = load_adapt_task(toy_task, ["adapt.target.value=0.9"], ["lora", "majority"])
     assert task.task == "toy-sentiment"
     assert spec.target.value == 0.9
-    assert spec.chosen_rungs == ("majority", "lora")  # cheapest first, however they were given
+    assert chosen_rungs(spec) == ("majority", "lora")  # cheapest first, however they were given
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
 
-from bedplate.adaptation.context.throughput import Pace, measure_pace
+from bedplate.adaptation.context.throughput import Throughput, measure_throughput
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import ask
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
-from bedplate.adaptation.task.task_prompt import Written, answer_of, asked, check_answers, phrasings
+from bedplate.adaptation.task.task_prompt import Written, check_answers, phrasings, target_text, task_prompt
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.task import Task, load_task
@@ -174,10 +174,10 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(
 @pytest.mark.parametrize("format", ["plain", "chat"])
 def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: Tokenizer, kind: str, format: Any):
     task, train = toy(tmp_path, kind)
-    prompt, output = asked(task, Written.of(task, tokenizer, train), format)
+    prompt, output = task_prompt(task, Written.of(task, tokenizer, train), format)
     assert not hasattr(output, "continuations")
     for example in train:
-        answer = answer_of(prompt, output, example.target)
+        answer = target_text(prompt, output, example.target)
         ids, answer_ids = completion_tokens(prompt, tokenizer, example.inputs, answer)
         assert ids == prompt.tokens(tokenizer, example.inputs)
         assert answer_ids[-1] in tokenizer.eos_ids
@@ -213,26 +213,26 @@ def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(tmp_path
 def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "text")
     assert "continuation" in phrasings(task)
-    prompt, output = asked(task, Written.of(task, tokenizer, train), "plain", "continuation")
+    prompt, output = task_prompt(task, Written.of(task, tokenizer, train), "plain", "continuation")
     assert prompt.text({"note": "def f():\n"}) == "def f():\n"
-    assert answer_of(prompt, output, "    return 1") == "    return 1"
-    form, output = asked(task, Written.of(task, tokenizer, train))
-    assert answer_of(form, output, "    return 1") == " return 1"
-    below, output = asked(task, Written.of(task, tokenizer, train), "plain", "below")
+    assert target_text(prompt, output, "    return 1") == "    return 1"
+    form, output = task_prompt(task, Written.of(task, tokenizer, train))
+    assert target_text(form, output, "    return 1") == " return 1"
+    below, output = task_prompt(task, Written.of(task, tokenizer, train), "plain", "below")
     assert str(below.text({"note": "x"})).endswith("Text:\n")
-    assert answer_of(below, output, "    return 1") == "    return 1"
+    assert target_text(below, output, "    return 1") == "    return 1"
     json_task, _ = toy(tmp_path / "json", "json")
     assert "continuation" not in phrasings(json_task)
 
 
 def test_a_json_prompt_names_fields_and_json_begins_on_a_line_of_its_own(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "json")
-    prompt, output = asked(task, Written.of(task, tokenizer, train))
+    prompt, output = task_prompt(task, Written.of(task, tokenizer, train))
     text = prompt.text(train[0].inputs)
     assert isinstance(text, str)
     assert 'what (one of "apples", "pears", "plums", "figs": the fruit), count (whole number)' in text
     assert text.endswith("JSON:\n")
-    assert answer_of(prompt, output, '{"count":3,"what":"figs"}') == '{"what":"figs","count":3}'
+    assert target_text(prompt, output, '{"count":3,"what":"figs"}') == '{"what":"figs","count":3}'
 
 
 def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_path: Path, tiny_base: Path):
@@ -253,7 +253,7 @@ def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_p
 def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch):
     task, train = toy(tmp_path, "json")
     check_answers(task, model.engine, train)
-    bad = answer_of(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
+    bad = target_text(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
     monkeypatch.setattr(model.engine, "accepts", lambda grammar, text: text != bad)
     first = next(e for e in train if e.target == train[3].target)
     with pytest.raises(DataError, match=f"row {first.id}"):
@@ -263,7 +263,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalMo
 def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, model: LocalModel):
     task, train = toy(tmp_path, "text")
     written = Written.of(task, model.tokenizer, train)
-    prompt, output = asked(task, written)
+    prompt, output = task_prompt(task, written)
     base = model.base
     skin = Skin(
         name="pace",
@@ -273,7 +273,7 @@ def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, mode
         prompt=prompt,
     )
     with model.predictor(skin) as predictor:
-        pace = measure_pace(predictor, [e.inputs for e in train], written)
+        pace = measure_throughput(predictor, [e.inputs for e in train], written)
     assert 0 < pace.written <= written.max_tokens
     assert pace.target == written.mean
     assert min(pace.token, pace.call, pace.decode) > 0
@@ -281,11 +281,11 @@ def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, mode
 
 
 def test_time_is_planned_by_what_is_read_and_written():
-    pace = Pace(token=0.001, call=0.1, tokens=50, decode=0.01, written=40, target=10)
+    pace = Throughput(token=0.001, call=0.1, tokens=50, decode=0.01, written=40, target=10)
     assert pace.rows(2) == pytest.approx(2 * (0.05 + 0.4))
     assert pace.rows(2, tuned=True) == pytest.approx(2 * (0.05 + 0.1))
     assert pace.passes(2) == pytest.approx(2 * 60 * 0.001)
-    assert Pace(0.001, 0.1, 50).rows(2) == Pace(0.001, 0.1, 50).passes(2) == pytest.approx(0.1)
+    assert Throughput(0.001, 0.1, 50).rows(2) == Throughput(0.001, 0.1, 50).passes(2) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("similarity", sorted(SIMILARITIES))
@@ -301,7 +301,7 @@ def test_the_nearest_answer_is_scikit_learns(similarity: str):
 
 def test_single_calls_are_timed_on_prompts_that_are_not_cached(tmp_path: Path, model: LocalModel):
     task, train = toy(tmp_path, "text")
-    prompt, output = asked(task, Written.of(task, model.tokenizer, train))
+    prompt, output = task_prompt(task, Written.of(task, model.tokenizer, train))
     base = model.base
     bases = {"main": BaseReference.of("tiny", base.family.key[1], base.identity)}
     skin = Skin(name="timed", bases=bases, inputs={"note": InputField()}, output=output, prompt=prompt)

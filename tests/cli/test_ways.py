@@ -11,8 +11,8 @@ import torch
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.bases import Bases
-from bedplate.adaptation.task.spec import load_adapt_task
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
 from bedplate.inference.native.library import load
@@ -95,9 +95,9 @@ def test_adapts_options_are_written_over_the_task_file(
 def test_a_task_file_says_how_bases_are_held(tmp_path: Path, directory: Path) -> None:
     (tmp_path / "task.yaml").write_text(TASK)
     task, spec = load_adapt_task(tmp_path / "task.yaml")
-    assert spec.asked(task) == Asked(use="score", quantised=False)
+    assert spec.opening(task) == Asked(use="score", quantised=False)
     task, spec = load_adapt_task(tmp_path / "task.yaml", ["adapt.dtype=float32", "adapt.kernel=torch"])
-    bases = Bases(["base"], [str(directory)], spec.asked(task))
+    bases = Bases(["base"], [str(directory)], spec.opening(task))
     try:
         facts = bases.all[0].facts
         assert (facts.dtype, facts.weights, facts.kernel) == ("float32", "float32", "torch")

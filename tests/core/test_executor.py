@@ -1,28 +1,38 @@
-"""Jobs run in order; the failure of one does not stop the others; an interrupt stops them all."""
+"""Jobs run in order; the failure of one does not stop the others; an interrupt stops them all; they travel as JSON."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from bedplate.core.executor import Executor, Job, LocalExecutor
+from bedplate.core.errors import UsageError
+from bedplate.core.executor import Executor, Job, LocalExecutor, ProcessExecutor
+
+RAN: list[str] = []
+
+
+def note(name: str) -> int:
+    RAN.append(name)
+    if name == "b":
+        raise ValueError("no")
+    return len(RAN)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def scaled(number: int, by: int) -> int:
+    return number * by
 
 
 def test_outcomes_in_order_with_errors_kept() -> None:
-    ran: list[str] = []
-
-    def job(name: str) -> Job[int]:
-        def call() -> int:
-            ran.append(name)
-            if name == "b":
-                raise ValueError("no")
-            return len(ran)
-
-        return Job(name, call)
-
+    RAN.clear()
     executor: Executor = LocalExecutor()
-    outcomes = executor.run([job("a"), job("b"), job("c")])
+    outcomes = executor.run([Job(name, f"{__name__}:note", {"name": name}) for name in "abc"])
     first = next(outcomes)
-    assert ran == ["a"]  # lazily: nothing runs ahead
+    assert RAN == ["a"]  # lazily: nothing runs ahead
     assert (first.name, first.value, first.error) == ("a", 1, None)
     assert first.seconds >= 0
     second, third = outcomes
@@ -32,8 +42,33 @@ def test_outcomes_in_order_with_errors_kept() -> None:
 
 
 def test_interrupt_passes_through() -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        list(LocalExecutor().run([Job("x", interrupt), Job("y", lambda: None)]))
+        list(LocalExecutor().run([Job("x", f"{__name__}:interrupt"), Job("y", "json:dumps", {"obj": 1})]))
+
+
+def test_a_job_is_the_same_after_it_has_travelled() -> None:
+    job = Job("scale", f"{__name__}:scaled", {"number": 3}, needs=("by",))
+    assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
+    assert next(LocalExecutor({"by": 5}).run([job])).value == 15
+
+
+def test_what_is_not_there_is_named() -> None:
+    outcome = next(LocalExecutor().run([Job("scale", f"{__name__}:scaled", {"number": 3}, needs=("by",))]))
+    assert isinstance(outcome.error, UsageError)
+    assert "the job scale cannot run here: it needs by" in outcome.error.message
+
+
+def test_jobs_run_in_other_processes() -> None:
+    executor: Executor = ProcessExecutor(2)
+    jobs = [
+        Job("own", "os:getpid"),
+        Job("fails", "json:loads", {"s": "no"}),
+        Job("written", "json:dumps", {"obj": {"a": [1, None]}}),
+        Job("bound", "json:dumps", needs=("obj",)),
+    ]
+    own, fails, written, bound = executor.run(jobs)
+    assert own.value not in (None, next(LocalExecutor().run(jobs)).value)
+    assert isinstance(fails.error, json.JSONDecodeError)
+    assert written.value == '{"a": [1, null]}'
+    assert written.seconds >= 0
+    assert isinstance(bound.error, UsageError)

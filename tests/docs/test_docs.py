@@ -16,7 +16,7 @@ import yaml
 from tests.serving.conftest import running
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.task.spec import load_adapt_task
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.economics.bills.amortisation import amortise

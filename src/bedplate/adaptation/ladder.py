@@ -7,33 +7,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from bedplate.adaptation.climb import formats, planner
-from bedplate.adaptation.climb.candidates import Entry, entries
-from bedplate.adaptation.climb.climb import config_of
+from bedplate.adaptation.climb.candidates import Candidate, candidates_of
+from bedplate.adaptation.climb.fingerprint import config_of
 from bedplate.adaptation.climb.guards import GuardResult, broken, check_child
-from bedplate.adaptation.climb.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
-from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
-from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested, latency
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.report.report import Report, build_report, write_report
-from bedplate.adaptation.rungs import Result
+from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import ask
-from bedplate.adaptation.rungs.base import (
-    Latency,
-    RungOutcome,
-    Tested,
-    latency,
-)
-from bedplate.adaptation.task.parent import read_parent, write_splits
-from bedplate.adaptation.task.spec import load_adapt_task
+from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
-from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text, sha256_json
 from bedplate.core.progress import console
@@ -42,12 +35,11 @@ from bedplate.evaluation.examples import Example, TaskData, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import Ledger, Opening
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.composed import CascadePredictor
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
-from bedplate.skins.run import SETTINGS_FILE
 
 NOMINATION_FILE = "nomination.json"
 
@@ -93,17 +85,11 @@ def adapt(
     data = load_examples(task, None if taken_over is None else taken_over.assigned)
     if curve:
         possible_sizes(curve, len(data.train))
-    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.asked(task))
-    with closing(bases):
-        contexts = contexts_of(task, spec, data, bases, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over)
+    with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
         check_bases(contexts)
         check_output(out)
-        with file_lock(out / LOCK_FILE), ExitStack() as stack:
-            atomic_write(out / SETTINGS_FILE, dump_config(task))
-            run_of(contexts, out, Path(task_path)).write(out)
-            write_splits(out, data)
-            for context in contexts:
-                stack.callback(context.close)
+        with file_lock(out / LOCK_FILE):
+            begin(contexts, data, out, Path(task_path))
             return _Ladder(contexts, data, out, curve, watch).climb()
 
 
@@ -115,8 +101,8 @@ class _Ladder:
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
         self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
-        chosen = planner.order(self.spec.chosen_rungs, rules.favoured(self.expectations))
-        self.entries = {entry.name: entry for entry in entries(contexts, chosen)}
+        chosen = planner.order(chosen_rungs(self.spec), rules.favoured(self.expectations))
+        self.candidates = {one.name: one for one in candidates_of(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
         self.formats: dict[str, formats.Chosen] = {}
         """What became of the formats of candidates that they were looked at for."""
@@ -124,10 +110,10 @@ class _Ladder:
     def climb(self) -> Report:
         """All rungs, nomination in the weights to serve, test, verdict, report; and once that is written, the learning
         curves."""
-        for entry in self.entries.values():
-            self._share(entry)
-            self.outcomes[entry.name] = climb_entry(entry)
-            _say(self.outcomes[entry.name])
+        for candidate in self.candidates.values():
+            self._share(candidate)
+            self.outcomes[candidate.name] = climb_candidate(candidate)
+            _say(self.outcomes[candidate.name])
         results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
         nomination, guarded = self._nominated(results)
         tested, opening = self._test(nomination, results)
@@ -147,7 +133,7 @@ class _Ladder:
             groups=self.data.test.groups,
             guards=guarded,
         )
-        bases = {name: entry.base for name, entry in self.entries.items()}
+        bases = {name: candidate.base for name, candidate in self.candidates.items()}
         served = {name: replace(o, result=results.get(name)) for name, o in self.outcomes.items()}
         report = build_report(
             self.contexts,
@@ -167,17 +153,17 @@ class _Ladder:
         )
         self._write(report, results)
         if self.curve:
-            report = report.with_curve(learning_curve(self.entries, self.outcomes, self.curve), self.context.clock)
+            report = report.with_curve(learning_curve(self.candidates, self.outcomes, self.curve), self.context.clock)
             self._write(report, results)
         return report
 
-    def _share(self, entry: Entry) -> None:
+    def _share(self, candidate: Candidate) -> None:
         """Before the first rung of a base: what it may use of the time, so that those after it have as much."""
-        context, clock = entry.context, entry.context.clock
-        if not entry.on_base:  # what comes after all bases has what they left
+        context, clock = candidate.context, candidate.context.clock
+        if not candidate.on_base:  # what comes after all bases has what they left
             context.until = math.inf
         elif len(self.contexts) > 1 and math.isinf(context.until) and clock.left < math.inf:
-            waiting = {id(e.context) for e in self.entries.values() if e.on_base and e.name not in self.outcomes}
+            waiting = {c.context for c in self.candidates.values() if c.on_base and c.name not in self.outcomes}
             context.until = clock.used + max(clock.left - context.test_reserve, 0.0) / len(waiting)
 
     def _write(self, report: Report, results: Mapping[str, Result]) -> None:
@@ -201,10 +187,10 @@ class _Ladder:
             untried = [] if unchecked else self._untried(nomination, results, guarded)
             for name in untried:
                 with self.watch.timed("formats", name):
-                    self.formats[name], results[name] = formats.choose(self.context.finished[name])
+                    self.formats[name], results[name] = formats.choose(self.candidates[name])
             if not unchecked and not untried:
                 kept = {chosen.kept for chosen in self.formats.values()}
-                for one in self.context.finished.values():
+                for one in self.context.climbed.values():
                     one.base.close_formats(but=[name for name in kept if name is not None])
                 return nomination, guarded
 
@@ -216,7 +202,7 @@ class _Ladder:
         one that is served if it passes."""
         if not self.spec.formats.allowed:
             return []
-        made = [name for name in self.context.finished if name in results and name not in self.formats]
+        made = [name for name in self.context.climbed if name in results and name not in self.formats]
         out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
         return [*(name for name in nomination.nominees if name in made), *out]
 
@@ -225,15 +211,15 @@ class _Ladder:
     ) -> bool:
         """Whether a candidate above the target is out of the budget now and would not be where its calls took as much
         less time as a format was measured to save."""
-        now = self._candidate(name, results[name], guarded)
-        times = self.context.finished[name].context.format_gain
+        now = self._nominable(name, results[name], guarded)
+        times = self.candidates[name].context.format_gain
         then = replace(now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times)
         budget, out = self.spec.budget, gate.infeasible
         return now.estimate > self.spec.target.value and out(now, budget) is not None and out(then, budget) is None
 
-    def _candidate(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Candidate:
+    def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
-        return gate.Candidate(
+        return gate.Nominable(
             name,
             result.evaluation.estimate,
             result.evaluation.design_effect,
@@ -246,16 +232,16 @@ class _Ladder:
 
     def _children(self, name: str) -> list[tuple[Context, Path]]:
         """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
-        finished = self.context.finished
-        parts = [finished[part] for part in finished[name].result.parts or (name,)]
-        return [(one.context, one.child) for one in parts if one.child is not None]
+        parts = [self.candidates[part] for part in self.candidates[name].climbed.result.parts or (name,)]
+        made = [(part.context, part.climbed.child) for part in parts]
+        return [(context, child) for context, child in made if child is not None]
 
     def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         candidates = [
-            self._candidate(name, result, guarded)
+            self._nominable(name, result, guarded)
             for name, result in results.items()
-            if not self.entries[name].rung.reference
+            if self.candidates[name].traits.side != "reference"
         ]
         nomination = gate.nominate(
             candidates,
@@ -263,22 +249,22 @@ class _Ladder:
             target=self.spec.target.value,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.data.test.n,
-            zero_shot=self._zero_shot(results),
+            baseline=self._baseline(results),
         )
         skins = {name: results[name].skin_id for name in nomination.nominees}
         record = {**nomination.to_json(), "skins": skins, "test": self.data.test.split_hash}
         atomic_write(self.out / NOMINATION_FILE, json.dumps(record, indent=1) + "\n")
         return nomination
 
-    def _zero_shot(self, results: Mapping[str, Result]) -> str | None:
+    def _baseline(self, results: Mapping[str, Result]) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
-        found = [f"zero_shot@{c.suffix}" if c.suffix else "zero_shot" for c in self.contexts]
-        return next((name for name in found if name in results), None)
+        made = [one for one in self.candidates.values() if one.traits.role == "baseline" and one.name in results]
+        return min(made, key=lambda one: self.contexts.index(one.context)).name if made else None
 
     def _test(
         self, nomination: gate.Nomination, results: Mapping[str, Result]
     ) -> tuple[dict[str, Tested], Opening | None]:
-        """The nominees on test, with zero-shot and the references beside them; one opening, in the ledger first."""
+        """The nominees on test, with the baseline and the references beside them; one opening, in the ledger first."""
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
@@ -294,35 +280,36 @@ class _Ladder:
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():
-            wanted = name in nomination.nominees or name == self._zero_shot(results)
-            if wanted or self.entries[name].rung.reference:
+            candidate = self.candidates[name]
+            wanted = name in nomination.nominees or name == self._baseline(results)
+            if wanted or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
-                    tested[name] = self._tested(self.entries[name], result, examples)
+                    tested[name] = self._tested(candidate, result, examples)
         return tested, opening
 
-    def _tested(self, entry: Entry, result: Result, examples: Sequence[Example]) -> Tested:
+    def _tested(self, candidate: Candidate, result: Result, examples: Sequence[Example]) -> Tested:
         """One skin, as read back from disk, on test, one call at a time as it will be served. Answers that are written
         take long: then as many calls as time it, and the other rows in batches."""
-        path = self.out / "test" / f"{entry.name}.json"
-        key = sha256_json([config_of(entry.context, entry.rung), result.skin_id, self.data.test.split_hash])
+        path = self.out / "test" / f"{candidate.name}.json"
+        key = sha256_json([config_of(candidate.context, candidate.rung), result.skin_id, self.data.test.split_hash])
         if path.is_file():
             values = json.loads(read_text(path))
             if values["key"] == key:
                 return Tested(
                     Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"]
                 )
-        predictor = entry.rung.predictor(entry.context, entry.own(result))
+        predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
         predictions: Sequence[PredictionLike | None]
         if isinstance(predictor, Predictor | HostedPredictor | CascadePredictor):
-            with _closing(predictor):
+            with closing(predictor):
                 ask(predictor, examples[:1], one_by_one=True)
-                order = entry.context.ordered(examples, "latency")
-                count = entry.context.single_test_calls
+                order = candidate.context.ordered(examples, "latency")
+                count = candidate.context.single_test_calls
                 alone = ask(predictor, order[:count], one_by_one=True)
                 rest = ask(predictor, order[count:]) if count < len(order) else []
             by_id = dict(zip([e.id for e in order], [*alone, *rest], strict=True))
             predictions = [by_id[e.id] for e in examples]
-            entry.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
+            candidate.context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
             timed = [p.seconds for p in alone if p is not None]
         else:
             given = [predictor.predict([example.inputs])[0] for example in examples]
@@ -355,14 +342,6 @@ class _Ladder:
             )
             catalog.add([self.out / result.child for result in results.values() if result.child is not None])
             catalog.record_run_of(self.out)
-
-
-@contextmanager
-def _closing(predictor: Answers) -> Generator[None]:
-    try:
-        yield
-    finally:
-        predictor.close()
 
 
 def _say(outcome: RungOutcome) -> None:

@@ -1,49 +1,92 @@
-"""Run jobs: here, one after the other. Other executors run the same jobs elsewhere."""
+"""Run jobs: here, one after the other, or in processes. A job names its function and holds plain values, so that other
+executors can run the same jobs on other machines."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from multiprocessing import get_context
+from typing import Any, Protocol
 
-T = TypeVar("T")
+from bedplate.core.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Job(Generic[T]):
-    """A named piece of work."""
+class Job:
+    """A named piece of work. function: "module:function"; arguments: what it is called with, as JSON. needs: further
+    arguments that cannot travel, such as a loaded base: whoever runs the job has them."""
 
     name: str
-    call: Callable[[], T]
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    needs: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Job:
+        return cls(values["name"], values["function"], values["arguments"], tuple(values["needs"]))
+
+    def call(self, here: Mapping[str, Any]) -> Any:
+        """What the function returns. UsageError where something that it needs is not here."""
+        missing = [name for name in self.needs if name not in here]
+        if missing:
+            raise UsageError(f"the job {self.name} cannot run here: it needs {', '.join(missing)}")
+        module, _, function = self.function.partition(":")
+        return getattr(import_module(module), function)(**self.arguments, **{name: here[name] for name in self.needs})
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[T]):
+class Outcome:
     """What became of a job: its value, or the exception that ended it; wall time in seconds."""
 
     name: str
-    value: T | None
+    value: Any
     error: Exception | None
     seconds: float
 
 
 class Executor(Protocol):
-    """Runs jobs and yields their outcomes; the failure of one does not stop the others."""
+    """Runs jobs and yields their outcomes in order; the failure of one does not stop the others."""
 
-    def run(self, jobs: Iterable[Job[T]]) -> Iterator[Outcome[T]]: ...
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]: ...
 
 
 class LocalExecutor:
-    """Runs jobs in order in this process; each outcome is yielded before the next job starts."""
+    """Runs jobs in this process; each outcome is yielded before the next job starts. here: what jobs may need."""
 
-    def run(self, jobs: Iterable[Job[T]]) -> Iterator[Outcome[T]]:
+    def __init__(self, here: Mapping[str, Any] | None = None) -> None:
+        self.here = here or {}
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """An exception becomes the outcome's error; KeyboardInterrupt and SystemExit pass through."""
         for job in jobs:
             start = time.perf_counter()
             value, error = None, None
             try:
-                value = job.call()
+                value = job.call(self.here)
             except Exception as caught:
                 error = caught
             yield Outcome(job.name, value, error, time.perf_counter() - start)
+
+
+class ProcessExecutor:
+    """Runs jobs in new processes, so many at once. What a job needs beside its arguments is not there; what it returns
+    or raises must be such that it can be pickled."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self.processes = processes
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """As `LocalExecutor.run`, in each process."""
+        with ProcessPoolExecutor(self.processes, get_context("spawn")) as pool:
+            yield from pool.map(_outcome, [json.dumps(job.to_json()) for job in jobs])
+
+
+def _outcome(job: str) -> Outcome:
+    return next(LocalExecutor().run([Job.from_json(json.loads(job))]))

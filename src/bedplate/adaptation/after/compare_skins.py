@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.after.origin import Origin, origin_of
 from bedplate.adaptation.context.context import LATENCY_CALLS
+from bedplate.adaptation.context.outcome import Latency, latency
 from bedplate.adaptation.rungs.answers import ask, single_calls
-from bedplate.adaptation.rungs.base import Latency, latency
-from bedplate.adaptation.task.spec import Machine
+from bedplate.adaptation.task.spec import MachineSpec
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import spent_alpha
@@ -35,7 +36,7 @@ from bedplate.inference.predict.predictor import Prediction
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedSkin:
     """One of the two. latency: of single calls; usd_per_1k_calls: None where the price of the machine is not known."""
 
     name: str
@@ -53,8 +54,8 @@ class SideBySide:
     is left for these rows; others: by further metrics of such outputs, for orientation only. left_out: rows that a
     skin had, by its directory and their split. verdict: "a", "b" (is better) or "undecided"."""
 
-    a: Side
-    b: Side
+    a: ComparedSkin
+    b: ComparedSkin
     verdict: str
     sentence: str
     exploratory: bool
@@ -106,9 +107,9 @@ def side_by_side(
         )
     opening = _opened(task, examples, both)
     if usd_per_hour is None and task.adapt is not None and "machine" in task.adapt:
-        usd_per_hour = Machine.model_validate(task.adapt["machine"]).usd_per_hour
+        usd_per_hour = MachineSpec.model_validate(task.adapt["machine"]).usd_per_hour
     predictions: list[Sequence[Prediction | None]] = []
-    sides: list[Side] = []
+    sides: list[ComparedSkin] = []
     for one in both:
         answered, side = _side(one, task, examples, usd_per_hour, seed)
         predictions.append(answered)
@@ -158,20 +159,18 @@ def _opened(task: Task, examples: Sequence[Example], both: Sequence[Origin]) -> 
 
 def _side(
     one: Origin, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
-) -> tuple[list[Prediction | None], Side]:
+) -> tuple[list[Prediction | None], ComparedSkin]:
     predictor = load(one.directory)
     assert not isinstance(predictor, LocalModel)
-    try:
+    with closing(predictor):
         predictions = ask(predictor, examples)
         calls = _timed(predictor, examples)
-    finally:
-        predictor.close()
     timing = latency([call.seconds for call in calls])
     charged = sum(call.usd or 0.0 for call in calls) / len(calls)
     usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)
     evaluation = evaluate_predictions(task, examples, predictions, split="new", seed=seed)
     too_long = sum(p is None for p in predictions)
-    return predictions, Side(one.skin.name, one.id, str(one.directory), evaluation, timing, too_long, usd)
+    return predictions, ComparedSkin(one.skin.name, one.id, str(one.directory), evaluation, timing, too_long, usd)
 
 
 def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
@@ -190,7 +189,7 @@ def _by_other_metrics(task: Task) -> list[Task]:
     return [task.model_copy(update={"metric": name}) for name in fitting]
 
 
-def _verdict(a: Side, b: Side, found: Comparison, opening: Opening) -> tuple[str, str]:
+def _verdict(a: ComparedSkin, b: ComparedSkin, found: Comparison, opening: Opening) -> tuple[str, str]:
     """Who is better by the task's metric beyond chance, and what that costs."""
     low, high = found.interval
     difference = found.difference
@@ -212,7 +211,7 @@ def _verdict(a: Side, b: Side, found: Comparison, opening: Opening) -> tuple[str
     return verdict, f"{prefix}{said}{_prices(one, other)}."
 
 
-def _prices(one: Side, other: Side) -> str:
+def _prices(one: ComparedSkin, other: ComparedSkin) -> str:
     """What the first costs of what the other does, in money, or where no price is known in time."""
     if one.usd_per_1k_calls and other.usd_per_1k_calls:
         ratio, what = one.usd_per_1k_calls / other.usd_per_1k_calls, "costs"

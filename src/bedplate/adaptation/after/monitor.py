@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,10 @@ def drift(
     predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
-    try:
+    with closing(predictor):
         if fresh.labelled:
             evaluation, measured = _quality(origin, unseen, predictor, levels, seed, notes)
         found = _shifts(origin, old, elsewhere, fresh, predictor, levels, seed, notes) if old else ()
-    finally:
-        predictor.close()
     verdict, sentence = decide(found, measured)
     return Drift(
         verdict,

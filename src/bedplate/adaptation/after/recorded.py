@@ -22,7 +22,7 @@ from bedplate.skins.skin import Skin
 
 
 @dataclass(frozen=True)
-class Difference:
+class Change:
     """Something that is not what it was. decides: the skin cannot be made from it again; what does not (the code, a
     library, how a base is held) may change numbers."""
 
@@ -89,7 +89,7 @@ def recorded_of(directory: Path, task_file: Path | None) -> Recorded:
     return Recorded(skin, id_, candidate, report, place / SETTINGS_FILE, Path(run.task_file), run)
 
 
-def parent_of(recorded: Recorded, task: Task) -> Parent | Difference | None:
+def parent_of(recorded: Recorded, task: Task) -> Parent | Change | None:
     """The skin that it took over from; what differs where that is not there any more."""
     within = recorded.skin.cascade
     own = set[str]() if within is None else {skin_id(within.first), skin_id(within.second)}
@@ -104,26 +104,26 @@ def parent_of(recorded: Recorded, task: Task) -> Parent | Difference | None:
         found = read_parent(place, task)
         if found.id == named[0]:
             return found
-    return Difference("the parent", named[0], "not there")
+    return Change("the parent", named[0], "not there")
 
 
-def data_differences(skin: Skin, data: TaskData) -> list[Difference]:
+def data_differences(skin: Skin, data: TaskData) -> list[Change]:
     """A file may have changed where no row of a split did."""
     origin = skin.provenance
     return [
-        Difference(_called(name, origin.splits), was, data.hashes.get(name, "not there"), name in origin.splits)
+        Change(_called(name, origin.splits), was, data.hashes.get(name, "not there"), name in origin.splits)
         for name, was in {**origin.data, **origin.splits}.items()
         if data.hashes.get(name) != was
     ]
 
 
-def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> list[Difference]:
+def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> list[Change]:
     """The task's bases as they were judged against those that are here now."""
     before = report["lineage"]["bases"]
     if len(before) != len(contexts):
         was, now = (one["name"] for one in before), (one.at.given for one in contexts)
-        return [Difference("the task's bases", ", ".join(was), ", ".join(now))]
-    found: list[Difference] = []
+        return [Change("the task's bases", ", ".join(was), ", ".join(now))]
+    found: list[Change] = []
     for was, context in zip(before, contexts, strict=True):
         facts = context.at.facts
         identity = {key: getattr(facts.identity, key) for key in ("weights_id", "tokenizer_id", "template_id")}
@@ -133,7 +133,7 @@ def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> 
     return found
 
 
-def code_differences(recorded: Recorded) -> list[Difference]:
+def code_differences(recorded: Recorded) -> list[Change]:
     """Versions of the code, of libraries, and of the machine."""
     was: Mapping[str, str] = recorded.asked.get("environment") or {"bedplate": recorded.asked["version"]}
     now = environment()
@@ -146,5 +146,5 @@ def _called(name: str, splits: Iterable[str]) -> str:
 
 def _changed(
     was: Mapping[str, str], now: Mapping[str, str], prefix: str = "", *, decides: bool = False
-) -> list[Difference]:
-    return [Difference(f"{prefix}{key}", was[key], now[key], decides) for key in was if was[key] != now[key]]
+) -> list[Change]:
+    return [Change(f"{prefix}{key}", was[key], now[key], decides) for key in was if was[key] != now[key]]

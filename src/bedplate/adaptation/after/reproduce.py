@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.after.recorded import (
-    Difference,
+    Change,
     Recorded,
     base_differences,
     code_differences,
@@ -22,23 +22,23 @@ from bedplate.adaptation.after.recorded import (
     parent_of,
     recorded_of,
 )
-from bedplate.adaptation.climb.candidates import COMPOSED, WITHOUT_BASE, Entry, entries
-from bedplate.adaptation.climb.climb import config_of
+from bedplate.adaptation.climb.candidates import Candidate, candidates_of
+from bedplate.adaptation.climb.fingerprint import config_of
 from bedplate.adaptation.climb.format_trial import in_weights
-from bedplate.adaptation.climb.start import LOCK_FILE, check_bases, check_output, climb_entry, contexts_of, run_of
-from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.climb.kept import read_plan, write_plan
+from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
+from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock
-from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import ask
-from bedplate.adaptation.rungs.base import Finished, Plan, read_plan, write_plan
-from bedplate.adaptation.task.parent import Parent, write_splits
-from bedplate.adaptation.task.spec import AdaptSpec, load_adapt_task
-from bedplate.core.config import dump_config
+from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
 from bedplate.evaluation.comparison import Comparison, compare
-from bedplate.evaluation.examples import TaskData, load_examples
+from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.loaded import load as load_skin
@@ -46,7 +46,6 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.way import QUANTISED
 from bedplate.skins.difference import Part, compare_skins
 from bedplate.skins.files import read_skin
-from bedplate.skins.run import SETTINGS_FILE
 from bedplate.skins.skin import Skin
 
 REPRODUCTION_FILE = "reproduction.json"
@@ -64,7 +63,7 @@ class Reproduction:
     skin_id: str
     status: Status
     reason: str
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[Change, ...] = ()
     notes: tuple[str, ...] = ()
     directory: str | None = None
     parts: tuple[Part, ...] = ()
@@ -108,84 +107,66 @@ class _Again:
     task: Task
     spec: AdaptSpec
     out: Path
-    differences: list[Difference] = field(default_factory=list[Difference])
+    differences: list[Change] = field(default_factory=list[Change])
     notes: list[str] = field(default_factory=list[str])
 
     def made(self) -> Reproduction:
         then, task = self.then, self.task
         parent = parent_of(then, task)
-        if isinstance(parent, Difference):
+        if isinstance(parent, Change):
             return _not_possible(then, [parent])
         data = load_examples(task, None if parent is None else parent.assigned)
         self.differences += [*data_differences(then.skin, data), *code_differences(then)]
         if any(one.decides for one in self.differences):
             return _not_possible(then, self.differences)
-        bases = Bases(self.spec.bases, [source_of(base, task) for base in self.spec.bases], self.spec.asked(task))
-        with closing(bases), ExitStack() as stack:
-            contexts = self._contexts(data, bases, parent)
-            for context in contexts:
-                stack.callback(context.close)
+        asked, limits = then.asked, self.spec.budget
+        clock = Clock(asked["budget_seconds"], usd=limits.train_usd, usd_per_hour=self.spec.machine.usd_per_hour)
+        seed, exhaustive = asked["seed"], asked["exhaustive"]
+        run = opened(task, self.spec, data, self.out, clock, seed=seed, exhaustive=exhaustive, parent=parent)
+        with run as contexts:
             self.differences += base_differences(then.report, contexts)
             if any(one.decides for one in self.differences):
                 return _not_possible(then, self.differences)
             check_bases(contexts)
             with file_lock(self.out / LOCK_FILE):
                 self._mark()
-                atomic_write(self.out / SETTINGS_FILE, dump_config(task))
-                run_of(contexts, self.out, then.beside).write(self.out)
-                write_splits(self.out, data)
-                return self._climbed(entries(contexts, self.spec.chosen_rungs))
+                begin(contexts, data, self.out, then.beside)
+                return self._climbed(candidates_of(contexts, chosen_rungs(self.spec)))
 
     def _mark(self) -> None:
         """That what is in the directory belongs to this reproduction."""
         values = {"skin": self.then.skin.name, "skin_id": self.then.id, "status": "unfinished"}
         atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
 
-    def _contexts(self, data: TaskData, bases: Bases, parent: Parent | None) -> list[Context]:
-        asked, spec = self.then.asked, self.spec
-        clock = Clock(asked["budget_seconds"], usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
-        return contexts_of(
-            self.task,
-            spec,
-            data,
-            bases,
-            self.out,
-            clock,
-            seed=asked["seed"],
-            exhaustive=asked["exhaustive"],
-            parent=parent,
-        )
-
-    def _climbed(self, found: Sequence[Entry]) -> Reproduction:
+    def _climbed(self, found: Sequence[Candidate]) -> Reproduction:
         wanted = _needed(self.then, found)
-        for entry in progress(wanted, "making it again"):
-            self._take_over_plan(entry)
-            outcome = climb_entry(entry)
+        for candidate in progress(wanted, "making it again"):
+            self._take_over_plan(candidate)
+            outcome = climb_candidate(candidate)
             if outcome.result is None or outcome.result.skin is None:
                 return _not_possible(
-                    self.then, self.differences, f"{entry.name} {outcome.status} this time: {outcome.reason}"
+                    self.then, self.differences, f"{candidate.name} {outcome.status} this time: {outcome.reason}"
                 )
-        done = wanted[-1].context.finished[self.then.candidate]
-        return self._compared(done)
+        return self._compared(wanted[-1])
 
-    def _take_over_plan(self, entry: Entry) -> None:
+    def _take_over_plan(self, candidate: Candidate) -> None:
         """Put the run's plan where the rung will look for its own."""
-        config = config_of(entry.context, entry.rung)
-        if read_plan(entry.directory, config) is not None:  # of an interrupted reproduction
+        config = config_of(candidate.context, candidate.rung)
+        if read_plan(candidate.directory, config) is not None:  # of an interrupted reproduction
             return
-        settings = self.then.plan(entry.name)
+        settings = self.then.plan(candidate.name)
         if settings is None:
-            self.notes.append(f"the plan of {entry.name} was not recorded: how much is done was planned anew")
+            self.notes.append(f"the plan of {candidate.name} was not recorded: how much is done was planned anew")
         else:
-            write_plan(entry.directory, config, Plan(settings))
+            write_plan(candidate.directory, config, Plan(settings))
 
-    def _compared(self, done: Finished) -> Reproduction:
-        old, new = self.then.skin, self._made(done)
+    def _compared(self, candidate: Candidate) -> Reproduction:
+        old, new = self.then.skin, self._made(candidate)
         parts = compare_skins(old, new)
         comparison, equal, rows = None, 0, 0
         if not old.is_remote:
-            first, second = (_on_valid(done.context, skin) for skin in (old, new))
-            comparison = compare(second, first, done.context.seed)
+            first, second = (_on_valid(candidate.context, skin) for skin in (old, new))
+            comparison = compare(second, first, candidate.context.seed)
             pairs = zip(first.rows, second.rows, strict=True)
             equal, rows = sum(a.prediction == b.prediction for a, b in pairs), first.n
         status, reason = judged(parts, equal, rows)
@@ -201,16 +182,16 @@ class _Again:
             rows,
             equal,
             self.then.estimate,
-            done.result.evaluation.estimate if comparison is None else comparison.a,
+            candidate.climbed.result.evaluation.estimate if comparison is None else comparison.a,
             comparison,
         )
 
-    def _made(self, done: Finished) -> Skin:
+    def _made(self, candidate: Candidate) -> Skin:
         """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
-        new, judged = read_skin(done.directory), self.then.skin.evaluated_with
+        new, judged = read_skin(candidate.climbed.directory), self.then.skin.evaluated_with
         if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
             return new
-        return in_weights(done, judged)
+        return in_weights(candidate, judged)
 
 
 def judged(parts: Sequence[Part], equal: int, rows: int) -> tuple[Status, str]:
@@ -238,36 +219,28 @@ def _check_place(out: Path, id_: str) -> None:
     check_output(out)
 
 
-def _not_possible(then: Recorded, differences: Sequence[Difference], reason: str | None = None) -> Reproduction:
+def _not_possible(then: Recorded, differences: Sequence[Change], reason: str | None = None) -> Reproduction:
     if reason is None:
         named = ", ".join(one.what for one in differences if one.decides)
         reason = f"it was made from something else than what is here: {named}"
     return Reproduction(then.skin.name, then.id, "not_possible", reason, tuple(differences), recorded=then.estimate)
 
 
-def _needed(then: Recorded, found: Sequence[Entry]) -> list[Entry]:
-    """The candidate, last, after those that it builds on: for a cascade its two skins, and the zero-shot prompt of each
-    base. UsageError where the task has it no more."""
-    by_name = {entry.name: entry for entry in found}
-    name, details = then.candidate, then.report["details"]
-    wanted = {name, *((details[name]["cheap"], details[name]["dear"]) if _is_composed(by_name.get(name)) else ())}
+def _needed(then: Recorded, found: Sequence[Candidate]) -> list[Candidate]:
+    """The candidate, last, after those that it builds on: for a cascade its two skins, and the prompt of each base as
+    it is. UsageError where the task has it no more."""
+    by_name, name = {one.name: one for one in found}, then.candidate
+    own = by_name.get(name)
+    wanted = {name, *(() if own is None else own.rung.parts(then.report["details"][name]))}
     for one in sorted(wanted):
         if one not in by_name:
             raise UsageError(f"the task has no candidate {one!r} any more; it has {', '.join(by_name)}")
     done = {row["rung"] for row in then.report["rungs"] if row["status"] == "done"}
-    built_on = {_zero_shot(by_name[one]) for one in wanted if by_name[one].rung.name not in WITHOUT_BASE}
-    wanted |= built_on & done & by_name.keys()
-    ordered = [entry for entry in found if entry.name in wanted]
-    return sorted(ordered, key=lambda entry: (entry.name == name, entry.rung.name != "zero_shot"))
-
-
-def _is_composed(entry: Entry | None) -> bool:
-    return entry is not None and entry.rung.name in COMPOSED
-
-
-def _zero_shot(entry: Entry) -> str:
-    """The candidate whose prompt one on the same base builds on."""
-    return f"zero_shot@{entry.context.suffix}" if entry.context.suffix else "zero_shot"
+    places = {by_name[one].context.suffix for one in wanted if by_name[one].traits.needs != "nothing"}
+    plain = [one for one in found if one.traits.role == "baseline" and one.context.suffix in places]
+    wanted |= done & {one.name for one in plain}
+    ordered = [one for one in found if one.name in wanted]
+    return sorted(ordered, key=lambda one: (one.name == name, one.traits.role != "baseline"))
 
 
 def _on_valid(context: Context, skin: Skin) -> Evaluation:
@@ -279,8 +252,6 @@ def _on_valid(context: Context, skin: Skin) -> Evaluation:
         predictor = load_skin(skin.directory)
     if isinstance(predictor, LocalModel):
         raise UsageError(f"{skin.directory} is a base and no skin")
-    try:
+    with closing(predictor):
         predictions = ask(predictor, context.valid)
-    finally:
-        predictor.close()
     return evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)

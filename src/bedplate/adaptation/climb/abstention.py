@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Result
+from bedplate.adaptation.context.outcome import Result
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
 from bedplate.evaluation.task import AbstainSpec

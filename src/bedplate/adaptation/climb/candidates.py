@@ -6,30 +6,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from bedplate.adaptation.context.bases import suffixes_of
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs import RUNGS, Result, Rung
-from bedplate.adaptation.rungs.base import RungOutcome
-
-WITHOUT_BASE = ("majority", "from_scratch")
-"""References: no base has a part in them, so that they are climbed once."""
-REMOTE = ("hosted",)
-"""Climbed once for each endpoint, after all bases."""
-COMPOSED = ("cascade",)
-"""Made of what was climbed before, so that they come last."""
-ON_ENCODERS = ("probe",)
+from bedplate.adaptation.context.outcome import Climbed, Result
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.rungs.rung import Needs, Rung, Traits
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A candidate: a rung on a base. name: the rung's, for another than the task's first base with `@` and that base's
-    name behind it."""
+class Candidate:
+    """A rung on a base. name: the rung's, for another than the task's first base with `@` and that base's name behind
+    it."""
 
     name: str
     rung: Rung
     context: Context
+
+    @property
+    def traits(self) -> Traits:
+        return self.rung.traits
 
     @property
     def directory(self) -> Path:
@@ -39,14 +37,14 @@ class Entry:
     @property
     def on_base(self) -> bool:
         """Whether a base of this machine is what is adapted."""
-        return self.rung.name not in (*WITHOUT_BASE, *REMOTE, *COMPOSED)
+        return self.traits.needs in ("base", "decoder")
 
     @property
     def base(self) -> str | None:
         """The base, or the endpoint, as the task file names it; None where none has a part in it."""
-        if self.rung.name in REMOTE:
+        if self.traits.needs == "endpoint":
             return None if self.context.hosted is None else self.context.hosted.name
-        return None if self.rung.name in (*WITHOUT_BASE, *COMPOSED) else self.context.at.given
+        return self.context.at.given if self.on_base else None
 
     @property
     def unfit(self) -> str | None:
@@ -55,17 +53,25 @@ class Entry:
             return None
         if self.context.unfit is not None:
             return self.context.unfit
-        if self.context.is_encoder and self.rung.name not in ON_ENCODERS:
+        if self.context.is_encoder and self.traits.needs == "decoder":
             return f"{self.rung.name} needs a decoder; {self.context.at.given} is an encoder"
         return None
 
-    def named(self, outcome: RungOutcome) -> RungOutcome:
-        """The outcome under the candidate's name, its skin's place below the run's directory."""
-        result = outcome.result
-        if result is not None and result.skin is not None:
+    @property
+    def climbed(self) -> Climbed:
+        """What it left, once it was climbed."""
+        return self.context.climbed[self.name]
+
+    def finish(self, result: Result) -> Result:
+        """Let what the rung made be built on by those after it; returns its result under the candidate's name, places
+        below the run's directory."""
+        named, context = replace(result, rung=self.name), self.context
+        if result.skin is not None:
             child = None if result.child is None else str(self._prefix / result.child)
-            result = replace(result, rung=self.name, skin=str(self._prefix / result.skin), child=child)
-        return replace(outcome, rung=self.name, result=result)
+            named = replace(named, skin=str(self._prefix / result.skin), child=child)
+        opened = partial(self.rung.predictor, context, result)
+        context.climbed[self.name] = Climbed(self.name, named, result, context.out, context.at, opened)
+        return named
 
     def own(self, result: Result) -> Result:
         """A result as the rung itself left it: what `Rung.predictor` takes."""
@@ -85,16 +91,22 @@ def place_of(out: Path, suffix: str) -> Path:
     return out / "bases" / suffix if suffix else out
 
 
-def entries(contexts: Sequence[Context], chosen: Sequence[str]) -> list[Entry]:
+def candidates_of(contexts: Sequence[Context], chosen: Sequence[str]) -> list[Candidate]:
     """The candidates in the order in which they are climbed. contexts: one for each base, the task's first in front."""
-    first = contexts[0]
-    found = [Entry(name, RUNGS[name], first) for name in chosen if name in WITHOUT_BASE]
-    apart = (*WITHOUT_BASE, *REMOTE, *COMPOSED)
-    for context in sorted(contexts, key=lambda c: c.at.facts.size):
-        found += [_on(context, name) for name in chosen if name not in apart]
-    for name in (name for name in chosen if name in REMOTE):
-        found += [_on(context, name) for context in remote(contexts)]
-    return found + [Entry(name, RUNGS[name], first) for name in chosen if name in COMPOSED]
+    small_first = sorted(contexts, key=lambda c: c.at.facts.size)
+    turns: tuple[tuple[tuple[Needs, ...], Sequence[Context]], ...] = (
+        (("nothing",), contexts[:1]),
+        (("base", "decoder"), small_first),
+        (("endpoint",), remote(contexts)),
+        (("skins",), contexts[:1]),
+    )
+    return [
+        Candidate(f"{name}@{context.suffix}" if context.suffix else name, RUNGS[name], context)
+        for needs, places in turns
+        for context in places
+        for name in chosen
+        if RUNGS[name].traits.needs in needs
+    ]
 
 
 def remote(contexts: Sequence[Context]) -> list[Context]:
@@ -107,7 +119,3 @@ def remote(contexts: Sequence[Context]) -> list[Context]:
         replace(first, hosted=one, suffix=suffix, out=place_of(first.out, suffix), until=math.inf)
         for one, suffix in zip(first.spec.hosted, suffixes, strict=True)
     ] or [first]
-
-
-def _on(context: Context, rung: str) -> Entry:
-    return Entry(f"{rung}@{context.suffix}" if context.suffix else rung, RUNGS[rung], context)

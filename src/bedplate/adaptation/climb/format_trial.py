@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.climb.climb import config_of
+from bedplate.adaptation.climb.candidates import Candidate
+from bedplate.adaptation.climb.fingerprint import config_of
+from bedplate.adaptation.context.outcome import Export, Latency, Result, latency
 from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
-from bedplate.adaptation.rungs.base import Export, Finished, Latency, Result, latency
 from bedplate.adaptation.task.format_spec import Format
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
@@ -31,7 +32,7 @@ TURNS = 4
 
 
 @dataclass(frozen=True)
-class Trial:
+class FormatTrial:
     """A skin in a format on valid, with single calls in both weights, in turns. `own`: in its own weights. `skin`:
     directory, relative to the run's. `seconds`: what all of it took."""
 
@@ -46,23 +47,24 @@ class Trial:
     seconds: float
 
 
-def make_trial(done: Finished, own: Skin, weights: Format) -> Trial:
+def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
     """Writes the skin as one of this format, and asks it as read back from disk."""
     start = time.perf_counter()
-    context = done.context
+    context, done = candidate.context, candidate.climbed
     engine = done.base.in_format(weights).engine
     skin = as_judged(own, evaluated_now(engine))
-    place = _place(done, weights)
-    skin = export(context, skin, place)
+    place = _place(candidate, weights)
+    skin = export(skin, place)
     where = str(place.relative_to(context.out))
-    with closing(_opened(done, done.own)) as here, closing(_opened(done, replace(done.own, skin=where))) as there:
+    there = _opened(candidate, replace(done.own, skin=where))
+    with closing(_opened(candidate, done.own)) as here, closing(there):
         predictions = ask(there, context.valid)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         sample = [e for e in context.ordered(context.valid, "latency") if by_id[e.id] is not None]
         sample = sample[: context.latency_calls]
         before, after = in_turns(here, there, sample, f"timing {weights}")
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-    trial = Trial(
+    trial = FormatTrial(
         engine.weights,
         engine.kernel,
         evaluation,
@@ -73,8 +75,8 @@ def make_trial(done: Finished, own: Skin, weights: Format) -> Trial:
         skin_id(skin),
         time.perf_counter() - start,
     )
-    values = {**asdict(trial), "evaluation": evaluation.to_json(), "key": _key(done, weights)}
-    atomic_write(_file(done, weights), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    values = {**asdict(trial), "evaluation": evaluation.to_json(), "key": _key(candidate, weights)}
+    atomic_write(_file(candidate, weights), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return trial
 
 
@@ -96,10 +98,10 @@ def _timed(calls: Sequence[Prediction]) -> Latency:
     return latency([call.seconds for call in calls] or [0.0])
 
 
-def _opened(done: Finished, result: Result) -> Predictor:
-    predictor = done.rung.predictor(done.context, result)
+def _opened(candidate: Candidate, result: Result) -> Predictor:
+    predictor = candidate.rung.predictor(candidate.context, result)
     if not isinstance(predictor, Predictor):
-        raise UsageError(f"{done.name} is no skin that runs on a base of this machine")
+        raise UsageError(f"{candidate.name} is no skin that runs on a base of this machine")
     return predictor
 
 
@@ -107,54 +109,56 @@ def as_judged(own: Skin, judged: EvaluatedWith) -> Skin:
     return replace(own, evaluated_with=judged, directory=None)
 
 
-def _place(done: Finished, weights: str) -> Path:
-    return done.directory.with_name(f"{done.directory.name}-{weights}")
+def _place(candidate: Candidate, weights: str) -> Path:
+    own = candidate.climbed.directory
+    return own.with_name(f"{own.name}-{weights}")
 
 
-def _file(done: Finished, weights: str) -> Path:
-    return done.context.out / "formats" / f"{done.rung.name}-{weights}.json"
+def _file(candidate: Candidate, weights: str) -> Path:
+    return candidate.context.out / "formats" / f"{candidate.rung.name}-{weights}.json"
 
 
-def _key(done: Finished, weights: str) -> str:
-    return sha256_json([config_of(done.context, done.rung), done.own.skin_id, weights])
+def _key(candidate: Candidate, weights: str) -> str:
+    return sha256_json([config_of(candidate.context, candidate.rung), candidate.climbed.own.skin_id, weights])
 
 
-def kept_trial(done: Finished, weights: str) -> Trial | None:
+def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
     """The trial of an earlier run of the same command, whose time counts; None where there is none."""
-    path = _file(done, weights)
+    path = _file(candidate, weights)
     if not path.is_file():
         return None
     try:
         values: dict[str, Any] = json.loads(read_text(path))
-        if values.pop("key", None) != _key(done, weights):
+        if values.pop("key", None) != _key(candidate, weights):
             return None
         values["evaluation"] = Evaluation.from_json(values["evaluation"])
         values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
         values["export"] = Export(**values["export"])
-        trial = Trial(**values)
+        trial = FormatTrial(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error
-    done.context.clock.add(trial.seconds)
+    candidate.context.clock.add(trial.seconds)
     return trial
 
 
-def restore(done: Finished, own: Skin, trial: Trial) -> None:
+def restore(candidate: Candidate, own: Skin, trial: FormatTrial) -> None:
     """The skin of a format that is kept is on disk, as it was judged."""
-    place = done.context.out / trial.skin
+    place = candidate.context.out / trial.skin
     try:
         if read_identified(place)[0] == trial.skin_id:
             return
     except BedplateError:
         pass  # gone or damaged: it follows from the skin beside it
-    write_skin(as_judged(own, evaluated_on(trial.weights, trial.kernel, done.base.facts.dtype)), place, replace=True)
+    judged = evaluated_on(trial.weights, trial.kernel, candidate.climbed.base.facts.dtype)
+    write_skin(as_judged(own, judged), place, replace=True)
 
 
-def discard(done: Finished, trial: Trial) -> None:
+def discard(candidate: Candidate, trial: FormatTrial) -> None:
     """The skin of a format that is not kept leaves the disk; what was found stays."""
-    shutil.rmtree(done.context.out / trial.skin, ignore_errors=True)
+    shutil.rmtree(candidate.context.out / trial.skin, ignore_errors=True)
 
 
-def in_weights(done: Finished, judged: EvaluatedWith) -> Skin:
+def in_weights(candidate: Candidate, judged: EvaluatedWith) -> Skin:
     """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
-    own, place = read_skin(done.directory), _place(done, judged.weights)
-    return export(done.context, as_judged(own, judged), place)
+    own, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
+    return export(as_judged(own, judged), place)

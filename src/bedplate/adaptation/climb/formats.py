@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bedplate.adaptation.climb.format_trial import TURNS, Trial, discard, kept_trial, make_trial, restore
+from bedplate.adaptation.climb.candidates import Candidate
+from bedplate.adaptation.climb.format_trial import TURNS, FormatTrial, discard, kept_trial, make_trial, restore
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
-from bedplate.adaptation.rungs.base import Finished, Result
+from bedplate.adaptation.context.outcome import Result
 from bedplate.core.errors import BedplateError
 from bedplate.core.statistics import MINIMUM_GROUPS
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
@@ -89,11 +90,12 @@ class Chosen:
         }
 
 
-def choose(done: Finished) -> tuple[Chosen, Result]:
+def choose(candidate: Candidate) -> tuple[Chosen, Result]:
     """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
     it is; one in a format that it keeps lies beside it."""
-    context, result = done.context, done.result
-    unfit = _unfit(done)
+    context, done = candidate.context, candidate.climbed
+    result = done.result
+    unfit = _unfit(candidate)
     if unfit is not None:
         return Chosen(None, None, None, unfit), result
     skin = read_skin(done.directory)
@@ -108,15 +110,15 @@ def choose(done: Finished) -> tuple[Chosen, Result]:
     tried: list[Tried] = []
     left_out: list[LeftOut] = []
     for weights, times in worth.items():
-        trial = kept_trial(done, weights)
+        trial = kept_trial(candidate, weights)
         if trial is None:
-            seconds, left = expected_seconds(done, times), seconds_left(context)
+            seconds, left = expected_seconds(candidate, times), seconds_left(context)
             if seconds > left:
                 why = f"it needs about {seconds:.0f} s on valid, {max(left, 0):.0f} s of the budget are left"
                 left_out.append(LeftOut(weights, "budget", why))
                 continue
             try:
-                trial = make_trial(done, skin, weights)
+                trial = make_trial(candidate, skin, weights)
             except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
                 why = error.message if isinstance(error, BedplateError) else repr(error)
                 left_out.append(LeftOut(weights, "impossible", why))
@@ -124,10 +126,10 @@ def choose(done: Finished) -> tuple[Chosen, Result]:
         found = judged(context, result, trial)
         tried.append(found)
         if found.kept:
-            restore(done, skin, trial)
+            restore(candidate, skin, trial)
             chosen = replace(own, kept=weights, reason=found.reason, tried=tuple(tried), left_out=tuple(left_out))
             return chosen, _in_format(result, trial)
-        discard(done, trial)
+        discard(candidate, trial)
     reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
     return replace(own, reason=reason, tried=tuple(tried), left_out=tuple(left_out)), result
 
@@ -141,7 +143,7 @@ def not_tried(formats: Mapping[str, Chosen]) -> list[dict[str, str]]:
     ]
 
 
-def judged(context: Context, result: Result, trial: Trial) -> Tried:
+def judged(context: Context, result: Result, trial: FormatTrial) -> Tried:
     """Whether the skin keeps the format. result: in its own weights."""
     spec, confidence = context.spec.formats, context.spec.target.confidence
     before, after = result.evaluation, trial.evaluation
@@ -176,7 +178,7 @@ def judged(context: Context, result: Result, trial: Trial) -> Tried:
 
 
 def _said(
-    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: Trial, faster: bool
+    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
 ) -> str:
     answers = (
         f"{changed} of {drop.n} answers on valid changed, {before.metric} {before.estimate:.3f} to {after.estimate:.3f}"
@@ -218,12 +220,12 @@ def too_few(context: Context, evaluation: Evaluation) -> str | None:
     )
 
 
-def expected_seconds(done: Finished, times: float) -> float:
+def expected_seconds(candidate: Candidate, times: float) -> float:
     """What trying a format takes: its weights made, valid asked, and calls timed in both weights."""
-    context, call = done.context, done.result.latency.mean
-    rows = context.pace.rows(len(context.valid)) * max(1.0, call / max(context.pace.call, 1e-9))
+    context, call = candidate.context, candidate.climbed.result.latency.mean
+    rows = context.throughput.rows(len(context.valid)) * max(1.0, call / max(context.throughput.call, 1e-9))
     calls = (min(context.latency_calls, len(context.valid)) + TURNS) * call
-    packing = 0.0 if done.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
+    packing = 0.0 if candidate.climbed.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
     return packing + rows / times + calls * (1 + 1 / times)
 
 
@@ -232,12 +234,12 @@ def seconds_left(context: Context) -> float:
     return math.inf if context.exhaustive else context.clock.left - context.for_test
 
 
-def _unfit(done: Finished) -> str | None:
-    if done.result.parts:
+def _unfit(candidate: Candidate) -> str | None:
+    if candidate.climbed.result.parts:
         return "a cascade's two skins keep the weights that it was made with"
-    if done.context.hosted is not None:
+    if candidate.context.hosted is not None:
         return "a remote model answers"
-    if done.context.is_encoder:
+    if candidate.context.is_encoder:
         return "an encoder runs in its own weights"
     return None
 
@@ -249,7 +251,7 @@ def _writes(skin: Skin) -> bool:
     )
 
 
-def _in_format(result: Result, trial: Trial) -> Result:
+def _in_format(result: Result, trial: FormatTrial) -> Result:
     assert result.skin is not None
     details: Mapping[str, Any] = result.details
     if "coverage" in details:

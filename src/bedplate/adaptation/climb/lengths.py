@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.task.task_prompt import answer_of
+from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import DataError
 from bedplate.skins.output import LabelOutput
 
@@ -36,7 +36,7 @@ def too_long(context: Context) -> str | None:
             most = max(map(len, answers))
         else:
             found = prompt.tokens(tokenizer, example.inputs)
-            answer = answer_of(prompt, output, example.target)
+            answer = target_text(prompt, output, example.target)
             most = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
         if len(found) + most > limit:
             beside = f" and its answer up to {most:,}" if most else ""

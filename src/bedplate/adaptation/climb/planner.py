@@ -1,4 +1,4 @@
-"""What a rung is expected to take, before it starts: time from the measured pace, money from the machine's price and
+"""What a rung is expected to take, before it starts: time from what was measured, money from the machine's price and
 what endpoints charge. What cannot meet the task's limits is left out, and says so; an exhaustive ladder climbs it."""
 
 from __future__ import annotations
@@ -9,26 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Rung, RungOutcome, Skip
-
-WHOLE_PROMPT = ("few_shot", "knn_few_shot", "retrieval", "prompt_search", "soft_prompt", "lora", "dora")
-"""Rungs whose calls take at least what the plain prompt takes through the whole base."""
-
-LEAST_LABELS: Mapping[str, int] = {"full": 64}
-"""Fewer labels than these are not worth every weight of a base: runs differ more by seed than by what they learned
-(Mosbach et al. 2021, https://arxiv.org/abs/2006.04884)."""
+from bedplate.adaptation.context.outcome import Plan, RungOutcome, Skip
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.rungs.rung import Rung, Traits
 
 
-def ruled_out(context: Context, name: str) -> Skip | None:
+def ruled_out(context: Context, traits: Traits) -> Skip | None:
     """Why a rung is not worth planning, by what was measured and by rule, or None."""
     if context.exhaustive:
         return None
-    least = LEAST_LABELS.get(name)
-    if least is not None and len(context.train) < least:
-        return Skip(f"{len(context.train)} labels are fewer than the {least} that it is worth trying with", "rule")
-    if name not in WHOLE_PROMPT:
+    labels, least = len(context.train), traits.least_labels
+    if labels < least:
+        return Skip(f"{labels} labels are fewer than the {least} that it is worth trying with", "rule")
+    if not traits.whole_prompt:
         return None
-    budget, call, times = context.spec.budget, context.pace.call, context.format_gain
+    budget, call, times = context.spec.budget, context.throughput.call, context.format_gain
     even = "" if times == 1.0 else f" and {times:.1f} times less in a format"
     if budget.p95_ms is not None and call / times * 1000 > budget.p95_ms:
         return Skip(
@@ -59,11 +54,11 @@ def over_budget(context: Context, plan: Plan) -> Skip | None:
 def planned(context: Context, rung: Rung) -> Plan | Skip:
     """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
     a child base, within the time that the child's guards leave."""
-    out = ruled_out(context, rung.name)
+    out = ruled_out(context, rung.traits)
     if out is not None:
         return out
     before = context.until
-    if rung.name in MAKES_CHILD and context.left < math.inf:
+    if rung.traits.makes_child and context.left < math.inf:
         context.until = min(before, context.clock.used + context.left - guard_seconds(context))
     try:
         plan = rung.plan(context)
@@ -74,7 +69,7 @@ def planned(context: Context, rung: Rung) -> Plan | Skip:
 
 def guard_seconds(context: Context) -> float:
     """Expected seconds of the task's guards for one child: its parent is asked once and may have to be as well."""
-    guards, token = context.spec.guards, context.pace.token
+    guards, token = context.spec.guards, context.throughput.token
     tokens = 0.0
     if guards.retention is not None:
         each = [_ITEM_TOKENS[name] for name in guards.retention.sets]
@@ -86,7 +81,6 @@ def guard_seconds(context: Context) -> float:
     return 2 * tokens * token
 
 
-MAKES_CHILD = ("full", "continued_pretrain")
 _ITEM_TOKENS = {"piqa": 65, "openbookqa": 45, "commonsenseqa": 45, "boolq": 170}
 _DOCUMENT_TOKENS, _REFUSAL_TOKENS = 130, 20_000
 """Prompt tokens of an item with its choices and of a document; 72 replies of 40 tokens, written at about a seventh of
@@ -115,20 +109,15 @@ class Forecast:
 def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
     """Of every rung, in the order in which they were climbed."""
     rate = usd_per_second(context)
-    found: list[Forecast] = []
-    for name, outcome in outcomes.items():
-        plan = outcome.plan
-        charged = 0.0 if outcome.result is None else outcome.result.usd
-        found.append(
-            Forecast(
-                name,
-                None if plan is None else plan.seconds,
-                None if plan is None else plan.seconds * rate + plan.usd,
-                outcome.seconds,
-                outcome.seconds * rate + charged,
-            )
-        )
-    return found
+
+    def forecast(name: str, outcome: RungOutcome) -> Forecast:
+        plan, seconds = outcome.plan, outcome.seconds
+        usd = seconds * rate + (0.0 if outcome.result is None else outcome.result.usd)
+        if plan is None:
+            return Forecast(name, None, None, seconds, usd)
+        return Forecast(name, plan.seconds, plan.seconds * rate + plan.usd, seconds, usd)
+
+    return [forecast(name, outcome) for name, outcome in outcomes.items()]
 
 
 def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:
@@ -147,14 +136,10 @@ def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:
 def order(names: Sequence[str], favours: str) -> tuple[str, ...]:
     """The rungs in the order of climbing: cheapest first as given, but the dear search for a prompt comes before the
     rungs that train weights where prompting is expected to win, and after them where tuning is."""
-    late = [name for name in names if name in DEAR_PROMPTS]
-    rest = [name for name in names if name not in DEAR_PROMPTS]
-    trained = [i for i, name in enumerate(rest) if name in TRAINED]
+    late = [name for name in names if RUNGS[name].traits.dear]
+    rest = [name for name in names if name not in late]
+    trained = [i for i, name in enumerate(rest) if RUNGS[name].traits.trained]
     if not late or not trained:
         return tuple(names)
     place = trained[0] if favours == "prompting" else trained[-1] + 1
     return (*rest[:place], *late, *rest[place:])
-
-
-DEAR_PROMPTS = ("prompt_search",)
-TRAINED = ("soft_prompt", "lora", "dora", "full")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from bedplate.adaptation.climb.candidates import Entry, place_of
-from bedplate.adaptation.climb.climb import climb, planner
+from bedplate.adaptation.climb.candidates import Candidate, place_of
+from bedplate.adaptation.climb.climb import climb
+from bedplate.adaptation.climb.fingerprint import fingerprint
 from bedplate.adaptation.climb.guards import guarding_of
 from bedplate.adaptation.climb.lengths import check_lengths
-from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.context.bases import Bases, source_of
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.rungs.base import Finished, RungOutcome
-from bedplate.adaptation.task.parent import Parent
+from bedplate.adaptation.context.outcome import Climbed, RungOutcome
+from bedplate.adaptation.rungs import RUNGS, chosen_rungs
+from bedplate.adaptation.task.parent import Parent, write_splits
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
+from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
-from bedplate.core.files import sha256_json
+from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.task import Task
 from bedplate.skins.run import SETTINGS_FILE, Run
@@ -28,51 +33,59 @@ LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
 
 
-def contexts_of(
+@contextmanager
+def opened(
     task: Task,
     spec: AdaptSpec,
     data: TaskData,
-    bases: Bases,
     out: Path,
     clock: Clock,
     *,
     seed: int,
     exhaustive: bool = False,
     parent: Parent | None = None,
-) -> list[Context]:
-    """A context for each base of the task, the first in front, which share what is finished and the clock."""
-    finished: dict[str, Finished] = {}
-    return [
-        Context(
-            task,
-            spec,
-            at,
-            data.train,
-            data.valid,
-            data.hashes,
-            data.test.n,
-            place_of(out, at.suffix),
-            clock,
-            seed,
-            finished=finished,
-            suffix=at.suffix,
-            exhaustive=exhaustive,
-            parent=parent,
-        )
-        for at in bases.all
-    ]
+) -> Generator[list[Context]]:
+    """A context for each base of the task, the first in front, which share what was climbed and the clock; the bases
+    leave memory in the end."""
+    bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
+    climbed: dict[str, Climbed] = {}
+    with closing(bases), ExitStack() as stack:
+        contexts = [
+            Context(
+                task,
+                spec,
+                at,
+                data.train,
+                data.valid,
+                data.hashes,
+                data.test.n,
+                place_of(out, at.suffix),
+                clock,
+                seed,
+                climbed=climbed,
+                suffix=at.suffix,
+                exhaustive=exhaustive,
+                parent=parent,
+                climb=climb,
+            )
+            for at in bases.all
+        ]
+        for context in contexts:
+            stack.callback(context.close)
+        yield contexts
 
 
-def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
-    """What a run in `out` is asked for."""
+def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Path) -> None:
+    """Write down what the run in `out` is asked for, and which rows are in which split."""
     first = contexts[0]
     parent = first.parent
-    return Run(
-        id=sha256_json({"run": str(out.absolute()), **first.fingerprint()}),
+    atomic_write(out / SETTINGS_FILE, dump_config(first.task))
+    Run(
+        id=sha256_json({"run": str(out.absolute()), **fingerprint(first)}),
         task=first.task.task,
         task_file=str(task_file.absolute()),
         seed=first.seed,
-        rungs=first.spec.chosen_rungs,
+        rungs=chosen_rungs(first.spec),
         budget_seconds=first.clock.seconds,
         exhaustive=first.exhaustive,
         parent=None if parent is None else str(parent.skin.directory),
@@ -80,7 +93,8 @@ def run_of(contexts: Sequence[Context], out: Path, task_file: Path) -> Run:
         bases=tuple(context.at.facts.identity.weights_id for context in contexts),
         data=dict(first.hashes),
         environment=environment(),
-    )
+    ).write(out)
+    write_splits(out, data)
 
 
 def check_bases(contexts: Sequence[Context]) -> None:
@@ -97,9 +111,10 @@ def check_bases(contexts: Sequence[Context]) -> None:
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     check_lengths(contexts)
-    for name in contexts[0].spec.chosen_rungs:  # which reads what its rung will read beside the rows
-        (first or contexts[0]).settings_of(name)
-    if any(name in planner.MAKES_CHILD for name in contexts[0].spec.chosen_rungs):
+    chosen = [RUNGS[name] for name in chosen_rungs(contexts[0].spec)]
+    for rung in chosen:
+        rung.settings(first or contexts[0])  # reads what the rung will read beside the rows
+    if any(rung.traits.makes_child for rung in chosen):
         guarding_of(contexts[0]).check_files()
 
 
@@ -116,14 +131,11 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
 
 
-def climb_entry(entry: Entry) -> RungOutcome:
+def climb_candidate(candidate: Candidate) -> RungOutcome:
     """What became of a candidate, under its name; what is finished can be built on by those after it."""
-    unfit = entry.unfit
+    unfit = candidate.unfit
     if unfit is not None:
-        return RungOutcome(entry.name, "skipped", unfit, skip="impossible")
-    outcome = climb(entry.context, entry.rung, entry.directory)
-    named = entry.named(outcome)
-    if outcome.result is not None and named.result is not None:
-        done = Finished(entry.name, entry.rung, entry.context, named.result, outcome.result)
-        entry.context.finished[entry.name] = done
-    return named
+        return RungOutcome(candidate.name, "skipped", unfit, skip="impossible")
+    outcome = climb(candidate.context, candidate.rung.name, candidate.directory)
+    result = None if outcome.result is None else candidate.finish(outcome.result)
+    return replace(outcome, rung=candidate.name, result=result)

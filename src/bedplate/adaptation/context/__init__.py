@@ -1,1 +1,1 @@
-"""What every rung works with: rows, bases, time, pace."""
+"""What every rung works with: rows, bases, time, throughput."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.memory import free_bytes
+from bedplate.evaluation.task import Task
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import KERNELS
 from bedplate.inference.predict.local import LocalModel
@@ -27,6 +28,14 @@ ROOM = 3
 AS_TRAINED = Asked(quantised=False)
 """Rungs train on the base and read its inner states, so a checkpoint's own integers are dequantised where nothing else
 is asked for."""
+
+
+def source_of(base: str, task: Task) -> str:
+    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
+    for place in (Path(base).expanduser(), task.directory / base):
+        if place.exists():
+            return str(place.absolute())
+    return base
 
 
 @dataclass(frozen=True)

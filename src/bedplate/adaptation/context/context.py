@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.throughput import Pace, embedding_pace, measure_pace
-from bedplate.adaptation.task.documents_spec import task_documents
+from bedplate.adaptation.context.outcome import Climbed, RungOutcome
+from bedplate.adaptation.context.throughput import Throughput, embedding_throughput, measure_throughput
 from bedplate.adaptation.task.hosted_spec import HostedSpec
+from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.adaptation.task.task_prompt import TaskOutput, Written, asked
+from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import MINIMUM_GROUPS
@@ -37,23 +37,18 @@ from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin
 
-if TYPE_CHECKING:
-    from bedplate.adaptation.rungs.base import Finished
-    from bedplate.adaptation.task.parent import Parent
-
 LATENCY_CALLS, LEAST_CALLS, LATENCY_SECONDS = 64, 12, 20.0
 """Single calls that a skin is timed by: as many as fit the seconds, within these bounds."""
 
 
-def source_of(base: str, task: Task) -> str:
-    """A base as it can be found again from anywhere: paths relative to the task file or here become absolute."""
-    for place in (Path(base).expanduser(), task.directory / base):
-        if place.exists():
-            return str(place.absolute())
-    return base
-
-
 @dataclass
+class Chosen:
+    """The prompt that the base as it is chose on valid, with what it answers; later rungs build on it."""
+
+    prompt: tuple[Prompt, TaskOutput] | None = None
+
+
+@dataclass(eq=False)
 class Context:
     """Test is not in here: no rung can see it. `test_n` is only a count, to leave time for it. There is one for each
     base of the task; what `out` holds is that base's own."""
@@ -68,8 +63,7 @@ class Context:
     out: Path
     clock: Clock
     seed: int = 0
-    prompts: dict[str, tuple[Prompt, TaskOutput]] = field(default_factory=dict[str, tuple[Prompt, TaskOutput]])
-    """Rung → the prompt it chose; later rungs build on the zero-shot one."""
+    chosen: Chosen = field(default_factory=Chosen)
 
     embedders: dict[str, LocalModel] = field(default_factory=dict[str, LocalModel])
     """Further bases that only embed, by source, loaded when a rung first asks for them."""
@@ -80,7 +74,7 @@ class Context:
     hosted: HostedSpec | None = None
     """The remote model that is asked, for a candidate that is one."""
 
-    finished: dict[str, Finished] = field(default_factory=dict[str, "Finished"])
+    climbed: dict[str, Climbed] = field(default_factory=dict[str, Climbed])
     """What was climbed before, by candidate, of all bases: one table for all contexts of a ladder."""
 
     suffix: str = ""
@@ -97,6 +91,13 @@ class Context:
 
     parent: Parent | None = None
     """The skin that the new ones take over from."""
+
+    within: Clock | None = None
+    """Whose time and money plans have to keep to, beside their own; more is a skip."""
+
+    climb: Callable[[Context, str, Path], RungOutcome] | None = None
+    """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
+    that directory."""
 
     @property
     def is_encoder(self) -> bool:
@@ -119,8 +120,8 @@ class Context:
         return self.at.model
 
     def part(self, train: Sequence[Example], out: Path, seed: int) -> Context:
-        """The same with other train rows, in a directory of its own, for one seed. Its plans know no limit of time; who
-        asks for it keeps to the limit, and time that is reused counts here."""
+        """The same with other train rows, in a directory of its own, for one seed. Its plans know no limit of time;
+        what they come to has to fit into the time that is left here, where time that is reused counts as well."""
         records = [Record(e.id, e.row_hash, e.target, e.group) for e in train]
         found = replace(
             self,
@@ -129,19 +130,20 @@ class Context:
             out=out,
             clock=Clock(None, self.clock),
             seed=seed,
-            prompts=dict(self.prompts),
+            chosen=replace(self.chosen),
             most_seeds=1,
             until=math.inf,
             parent=None,
+            within=None if self.exhaustive else self.clock,
         )
         if self.unfit is None:
-            found.pace, found.format_gain = self.pace, self.format_gain
+            found.throughput, found.format_gain = self.throughput, self.format_gain
         return found
 
     def on(self, base: TaskBase, out: Path) -> Context:
         """The same on a child of this base, which is as fast; what is made there goes into `out`."""
-        found = replace(self, at=base, out=out, prompts={}, embedders={}, most_seeds=1)
-        found.pace, found.format_gain = self.pace, self.format_gain
+        found = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1)
+        found.throughput, found.format_gain = self.throughput, self.format_gain
         return found
 
     @cached_property
@@ -176,15 +178,15 @@ class Context:
         return sorted(examples, key=lambda e: sha256_bytes(f"{self.seed}/{purpose}/{e.row_hash}".encode()))
 
     def default_prompt(self) -> tuple[Prompt, TaskOutput]:
-        """The prompt that zero-shot chose on valid, or the plain form where that rung did not run; for an encoder the
-        inputs alone."""
+        """The prompt that later rungs build on, or the plain form where none was chosen; for an encoder the inputs
+        alone."""
         if self.is_encoder:
             return text_prompt(self.fields), LabelOutput(labels=self.labels)
-        return self.prompts["zero_shot"] if "zero_shot" in self.prompts else self.asked()
+        return self.chosen.prompt or self.task_prompt()
 
-    def asked(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+    def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
         """The task in one of its phrasings, and the output that fits it."""
-        return asked(self.task, self.written, format, phrasing)
+        return task_prompt(self.task, self.written, format, phrasing)
 
     @cached_property
     def written(self) -> Written:
@@ -192,26 +194,24 @@ class Context:
         return Written.of(self.task, self.model.tokenizer, self.train)
 
     @cached_property
-    def pace(self) -> Pace:
+    def throughput(self) -> Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
+        rows = self.ordered(self.valid, "pace")
         if self.is_encoder:
             prompt = text_prompt(self.fields)
-            return embedding_pace(self.model, [str(prompt.text(e.inputs)) for e in self.ordered(self.valid, "pace")])
-        predictor = self.model.predictor(self.skin("pace", *self.default_prompt()))
-        try:
-            return measure_pace(predictor, [e.inputs for e in self.ordered(self.valid, "pace")], self.written)
-        finally:
-            predictor.close()
+            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows])
+        with self.model.predictor(self.skin("pace", *self.default_prompt())) as predictor:
+            return measure_throughput(predictor, [e.inputs for e in rows], self.written)
 
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
-        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.pace.call, 1e-9))))
+        return min(LATENCY_CALLS, max(LEAST_CALLS, int(LATENCY_SECONDS / max(self.throughput.call, 1e-9))))
 
     @property
     def timing(self) -> float:
         """Expected seconds of timing a skin by single calls."""
-        return (self.latency_calls + 2) * self.pace.call
+        return (self.latency_calls + 2) * self.throughput.call
 
     @property
     def single_test_calls(self) -> int:
@@ -234,14 +234,14 @@ class Context:
     def for_test(self) -> float:
         """Seconds kept for test (two nominees and zero-shot, as is usual), and for the report."""
         alone = self.single_test_calls
-        return 3.3 * (alone * self.pace.call + self.pace.rows(self.test_n - alone)) + 5.0
+        return 3.3 * (alone * self.throughput.call + self.throughput.rows(self.test_n - alone)) + 5.0
 
     @property
     def test_reserve(self) -> float:
         """Seconds kept for what comes after the climb: test, and before it one format of two nominees, on valid."""
         if self.format_gain == 1.0:
             return self.for_test
-        each = self.pace.rows(len(self.valid)) / self.format_gain + 2 * self.timing
+        each = self.throughput.rows(len(self.valid)) / self.format_gain + 2 * self.timing
         return self.for_test + 2 * each
 
     @property
@@ -299,16 +299,22 @@ class Context:
             neighbours=neighbours,
             passages=passages,
             embedded_with=embedded_with,
-            provenance=Provenance(
-                task=self.task.task,
-                rung=rung,
-                data={k: v for k, v in self.hashes.items() if k.startswith("file:")},
-                splits={k: v for k, v in self.hashes.items() if not k.startswith("file:")},
-                seed=self.seed if seed is None else seed,
-                code_version=__version__,
-                parents=self.parents,
-            ),
+            provenance=self.provenance(rung, self.seed if seed is None else seed, self.parents),
             evaluated_with=evaluated_now(self.model.engine),
+        )
+
+    def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
+        """What a rung's skin is made from."""
+        files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
+        splits = {k: v for k, v in self.hashes.items() if k not in files}
+        return Provenance(
+            task=self.task.task,
+            rung=rung,
+            data=files,
+            splits=splits,
+            seed=seed,
+            code_version=__version__,
+            parents=parents,
         )
 
     def embedder(self, source: str) -> LocalModel:
@@ -328,53 +334,3 @@ class Context:
         """The skin on this base, in the weights that it says it was judged with."""
         second = None if skin.embedder is None else self.embedder(skin.embedder.name)
         return self.at.as_judged(skin.evaluated_with).predictor(skin, embedder=second)
-
-    def settings_of(self, rung: str) -> Any:
-        """What the task file says for one rung alone, as JSON; None for the others."""
-        if rung == "own_prompt" and self.spec.prompt is not None:
-            return self.spec.prompt.model_dump(mode="json")
-        if rung == "cascade":
-            rate = self.spec.machine.usd_per_hour
-            made = [one for one in self.finished.values() if one.result.skin and one.rung.name != rung]
-            return {one.name: [one.result.skin_id, one.result.price(rate, one.result.latency.mean)] for one in made}
-        if rung == "hosted" and self.hosted is not None:
-            return self.hosted.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
-        if rung == "knn_few_shot":
-            return self._second_bases(self.spec.embedders)
-        if rung == "prompt_search" and self.spec.proposer is not None:
-            proposer = self.spec.proposer
-            own = () if proposer.base is None else (proposer.base,)
-            return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), self._second_bases(own)]
-        if rung == "retrieval" and self.spec.documents is not None:
-            read = task_documents(self.spec.documents, self.task.directory)
-            return [self.spec.documents.model_dump(mode="json"), read.sha256, self._second_bases(self.spec.embedders)]
-        if rung == "continued_pretrain" and self.raw_text is not None:
-            return [self.raw_text.sha256, None if self.spec.raw_text is None else self.spec.raw_text.tokens]
-        return None
-
-    def _second_bases(self, given: Sequence[str]) -> list[list[str]]:
-        """Names, and whose weights these are: a base may be another under the same name. HubError, CheckpointError."""
-        sources = [source_of(name, self.task) for name in given]
-        models = [self.model if source == self.source else self.embedder(source) for source in sources]
-        return [[name, one.base.identity.weights_id] for name, one in zip(given, models, strict=True)]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What every rung's outcome depends on, besides its own settings."""
-        base, task = self.at.facts, self.task
-        return {
-            "version": __version__,
-            "task": [task.task, task.instructions, task.metric_name, task.output.model_dump(mode="json")],
-            "inputs": {name: value.model_dump(mode="json") for name, value in task.inputs.items()},
-            "splits": {k: v for k, v in self.hashes.items() if k in ("train", "valid")},
-            "base": [base.identity.weights_id, base.identity.tokenizer_id, base.identity.template_id],
-            "dtype": base.dtype,
-            "weights": base.weights,
-            "kernel": base.kernel,
-            "seed": self.seed,
-            "budget_seconds": self.clock.seconds,
-            **({} if self.clock.usd is None else {"budget_usd": self.clock.usd}),
-            **({"exhaustive": True} if self.exhaustive else {}),
-            **({"parents": list(self.parents)} if self.parents else {}),
-            "max_prompt_tokens": self.spec.budget.max_prompt_tokens,
-            **({} if self.spec.train_dtype == "auto" else {"train_dtype": self.spec.train_dtype}),
-        }

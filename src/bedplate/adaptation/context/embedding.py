@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.context.bases import source_of
+from bedplate.adaptation.context.context import Context
 from bedplate.core.files import atomic_write
 from bedplate.core.progress import progress
 from bedplate.inference.engine.engine import Engine
@@ -74,6 +75,14 @@ def embedders_of(context: Context) -> list[Embedder]:
             pace = pace_of(model.engine, texts, depth)
             found.append(Embedder(name, None if own else source, "mean", depth, pace))
     return found
+
+
+def named_weights(context: Context, given: Sequence[str]) -> list[list[str]]:
+    """Names of further bases, and whose weights these are: a base may be another under the same name. HubError,
+    CheckpointError."""
+    sources = [source_of(name, context.task) for name in given]
+    models = [context.model if source == context.source else context.embedder(source) for source in sources]
+    return [[name, one.base.identity.weights_id] for name, one in zip(given, models, strict=True)]
 
 
 def pace_of(engine: Engine, texts: Sequence[str], depth: int | None) -> float:

@@ -18,7 +18,7 @@ WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
@@ -40,14 +40,14 @@ class Pace:
         return n * (self.tokens + self.target) * self.token
 
 
-def measure_pace(predictor: Predictor, rows: Sequence[Values], written: Written) -> Pace:
+def measure_throughput(predictor: Predictor, rows: Sequence[Values], written: Written) -> Throughput:
     """Time a batch or two, and a few single calls."""
     predictor.predict(rows[:2])
     if isinstance(predictor.skin.output, LabelOutput):
         batches = [predictor.predict(rows[i : i + BATCH]) for i in (0, BATCH) if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
         call = _median_call(predictor, rows[:CALLS])
-        return Pace(min(batch[0].seconds for batch in batches) / tokens, call, tokens)
+        return Throughput(min(batch[0].seconds for batch in batches) / tokens, call, tokens)
     batch = rows[:WRITTEN_BATCH]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.ask(predictor.requests(batch, predictor.sampling(max_tokens=1)))
@@ -58,10 +58,10 @@ def measure_pace(predictor: Predictor, rows: Sequence[Values], written: Written)
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
     call = _median_call(predictor, rows[:WRITTEN_CALLS])
-    return Pace(token, call, tokens, decode, count / len(whole), written.mean)
+    return Throughput(token, call, tokens, decode, count / len(whole), written.mean)
 
 
-def embedding_pace(model: LocalModel, texts: Sequence[str]) -> Pace:
+def embedding_throughput(model: LocalModel, texts: Sequence[str]) -> Throughput:
     """The same for a base that reads only: a batch or two, and a few texts alone."""
     model.embed(texts[:2])
     tokens, seconds = 0, float("inf")
@@ -70,7 +70,7 @@ def embedding_pace(model: LocalModel, texts: Sequence[str]) -> Pace:
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
     calls = sorted(_seconds(model, [text]) for text in texts[:CALLS])
-    return Pace(seconds, calls[len(calls) // 2], tokens / len(texts[: 2 * BATCH]))
+    return Throughput(seconds, calls[len(calls) // 2], tokens / len(texts[: 2 * BATCH]))
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:

@@ -31,7 +31,7 @@ Draws = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
+class OverDraws:
     """One rung at one size: its evaluation on valid for each draw of the labels. A rung that needs no labels has one,
     which stands for all draws."""
 
@@ -67,7 +67,7 @@ class Resamples:
         drawn = rng.multinomial(number, np.full(number, 1 / number), self.count) / number
         return 1 / number + math.sqrt(number / (number - 1)) * (drawn - 1 / number)
 
-    def of(self, measured: Measured) -> Draws:
+    def of(self, measured: OverDraws) -> Draws:
         """The metric, averaged over draws, in each resample."""
         draws = sorted(measured.by_draw)
         values = np.stack([self._values(measured.by_draw[draw]) for draw in draws], axis=1)
@@ -125,7 +125,7 @@ class Crossing:
 
 
 def crossing(
-    resamples: Resamples, labels: Sequence[float], tuned: Sequence[Measured], prompted: Sequence[Measured]
+    resamples: Resamples, labels: Sequence[float], tuned: Sequence[OverDraws], prompted: Sequence[OverDraws]
 ) -> Crossing:
     """Where `tuned` overtakes `prompted`, each measured at `labels` (ascending) with the same draws: the difference is
     a straight line between two sizes, over the logarithm of the labels, and only its last rise above zero counts."""

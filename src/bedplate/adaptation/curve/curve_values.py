@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, Measured, Resamples
+from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, OverDraws, Resamples
 from bedplate.adaptation.curve.payback import cost_of, pays_from
-from bedplate.adaptation.rungs import Result
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Point:
     labels: Mapping[int, int]
 
     @property
-    def measured(self) -> Measured:
-        return Measured({draw: result.evaluation for draw, result in self.results.items()})
+    def measured(self) -> OverDraws:
+        return OverDraws({draw: result.evaluation for draw, result in self.results.items()})
 
     @property
     def mean_labels(self) -> float:
@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Pair:
+class Crossover:
     """A tuned rung against a prompted one over the sizes that both have."""
 
     tuned: str
@@ -49,7 +49,7 @@ class Curve:
     points: Sequence[Point]
     flat: Mapping[str, Result]
     resamples: Resamples | None
-    pairs: Sequence[Pair]
+    pairs: Sequence[Crossover]
     left_out: Sequence[str]
 
 
@@ -103,7 +103,7 @@ def _point_values(point: Point, resamples: Resamples, rate: float) -> dict[str, 
 
 
 def _flat_values(name: str, result: Result, resamples: Resamples, rate: float) -> dict[str, Any]:
-    measured = Measured({0: result.evaluation}, flat=True)
+    measured = OverDraws({0: result.evaluation}, flat=True)
     fit, call = cost_of([result], rate)
     interval = resamples.interval(measured.estimate, resamples.of(measured))
     return {
@@ -115,7 +115,7 @@ def _flat_values(name: str, result: Result, resamples: Resamples, rate: float) -
     }
 
 
-def _crossover(pair: Pair) -> dict[str, Any]:
+def _crossover(pair: Crossover) -> dict[str, Any]:
     found = pair.crossing
     return {
         "tuned": pair.tuned,
@@ -135,7 +135,7 @@ def _end(value: float) -> float | str:
     return {float("-inf"): "below", float("inf"): "beyond"}.get(value, value)
 
 
-def _break_even(pair: Pair, curve: Curve, rate: float) -> list[dict[str, Any]]:
+def _break_even(pair: Crossover, curve: Curve, rate: float) -> list[dict[str, Any]]:
     """At each size of the pair."""
     by_place = {(point.rung, point.size): list(point.results.values()) for point in curve.points}
     found: list[dict[str, Any]] = []

@@ -9,14 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from bedplate.adaptation.climb.candidates import Entry
+from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.climb import climb
-from bedplate.adaptation.curve.crossover import Crossing, Measured, Resamples, crossing
-from bedplate.adaptation.curve.curve_values import Curve, Pair, Point, curve_values
-from bedplate.adaptation.rungs import Result
-from bedplate.adaptation.rungs.base import PLAN_FILE, RESULT_FILE, RungOutcome
+from bedplate.adaptation.climb.kept import PLAN_FILE, RESULT_FILE
+from bedplate.adaptation.context.outcome import Result, RungOutcome
+from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
+from bedplate.adaptation.curve.curve_values import Crossover, Curve, Point, curve_values
+from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import Record, nested
@@ -24,31 +25,6 @@ from bedplate.evaluation.examples import Example
 
 DRAWS = 3
 DIRECTORY = "curve"
-Side = Literal["prompted", "tuned", "reference"]
-
-LEARNS: dict[str, Side] = {
-    "from_scratch": "reference",
-    "few_shot": "prompted",
-    "knn_few_shot": "prompted",
-    "prompt_search": "prompted",
-    "probe": "tuned",
-    "soft_prompt": "tuned",
-    "lora": "tuned",
-    "dora": "tuned",
-    "full": "tuned",
-}
-"""Rungs that learn from the labels of train, and the side on which they stand; these have a point at each size."""
-
-FLAT: dict[str, Side] = {"zero_shot": "prompted", "own_prompt": "prompted", "hosted": "prompted"}
-"""Rungs that learn from none: the ladder's own evaluation is a flat line."""
-
-NO_POINT = {
-    "majority": "it says how often the most frequent label occurs",
-    "retrieval": "it learns from documents",
-    "continued_pretrain": "it learns from raw text",
-    "cascade": "it is made of other rungs' skins, which the ladder has at one size",
-}
-"""Rungs without a curve, and why."""
 
 
 def possible_sizes(asked: Sequence[int], train: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -74,20 +50,21 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def learning_curve(
-    entries: Mapping[str, Entry], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
+    candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
 ) -> dict[str, Any]:
-    """report.json's `curve`. entries, outcomes: the ladder's candidates and what became of them; those that need no
+    """report.json's `curve`. candidates, outcomes: those of the ladder and what became of them; those that need no
     labels are flat lines.
 
     What the time does not allow is left out and said. Raises UsageError for sizes that cannot be.
     """
-    context = next(iter(entries.values())).context
+    context = next(iter(candidates.values())).context
     sizes, left_out = possible_sizes(asked, len(context.train))
-    learning = [entry for entry in entries.values() if entry.rung.name in LEARNS and entry.unfit is None]
+    shown = {name: one for name, one in candidates.items() if one.traits.no_curve is None}
+    learning = [one for one in shown.values() if one.traits.learns and one.unfit is None]
     points, missing = _points(learning, sizes)
     results = {name: o.result for name, o in outcomes.items() if o.result is not None}
-    flat = {name: result for name, result in results.items() if entries[name].rung.name in FLAT}
-    sides: dict[str, Side] = {name: (LEARNS | FLAT).get(e.rung.name, "reference") for name, e in entries.items()}
+    flat = {name: results[name] for name, one in shown.items() if not one.traits.learns and name in results}
+    sides: dict[str, Side] = {name: one.traits.side for name, one in shown.items()}
     some = next((result.evaluation for point in points for result in point.results.values()), None)
     resamples = None if some is None else Resamples(some, context.seed)
     pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
@@ -98,9 +75,9 @@ def learning_curve(
 # --- points
 
 
-def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
+def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
-    results: dict[tuple[str, int], dict[int, Result]] = {(e.name, size): {} for e in learning for size in sizes}
+    results: dict[tuple[str, int], dict[int, Result]] = {(one.name, size): {} for one in learning for size in sizes}
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
     missing: dict[tuple[str, str], list[str]] = {}
     if not learning:
@@ -113,26 +90,25 @@ def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point
             for size, drawn in zip(sizes, nested(records, sizes, draw), strict=True):
                 train = [by_id[record.id] for record in drawn]
                 labels[size][draw] = len(train)
-                for entry in learning:
-                    outcome = _point(entry, train, size, draw)
-                    bar.advance(1, rung=entry.name, labels=len(train))
+                for one in learning:
+                    outcome = _point(one, train, size, draw)
+                    bar.advance(1, rung=one.name, labels=len(train))
                     if outcome.result is None:
                         why = f"{outcome.status}, {outcome.reason}"
-                        missing.setdefault((entry.name, why), []).append(f"{size:,} labels (draw {draw})")
+                        missing.setdefault((one.name, why), []).append(f"{size:,} labels (draw {draw})")
                     else:
-                        results[entry.name, size][draw] = outcome.result
+                        results[one.name, size][draw] = outcome.result
     done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
     return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
-def _point(entry: Entry, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
+def _point(candidate: Candidate, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
     """One rung on one set, kept in its own directory; of a finished one only what was measured stays."""
     if not train:
-        return RungOutcome(entry.name, "skipped", "every group has more rows than that")
-    directory = entry.context.out / DIRECTORY / entry.rung.name / f"{size}-{draw}"
-    part = entry.context.part(train, directory, draw)
-    within = None if entry.context.exhaustive else entry.context.clock
-    outcome = climb(part, entry.rung, directory, within=within, needs_skin=False)
+        return RungOutcome(candidate.name, "skipped", "every group has more rows than that")
+    context, rung = candidate.context, candidate.rung.name
+    directory = context.out / DIRECTORY / rung / f"{size}-{draw}"
+    outcome = climb(context.part(train, directory, draw), rung, directory, needs_skin=False)
     if outcome.result is not None:
         _keep_results(directory)
     return outcome
@@ -152,32 +128,32 @@ def _keep_results(directory: Path) -> None:
 
 def _crossings(
     resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
-) -> list[Pair]:
+) -> list[Crossover]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
     by_rung: dict[str, dict[int, Point]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
-    flats = {name: Measured({0: result.evaluation}, flat=True) for name, result in flat.items()}
-    tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "tuned"}, {})
-    prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompted"}, flats)
-    found: list[Pair] = []
+    flats = {name: OverDraws({0: result.evaluation}, flat=True) for name, result in flat.items()}
+    tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "weights"}, {})
+    prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompt"}, flats)
+    found: list[Crossover] = []
     for ours in tuned:
         for theirs in prompted:
             pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
             if pair is not None:
                 sizes, crossed = pair
-                found.append(Pair(ours, theirs, sizes, crossed))
+                found.append(Crossover(ours, theirs, sizes, crossed))
     return found
 
 
-def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, Measured]) -> list[str]:
+def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, OverDraws]) -> list[str]:
     last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
     last |= {name: one.estimate for name, one in flats.items()}
     return sorted(last, key=lambda name: (-last[name], name))
 
 
 def _pair(
-    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: Measured | None
+    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: OverDraws | None
 ) -> tuple[tuple[int, ...], Crossing] | None:
     """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
     sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
@@ -189,8 +165,8 @@ def _pair(
     if not draws:
         return None
 
-    def measured(side: Mapping[int, Point], size: int) -> Measured:
-        return Measured({draw: side[size].results[draw].evaluation for draw in draws})
+    def measured(side: Mapping[int, Point], size: int) -> OverDraws:
+        return OverDraws({draw: side[size].results[draw].evaluation for draw in draws})
 
     labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
     against = [flat if theirs is None else measured(theirs, size) for size in sizes]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bedplate.adaptation.rungs import Result
+from bedplate.adaptation.context.outcome import Result
 from bedplate.economics.bills.decisions.bill import Bill, Volume
 from bedplate.economics.bills.decisions.breakeven import cheaper_from, why_never
 

@@ -8,30 +8,29 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.climb.formats import Chosen, not_tried
 from bedplate.adaptation.climb.guards import GuardResult
 from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
+from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
-from bedplate.adaptation.rungs.base import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.ledger import Opening
 from bedplate.report.html import adaptation_page
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
-
-if TYPE_CHECKING:
-    from bedplate.adaptation.context.context import Context
-    from bedplate.evaluation.ledger import Opening
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def build_report(
             "budget": context.spec.budget.model_dump(mode="json"),
             "budget_seconds": context.clock.seconds,
             "exhaustive": context.exhaustive,
-            "rungs": list(context.spec.chosen_rungs),
+            "rungs": list(chosen_rungs(context.spec)),
             "version": __version__,
             "environment": environment(),
         },
@@ -302,9 +301,10 @@ def _exploratory(opening: Opening | None) -> str | None:
 
 def _classical(evaluations: Mapping[str, Evaluation], judged: str | None, seed: int) -> str | None:
     """What the classical baseline says about the nominee, on the same test rows."""
-    if judged is None or judged not in evaluations or "from_scratch" not in evaluations:
+    classical = in_role("classical")
+    if judged is None or judged not in evaluations or classical not in evaluations:
         return None
-    ours, theirs = evaluations[judged], evaluations["from_scratch"]
+    ours, theirs = evaluations[judged], evaluations[classical]
     found = compare(ours, theirs, seed)
     numbers = f"{theirs.estimate:.3f} on the same rows"
     if found.difference <= 0:

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Export, Latency, latency
+from bedplate.adaptation.context.outcome import Export, Latency, Result, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import graded
-from bedplate.evaluation.harness import AT_ONCE
+from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
-from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin
 
@@ -100,7 +100,7 @@ def fit_bias(
     return tuple(round(float(b), 6) for b in bias - bias.mean())
 
 
-def export(context: Context, skin: Skin, directory: Path) -> Skin:
+def export(skin: Skin, directory: Path) -> Skin:
     """Write the skin and read it back: from here on only what is on disk is judged."""
     write_skin(skin, directory, replace=True)
     return read_skin(directory)
@@ -137,6 +137,45 @@ def agreement(
         equal += prediction.output == before.output
         difference = max([difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores)])
     return Export(len(again), equal, difference)
+
+
+def judged(
+    context: Context,
+    rung: str,
+    skin: Skin,
+    seconds: float,
+    reason: str,
+    by_id: Mapping[str, Prediction | None] | None = None,
+    *,
+    evaluation: Evaluation | None = None,
+    stands: Context | None = None,
+) -> Result:
+    """The rung's skin written and read back, and what it does on valid: its calls, its longest prompt, its answers.
+
+    by_id, evaluation: those that it was chosen by, where they are known. stands: the context of the base that it stands
+    on, where the rung made one.
+    """
+    place = context.out / "skins" / rung
+    skin = export(skin, place)
+    with (stands or context).predictor(skin) as predictor:
+        if by_id is None:
+            by_id = {e.id: p for e, p in zip(context.valid, ask(predictor, context.valid), strict=True)}
+        timing, exported = measure(context, predictor, by_id)
+        longest = longest_prompt(predictor, context.valid)
+    if evaluation is None:
+        answers = [by_id[e.id] for e in context.valid]
+        evaluation = evaluate_predictions(context.task, context.valid, answers, seed=context.seed)
+    return Result(
+        rung=rung,
+        evaluation=evaluation,
+        latency=timing,
+        train_seconds=seconds,
+        reason=reason,
+        skin=str(place.relative_to(context.out)),
+        skin_id=skin_id(skin),
+        prompt_tokens=longest,
+        export=exported,
+    )
 
 
 def longest_prompt(predictor: Predictor, examples: Sequence[Example]) -> int:

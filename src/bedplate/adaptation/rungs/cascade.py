@@ -8,15 +8,18 @@ probability is tried before it: the threshold is the one that costs least and is
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Climbed, Plan, Result, Skip, latency, no_time
 from bedplate.adaptation.rungs.answers import ask, export, single_calls
-from bedplate.adaptation.rungs.base import Finished, Plan, Result, Skip, latency, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
@@ -29,7 +32,7 @@ from bedplate.skins.skin import Provenance, Skin, cascaded
 
 
 @dataclass(frozen=True)
-class Pair:
+class CascadePair:
     """Two candidates: the share of valid that is passed on under the threshold, what is right then, and what a call
     costs in US dollars."""
 
@@ -41,31 +44,42 @@ class Pair:
     usd: float
 
 
-class Cascade:
+class Cascade(Rung):
     """A cascade skin of two others."""
 
     name = "cascade"
-    reference = False
+    traits = Traits(
+        side="both",
+        needs="skins",
+        no_curve="it is made of other rungs' skins, which the ladder has at one size",
+    )
 
     def plan(self, context: Context) -> Plan | Skip:
         if not context.labels:
             return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
-        if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.finished.values()):
+        if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.climbed.values()):
             return Skip(f"{context.task.metric_name} is no mean of rows, so no threshold can be found row by row")
         found = best_pair(context)
         if isinstance(found, str):
             return Skip(found)
-        calls = context.finished[found.cheap].result.latency.mean + found.share * (
-            context.finished[found.dear].result.latency.mean
+        calls = context.climbed[found.cheap].result.latency.mean + found.share * (
+            context.climbed[found.dear].result.latency.mean
         )
-        seconds = calls * (context.latency_calls + 1) + 2 * context.pace.rows(len(context.valid))
+        seconds = calls * (context.latency_calls + 1) + 2 * context.throughput.rows(len(context.valid))
         if seconds > context.left:
             return no_time(seconds, context.left)
         return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
 
+    def settings(self, context: Context) -> Any:
+        made = [one for one in context.climbed.values() if one.result.skin and not one.result.parts]
+        return {one.name: [one.result.skin_id, _price(context, one)] for one in made}
+
+    def parts(self, details: Mapping[str, Any]) -> tuple[str, ...]:
+        return details["cheap"], details["dear"]
+
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
-        cheap, dear = (context.finished[plan.settings[role]] for role in ("cheap", "dear"))
+        cheap, dear = (context.climbed[plan.settings[role]] for role in ("cheap", "dear"))
         pair = pair_of(context, cheap, dear, plan.settings["threshold"])
         first, second = (read_skin(one.directory) for one in (cheap, dear))
         skin = cascaded(
@@ -84,7 +98,7 @@ class Cascade:
             ),
         )
         place = context.out / "skins" / self.name
-        skin = export(context, skin, place)
+        skin = export(skin, place)
         with _Opened(skin, cheap, dear) as predictor:
             predictions = ask(predictor, context.valid)
             calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls])
@@ -110,14 +124,14 @@ class Cascade:
     def predictor(self, context: Context, result: Result) -> Predicts:
         assert result.skin is not None
         skin = read_skin(context.out / result.skin)
-        cheap, dear = (context.finished[result.details[role]] for role in ("cheap", "dear"))
+        cheap, dear = (context.climbed[name] for name in self.parts(result.details))
         return _Opened(skin, cheap, dear)
 
 
 class _Opened(CascadePredictor):
     """A cascade on the ladder's own bases, which stay in memory together while it is open."""
 
-    def __init__(self, skin: Skin, cheap: Finished, dear: Finished) -> None:
+    def __init__(self, skin: Skin, cheap: Climbed, dear: Climbed) -> None:
         self._bases = (cheap.base, dear.base)
         for base in self._bases:
             base.held += 1
@@ -130,13 +144,13 @@ class _Opened(CascadePredictor):
             base.held -= 1
 
 
-def best_pair(context: Context) -> Pair | str:
+def best_pair(context: Context) -> CascadePair | str:
     """The cheapest cascade that is as good on valid as the best candidate, or why there is none."""
-    made = {name: one for name, one in context.finished.items() if one.result.skin is not None}
+    made = {name: one for name, one in context.climbed.items() if one.result.skin is not None}
     if len(made) < 2:
         return "a cascade needs two skins that were made before it"
     best = max(made.values(), key=lambda one: (one.result.evaluation.estimate, -_price(context, one)))
-    pairs: list[Pair] = []
+    pairs: list[CascadePair] = []
     for one in made.values():
         if _price(context, one) < _price(context, best):
             found = threshold_for(one.result.evaluation, best.result.evaluation)
@@ -183,7 +197,7 @@ def confidences(evaluation: Evaluation) -> NDArray[np.float64]:
     )
 
 
-def pair_of(context: Context, cheap: Finished, dear: Finished, threshold: float) -> Pair:
+def pair_of(context: Context, cheap: Climbed, dear: Climbed, threshold: float) -> CascadePair:
     """What the cascade of two candidates would be on valid."""
     passed = confidences(cheap.result.evaluation) < threshold
     place = {row.row_hash: row.score for row in dear.result.evaluation.rows}
@@ -192,15 +206,15 @@ def pair_of(context: Context, cheap: Finished, dear: Finished, threshold: float)
     ]
     share = float(passed.mean())
     usd = _price(context, cheap) + share * _price(context, dear)
-    return Pair(cheap.name, dear.name, threshold, share, float(np.mean(scores)), usd)
+    return CascadePair(cheap.name, dear.name, threshold, share, float(np.mean(scores)), usd)
 
 
-def _price(context: Context, one: Finished) -> float:
+def _price(context: Context, one: Climbed) -> float:
     return one.result.price(context.spec.machine.usd_per_hour, one.result.latency.mean)
 
 
-def _asked(one: Finished) -> Answers:
-    predictor = one.rung.predictor(one.context, one.own)
+def _asked(one: Climbed) -> Answers:
+    predictor = one.opened()
     if not isinstance(predictor, Predictor | HostedPredictor):
         raise UsageError(f"{one.name} is no skin that could be part of a cascade")
     return predictor

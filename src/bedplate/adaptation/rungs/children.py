@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Skip
+from bedplate.adaptation.context.outcome import Skip
 from bedplate.core.memory import free_bytes
 from bedplate.economics.model.activations import activation_bytes
 from bedplate.models.build import build

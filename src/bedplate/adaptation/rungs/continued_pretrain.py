@@ -6,18 +6,16 @@ The text needs no labels. It is packed into rows, no document seeing another, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.answers import export
-from bedplate.adaptation.rungs.base import Plan, Result, Rung, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
-from bedplate.adaptation.rungs.few_shot import FewShot
-from bedplate.adaptation.rungs.lora import LORA
-from bedplate.adaptation.rungs.zero_shot import ZeroShot
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.raw_text import inputs_in
 from bedplate.core.errors import TrainingError
 from bedplate.core.files import sha256_bytes, sha256_json
@@ -40,18 +38,18 @@ LEAST_TOKENS = 10_000
 """Fewer do not move a base."""
 SHARE = 0.5
 """At most so much of the time that is left goes into the text; the rest is for the skins on the child."""
+THEN = ("zero_shot", "few_shot", "lora")
+"""What is climbed on the child."""
+
 HELD, HELD_ROWS = 0.05, 16
 """Documents that are kept from training, to see what it did; at most so many rows of them are read."""
 
 
-class ContinuedPretrain:
+class ContinuedPretrain(Rung):
     """The best of a few skins on a child base that knows the domain's text."""
 
     name = "continued_pretrain"
-    reference = False
-
-    def __init__(self, then: Sequence[Rung]) -> None:
-        self._then = tuple(then)
+    traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text")
 
     def plan(self, context: Context) -> Plan | Skip:
         text = context.raw_text
@@ -65,9 +63,9 @@ class ContinuedPretrain:
         wanted = tokens if asked is None else min(tokens, asked)
         if wanted < min(LEAST_TOKENS, asked or LEAST_TOKENS):
             return Skip(f"{text.source} holds {tokens:,} tokens; fewer than {LEAST_TOKENS:,} do not move a base")
-        each = context.pace.token * COST
+        each = context.throughput.token * COST
         # at the least zero-shot on the child
-        then = 3 * context.pace.rows(len(context.valid)) + context.timing
+        then = 3 * context.throughput.rows(len(context.valid)) + context.timing
         room = min(context.left * SHARE, context.left - then) / each
         if room < min(wanted, LEAST_TOKENS):
             needed = min(wanted, LEAST_TOKENS) * each + then
@@ -76,6 +74,10 @@ class ContinuedPretrain:
         left_out = [] if trained == wanted else [f"{wanted - trained:,} of {wanted:,} tokens were left out: no time"]
         settings = {"tokens": trained, "row": self._row(context), "learning_rate": LEARNING_RATE, "text": text.sha256}
         return Plan(settings, trained * each + then, tuple(left_out))
+
+    def settings(self, context: Context) -> Any:
+        spec, text = context.spec.raw_text, context.raw_text
+        return None if spec is None or text is None else [text.sha256, spec.tokens]
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         text = context.raw_text
@@ -184,10 +186,9 @@ class ContinuedPretrain:
 
     def _adapt(self, context: Context, directory: Path) -> dict[str, RungOutcome]:
         """Each rung on the child, in the child's own directory."""
-        from bedplate.adaptation.climb.climb import climb  # which knows the table of rungs, and so this one
-
-        child = on_child(context, self.name, directory / "skins")
-        return {rung.name: climb(child, rung, directory / "rungs" / rung.name) for rung in self._then}
+        climb, child = context.climb, on_child(context, self.name, directory / "skins")
+        assert climb is not None
+        return {name: climb(child, name, directory / "rungs" / name) for name in THEN}
 
     def _finish(
         self,
@@ -199,14 +200,13 @@ class ContinuedPretrain:
         losses: Mapping[str, float],
         outcomes: Mapping[str, RungOutcome],
     ) -> Result:
-        child = on_child(context, self.name)
         assert best.skin is not None
         assert context.raw_text is not None
         made = read_skin(directory / "skins" / best.skin)
         # the same skin under this rung's name, for which the others were climbed
         provenance = made.provenance.model_copy(update={"rung": self.name})
         place = context.out / "skins" / self.name
-        skin = export(child, replace(made, name=context.skin_name(self.name), provenance=provenance), place)
+        skin = export(replace(made, name=context.skin_name(self.name), provenance=provenance), place)
         search = [
             {"name": name, "estimate": o.result.evaluation.estimate, "n": o.result.evaluation.n, "split": "valid"}
             for name, o in outcomes.items()
@@ -247,6 +247,3 @@ def _first(documents: Mapping[str, list[int]], tokens: int) -> dict[str, list[in
 def _held_batches(held: Mapping[str, list[int]], row: int, micro: int) -> list[PackedBatch]:
     some = list(_first(held, HELD_ROWS * row).values())
     return [batch for step in DocumentSource(some, row, micro) for batch in step] if some else []
-
-
-CONTINUED_PRETRAIN = ContinuedPretrain((ZeroShot(), FewShot(), LORA))

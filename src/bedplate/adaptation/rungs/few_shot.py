@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import TaskOutput, answer_of
+from bedplate.adaptation.task.task_prompt import TaskOutput, target_text
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts
-from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 
@@ -31,11 +30,11 @@ FIRST_ROWS = 64
 SHARE = 0.25
 
 
-class FewShot:
+class FewShot(Rung):
     """A prompt skin with demonstrations."""
 
     name = "few_shot"
-    reference = False
+    traits = Traits(side="prompt", role="examples", whole_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         sizes = self._sizes(context)
@@ -51,8 +50,8 @@ class FewShot:
         wanted = len(sets)
         while True:
             stages = stages_for(n, first_rows, (3, 1))
-            seconds = context.pace.rows(row_cost(stages, len(sets), n) + first_rows)
-            seconds += context.pace.passes(len(sets) * 2 * sizes[0])
+            seconds = context.throughput.rows(row_cost(stages, len(sets), n) + first_rows)
+            seconds += context.throughput.passes(len(sets) * 2 * sizes[0])
             # attention over the demonstrations makes a row dearer than a bare one
             seconds = seconds * 1.3 + context.timing * 1.2
             if seconds <= context.left * SHARE or len(sets) <= 2:
@@ -71,10 +70,6 @@ class FewShot:
         stages = stages_for(len(context.valid), plan.settings["first_rows"], (3, 1))
         winner, order, tried = choose(context, variants, stages)
         return finish(context, self.name, winner, order, tried, plan, start)
-
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
 
     def _sizes(self, context: Context) -> list[int]:
         """Set sizes to try, as many as SIZES has, that fit the prompt budget: near the usual ones, and where there are
@@ -105,7 +100,7 @@ class FewShot:
     def _variant(self, context: Context, kind: str, size: int, number: int) -> Variant:
         prompt, output = self._prompt(context, kind)
         chosen = self.draw(context, size, number)
-        shown = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in chosen)
+        shown = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in chosen)
         return Variant(f"{kind}, set {number} of {size}", prompt, output, shown)
 
     @staticmethod
@@ -114,7 +109,7 @@ class FewShot:
             prompt, output = context.default_prompt()
             if prompt.format == "plain":
                 return prompt, output
-        return context.asked("chat" if kind == "chat" else "plain")
+        return context.task_prompt("chat" if kind == "chat" else "plain")
 
     @staticmethod
     def draw(context: Context, size: int, number: int) -> list[Example]:

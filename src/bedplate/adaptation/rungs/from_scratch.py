@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
 from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
@@ -47,11 +48,11 @@ class Classical:
         ]
 
 
-class FromScratch:
+class FromScratch(Rung):
     """A reference: shown and estimated beside the skins, but it is no skin of the base and cannot be served as one."""
 
     name = "from_scratch"
-    reference = True
+    traits = Traits(side="reference", needs="nothing", role="classical", own_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         groups = len({example.group for example in context.train})
@@ -60,80 +61,51 @@ class FromScratch:
         return Plan({"folds": min(FOLDS, groups)})
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
-        if not context.labels:
-            return self._fit_nearest(context, plan)
         start = time.perf_counter()
-        strength, search = self._strength(context, plan)
-        model = self._fitted(context, context.train, strength)
+        best, search = self._search(context, plan)
+        model = self._fitted(context, context.train, best)
         seconds = time.perf_counter() - start
         predictions = model.predict([e.inputs for e in context.valid])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
-        reason = (
-            f"reference, never nominated: TF-IDF of 1 and 2 words with logistic regression, C = {strength:g} by "
-            f"{plan.settings['folds']}-fold cross-validation within train"
-        )
-        return Result(
-            self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details={"C": strength}
-        )
+        if context.labels:
+            what, details = f"TF-IDF of 1 and 2 words with logistic regression, C = {best:g} by", {"C": best}
+        else:
+            what = f"the answer of the train row that is most alike by TF-IDF of {best}, chosen by"
+            details = {"similarity": best}
+        folds = plan.settings["folds"]
+        reason = f"reference, never nominated: {what} {folds}-fold cross-validation within train"
+        return Result(self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details=details)
 
     def predictor(self, context: Context, result: Result) -> Predicts:
-        if not context.labels:
-            return _nearest(context, context.train, str(result.details["similarity"]))
-        return self._fitted(context, context.train, float(result.details["C"]))
+        return self._fitted(context, context.train, result.details["C" if context.labels else "similarity"])
 
-    def _fit_nearest(self, context: Context, plan: Plan) -> Result:
-        """The similarity is chosen by cross-validation within train."""
-        start = time.perf_counter()
-        train, folds, search = context.train, _folds(context, plan), list[dict[str, Any]]()
-        for name in SIMILARITIES:
+    def _search(self, context: Context, plan: Plan) -> tuple[Any, list[dict[str, Any]]]:
+        """C, or what texts are compared by, by cross-validation over whole groups within train."""
+        train, folds, options = context.train, _folds(context, plan), STRENGTHS if context.labels else [*SIMILARITIES]
+        search: list[dict[str, Any]] = []
+        for option in options:
             answers: dict[str, Prediction] = {}
             for fit, held in folds:
-                model = _nearest(context, [train[i] for i in fit], name)
-                found = model.predict([train[i].inputs for i in held])
-                answers |= {train[i].id: one for i, one in zip(held, found, strict=True)}
-            estimate = evaluate_predictions(context.task, train, [answers[e.id] for e in train], split="train").estimate
-            search.append({"name": name, "estimate": estimate, "n": len(train), "split": "train"})
-        best = max(search, key=lambda row: row["estimate"])["name"]
-        model = _nearest(context, train, best)
-        seconds = time.perf_counter() - start
-        predictions = model.predict([e.inputs for e in context.valid])
-        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
-        reason = (
-            f"reference, never nominated: the answer of the train row that is most alike by TF-IDF of {best}, chosen "
-            f"by {plan.settings['folds']}-fold cross-validation within train"
-        )
-        return Result(
-            self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details={"similarity": best}
-        )
-
-    def _strength(self, context: Context, plan: Plan) -> tuple[float, list[dict[str, Any]]]:
-        """C by cross-validation over whole groups."""
-        folds = _folds(context, plan)
-        search: list[dict[str, Any]] = []
-        for strength in STRENGTHS:
-            right = 0
-            for fit, held in folds:
-                part = [context.train[i] for i in fit]
-                if len({e.target for e in part}) < 2:
+                part = [train[i] for i in fit]
+                if context.labels and len({e.target for e in part}) < 2:
                     continue
-                model = self._fitted(context, part, strength)
-                answers = model.predict([context.train[i].inputs for i in held])
-                right += sum(p.output == context.train[i].target for p, i in zip(answers, held, strict=True))
-            search.append(
-                {
-                    "name": f"C = {strength:g}",
-                    "estimate": right / len(context.train),
-                    "n": len(context.train),
-                    "split": "train",
-                }
-            )
-        best = max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])
-        return STRENGTHS[best], search
+                found = self._fitted(context, part, option).predict([train[i].inputs for i in held])
+                answers |= {train[i].id: one for i, one in zip(held, found, strict=True)}
+            if context.labels:
+                estimate = sum(answers[e.id].output == e.target for e in train if e.id in answers) / len(train)
+            else:
+                whole = evaluate_predictions(context.task, train, [answers[e.id] for e in train], split="train")
+                estimate = whole.estimate
+            name = f"C = {option:g}" if context.labels else option
+            search.append({"name": name, "estimate": estimate, "n": len(train), "split": "train"})
+        return options[max(range(len(options)), key=lambda i: search[i]["estimate"])], search
 
     @staticmethod
-    def _fitted(context: Context, examples: Sequence[Example], strength: float) -> Classical:
+    def _fitted(context: Context, examples: Sequence[Example], option: Any) -> Classical | Nearest:
+        texts, answers = [text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples]
+        if not context.labels:
+            return Nearest(texts, answers, option, context.fields)
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import make_pipeline
@@ -144,20 +116,15 @@ class FromScratch:
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
             # liblinear is ten times faster on text, and is for two classes
             LogisticRegression(
-                C=strength,
+                C=option,
                 max_iter=2000,
                 random_state=context.seed,
-                solver="liblinear" if len({e.target for e in examples}) == 2 else "lbfgs",
+                solver="liblinear" if len(set(answers)) == 2 else "lbfgs",
             ),
         )
         with threadpool_limits(1):  # so small a problem gains nothing from threads, and on a busy machine they wait
-            pipeline.fit([text_of(e.inputs, context.fields) for e in examples], [e.target for e in examples])
+            pipeline.fit(texts, answers)
         return Classical(pipeline, context.fields)
-
-
-def _nearest(context: Context, examples: Sequence[Example], similarity: str) -> Nearest:
-    texts = [text_of(e.inputs, context.fields) for e in examples]
-    return Nearest(texts, [e.target for e in examples], similarity, context.fields)
 
 
 def _folds(context: Context, plan: Plan) -> list[tuple[list[int], list[int]]]:

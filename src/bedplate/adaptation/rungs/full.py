@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Skip
+from bedplate.adaptation.context.outcome import Plan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
-from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.rungs.rung import Traits
+from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.version import __version__
 from bedplate.training.config import TrainConfig
@@ -17,12 +18,18 @@ from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
 
+LEAST_LABELS = 64
+"""Fewer are not worth every weight of a base: runs differ more by seed than by what they learned (Mosbach et al. 2021,
+https://arxiv.org/abs/2006.04884)."""
+
 SAVE_SECONDS = 120.0
 """A state holds masters and moments of every weight, 12 bytes each: it is not written as often as a small adapter's."""
 
 
-class Full(Tuning):
+class Full(TuningRung):
     """A prompt skin on a child base."""
+
+    traits = Traits(side="weights", trained=True, makes_child=True, least_labels=LEAST_LABELS)
 
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe = name, recipe
@@ -31,7 +38,7 @@ class Full(Tuning):
         return "every weight, a child base"
 
     def plan(self, context: Context) -> Plan | Skip:
-        step = self.recipe.batch * max(1, round(context.pace.tokens + context.pace.target))
+        step = self.recipe.batch * max(1, round(context.throughput.tokens + context.throughput.target))
         return no_room(context, step) or super().plan(context)
 
     def saving(self, steps: int) -> dict[str, Any]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency, no_time
 from bedplate.adaptation.rungs.answers import ask, export
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, latency, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
-from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.hosted import HostedPredictor, api_key
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.inference.remote.account import Account
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.skin import InputField, Provenance, Skin
+from bedplate.skins.skin import InputField, Skin
 
 BYTES_A_TOKEN = 4
 """Of English in the usual vocabularies; only to say beforehand about how much a rung will cost."""
@@ -29,11 +30,11 @@ ANSWER_TOKENS = 4
 ANSWER_SECONDS = 1.0
 
 
-class Hosted:
+class Hosted(Rung):
     """A hosted skin."""
 
     name = "hosted"
-    reference = False
+    traits = Traits(side="prompt", needs="endpoint", learns=False)
 
     def plan(self, context: Context) -> Plan | Skip:
         spec = context.hosted
@@ -44,7 +45,7 @@ class Hosted:
         except UsageError as error:
             return Skip(error.message)
         price, n = spec.price, len(context.valid)
-        prompt, _ = context.asked("chat")
+        prompt, _ = context.task_prompt("chat")
         size = sum(len(str(prompt.text(e.inputs)).encode()) for e in context.valid) / BYTES_A_TOKEN
         usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
         seconds = n * ANSWER_SECONDS / spec.concurrency
@@ -58,12 +59,16 @@ class Hosted:
             )
         return Plan({"endpoint": spec.name}, seconds, usd=usd)
 
+    def settings(self, context: Context) -> Any:
+        spec = context.hosted
+        return spec and spec.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
+
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
         spec = context.hosted
         assert spec is not None
         place = context.out / "skins" / self.name
-        skin = export(context, self._skin(context, spec), place)
+        skin = export(self._skin(context, spec), place)
         account = self._account(context, spec)
         try:
             with HostedPredictor(skin, account=account) as predictor:
@@ -122,7 +127,7 @@ class Hosted:
         return Account(path, price=spec.price, max_usd=spec.max_usd)
 
     def _skin(self, context: Context, spec: HostedSpec) -> Skin:
-        prompt, output = context.asked("chat")
+        prompt, output = context.task_prompt("chat")
         if isinstance(output, LabelOutput):
             output = LabelOutput(labels=output.labels)
         return Skin(
@@ -131,12 +136,5 @@ class Hosted:
             inputs={name: InputField() for name in context.task.inputs},
             output=output,
             prompt=prompt,
-            provenance=Provenance(
-                task=context.task.task,
-                rung=self.name,
-                data={k: v for k, v in context.hashes.items() if k.startswith("file:")},
-                splits={k: v for k, v in context.hashes.items() if not k.startswith("file:")},
-                seed=context.seed,
-                code_version=__version__,
-            ),
+            provenance=context.provenance(self.name, context.seed),
         )

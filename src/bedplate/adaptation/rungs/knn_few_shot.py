@@ -16,15 +16,14 @@ from typing import Any, get_args
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.embedding import Embedder, embedders_of
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.embedding import Embedder, embedders_of, named_weights
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import answer_of
+from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import SkinError
-from bedplate.evaluation.harness import Predicts
-from bedplate.skins.files import read_skin
 from bedplate.skins.neighbours import Neighbours, Order, text_of
 from bedplate.skins.prompt import Demonstration
 
@@ -45,15 +44,13 @@ class _Row:
     tokens: int
 
 
-class KnnFewShot:
+class KnnFewShot(Rung):
     """A skin of kind knn."""
 
     name = "knn_few_shot"
-    reference = False
+    traits = Traits(side="prompt", whole_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
-        if context.is_encoder:
-            return Skip("an encoder reads no demonstrations")
         rows, room = self._rows(context), room_beside(context, *context.default_prompt())
         sizes = [k for k in SIZES if len(_pool(rows, k, room)) >= max(k, POOL_SHARE * len(rows))]
         if not sizes:
@@ -71,10 +68,10 @@ class KnnFewShot:
             used = sorted({number for number, _, _ in tried})
             texts = len(rows) + n * len(tried)
             seconds = sum(embedders[number].pace * texts for number in used)
-            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.pace.tokens
+            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.throughput.tokens
             stages = stages_for(n, first_rows, KEEPS)
             # attention over the demonstrations makes a row dearer than as many bare ones
-            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.2
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.2
             seconds += context.timing * each
             if seconds <= context.left * SHARE or len(tried) <= 1:
                 break
@@ -89,6 +86,9 @@ class KnnFewShot:
             "first_rows": first_rows,
         }
         return Plan(settings, seconds, tuple(left_out))
+
+    def settings(self, context: Context) -> Any:
+        return named_weights(context, context.spec.embedders)
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -118,10 +118,6 @@ class KnnFewShot:
         details = _details(winner, len(context.train))
         return finish(context, self.name, winner, order, tried, plan, start, details)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
-
     @staticmethod
     def _rows(context: Context) -> list[_Row]:
         prompt, output = context.default_prompt()
@@ -129,7 +125,7 @@ class KnnFewShot:
         bare = len(prompt.tokens(tokenizer, context.train[0].inputs))
         found: list[_Row] = []
         for index, example in enumerate(context.train):
-            shown = Demonstration(example.inputs, answer_of(prompt, output, example.target))
+            shown = Demonstration(example.inputs, target_text(prompt, output, example.target))
             tokens = len(prompt.tokens(tokenizer, context.train[0].inputs, (shown,))) - bare
             found.append(_Row(index, shown, tokens))
         return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, Tuning
+from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
@@ -21,7 +21,7 @@ from bedplate.training.objectives import Sft
 from bedplate.training.sources import ExampleSource
 
 
-class Lora(Tuning):
+class Lora(TuningRung):
     """A skin with low-rank weights, PEFT-compatible on disk."""
 
     def __init__(self, name: str, config: LoraConfig, recipe: Recipe) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Latency, Plan, Result, Skip
+from bedplate.adaptation.context.outcome import Latency, Plan, Result, Skip
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.values import Values
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
@@ -26,11 +27,16 @@ class Constant:
         return [Prediction(self.answer, self.answer) for _ in rows]
 
 
-class Majority:
+class Majority(Rung):
     """A reference: no model is behind it."""
 
     name = "majority"
-    reference = True
+    traits = Traits(
+        side="reference",
+        needs="nothing",
+        own_prompt=True,
+        no_curve="it says how often the most frequent label occurs",
+    )
 
     def plan(self, context: Context) -> Plan | Skip:
         return Plan()

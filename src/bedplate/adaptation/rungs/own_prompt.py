@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Stage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import output_of
-from bedplate.evaluation.harness import Predicts
-from bedplate.skins.files import read_skin
+from bedplate.adaptation.task.task_prompt import task_output
 
 
-class OwnPromptRung:
+class OwnPromptRung(Rung):
     """A prompt skin of `adapt.prompt`."""
 
     name = "own_prompt"
-    reference = False
+    traits = Traits(side="prompt", learns=False, own_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         own = context.spec.prompt
@@ -32,19 +32,18 @@ class OwnPromptRung:
         tokenizer = context.model.tokenizer
         share = len(own.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
         rows = len(context.valid) * max(1.0, share)
-        seconds = context.pace.rows(rows) + context.timing * max(1.0, share)
+        seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.left:
             return no_time(seconds, context.left)
         return Plan({"format": own.format}, seconds)
+
+    def settings(self, context: Context) -> Any:
+        return None if context.spec.prompt is None else context.spec.prompt.model_dump(mode="json")
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
         own = context.spec.prompt
         assert own is not None
-        variant = Variant("own", own.prompt, output_of(context.task, context.written, own.format))
+        variant = Variant("own", own.prompt, task_output(context.task, context.written, own.format))
         winner, order, tried = choose(context, [variant], [Stage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)
-
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,15 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.answers import judged
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
-from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import ProbePart
 from bedplate.training.arithmetic import choose
@@ -50,11 +51,11 @@ POOLINGS: dict[str, tuple[Pooling, ...]] = {"decoder": ("last", "mean"), "encode
 Features = dict[tuple[str, Pooling], NDArray[np.float32]]
 
 
-class Probe:
+class Probe(Rung):
     """A probe skin."""
 
     name = "probe"
-    reference = False
+    traits = Traits(side="weights", needs="base")
 
     def plan(self, context: Context) -> Plan | Skip:
         labels = context.task.output.labels or ()
@@ -67,10 +68,10 @@ class Probe:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         held = min(LAYER_ROWS, len(context.valid))
-        fixed = context.pace.passes(len(context.valid) + held) * part + 66 * context.pace.call
+        fixed = context.throughput.passes(len(context.valid) + held) * part + 66 * context.throughput.call
         # forward, and the cross-validation of each head
         heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
-        each = context.pace.passes(1) * part * 1.2 + heads * 0.0015
+        each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         few = min(FEW_ROWS, n)
         rows = int(min(n, max(few, (context.left * SHARE - fixed) / each)))
@@ -130,42 +131,20 @@ class Probe:
         rows: int,
     ) -> Result:
         prompt, _ = context.default_prompt()
-        directory = context.out / "skins" / self.name
         skin = context.skin(self.name, prompt, output, probe=part)
-        skin = export(context, skin, directory)
-        predictor = context.predictor(skin)
-        try:
-            predictions = ask(predictor, context.valid)
-            by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-            timing, exported = measure(context, predictor, by_id)
-            longest = longest_prompt(predictor, context.valid)
-        finally:
-            predictor.close()
-        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         threshold = output.threshold if isinstance(output, LabelsOutput) else None
         given = "" if threshold is None else f", labels of at least {threshold:g}"
         more: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
-        return Result(
-            rung=self.name,
-            evaluation=evaluation,
-            latency=timing,
-            train_seconds=seconds,
-            reason=(
-                f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
-                f"{rows} train rows, temperature {temperature:.2f}{given}"
-            ),
-            skin=str(directory.relative_to(context.out)),
-            skin_id=skin_id(skin),
-            prompt_tokens=longest,
+        reason = (
+            f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
+            f"{rows} train rows, temperature {temperature:.2f}{given}"
+        )
+        return replace(
+            judged(context, self.name, skin, seconds, reason),
             search=tuple(search),
             left_out=plan.left_out,
-            export=exported,
             details={"layer": part.layer, "pooling": part.pooling, "rows": rows, "temperature": temperature, **more},
         )
-
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
 
 
 def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput | LabelsOutput:

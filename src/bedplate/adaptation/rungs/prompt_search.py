@@ -9,18 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.embedding import named_weights
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.prompt_room import room_beside
 from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import answer_of, asked
+from bedplate.adaptation.task.task_prompt import target_text, task_prompt
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts
-from bedplate.skins.files import read_skin
 from bedplate.skins.prompt import Demonstration, Format
 
 NUMBER = 8
@@ -32,15 +33,13 @@ SETS = ((4, 0), (8, 1), (8, 2))
 SHARE = 0.35
 
 
-class PromptSearch:
+class PromptSearch(Rung):
     """A prompt skin."""
 
     name = "prompt_search"
-    reference = False
+    traits = Traits(side="prompt", whole_prompt=True, dear=True)
 
     def plan(self, context: Context) -> Plan | Skip:
-        if context.is_encoder:
-            return Skip("an encoder follows no instructions")
         proposer = context.spec.proposer
         if not context.task.instructions and proposer is None:
             return Skip("the task has no `instructions` to rewrite, and names no `adapt.proposer`")
@@ -54,7 +53,9 @@ class PromptSearch:
             each = 1 + sum(size for size, _ in sets) / max(1, len(sets))
             candidates = KEPT_INSTRUCTIONS * (1 + len(sets))
             rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * each
-            seconds = context.pace.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.pace.call
+            seconds = (
+                context.throughput.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.throughput.call
+            )
             if seconds <= context.left * SHARE or (proposals <= 2 and not sets):
                 break
             if len(sets) * 3 >= proposals:
@@ -76,6 +77,13 @@ class PromptSearch:
             "second_rows": second_rows,
         }
         return Plan(settings, seconds, tuple(left_out))
+
+    def settings(self, context: Context) -> Any:
+        proposer = context.spec.proposer
+        if proposer is None:
+            return None
+        own = () if proposer.base is None else (proposer.base,)
+        return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), named_weights(context, own)]
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -100,17 +108,13 @@ class PromptSearch:
         details = {"instructions": said[_origin(winner.name)], "proposals": len(proposed.proposals)}
         return finish(context, self.name, winner, order, record, plan, start, details)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
-
     @staticmethod
     def _variant(context: Context, proposal: Proposal, shown: Sequence[Example], name: str | None = None) -> Variant:
         """The task with these instructions, in the format that zero-shot chose, with rows of train shown."""
         chosen: Format = context.default_prompt()[0].format
         task = context.task.model_copy(update={"instructions": proposal.text})
-        prompt, output = asked(task, context.written, chosen)
-        demonstrations = tuple(Demonstration(e.inputs, answer_of(prompt, output, e.target)) for e in shown)
+        prompt, output = task_prompt(task, context.written, chosen)
+        demonstrations = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in shown)
         return Variant(name or proposal.name, prompt, output, demonstrations)
 
     def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:

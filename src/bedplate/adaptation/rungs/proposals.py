@@ -7,11 +7,13 @@ inputs with their answers and writes the instruction that they follow.
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.context.context import Context, source_of
+from bedplate.adaptation.context.bases import source_of
+from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.core.errors import (
     BusyError,
@@ -73,7 +75,7 @@ def propose(context: Context, number: int, kept: Path) -> Proposed:
     failure: str | None = None
     try:
         if len(answers) < number:
-            with _Asker(context) as ask:
+            with closing(_Asker(context)) as ask:
                 for i in progress(range(len(answers), number), "asking for instructions", unit="proposals"):
                     asked, answer = ask(i)
                     answers.append(answer)
@@ -164,9 +166,6 @@ class _Asker:
                     raise
                 del self._settings[error.param]
 
-    def __enter__(self) -> _Asker:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         if self._endpoint is not None:
             self._endpoint.close()

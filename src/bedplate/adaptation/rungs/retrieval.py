@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, pace_of
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, named_weights, pace_of
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.documents_spec import cut, task_documents
 from bedplate.data.documents import Documents
-from bedplate.evaluation.harness import Predicts
 from bedplate.inference.predict.lookup import text_tokens
-from bedplate.skins.files import read_skin
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Prompt
 
@@ -36,18 +35,16 @@ FRAME = 8
 BLOCK = "{% for passage in passages %}[{{ passage.number }}] {{ passage.text }}\n{% endfor %}\n"
 
 
-class Retrieval:
+class RetrievalRung(Rung):
     """A skin of kind retrieval."""
 
     name = "retrieval"
-    reference = False
+    traits = Traits(side="prompt", whole_prompt=True, no_curve="it learns from documents")
 
     def plan(self, context: Context) -> Plan | Skip:
         spec = context.spec.documents
         if spec is None:
             return Skip("the task file gives no `adapt.documents`")
-        if context.is_encoder:
-            return Skip("an encoder reads no passages")
         room = room_beside(context, *context.default_prompt()) - FRAME
         ways = [[size, k] for k in spec.k for size in spec.chunk_tokens if k * (size + FRAME) <= room]
         if not ways:
@@ -59,7 +56,7 @@ class Retrieval:
         documents = task_documents(spec, context.task.directory)
         embedders = embedders_of(context)
         tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
-        mean_input = max(1.0, context.pace.tokens)
+        mean_input = max(1.0, context.throughput.tokens)
         paces = {
             (number, size): self._pace(context, documents, one, size)
             for number, one in enumerate(embedders)
@@ -73,7 +70,7 @@ class Retrieval:
             seconds += sum(embedders[number].pace * n for number, _, _ in tried)
             each = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
             stages = stages_for(n, first_rows, KEEPS)
-            seconds += context.pace.rows(row_cost(stages, len(tried), n) * each) * 1.1
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.1
             seconds += context.timing * each
             if seconds <= context.left * SHARE or len(tried) <= 1:
                 break
@@ -89,6 +86,13 @@ class Retrieval:
             "documents": documents.sha256,
         }
         return Plan(settings, seconds, tuple(left_out))
+
+    def settings(self, context: Context) -> Any:
+        spec = context.spec.documents
+        if spec is None:
+            return None
+        read = task_documents(spec, context.task.directory)
+        return [spec.model_dump(mode="json"), read.sha256, named_weights(context, context.spec.embedders)]
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
         start = time.perf_counter()
@@ -114,10 +118,6 @@ class Retrieval:
         winner, order, tried = choose(context, variants, stages, directory / "answers")
         details = self._details(winner, documents)
         return finish(context, self.name, winner, order, tried, plan, start, details)
-
-    def predictor(self, context: Context, result: Result) -> Predicts:
-        assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
 
     @staticmethod
     def _pace(context: Context, documents: Documents, embedder: Embedder, size: int) -> float:

@@ -179,11 +179,8 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: P
 
 def _ask(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Prediction | None]:
     skin = variant_skin(context, "search", variant, variant.output)
-    predictor = context.predictor(skin)
-    try:
+    with context.predictor(skin) as predictor:
         return ask(predictor, rows)
-    finally:
-        predictor.close()
 
 
 def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutput) -> Skin:

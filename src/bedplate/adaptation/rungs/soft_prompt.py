@@ -15,7 +15,7 @@ from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
-from bedplate.adaptation.rungs.tuning import Recipe, Tuning
+from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -32,12 +32,12 @@ VECTORS = 32
 """A multiple of the blocks that keys and values are kept in on GPUs."""
 
 
-class SoftPrompts(Tuning):
+class SoftPrompts(TuningRung):
     """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
 
     virtual = VECTORS
 
-    def __init__(self, name: str, recipe: Recipe, later: Sequence[Tuning] = ()) -> None:
+    def __init__(self, name: str, recipe: Recipe, later: Sequence[TuningRung] = ()) -> None:
         self.name, self.recipe, self._later = name, recipe, later
 
     def described(self) -> str:
@@ -50,8 +50,7 @@ class SoftPrompts(Tuning):
         return super().unfit(context)
 
     def kept(self, context: Context) -> Mapping[str, float]:
-        chosen = context.spec.chosen_rungs
-        return {rung.name: rung.wish(context) for rung in self._later if rung.name in chosen}
+        return {rung.name: rung.wish(context) for rung in self._later if context.spec.wants(rung.name)}
 
     def examples(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.answers import ask, export, longest_prompt, measure
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.answers import ask, export, judged
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.completion import answer_text, completion_tokens
-from bedplate.skins.files import read_skin, skin_id
+from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
@@ -59,12 +60,11 @@ class Trained:
     by_id: Mapping[str, Prediction | None] = field(repr=False)
 
 
-class Tuning(ABC):
+class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
-    name: str
     recipe: Recipe
-    reference = False
+    traits = Traits(side="weights", trained=True, whole_prompt=True)
     virtual = 0
     """Positions that stand before every prompt."""
 
@@ -108,19 +108,19 @@ class Tuning(ABC):
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
 
     def seconds(self, context: Context, rows: int, seeds: int) -> float:
-        """Expected: training at the measured pace, and valid with each seed's skin."""
-        pace, recipe = context.pace, self.recipe
+        """Expected: training at the measured speed, and valid with each seed's skin."""
+        speed, recipe = context.throughput, self.recipe
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
-        tokens = rows * (pace.tokens + pace.target + virtual)
+        tokens = rows * (speed.tokens + speed.target + virtual)
         training = tokens * self.token_seconds(context) * recipe.epochs
-        return seeds * (training + pace.rows(len(context.valid), tuned=True) + context.timing) * 1.05
+        return seeds * (training + speed.rows(len(context.valid), tuned=True) + context.timing) * 1.05
 
     def token_seconds(self, context: Context) -> float:
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
         model, cost = context.model.base.model, self.recipe.cost
         measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
-        return max(context.pace.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
+        return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def wish(self, context: Context) -> float:
         """Seconds for every row and every seed."""
@@ -194,7 +194,7 @@ class Tuning(ABC):
             parts, done = self.train(context, source, config, work, output)
             stands = self.standing(context)
             skin = stands.skin(self.name, prompt, output, seed=seed, **parts)
-            trained.append(self._judge(stands, export(stands, skin, work / "skin"), seed, done))
+            trained.append(self._judge(stands, export(skin, work / "skin"), seed, done))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
         for one in trained:  # finished: the optimizer's state has no further use
@@ -220,24 +220,13 @@ class Tuning(ABC):
 
     @staticmethod
     def _judge(context: Context, skin: Skin, seed: int, done: TrainResult) -> Trained:
-        predictor = context.predictor(skin)
-        try:
+        with context.predictor(skin) as predictor:
             predictions = ask(predictor, context.valid)
-        finally:
-            predictor.close()
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         return Trained(skin, seed, done, evaluation, by_id)
 
     def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
-        directory = context.out / "skins" / self.name
-        skin = export(context, best.skin, directory)
-        predictor = self.standing(context).predictor(skin)
-        try:
-            timing, exported = measure(context, predictor, best.by_id)
-            longest = longest_prompt(predictor, context.valid)
-        finally:
-            predictor.close()
         seeds: list[dict[str, Any]] = [
             {
                 "seed": t.seed,
@@ -252,21 +241,19 @@ class Tuning(ABC):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        return Result(
-            rung=self.name,
-            evaluation=best.evaluation,
-            latency=timing,
-            train_seconds=sum(t.done.seconds for t in trained),
-            reason=(
-                f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
-                f"seed {best.seed} is the best of {len(trained)} on valid"
-            ),
-            skin=str(directory.relative_to(context.out)),
-            skin_id=skin_id(skin),
-            prompt_tokens=longest + self.virtual,
+        reason = (
+            f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
+            f"seed {best.seed} is the best of {len(trained)} on valid"
+        )
+        seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)
+        result = judged(
+            context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
+        )
+        return replace(
+            result,
+            prompt_tokens=result.prompt_tokens + self.virtual,
             seeds=tuple(seeds),
             left_out=plan.left_out,
-            export=exported,
             details={
                 "rows": settings["rows"],
                 "seed": best.seed,

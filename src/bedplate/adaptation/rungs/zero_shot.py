@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.answers import export, longest_prompt, measure, with_bias
-from bedplate.adaptation.rungs.base import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.rungs.answers import judged, with_bias
+from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import (
     Variant,
     choose,
@@ -21,9 +23,8 @@ from bedplate.adaptation.rungs.search import (
 )
 from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.files import read_skin
+from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
@@ -31,11 +32,11 @@ SHARE = 0.3
 """At most so much of the time that is left."""
 
 
-class ZeroShot:
+class ZeroShot(Rung):
     """A prompt skin without demonstrations."""
 
     name = "zero_shot"
-    reference = False
+    traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True)
 
     def plan(self, context: Context) -> Plan | Skip:
         first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
@@ -44,7 +45,7 @@ class ZeroShot:
         left_out: list[str] = []
         while True:
             rows = row_cost(stages_for(n, first_rows), len(every), n) + first_rows
-            seconds = context.pace.rows(rows) + context.timing
+            seconds = context.throughput.rows(rows) + context.timing
             if seconds <= room or len(every) == 1:
                 break
             left_out.append(f"the phrasing {every.pop()} was not tried: no time")
@@ -57,17 +58,23 @@ class ZeroShot:
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
         stages = stages_for(len(context.valid), plan.settings["first_rows"])
         winner, order, tried = choose(context, variants, stages)
+        context.chosen.prompt = (winner.prompt, winner.output)
         more = {"phrasings": spread(variants)}
         return finish(context, self.name, winner, order, tried, plan, start, more)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def remember(self, context: Context, result: Result) -> None:
         assert result.skin is not None
-        return context.predictor(read_skin(context.out / result.skin))
+        skin = read_skin(context.out / result.skin)
+        plain = skin.output
+        assert not isinstance(plain, EmbeddingOutput)
+        if isinstance(plain, LabelOutput):
+            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels), "abstain": None})
+        context.chosen.prompt = (skin.prompt, plain)
 
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
         kind: Format = "chat" if name == "chat" else "plain"
-        return Variant(name, *context.asked(kind, name.partition("/")[2] or "form"))
+        return Variant(name, *context.task_prompt(kind, name.partition("/")[2] or "form"))
 
 
 def finish(
@@ -85,21 +92,8 @@ def finish(
     if isinstance(output, LabelOutput):
         output = output.model_copy(update={"bias": winner.bias})
         predictions = with_bias(predictions, output, winner.bias)
-    context.prompts[rung] = (winner.prompt, winner.output)
     skin = variant_skin(context, rung, winner, output)
-    directory = context.out / "skins" / rung
     seconds = time.perf_counter() - start
-    skin = export(context, skin, directory)
-    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
-    predictor = context.predictor(skin)
-    try:
-        timing, exported = measure(context, predictor, by_id)
-        longest = longest_prompt(predictor, context.valid)
-    finally:
-        predictor.close()
-    evaluation = evaluate_predictions(
-        context.task, context.valid, [by_id[e.id] for e in context.valid], seed=context.seed
-    )
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
     bias = f"; label bias {bias} fitted on valid" if bias else ""
     written = context.written
@@ -108,18 +102,12 @@ def finish(
     )
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
     best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
-    return Result(
-        rung=rung,
-        evaluation=evaluation,
-        latency=timing,
-        train_seconds=seconds,
-        reason=f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}",
-        skin=str(directory.relative_to(context.out)),
-        skin_id=skin_id(skin),
-        prompt_tokens=longest,
+    reason = f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}"
+    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
+    facts = {"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
+    return replace(
+        judged(context, rung, skin, seconds, reason, by_id),
         search=tuple(tried),
         left_out=plan.left_out,
-        export=exported,
-        details={"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
-        | dict(details or {}),
+        details={**facts, **(details or {})},
     )

@@ -16,7 +16,7 @@ from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.adaptation.task.raw_text import RawText
-from bedplate.core.config import Strict, load_config
+from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.task import Task
@@ -26,31 +26,12 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
 
-RUNG_NAMES = (
-    "majority",
-    "from_scratch",
-    "zero_shot",
-    "own_prompt",
-    "few_shot",
-    "knn_few_shot",
-    "retrieval",
-    "prompt_search",
-    "probe",
-    "soft_prompt",
-    "lora",
-    "dora",
-    "full",
-    "continued_pretrain",
-    "hosted",
-    "cascade",
-)
-"""Cheapest first: the order in which the ladder is climbed."""
 _LATER_FIELDS = ("traffic", "own_prompt")
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Target(Strict):
+class TargetSpec(Strict):
     """The bar: the metric's value that must be cleared, with this (one-sided) confidence."""
 
     value: Annotated[float, Field(gt=0, lt=1)]
@@ -68,7 +49,7 @@ class BudgetSpec(Strict):
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class Machine(Strict):
+class MachineSpec(Strict):
     """What an hour of this machine costs, and when that was so."""
 
     usd_per_hour: Annotated[float, Field(ge=0)]
@@ -127,9 +108,9 @@ class AdaptSpec(Strict):
     """How to climb the ladder. `rungs`: "auto" (all of them) or a list."""
 
     bases: Annotated[tuple[str, ...], Field(min_length=1)]
-    target: Target
+    target: TargetSpec
     budget: BudgetSpec = BudgetSpec()
-    machine: Machine
+    machine: MachineSpec
     prompt: OwnPrompt | None = None
     embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""
@@ -190,78 +171,13 @@ class AdaptSpec(Strict):
             raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
         return hosted
 
-    @field_validator("rungs")
-    @classmethod
-    def _rungs(cls, rungs: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not isinstance(rungs, str):
-            check_rungs(rungs)
-        return rungs
-
-    def asked(self, task: Task) -> Asked:
+    def opening(self, task: Task) -> Asked:
         """How the task's bases are to be opened."""
         return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
 
-    @property
-    def chosen_rungs(self) -> tuple[str, ...]:
-        """The rungs to climb, cheapest first."""
-        return tuple(name for name in RUNG_NAMES if self.rungs == "auto" or name in self.rungs)
-
-
-def check_rungs(rungs: Sequence[str]) -> None:
-    """Raise ValueError for an empty list, or a rung that is unknown, not supported yet, or named twice."""
-    if not rungs:
-        raise ValueError("name at least one rung, or write auto")
-    for name in rungs:
-        if name not in RUNG_NAMES:
-            raise ValueError(f"there is no rung {name!r}; there are {', '.join(RUNG_NAMES)}")
-    if len(set(rungs)) < len(rungs):
-        raise ValueError("a rung is named twice")
-
-
-class _AdaptTask(Task):
-    """A task file whose `adapt` section is read as well, so that mistakes in it are named with their line."""
-
-    adapt: AdaptSpec  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
-
-
-def load_adapt_task(
-    path: Path | str,
-    overrides: Sequence[str] = (),
-    rungs: Sequence[str] | None = None,
-    *,
-    beside: Path | None = None,
-) -> tuple[Task, AdaptSpec]:
-    """A task file and its `adapt` section; `rungs` replaces the file's own. beside: the file whose directory relative
-    paths start from, where it is not this one. Raises ConfigError, UsageError."""
-    task = load_config(path, Task, overrides)
-    if task.adapt is None:
-        raise ConfigError(
-            f"{path}: there is no `adapt` section; it says which base, target, budget and machine "
-            "(`bedplate adapt --help` shows one)"
-        )
-    spec = load_config(path, _AdaptTask, overrides).adapt
-    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
-    if spec.prompt is not None:
-        spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
-    if spec.raw_text is not None:
-        _check_raw_text(spec.raw_text, task)
-    if rungs is not None:
-        try:
-            check_rungs(rungs)
-        except ValueError as error:
-            raise UsageError(f"--rungs: {error}") from error
-        spec = spec.model_copy(update={"rungs": tuple(rungs)})
-    return task, spec
-
-
-def _check_raw_text(text: RawText, task: Task) -> None:
-    """ConfigError where the text is the task's own data: a base would be trained on the rows that it is tested with."""
-    place = (task.directory / Path(text.source).expanduser()).resolve()
-    if any(one == text.source or (task.directory / one).resolve() == place for one in task.data.sources):
-        raise ConfigError(
-            f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
-            "the rows that it is tested with; name other text of the domain"
-        )
+    def wants(self, rung: str) -> bool:
+        """Whether a rung is to be climbed."""
+        return self.rungs == "auto" or rung in self.rungs
 
 
 def parse_budget(text: str) -> float:

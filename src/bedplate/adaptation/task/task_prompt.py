@@ -58,17 +58,19 @@ class Written:
         return cls(sum(lengths) / len(lengths), longest, most, stop, sum(n > most for n in lengths))
 
 
-def asked(task: Task, written: Written, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+def task_prompt(
+    task: Task, written: Written, format: Format = "plain", phrasing: str = "form"
+) -> tuple[Prompt, TaskOutput]:
     """The task's prompt in one of its phrasings, and the output that fits it."""
     fields = list(task.inputs)
     if task.labels:
         prompt = default_prompt(task.task, task.instructions, fields, task.labels, format, phrasing)
         return prompt, LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
     prompt = generation_prompt(task.task, task.instructions, fields, schema_of(task), format, phrasing)
-    return prompt, output_of(task, written, format)
+    return prompt, task_output(task, written, format)
 
 
-def output_of(task: Task, written: Written, format: Format) -> TaskOutput:
+def task_output(task: Task, written: Written, format: Format) -> TaskOutput:
     """What a skin with a prompt of this format answers with."""
     if task.labels:
         return LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
@@ -80,7 +82,7 @@ def output_of(task: Task, written: Written, format: Format) -> TaskOutput:
     return TextOutput(max_tokens=written.max_tokens, stop=stop or ())
 
 
-def answer_of(prompt: Prompt, output: TaskOutput, target: str) -> str:
+def target_text(prompt: Prompt, output: TaskOutput, target: str) -> str:
     """The text that follows the prompt when `target` is the right answer."""
     if isinstance(output, LabelOutput):
         return output.continuations[output.labels.index(target)]
@@ -131,6 +133,6 @@ def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> No
 
 def _bare_output(task: Task) -> GeneratedOutput:
     """The kind of output alone, for what does not depend on lengths."""
-    found = output_of(task, Written(max_tokens=1), "plain")
+    found = task_output(task, Written(max_tokens=1), "plain")
     assert not isinstance(found, LabelOutput)
     return found

@@ -46,7 +46,7 @@ class Guarded(Protocol):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Nominable:
     """What nomination looks at: a skin's numbers on valid, and its measured cost."""
 
     rung: str
@@ -72,15 +72,10 @@ class Nomination:
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "nominees": list(self.nominees),
-            "primary": self.primary,
-            "versus": self.versus,
-            "reasons": dict(self.reasons),
-        }
+        return {**asdict(self), "nominees": list(self.nominees)}
 
 
-def infeasible(candidate: Candidate, budget: BudgetSpec) -> str | None:
+def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
     """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
     if candidate.broken is not None:
         return candidate.broken
@@ -96,21 +91,22 @@ def infeasible(candidate: Candidate, budget: BudgetSpec) -> str | None:
 
 
 def nominate(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Nominable],
     budget: BudgetSpec,
     *,
     target: float,
     confidence: float,
     test_n: int,
-    zero_shot: str | None = "zero_shot",
+    baseline: str | None = None,
 ) -> Nomination:
     """At most three feasible candidates: the cheapest that look good enough, and always the best of these on valid.
+    baseline: what the best of them is claimed to be better than.
 
     Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time
     after Holm. Where none is, those above the target; where none is, the best alone (more would only cost power).
     """
     reasons: dict[str, str] = {}
-    feasible: list[Candidate] = []
+    feasible: list[Nominable] = []
     for candidate in candidates:
         reason = infeasible(candidate, budget)
         if reason is None:
@@ -131,17 +127,17 @@ def nominate(
     for candidate in feasible:
         reasons[candidate.rung] = _why(candidate, chosen, pool, target)
     primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
-    versus = zero_shot if zero_shot is not None and primary != zero_shot else None
+    versus = None if primary == baseline else baseline
     return Nomination(tuple(c.rung for c in chosen), primary, versus, reasons)
 
 
-def _enough(candidate: Candidate, target: float, level: float, test_n: int) -> bool:
+def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
     needed = needed_n(candidate.estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
-def _why(candidate: Candidate, chosen: Sequence[Candidate], pool: Sequence[Candidate], target: float) -> str:
+def _why(candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float) -> str:
     if candidate in chosen:
         return f"nominated: {candidate.estimate:.3f} on valid at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls"
     if candidate in pool:

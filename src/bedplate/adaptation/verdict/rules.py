@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.curve.learning_curve import FLAT, LEARNS
-from bedplate.adaptation.rungs.base import RungOutcome, Tested
+from bedplate.adaptation.context.outcome import RungOutcome, Tested
+from bedplate.adaptation.rungs import in_role, rung_of
+from bedplate.adaptation.rungs.rung import Role, Side
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.harness import Evaluation
@@ -26,7 +27,7 @@ SHOTS = 8
 SAME_COST = 0.05
 """Costs of a call that differ by less are not told apart."""
 
-Side = Literal["tuning", "prompting"]
+Favoured = Literal["tuning", "prompting"]
 Claim = Literal["tuned_beats_prompted", "prompted_beats_tuned", "tuned_beats_zero_shot", "tuned_is_cheaper"]
 
 
@@ -37,7 +38,7 @@ class Expectation:
     rule: str
     prediction: str
     because: str
-    favours: Side
+    favours: Favoured
     claim: Claim
 
 
@@ -45,28 +46,20 @@ def expect(context: Context) -> list[Expectation]:
     """What the rules say, from the task alone: nothing of it was asked of a model."""
     labels, kind = len(context.train), context.task.output.kind
     tokens = _few_shot_tokens(context)
-    found = [
-        Expectation(
-            "labels",
-            "the best tuned skin beats the best prompted one",
-            f"there are {labels:,} labels, more than {MANY_LABELS:,}",
-            "tuning",
-            "tuned_beats_prompted",
-        )
-        if labels > MANY_LABELS
-        else Expectation(
-            "labels",
-            "the best prompted skin beats the best tuned one",
-            f"there are {labels:,} labels, not more than {MANY_LABELS:,}",
-            "prompting",
-            "prompted_beats_tuned",
-        )
-    ]
+    many = labels > MANY_LABELS
+    because = f"there are {labels:,} labels, {'' if many else 'not '}more than {MANY_LABELS:,}"
+    more = Expectation(
+        "labels", "the best tuned skin beats the best prompted one", because, "tuning", "tuned_beats_prompted"
+    )
+    fewer = Expectation(
+        "labels", "the best prompted skin beats the best tuned one", because, "prompting", "prompted_beats_tuned"
+    )
+    found = [more if many else fewer]
     if tokens > LONG_PROMPT:
         found.append(
             Expectation(
                 "prompt length",
-                "a call of the best tuned skin costs less than one of few_shot",
+                f"a call of the best tuned skin costs less than one of {in_role('examples')}",
                 f"a prompt with {SHOTS} examples has about {tokens:,.0f} tokens, more than {LONG_PROMPT}",
                 "tuning",
                 "tuned_is_cheaper",
@@ -86,7 +79,7 @@ def expect(context: Context) -> list[Expectation]:
     return found
 
 
-def favoured(expectations: Sequence[Expectation]) -> Side:
+def favoured(expectations: Sequence[Expectation]) -> Favoured:
     """What most rules favour; the number of labels decides between equals."""
     tuning = sum(one.favours == "tuning" for one in expectations)
     if 2 * tuning == len(expectations):
@@ -117,15 +110,12 @@ def score(
 def _scored(
     one: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
 ) -> dict[str, Any]:
-    tuned = _best(outcomes, [n for n, side in LEARNS.items() if side == "tuned"])
+    tuned = _best(outcomes, _on_side(outcomes, "weights"))
     if one.claim == "tuned_is_cheaper":
         held, rests_on = _cheaper(tuned, outcomes)
     else:
-        against = (
-            ["zero_shot"]
-            if one.claim == "tuned_beats_zero_shot"
-            else [n for n, side in {**FLAT, **LEARNS}.items() if side == "prompted"]
-        )
+        plain = one.claim == "tuned_beats_zero_shot"
+        against = _in_role(outcomes, "baseline") if plain else _on_side(outcomes, "prompt")
         held, rests_on = _better(tuned, _best(outcomes, against), outcomes, tested, seed)
         if one.claim == "prompted_beats_tuned" and held != "undecided":
             held = "false" if held == "true" else "true"
@@ -133,13 +123,20 @@ def _scored(
     return {**values, "held": held, "rests_on": rests_on}
 
 
-def _best(outcomes: Mapping[str, RungOutcome], kinds: Sequence[str]) -> str | None:
-    """The candidate of these rungs that does best on valid, on whatever base it stands."""
-    found = {
-        name: o.result.evaluation.estimate
-        for name, o in outcomes.items()
-        if o.result is not None and o.result.rung.partition("@")[0] in kinds
-    }
+def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
+    """The candidates whose rungs learning curves have on this side."""
+    traits = {name: rung_of(name).traits for name in outcomes}
+    return [name for name, one in traits.items() if one.side == side and one.no_curve is None]
+
+
+def _in_role(outcomes: Mapping[str, RungOutcome], role: Role) -> list[str]:
+    return [name for name in outcomes if rung_of(name).traits.role == role]
+
+
+def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | None:
+    """The one of these candidates that does best on valid, on whatever base it stands."""
+    results = {name: outcomes[name].result for name in names}
+    found = {name: result.evaluation.estimate for name, result in results.items() if result is not None}
     return max(found, key=lambda name: found[name]) if found else None
 
 
@@ -166,9 +163,9 @@ def _better(
 
 
 def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[str, str]:
-    few = _best(outcomes, ["few_shot"])
+    few = _best(outcomes, _in_role(outcomes, "examples"))
     if tuned is None or few is None:
-        return "undecided", f"no {'tuned' if tuned is None else 'few_shot'} rung made a skin"
+        return "undecided", f"no {'tuned' if tuned is None else in_role('examples')} rung made a skin"
     ours, theirs = outcomes[tuned].result, outcomes[few].result
     assert ours is not None
     assert theirs is not None
@@ -179,7 +176,7 @@ def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[st
 
 def _few_shot_tokens(context: Context) -> float:
     """Tokens of a prompt with eight examples: eight rows and their answers, and the row itself."""
-    prompt, _ = context.asked()
+    prompt, _ = context.task_prompt()
     tokenizer = context.model.tokenizer
     sample = context.ordered(context.train, "lengths")[:64]
     rows = [len(prompt.tokens(tokenizer, e.inputs)) for e in sample]

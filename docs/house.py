@@ -1,0 +1,218 @@
+"""The house as its imports draw it: who imports whom, circles, folders, and the picture of docs/architecture.md.
+
+Every import counts: those inside functions and those for type checkers as well. `python docs/house.py` says what it
+finds and how large each room is; `make docs` draws docs/house.svg.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import sys
+import textwrap
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "bedplate"
+Graph = Mapping[str, Set[str]]
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Dotted name → file."""
+    found: dict[str, Path] = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = [package.name, *path.relative_to(package).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
+    """Dotted name → the package's modules that it imports."""
+    known = modules(package)
+    return {name: {*_imported(name, path, known)} - {name} for name, path in known.items()}
+
+
+def _imported(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            base = node.module if node.level == 0 else f"{_parent(name, path, node.level)}.{node.module}"
+            for alias in node.names:
+                whole = f"{base}.{alias.name}"
+                if whole in known:
+                    yield whole
+                elif base in known:
+                    yield base
+
+
+def _parent(name: str, path: Path, level: int) -> str:
+    parts = name.split(".")
+    return ".".join(parts[: len(parts) - level + (path.name == "__init__.py")])
+
+
+def circles(graph: Graph) -> list[list[str]]:
+    """The sets of modules that import each other in a circle (strongly connected components, Tarjan 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            circle = stack[at:]
+            del stack[at:]
+            if len(circle) > 1:
+                found.append(sorted(circle))
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(limit, 4 * len(graph) + 100))
+    try:
+        for node in sorted(graph):
+            if node not in index:
+                visit(node)
+    finally:
+        sys.setrecursionlimit(limit)
+    return found
+
+
+def folders(package: Path = PACKAGE) -> dict[str, int]:
+    """Folder, relative to the package → Python files directly in it, `__init__.py` aside."""
+    counted = Counter(path.parent for path in package.rglob("*.py") if path.name != "__init__.py")
+    return {folder.relative_to(package).as_posix(): count for folder, count in sorted(counted.items())}
+
+
+def lines_by_room(package: Path = PACKAGE) -> dict[str, int]:
+    """Room → lines of its sources, the kernel's C++ included."""
+    found: Counter[str] = Counter()
+    for suffix in ("*.py", "*.cpp", "*.h"):
+        for path in package.rglob(suffix):
+            place = path.relative_to(package).parts
+            found[place[0] if len(place) > 1 else "."] += len(path.read_text("utf-8").splitlines())
+    return dict(sorted(found.items()))
+
+
+# --- the picture
+
+
+def layers(container: str = "bedplate") -> list[list[str]]:
+    """The rooms of a container from top to bottom, those that may not import each other on one line, as pyproject.toml
+    has them; empty where it has no such list. Rooms that are not built yet are left out."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    for contract in contracts:
+        if contract["type"] == "layers" and contract["containers"] == [container]:
+            rows = [[name.strip() for name in row.split("|")] for row in contract["layers"]]
+            built = [[name for name in row if not name.startswith("(")] for row in rows]
+            return [row for row in built if row]
+    return []
+
+
+WIDTH, ROW, GAP, PAD = 1080, 20, 14, 12
+
+
+def picture() -> str:
+    """The rooms as an SVG: a row for each layer, in each room its files, lines and inner rooms, and beside the rows how
+    many imports go from each down to which."""
+    between = _between(imports())
+    files = Counter(name.split(".")[1] for name in modules() if "." in name)
+    lines = lines_by_room()
+    parts: list[str] = []
+    top = 34.0
+    for row in layers():
+        inner = {room: [" | ".join(one) for one in layers(f"bedplate.{room}")] for room in row}
+        height = 2 * PAD + ROW * (3 + max(len(_wrapped(inner[room], len(row))) for room in row))
+        width = (WIDTH - GAP * (len(row) + 1)) / len(row)
+        for place, room in enumerate(row):
+            left = GAP + place * (width + GAP)
+            below = ", ".join(f"{name} {count}" for name, count in between[room].most_common()) or "nothing"
+            said = [
+                (room, "font-weight='600' font-size='15'"),
+                (_job(room, len(row)), "fill='#57606a'"),
+                (f"{files[room]} files, {lines.get(room, 0):,} lines", "fill='#57606a'"),
+                *((line, "") for line in _wrapped(inner[room], len(row))),
+            ]
+            parts.append(
+                f"<rect x='{left:.0f}' y='{top:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='#f4f7fb' "
+                f"stroke='#9fb3c8'><title>{html.escape(f'{room} imports {below}')}</title></rect>"
+            )
+            for number, (text, style) in enumerate(said):
+                y = top + PAD + ROW * (number + 0.7)
+                parts.append(f"<text x='{left + PAD:.0f}' y='{y:.0f}' {style}>{html.escape(text)}</text>")
+        top += height + GAP
+    head = (
+        f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {top:.0f}' font-family='system-ui, sans-serif' "
+        "font-size='12.5' fill='#1b1f24'><rect width='100%' height='100%' fill='white'/>"
+        f"<text x='{GAP}' y='20' fill='#57606a'>Imports point down. Inner rooms are listed from top to bottom, under "
+        "the same rule.</text>"
+    )
+    return "\n".join([head, *parts, "</svg>", ""])
+
+
+def _job(room: str, rooms: int) -> str:
+    """What a room is for: the first line of its docstring, cut to its width."""
+    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8"))) or ""
+    return textwrap.shorten(
+        " ".join(said.split("\n\n")[0].split()), int((WIDTH / rooms - 4 * PAD) / 6.8), placeholder=" …"
+    )
+
+
+def _wrapped(inner: list[str], rooms: int) -> list[str]:
+    """Inner rooms as lines of text that fit a room's width."""
+    most = int(WIDTH / rooms / 7.2)
+    found: list[str] = []
+    for name in inner:
+        if found and len(found[-1]) + len(name) + 3 <= most:
+            found[-1] += f" › {name}"
+        else:
+            found.append(name)
+    return found
+
+
+def _between(graph: Graph) -> defaultdict[str, Counter[str]]:
+    """Room → other room → how many imports go there."""
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name, others in graph.items():
+        for other in others:
+            ours, theirs = (one.split(".")[1] if "." in one else "" for one in (name, other))
+            if ours and theirs and ours != theirs:
+                found[ours][theirs] += 1
+    return found
+
+
+def table() -> str:
+    """Room, files, lines, and what it imports, as Markdown."""
+    between, lines = _between(imports()), lines_by_room()
+    files = Counter(name.split(".")[1] for name in modules() if "." in name)
+    rows = ["| room | files | lines | imports (how often) |", "|---|---|---|---|"]
+    for room in (room for row in layers() for room in row):
+        below = ", ".join(f"{name} {count}" for name, count in between[room].most_common())
+        rows.append(f"| {room} | {files[room]} | {lines.get(room, 0):,} | {below or '–'} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    graph = imports()
+    for circle in circles(graph):
+        print("circle:", ", ".join(circle))
+    for folder, count in sorted(folders().items(), key=lambda one: -one[1])[:10]:
+        print(f"{count:4} files in {folder}")
+    lines = lines_by_room()
+    for room, count in lines.items():
+        print(f"{count:6,} lines in {room}")
+    print(f"{sum(lines.values()):6,} lines in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""What becomes of a rung: planned or skipped with a reason, then done, with numbers, or failed; and what it leaves for
+those that build on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.context.bases import TaskBase
+from bedplate.evaluation.harness import Evaluation, Predicts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """settings: plain values that decide the outcome (with the context). seconds: expected. left_out: what a larger
+    budget would add, as sentences. usd: what endpoints are expected to charge, beside the machine's time."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seconds: float = 0.0
+    left_out: tuple[str, ...] = ()
+    usd: float = 0.0
+
+
+SkipKind = Literal["impossible", "budget", "rule"]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Not climbed, because of `reason`. kind: "impossible" stays so; what a budget or a rule of thumb skips is climbed
+    where the ladder is exhaustive."""
+
+    reason: str
+    kind: SkipKind = "impossible"
+
+
+def no_time(seconds: float, left: float, beside: str = "") -> Skip:
+    """What needs more seconds than the budget has left. beside: what else the rest is kept for."""
+    return Skip(f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}", "budget")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of single calls through the engine, one at a time."""
+
+    mean: float
+    p50: float
+    p95: float
+    calls: int
+
+
+def latency(seconds: Sequence[float]) -> Latency:
+    """Mean, median and 95th percentile (nearest rank) of single calls."""
+    ordered = sorted(seconds)
+    rank = max(0, -(-95 * len(ordered) // 100) - 1)
+    return Latency(sum(ordered) / len(ordered), ordered[len(ordered) // 2], ordered[rank], len(ordered))
+
+
+@dataclass(frozen=True)
+class Export:
+    """The skin as read back from disk against the answers that it was chosen by: rows asked again, equal answers, and
+    the largest difference of a label's log-probability. In bfloat16 these differ a little between batch sizes, and
+    where they do, written text goes another way from there on."""
+
+    rows: int
+    equal: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
+    its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
+    base that the rung made, a directory relative to the run's. `parts`: the candidates that it is made of. `usd`: what
+    endpoints charged. `usd_per_call`: what a call costs, where that is not the machine's time alone."""
+
+    rung: str
+    evaluation: Evaluation
+    latency: Latency
+    train_seconds: float
+    reason: str
+    skin: str | None = None
+    skin_id: str | None = None
+    prompt_tokens: int = 0
+    seeds: tuple[Mapping[str, Any], ...] = ()
+    search: tuple[Mapping[str, Any], ...] = ()
+    left_out: tuple[str, ...] = ()
+    export: Export | None = None
+    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    child: str | None = None
+    parts: tuple[str, ...] = ()
+    usd: float = 0.0
+    usd_per_call: float | None = None
+
+    def price(self, usd_per_hour: float, seconds: float) -> float:
+        """US dollars of a call that takes so many seconds of a machine at this price."""
+        return seconds * usd_per_hour / 3600 if self.usd_per_call is None else self.usd_per_call
+
+
+@dataclass(frozen=True)
+class RungOutcome:
+    """What became of a rung: done (with a result), skipped or failed (with the reason), and the seconds it took. plan:
+    what had been planned; skip: what kind of reason it was left out for; reused: whether an earlier run had done it."""
+
+    rung: str
+    status: str
+    reason: str
+    result: Result | None = None
+    seconds: float = 0.0
+    plan: Plan | None = None
+    skip: SkipKind | None = None
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A rung on test. latency: of single calls. too_long: rows that did not fit the context and count as wrong."""
+
+    evaluation: Evaluation
+    latency: Latency
+    too_long: int = 0
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """A candidate that was climbed. result: as the report has it, under the candidate's name; own: as the rung left it,
+    below `out`; parent: the base it was climbed on; opened: a predictor of its skin, from what is on disk."""
+
+    name: str
+    result: Result
+    own: Result
+    out: Path
+    parent: TaskBase
+    opened: Callable[[], Predicts]
+
+    @property
+    def directory(self) -> Path:
+        """The skin's."""
+        assert self.own.skin is not None
+        return self.out / self.own.skin
+
+    @property
+    def child(self) -> Path | None:
+        """The directory of the base that the rung made, and its skin stands on."""
+        return None if self.own.child is None else self.out / self.own.child
+
+    @property
+    def base(self) -> TaskBase:
+        """What its skin stands on."""
+        return self.parent if self.child is None else self.parent.child(self.child)

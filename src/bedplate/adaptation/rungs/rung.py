@@ -1,0 +1,79 @@
+"""What a rung is: one way to adapt, that plans or skips with a reason, then fits and leaves its outcome on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Plan, Result, Skip
+from bedplate.evaluation.harness import Predicts
+from bedplate.skins.files import read_skin
+
+Needs = Literal["nothing", "base", "decoder", "endpoint", "skins"]
+Side = Literal["prompt", "weights", "both", "reference"]
+Role = Literal["baseline", "classical", "examples"]
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What others need to know of a rung.
+
+    side: what is adapted; a "reference" is shown and estimated, and never nominated. needs: a "decoder"; a "base",
+    which may be an encoder; "nothing", so that it is climbed once, in front; an "endpoint", once for each, after all
+    bases; or "skins", made of what was climbed before, so that it comes last. role: a part that only one plays:
+    "baseline" is the base as it is, which superiority is claimed over and whose prompt others build on; "classical" is
+    what a team without a foundation model would have; "examples" has worked examples in every prompt.
+
+    learns: from the labels of train, so that a learning curve has a point of it at each size, and else a flat line;
+    no_curve: why it has neither. own_prompt: nothing of it depends on the prompt that the baseline chose. whole_prompt:
+    its calls take at least what the plain prompt takes through the whole base. dear: a long search for a prompt, put
+    off where tuning is expected to win. trained: weights are, on the task's rows. makes_child: it leaves a base of its
+    own, which the task's guards look at. least_labels: with fewer it is not worth trying.
+    """
+
+    side: Side
+    needs: Needs = "decoder"
+    role: Role | None = None
+    learns: bool = True
+    no_curve: str | None = None
+    own_prompt: bool = False
+    whole_prompt: bool = False
+    dear: bool = False
+    trained: bool = False
+    makes_child: bool = False
+    least_labels: int = 0
+
+
+class Rung(ABC):
+    """One way to adapt. It keeps nothing between calls: what it works with is in the context and on disk."""
+
+    name: str
+    traits: Traits
+
+    @abstractmethod
+    def plan(self, context: Context) -> Plan | Skip: ...
+
+    @abstractmethod
+    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+        """`directory` is the rung's own, for state that a resumed run goes on from."""
+
+    def predictor(self, context: Context, result: Result) -> Predicts:
+        """What answers on test, from what `fit` left on disk."""
+        assert result.skin is not None
+        return context.predictor(read_skin(context.out / result.skin))
+
+    def settings(self, context: Context) -> Any:
+        """What the task file says for this rung alone, as JSON; None for nothing. HubError, CheckpointError,
+        DataError."""
+        return None
+
+    def remember(self, context: Context, result: Result) -> None:  # noqa: B027  (most leave nothing)
+        """Put into the context what `fit` of an earlier run had left there."""
+
+    def parts(self, details: Mapping[str, Any]) -> tuple[str, ...]:
+        """The candidates that its skin is made of, by its result's details."""
+        return ()
