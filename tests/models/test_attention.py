@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from bedplate.training.attention import BlockAttention
+from bedplate.training.packed_attention import BlockAttention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.near import assert_near

@@ -14,7 +14,7 @@ from tests.serving.conftest import INPUTS, Files, Server, make_skins, running
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.inference.predict.loaded import load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.loading import loaded_house, server_config
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.passages import Chunk, Passages
@@ -48,8 +48,8 @@ def directories(files: Files, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 
 def test_they_answer_as_when_they_are_called(files: Files, directories: list[Path]) -> None:
-    with loaded_house(server_config(files.base), directories) as house, running(house) as url:
-        server = Server(url, house, {})
+    with loaded_server(server_config(files.base), directories) as state, running(state) as url:
+        server = Server(url, state, {})
         described = {model.id: model.model_dump()["bedplate"] for model in server.client.models.list()}
         for directory in directories:
             kind = directory.name
@@ -70,12 +70,12 @@ def test_they_answer_as_when_they_are_called(files: Files, directories: list[Pat
 
 
 def test_what_is_unloaded_leaves_nothing_in_the_engine(files: Files, directories: list[Path]) -> None:
-    with loaded_house(server_config(files.base), directories) as house:
-        engine = house.registry.engine
+    with loaded_server(server_config(files.base), directories) as state:
+        engine = state.registry.engine
         assert engine.bank is not None
         before = (engine.stats().adapters, engine.bank.slots)
         for directory in directories:
-            served: Any = house.registry.models[directory.name]
+            served: Any = state.registry.models[directory.name]
             for _ in range(2):
                 served.load()
                 assert engine.stats().adapters > before[0]
@@ -84,8 +84,8 @@ def test_what_is_unloaded_leaves_nothing_in_the_engine(files: Files, directories
 
 
 def test_a_vector_skin_with_weights_reranks(files: Files, directories: list[Path]) -> None:
-    with loaded_house(server_config(files.base), directories) as house, running(house) as url:
+    with loaded_server(server_config(files.base), directories) as state, running(state) as url:
         body = {"model": "lora+embed", "query": "it broke", "documents": ["it works", "it broke"]}
-        reply = Server(url, house, {}).post("/v1/rerank", json=body)
+        reply = Server(url, state, {}).post("/v1/rerank", json=body)
         assert reply.status_code == 200, reply.text
         assert reply.json()["results"][0]["index"] == 1
