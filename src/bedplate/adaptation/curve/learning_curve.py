@@ -9,18 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bedplate.adaptation.climb.candidates import Entry
 from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.curve.crossover import Crossing, Measured, Resamples, crossing
-from bedplate.adaptation.curve.curve_values import Curve, Pair, Point, curve_values
+from bedplate.adaptation.curve.curve_values import CurveRuns, SizedRung, TunedPair, curve_values
 from bedplate.adaptation.rungs import Result
 from bedplate.adaptation.rungs.base import PLAN_FILE, RESULT_FILE, RungOutcome
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import Record, nested
 from bedplate.evaluation.examples import Example
+from bedplate.report.schema_curve import Curve
 
 DRAWS = 3
 DIRECTORY = "curve"
@@ -73,9 +74,7 @@ def parse_sizes(text: str) -> list[int]:
         raise UsageError(f"--curve {text!r}: write numbers of labels, such as 50,100,200,500") from None
 
 
-def learning_curve(
-    entries: Mapping[str, Entry], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
-) -> dict[str, Any]:
+def learning_curve(entries: Mapping[str, Entry], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]) -> Curve:
     """report.json's `curve`. entries, outcomes: the ladder's candidates and what became of them; those that need no
     labels are flat lines.
 
@@ -91,14 +90,14 @@ def learning_curve(
     some = next((result.evaluation for point in points for result in point.results.values()), None)
     resamples = None if some is None else Resamples(some, context.seed)
     pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
-    curve = Curve(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
+    curve = CurveRuns(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
     return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
 
 
 # --- points
 
 
-def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
+def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[SizedRung], list[str]]:
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
     results: dict[tuple[str, int], dict[int, Result]] = {(e.name, size): {} for e in learning for size in sizes}
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
@@ -121,7 +120,7 @@ def _points(learning: Sequence[Entry], sizes: Sequence[int]) -> tuple[list[Point
                         missing.setdefault((entry.name, why), []).append(f"{size:,} labels (draw {draw})")
                     else:
                         results[entry.name, size][draw] = outcome.result
-    done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
+    done = [SizedRung(name, size, found, labels[size]) for (name, size), found in results.items() if found]
     return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
@@ -151,33 +150,33 @@ def _keep_results(directory: Path) -> None:
 
 
 def _crossings(
-    resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
-) -> list[Pair]:
+    resamples: Resamples, points: Sequence[SizedRung], flat: Mapping[str, Result], sides: Mapping[str, Side]
+) -> list[TunedPair]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
-    by_rung: dict[str, dict[int, Point]] = {}
+    by_rung: dict[str, dict[int, SizedRung]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
     flats = {name: Measured({0: result.evaluation}, flat=True) for name, result in flat.items()}
     tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "tuned"}, {})
     prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompted"}, flats)
-    found: list[Pair] = []
+    found: list[TunedPair] = []
     for ours in tuned:
         for theirs in prompted:
             pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
             if pair is not None:
                 sizes, crossed = pair
-                found.append(Pair(ours, theirs, sizes, crossed))
+                found.append(TunedPair(ours, theirs, sizes, crossed))
     return found
 
 
-def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, Measured]) -> list[str]:
+def _best_first(by_rung: Mapping[str, Mapping[int, SizedRung]], flats: Mapping[str, Measured]) -> list[str]:
     last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
     last |= {name: one.estimate for name, one in flats.items()}
     return sorted(last, key=lambda name: (-last[name], name))
 
 
 def _pair(
-    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: Measured | None
+    resamples: Resamples, ours: Mapping[int, SizedRung], theirs: Mapping[int, SizedRung] | None, flat: Measured | None
 ) -> tuple[tuple[int, ...], Crossing] | None:
     """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
     sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
@@ -189,7 +188,7 @@ def _pair(
     if not draws:
         return None
 
-    def measured(side: Mapping[int, Point], size: int) -> Measured:
+    def measured(side: Mapping[int, SizedRung], size: int) -> Measured:
         return Measured({draw: side[size].results[draw].evaluation for draw in draws})
 
     labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
