@@ -27,6 +27,7 @@ from bedplate.data.splits import Record, nested
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
+from bedplate.report.schema_curve import BreakEven, Crossover, Labels
 
 RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora"]
 
@@ -199,25 +200,26 @@ def test_flat_rungs_stand_for_every_draw(task: Task):
 # --- what it says
 
 
-def crossover(labels: float | str, interval: list[float | str] | None) -> dict[str, object]:
-    return {"tuned": "lora", "prompted": "few_shot", "labels": labels, "interval": interval, "crosses": 0.93}
+def crossover(labels: Labels, interval: tuple[Labels, Labels] | None) -> Crossover:
+    pair = {"tuned": "lora", "prompted": "few_shot"}
+    return Crossover(**pair, labels=labels, interval=interval, crosses=0.93, draws=3, differences=())
 
 
 def test_sentences_of_each_outcome():
     pays = [
-        {"tuned": "lora", "prompted": "few_shot", "size": size, "calls": calls, "reason": "why"}
+        BreakEven(tuned="lora", prompted="few_shot", size=size, calls=calls, reason="why")
         for size, calls in ((50, None), (200, 1234.5), (1000, 0.0))
     ]
-    within = say([crossover(150.0, [90.0, "beyond"])], pays, [50.0, 1000.0])
+    within = say([crossover(150.0, (90.0, "beyond"))], pays, [50.0, 1000.0])
     assert within[0] == (
         "On this task tuning (lora) overtakes prompting (few_shot) at about 150 labels (95% interval: 90 to more than "
         "the 1,000 there are; it overtakes in 93% of the resamples)."
     )
     assert within[1] == "At 200 labels lora pays for itself against few_shot after about 1,234 calls: why."
     assert (
-        "not within the 1,000 labels there are" in say([crossover("beyond", ["beyond", "beyond"])], pays, [50, 1000])[0]
+        "not within the 1,000 labels there are" in say([crossover("beyond", ("beyond", "beyond"))], pays, [50, 1000])[0]
     )
-    below = say([crossover("below", ["below", 80.0])], pays, [50.0, 1000.0])
+    below = say([crossover("below", ("below", 80.0))], pays, [50.0, 1000.0])
     assert "at 50 labels already" in below[0]
     assert "50 or fewer to 80" in below[0]
     assert "never" in below[1]

@@ -53,7 +53,7 @@ def test_confusion_equals_scikit_learns_and_counts_what_was_unusable(task: Task)
     assert np.array(found.counts).tolist() == oracle[:2].tolist()
     assert sum(map(sum, found.counts)) == 60
     text = evaluate_predictions(task, given, [row.target for row in evaluation.rows])
-    assert focus("x", text)["calibration"] is None
+    assert focus("x", "valid", text).calibration is None
 
 
 def test_bins_of_calibration_have_the_clustered_interval_of_their_rows(task: Task):
@@ -79,19 +79,19 @@ def test_suspects_are_rows_that_rungs_agree_against_surely(task: Task):
     third = answered(task, given, [0.10, 0.99, 0.99, 0.90, None])
     found = suspects(given, {"a": first, "b": second, "c": third})
     # r0: the third is sure of the row's own label; the others have two or three sure rungs
-    assert [(one["id"], one["rungs"]) for one in found] == [
-        ("r3", ["a", "b", "c"]),
-        ("r1", ["a", "c"]),
-        ("r2", ["b", "c"]),
-        ("r4", ["a", "b"]),
+    assert [(one.id, one.rungs) for one in found] == [
+        ("r3", ("a", "b", "c")),
+        ("r1", ("a", "c")),
+        ("r2", ("b", "c")),
+        ("r4", ("a", "b")),
     ]
-    assert found[0]["answer"] == "positive"
-    assert found[0]["confidence"] == pytest.approx((0.95 + 0.9 + 0.9) / 3)
+    assert found[0].answer == "positive"
+    assert found[0].confidence == pytest.approx((0.95 + 0.9 + 0.9) / 3)
     card = data_card(LABELS, given, given, {"a": first, "b": second}, None)
-    assert card["labels"] == {split: {"negative": 5, "positive": 0} for split in ("train", "valid")}
-    assert card["lengths"]["valid"]["deciles"][0] == 1
-    assert card["lengths"]["valid"]["deciles"][-1] == 5
-    assert data_card((), given, given, {}, None)["labels"] is None
+    assert card.labels == {split: {"negative": 5, "positive": 0} for split in ("train", "valid")}
+    assert card.lengths["valid"].deciles[0] == 1
+    assert card.lengths["valid"].deciles[-1] == 5
+    assert data_card((), given, given, {}, None).labels is None
 
 
 def test_shown_rows_are_each_shown_once_the_surest_mistakes_first(task: Task):
@@ -99,16 +99,16 @@ def test_shown_rows_are_each_shown_once_the_surest_mistakes_first(task: Task):
     judged = answered(task, given, [0.999 - 0.01 * i if i < 20 else 0.1 for i in range(60)])
     other = answered(task, given, [0.9 if i % 2 else 0.1 for i in range(60)])
     found = examples(given, {"judged": judged, "other": other}, "judged")
-    shown = [(one["id"], one["why"]) for one in found["rows"]]
+    shown = [(one.id, one.why) for one in found.rows]
     assert len({name for name, _ in shown}) == len(shown)
     assert [name for name, why in shown if why == "wrong"] == [f"r{i}" for i in range(SHOWN_WRONG)]
     split = {f"r{i}" for i in range(60) if (i < 20) != bool(i % 2)}
-    assert found["disagreeing"] == len(split)
+    assert found.disagreeing == len(split)
     apart = [name for name, why in shown if why == "disagreement"]
     assert len(apart) == SHOWN_DISAGREEING
     assert set(apart) <= split
-    assert all(one["scores"]["judged"] == 1 for one in found["rows"] if one["why"] == "right")
+    assert all(one.scores["judged"] == 1 for one in found.rows if one.why == "right")
     nobody = examples(given, {"judged": judged, "other": other}, None)
-    assert {one["why"] for one in nobody["rows"]} == {"disagreement"}
+    assert {one.why for one in nobody.rows} == {"disagreement"}
     alone = examples(given, {"judged": judged}, "judged")
-    assert alone["disagreeing"] == 0
+    assert alone.disagreeing == 0

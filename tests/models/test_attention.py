@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from bedplate.training.packed_attention import BlockAttention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.near import assert_near
@@ -28,6 +27,7 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import Attend, RowAttention, SegmentAttention
 from bedplate.models.layers.how import PLAIN, How, plain_attention
+from bedplate.training.packed_attention import BlockAttention
 
 H, G, D, V = 6, 2, 8, 5
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}

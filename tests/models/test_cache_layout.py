@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bedplate.economics.model.memory import kv_bytes, kv_bytes_per_token
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.economics.model.footprint import kv_bytes, kv_bytes_per_token
 from bedplate.inference.forward import kv_cache, paged
 from bedplate.inference.forward.kv_cache import SlotCache, SlotSegment, Span
 from bedplate.inference.forward.paged import PagedCache

@@ -163,8 +163,6 @@ def _quality(found: Quality) -> str:
 
 
 def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from bedplate.evaluation.slices import calibration, slices
 
     measured = calibration(result)
@@ -172,8 +170,8 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
         **result.to_json(),
         "coverage": result.coverage,
         "answered": result.answered,
-        "slices": [asdict(part) for part in slices(result)],
-        "calibration": None if measured is None else asdict(measured),
+        "slices": [part.model_dump() for part in slices(result)],
+        "calibration": None if measured is None else measured.model_dump(),
         "counts": dict(data.counts),
         "hashes": dict(data.hashes),
         "notes": list(data.notes),

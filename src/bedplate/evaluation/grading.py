@@ -13,7 +13,10 @@ Model_contra = TypeVar("Model_contra", contravariant=True)
 Asked_co = TypeVar("Asked_co", covariant=True)
 Answer_contra = TypeVar("Answer_contra", contravariant=True)
 Grade_co = TypeVar("Grade_co", covariant=True)
-M, Q, A, G = TypeVar("M"), TypeVar("Q"), TypeVar("A"), TypeVar("G")
+M = TypeVar("M")
+Q = TypeVar("Q")
+A = TypeVar("A")
+G = TypeVar("G")
 
 
 class Gradable(Protocol[Model_contra, Asked_co, Answer_contra, Grade_co]):

@@ -330,7 +330,7 @@ def evaluate(
     return _evaluation(task, examples, drafts, split, confidence, seed=0)
 
 
-def _answers(predictor: Predicts, rows: Sequence[dict[str, str]]) -> Iterable[tuple[int, PredictionLike | str]]:
+def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int, PredictionLike | str]]:
     found = predictor.predict(rows)
     if len(found) != len(rows):
         raise UsageError(f"{len(found)} predictions for {len(rows)} examples: give one for each, in order")

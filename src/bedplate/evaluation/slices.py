@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,50 +17,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.task_row import RowResult
-
-
-@dataclass(frozen=True)
-class CalibrationBin:
-    """Rows whose confidence lies in (low, high]: how many, their mean confidence, the share that was right and its
-    interval."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float
-    accuracy: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """`bins` without the empty ones, of how many of equal width, their expected calibration error, and how many rows
-    had scores."""
-
-    bins: tuple[CalibrationBin, ...]
-    of: int
-    error: float
-    n: int
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Rows by what was wanted (line) and what was answered (column); the last column: nothing usable."""
-
-    labels: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The mean row score of part of the rows, with a clustered interval: `by` label or length, at `value`."""
-
-    by: str
-    value: str
-    n: int
-    groups: int
-    estimate: float
-    interval: tuple[float, float]
+from bedplate.report.schema_look import Calibration, CalibrationBin, Confusion, Slice
 
 
 def confidence_of(scores: Mapping[str, float], prediction: str) -> float:
@@ -87,8 +43,11 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
         mean, accuracy = float(confidence[here].mean()), float(right[here].mean())
         error += abs(mean - accuracy) * float(here.mean())
         interval = _interval([rows[i] for i in np.flatnonzero(here)], right[here], evaluation, real=False)
-        found.append(CalibrationBin(index / bins, (index + 1) / bins, int(here.sum()), mean, accuracy, interval))
-    return Calibration(tuple(found), bins, error, len(rows))
+        low, high = float(index / bins), float((index + 1) / bins)
+        found.append(
+            CalibrationBin(low=low, high=high, n=int(here.sum()), confidence=mean, accuracy=accuracy, interval=interval)
+        )
+    return Calibration(bins=tuple(found), of=bins, error=error, n=len(rows))
 
 
 def confusion(evaluation: Evaluation) -> Confusion | None:
@@ -99,7 +58,7 @@ def confusion(evaluation: Evaluation) -> Confusion | None:
     counts = [[0] * (len(place) + 1) for _ in place]
     for row in evaluation.rows:
         counts[place[row.target]][-1 if row.prediction is None else place.get(row.prediction, -1)] += 1
-    return Confusion(evaluation.labels, tuple(map(tuple, counts)))
+    return Confusion(labels=evaluation.labels, counts=tuple(map(tuple, counts)))
 
 
 def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
@@ -123,7 +82,8 @@ def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
 def _slice(by: str, value: str, rows: Sequence[RowResult], evaluation: Evaluation) -> Slice:
     scores = np.array([row.score for row in rows])
     interval = _interval(rows, scores, evaluation, real=evaluation.scoring == "real")
-    return Slice(by, value, len(rows), len({row.group for row in rows}), float(scores.mean()), interval)
+    groups, mean = len({row.group for row in rows}), float(scores.mean())
+    return Slice(by=by, value=value, n=len(rows), groups=groups, estimate=mean, interval=interval)
 
 
 def _interval(

@@ -16,7 +16,7 @@ from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
 from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Machine, NotTried, Prediction, Timing
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class Verdict(Part):
@@ -249,7 +249,7 @@ class Lineage(Part):
 
 class Settings(Part):
     seed: int
-    budget: dict[str, float | None]
+    budget: dict[str, int | float | None]
     """The task file's limits of a skin and of the ladder."""
     budget_seconds: Seconds | None
     exhaustive: bool

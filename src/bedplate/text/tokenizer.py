@@ -14,8 +14,7 @@ from typing import Any
 import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError
-from bedplate.text import marks
-from bedplate.text import tokenizer_parts as parts
+from bedplate.text import marks, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
 from bedplate.text.directory import parts_from_directory, save_parts
@@ -27,7 +26,7 @@ from bedplate.text.training_chat import TrainingChat, conversation
 class Tokenizer:
     """One tokenizer. Immutable; safe to share between threads."""
 
-    def __init__(self, made_of: parts.Parts) -> None:
+    def __init__(self, made_of: tokenizer_parts.TokenizerParts) -> None:
         self._parts = made_of
         self._backend = made_of.backend
         self._decoding = Decoding(made_of.backend)
@@ -62,7 +61,7 @@ class Tokenizer:
     @cached_property
     def identity(self) -> str:
         """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
-        return parts.identity(self._parts)
+        return tokenizer_parts.identity(self._parts)
 
     # --- vocabulary
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bedplate.core.config import parse_config
-from bedplate.economics.bills.decisions import Case, Decision, Outcome, decide
+from bedplate.economics.bills.decisions import Case, Decision, OptionOutcome, decide
 from bedplate.economics.bills.decisions.exclusions import broken_constraints
 from bedplate.economics.bills.decisions.resolve import Resolver
 from bedplate.economics.bills.decisions.sensitivity import Chooser
@@ -66,12 +66,12 @@ def decided(options: Mapping[str, Any], *overrides: str, prices: str = PRICES, *
     return decide(*parsed(case_values(options, **changes), overrides, prices), TODAY)
 
 
-def outcome(option: Mapping[str, Any], *overrides: str, prices: str = PRICES, **changes: Any) -> Outcome:
+def outcome(option: Mapping[str, Any], *overrides: str, prices: str = PRICES, **changes: Any) -> OptionOutcome:
     """Of a case with this one option, named `it`."""
     return decided({"it": option}, *overrides, prices=prices, **changes).outcome("it")
 
 
-def bills(outcome: Outcome) -> dict[str, float]:
+def bills(outcome: OptionOutcome) -> dict[str, float]:
     return {what: usd for _, what, usd in outcome.lines}
 
 

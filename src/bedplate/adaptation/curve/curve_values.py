@@ -1,18 +1,18 @@
-"""A learning curve as plain values for report.json, and what it says in sentences."""
+"""A learning curve as report.json has it, and what it says in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bedplate.adaptation.context.outcome import Result
 from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, OverDraws, Resamples
 from bedplate.adaptation.curve.payback import cost_of, pays_from
+from bedplate.report.schema_curve import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
 
 
 @dataclass(frozen=True)
-class Point:
+class SizedRung:
     """A rung at a size: its result for each draw, and how many labels each draw had."""
 
     rung: str
@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Crossover:
+class TunedPair:
     """A tuned rung against a prompted one over the sizes that both have."""
 
     tuned: str
@@ -40,156 +40,139 @@ class Crossover:
 
 
 @dataclass(frozen=True)
-class Curve:
+class CurveRuns:
     """All of it. flat: rungs that need no labels. resamples: None where there is no point. pairs: first the one that is
     spoken of. left_out: sentences."""
 
     asked: Sequence[int]
     sizes: Sequence[int]
-    points: Sequence[Point]
+    points: Sequence[SizedRung]
     flat: Mapping[str, Result]
     resamples: Resamples | None
-    pairs: Sequence[Crossover]
+    pairs: Sequence[TunedPair]
     left_out: Sequence[str]
 
 
-def curve_values(curve: Curve, metric: str, valid: int, rate: float) -> dict[str, Any]:
+def curve_values(curve: CurveRuns, metric: str, valid: int, rate: float) -> Curve:
     """report.json's `curve`. valid: how many rows it has; rate: USD of an hour of this machine."""
-    draws = sorted({draw for point in curve.points for draw in point.results})
-    crossovers = [_crossover(pair) for pair in curve.pairs]
-    break_even = _break_even(curve.pairs[0], curve, rate) if curve.pairs else []
-    sizes = [point.mean_labels for point in curve.points]
+    draws = tuple(sorted({draw for point in curve.points for draw in point.results}))
+    crossovers = tuple(_crossover(pair) for pair in curve.pairs)
+    break_even = tuple(_break_even(curve.pairs[0], curve, rate)) if curve.pairs else ()
     resamples = curve.resamples
-    return {
-        "metric": metric,
-        "split": "valid",
-        "confidence": CONFIDENCE,
-        "asked": list(curve.asked),
-        "sizes": list(curve.sizes),
-        "seeds": draws,
-        "points": [] if resamples is None else [_point_values(point, resamples, rate) for point in curve.points],
-        "flat": []
-        if resamples is None
-        else [_flat_values(name, one, resamples, rate) for name, one in curve.flat.items()],
-        "crossovers": crossovers,
-        "break_even": break_even,
-        "left_out": list(curve.left_out),
-        "says": say(crossovers, break_even, sizes),
-        "method": _method(len(draws), valid),
-    }
+    return Curve(
+        metric=metric,
+        split="valid",
+        confidence=CONFIDENCE,
+        asked=tuple(curve.asked),
+        sizes=tuple(curve.sizes),
+        seeds=draws,
+        points=() if resamples is None else tuple(_point(point, resamples, rate) for point in curve.points),
+        flat=() if resamples is None else tuple(_flat(name, one, resamples, rate) for name, one in curve.flat.items()),
+        crossovers=crossovers,
+        break_even=break_even,
+        left_out=tuple(curve.left_out),
+        says=tuple(say(crossovers, break_even, [point.mean_labels for point in curve.points])),
+        method=_method(len(draws), valid),
+    )
 
 
-def _point_values(point: Point, resamples: Resamples, rate: float) -> dict[str, Any]:
+def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
     measured = point.measured
     fit, call = cost_of(list(point.results.values()), rate)
-    return {
-        "rung": point.rung,
-        "size": point.size,
-        "labels": point.mean_labels,
-        "estimate": measured.estimate,
-        "interval": list(resamples.interval(measured.estimate, resamples.of(measured))),
-        "draws": [
-            {
-                "seed": draw,
-                "labels": point.labels[draw],
-                "estimate": result.evaluation.estimate,
-                "train_seconds": result.train_seconds,
-            }
+    return Point(
+        rung=point.rung,
+        size=point.size,
+        labels=point.mean_labels,
+        estimate=measured.estimate,
+        interval=resamples.interval(measured.estimate, resamples.of(measured)),
+        draws=tuple(
+            Draw(
+                seed=draw,
+                labels=point.labels[draw],
+                estimate=result.evaluation.estimate,
+                train_seconds=result.train_seconds,
+            )
             for draw, result in point.results.items()
-        ],
-        "usd_per_1k_calls": call * 1000,
-        "train_usd": fit,
-    }
+        ),
+        usd_per_1k_calls=call * 1000,
+        train_usd=fit,
+    )
 
 
-def _flat_values(name: str, result: Result, resamples: Resamples, rate: float) -> dict[str, Any]:
+def _flat(name: str, result: Result, resamples: Resamples, rate: float) -> Flat:
     measured = OverDraws({0: result.evaluation}, flat=True)
     fit, call = cost_of([result], rate)
     interval = resamples.interval(measured.estimate, resamples.of(measured))
-    return {
-        "rung": name,
-        "estimate": measured.estimate,
-        "interval": list(interval),
-        "usd_per_1k_calls": call * 1000,
-        "train_usd": fit,
-    }
+    return Flat(rung=name, estimate=measured.estimate, interval=interval, usd_per_1k_calls=call * 1000, train_usd=fit)
 
 
-def _crossover(pair: Crossover) -> dict[str, Any]:
+def _crossover(pair: TunedPair) -> Crossover:
     found = pair.crossing
-    return {
-        "tuned": pair.tuned,
-        "prompted": pair.prompted,
-        "labels": _end(found.labels),
-        "interval": None if found.interval is None else [_end(end) for end in found.interval],
-        "crosses": found.crosses,
-        "draws": found.draws,
-        "differences": [
-            {"labels": labels, "difference": difference, "interval": list(interval)}
+    return Crossover(
+        tuned=pair.tuned,
+        prompted=pair.prompted,
+        labels=_end(found.labels),
+        interval=None if found.interval is None else (_end(found.interval[0]), _end(found.interval[1])),
+        crosses=found.crosses,
+        draws=found.draws,
+        differences=tuple(
+            Difference(labels=labels, difference=difference, interval=interval)
             for labels, difference, interval in found.differences
-        ],
-    }
+        ),
+    )
 
 
-def _end(value: float) -> float | str:
-    return {float("-inf"): "below", float("inf"): "beyond"}.get(value, value)
+def _end(value: float) -> Labels:
+    if value == float("-inf"):
+        return "below"
+    return "beyond" if value == float("inf") else value
 
 
-def _break_even(pair: Crossover, curve: Curve, rate: float) -> list[dict[str, Any]]:
+def _break_even(pair: TunedPair, curve: CurveRuns, rate: float) -> Iterator[BreakEven]:
     """At each size of the pair."""
     by_place = {(point.rung, point.size): list(point.results.values()) for point in curve.points}
-    found: list[dict[str, Any]] = []
     for size in pair.sizes:
         ours = by_place[pair.tuned, size]
         theirs = by_place.get((pair.prompted, size)) or [curve.flat[pair.prompted]]
         calls, reason = pays_from(pair.tuned, pair.prompted, cost_of(ours, rate), cost_of(theirs, rate))
-        found.append({"tuned": pair.tuned, "prompted": pair.prompted, "size": size, "calls": calls, "reason": reason})
-    return found
+        yield BreakEven(tuned=pair.tuned, prompted=pair.prompted, size=size, calls=calls, reason=reason)
 
 
 # --- sentences
 
 
-def say(
-    crossovers: Sequence[Mapping[str, Any]], break_even: Sequence[Mapping[str, Any]], labels: Sequence[float]
-) -> list[str]:
+def say(crossovers: Sequence[Crossover], break_even: Sequence[BreakEven], labels: Sequence[float]) -> list[str]:
     """The crossover of the first pair, and from when on its tuned rung has paid for itself. labels: all sizes' own."""
     if not crossovers:
         return ["There is no prompted and no tuned rung at one size, so nothing is said of a crossover."]
     return [_crossover_says(crossovers[0], min(labels), max(labels)), _pays_says(crossovers[0], break_even)]
 
 
-def _crossover_says(found: Mapping[str, Any], least: float, most: float) -> str:
-    names = f"tuning ({found['tuned']}) overtakes prompting ({found['prompted']})"
-    at = found["labels"]
+def _crossover_says(found: Crossover, least: float, most: float) -> str:
+    names = f"tuning ({found.tuned}) overtakes prompting ({found.prompted})"
+    at = found.labels
     if at == "beyond":
         said = f"On this task {names} not within the {most:,.0f} labels there are"
     elif at == "below":
         said = f"On this task {names} at {least:,.0f} labels already, the fewest that were tried"
     else:
         said = f"On this task {names} at about {at:,.0f} labels"
-    if found["interval"] is None:
+    if found.interval is None:
         return f"{said}; valid has too few groups for an interval."
-    ends = [
-        {"below": f"{least:,.0f} or fewer", "beyond": f"more than the {most:,.0f} there are"}.get(
-            end, f"{end:,.0f}" if isinstance(end, float) else ""
-        )
-        for end in found["interval"]
-    ]
+    words = {"below": f"{least:,.0f} or fewer", "beyond": f"more than the {most:,.0f} there are"}
+    ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in found.interval]
     between = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-    return f"{said} ({CONFIDENCE:.0%} interval: {between}; it overtakes in {found['crosses']:.0%} of the resamples)."
+    return f"{said} ({CONFIDENCE:.0%} interval: {between}; it overtakes in {found.crosses:.0%} of the resamples)."
 
 
-def _pays_says(found: Mapping[str, Any], break_even: Sequence[Mapping[str, Any]]) -> str:
+def _pays_says(found: Crossover, break_even: Sequence[BreakEven]) -> str:
     """At the first size from the crossover on, or at the largest."""
-    at = found["labels"]
-    after = [row for row in break_even if at == "below" or (isinstance(at, float) and row["size"] >= at)]
+    at = found.labels
+    after = [row for row in break_even if at == "below" or (isinstance(at, float) and row.size >= at)]
     row = after[0] if after else break_even[-1]
-    calls = row["calls"]
+    calls = row.calls
     when = "never" if calls is None else "from the first call" if calls == 0 else f"after about {calls:,.0f} calls"
-    return (
-        f"At {row['size']:,} labels {row['tuned']} pays for itself against {row['prompted']} {when}: {row['reason']}."
-    )
+    return f"At {row.size:,} labels {row.tuned} pays for itself against {row.prompted} {when}: {row.reason}."
 
 
 def _method(draws: int, valid: int) -> str:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.climb.kept import PLAN_FILE, RESULT_FILE
 from bedplate.adaptation.context.outcome import Result, RungOutcome
 from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
-from bedplate.adaptation.curve.curve_values import Crossover, Curve, Point, curve_values
+from bedplate.adaptation.curve.curve_values import CurveRuns, SizedRung, TunedPair, curve_values
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import Record, nested
 from bedplate.evaluation.examples import Example
+from bedplate.report.schema_curve import Curve
 
 DRAWS = 3
 DIRECTORY = "curve"
@@ -51,7 +51,7 @@ def parse_sizes(text: str) -> list[int]:
 
 def learning_curve(
     candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
-) -> dict[str, Any]:
+) -> Curve:
     """report.json's `curve`. candidates, outcomes: those of the ladder and what became of them; those that need no
     labels are flat lines.
 
@@ -68,14 +68,14 @@ def learning_curve(
     some = next((result.evaluation for point in points for result in point.results.values()), None)
     resamples = None if some is None else Resamples(some, context.seed)
     pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
-    curve = Curve(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
+    curve = CurveRuns(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
     return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
 
 
 # --- points
 
 
-def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[Point], list[str]]:
+def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[SizedRung], list[str]]:
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
     results: dict[tuple[str, int], dict[int, Result]] = {(one.name, size): {} for one in learning for size in sizes}
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
@@ -98,7 +98,7 @@ def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[P
                         missing.setdefault((one.name, why), []).append(f"{size:,} labels (draw {draw})")
                     else:
                         results[one.name, size][draw] = outcome.result
-    done = [Point(name, size, found, labels[size]) for (name, size), found in results.items() if found]
+    done = [SizedRung(name, size, found, labels[size]) for (name, size), found in results.items() if found]
     return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
@@ -127,33 +127,33 @@ def _keep_results(directory: Path) -> None:
 
 
 def _crossings(
-    resamples: Resamples, points: Sequence[Point], flat: Mapping[str, Result], sides: Mapping[str, Side]
-) -> list[Crossover]:
+    resamples: Resamples, points: Sequence[SizedRung], flat: Mapping[str, Result], sides: Mapping[str, Side]
+) -> list[TunedPair]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
-    by_rung: dict[str, dict[int, Point]] = {}
+    by_rung: dict[str, dict[int, SizedRung]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
     flats = {name: OverDraws({0: result.evaluation}, flat=True) for name, result in flat.items()}
     tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "weights"}, {})
     prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompt"}, flats)
-    found: list[Crossover] = []
+    found: list[TunedPair] = []
     for ours in tuned:
         for theirs in prompted:
             pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
             if pair is not None:
                 sizes, crossed = pair
-                found.append(Crossover(ours, theirs, sizes, crossed))
+                found.append(TunedPair(ours, theirs, sizes, crossed))
     return found
 
 
-def _best_first(by_rung: Mapping[str, Mapping[int, Point]], flats: Mapping[str, OverDraws]) -> list[str]:
+def _best_first(by_rung: Mapping[str, Mapping[int, SizedRung]], flats: Mapping[str, OverDraws]) -> list[str]:
     last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
     last |= {name: one.estimate for name, one in flats.items()}
     return sorted(last, key=lambda name: (-last[name], name))
 
 
 def _pair(
-    resamples: Resamples, ours: Mapping[int, Point], theirs: Mapping[int, Point] | None, flat: OverDraws | None
+    resamples: Resamples, ours: Mapping[int, SizedRung], theirs: Mapping[int, SizedRung] | None, flat: OverDraws | None
 ) -> tuple[tuple[int, ...], Crossing] | None:
     """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
     sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
@@ -165,7 +165,7 @@ def _pair(
     if not draws:
         return None
 
-    def measured(side: Mapping[int, Point], size: int) -> OverDraws:
+    def measured(side: Mapping[int, SizedRung], size: int) -> OverDraws:
         return OverDraws({draw: side[size].results[draw].evaluation for draw in draws})
 
     labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,8 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import confidence_of
 from bedplate.evaluation.task_row import RowResult
+from bedplate.report.schema import DataCard, Lengths, Suspect
+from bedplate.report.schema_part import Split
 
 SURE = 0.8
 SHOWN_SUSPECTS = 12
@@ -27,23 +28,24 @@ def data_card(
     valid: Sequence[Example],
     answered: Mapping[str, Evaluation],
     test: Evaluation | None,
-) -> dict[str, Any]:
-    """The card as plain values. answered: rung → its evaluation on valid; test: any evaluation on test, where it was
+) -> DataCard:
+    """answered: rung → its evaluation on valid; test: any evaluation on test, where it was
     opened (of its rows only labels and lengths are read)."""
-    lengths: dict[str, list[int]] = {
-        name: [sum(map(len, e.texts.values())) for e in part] for name, part in (("train", train), ("valid", valid))
+    lengths: dict[Split, list[int]] = {
+        "train": [sum(map(len, e.texts.values())) for e in train],
+        "valid": [sum(map(len, e.texts.values())) for e in valid],
     }
-    targets: dict[str, list[str]] = {"train": [e.target for e in train], "valid": [e.target for e in valid]}
+    targets: dict[Split, list[str]] = {"train": [e.target for e in train], "valid": [e.target for e in valid]}
     if test is not None:
         lengths["test"] = [row.length for row in test.rows]
         targets["test"] = [row.target for row in test.rows]
     found = suspects(valid, answered)
-    return {
-        "labels": {name: _counted(labels, part) for name, part in targets.items()} if labels else None,
-        "lengths": {name: {"deciles": _deciles(part)} for name, part in lengths.items()},
-        "suspects": found[:SHOWN_SUSPECTS],
-        "suspect_count": len(found),
-    }
+    return DataCard(
+        labels={name: _counted(labels, part) for name, part in targets.items()} if labels else None,
+        lengths={name: Lengths(deciles=_deciles(part)) for name, part in lengths.items()},
+        suspects=tuple(found[:SHOWN_SUSPECTS]),
+        suspect_count=len(found),
+    )
 
 
 def _counted(labels: Sequence[str], targets: Iterable[str]) -> dict[str, int]:
@@ -51,11 +53,11 @@ def _counted(labels: Sequence[str], targets: Iterable[str]) -> dict[str, int]:
     return {label: counts[label] for label in labels}
 
 
-def _deciles(lengths: Sequence[int]) -> list[int]:
-    return [int(value) for value in np.quantile(lengths, np.linspace(0, 1, 11), method="nearest")]
+def _deciles(lengths: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(value) for value in np.quantile(lengths, np.linspace(0, 1, 11), method="nearest"))
 
 
-def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> list[Suspect]:
     """Valid rows for which two rungs or more are sure of one other label, and none is sure of the row's own; most
     rungs first, then the surest."""
     sure: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))  # row → answer → rung
@@ -64,7 +66,7 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
             confidence = _confidence(row)
             if confidence >= SURE and row.prediction is not None:
                 sure[row.id][row.prediction][rung] = confidence
-    found: list[dict[str, Any]] = []
+    found: list[Suspect] = []
     for example in valid:
         answers = sure.get(example.id, {})
         if example.target in answers or not answers:
@@ -73,16 +75,16 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
         rungs = answers[answer]
         if len(rungs) > 1:
             found.append(
-                {
-                    "id": example.id,
-                    "text": text_of(example),
-                    "target": example.target,
-                    "answer": answer,
-                    "rungs": list(rungs),
-                    "confidence": sum(rungs.values()) / len(rungs),
-                }
+                Suspect(
+                    id=example.id,
+                    text=text_of(example),
+                    target=example.target,
+                    answer=answer,
+                    rungs=tuple(rungs),
+                    confidence=sum(rungs.values()) / len(rungs),
+                )
             )
-    return sorted(found, key=lambda one: (-len(one["rungs"]), -one["confidence"], one["id"]))
+    return sorted(found, key=lambda one: (-len(one.rungs), -one.confidence, one.id))
 
 
 def _confidence(row: RowResult) -> float:

@@ -1,12 +1,12 @@
-"""The ladder's report: everything behind the verdict as plain values, and the page made from them."""
+"""The ladder's report: everything behind the verdict in the parts of the schema, and the page made from them."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bedplate.adaptation.climb.guards import GuardResult
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, RungOutcome, Tested
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
@@ -27,8 +27,10 @@ from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
+from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
-from bedplate.report.schema import SCHEMA_VERSION
+from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_part import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
 
@@ -65,10 +67,10 @@ class Report:
         """The row of a rung on a split."""
         return next((r for r in self.rungs if r["rung"] == rung and r["split"] == split), None)
 
-    def with_curve(self, curve: Mapping[str, Any], clock: Clock) -> Report:
+    def with_curve(self, curve: Curve, clock: Clock) -> Report:
         """The same with learning curves, and the time and money that it took in all."""
         timing = {**self.data["timing"], "seconds": round(clock.used, 1), "usd": clock.spent}
-        return Report({**self.data, "curve": dict(curve), "timing": timing}, self.directory)
+        return Report({**self.data, "curve": curve.model_dump(mode="json"), "timing": timing}, self.directory)
 
     def to_json(self) -> dict[str, Any]:
         return self.data
@@ -99,134 +101,151 @@ def build_report(
     context = contexts[0]
     evaluations = {name: t.evaluation for name, t in tested.items()}
     compared = gate.compare_with(evaluations, nomination.nominees, nomination.versus, context.seed)
-    valid = {name: o.result.evaluation for name, o in outcomes.items() if o.result}
+    results = {name: o.result for name, o in outcomes.items() if o.result}
+    valid = {name: result.evaluation for name, result in results.items()}
     passed = None if decision.rung is None else outcomes[decision.rung].result
     judged = decision.rung or nomination.primary
     classical = _classical(evaluations, judged, context.seed)
     reason = " ".join(filter(None, [_exploratory(opening), decision.reason, classical]))
     rate = context.spec.machine.usd_per_hour
-    values: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "task": context.task.task,
-        "verdict": {
-            "status": decision.status,
-            "skin": None if passed is None else passed.skin,
-            "reason": reason,
-            "rung": decision.rung,
-            "exploratory": opening is not None and opening.exploratory,
-        },
-        "rungs": [
-            {**row, "base": bases[row["rung"]], **_held(context.out, row["skin"])}
-            for row in _rows(outcomes, tested, rate)
-        ],
-        "nominees": {**nomination.to_json(), "confirmations": [c.to_json() for c in confirmations]},
-        "comparisons": [_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared],
-        "target": {"metric": context.task.metric_name, **context.spec.target.model_dump(mode="json")},
-        "predictions": [dict(one) for one in predictions],
-        "guards": {name: [one.to_json() for one in found] for name, found in guards.items()},
-        "forecasts": [one.to_json() for one in planner.forecasts(context, outcomes)],
-        "formats": {name: one.to_json() for name, one in formats.items()},
-        "not_tried": [*planner.not_tried(outcomes), *not_tried(formats)],
-        "search": {name: list(o.result.search) for name, o in outcomes.items() if o.result and o.result.search},
-        "details": {name: dict(o.result.details) for name, o in outcomes.items() if o.result},
-        "export": {name: asdict(o.result.export) for name, o in outcomes.items() if o.result and o.result.export},
-        "ledger": None
+    found = schema.ReportFile(
+        schema_version=schema.SCHEMA_VERSION,
+        task=context.task.task,
+        verdict=schema.Verdict(
+            status=decision.status,
+            skin=None if passed is None else passed.skin,
+            reason=reason,
+            rung=decision.rung,
+            exploratory=opening is not None and opening.exploratory,
+        ),
+        rungs=tuple(_rows(context.out, outcomes, tested, bases, rate)),
+        nominees=schema.Nominees(
+            **nomination.to_json(), confirmations=tuple(schema.Confirmation(**c.to_json()) for c in confirmations)
+        ),
+        comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
+        target=schema.Target(metric=context.task.metric_name, **context.spec.target.model_dump(mode="json")),
+        predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
+        guards={name: tuple(schema_plan.Guard(**one.to_json()) for one in made) for name, made in guards.items()},
+        formats={name: schema_plan.Formats(**one.to_json()) for name, one in formats.items()},
+        forecasts=tuple(schema_plan.Forecast(**one.to_json()) for one in planner.forecasts(context, outcomes)),
+        not_tried=tuple(
+            schema_plan.NotTried.model_validate(one) for one in (*planner.not_tried(outcomes), *not_tried(formats))
+        ),
+        search={name: tuple(schema.Tried(**one) for one in r.search) for name, r in results.items() if r.search},
+        details={name: dict(result.details) for name, result in results.items()},
+        export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
+        ledger=None
         if opening is None
-        else {"verdict_id": opening.verdict_id, "number": opening.number, "alpha": alpha},
-        "data": {
-            "counts": dict(data.counts),
-            "hashes": dict(data.hashes),
-            "notes": [*data.notes, *_too_long(tested)],
-            "licences": list(data.licences),
-            "test_openings": list(data.test.openings),
-            "card": data_card(
-                context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)
-            ),
-        },
-        "focus": None if judged is None else focus(judged, evaluations.get(judged, valid[judged])),
-        "examples": examples(context.valid, valid, judged),
-        "curve": None,
-        "lineage": _lineage(contexts, context.out, outcomes),
-        "settings": {
-            "seed": context.seed,
-            "budget": context.spec.budget.model_dump(mode="json"),
-            "budget_seconds": context.clock.seconds,
-            "exhaustive": context.exhaustive,
-            "rungs": list(chosen_rungs(context.spec)),
-            "version": __version__,
-            "environment": environment(),
-        },
-        "machine": {
+        else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha),
+        data=schema.Data(
+            counts=dict(data.counts),
+            hashes=dict(data.hashes),
+            notes=(*data.notes, *_too_long(tested)),
+            licences=data.licences,
+            test_openings=tuple(data.test.openings),
+            card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
+        ),
+        focus=_focus(judged, valid, evaluations),
+        examples=examples(context.valid, valid, judged),
+        curve=None,
+        lineage=_lineage(contexts, context.out, outcomes),
+        settings=schema.Settings(
+            seed=context.seed,
+            budget=context.spec.budget.model_dump(mode="json"),
+            budget_seconds=context.clock.seconds,
+            exhaustive=context.exhaustive,
+            rungs=chosen_rungs(context.spec),
+            version=__version__,
+            environment=environment(),
+        ),
+        machine=schema_plan.Machine(
             **context.spec.machine.model_dump(mode="json"),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-        },
-        "timing": {
-            "seconds": round(context.clock.used, 1),
-            "usd": context.clock.spent,
-            "rungs": {name: round(o.seconds, 2) for name, o in outcomes.items()},
-            "guards": watch.of("guards"),
-            "formats": watch.of("formats"),
-            "tests": watch.of("tests"),
-            "processor_seconds": round(watch.processor, 1),
-            "resumed": any(o.reused for o in outcomes.values()),
-        },
-        "rows": {
-            split: {name: [asdict(row) for row in evaluation.rows] for name, evaluation in found.items()}
-            for split, found in (("valid", valid), ("test", evaluations))
-        }
-        | {"guards": {name: {one.guard: list(one.rows) for one in found} for name, found in guards.items()}},
-    }
-    return Report(values, context.out)
+            processor=platform.machine(),
+            cores=os.cpu_count(),
+            system=platform.system(),
+            python=platform.python_version(),
+        ),
+        timing=schema_plan.Timing(
+            seconds=round(context.clock.used, 1),
+            usd=context.clock.spent,
+            rungs={name: round(o.seconds, 2) for name, o in outcomes.items()},
+            guards=watch.of("guards"),
+            formats=watch.of("formats"),
+            tests=watch.of("tests"),
+            processor_seconds=round(watch.processor, 1),
+            resumed=any(o.reused for o in outcomes.values()),
+        ),
+        rows=schema.Rows(
+            valid=_results(valid),
+            test=_results(evaluations),
+            guards={
+                name: {one.guard: tuple(schema_plan.GuardRow(**row) for row in one.rows) for one in made}
+                for name, made in guards.items()
+            },
+        ),
+    )
+    return Report(found.model_dump(mode="json", exclude_unset=True), context.out)
 
 
-def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned: bool) -> dict[str, Any]:
-    """`a` and `b` are rungs; the estimates are a_estimate and b_estimate; p_holm is corrected for all nominees,
-    which the one pair that was planned before test was opened does not need."""
+def _results(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[schema.RowResult, ...]]:
+    return {name: tuple(schema.RowResult(**vars(row)) for row in found.rows) for name, found in evaluations.items()}
+
+
+def _focus(
+    judged: str | None, valid: Mapping[str, Evaluation], tested: Mapping[str, Evaluation]
+) -> schema_look.Focus | None:
+    if judged is None:
+        return None
+    return focus(judged, "test", tested[judged]) if judged in tested else focus(judged, "valid", valid[judged])
+
+
+def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned: bool) -> schema.Comparison:
+    """`a` and `b` are rungs; p_holm is corrected for all nominees, which the one pair that was planned before test was
+    opened does not need."""
     values = found.to_json()
-    estimates = {"a_estimate": values.pop("a"), "b_estimate": values.pop("b")}
-    return {"a": a, "b": b, "planned": planned, **estimates, **values, "p_holm": corrected}
+    a_estimate, b_estimate = values.pop("a"), values.pop("b")
+    return schema.Comparison(
+        a=a, b=b, planned=planned, a_estimate=a_estimate, b_estimate=b_estimate, **values, p_holm=corrected
+    )
 
 
-def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> dict[str, Any]:
+def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> schema.Lineage:
     """The bases and the skins on them, by their hashes; those of the data stand with the data."""
     made = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
-    return {
-        "bases": [_base(context) for context in contexts],
-        "skins": {name: _made(out, outcome) for name, outcome in made.items()},
-    }
+    return schema.Lineage(
+        bases=tuple(_base(context) for context in contexts),
+        skins={name: _made(out, outcome) for name, outcome in made.items()},
+    )
 
 
-def _base(context: Context) -> dict[str, Any]:
+def _base(context: Context) -> schema.BaseUsed:
     facts = context.at.facts
-    known = {"tokenizer_id": facts.identity.tokenizer_id, "template_id": facts.identity.template_id}
-    return {**facts.to_json(), "source": context.source, "family": facts.family, **known}
+    return schema.BaseUsed(
+        **facts.to_json(),
+        source=context.source,
+        family=facts.family,
+        tokenizer_id=facts.identity.tokenizer_id,
+        template_id=facts.identity.template_id,
+    )
 
 
-def _made(out: Path, outcome: RungOutcome) -> dict[str, Any]:
+def _made(out: Path, outcome: RungOutcome) -> schema.SkinMade:
     result = outcome.result
     assert result is not None
     assert result.skin is not None
+    assert result.skin_id is not None
     skin = read_skin(out / result.skin)
-    return {
-        "directory": result.skin,
-        "skin_id": result.skin_id,
-        "kind": skin.kind,
-        "seed": skin.provenance.seed,
-        "parents": list(skin.provenance.parents),
-        "plan": {} if outcome.plan is None else dict(outcome.plan.settings),
-        "bases": {
+    return schema.SkinMade(
+        directory=result.skin,
+        skin_id=result.skin_id,
+        kind=skin.kind,
+        seed=skin.provenance.seed,
+        parents=skin.provenance.parents,
+        plan={} if outcome.plan is None else dict(outcome.plan.settings),
+        bases={
             role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
         },
-    }
-
-
-def _held(out: Path, skin: str | None) -> dict[str, str | None]:
-    """The weights and the kernel that a skin was judged with; a cascade's two skins say their own."""
-    judged = None if skin is None else read_skin(out / skin).evaluated_with
-    return {"weights": None, "kernel": None} if judged is None else judged.model_dump()
+    )
 
 
 def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
@@ -245,49 +264,59 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _rows(outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], rate: float) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _rows(
+    out: Path,
+    outcomes: Mapping[str, RungOutcome],
+    tested: Mapping[str, Tested],
+    bases: Mapping[str, str | None],
+    rate: float,
+) -> Iterator[schema.Row]:
+    """One for each candidate and split that it was evaluated on."""
     for name, outcome in outcomes.items():
-        if outcome.result is None:
-            rows.append(_row(name, outcome.status, outcome.reason, "valid", None, None, None, rate))
+        base, result = bases[name], outcome.result
+        if result is None:
+            yield _row(name, base, outcome, "valid", None, None, out, rate)
             continue
-        result = outcome.result
-        rows.append(_row(name, "done", result.reason, "valid", result.evaluation, result.latency, result, rate))
+        yield _row(name, base, outcome, "valid", result.evaluation, result.latency, out, rate)
         if name in tested:
-            t = tested[name]
-            rows.append(_row(name, "done", result.reason, "test", t.evaluation, t.latency, result, rate))
-    return rows
+            yield _row(name, base, outcome, "test", tested[name].evaluation, tested[name].latency, out, rate)
 
 
 def _row(
     rung: str,
-    status: str,
-    reason: str,
-    split: str,
+    base: str | None,
+    outcome: RungOutcome,
+    split: Split,
     evaluation: Evaluation | None,
     timing: Latency | None,
-    result: Result | None,
+    out: Path,
     rate: float,
-) -> dict[str, Any]:
-    return {
-        "rung": rung,
-        "status": status,
-        "reason": reason,
-        "split": split,
-        "estimate": None if evaluation is None else evaluation.estimate,
-        "interval": None if evaluation is None else list(evaluation.interval),
-        "n": 0 if evaluation is None else evaluation.n,
-        "groups": 0 if evaluation is None else evaluation.groups,
-        "coverage": None if evaluation is None else evaluation.coverage,
-        "answered": None if evaluation is None else evaluation.answered,
+) -> schema.Row:
+    result = outcome.result
+    skin = None if result is None else result.skin
+    held = None if skin is None else read_skin(out / skin).evaluated_with  # a cascade's two skins say their own
+    return schema.Row(
+        rung=rung,
+        base=base,
+        status="done" if result is not None else "skipped" if outcome.status == "skipped" else "failed",
+        reason=outcome.reason if result is None else result.reason,
+        split=split,
+        estimate=None if evaluation is None else evaluation.estimate,
+        interval=None if evaluation is None else evaluation.interval,
+        n=0 if evaluation is None else evaluation.n,
+        groups=0 if evaluation is None else evaluation.groups,
+        coverage=None if evaluation is None else evaluation.coverage,
+        answered=None if evaluation is None else evaluation.answered,
         # seeds are a spread on valid; only the chosen one has seen test
-        "seeds": [] if result is None or split != "valid" else [dict(seed) for seed in result.seeds],
-        "usd_per_1k_calls": None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
-        "p50_ms": None if timing is None else timing.p50 * 1000,
-        "p95_ms": None if timing is None else timing.p95 * 1000,
-        "train_seconds": None if result is None else result.train_seconds,
-        "skin": None if result is None else result.skin,
-    }
+        seeds=() if result is None or split != "valid" else tuple(schema.Seed(**seed) for seed in result.seeds),
+        usd_per_1k_calls=None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
+        p50_ms=None if timing is None else timing.p50 * 1000,
+        p95_ms=None if timing is None else timing.p95 * 1000,
+        train_seconds=None if result is None else result.train_seconds,
+        skin=skin,
+        weights=None if held is None else held.weights,
+        kernel=None if held is None else held.kernel,
+    )
 
 
 def _exploratory(opening: Opening | None) -> str | None:

@@ -18,7 +18,7 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bedplate.economics.bills.decisions import Decision, Outcome
+    from bedplate.economics.bills.decisions import Decision, OptionOutcome
 
 _FLIPS = 10
 _CASE = re.compile(r"^case\s*:", re.MULTILINE)
@@ -161,14 +161,14 @@ def _table(decision: Decision) -> object:
     return table
 
 
-def _quality(one: Outcome) -> str:
+def _quality(one: OptionOutcome) -> str:
     if one.quality is None or one.quality_interval is None:
         return ""
     low = one.quality_interval[0]
     return f"{one.quality:.3f}" + (f" ({low:.3f})" if low < one.quality else "")
 
 
-def _bill(one: Outcome) -> list[str]:
+def _bill(one: OptionOutcome) -> list[str]:
     from bedplate.economics.numbers.money import usd
 
     lines = [f"{usd(amount)} {what} ({when})" for when, what, amount in sorted(one.lines, key=lambda line: -line[2])]
