@@ -8,6 +8,7 @@ from typing import Any
 
 from bedplate.core.values import Values
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.skins.neighbours import text_of
 
 SIMILARITIES: Mapping[str, Mapping[str, Any]] = {
     "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b|[^\w\s]"},
@@ -28,7 +29,7 @@ class Nearest:
 
     def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
         start = time.perf_counter()
-        texts = ["\n".join(row[name] for name in self._names) for row in rows]
+        texts = [text_of(row, self._names) for row in rows]
         likeness = self._vectorizer.transform(texts) @ self._known.T  # rows have unit length
         chosen = [self._answers[int(likeness[i].toarray().argmax())] for i in range(len(rows))]
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
