@@ -35,7 +35,8 @@ class Engine:
 
 def card(name: str, kind: str = "lora") -> Card:
     base = BaseReference(name="tiny", family="llama", weights_id="0")
-    return Card(f"{name}{next(numbers)}", name, kind, base, ("text",), TextOutput(), "plain", None, None)
+    parts = () if kind == "prompt" else (kind,)
+    return Card(f"{name}{next(numbers)}", name, parts, base, ("text",), TextOutput(), "plain", None, None)
 
 
 class Skin(ServedSkin):
