@@ -92,10 +92,8 @@ class WeightMap:
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
         """Names of ours and theirs that stand for each other alone."""
-        single = [(rule.ours[0], rule.theirs[0]) for rule in self.rules if len(rule.ours) == len(rule.theirs) == 1]
-        return [
-            names for names in single if all((index in names[0]) == (index in names[1]) for index in ("{i}", "{e}"))
-        ]
+        pairs = ((r.ours[0], r.theirs[0]) for r in self.rules if len(r.ours) == len(r.theirs) == 1)
+        return [(a, b) for a, b in pairs if all((index in a) == (index in b) for index in ("{i}", "{e}"))]
 
 
 def _numbered(name: str, given: dict[str, int], counts: dict[str, int]) -> Iterator[str]:
