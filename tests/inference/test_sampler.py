@@ -146,6 +146,16 @@ def test_rows_under_a_grammar_draw_beside_free_ones(tiny_dir: Path) -> None:
             other.take(token)
 
 
+def test_nothing_is_read_back_from_a_device() -> None:
+    """Tensors of the meta device have no numbers that could be read."""
+    greedy = {"min_tokens": 3, "logit_bias": ((3, 1.0),)}
+    drawing = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "presence_penalty": 0.5}
+    rows = [RowState(Sampling(**one), (1, 2), [3], end_ids=frozenset({0})) for one in (greedy, drawing, greedy)]
+    for some in (rows, rows[:1], rows[1:2]):
+        chosen = sample(torch.empty(len(some), 700, device="meta"), some)
+        assert (chosen.is_meta, tuple(chosen.shape), chosen.dtype) == (True, (len(some),), torch.int64)
+
+
 def test_a_flat_nucleus_is_a_share_of_all_that_there_is() -> None:
     """Where the likeliest few hold hardly more than top_p, it is still a share of the whole, not of theirs."""
     values = torch.softmax(torch.arange(5000, 0, -1) / 1000.0, -1)[None]

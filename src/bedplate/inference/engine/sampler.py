@@ -198,7 +198,8 @@ def _draw(
     if not logits_BV.is_cpu or logits_BV.shape[-1] <= HEAD:
         return _placed(*probabilities_BV.sort(descending=True, stable=True), settings, uniform_B)[0]
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
-    whole_B = probabilities_BV.sum(dim=-1, dtype=torch.float64)
+    # By numpy, which makes no copy of all probabilities in this type.
+    whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
     chosen, told = _placed(values_BK, ids_BK, settings, uniform_B, whole_B)
     rest = [i for i, known in enumerate(told.tolist()) if not known]
     if rest:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.torch import FlatBatch, Greedy, PassOutput
+from bedplate.inference.forward.torch import FlatBatch, Forward, Greedy, PassOutput
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder
 
 
-class NativeForward:
+class NativeForward(Forward):
     """The native decoder over slots."""
 
     name = "native"
@@ -59,7 +59,6 @@ class NativeForward:
         return self._adapters[slot]
 
     def forget(self, slot: int) -> None:
-        """The slot's adapter is leaving the bank."""
         self._adapters.pop(slot, None)
 
     def close(self) -> None:

@@ -65,10 +65,10 @@ class Forward(Protocol):
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
 
     def forget(self, slot: int) -> None:
-        """The slot's adapter is leaving the bank."""
-        ...
+        """The slot's adapter is leaving the bank: what is kept of it goes."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees what is its own; it cannot be used after it."""
 
 
 class Resident(Protocol):
@@ -82,7 +82,7 @@ class Resident(Protocol):
     def device(self) -> torch.device: ...
 
 
-class TorchForward:
+class TorchForward(Forward):
     """The base's own module."""
 
     name = "torch"
@@ -119,12 +119,6 @@ class TorchForward:
             model(inputs, cache=cache.attend([Span(row, 0, len(vectors_PD))]))
         finally:
             self._select([], [])
-
-    def forget(self, slot: int) -> None:
-        """Nothing is kept of an adapter but what the bank has."""
-
-    def close(self) -> None:
-        """The base's memory is the base's."""
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
         if self._bank is None:
