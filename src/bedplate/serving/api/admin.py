@@ -7,14 +7,13 @@ version, calls that begin after get the new one.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import Guest, Pool, apart
 from bedplate.serving.models.served_skin import ServedSkin
@@ -36,100 +35,83 @@ class SkinRequest(RequestFields):
 
 
 @router.get("")
-async def list_skins(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        registry = call.server.registry
-        data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
-        return json_response(
-            {
-                "object": "list",
-                "data": data,
-                "retired": [_state(guest) for guest in registry.retired],
-                "memory": {
-                    "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
-                    "prompt_skins": _pool(registry.plain),
-                    "prefix_bytes": {"held": registry.prefixes.held, "limit": registry.prefixes.limit},
-                },
-            }
-        )
-
-    return await _for_admins(request, work)
+@answers("admin")
+async def list_skins(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    registry = call.server.registry
+    data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
+    return json_response(
+        {
+            "object": "list",
+            "data": data,
+            "retired": [_state(guest) for guest in registry.retired],
+            "memory": {
+                "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
+                "prompt_skins": _pool(registry.plain),
+                "prefix_bytes": {"held": registry.prefixes.held, "limit": registry.prefixes.limit},
+            },
+        }
+    )
 
 
 @router.post("")
-async def put_skin(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(SkinRequest, await call.body())
-        registry, directory = call.server.registry, _skins_directory(call)
+@answers("admin")
+async def put_skin(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    asked = read_fields(SkinRequest, await call.body())
+    registry, directory = call.server.registry, _skins_directory(call)
 
-        def verified() -> ServedSkin:
-            served = registry.skin(read_card(directory.locate(asked.source)), asked.name)
-            served.check()
-            return served
+    def verified() -> ServedSkin:
+        served = registry.skin(read_card(directory.locate(asked.source)), asked.name)
+        served.check()
+        return served
 
-        try:
-            served = await apart(verified)
-        except BedplateError as error:
-            code = error.code if isinstance(error, RequestError) else "invalid_skin"
-            raise RequestError(error.message, param="source", code=code) from error
-        # From here to the reply nothing is awaited: what is looked at is what is changed.
-        if served.name in registry.models and not asked.replace:
-            raise StatusError(
-                409,
-                f"a model is called {served.name!r} already; give another name, or replace it",
-                "name_taken",
-                "name",
-            )
-        try:
-            old = registry.replace(served)
-        except BedplateError as error:  # a base's name, or one that no model can have
-            status = 409 if served.name in registry.models else 400
-            raise StatusError(
-                status, error.message, "name_taken" if status == 409 else "invalid_name", "name"
-            ) from error
-        described = {**_described(registry, served.name), "replaced": None if old is None else old.card.id}
-        return json_response(described, 201 if old is None else 200)
-
-    return await _for_admins(request, work)
+    try:
+        served = await apart(verified)
+    except BedplateError as error:
+        code = error.code if isinstance(error, RequestError) else "invalid_skin"
+        raise RequestError(error.message, param="source", code=code) from error
+    # From here to the reply nothing is awaited: what is looked at is what is changed.
+    if served.name in registry.models and not asked.replace:
+        raise StatusError(
+            409,
+            f"a model is called {served.name!r} already; give another name, or replace it",
+            "name_taken",
+            "name",
+        )
+    try:
+        old = registry.replace(served)
+    except BedplateError as error:  # a base's name, or one that no model can have
+        status = 409 if served.name in registry.models else 400
+        raise StatusError(status, error.message, "name_taken" if status == 409 else "invalid_name", "name") from error
+    described = {**_described(registry, served.name), "replaced": None if old is None else old.card.id}
+    return json_response(described, 201 if old is None else 200)
 
 
 @router.post("/scan")
-async def scan(request: Request) -> Response:
+@answers("admin")
+async def scan(call: ApiCall) -> Response:
     """Looks through the skins directory again."""
-
-    async def work(call: ApiCall) -> Response:
-        directory = _skins_directory(call)
-        return json_response(call.server.registry.take(await apart(directory.scan)))
-
-    return await _for_admins(request, work)
+    call.caller.need_admin()
+    directory = _skins_directory(call)
+    return json_response(call.server.registry.take(await apart(directory.scan)))
 
 
 @router.get("/{name}")
-async def get_skin(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        return json_response(_described(call.server.registry, request.path_params["name"]))
-
-    return await _for_admins(request, work)
+@answers("admin")
+async def get_skin(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    return json_response(_described(call.server.registry, call.request.path_params["name"]))
 
 
 @router.delete("/{name}")
-async def delete_skin(request: Request) -> Response:
+@answers("admin")
+async def delete_skin(call: ApiCall) -> Response:
     """Unloads a skin. It comes back when it is posted again, or when the server starts again."""
-
-    async def work(call: ApiCall) -> Response:
-        name = request.path_params["name"]
-        running = call.server.registry.remove(name)
-        return json_response({"name": name, "deleted": True, "calls_running": running})
-
-    return await _for_admins(request, work)
-
-
-async def _for_admins(request: Request, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
-    async def checked(call: ApiCall) -> Response:
-        call.caller.need_admin()
-        return await work(call)
-
-    return await respond(request, "admin", checked)
+    call.caller.need_admin()
+    name = call.request.path_params["name"]
+    running = call.server.registry.remove(name)
+    return json_response({"name": name, "deleted": True, "calls_running": running})
 
 
 def _skins_directory(call: ApiCall) -> SkinsDirectory:

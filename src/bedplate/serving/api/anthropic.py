@@ -5,7 +5,7 @@ Reference: Anthropic's Messages API and its streaming events.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
+from bedplate.serving.call.call import ApiCall, UnderWay, Work, answers, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
@@ -35,35 +35,6 @@ _TYPES = {
 }
 
 
-@router.post("")
-async def create_message(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(MessagesRequest, await call.body())
-        chat = asked.chat()
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
-        run = call.submit(plan, "messages")
-        reply = MessageReply(call, asked)
-        if asked.stream:
-            events = _events(call, chat, reply, run, len(plan.requests[0].tokens))
-            return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
-        return json_response(reply.whole(await take_turn(call, chat, run)))
-
-    return await _respond(request, "messages", work)
-
-
-@router.post("/count_tokens")
-async def count_tokens(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(CountRequest, await call.body())
-        chat = asked.chat()
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
-        return json_response({"input_tokens": len(plan.requests[0].tokens)})
-
-    return await _respond(request, "count_tokens", work)
-
-
 def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body of a failure. The field that is wrong begins the message; there is no other place for it."""
     status, content = error_object(error)
@@ -75,7 +46,7 @@ def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     return status, {"type": "error", "error": {"type": kind, "message": message}}
 
 
-async def _respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
+async def _respond(request: Request, endpoint: str, work: Work) -> Response:
     try:
         return await respond(request, endpoint, work)
     except ClientGone:
@@ -84,6 +55,31 @@ async def _respond(request: Request, endpoint: str, work: Callable[[ApiCall], Aw
         log_failure(error)
         note_error(request.scope, error_object(error)[1]["error"]["code"])
         return error_response(error, anthropic_error)
+
+
+@router.post("")
+@answers("messages", _respond)
+async def create_message(call: ApiCall) -> Response:
+    asked = read_fields(MessagesRequest, await call.body())
+    chat = asked.chat()
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+    run = call.submit(plan, "messages")
+    reply = MessageReply(call, asked)
+    if asked.stream:
+        events = _events(call, chat, reply, run, len(plan.requests[0].tokens))
+        return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
+    return json_response(reply.whole(await take_turn(call, chat, run)))
+
+
+@router.post("/count_tokens")
+@answers("count_tokens", _respond)
+async def count_tokens(call: ApiCall) -> Response:
+    asked = read_fields(CountRequest, await call.body())
+    chat = asked.chat()
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
+    return json_response({"input_tokens": len(plan.requests[0].tokens)})
 
 
 async def _events(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.files import Page
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.durable.batch_store import StoredBatch
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.fields import RequestFields, read_fields
@@ -31,51 +31,43 @@ class BatchRequest(RequestFields):
 
 
 @router.post("/batches")
-async def create(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        body = await call.body()
-        metadata = _metadata(body.pop("metadata", None))
-        asked = read_fields(BatchRequest, body)
-        store = call.server.part(Batches).store
-        await asyncio.to_thread(store.file, asked.input_file_id, call.caller.tenant)
-        batch = await asyncio.to_thread(
-            store.add_batch, call.caller, asked.endpoint, asked.input_file_id, WINDOW_SECONDS, metadata
-        )
-        call.server.part(Batches).wake()
-        return json_response(describe(batch))
-
-    return await respond(request, "batches", work)
+@answers("batches")
+async def create(call: ApiCall) -> Response:
+    body = await call.body()
+    metadata = _metadata(body.pop("metadata", None))
+    asked = read_fields(BatchRequest, body)
+    store = call.server.part(Batches).store
+    await asyncio.to_thread(store.file, asked.input_file_id, call.caller.tenant)
+    batch = await asyncio.to_thread(
+        store.add_batch, call.caller, asked.endpoint, asked.input_file_id, WINDOW_SECONDS, metadata
+    )
+    call.server.part(Batches).wake()
+    return json_response(describe(batch))
 
 
 @router.get("/batches")
-async def list_batches(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        page, store = Page(request, 100), call.server.part(Batches).store
-        found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
-        return json_response(page.reply([describe(batch) for batch in found]))
-
-    return await respond(request, "batches", work)
+@answers("batches")
+async def list_batches(call: ApiCall) -> Response:
+    page, store = Page(call.request, 100), call.server.part(Batches).store
+    found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
+    return json_response(page.reply([describe(batch) for batch in found]))
 
 
 @router.get("/batches/{id}")
-async def retrieve(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        store = call.server.part(Batches).store
-        batch = await asyncio.to_thread(store.batch, request.path_params["id"], call.caller.tenant)
-        return json_response(describe(batch))
-
-    return await respond(request, "batches", work)
+@answers("batches")
+async def retrieve(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    batch = await asyncio.to_thread(store.batch, call.request.path_params["id"], call.caller.tenant)
+    return json_response(describe(batch))
 
 
 @router.post("/batches/{id}/cancel")
-async def cancel(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        store = call.server.part(Batches).store
-        batch = await asyncio.to_thread(store.cancel, request.path_params["id"], call.caller.tenant)
-        call.server.part(Batches).wake()
-        return json_response(describe(batch))
-
-    return await respond(request, "batches", work)
+@answers("batches")
+async def cancel(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    batch = await asyncio.to_thread(store.cancel, call.request.path_params["id"], call.caller.tenant)
+    call.server.part(Batches).wake()
+    return json_response(describe(batch))
 
 
 def describe(batch: StoredBatch) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
 
@@ -51,32 +51,30 @@ class ClassifyRequest(RequestFields):
 
 @router.post("/v1/classify")
 @router.post("/classify")
-async def classify(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(ClassifyRequest, await call.body())
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
-        found = await call.in_turns(plan, "input")
-        answers = [served.answer(result) for result in found]
-        call.account(asked, found, answers)
-        data: list[dict[str, Any]] = []
-        for index, answer in enumerate(answers):
-            probabilities = list(label_probabilities(answer).values())
-            row = {"index": index, "label": answer.text, "probs": probabilities, "num_classes": len(probabilities)}
-            chosen = (answer.extension or {}).get("labels")
-            data.append(row if chosen is None else {**row, "labels": chosen})
-        return json_response(
-            {
-                "id": f"classify-{call.id}",
-                "object": "list",
-                "created": int(time.time()),
-                "model": asked.model,
-                "data": data,
-                "usage": {**prompt_usage(found), "completion_tokens": 0},
-            }
-        )
-
-    return await respond(request, "classify", work)
+@answers("classify")
+async def classify(call: ApiCall) -> Response:
+    asked = read_fields(ClassifyRequest, await call.body())
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
+    found = await call.in_turns(plan, "input")
+    answers = [served.answer(result) for result in found]
+    call.account(asked, found, answers)
+    data: list[dict[str, Any]] = []
+    for index, answer in enumerate(answers):
+        probabilities = list(label_probabilities(answer).values())
+        row = {"index": index, "label": answer.text, "probs": probabilities, "num_classes": len(probabilities)}
+        chosen = (answer.extension or {}).get("labels")
+        data.append(row if chosen is None else {**row, "labels": chosen})
+    return json_response(
+        {
+            "id": f"classify-{call.id}",
+            "object": "list",
+            "created": int(time.time()),
+            "model": asked.model,
+            "data": data,
+            "usage": {**prompt_usage(found), "completion_tokens": 0},
+        }
+    )
 
 
 def label_probabilities(answer: Answer) -> dict[str, float]:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.plan import PlanResult
 from bedplate.serving.wire.fields import PROMPTS, RequestFields, read_fields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
@@ -35,27 +35,25 @@ class EmbeddingRequest(RequestFields):
 
 
 @router.post("/embeddings")
-async def embeddings(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(EmbeddingRequest, await call.body())
-        served = await call.choose(asked.model)
-        size = served.engine.base.spec.hidden_size
-        if asked.dimensions is not None and asked.dimensions > size:
-            raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
-        plan = await call.prepare(lambda _: served.embed(asked.input), "input")
-        found = await call.in_turns(plan, "input")
-        call.account(asked, found, ())
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": _written(served.vector(result, asked.dimensions), asked),
-            }
-            for index, result in enumerate(found)
-        ]
-        return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})
-
-    return await respond(request, "embeddings", work)
+@answers("embeddings")
+async def embeddings(call: ApiCall) -> Response:
+    asked = read_fields(EmbeddingRequest, await call.body())
+    served = await call.choose(asked.model)
+    size = served.engine.base.spec.hidden_size
+    if asked.dimensions is not None and asked.dimensions > size:
+        raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
+    plan = await call.prepare(lambda _: served.embed(asked.input), "input")
+    found = await call.in_turns(plan, "input")
+    call.account(asked, found, ())
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": _written(served.vector(result, asked.dimensions), asked),
+        }
+        for index, result in enumerate(found)
+    ]
+    return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})
 
 
 def prompt_usage(found: Sequence[PlanResult]) -> dict[str, Any]:

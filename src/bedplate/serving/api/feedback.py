@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.wire.fields import RequestFields, read_fields
 from bedplate.serving.wire.strict_json import dump_json
@@ -30,21 +30,19 @@ class FeedbackRequest(RequestFields):
 
 
 @router.post("/v1/feedback")
-async def give(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        feedback = call.server.part(Feedback)
-        asked = read_fields(FeedbackRequest, await call.body())
-        if asked.rating is None and asked.correction is None and asked.comment is None:
-            raise RequestError("give a rating, a correction or a comment", param="rating")
-        id_, model = await feedback.owned(asked.id, call.caller.tenant)
-        served = call.server.registry.models.get(model)
-        if asked.correction is not None and served is not None:
-            _check_correction(asked.correction, model, served.describe())
-        said = asked.model_dump(include={"rating", "correction", "comment", "index"})
-        await feedback.give(id_, model, call.caller.tenant, said)
-        return json_response({"id": asked.id, "object": "feedback", "model": model, "index": asked.index})
-
-    return await respond(request, "feedback", work)
+@answers("feedback")
+async def give(call: ApiCall) -> Response:
+    feedback = call.server.part(Feedback)
+    asked = read_fields(FeedbackRequest, await call.body())
+    if asked.rating is None and asked.correction is None and asked.comment is None:
+        raise RequestError("give a rating, a correction or a comment", param="rating")
+    id_, model = await feedback.owned(asked.id, call.caller.tenant)
+    served = call.server.registry.models.get(model)
+    if asked.correction is not None and served is not None:
+        _check_correction(asked.correction, model, served.describe())
+    said = asked.model_dump(include={"rating", "correction", "comment", "index"})
+    await feedback.give(id_, model, call.caller.tenant, said)
+    return json_response({"id": asked.id, "object": "feedback", "model": model, "index": asked.index})
 
 
 def _check_correction(correction: str, model: str, described: Mapping[str, Any]) -> None:
@@ -63,35 +61,29 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
 
 
 @router.delete("/v1/feedback/{id}")
-async def forget(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        given = request.path_params["id"]
-        id_, _ = await call.server.part(Feedback).owned(given, call.caller.tenant)
-        lines = await call.server.part(Feedback).forget(id_)
-        return json_response({"id": given, "object": "feedback", "deleted": True, "lines": lines})
-
-    return await respond(request, "feedback", work)
+@answers("feedback")
+async def forget(call: ApiCall) -> Response:
+    given = call.request.path_params["id"]
+    id_, _ = await call.server.part(Feedback).owned(given, call.caller.tenant)
+    lines = await call.server.part(Feedback).forget(id_)
+    return json_response({"id": given, "object": "feedback", "deleted": True, "lines": lines})
 
 
 @router.get("/admin/feedback")
-async def summary(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        call.caller.need_admin()
-        feedback = call.server.part(Feedback)
-        found = await feedback.apart(feedback.store.summary)
-        return json_response({"object": "list", "data": found, "counts": dict(feedback.counts)})
-
-    return await respond(request, "admin", work)
+@answers("admin")
+async def summary(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    feedback = call.server.part(Feedback)
+    found = await feedback.apart(feedback.store.summary)
+    return json_response({"object": "list", "data": found, "counts": dict(feedback.counts)})
 
 
 @router.get("/admin/feedback/{model:path}/export")
-async def export(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        call.caller.need_admin()
-        feedback, model = call.server.part(Feedback), request.path_params["model"]
-        store = feedback.store
-        exported = await feedback.apart(lambda: store.export(model))
-        content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
-        return Response(content, media_type="application/jsonl")
-
-    return await respond(request, "admin", work)
+@answers("admin")
+async def export(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    feedback, model = call.server.part(Feedback), call.request.path_params["model"]
+    store = feedback.store
+    exported = await feedback.apart(lambda: store.export(model))
+    content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
+    return Response(content, media_type="application/jsonl")

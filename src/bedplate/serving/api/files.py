@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.durable.batch_store import StoredFile
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.wire.errors import ClientGone, StatusError
@@ -27,68 +27,58 @@ _FORM_BYTES = 64 * 1024
 
 
 @router.post("/files")
-async def upload(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        limits = call.server.config.batches
-        form = await _form(request, limits.file_bytes)
-        try:
-            file = _batch_file(form)
-            if (file.size or 0) > limits.file_bytes:
-                raise _too_large(limits.file_bytes)
-            name = clean_name(file.filename or "")
-            store = call.server.part(Batches).store
-            quota = limits.tenant_bytes
-            stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file, quota)
-        finally:
-            await form.close()
-        return json_response(describe(stored))
-
-    return await respond(request, "files", work)
+@answers("files")
+async def upload(call: ApiCall) -> Response:
+    limits = call.server.config.batches
+    form = await _form(call.request, limits.file_bytes)
+    try:
+        file = _batch_file(form)
+        if (file.size or 0) > limits.file_bytes:
+            raise _too_large(limits.file_bytes)
+        name = clean_name(file.filename or "")
+        store = call.server.part(Batches).store
+        quota = limits.tenant_bytes
+        stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file, quota)
+    finally:
+        await form.close()
+    return json_response(describe(stored))
 
 
 @router.get("/files")
-async def list_files(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        page = Page(request, 10_000, "purpose", "order")
-        order = page.given.get("order", "desc")
-        if order not in ("asc", "desc"):
-            raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
-        store, purpose = call.server.part(Batches).store, page.given.get("purpose")
-        found = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
-        return json_response(page.reply([describe(file) for file in found]))
-
-    return await respond(request, "files", work)
+@answers("files")
+async def list_files(call: ApiCall) -> Response:
+    page = Page(call.request, 10_000, "purpose", "order")
+    order = page.given.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
+    store, purpose = call.server.part(Batches).store, page.given.get("purpose")
+    found = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
+    return json_response(page.reply([describe(file) for file in found]))
 
 
 @router.get("/files/{id}")
-async def retrieve(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        store = call.server.part(Batches).store
-        return json_response(
-            describe(await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant))
-        )
-
-    return await respond(request, "files", work)
+@answers("files")
+async def retrieve(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    return json_response(
+        describe(await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant))
+    )
 
 
 @router.get("/files/{id}/content")
-async def content(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        store = call.server.part(Batches).store
-        file = await asyncio.to_thread(store.file, request.path_params["id"], call.caller.tenant)
-        return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
-
-    return await respond(request, "files", work)
+@answers("files")
+async def content(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
+    return FileResponse(store.content(file), media_type="application/jsonl", filename=file.name)
 
 
 @router.delete("/files/{id}")
-async def delete(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        store, id_ = call.server.part(Batches).store, request.path_params["id"]
-        await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
-        return json_response({"id": id_, "object": "file", "deleted": True})
-
-    return await respond(request, "files", work)
+@answers("files")
+async def delete(call: ApiCall) -> Response:
+    store, id_ = call.server.part(Batches).store, call.request.path_params["id"]
+    await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
+    return json_response({"id": id_, "object": "file", "deleted": True})
 
 
 class Page:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
-from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
+from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
@@ -20,48 +21,40 @@ router = APIRouter(prefix="/v1")
 
 
 @router.get("/models")
-async def list_models(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        registry = call.server.registry
-        data = [registry.describe(served) for served in registry.visible(call.caller)]
-        return json_response({"object": "list", "data": [*data, *call.server.part(Router).listed(call.caller)]})
-
-    return await respond(request, "models", work)
+@answers("models")
+async def list_models(call: ApiCall) -> Response:
+    registry = call.server.registry
+    data = [registry.describe(served) for served in registry.visible(call.caller)]
+    return json_response({"object": "list", "data": [*data, *call.server.part(Router).listed(call.caller)]})
 
 
 @router.get("/models/{name:path}")
-async def get_model(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        registry, name = call.server.registry, request.path_params["name"]
-        route = next((one for one in call.server.part(Router).listed(call.caller) if one["id"] == name), None)
-        return json_response(route or registry.describe(registry.find(name, call.caller)))
-
-    return await respond(request, "models", work)
+@answers("models")
+async def get_model(call: ApiCall) -> Response:
+    registry, name = call.server.registry, call.request.path_params["name"]
+    route = next((one for one in call.server.part(Router).listed(call.caller) if one["id"] == name), None)
+    return json_response(route or registry.describe(registry.find(name, call.caller)))
 
 
 @router.post("/chat/completions")
-async def chat_completions(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(ChatRequest, await call.body())
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
-        return await answer(call, ChatReply(call, asked, plan.requests[0].tokens), plan)
-
-    return await respond(request, "chat", work)
+@answers("chat")
+async def chat_completions(call: ApiCall) -> Response:
+    asked = read_fields(ChatRequest, await call.body())
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
+    return await answer(call, ChatReply(call, asked, plan.requests[0].tokens), plan)
 
 
 @router.post("/completions")
-async def completions(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(CompletionRequest, await call.body())
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
-        return await answer(call, CompletionReply(call, asked, [one.tokens for one in plan.requests]), plan)
-
-    return await respond(request, "completions", work)
+@answers("completions")
+async def completions(call: ApiCall) -> Response:
+    asked = read_fields(CompletionRequest, await call.body())
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.complete(asked, terms), "prompt")
+    return await answer(call, CompletionReply(call, asked, [one.tokens for one in plan.requests]), plan)
 
 
-async def answer(call: ApiCall, reply: ChoicesReply, plan: AnswerPlan) -> Response:
+async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> Response:
     """The reply to a chat or completion, whole or as a stream."""
     run = call.submit(plan, reply.source, reply.asked.limit_field)
     if reply.asked.stream:
@@ -72,7 +65,7 @@ async def answer(call: ApiCall, reply: ChoicesReply, plan: AnswerPlan) -> Respon
     return json_response(reply.whole(answers))
 
 
-async def _events(call: ApiCall, reply: ChoicesReply, run: UnderWay) -> AsyncGenerator[Event]:
+async def _events(call: ApiCall, reply: ChoicesReply[Any], run: UnderWay) -> AsyncGenerator[Event]:
     """The chunks of a streamed reply."""
     opened: set[int] = set()
     ended: dict[int, tuple[PlanResult, Answer]] = {}

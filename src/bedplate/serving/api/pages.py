@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.call.call import ApiCall, respond
+from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.wire.bodies import read_bytes
 from bedplate.serving.wire.errors import StatusError
 
@@ -65,8 +65,14 @@ async def web_file(request: Request) -> Response:
 
 
 @router.get("/skins/{name:path}/report")
-async def report(request: Request) -> Response:
-    return await respond(request, "report", _report)
+@answers("report")
+async def report(call: ApiCall) -> Response:
+    served = call.server.registry.find(call.request.path_params["name"], call.caller)
+    path = served.report
+    if path is None:
+        raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")
+    headers = {**_COMMON, "cache-control": "no-store", "content-security-policy": REPORT_POLICY}
+    return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
 
 
 @router.post("/skins/{name:path}/report")
@@ -75,7 +81,7 @@ async def report_with_key(request: Request) -> Response:
     form = parse_qs((await read_bytes(request, _FORM_BYTES)).decode("utf-8", "replace"))
     key = f"Bearer {form.get('key', [''])[0]}".encode()
     scope = {**request.scope, "headers": [*request.scope["headers"], (b"authorization", key)]}
-    return await respond(Request(scope, request.receive), "report", _report)
+    return await report(Request(scope, request.receive))
 
 
 def _file(request: Request, name: str) -> Response:
@@ -86,12 +92,3 @@ def _file(request: Request, name: str) -> Response:
     if any(one.strip().removeprefix("W/") == tag for one in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=FILES[name], headers=headers)
-
-
-async def _report(call: ApiCall) -> Response:
-    served = call.server.registry.find(call.request.path_params["name"], call.caller)
-    path = served.report
-    if path is None:
-        raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")
-    headers = {**_COMMON, "cache-control": "no-store", "content-security-policy": REPORT_POLICY}
-    return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)

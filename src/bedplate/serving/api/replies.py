@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from bedplate.inference.engine.requests import Generation, Step
 from bedplate.serving.call.call import ApiCall
@@ -17,7 +17,10 @@ from bedplate.text.tokenizer import Tokenizer
 Json = dict[str, Any]
 
 
-class ChoicesReply(ABC):
+A = TypeVar("A", ChatRequest, CompletionRequest)
+
+
+class ChoicesReply(ABC, Generic[A]):
     """One reply in the making: its identity, and the request it answers."""
 
     prefix: str
@@ -26,20 +29,16 @@ class ChoicesReply(ABC):
     source: str
     """The field that holds the prompt, for messages about it."""
 
-    def __init__(self, call: ApiCall, model: str) -> None:
+    def __init__(self, call: ApiCall, asked: A) -> None:
         base = call.lease.engine.base
-        self._call = call
+        self._call, self.asked = call, asked
         self._tokenizer = base.need_tokenizer()
         self._head: Json = {
             "id": f"{self.prefix}-{call.id}",
             "created": int(time.time()),
-            "model": model,
+            "model": asked.model,
             "system_fingerprint": f"bedplate-{base.identity.weights_id[:12]}",
         }
-
-    @property
-    @abstractmethod
-    def asked(self) -> ChatRequest | CompletionRequest: ...
 
     @abstractmethod
     def choice(self, index: int, answer: Answer) -> Json:
@@ -115,7 +114,7 @@ def _extension(answer: Answer) -> Json:
     return {} if answer.extension is None else {"bedplate": dict(answer.extension)}
 
 
-class ChatReply(ChoicesReply):
+class ChatReply(ChoicesReply[ChatRequest]):
     prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
@@ -123,14 +122,9 @@ class ChatReply(ChoicesReply):
 
     def __init__(self, call: ApiCall, asked: ChatRequest, prompt: Sequence[int]) -> None:
         """`prompt`: its token ids."""
-        super().__init__(call, asked.model)
-        self._asked = asked
+        super().__init__(call, asked)
         self._prompt = prompt
         self._spoken = [Spoken(bool(asked.usable_tools)) for _ in range(asked.choices)]
-
-    @property
-    def asked(self) -> ChatRequest:
-        return self._asked
 
     def choice(self, index: int, answer: Answer) -> Json:
         made = answer.generation
@@ -146,7 +140,7 @@ class ChatReply(ChoicesReply):
 
     def whole(self, answers: Sequence[Answer]) -> Json:
         whole, made = super().whole(answers), answers[0].generation
-        if self._asked.prompt_logprobs is not None and made is not None:
+        if self.asked.prompt_logprobs is not None and made is not None:
             whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, made)
         return whole
 
@@ -166,41 +160,26 @@ class ChatReply(ChoicesReply):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _logprobs(self, steps: Sequence[Step]) -> Json | None:
-        if not self._asked.logprobs:
-            return None
-        entries: list[Json] = []
-        for step in steps:
-            if step.token_id is not None and step.logprob is not None:
-                top = [self._entry(token, logprob) for token, logprob in step.top_logprobs]
-                entries.append({**self._entry(step.token_id, step.logprob), "top_logprobs": top})
-        return {"content": entries, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> Json:
-        return token_entry(self._tokenizer, token, logprob)
+        return {"content": token_entries(self._tokenizer, steps), "refusal": None} if self.asked.logprobs else None
 
 
-class CompletionReply(ChoicesReply):
+class CompletionReply(ChoicesReply[CompletionRequest]):
     prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
     source = "prompt"
 
     def __init__(self, call: ApiCall, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
         """`prompts`: the token ids of each choice's prompt."""
-        super().__init__(call, asked.model)
-        self._asked = asked
+        super().__init__(call, asked)
         self._prompts = prompts
         self._written = [0] * len(prompts)
         self._ends = {(token,) for token in self._tokenizer.eos_ids}
 
-    @property
-    def asked(self) -> CompletionRequest:
-        return self._asked
-
     def choice(self, index: int, answer: Answer) -> Json:
         echoed = self._echo(index)
         logprobs = None
-        if answer.generation is not None and self._asked.logprobs is not None:
-            prompt = self._prompt_steps(index, answer.generation) if self._asked.echo else []
+        if answer.generation is not None and self.asked.logprobs is not None:
+            prompt = self._prompt_steps(index, answer.generation) if self.asked.echo else []
             logprobs = self._logprobs(prompt, 0, None)
             made = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
             logprobs = {key: logprobs[key] + made[key] for key in made}
@@ -208,7 +187,7 @@ class CompletionReply(ChoicesReply):
         if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
             reason = "stop"  # the one token that was asked for with its log-probability is the end token
         whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
-        if self._asked.prompt_logprobs is not None and answer.generation is not None:
+        if self.asked.prompt_logprobs is not None and answer.generation is not None:
             whole["prompt_logprobs"] = self.prompt_logprobs(self._prompts[index], answer.generation)
         return whole
 
@@ -220,7 +199,7 @@ class CompletionReply(ChoicesReply):
     def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
         start = self._written[index]
         self._written[index] += len(text)
-        wanted = self._asked.logprobs is not None
+        wanted = self.asked.logprobs is not None
         return self._choice(index, text, self._logprobs(steps, start, start + len(text)) if wanted else None)
 
     def ending(self, index: int, answer: Answer) -> Json:
@@ -231,9 +210,9 @@ class CompletionReply(ChoicesReply):
 
     def _echo(self, index: int) -> str:
         """The prompt's text, where it is to be repeated."""
-        if not self._asked.echo:
+        if not self.asked.echo:
             return ""
-        prompt = self._asked.prompt[index // self._asked.choices]
+        prompt = self.asked.prompt[index // self.asked.choices]
         if isinstance(prompt, str):
             return prompt
         return self._tokenizer.decode(prompt, skip_special_tokens=False)
@@ -241,7 +220,7 @@ class CompletionReply(ChoicesReply):
     def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
         """The prompt's tokens as steps."""
         found = zip(self._prompts[index], made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True)
-        return [Step(token, "", logprob, top[: self._asked.logprobs]) for token, logprob, top in found]
+        return [Step(token, "", logprob, top[: self.asked.logprobs]) for token, logprob, top in found]
 
     def _logprobs(self, steps: Sequence[Step], offset: int, end: int | None) -> Json:
         """Parallel lists. `text_offset` is where a token's text begins in the choice's, which ends at `end`."""
@@ -272,8 +251,17 @@ def token_text(tokenizer: Tokenizer, index: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
-def token_entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
-    """A token with its log-probability, as chats list them."""
+def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
+    """The tokens of steps with their log-probabilities and those of the likeliest, as chats list them."""
+    found: list[Json] = []
+    for step in steps:
+        if step.token_id is not None and step.logprob is not None:
+            top = [_entry(tokenizer, token, logprob) for token, logprob in step.top_logprobs]
+            found.append({**_entry(tokenizer, step.token_id, step.logprob), "top_logprobs": top})
+    return found
+
+
+def _entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
     content = list(tokenizer.token_bytes(index))
     return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Terms
 from bedplate.serving.api.classify import label_probabilities
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
@@ -58,25 +58,23 @@ class RerankRequest(RequestFields):
 @router.post("/v1/rerank")
 @router.post("/v2/rerank")
 @router.post("/rerank")
-async def rerank(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(RerankRequest, await call.body())
-        served = await call.choose(asked.model)
-        pairs = _scores_pairs(served)
-        plan = await call.prepare(lambda terms: _plan(served, asked, pairs, terms), "documents")
-        found = await call.in_turns(plan, "documents")
-        answers = [served.answer(result) for result in found] if pairs else []
-        call.account(asked, found, answers)
-        scores = _pair_scores(answers) if pairs else _cosines([served.vector(result) for result in found])
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
-        results: list[dict[str, Any]] = []
-        for index in order:
-            document = {} if asked.return_documents is False else {"document": {"text": asked.documents[index]}}
-            results.append({"index": index, "relevance_score": scores[index], **document})
-        usage = prompt_usage(found)
-        return json_response({"id": f"rerank-{call.id}", "model": asked.model, "results": results, "usage": usage})
-
-    return await respond(request, "rerank", work)
+@answers("rerank")
+async def rerank(call: ApiCall) -> Response:
+    asked = read_fields(RerankRequest, await call.body())
+    served = await call.choose(asked.model)
+    pairs = _scores_pairs(served)
+    plan = await call.prepare(lambda terms: _plan(served, asked, pairs, terms), "documents")
+    found = await call.in_turns(plan, "documents")
+    answers = [served.answer(result) for result in found] if pairs else []
+    call.account(asked, found, answers)
+    scores = _pair_scores(answers) if pairs else _cosines([served.vector(result) for result in found])
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
+    results: list[dict[str, Any]] = []
+    for index in order:
+        document = {} if asked.return_documents is False else {"document": {"text": asked.documents[index]}}
+        results.append({"index": index, "relevance_score": scores[index], **document})
+    usage = prompt_usage(found)
+    return json_response({"id": f"rerank-{call.id}", "model": asked.model, "results": results, "usage": usage})
 
 
 def _scores_pairs(served: Served) -> bool:

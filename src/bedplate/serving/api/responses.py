@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import ApiCall, UnderWay, json_response, respond
+from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.wire.errors import StatusError
@@ -27,46 +27,40 @@ router = APIRouter(prefix="/v1/responses")
 
 
 @router.post("")
-async def create_response(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(ResponsesRequest, await call.body())
-        keeps = _keeps(call, asked)
-        chat, messages = asked.chat(_earlier(call, asked))
-        served = await call.choose(asked.model)
-        plan = await call.prepare(lambda terms: served.chat(chat, terms), "input")
-        run = call.submit(plan, "input", "max_output_tokens")
-        reply = ResponseReply(call, asked, keeps)
-        if asked.stream:
-            return EventStream(_events(call, chat, messages, reply, run), done=False, error_name="error")
-        turn = await take_turn(call, chat, run)
-        return json_response(_kept(call, reply, messages, turn))
-
-    return await respond(request, "responses", work)
+@answers("responses")
+async def create_response(call: ApiCall) -> Response:
+    asked = read_fields(ResponsesRequest, await call.body())
+    keeps = _keeps(call, asked)
+    chat, messages = asked.chat(_earlier(call, asked))
+    served = await call.choose(asked.model)
+    plan = await call.prepare(lambda terms: served.chat(chat, terms), "input")
+    run = call.submit(plan, "input", "max_output_tokens")
+    reply = ResponseReply(call, asked, keeps)
+    if asked.stream:
+        return EventStream(_events(call, chat, messages, reply, run), done=False, error_name="error")
+    turn = await take_turn(call, chat, run)
+    return json_response(_kept(call, reply, messages, turn))
 
 
 @router.get("/{name}")
-async def get_response(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        if request.query_params.get("stream") not in {None, "false"}:
-            raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
-        name = request.path_params["name"]
-        kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
-        if kept is None:
-            raise _not_found(name)
-        return json_response(kept.response)
-
-    return await respond(request, "responses", work)
+@answers("responses")
+async def get_response(call: ApiCall) -> Response:
+    if call.request.query_params.get("stream") not in {None, "false"}:
+        raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
+    name = call.request.path_params["name"]
+    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
+    if kept is None:
+        raise _not_found(name)
+    return json_response(kept.response)
 
 
 @router.delete("/{name}")
-async def delete_response(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        name = request.path_params["name"]
-        if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
-            raise _not_found(name)
-        return json_response({"id": name, "object": "response", "deleted": True})
-
-    return await respond(request, "responses", work)
+@answers("responses")
+async def delete_response(call: ApiCall) -> Response:
+    name = call.request.path_params["name"]
+    if not call.server.part(ResponseStore).remove(call.caller.tenant, name):
+        raise _not_found(name)
+    return json_response({"id": name, "object": "response", "deleted": True})
 
 
 def _not_found(name: str) -> StatusError:

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.api.replies import steps_of, token_entry
+from bedplate.serving.api.replies import steps_of, token_entries
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
 from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
@@ -95,14 +95,7 @@ class ResponseReply:
         return [] if made is None else self.logprobs(steps_of(made))
 
     def logprobs(self, steps: Sequence[Step]) -> list[Json]:
-        if not self._asked.includes_logprobs:
-            return []
-        found: list[Json] = []
-        for step in steps:
-            if step.token_id is not None and step.logprob is not None:
-                top = [token_entry(self._tokenizer, token, logprob) for token, logprob in step.top_logprobs]
-                found.append({**token_entry(self._tokenizer, step.token_id, step.logprob), "top_logprobs": top})
-        return found
+        return token_entries(self._tokenizer, steps) if self._asked.includes_logprobs else []
 
 
 def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:

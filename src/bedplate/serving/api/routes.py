@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.rollout.routing import Router
 
 router = APIRouter(prefix="/admin/routes")
 
 
 @router.get("")
-async def list_routes(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        call.caller.need_admin()
-        names = call.server.part(Router).names()
-        return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
-
-    return await respond(request, "admin", work)
+@answers("admin")
+async def list_routes(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    names = call.server.part(Router).names()
+    return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
 
 
 @router.get("/{name:path}")
-async def get_route(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        call.caller.need_admin()
-        name = request.path_params["name"]
-        return json_response(await asyncio.to_thread(call.server.part(Router).report, name))
-
-    return await respond(request, "admin", work)
+@answers("admin")
+async def get_route(call: ApiCall) -> Response:
+    call.caller.need_admin()
+    name = call.request.path_params["name"]
+    return json_response(await asyncio.to_thread(call.server.part(Router).report, name))

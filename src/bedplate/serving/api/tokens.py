@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any, Self
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import Terms
-from bedplate.serving.call.call import ApiCall, json_response, respond
+from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.served import Served
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
@@ -58,58 +58,50 @@ class DetokenizeRequest(RequestFields):
 
 
 @router.post("/tokenize")
-async def tokenize(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(TokenizeRequest, await call.body())
-        served = await choose(call, asked.model)
-        base = served.engine.base
-        tokenizer = base.need_tokenizer()
-        tokens = await call.apart(lambda terms: _tokens(served, tokenizer, asked, terms))
-        strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
-        context = base.spec.context_length
-        return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
-
-    return await respond(request, "tokenize", work)
+@answers("tokenize")
+async def tokenize(call: ApiCall) -> Response:
+    asked = read_fields(TokenizeRequest, await call.body())
+    served = await choose(call, asked.model)
+    base = served.engine.base
+    tokenizer = base.need_tokenizer()
+    tokens = await call.apart(lambda terms: _tokens(served, tokenizer, asked, terms))
+    strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
+    context = base.spec.context_length
+    return json_response({"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings})
 
 
 @router.post("/detokenize")
-async def detokenize(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        asked = read_fields(DetokenizeRequest, await call.body())
-        served = await choose(call, asked.model)
-        tokenizer = served.engine.base.need_tokenizer()
-        bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
-        if bad is not None:
-            message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
-            raise RequestError(message, param="tokens")
-        text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
-        return json_response({"prompt": text})
-
-    return await respond(request, "detokenize", work)
+@answers("detokenize")
+async def detokenize(call: ApiCall) -> Response:
+    asked = read_fields(DetokenizeRequest, await call.body())
+    served = await choose(call, asked.model)
+    tokenizer = served.engine.base.need_tokenizer()
+    bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
+    if bad is not None:
+        message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
+        raise RequestError(message, param="tokens")
+    text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+    return json_response({"prompt": text})
 
 
 @router.get("/tokenizer_info")
-async def tokenizer_info(request: Request) -> Response:
-    async def work(call: ApiCall) -> Response:
-        served = await choose(call, request.query_params.get("model"))
-        base = served.engine.base
-        tokenizer = base.need_tokenizer()
-        roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
-        named = {
-            f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()
+@answers("tokenizer_info")
+async def tokenizer_info(call: ApiCall) -> Response:
+    served = await choose(call, call.request.query_params.get("model"))
+    base = served.engine.base
+    tokenizer = base.need_tokenizer()
+    roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
+    named = {f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()}
+    return json_response(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **named,
+            "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": base.spec.context_length,
+            "tokenizer_id": tokenizer.identity,
         }
-        return json_response(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                **named,
-                "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
-                "vocab_size": tokenizer.vocab_size,
-                "model_max_length": base.spec.context_length,
-                "tokenizer_id": tokenizer.identity,
-            }
-        )
-
-    return await respond(request, "tokenizer_info", work)
+    )
 
 
 async def choose(call: ApiCall, name: str | None) -> Served:

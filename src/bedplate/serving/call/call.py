@@ -298,7 +298,11 @@ class ApiCall:
             stream.listen(partial(ended, stream))
 
 
-async def respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awaitable[Response]]) -> Response:
+Work = Callable[[ApiCall], Awaitable[Response]]
+"""What gives a call's reply."""
+
+
+async def respond(request: Request, endpoint: str, work: Work) -> Response:
     """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
     server: ServerState = request.app.state.server
     if server.stopping:
@@ -321,6 +325,21 @@ async def respond(request: Request, endpoint: str, work: Callable[[ApiCall], Awa
     else:
         call.close()
     return response
+
+
+def answers(
+    endpoint: str, respond: Callable[[Request, str, Work], Awaitable[Response]] = respond
+) -> Callable[[Work], Callable[[Request], Awaitable[Response]]]:
+    """Makes a route of a function that answers a call. endpoint: what observers and the access log call it."""
+
+    def made(work: Work) -> Callable[[Request], Awaitable[Response]]:
+        async def route(request: Request) -> Response:
+            return await respond(request, endpoint, work)
+
+        route.__name__, route.__doc__ = getattr(work, "__name__", endpoint), work.__doc__
+        return route
+
+    return made
 
 
 def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:

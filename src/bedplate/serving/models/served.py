@@ -140,15 +140,8 @@ class ServedBase:
         return {"kind": "base", "context_length": self.engine.base.spec.context_length}
 
 
-class ServedEmbedder:
+class ServedEmbedder(ServedBase):
     """An encoder: it gives vectors, and nothing else."""
-
-    report: Path | None = None
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.name = name
-        self.engine = engine
-        self._tokenizer = engine.base.need_tokenizer()
 
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
         raise self._only_vectors()
@@ -159,28 +152,15 @@ class ServedEmbedder:
     def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
         raise self._only_vectors()
 
-    def _only_vectors(self) -> RequestError:
-        return RequestError(f"{self.name!r} embeds texts and does nothing else; use /v1/embeddings", param="model")
-
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
-        return AnswerPlan(self.engine, embed_requests(self._tokenizer, inputs))
-
-    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
-        return cut(cast(Embedding, found.last).vector, dimensions)
-
     def answer(self, found: PlanResult) -> Answer:
         raise self._only_vectors()
 
-    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        return {}
-
-    def pieces(self) -> Callable[[str], str]:
-        return str
+    def _only_vectors(self) -> RequestError:
+        return RequestError(f"{self.name!r} embeds texts and does nothing else; use /v1/embeddings", param="model")
 
     def describe(self) -> dict[str, Any]:
-        spec = self.engine.base.spec
-        size = {"context_length": spec.context_length, "dimensions": spec.hidden_size}
-        return {"kind": "base", "architecture": "encoder", **size}
+        size = {"dimensions": self.engine.base.spec.hidden_size}
+        return {**super().describe(), "architecture": "encoder", **size}
 
 
 class Stripped:
