@@ -123,29 +123,23 @@ WIDTH, ROW, GAP, PAD = 1080, 20, 14, 12
 
 
 def picture() -> str:
-    """The rooms as an SVG: a row for each layer, in each room its files, lines and inner rooms, and beside the rows how
-    many imports go from each down to which."""
-    between = _between(imports())
-    files = Counter(name.split(".")[1] for name in modules() if "." in name)
-    lines = lines_by_room()
+    """The rooms as an SVG: a row for each layer, in each room what it is for and its inner rooms."""
     parts: list[str] = []
     top = 34.0
     for row in layers():
         inner = {room: [" | ".join(one) for one in layers(f"bedplate.{room}")] for room in row}
-        height = 2 * PAD + ROW * (3 + max(len(_wrapped(inner[room], len(row))) for room in row))
+        height = 2 * PAD + ROW * (2 + max(len(_wrapped(inner[room], len(row))) for room in row))
         width = (WIDTH - GAP * (len(row) + 1)) / len(row)
         for place, room in enumerate(row):
             left = GAP + place * (width + GAP)
-            below = ", ".join(f"{name} {count}" for name, count in between[room].most_common()) or "nothing"
             said = [
                 (room, "font-weight='600' font-size='15'"),
                 (_job(room, len(row)), "fill='#57606a'"),
-                (f"{files[room]} files, {lines.get(room, 0):,} lines", "fill='#57606a'"),
                 *((line, "") for line in _wrapped(inner[room], len(row))),
             ]
             parts.append(
                 f"<rect x='{left:.0f}' y='{top:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='#f4f7fb' "
-                f"stroke='#9fb3c8'><title>{html.escape(f'{room} imports {below}')}</title></rect>"
+                "stroke='#9fb3c8'/>"
             )
             for number, (text, style) in enumerate(said):
                 y = top + PAD + ROW * (number + 0.7)
@@ -192,13 +186,13 @@ def _between(graph: Graph) -> defaultdict[str, Counter[str]]:
 
 
 def table() -> str:
-    """Room, files, lines, and what it imports, as Markdown."""
-    between, lines = _between(imports()), lines_by_room()
-    files = Counter(name.split(".")[1] for name in modules() if "." in name)
-    rows = ["| room | files | lines | imports (how often) |", "|---|---|---|---|"]
-    for room in (room for row in layers() for room in row):
-        below = ", ".join(f"{name} {count}" for name, count in between[room].most_common())
-        rows.append(f"| {room} | {files[room]} | {lines.get(room, 0):,} | {below or '–'} |")
+    """Room, and what it imports of the others, as Markdown."""
+    between = _between(imports())
+    rows = ["| room | imports |", "|---|---|"]
+    ordered = [room for row in layers() for room in row]
+    for room in ordered:
+        below = ", ".join(name for name in ordered if between[room][name])
+        rows.append(f"| {room} | {below or '–'} |")
     return "\n".join(rows)
 
 

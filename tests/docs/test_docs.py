@@ -172,18 +172,22 @@ def _commands(text: str) -> None:
             assert words[0] in {"git", "cd", "for", "done"}, line
 
 
+def test_the_picture_of_the_house_is_current(builder: ModuleType) -> None:
+    assert (DOCS / "house.svg").read_text("utf-8") == builder._house().picture(), "run `make docs`"
+
+
 def test_the_command_line_page_is_current(builder: ModuleType) -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == builder.command_line(), "run `make docs`"
 
 
-@pytest.mark.parametrize("page", ["economics", "predictions"])
+@pytest.mark.parametrize("page", ["economics", "predictions", "architecture"])
 def test_parts_that_the_cost_model_writes_are_current(builder: ModuleType, page: str) -> None:
     text = (DOCS / f"{page}.md").read_text("utf-8")
     assert builder.filled(text) == text, "run `make docs`"
 
 
 def test_every_part_is_in_a_page_and_changes_in_it_are_seen(builder: ModuleType) -> None:
-    text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in ("economics", "predictions"))
+    text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in ("economics", "predictions", "architecture"))
     assert sorted(re.findall(r"<!-- (\w+) -->", text)) == sorted([*builder.GENERATED, "measured"])
     for name in builder.GENERATED:
         changed = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\nstale ")
