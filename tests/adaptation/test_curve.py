@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.context import context as contexts
+from bedplate.adaptation.curve import learning_curve as curves
 from bedplate.adaptation.curve.crossover import Measured, Resamples, crossing, crossing_of
 from bedplate.adaptation.curve.curve_values import say
 from bedplate.adaptation.curve.learning_curve import DRAWS, FLAT, LEARNS, NO_POINT, parse_sizes, possible_sizes
-from bedplate.adaptation.curve.learning_curve import learning_curve as curves
 from bedplate.adaptation.curve.payback import pays_from
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
