@@ -30,7 +30,12 @@ class Attend(Protocol):
 
 
 def masked_attention(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGV: Tensor, seen_BTS: Tensor, how: How, distance_BTS: Tensor | None
+    q_BTHD: Tensor,
+    k_BSGD: Tensor,
+    v_BSGV: Tensor,
+    seen_BTS: Tensor,
+    how: How = PLAIN,
+    distance_BTS: Tensor | None = None,
 ) -> Tensor:
     """`plain_attention`, by torch's kernel where that can.
 
