@@ -36,7 +36,7 @@ class Writer(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class WritingRow:
     """One that writes in a pass. at: the number of the logits that its next token is chosen from; those of the `draft`
     come after them. said: tokens that were chosen for it in this pass."""
@@ -48,10 +48,11 @@ class WritingRow:
 
     def take(self, token: int, logprob: float, alternatives: Alternatives = ()) -> bool:
         """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed."""
-        guessed = self.draft[self.said : self.said + 1] == [token]
-        count = len(self.writer.state.output)
+        guessed = self.said < len(self.draft) and self.draft[self.said] == token
+        output = self.writer.state.output
+        before = len(output)
         goes = self.writer.accept(token, logprob, alternatives)
-        self.said += len(self.writer.state.output) - count
+        self.said += len(output) - before
         return goes and guessed
 
 

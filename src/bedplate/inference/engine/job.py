@@ -35,7 +35,7 @@ class Equipment:
     speculates: bool
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Wants:
     """What is wanted of a pass. logits: the positions whose logits are. states: whether all tokens' hidden states are,
     after `Job.depth` blocks."""
@@ -44,7 +44,7 @@ class Wants:
     states: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Seen:
     """What a pass gave for a job's tokens from position `begin` to before `end`.
 
