@@ -246,7 +246,7 @@ def test_blocks_for_training_scale_and_have_values_of_their_own_size(dtype: torc
     segments = torch.tensor([0] * 4 + [1] * 7 + [2] * 3 + [3] * 120)
     grads: list[list[Tensor | None]] = []
     outs: list[Tensor] = []
-    ways: list[Attend] = [BlockAttention(segments, dtype), SegmentAttention(segments[None], causal=True)]
+    ways: list[Attend] = [BlockAttention([4, 7, 3, 120], dtype), SegmentAttention(segments[None], causal=True)]
     for attend in ways:
         q, k, v = (x.requires_grad_() for x in some(3, len(segments), dtype=dtype))
         outs.append(attend(0, q, k, v, How(scale=scale)))
@@ -262,7 +262,7 @@ def test_blocks_for_training_scale_and_have_values_of_their_own_size(dtype: torc
     [("cap", "a cap"), ("window", "a window"), ("bias", "a bias"), ("sinks", "sinks"), ("all", "a cap")],
 )
 def test_blocks_for_training_refuse_by_name(how: str, said: str) -> None:
-    attend = BlockAttention(torch.tensor([1, 1, 2]), torch.float32)
+    attend = BlockAttention([0, 2, 1], torch.float32)
     with pytest.raises(UnsupportedModelError, match=f"attention with {said} is not supported by attention in blocks"):
         attend(0, *some(0, 3), HOWS[how])
 
