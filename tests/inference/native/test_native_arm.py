@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.inference.native_builds import STRICT, compile_driver, once
-from tests.inference.native_record import Recorder, Replayed, read_output
-from tests.inference.native_specs import spec_of
+from tests.inference.native.native_builds import STRICT, compile_driver, once
+from tests.inference.native.native_record import Recorder, Replayed, read_output
+from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat

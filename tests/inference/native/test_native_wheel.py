@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inference.native_builds import STRICT, compile_driver, once
-from tests.inference.native_record import read_output
-from tests.inference.test_native_arm import BOUNDS, EXACT, FIRST, SPEC, record, relative
+from tests.inference.native.native_builds import STRICT, compile_driver, once
+from tests.inference.native.native_record import read_output
+from tests.inference.native.test_native_arm import BOUNDS, EXACT, FIRST, SPEC, record, relative
 
 from bedplate.inference.native.compiler import ELF_MACHINES, find_compiler
 from bedplate.inference.native.levels import machine
 from bedplate.inference.native.prebuild import levels_of, platform_tag
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QEMU = "qemu-x86_64"
 BUILD = "from setuptools import build_meta; build_meta.{}('dist', {{'--global-option': ['-q']}})"
 pytestmark = pytest.mark.timeout(900)

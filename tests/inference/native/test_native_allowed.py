@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inference.native_specs import spec_of
+from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.decoder import unsupported

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inference.native_specs import spec_of
+from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
