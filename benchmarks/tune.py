@@ -74,27 +74,7 @@ def computing_in(setting: Setting) -> AbstractContextManager[Any]:
     return nullcontext() if setting == "float32" else torch.autocast("cpu", torch.bfloat16)
 
 
-<<<<<<< ours
 def fastest_setting(directory: Path, batches: Sequence[Sequence[TrainingExample]]) -> Setting:
-    """The peers' faster one here: a forward and backward pass of each batch, in turns, the best time of each."""
-    models = {setting: peft_model(directory, setting).train() for setting in SETTINGS}
-    best = dict.fromkeys(SETTINGS, float("inf"))
-    for turn in range(3):
-        for setting, model in models.items():
-            started = time.perf_counter()
-            for batch in batches:
-                ids, mask, labels = padded(batch)
-                with computing_in(setting):
-                    loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-                loss.backward()
-                model.zero_grad()
-            if turn:
-                best[setting] = min(best[setting], time.perf_counter() - started)
-    setting = min(SETTINGS, key=lambda one: best[one])
-    each = ", ".join(f"{one} {seconds:.2f} s" for one, seconds in best.items())
-    print(f"peft computes in {setting} (the same {len(batches)} batches: {each})", flush=True)
-=======
-def fastest_setting(directory: Path, batches: Sequence[Sequence[Example]]) -> Setting:
     """The peers' faster one here: the best time of a forward and backward pass of each batch. A setting that is much
     slower on two examples is not tried on more: emulated bfloat16 takes minutes for a batch."""
     few, whole = {SETTINGS[0]: float("inf")}, dict.fromkeys(SETTINGS, float("inf"))
@@ -106,11 +86,10 @@ def fastest_setting(directory: Path, batches: Sequence[Sequence[Example]]) -> Se
     setting = min(SETTINGS, key=lambda one: whole[one])
     each = ", ".join(f"{one} {few[one]:.2f} s and {seconds:.2f} s" for one, seconds in whole.items())
     print(f"peft computes in {setting} (2 examples, and {len(batches)} batches: {each})", flush=True)
->>>>>>> theirs
     return setting
 
 
-def passes(model: Any, setting: Setting, batches: Sequence[Sequence[Example]]) -> None:
+def passes(model: Any, setting: Setting, batches: Sequence[Sequence[TrainingExample]]) -> None:
     """Forward and backward over padded batches."""
     for batch in batches:
         ids, mask, labels = padded(batch)
