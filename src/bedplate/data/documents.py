@@ -13,6 +13,8 @@ from bedplate.core.files import read_text, sha256_bytes, sha256_json
 from bedplate.data.sources import Rows, read_rows
 
 TEXT_FILES = (".txt", ".md", ".rst")
+RAW_TEXT_FILES = (".txt", ".md")
+"""What a directory of raw text is read for."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def read_documents(
     many. DataError for what cannot be read, a column that is missing, or no text at all."""
     place = relative_to / Path(source).expanduser()
     if place.is_dir() or place.suffix.lower() in TEXT_FILES:
-        texts, digest = _files(place)
+        texts = _files(place, TEXT_FILES)
+        digest = sha256_json([[name, sha256_bytes(text.encode())] for name, text in texts])
     else:
         rows = read_rows(source, relative_to)
         texts, digest = [(name, text) for name, _, text in _rows(rows, column, id)], rows.sha256
@@ -53,13 +56,16 @@ def read_documents(
 
 def read_whole_documents(source: str, relative_to: Path, limit: int | None = None) -> Documents:
     """As `read_documents`, but rows with one `document` are one text, in the order of their `sentence` or else in the
-    file's, and stand in the natural order of their names ("line 2" before "line 10")."""
+    file's, and stand in the natural order of their names ("line 2" before "line 10"). Files are .txt and .md; their
+    digest is the one that runs on raw text have kept since there are such."""
     place = relative_to / Path(source).expanduser()
-    if place.is_dir() or place.suffix.lower() in TEXT_FILES:
-        return read_documents(source, relative_to, limit=limit)
+    if place.is_dir() or place.suffix.lower() in RAW_TEXT_FILES:
+        texts = [(name, text) for name, text in _files(place, RAW_TEXT_FILES) if text.strip()]
+        whole = "".join(f"{name}\0{sha256_bytes(text.encode())}\n" for name, text in texts)
+        return _documents(texts, source, sha256_bytes(whole.encode()), limit)
     rows = read_rows(source, relative_to)
     parts: dict[str, list[tuple[int, str]]] = {}
-    for name, number, text in _rows(rows, "text", "document" if "document" in rows.columns else None):
+    for name, number, text in _rows(rows, "text", "document" if "document" in rows.columns else None, ""):
         if text.strip():
             parts.setdefault(name, []).append((number, text.strip()))
     texts = [(name, " ".join(text for _, text in sorted(parts[name]))) for name in sorted(parts, key=_natural)]
@@ -74,24 +80,23 @@ def _documents(texts: Iterable[tuple[str, str]], source: str, digest: str, limit
     return Documents(found[:limit], source, digest, len(read) - len(found))
 
 
-def _files(place: Path) -> tuple[list[tuple[str, str]], str]:
+def _files(place: Path, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Name → text of a file, or of all such files below a directory."""
     paths, root = [place], place.parent
     if place.is_dir():
-        paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in TEXT_FILES and p.is_file()), place
+        paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in kinds and p.is_file()), place
         if not paths:
-            kinds = ", ".join(TEXT_FILES)
-            raise DataError(f"{place} holds no documents: it holds no text in files that end in {kinds}")
-    found = [(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
-    return found, sha256_json([[name, sha256_bytes(text.encode())] for name, text in found])
+            raise DataError(f"{place} holds no documents: it holds no text in files that end in {', '.join(kinds)}")
+    return [(path.relative_to(root).as_posix(), read_text(path)) for path in paths]
 
 
-def _rows(rows: Rows, column: str, id: str | None) -> Iterator[tuple[str, int, str]]:
-    """Each row's name, its place among those of one name, and its text."""
+def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -> Iterator[tuple[str, int, str]]:
+    """Each row's name, its place among those of one name, and its text; missing: of a row without one."""
     for name in filter(None, (column, id)):
         if name not in rows.columns:
             raise DataError(f"{rows.path}: no column {name!r} for documents; the columns are {', '.join(rows.columns)}")
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        text = row.get(column, "")
+        text = row.get(column, missing)
         if not isinstance(text, str):
             raise DataError(f"{rows.path}, line {line}: the document in {column!r} is not a text but {text!r}")
         number = int(row["sentence"]) if str(row.get("sentence", "")).isdigit() else line

@@ -40,7 +40,8 @@ AT_ONCE = 1024
 
 @runtime_checkable
 class Predicts(Protocol):
-    """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint."""
+    """Anything that answers rows of inputs in order: a skin's predictor, a baseline, an endpoint. It is asked for
+    AT_ONCE rows at a time, or fewer."""
 
     def predict(self, rows: Sequence[Values], /) -> Sequence[PredictionLike | str]: ...
 

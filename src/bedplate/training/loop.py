@@ -257,7 +257,8 @@ class _Run(Generic[B]):
                 kept = random_states()
                 self.on_checkpoint(number, self.models)
                 set_random_states(*kept)
-            if stopped:
+            # What comes while the last state is written is not lost either: there is no later step to look at it.
+            if stopped or (number == self.total and interrupts.requested):
                 raise KeyboardInterrupt
 
     def _step(self, batches: Sequence[B]) -> int:

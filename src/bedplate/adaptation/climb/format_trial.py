@@ -56,8 +56,8 @@ def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
     place = _place(candidate, weights)
     skin = export(skin, place)
     where = str(place.relative_to(context.out))
-    there = _opened(candidate, replace(done.own, skin=where))
-    with closing(_opened(candidate, done.own)) as here, closing(there):
+    made = replace(done.own, skin=where)
+    with closing(_opened(candidate, done.own)) as here, closing(_opened(candidate, made)) as there:
         predictions = ask(there, context.valid)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         sample = [e for e in context.ordered(context.valid, "latency") if by_id[e.id] is not None]

@@ -1,6 +1,6 @@
 """Instructions and demonstrations searched together on valid by successive halving.
 
-Instructions are rewrites and what a proposer writes (`adaptation.proposals`); the best of them are tried with sets of
+Instructions are rewrites and what a proposer writes (`proposals`); the best of them are tried with sets of
 demonstrations from train. Searching both, as in Opsahl-Ong et al. (https://arxiv.org/abs/2406.11695).
 """
 

@@ -38,7 +38,7 @@ class Device:
     peak_flops_per_second: dense operations per second of matrix products by number format, accumulated in 32 bits.
     link_bytes_per_second: to the other devices of its node (or of its pod's torus), one direction, all links together.
     network_bytes_per_second: its share of the network between nodes, one direction.
-    mfu: the name of its curve in `economics.mfu`. watts: of the device alone, at its limit.
+    mfu: the name of its curve in `economics.hardware.mfu`. watts: of the device alone, at its limit.
     """
 
     name: str

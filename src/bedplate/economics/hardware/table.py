@@ -2,7 +2,7 @@
 
 One row per device: what its vendor's data sheet says, dense (half of what NVIDIA's and AMD's sheets print "with
 sparsity"), links in one direction (half of "total bandwidth"). Rental prices are examples with their date: give your
-own (`--usd-per-hour`, or a hardware file). CPU sockets are in `hardware_cpu`.
+own (`--usd-per-hour`, or a hardware file). CPU sockets are in `cpus`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// What serving costs (economics/serving.py), from the loads that were simulated, as functions of what is moved.
+// What serving costs (economics/serving/serving_cost.py), from the loads that were simulated, as functions of what is moved.
 
 const SECONDS_PER_DAY = 86400;
 

@@ -1,4 +1,4 @@
-// What training costs (economics/training.py, mfu.py, scaling_laws.py), as functions of what is moved.
+// What training costs (economics/training/training_cost.py and scaling_laws.py, hardware/mfu.py), as functions of what is moved.
 
 /** The share of the peak that so many devices reach, at the middle of its range. */
 function curve(devices) {

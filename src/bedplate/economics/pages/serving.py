@@ -1,6 +1,6 @@
 """The page of a serving plan: one replica's latency at every load that the search for its capacity can look at.
 
-`serving.plan_serving` looks, whatever the latency target is, at multiples of a part (1 / PARTS) of the saturating rate
+`plan_serving` looks, whatever the latency target is, at multiples of a part (1 / PARTS) of the saturating rate
 only. All of these are simulated here once; the page then finds the capacity of
 any target as the plan would. Latencies between two of the loads are interpolated.
 """

@@ -1,6 +1,6 @@
 """What serving costs: traffic and a machine → latency, throughput, replicas, dollars a call and a million tokens.
 
-One replica is simulated (`economics.simulation`) under calls that come at random. Its capacity is the highest rate at
+One replica is simulated (`simulation`) under calls that come at random. Its capacity is the highest rate at
 which the latency target still holds; the busiest hour needs so many replicas. Reserved machines cost the same when they
 idle, so that a call's price is the fleet's over the calls: utilisation divides, it never takes cost away.
 """

@@ -30,6 +30,8 @@ class Items(Generic[I_co]):
 
 
 def grades(model: LocalModel, items: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
-    """Each item's grade by what the base answers, in order."""
+    """Each item's grade by what the base answers, in order. What cannot be asked is refused before anything is."""
+    for item in items:
+        item.requests(model)
     found = graded(items, model, lambda requests: enumerate(model.engine.run(requests)), AT_ONCE)
     yield from progress(found, description, len(items), "items")

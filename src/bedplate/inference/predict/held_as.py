@@ -17,7 +17,7 @@ KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
 
 
 class Runs(Protocol):
-    """What is asked of an engine here (`inference.engine.Engine` has it)."""
+    """What is asked of an engine here (an `Engine` has it)."""
 
     @property
     def base(self) -> Base: ...

@@ -126,11 +126,13 @@ def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def _shards(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
+    size = 0
     for name, tensor in tensors:
-        if shard and sum(map(_bytes, shard.values())) + _bytes(tensor) > limit:
+        if shard and size + _bytes(tensor) > limit:
             yield shard
-            shard = {}
+            shard, size = {}, 0
         shard[name] = tensor
+        size += _bytes(tensor)
     yield shard
 
 

@@ -66,7 +66,7 @@ ROUTERS: tuple[APIRouter, ...] = (
 
 def create_app(state: ServerState) -> FastAPI:
     """The ASGI application over a loaded server."""
-    # FastAPI's own schema would not know the bodies, which routes read themselves: `serving.openapi` does.
+    # FastAPI's own schema would not know the bodies, which routes read themselves: `openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
     app.state.server, app.state.routers = state, ROUTERS
     for router in ROUTERS:
