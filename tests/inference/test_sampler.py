@@ -19,6 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from bedplate.inference.engine import sampler
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.sampler import RowState, penalise, sample, truncate
@@ -222,6 +223,36 @@ def test_temperature_near_zero_is_greedy_and_one_candidate_is_certain() -> None:
     for settings_ in ({"temperature": 1e-4}, {"temperature": 1.5, "top_k": 1}, {"temperature": 1.5, "top_p": 1e-6}):
         for seed in range(20):
             assert sample(logits, [RowState(Sampling(seed=seed, **settings_), ())])[0] == logits.argmax()
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-38, 1e-40, 5e-324])
+def test_no_temperature_is_too_small(temperature: float) -> None:
+    logits = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)) * 50
+    rows = [RowState(Sampling(temperature=temperature, seed=i), ()) for i in range(2)]
+    assert sample(logits, rows).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [40, 1000])
+def test_a_row_of_nan_spares_its_neighbours(vocabulary: int) -> None:
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[1] = torch.nan
+    rows = [RowState(Sampling(temperature=1.0, seed=i, top_p=0.9), ()) for i in range(3)]
+    chosen = sample(logits, rows)
+    assert 0 <= int(chosen[1]) < vocabulary
+    alone = [sample(logits[i : i + 1], [RowState(Sampling(temperature=1.0, seed=i, top_p=0.9), ())]) for i in (0, 2)]
+    assert [int(chosen[i]) for i in (0, 2)] == [int(one[0]) for one in alone]
+
+
+def test_a_step_that_fails_draws_no_number_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
+    undisturbed, row = (RowState(Sampling(temperature=1.0, seed=3), ()) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "_placed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sample(logits, [row])
+    assert [int(sample(logits, [row])[0]) for _ in range(5)] == [
+        int(sample(logits, [undisturbed])[0]) for _ in range(5)
+    ]
 
 
 def test_bias_is_added_before_the_penalties() -> None:

@@ -35,7 +35,7 @@ def load_json(
             parse_float=number,
         )
     except RecursionError:
-        raise JsonRuleError("nested too deeply") from None
+        raise JsonRuleError("nested too deeply" if depth is None else f"nested deeper than {depth} levels") from None
     if depth is not None and _deeper(value, depth):
         raise JsonRuleError(f"nested deeper than {depth} levels")
     return value

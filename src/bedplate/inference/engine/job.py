@@ -108,11 +108,11 @@ class Job(ABC, Generic[R]):
         self.begun = False
         self.ended: FinishReason | None = None
         self.failed: BaseException | None = None
-        self.queued = time.monotonic()
         self.started: float | None = None
         self.first: float | None = None
         self.compute = 0.0
         self.check()
+        self.queued = time.monotonic()
 
     def check(self) -> None:
         """Refuses what this base cannot run."""

@@ -41,6 +41,7 @@ class RowState:
     matcher: Matcher | None = None
     end_ids: frozenset[int] = frozenset()
     generator: torch.Generator | None = None
+    number: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:
@@ -60,6 +61,13 @@ class RowState:
         self.output.append(token)
         if self.matcher is not None:
             self.matcher.advance(token)
+
+    def uniform(self) -> Tensor:
+        """The number that a token is drawn by: float64 [], from 0 to below 1. It stays the same until one was drawn, so
+        that another row's failure in the same step does not change it."""
+        if self.number is None:
+            self.number = torch.rand((), generator=self.generator, dtype=torch.float64)
+        return self.number
 
     def permits(self, token: int) -> bool:
         """Whether the likeliest token may be chosen, where that can be told without a mask."""
@@ -186,14 +194,24 @@ def _places(tokens: Sequence[Collection[int]], device: torch.device) -> tuple[Te
 def _draw(
     logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
 ) -> Tensor:
-    """A token of each row that draws, int64 [B] of them."""
-    device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
-    # One number a row from its own generator, so that what it draws is its own as well.
-    uniform_B = torch.stack([torch.rand((), generator=rows[i].generator, dtype=torch.float64) for i in drawing])
-    temperature = torch.tensor([one.temperature for one in settings], device=device)
-    picked = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
-    scaled_BV = picked / temperature[:, None]
-    _hold(scaled_BV, [allowed.get(i) for i in drawing])
+    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator: what it draws is
+    its own."""
+    uniform_B = torch.stack([rows[i].uniform() for i in drawing])
+    picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
+    chosen_B = _drawn_by(uniform_B, picked_BV, [allowed.get(i) for i in drawing], [rows[i].sampling for i in drawing])
+    for i in drawing:
+        rows[i].number = None
+    return chosen_B
+
+
+def _drawn_by(
+    uniform_B: Tensor, logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None], settings: Sequence[Sampling]
+) -> Tensor:
+    device = logits_BV.device
+    # A smaller one would make infinities of logits, and chooses no other tokens.
+    temperature = torch.tensor([max(one.temperature, 1e-30) for one in settings], device=device)
+    scaled_BV = logits_BV / temperature[:, None]
+    _hold(scaled_BV, allowed)
     probabilities_BV, uniform_B = scaled_BV.softmax(dim=-1), uniform_B.to(device)
     if not logits_BV.is_cpu or logits_BV.shape[-1] <= HEAD:
         return _placed(*probabilities_BV.sort(descending=True, stable=True), settings, uniform_B)[0]
@@ -218,7 +236,8 @@ def _placed(
     """
     kept_BK = truncate(sorted_BK, settings, whole_B)
     cumulative_BK = kept_BK.double().cumsum(dim=-1)
-    ended_B = kept_BK[:, -1] == 0
+    whole = [0 < one.top_k <= kept_BK.shape[-1] for one in settings]
+    ended_B = (kept_BK[:, -1] == 0) | torch.tensor(whole, device=kept_BK.device)
     total_B = cumulative_BK[:, -1] if whole_B is None else torch.where(ended_B, cumulative_BK[:, -1], whole_B)
     place_B = uniform_B * total_B
     free = [one.top_k == 0 and one.top_p == 1.0 and one.min_p == 0 for one in settings]
@@ -226,7 +245,7 @@ def _placed(
     free_B, more_B = torch.tensor([free, more], device=kept_BK.device)
     told_B = (ended_B & ~more_B) | (free_B & (place_B < cumulative_BK[:, -1]))
     at_B = torch.searchsorted(cumulative_BK, place_B[:, None], right=True)[:, 0]
-    last_B = (kept_BK > 0).sum(dim=-1) - 1
+    last_B = ((kept_BK > 0).sum(dim=-1) - 1).clamp(min=0)  # a row of NaN keeps nothing
     return ids_BK.gather(1, torch.minimum(at_B, last_B)[:, None])[:, 0], told_B
 
 

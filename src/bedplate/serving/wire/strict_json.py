@@ -16,7 +16,8 @@ def parse_json(content: bytes | str) -> Any:
     try:
         return load_json(content, depth=MAX_DEPTH, finite=True, repeated="the field {!r} is given twice")
     except JsonRuleError as error:
-        raise RequestError(f"not valid JSON: {error}", param=error.key, code="invalid_json") from None
+        what = f"the JSON is {error}" if str(error).startswith("nested") else str(error)
+        raise RequestError(what, param=error.key, code="invalid_json") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except json.JSONDecodeError as error:
