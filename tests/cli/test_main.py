@@ -208,3 +208,10 @@ def test_runs_as_a_module() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: 'zzz' is in no catalogue")
+
+
+@pytest.mark.parametrize("option", ["--kernel", "--dtype", "--weights"])
+def test_a_choice_that_there_is_not_is_told_in_our_own_words(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    code, _, said = call(capsys, "generate", "base", "hello", option, "x")
+    assert code == 2
+    assert f"Invalid value for '{option}': 'x' is not one of 'auto'" in " ".join(said.split())

@@ -107,7 +107,8 @@ def _run_command(function: Callable[..., object], line: str, program: str, argum
     try:
         result = typer.main.get_command(app).main(arguments, prog_name=program, standalone_mode=False)
     except usage_error as error:
-        raise UsageError(f"{error.format_message()} (`{program} --help`)") from error
+        said = error.format_message().replace("Value error, ", "")  # pydantic's words, which newer typers pass on
+        raise UsageError(f"{said} (`{program} --help`)") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
     if result == _INTERRUPTED:  # newer versions of typer answer Ctrl-C with this code, older ones with Abort

@@ -22,7 +22,6 @@ from bedplate.economics.model.architecture import (
     kv_bytes_per_token,
     parameters,
     step_reads,
-    weight_bytes,
 )
 from bedplate.economics.model.attention_pairs import pair_flops
 from bedplate.models.specs.transformer import TransformerSpec
@@ -140,11 +139,6 @@ class RooflineSteps:
             return 0.0
         sent = 2 * (self.devices - 1) / self.devices * tokens * self.spec.hidden_size * 2.0
         return 2 * self.spec.layers * (ALLREDUCE_SECONDS + sent / self.device.link_bytes_per_second)
-
-    @property
-    def resident_bytes(self) -> float:
-        """Weights of one copy of the model."""
-        return weight_bytes(self.spec, self.weights)
 
     @property
     def basis(self) -> str:
