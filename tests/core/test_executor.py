@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pydantic
 import pytest
 
 from bedplate.core.errors import UsageError
@@ -21,6 +22,18 @@ def note(name: str) -> int:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+class Interrupted(pydantic.BaseModel):
+    """Ctrl-C while pydantic calls one of our functions: it raises an error of its own."""
+
+    @pydantic.model_serializer
+    def _written(self) -> str:
+        raise KeyboardInterrupt
+
+
+def interrupt_in_pydantic() -> None:
+    Interrupted().model_dump()
 
 
 def scaled(number: int, by: int) -> int:
@@ -41,9 +54,10 @@ def test_outcomes_in_order_with_errors_kept() -> None:
     assert third.value == 3
 
 
-def test_interrupt_passes_through() -> None:
+@pytest.mark.parametrize("name", ["interrupt", "interrupt_in_pydantic"])
+def test_interrupt_passes_through(name: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        list(LocalExecutor().run([Job("x", f"{__name__}:interrupt"), Job("y", "json:dumps", {"obj": 1})]))
+        list(LocalExecutor().run([Job("x", f"{__name__}:{name}"), Job("y", "json:dumps", {"obj": 1})]))
 
 
 def test_a_job_is_the_same_after_it_has_travelled() -> None:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.errors import BedplateError, UsageError, is_interrupt
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.version import __version__
 
@@ -47,17 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader (head, less) has gone: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except KeyboardInterrupt:
-        code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
-    except BedplateError as error:
+    except (Exception, KeyboardInterrupt) as error:
         if _wants_traceback():
             traceback.print_exc()
-        code = _fail(error.message, error.code, error.exit_code, arguments)
-    except Exception as error:
-        if _wants_traceback():
-            traceback.print_exc()
-        message = f"unexpected {type(error).__name__}: {error} (BEDPLATE_TRACEBACK=1 shows where)"
-        code = _fail(message, "internal_error", 1, arguments)
+        if is_interrupt(error):
+            code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
+        elif isinstance(error, BedplateError):
+            code = _fail(error.message, error.code, error.exit_code, arguments)
+        else:
+            message = f"unexpected {type(error).__name__}: {error} (BEDPLATE_TRACEBACK=1 shows where)"
+            code = _fail(message, "internal_error", 1, arguments)
     sys.exit(code)
 
 

@@ -176,3 +176,11 @@ class EndpointError(BedplateError):
     def __init__(self, message: str, *, status: int = 502) -> None:
         super().__init__(message)
         self.status = status
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind `error`: pydantic, for one, turns a KeyboardInterrupt in what it calls into its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__
+    return cause is not None

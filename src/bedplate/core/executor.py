@@ -12,7 +12,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from typing import Any, Protocol
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import UsageError, is_interrupt
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ class LocalExecutor:
             try:
                 value = job.call(self.here)
             except Exception as caught:
+                if is_interrupt(caught):
+                    raise KeyboardInterrupt from caught
                 error = caught
             yield Outcome(job.name, value, error, time.perf_counter() - start)
 
