@@ -83,6 +83,9 @@ class TransformerSpec:
     value_tables: layers that add a looked-up value [vocab_size, kv_heads · head_dim] to a token's own (nanochat).
     norm_offset: added to the norms' weights (Gemma: 1, which its weights are the distance from).
     rope_layers: which layers have rotary positions, repeated over the layers (SmolLM3); () is (True,).
+    position_offset: rows of the learned table before that of the first token (RoBERTa: its padding's and those before).
+    sinusoids: fixed sines and cosines of the position are added to embeddings, sines first (Marian).
+    head_bias: the head is an affine map (BART, Marian).
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
@@ -130,6 +133,9 @@ class TransformerSpec:
     prediction_modules: int = 0
     norm_offset: float = 0.0
     rope_layers: tuple[bool, ...] = ()
+    position_offset: int = 0
+    sinusoids: bool = False
+    head_bias: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
