@@ -81,6 +81,8 @@ def _ends(spec: TransformerSpec) -> Iterator[Weight]:
         yield _norm(spec, "norm")
     if spec.kind == "decoder":
         yield Weight("head", hidden * spec.vocab_size, copies=0 if spec.tied_head else 1, per="row")
+        if spec.head_bias:
+            yield Weight("head.bias", spec.vocab_size, "vector")
     if spec.pooler:
         yield from affine("pooler", hidden, hidden, True, per="sequence")
 

@@ -57,6 +57,9 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "value_tables": lambda spec: spec.value_tables == 0,
     "norm_offset": lambda spec: spec.norm_offset == 0,
     "rope_layers": lambda spec: all(spec.rope_layers),
+    "position_offset": lambda spec: spec.position_offset == 0,
+    "sinusoids": lambda spec: not spec.sinusoids,
+    "head_bias": lambda spec: not spec.head_bias,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

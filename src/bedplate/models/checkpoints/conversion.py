@@ -9,7 +9,7 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
 from bedplate.models.families.weights import Step
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 _SHOWN = 8
 """Names that an error lists; of more it says how many."""
@@ -17,7 +17,7 @@ _SHOWN = 8
 
 def read_parameters(
     family: Family,
-    spec: TransformerSpec,
+    spec: TextSpec,
     names: Sequence[str],
     get: Callable[[str], Tensor],
     wanted: Mapping[str, Tensor],
@@ -38,7 +38,7 @@ def read_parameters(
 
 
 def _plan(
-    family: Family, spec: TransformerSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
+    family: Family, spec: TextSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
 ) -> list[tuple[Step, tuple[str, ...]]]:
     """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
     weights = family.weights
@@ -62,9 +62,7 @@ def _plan(
     return sorted(found, key=lambda one: order[one[1][0]])
 
 
-def write_parameters(
-    family: Family, spec: TransformerSpec, parameters: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def write_parameters(family: Family, spec: TextSpec, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The family's tensors of these parameters, in their order. CheckpointError for one that it has no name for."""
     steps = [step for step in family.weights.steps(spec) if parameters.keys() >= set(step.ours)]
     nameless = sorted(parameters.keys() - {name for step in steps for name in step.ours})

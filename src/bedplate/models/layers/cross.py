@@ -73,6 +73,8 @@ class FromStates:
     row and segment.
     """
 
+    keeps = False
+
     def __init__(
         self, own: Attend, states_BSE: Tensor, segments_BT: Tensor | None = None, sources_BS: Tensor | None = None
     ) -> None:

@@ -165,6 +165,8 @@ class TransformerSpec:
             at_least(self, 1, "cross_size")
             if self.kind != "decoder":
                 raise UnsupportedModelError(f"cross_size is for decoders, not for an {self.kind}")
+        if self.sinusoids and self.hidden_size % 2:
+            raise UnsupportedModelError(f"sinusoids need an even hidden_size, not {self.hidden_size}")
         if self.prediction_modules and self.kind != "decoder":
             raise UnsupportedModelError(f"prediction_modules are for decoders, not for an {self.kind}")
         if self.latent is not None:
@@ -207,6 +209,11 @@ class TransformerSpec:
     @property
     def has_output_bias(self) -> bool:
         return self.attention_bias if self.output_bias is None else self.output_bias
+
+    @property
+    def deepest(self) -> int:
+        """Blocks of its deepest stack: it is one."""
+        return self.layers
 
     def window(self, layer: int) -> int | None:
         """How many tokens this layer's queries see; None: all."""

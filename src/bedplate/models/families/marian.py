@@ -1,0 +1,32 @@
+"""The marian family (OPUS-MT translators, https://aclanthology.org/P18-4020): Hugging Face's `MarianMTModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.two_stacks import by_names, config_of, take_sides, weight_map
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+
+__all__ = ["HF_WEIGHTS", "by_names", "from_hf", "to_hf"]
+
+# Older files hold the tables of positions, which follow from the formula.
+HF_WEIGHTS = weight_map({}, (r"model\.(encoder|decoder)\.embed_positions\.weight",))
+
+
+def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
+    """`config.json` → spec, without a bias of the head: see `by_names`."""
+    where = "config.json (marian)"
+    fields = Fields(config, where)
+    fields.only("static_position_embeddings", True)
+    fields.only("normalize_embedding", False)
+    fields.only("share_encoder_decoder_embeddings", True)
+    fields.only("decoder_vocab_size", config.get("vocab_size"))
+    return take_sides(fields, where, None, sinusoids=True, embedding_norm=False)
+
+
+def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    own = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": True}
+    return config_of(spec, "marian", "MarianMTModel") | own | {"decoder_vocab_size": spec.vocab_size}
