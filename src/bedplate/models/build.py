@@ -44,7 +44,7 @@ def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device |
         return EncoderDecoder(spec, device, dtype)
     if not isinstance(spec, TransformerSpec):
         raise UnsupportedModelError(f"a model of {type(spec).__name__} cannot be built yet, only counted and priced")
-    _check(spec, _READ[spec.kind] if spec.kind in _READ else _BLOCKS)
+    _check(spec, _READ.get(spec.kind, _BLOCKS))
     return Decoder(spec, device, dtype) if spec.kind == "decoder" else Encoder(spec, device, dtype)
 
 

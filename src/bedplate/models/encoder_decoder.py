@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.attention import Attend, row_or_segment_attention
+from bedplate.models.layers.attention import Attend, Attention, row_or_segment_attention
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.cross import FromStates
 from bedplate.models.layers.linear import Linear
@@ -40,8 +40,9 @@ class Side(nn.Module):
         if spec.relative_bias is not None:
             both_ways = spec.kind == "encoder"
             self.relative_positions = RelativePositions(spec.relative_bias, spec.heads, both_ways, device, dtype)
-            for block in self.layers:
-                block.attention.add_bias(self.relative_positions.bias)
+            for block in self.blocks():
+                if isinstance(block.attention, Attention):
+                    block.attention.add_bias(self.relative_positions.bias)
         if self.position_embedding is not None and not self.position_embedding.weight.is_meta:
             nn.init.normal_(self.position_embedding.weight, std=hidden**-0.5)
 
@@ -102,11 +103,6 @@ class EncoderDecoder(Model):
         if not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
 
-    @property
-    def layers(self) -> nn.ModuleList:
-        """The blocks of both sides, the encoder's first."""
-        return nn.ModuleList([*self.encoder.layers, *self.decoder.layers])
-
     def encode(self, inputs: Inputs, capture: Collection[str] = (), depth: int | None = None) -> Outputs:
         """The encoder's states [B, S, D] of what it reads; with `depth`, after that many of its blocks."""
         attend = row_or_segment_attention(inputs.segments, causal=False)
@@ -114,8 +110,9 @@ class EncoderDecoder(Model):
 
     def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each of the decoder's layers, the keys and values [B, S, G, D] of the encoder's states."""
-        for block in self.decoder.layers:
-            yield block.cross.keys(states_BSD)
+        for block in self.decoder.blocks():
+            if block.cross is not None:
+                yield block.cross.keys(states_BSD)
 
     def forward(
         self,

@@ -17,8 +17,8 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
-    encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where these
-        hold several documents, as many of them under the same segments.
+    encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where
+        these hold several documents, as many of them under the same segments.
     vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
         scales them, where `given`, bool [B, T], is true.
     """

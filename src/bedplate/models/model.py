@@ -17,12 +17,11 @@ Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcri
 
 
 class Model(nn.Module, ABC):
-    """can: what its outputs are for. spec: what it was built from. embedding: the token table. layers: the blocks."""
+    """can: what its outputs are for. spec: what it was built from. embedding: the token table."""
 
     can: ClassVar[frozenset[Ability]]
     spec: TextSpec
     embedding: nn.Embedding
-    layers: nn.ModuleList
 
     @abstractmethod
     def forward(

@@ -29,7 +29,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import rotary_frequencies
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _FORMATS: dict[WeightFormat, int] = {"bfloat16": 0, "int8": 1, "int4": 2, "float32": 3}
@@ -71,12 +71,14 @@ class NativeAdapter:
         return ctypes.addressof(self.table)
 
 
-def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why such a model cannot run natively (no compiler, another architecture or layout), or None if it can."""
     if device.type != "cpu":
         return f"the native path is for CPUs, and the model is on {device}"
     if dtype not in _DTYPES:
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if not isinstance(spec, TransformerSpec):
+        return "the native path is for decoders, and this one has an encoder whose states it sees"
     field = refused_field(spec)
     if field is not None:
         return f"the native path is for pre-norm RMS, SwiGLU decoders; it cannot do {field} = {getattr(spec, field)!r}"
@@ -119,17 +121,18 @@ class NativeDecoder:
         found = library or load()
         if reason is not None or isinstance(found, str):
             raise UsageError(f"this model cannot run natively: {reason or found}")
+        spec = model.spec
         assert isinstance(model, Decoder)  # what the allowed specs are built as
+        assert isinstance(spec, TransformerSpec)
         self._dtype = model.embedding.weight.dtype
         own = _DTYPES[self._dtype]
         if weights not in (own, "int8", "int4"):
             raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
-        self.spec = model.spec
+        self.spec = spec
         self.threads = threads or torch.get_num_threads()
         self._library, self._model = found, model
         self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
-        spec = model.spec
         shape = Shape(
             spec.layers,
             spec.hidden_size,

@@ -21,9 +21,8 @@ class Family:
     """A published family in one format: config ↔ spec, and the rules of its weights.
 
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
-    adds to a spec what only the names of a checkpoint's tensors say. `weights_of`: where tensors' names depend on the spec,
-    the rules of one. `partners` are the keys of the same family in
-    other formats.
+    adds to a spec what only the names of a checkpoint's tensors say. `weights_of`: the rules of one spec, where names
+    depend on it. `partners` are the keys of the same family in other formats.
     """
 
     key: tuple[str, str]

@@ -14,9 +14,9 @@ from torch import Tensor
 class Documents:
     """Where the documents of packed rows stand (see `Inputs.segments`): runs of one (row, segment) pair.
 
-    tokens: int64 [N], flat numbers of the tokens that are no padding. document, offset: int64 [N], which one each is of,
-    and where in it. begin, length: int64 [P]. gather: int64 [P, L], flat numbers of each document's tokens; the places
-    after its end hold its first. inside: bool [P, L], whether a place is none of those.
+    tokens: int64 [N], flat numbers of the tokens that are no padding. document, offset: int64 [N], which one each is
+    of, and where in it. begin, length: int64 [P]. gather: int64 [P, L], flat numbers of each document's tokens; the
+    places after its end hold its first. inside: bool [P, L], whether a place is none of those.
     """
 
     def __init__(self, segments_BT: Tensor) -> None:

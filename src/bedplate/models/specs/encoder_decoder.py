@@ -49,6 +49,11 @@ class EncoderDecoderSpec:
         return "encoder–decoder"
 
     @property
+    def main(self) -> TransformerSpec:
+        """The stack that writes."""
+        return self.decoder
+
+    @property
     def vocab_size(self) -> int:
         """Tokens that it reads and writes."""
         return self.decoder.vocab_size

@@ -210,9 +210,16 @@ class TransformerSpec:
     def has_output_bias(self) -> bool:
         return self.attention_bias if self.output_bias is None else self.output_bias
 
+    # A spec of one stack, as what reads and writes with several speaks of itself.
+
+    @property
+    def main(self) -> TransformerSpec:
+        """The stack that writes, where there are several."""
+        return self
+
     @property
     def deepest(self) -> int:
-        """Blocks of its deepest stack: it is one."""
+        """Blocks of the deepest stack."""
         return self.layers
 
     def window(self, layer: int) -> int | None:
