@@ -346,4 +346,5 @@ class NativeDecoder:
 
 def _norm_weight(norm: nn.Module) -> Tensor:
     assert isinstance(norm, RMSNorm)
+    assert norm.weight is not None
     return norm.weight.detach().float().contiguous()
