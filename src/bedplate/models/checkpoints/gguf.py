@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -23,26 +23,39 @@ WRITABLE: dict[str, GGMLQuantizationType] = {
 }
 _MAGIC = b"GGUF"
 BLOCK = 32
-"""Values of one block of the Q4_0, Q4_1 and Q8_0 types."""
+"""Values of one block of the Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 types."""
 
 
 @dataclass(frozen=True, eq=False)
 class RawBlocks:
-    """A matrix [out, in] in blocks of 32 values along `in`, not dequantised. All tensors are contiguous.
+    """A matrix [out, in] as a GGUF file holds it, in blocks along `in` that are not dequantised.
 
-    8 bits: quants int8 [out, in], value = scale · q. 4 bits: quants uint8 [out, in/32, 16] (low nibbles: a block's
-    first 16 values, high: the others), value = scale · q + minimum. scales and minima: float16 [out, in/32].
+    kind: the file's own name of the type, as in "Q4_K". data: uint8 [out, blocks of a row, bytes of a block], contiguous;
+    stacked matrices have more dimensions in front.
     """
 
-    bits: Literal[4, 8]
-    quants: Tensor
-    scales: Tensor
-    minima: Tensor | None
+    kind: str
+    data: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix that the blocks stand for."""
+        *rows, blocks, _ = self.data.shape
+        return (*rows, blocks * gguf.GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]][0])
+
+    @property
+    def bits(self) -> int:
+        """Bits of a value, its share of the scales left out."""
+        return int(next(letter for letter in self.kind if letter.isdigit()))
 
     def rows(self, order: Tensor) -> RawBlocks:
         """The same matrix with its rows in another order."""
-        minima = None if self.minima is None else self.minima[order].contiguous()
-        return RawBlocks(self.bits, self.quants[order].contiguous(), self.scales[order].contiguous(), minima)
+        return RawBlocks(self.kind, self.data[order].contiguous())
+
+    def dequantised(self) -> Tensor:
+        """The matrix that the blocks stand for, float32."""
+        raw = self.data.flatten(-2).numpy()
+        return torch.from_numpy(gguf.quants.dequantize(raw, GGMLQuantizationType[self.kind])).view(self.shape)
 
 
 class GgufReader:
@@ -101,20 +114,14 @@ class GgufReader:
         return torch.from_numpy(np.array(values, dtype=np.float32, copy=True)).reshape(self.shape(name))
 
     def blocks(self, name: str) -> RawBlocks | None:
-        """One matrix as its own blocks (Q4_0, Q4_1 and Q8_0), None for other types."""
+        """One matrix as its own blocks, None where it is not stored in blocks."""
         tensor = self._tensors[name]
-        kind = tensor.tensor_type.name
-        if kind not in ("Q4_0", "Q4_1", "Q8_0"):
+        values, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        if values == 1:
             return None
-        out, size = self.shape(name)
-        raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(out, size // BLOCK, -1)
-        scales = torch.from_numpy(raw[:, :, :2].copy().view(np.float16)[:, :, 0].copy())
-        if kind == "Q8_0":
-            return RawBlocks(8, torch.from_numpy(raw[:, :, 2:].copy().view(np.int8)).reshape(out, size), scales, None)
-        if kind == "Q4_1":
-            minima = torch.from_numpy(raw[:, :, 2:4].copy().view(np.float16)[:, :, 0].copy())
-            return RawBlocks(4, torch.from_numpy(raw[:, :, 4:].copy()), scales, minima)
-        return RawBlocks(4, torch.from_numpy(raw[:, :, 2:].copy()), scales, scales * -8)  # Q4_0: scale · (q − 8)
+        *rows, width = self.shape(name)
+        raw = np.array(tensor.data, copy=True).view(np.uint8).reshape(*rows, width // values, size)
+        return RawBlocks(tensor.tensor_type.name, torch.from_numpy(raw))
 
 
 def write_gguf(
@@ -171,6 +178,6 @@ def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[s
         if step.rule.inverse is same:
             found[step.ours[0]] = blocks
         elif step.rule.rows:
-            orders = step.rule.inverse([torch.arange(blocks.scales.shape[0])], spec)
+            orders = step.rule.inverse([torch.arange(len(blocks.data))], spec)
             found |= {name: blocks.rows(order) for name, order in zip(step.ours, orders, strict=True)}
     return found
