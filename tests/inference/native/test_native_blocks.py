@@ -13,7 +13,7 @@ from torch import Tensor
 from bedplate.adapters.lora import block_linears
 from bedplate.inference.native.decoder import SOURCES, NativeDecoder
 from bedplate.inference.native.library import Library, load
-from bedplate.models.checkpoints.gguf import RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 assert library  # a fixture: every level that this processor runs
@@ -86,7 +86,9 @@ def test_a_model_of_such_blocks_is_the_torch_model(library: Library, kind: str) 
 def test_eight_bits_take_only_blocks_of_eight() -> None:
     model = make(SPECS["grouped"])
     name = "layers.0.attention.q.weight"
-    held = {kind: NativeDecoder(model, "int8", blocks={name: random_blocks(kind, 192, 96)}) for kind in ("Q4_0", "Q8_0")}
+    held = {
+        kind: NativeDecoder(model, "int8", blocks={name: random_blocks(kind, 192, 96)}) for kind in ("Q4_0", "Q8_0")
+    }
     assert held["Q4_0"].weight_bytes == held["Q8_0"].weight_bytes
     outs = [logits(Cache(model.spec).run(one, [(0, 0, [1, 2, 3])])) for one in held.values()]
     assert torch.equal(outs[0], logits(Cache(model.spec).run(NativeDecoder(model, "int8"), [(0, 0, [1, 2, 3])])))

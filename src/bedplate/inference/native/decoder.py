@@ -23,7 +23,7 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf import RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
@@ -337,4 +337,5 @@ class NativeDecoder:
 
 def _norm_weight(norm: nn.Module) -> Tensor:
     assert isinstance(norm, RMSNorm)
+    assert norm.weight is not None
     return norm.weight.detach().float().contiguous()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.models.checkpoints.gguf import BLOCK, RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 
 _RANGES = (1.0, 0.9, 0.8)
 """Shares of a block's range that the 4-bit search tries."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
 from bedplate.models.families.weights import WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -22,40 +22,8 @@ WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
 _MAGIC = b"GGUF"
-BLOCK = 32
-"""Values of one block of the Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 types."""
-
-
-@dataclass(frozen=True, eq=False)
-class RawBlocks:
-    """A matrix [out, in] as a GGUF file holds it, in blocks along `in` that are not dequantised.
-
-    kind: the file's own name of the type, as in "Q4_K". data: uint8 [out, blocks of a row, bytes of a block], contiguous;
-    stacked matrices have more dimensions in front.
-    """
-
-    kind: str
-    data: Tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the matrix that the blocks stand for."""
-        *rows, blocks, _ = self.data.shape
-        return (*rows, blocks * gguf.GGML_QUANT_SIZES[GGMLQuantizationType[self.kind]][0])
-
-    @property
-    def bits(self) -> int:
-        """Bits of a value, its share of the scales left out."""
-        return int(next(letter for letter in self.kind if letter.isdigit()))
-
-    def rows(self, order: Tensor) -> RawBlocks:
-        """The same matrix with its rows in another order."""
-        return RawBlocks(self.kind, self.data[order].contiguous())
-
-    def dequantised(self) -> Tensor:
-        """The matrix that the blocks stand for, float32."""
-        raw = self.data.flatten(-2).numpy()
-        return torch.from_numpy(gguf.quants.dequantize(raw, GGMLQuantizationType[self.kind])).view(self.shape)
+_CHUNK = 1 << 22
+"""Values dequantised at once: what is needed beside the result."""
 
 
 class GgufReader:
@@ -102,26 +70,27 @@ class GgufReader:
 
     def get(self, name: str) -> Tensor:
         """One tensor as float32."""
-        tensor = self._tensors[name]
+        tensor, shape = self._tensors[name], self.shape(name)
+        found = np.empty(shape, np.float32)
+        # a vector is one row
+        rows, data = found.reshape(-1, shape[-1]), tensor.data.reshape(-1, tensor.data.shape[-1])
+        step = max(1, _CHUNK // shape[-1])
         try:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            for begin in range(0, len(rows), step):
+                part = slice(begin, begin + step)
+                rows[part] = gguf.quants.dequantize(data[part], tensor.tensor_type).reshape(rows[part].shape)
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which cannot be dequantised"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
-        return torch.from_numpy(np.array(values, dtype=np.float32, copy=True)).reshape(self.shape(name))
+        return torch.from_numpy(found)
 
     def blocks(self, name: str) -> RawBlocks | None:
-        """One matrix as its own blocks, None where it is not stored in blocks."""
+        """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
         tensor = self._tensors[name]
-        values, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
-        if values == 1:
-            return None
-        *rows, width = self.shape(name)
-        raw = np.array(tensor.data, copy=True).view(np.uint8).reshape(*rows, width // values, size)
-        return RawBlocks(tensor.tensor_type.name, torch.from_numpy(raw))
+        return read_raw(tensor.tensor_type.name, tensor.data, self.shape(name))
 
 
 def write_gguf(
