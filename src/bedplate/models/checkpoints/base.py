@@ -175,6 +175,8 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: Transforme
     same; where the class is of another name, nobody knows what it computes."""
     named = config.get("auto_map") or {}
     classes = [str(name).rpartition(".")[2] for key, name in dict(named).items() if key.startswith("AutoModel")]
+    if not classes:
+        return
     ours = family.to_config(spec)["architectures"][0]
     stem = re.split("For|Model|LMHead", ours)[0]
     foreign = next((name for name in classes if not name.startswith(stem)), None)
