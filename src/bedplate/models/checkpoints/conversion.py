@@ -74,9 +74,8 @@ def write_parameters(
         )
     first = {step.ours[0]: step for step in steps}
     for step in (first[name] for name in parameters if name in first):
-        yield from zip(
-            step.theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True
-        )
+        theirs = [family.weights.written(name, spec) for name in step.theirs]
+        yield from zip(theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True)
 
 
 def _listed(names: Sequence[str]) -> str:
