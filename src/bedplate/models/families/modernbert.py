@@ -1,5 +1,5 @@
-"""The modernbert family (https://arxiv.org/abs/2412.13663): layers that see everything between layers that see a window,
-each kind with rotary positions of its own; gated feed-forwards; a final norm in place of the first one; no biases."""
+"""The modernbert family (https://arxiv.org/abs/2412.13663): layers that see all between layers that see a window, each
+kind with rotary positions of its own; gated feed-forwards; a final norm in place of the first one; no biases."""
 
 from __future__ import annotations
 
@@ -78,8 +78,12 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     ropes = _ropes(fields)
     # Training's dropout and first values, how its kernels are to run, and the heads of pretraining and classifiers.
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"))
-    fields.ignore(("initializer_cutoff_factor", "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad"))
-    fields.ignore(("sparse_prediction", "sparse_pred_ignore_index", "decoder_bias", "tie_word_embeddings", "num_labels"))
+    fields.ignore(
+        ("initializer_cutoff_factor", "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad")
+    )
+    fields.ignore(
+        ("sparse_prediction", "sparse_pred_ignore_index", "decoder_bias", "tie_word_embeddings", "num_labels")
+    )
     fields.ignore(("classifier_pooling", "classifier_bias", "classifier_activation", "layer_norm_eps"))
     fields.only("position_embedding_type", "absolute", "rope")
     spec = TransformerSpec(

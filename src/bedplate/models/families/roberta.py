@@ -26,7 +26,7 @@ HF_WEIGHTS = WeightMap(
 
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a RobertaModel or a RobertaForSequenceClassification → spec, without a pooler: see `by_names`."""
+    """`config.json` of a RobertaModel or RobertaForSequenceClassification → spec, without a pooler: see `by_names`."""
     return kin_from_hf(config, "roberta", "Roberta")
 
 

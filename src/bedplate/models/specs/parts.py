@@ -7,7 +7,6 @@ from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
 
-
 # "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
 Problem = Literal["one", "any", "score"]

@@ -158,13 +158,11 @@ class TransformerSpec:
         self._check_ends()
 
     def _check_ends(self) -> None:
-        if self.position_offset and self.positions < self.context_length + self.position_offset:
+        if self.position_offset and 0 < self.positions < self.context_length + self.position_offset:
             raise UnsupportedModelError(
-                f"a position_offset of {self.position_offset} leaves {self.positions - self.position_offset} positions, "
-                f"fewer than the context_length of {self.context_length}"
+                f"{self.positions} learned positions, {self.position_offset} of them an offset, are fewer than the "
+                f"context_length of {self.context_length}"
             )
-        if self.classifier is not None and self.kind != "encoder":
-            raise UnsupportedModelError(f"a classifier is for encoders, not for a {self.kind}")
         if self.classifier is not None and self.classifier.on_pooler and not self.pooler:
             raise UnsupportedModelError("a classifier on the pooler needs one: pooler must be true")
 
