@@ -28,6 +28,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+import goals
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
@@ -288,7 +289,8 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=600)
     parser.add_argument("--valid", type=int, default=320)
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = start(parser).options
+    started = start(parser)
+    arguments, goal = started.options, goals.of(started.machine.level)["tune"]
     versions = f"{need('peft', 'peft')} + {need('transformers', 'transformers')}"
     import transformers
 
@@ -319,7 +321,7 @@ def main() -> None:
     unit = "examples/s"
     report(
         [
-            Row("tune", speeds[0], speeds[1], unit, *peer, goal=3.0),
+            Row("tune", speeds[0], speeds[1], unit, *peer, goal=goal),
             Row("tune_length_grouped", speeds[0], speeds[2], unit, *peer, goal=1.2),
             Row("tune_head_on_labels", speeds[0], speeds[3], unit, *peer, goal=1.2),
             Row("tune_held_out_loss", losses[0], losses[1], "nats/token", *peer, goal=0.99, lower_is_better=True),

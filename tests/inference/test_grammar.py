@@ -263,11 +263,11 @@ def follow(matcher: Matcher, tokens: Sequence[int], vocab_size: int) -> int:
     ],
     ids=lambda grammar: grammar.kind,
 )
-def test_what_is_permitted_without_a_mask_is_what_the_mask_allows(
+def test_what_is_told_without_a_mask_is_what_the_mask_leaves(
     grammars: Grammars, tokenizer: Tokenizer, grammar: Grammar
 ) -> None:
-    """Every token at every step of some texts: yes only for what the mask allows, and no only where tokens are forced
-    or for the end of a text."""
+    """Every token at every step of some texts: where tokens are forced the mask leaves the first of them alone, and
+    elsewhere a token is told to be allowed just where the mask has it."""
     noise = np.random.default_rng(0)
     allowed = np.zeros((1, mask_words(tokenizer.vocab_size)), dtype=np.int32)
     asked = 0
@@ -278,8 +278,10 @@ def test_what_is_permitted_without_a_mask_is_what_the_mask_allows(
             bits = unpack(allowed, tokenizer.vocab_size)[0]
             assert allowed_ids(allowed[0]).tolist() == np.flatnonzero(bits).tolist()
             forced = matcher.forced()
+            assert not forced or np.flatnonzero(bits).tolist() == forced[:1]
             for token in set(range(tokenizer.vocab_size)) - {END}:
-                assert matcher.permits(token) == (bool(bits[token]) and not forced), (token, forced)
+                told = forced[0] if forced else token if bits[token] else None
+                assert matcher.without_mask(token) == told, (token, forced)
                 asked += 1
             texts = np.flatnonzero(bits)[np.flatnonzero(bits) != END]
             if not len(texts):
@@ -301,7 +303,7 @@ def test_ids_are_taken_out_of_a_mask_unless_none_would_be_left(ids: set[int], ou
 
 
 def test_a_likeliest_token_is_the_same_with_and_without_a_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    """What a row is permitted at once is what the sampler would have chosen over its whole mask."""
+    """What a row is told at once is what the sampler would have chosen over its whole mask."""
     noise = torch.Generator().manual_seed(3)
     schema = {"type": "object", "properties": {"a": {"type": "string", "minLength": 4}}, "required": ["a"]}
     row = RowState(
@@ -310,17 +312,19 @@ def test_a_likeliest_token_is_the_same_with_and_without_a_mask(grammars: Grammar
         matcher=grammars.matcher(Grammar("json_schema", json.dumps(schema))),
         end_ids=frozenset({END}),
     )
-    permitted = 0
+    permitted = forced = 0
     for _ in range(150):
         logits = torch.randn(1, tokenizer.vocab_size, generator=noise)
         likeliest, chosen = int(logits.argmax()), int(sample(logits, [row])[0])
-        if row.permits(likeliest):
-            permitted += 1
-            assert chosen == likeliest
+        told = row.without_mask(likeliest)
+        if told is not None:
+            permitted, forced = permitted + (told == likeliest), forced + (told != likeliest)
+            assert chosen == told
         row.take(chosen)
         if row.complete:
             break
     assert permitted > 5
+    assert forced > 3
 
 
 def test_forced_tokens_are_those_that_the_masks_leave(grammars: Grammars, tokenizer: Tokenizer) -> None:

@@ -71,7 +71,8 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
         raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
     chosen = (list(ids) * -(-count // len(ids)))[:count]
     weight = model.embedding.weight.detach()
-    found = weight[torch.tensor(chosen, device=weight.device)]
+    scale = 1.0 if model.spec.scales is None else model.spec.scales.embedding
+    found = weight[torch.tensor(chosen, device=weight.device)] * scale
     return found.to(torch.promote_types(found.dtype, torch.float32), copy=True)
 
 

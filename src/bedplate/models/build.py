@@ -10,19 +10,26 @@ import torch
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
+from bedplate.models.layers.block import FEEDFORWARDS, MIXERS
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
 from bedplate.models.specs import Spec
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
-# What the modules read, beside the sizes. Every other field must say what they do without being told: its default.
-_READ = frozenset(
+# What a decoder and an encoder read, beside the sizes. Every other field must say what they do without being told.
+_BLOCKS = frozenset(
     (
         *("kind", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size"),
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
-        *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling"),
+        *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
+        *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
+        *("attention_sinks", "rope_layers"),
     )
 )
+_READ = {
+    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales"},
+    "encoder": _BLOCKS,
+}
 
 
 def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
@@ -43,36 +50,31 @@ def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device |
 
 def unbuildable(spec: TransformerSpec) -> str | None:
     """The first field that asks for what neither Decoder nor Encoder does, or None if the spec can be built."""
-    rope = spec.rope
-    known = rope is None or (
-        rope.fraction == 1 and (rope.scaling is None or isinstance(rope.scaling, LinearScaling | Llama3Scaling))
-    )
     wrong = {
-        "kind": spec.kind == "tower",
-        "norm_placement": spec.norm_placement not in {"pre", "post"},
+        "kind": spec.kind not in _READ,
         "activation": spec.activation not in ACTIVATIONS,
-        "rope": not known or (spec.kind == "encoder" and rope is not None),
         # The encoder adds the first row of its table of types; a decoder has none.
         "token_types": (spec.token_types < 1) if spec.kind == "encoder" else spec.token_types > 0,
         "pooler": spec.pooler and spec.kind == "decoder",
+        # Both parts would be normalised after the sum.
+        "parallel": spec.parallel and spec.norm_placement == "post",
+        "rope": spec.kind == "encoder" and spec.rope is not None,
+        "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
+        "experts": any(spec.feedforward(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
     }
     found = next((name for name, is_wrong in wrong.items() if is_wrong), None)
     if found is not None:
         return found
-    later = (field for field in fields(spec) if field.name not in _READ)
+    later = (field for field in fields(spec) if field.name not in _READ[spec.kind] | wrong.keys())
     return next((field.name for field in later if _changes(spec, field.name, field.default)), None)
 
 
 def _changes(spec: TransformerSpec, name: str, default: Any) -> bool:
-    """Whether a field that the modules do not read says something else than what they do."""
+    """Whether a field that an encoder does not read says something else than what it does."""
     value = getattr(spec, name)
     same: dict[str, Any] = {
-        "position_rows": spec.context_length if spec.kind == "encoder" else 0,
-        "embedding_norm": spec.kind == "encoder",
-        "final_norm": spec.kind == "decoder",
-        "key_bias": spec.attention_bias,
-        "output_bias": spec.attention_bias,
+        "position_rows": spec.context_length,
+        "embedding_norm": True,
+        "final_norm": False,
     }
-    if name == "windows":  # a list of layers that all see everything is no window
-        return any(window is not None for window in value)
     return value != default and (name not in same or value != same[name])

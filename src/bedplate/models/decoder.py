@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
-from bedplate.models.layers.block import Block, make_norm
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.positions import Rotation, rotary_frequencies, rotation
+from bedplate.models.layers.norms import make_norm
+from bedplate.models.layers.positions import Rotations
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
 
 
@@ -30,14 +32,19 @@ class Decoder(Model):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.scales = spec, spec.scales or Scales()
         self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
+        self.position_embedding = (
+            nn.Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
+        )
+        self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
-        self.norm = make_norm(spec, device, dtype)
+        self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self.lm_head = None if spec.tied_head else Linear(spec.hidden_size, spec.vocab_size, False, device, dtype)
-        self._frequencies: Tensor | None = None
-        if not self.embedding.weight.is_meta:
-            nn.init.normal_(self.embedding.weight, std=spec.hidden_size**-0.5)
+        self._rotations = Rotations(spec)
+        for table in (self.embedding, self.position_embedding):
+            if table is not None and not table.weight.is_meta:
+                nn.init.normal_(table.weight, std=spec.hidden_size**-0.5)
 
     def forward(
         self,
@@ -51,21 +58,30 @@ class Decoder(Model):
         `cache` replaces attention within the rows by its own (it holds earlier tokens' keys and values); then
         `inputs.positions` must be given.
         """
-        x_BTD = inputs.embedded(self.embedding)
-        by = self._rotation(inputs.resolved_positions(), x_BTD.dtype)
+        positions_BT = inputs.resolved_positions()
+        x_BTD = self._embedded(inputs, positions_BT)
+        by = self._rotations.at(positions_BT, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""
-        if self.lm_head is not None:
-            return self.lm_head(hidden_ND)
-        return F.linear(hidden_ND, self.embedding.weight)
+        if self.scales.head != 1:
+            hidden_ND = hidden_ND * self.scales.head
+        table = self.embedding.weight
+        logits_NV = F.linear(hidden_ND, table) if self.lm_head is None else self.lm_head(hidden_ND)
+        cap = self.scales.logit_cap
+        return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
 
-    def _rotation(self, positions_BT: Tensor, dtype: torch.dtype) -> Rotation | None:
-        if self.spec.rope is None:
-            return None
-        if self._frequencies is None or self._frequencies.device != positions_BT.device:
-            self._frequencies = rotary_frequencies(self.spec.rope, self.spec.head_dim, positions_BT.device)
-        return rotation(positions_BT, self._frequencies, dtype)
+    def _embedded(self, inputs: Inputs, positions_BT: Tensor) -> Tensor:
+        """What the first block gets."""
+        x_BTD = inputs.embedded(self.embedding, self.scales.embedding)
+        if self.position_embedding is not None:
+            at_BT, rows = positions_BT, self.position_embedding.num_embeddings
+            if at_BT.numel() and int(at_BT.max()) >= rows:
+                raise ContextLengthExceeded(
+                    f"a text of {int(at_BT.max()) + 1} tokens is longer than the model's {rows} learned positions"
+                )
+            x_BTD = x_BTD + self.position_embedding(at_BT)
+        return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
-from bedplate.models.layers.block import Block, make_norm
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import make_norm
+from bedplate.models.layers.positions import Rotations
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -43,6 +45,7 @@ class Encoder(Model):
         self.token_type_embedding = nn.Embedding(spec.token_types, hidden, device=device, dtype=dtype)
         self.embedding_norm = make_norm(spec, device, dtype)
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
+        self._rotations = Rotations(spec)
         # Carried for lossless export; sentence embeddings pool the hidden states instead.
         self.pooler = Pooler(hidden, hidden, True, device, dtype) if spec.pooler else None
 
@@ -61,6 +64,7 @@ class Encoder(Model):
             )
         x_BTD = inputs.embedded(self.embedding) + self.token_type_embedding.weight[0]
         x_BTD = self.embedding_norm(x_BTD + self.position_embedding(positions))
+        by = self._rotations.at(positions, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=False) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, None, attend, capture, depth)
+        x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         return Outputs(x_BTD, captured)

@@ -17,7 +17,8 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
-    vectors: [B, T, D], features that stand in the place of tokens' embeddings where `given`, bool [B, T], is true.
+    vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
+        scales them, where `given`, bool [B, T], is true.
     """
 
     tokens: Tensor
@@ -26,11 +27,13 @@ class Inputs:
     vectors: Tensor | None = None
     given: Tensor | None = None
 
-    def embedded(self, table: nn.Embedding) -> Tensor:
-        """Features [B, T, D] in the table's dtype: tokens' rows of the table, and the vectors where they are given."""
+    def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
+        """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
+        are given. The scale is rounded to the table's dtype first, as Gemma's is."""
+        rows = table(self.tokens if self.given is None else self.tokens.masked_fill(self.given, 0))
+        rows = rows if scale == 1 else rows * torch.tensor(scale, dtype=rows.dtype, device=rows.device)
         if self.vectors is None or self.given is None:
-            return table(self.tokens)
-        rows = table(self.tokens.masked_fill(self.given, 0))
+            return rows
         return torch.where(self.given[..., None], self.vectors.to(rows.dtype), rows)
 
     def resolved_positions(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from bedplate.models.layers.positions import Rotation
 def run_blocks(
     blocks: nn.ModuleList,
     x_BTD: Tensor,
-    by: Rotation | None,
+    by: Sequence[Rotation | None],
     attend: Attend,
     capture: Collection[str],
     depth: int | None,
@@ -32,5 +32,5 @@ def run_blocks(
         if f"layers.{i}" in capture:
             captured[f"layers.{i}"] = x_BTD
         if i < depth:
-            x_BTD = blocks[i](x_BTD, by, attend)
+            x_BTD = blocks[i](x_BTD, by[i], attend)
     return x_BTD, captured

@@ -20,8 +20,9 @@ from bedplate.inference.native import compiler, detection
 from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.levels import FEATURES, LEVELS, Level, machine
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.quantize import dequantise, quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
+from bedplate.models.checkpoints.gguf_blocks import dequantise
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.linear import Linear

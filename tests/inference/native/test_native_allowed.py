@@ -29,7 +29,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "kind": ("encoder",),
     "norm": ("layer",),
     "norm_placement": ("post", "sandwich", "branch"),
-    "rope": (Rope(fraction=0.5), Rope(scaling=YarnScaling(4.0, 128))),
+    "rope": (Rope(fraction=0.5), Rope(interleaved=True), Rope(scaling=YarnScaling(4.0, 128))),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"),
     "gated": (False,),
     "token_types": (2,),
@@ -54,6 +54,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "scales": (Scales(), Scales(attention_cap=50.0)),
     "value_tables": (1,),
     "prediction_modules": (1,),
+    "norm_offset": (1.0,),
+    "rope_layers": ((True, False),),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -78,6 +80,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "output_bias": (False,),
     "embedding_norm": (False,),
     "final_norm": (True,),
+    "rope_layers": ((True,),),
 }
 """Values that it does run, beside the defaults."""
 

@@ -14,8 +14,9 @@ from tests.tiny import tiny_spec
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.native.quantize import dequantise, quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf import GgufReader, read_blocks, write_gguf
+from bedplate.models.checkpoints.gguf_blocks import dequantise
 from bedplate.models.families import FAMILIES
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bedplate.core.errors import UsageError
+
+GB = 1e9
 
 Number = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
 
@@ -63,3 +65,44 @@ class Device:
             known = ", ".join(self.peak_flops_per_second)
             raise UsageError(f"{self.name} has no {number} products; it has {known}")
         return self.peak_flops_per_second[number]
+
+
+class Sizes(NamedTuple):
+    """The numbers of a row: memory in GB, bandwidths in GB/s; node: devices in one."""
+
+    memory: float
+    reads: float
+    node: int
+    link: float
+    network: float
+    watts: float
+    mfu: str
+
+
+def device_row(
+    kind: Literal["gpu", "tpu", "cpu"],
+    title: str,
+    names: tuple[str, ...],
+    peaks: Mapping[str, float],
+    sizes: Sizes,
+    sheet: tuple[str, str],
+    rental: RentalExample | None = None,
+) -> Device:
+    """A device as the tables write it. names: its own and its aliases. sheet: the source and its date."""
+    return Device(
+        name=names[0],
+        title=title,
+        kind=kind,
+        peak_flops_per_second=peaks,
+        memory_bytes=sizes.memory * GB,
+        memory_bytes_per_second=sizes.reads * GB,
+        devices_per_node=sizes.node,
+        link_bytes_per_second=sizes.link * GB,
+        network_bytes_per_second=sizes.network * GB,
+        watts=sizes.watts,
+        mfu=sizes.mfu,
+        source=sheet[0],
+        as_of=sheet[1],
+        rental=rental,
+        aliases=names[1:],
+    )

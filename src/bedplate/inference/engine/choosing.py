@@ -75,10 +75,18 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
         drawn: list[WritingRow] = []
         on: list[WritingRow] = []
         for row in going:
-            # A row under a grammar mostly may have its likeliest token: then no mask is made.
-            if greedy is None or not row.writer.plain or not row.writer.state.permits(greedy.tokens[row.at + step]):
+            at = row.at + step
+            # A row under a grammar mostly may have its likeliest token, or has one only: then no mask is made.
+            likeliest = None if greedy is None or not row.writer.plain else greedy.tokens[at]
+            token = None if likeliest is None else row.writer.state.without_mask(likeliest)
+            if greedy is None or token is None:
                 drawn.append(row)
-            elif row.take(greedy.tokens[row.at + step], greedy.logprobs[row.at + step]):
+                continue
+            logprob = greedy.logprobs[at]
+            if token != likeliest:
+                assert logits_WV is not None
+                logprob = float(logits_WV[at, token]) - greedy.logsumexp[at]
+            if row.take(token, logprob):
                 on.append(row)
         if drawn:
             assert logits_WV is not None

@@ -138,7 +138,8 @@ class Runner:
         """The next token of every running generation, with what is guessed after it."""
         running = [job for job in self.active if job.decoding]
         most = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
-        return [Share(job, 1, job.draft(most) if most > 0 else ()) for job in running]
+        # One guess for each of many rows doubles the tokens of a step, and gains less than that costs.
+        return [Share(job, 1, job.draft(most) if most > 1 else ()) for job in running]
 
     @torch.inference_mode()
     def execute(self, work: Sequence[Share]) -> list[Job]:

@@ -69,11 +69,15 @@ class RowState:
             self.number = torch.rand((), generator=self.generator, dtype=torch.float64)
         return self.number
 
-    def permits(self, token: int) -> bool:
-        """Whether the likeliest token may be chosen, where that can be told without a mask."""
+    def without_mask(self, token: int) -> int | None:
+        """The likeliest token that may be chosen, where that can be told without a mask: `token`, the likeliest of all,
+        or the only one. None where it cannot."""
         if token in self.withheld:
-            return False
-        return self.matcher is None or (token not in self.end_ids and self.matcher.permits(token))
+            return None
+        if self.matcher is None:
+            return token
+        found = None if token in self.end_ids else self.matcher.without_mask(token)
+        return None if found in self.end_ids else found
 
     @property
     def complete(self) -> bool:

@@ -55,6 +55,8 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "cross_size": lambda spec: spec.cross_size is None,
     "scales": lambda spec: spec.scales is None,
     "value_tables": lambda spec: spec.value_tables == 0,
+    "norm_offset": lambda spec: spec.norm_offset == 0,
+    "rope_layers": lambda spec: all(spec.rope_layers),
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

@@ -22,7 +22,7 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf import RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
@@ -184,7 +184,7 @@ class NativeDecoder:
                 self._handle, layer, place, code, size, out, raw.data_ptr(), None, None, bias_at
             )
         else:
-            if own is None or (self.weights == "int8" and own.bits == 4):
+            if own is None or not own.simple or (self.weights == "int8" and own.bits == 4):
                 own = quantise_int8(weight.detach()) if eight else quantise_int4(weight.detach())
             done = self._library.linear(
                 self._handle,
@@ -346,4 +346,5 @@ class NativeDecoder:
 
 def _norm_weight(norm: nn.Module) -> Tensor:
     assert isinstance(norm, RMSNorm)
+    assert norm.weight is not None
     return norm.weight.detach().float().contiguous()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.models.checkpoints.gguf import BLOCK, RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 
 _RANGES = (1.0, 0.9, 0.8)
 """Shares of a block's range that the 4-bit search tries."""
@@ -40,17 +40,6 @@ def quantise_int4(weight_OI: Tensor) -> RawBlocks:
     packed = q_NG[:, : BLOCK // 2] | (q_NG[:, BLOCK // 2 :] << 4)
     shape = (out, size // BLOCK)
     return RawBlocks(4, packed.view(*shape, BLOCK // 2), scale.view(shape), minimum.view(shape))
-
-
-def dequantise(blocks: RawBlocks) -> Tensor:
-    """The matrix that the blocks stand for, float32 [out, in]."""
-    out, count = blocks.scales.shape
-    scales = blocks.scales.float()[:, :, None]
-    if blocks.minima is None:
-        return (blocks.quants.view(out, count, BLOCK).float() * scales).view(out, -1)
-    packed = blocks.quants.view(out, count, BLOCK // 2)
-    q = torch.cat((packed & 15, packed >> 4), dim=2).float()
-    return (q * scales + blocks.minima.float()[:, :, None]).view(out, -1)
 
 
 def _blocks(weight_OI: Tensor) -> list[Tensor]:

@@ -28,7 +28,8 @@ from bedplate.inference.ways.trial import read_bytes
 from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_ways
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.checkpoints.gguf import RawBlocks, read_blocks
+from bedplate.models.checkpoints.gguf import read_blocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 

@@ -23,7 +23,7 @@ from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
 from bedplate.models.build import build
-from bedplate.models.checkpoints.gguf import BLOCK, RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.transformer import TransformerSpec

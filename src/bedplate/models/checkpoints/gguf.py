@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
 from bedplate.models.families.weights import WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -22,27 +22,8 @@ WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
 _MAGIC = b"GGUF"
-BLOCK = 32
-"""Values of one block of the Q4_0, Q4_1 and Q8_0 types."""
-
-
-@dataclass(frozen=True, eq=False)
-class RawBlocks:
-    """A matrix [out, in] in blocks of 32 values along `in`, not dequantised. All tensors are contiguous.
-
-    8 bits: quants int8 [out, in], value = scale · q. 4 bits: quants uint8 [out, in/32, 16] (low nibbles: a block's
-    first 16 values, high: the others), value = scale · q + minimum. scales and minima: float16 [out, in/32].
-    """
-
-    bits: Literal[4, 8]
-    quants: Tensor
-    scales: Tensor
-    minima: Tensor | None
-
-    def rows(self, order: Tensor) -> RawBlocks:
-        """The same matrix with its rows in another order."""
-        minima = None if self.minima is None else self.minima[order].contiguous()
-        return RawBlocks(self.bits, self.quants[order].contiguous(), self.scales[order].contiguous(), minima)
+_CHUNK = 1 << 22
+"""Values dequantised at once: what is needed beside the result."""
 
 
 class GgufReader:
@@ -89,32 +70,27 @@ class GgufReader:
 
     def get(self, name: str) -> Tensor:
         """One tensor as float32."""
-        tensor = self._tensors[name]
+        tensor, shape = self._tensors[name], self.shape(name)
+        found = np.empty(shape, np.float32)
+        # a vector is one row
+        rows, data = found.reshape(-1, shape[-1]), tensor.data.reshape(-1, tensor.data.shape[-1])
+        step = max(1, _CHUNK // shape[-1])
         try:
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            for begin in range(0, len(rows), step):
+                part = slice(begin, begin + step)
+                rows[part] = gguf.quants.dequantize(data[part], tensor.tensor_type).reshape(rows[part].shape)
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which cannot be dequantised"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
-        return torch.from_numpy(np.array(values, dtype=np.float32, copy=True)).reshape(self.shape(name))
+        return torch.from_numpy(found)
 
     def blocks(self, name: str) -> RawBlocks | None:
-        """One matrix as its own blocks (Q4_0, Q4_1 and Q8_0), None for other types."""
-        tensor = self._tensors[name]
-        kind = tensor.tensor_type.name
-        if kind not in ("Q4_0", "Q4_1", "Q8_0"):
-            return None
-        out, size = self.shape(name)
-        raw = np.ascontiguousarray(tensor.data).view(np.uint8).reshape(out, size // BLOCK, -1)
-        scales = torch.from_numpy(raw[:, :, :2].copy().view(np.float16)[:, :, 0].copy())
-        if kind == "Q8_0":
-            return RawBlocks(8, torch.from_numpy(raw[:, :, 2:].copy().view(np.int8)).reshape(out, size), scales, None)
-        if kind == "Q4_1":
-            minima = torch.from_numpy(raw[:, :, 2:4].copy().view(np.float16)[:, :, 0].copy())
-            return RawBlocks(4, torch.from_numpy(raw[:, :, 4:].copy()), scales, minima)
-        return RawBlocks(4, torch.from_numpy(raw[:, :, 2:].copy()), scales, scales * -8)  # Q4_0: scale · (q − 8)
+        """One matrix as its own blocks; None for the float types, for vectors, and for stacks of matrices."""
+        tensor, shape = self._tensors[name], self.shape(name)
+        return read_raw(tensor.tensor_type.name, tensor.data, shape) if len(shape) == 2 else None
 
 
 def write_gguf(

@@ -7,6 +7,7 @@ key-value heads, D features of one head's query and key, V of its value.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import Norm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -170,7 +172,11 @@ def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (https://arxiv.org/abs/2305.13245) with optional rotary positions."""
+    """Grouped-query attention (https://arxiv.org/abs/2305.13245), with rotary positions where the layer has them.
+
+    Queries and keys are normalised before they turn, where the spec says so: over each head's features (Qwen3,
+    https://arxiv.org/abs/2302.05442), or over all of a projection (OLMo-2).
+    """
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -178,17 +184,36 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, spec.head_dim
         scales = spec.scales or Scales()
-        self.how = How(scales.attention, scales.attention_cap, spec.window(layer))
+        self._how = How(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        bias = spec.attention_bias
-        self.q = Linear(hidden, q_size, bias, device, dtype)
-        self.k = Linear(hidden, kv_size, bias, device, dtype)
-        self.v = Linear(hidden, kv_size, bias, device, dtype)
-        self.o = Linear(q_size, hidden, bias, device, dtype)
+        self.q = Linear(hidden, q_size, spec.attention_bias, device, dtype)
+        self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype)
+        self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype)
+        self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+        self.whole_norm = spec.qk_norm == "projection"
+        sizes = (q_size, kv_size) if self.whole_norm else (spec.head_dim, spec.head_dim)
+        self.q_norm, self.k_norm = (
+            None if spec.qk_norm is None else make_norm(spec, device, dtype, size) for size in sizes
+        )
+        sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
+        self.sinks = None if sinks is None else nn.Parameter(sinks)
+
+    @property
+    def how(self) -> How:
+        """What this layer wants of its attention."""
+        return self._how if self.sinks is None else replace(self._how, sinks=self.sinks)
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, k, v = (layer(x_BTD).view(B, T, -1, self.head_dim) for layer in (self.q, self.k, self.v))
+        q, k = self._queries_or_keys(self.q, self.q_norm, x_BTD), self._queries_or_keys(self.k, self.k_norm, x_BTD)
+        v = self.v(x_BTD).view(B, T, -1, self.head_dim)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
         return self.o(attend(self.layer, q, k, v, self.how).reshape(B, T, -1))
+
+    def _queries_or_keys(self, projection: Linear, norm: Norm | None, x_BTD: Tensor) -> Tensor:
+        x = projection(x_BTD)
+        if norm is not None and self.whole_norm:
+            x = norm(x)
+        x_BTHD = x.view(*x_BTD.shape[:2], -1, self.head_dim)
+        return x_BTHD if norm is None or self.whole_norm else norm(x_BTHD)

@@ -1,39 +1,72 @@
-"""One transformer block: attention and feed-forward, each with a residual and a norm before or after."""
+"""One transformer block: something that mixes tokens and a feed-forward, each with a residual and norms around it.
+
+What mixes tokens and what the feed-forward is are the layer's own (`TransformerSpec.mixer`, `.feedforward`): a new kind
+is one row of MIXERS or FEEDFORWARDS.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.feedforward import FeedForward
-from bedplate.models.layers.norms import LayerNorm, RMSNorm
+from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
+Make = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
 
-def make_norm(spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> RMSNorm | LayerNorm:
-    """The spec's norm over the hidden size."""
-    kind = RMSNorm if spec.norm == "rms" else LayerNorm
-    return kind(spec.hidden_size, spec.norm_eps, device, dtype)
+MIXERS: Mapping[Mixer, Make] = {"attention": Attention}
+"""Called with x [B, T, D], the layer's rotation or None, and the layout: → [B, T, D]."""
+
+FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward}
+"""Called with x [B, T, D]: → [B, T, D]."""
 
 
 class Block(nn.Module):
-    """Pre-norm (https://arxiv.org/abs/2002.04745) or post-norm, by the spec."""
+    """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
+    the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX)."""
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.pre = spec.norm_placement == "pre"
-        self.attention_norm = make_norm(spec, device, dtype)
-        self.attention = Attention(spec, layer, device, dtype)
+        self.placement, self.parallel = spec.norm_placement, spec.parallel
+        self.residual = (spec.scales or Scales()).residual
+        sandwich = spec.norm_placement == "sandwich"
+        normed = layer > 0 or spec.first_norm or sandwich
+        self.attention_norm = make_norm(spec, device, dtype) if normed else nn.Identity()
+        self.attention = MIXERS[spec.mixer(layer)](spec, layer, device, dtype)
+        self.attention_after_norm = make_norm(spec, device, dtype) if sandwich else None
         self.feedforward_norm = make_norm(spec, device, dtype)
-        self.feedforward = FeedForward(spec, device, dtype)
+        self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
+        self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
-        if self.pre:
-            x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), by, attend)
-            return x_BTD + self.feedforward(self.feedforward_norm(x_BTD))
-        x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, by, attend))
-        return self.feedforward_norm(x_BTD + self.feedforward(x_BTD))
+        if self.placement == "post":
+            x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
+            return self.feedforward_norm(x_BTD + self._scaled(self.feedforward(x_BTD)))
+        if self.parallel:
+            return x_BTD + self._mixed(x_BTD, by, attend) + self._fed(x_BTD)
+        x_BTD = x_BTD + self._mixed(x_BTD, by, attend)
+        return x_BTD + self._fed(x_BTD)
+
+    def _mixed(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+        """What the mixer adds."""
+        if self.placement == "branch":
+            return self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
+        y_BTD = self.attention(self.attention_norm(x_BTD), by, attend)
+        return self._scaled(y_BTD if self.attention_after_norm is None else self.attention_after_norm(y_BTD))
+
+    def _fed(self, x_BTD: Tensor) -> Tensor:
+        """What the feed-forward adds."""
+        if self.placement == "branch":
+            return self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
+        y_BTD = self.feedforward(self.feedforward_norm(x_BTD))
+        return self._scaled(y_BTD if self.feedforward_after_norm is None else self.feedforward_after_norm(y_BTD))
+
+    def _scaled(self, y_BTD: Tensor) -> Tensor:
+        return y_BTD if self.residual == 1 else y_BTD * self.residual

@@ -12,20 +12,41 @@ from torch import Tensor, nn
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
+
+def relu2(x: Tensor) -> Tensor:
+    """relu(x)² (Primer, https://arxiv.org/abs/2109.08668)."""
+    return F.relu(x).square()
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415, section 2)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "relu2": relu2,
+    "quick_gelu": quick_gelu,
 }
 
 
 class FeedForward(nn.Module):
-    """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate."""
+    """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: of the features between, where it is not
+    the spec's."""
 
-    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        layer: int,
+        device: torch.device | str | None,
+        dtype: torch.dtype,
+        size: int | None = None,
+    ) -> None:
         super().__init__()
-        hidden, wide, bias = spec.hidden_size, spec.feedforward_size, spec.feedforward_bias
+        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size, spec.feedforward_bias
         self.activation = ACTIVATIONS[spec.activation]
         self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
         self.up = Linear(hidden, wide, bias, device, dtype)

@@ -1,29 +1,50 @@
-"""Rotary positions, half-split form: feature i turns with feature i + D/2 (https://arxiv.org/abs/2104.09864).
+"""Rotary positions (https://arxiv.org/abs/2104.09864): feature i turns with feature i + D/2, or 2i with 2i + 1.
 
-Shapes: B rows, T tokens, H heads, D features of one head.
+Shapes: B rows, T tokens, H heads, D features of one head, R of them that turn.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bedplate.models.layers.gradients import rotate_halves
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope
+from bedplate.models.specs.transformer import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    TransformerSpec,
+    YarnScaling,
+)
 
-Rotation = tuple[Tensor, Tensor]
+
+class Rotation(NamedTuple):
+    """Cosines and sines of tokens' angles, each [B, T, 1, R]."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool = False
 
 
-def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None) -> Tensor:
-    """Radians per token of each feature pair, float32 [D/2]."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
+def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None, long: bool = False) -> Tensor:
+    """Radians per token of each feature pair, float32 [R/2]. long: past the original context (LongRoPE)."""
+    size = int(head_dim * rope.fraction)
+    exponent = torch.arange(0, size, 2, dtype=torch.int64, device=device).float() / size
+    scaling = rope.scaling
+    if isinstance(scaling, LongRopeScaling):
+        factors = scaling.long if long else scaling.short
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32, device=device) * rope.theta**exponent)
     frequencies = 1.0 / (rope.theta**exponent)
-    if isinstance(rope.scaling, LinearScaling):
-        return frequencies / rope.scaling.factor
-    if isinstance(rope.scaling, Llama3Scaling):
-        return _llama3(frequencies, rope.scaling)
+    if isinstance(scaling, LinearScaling):
+        return frequencies / scaling.factor
+    if isinstance(scaling, Llama3Scaling):
+        return _llama3(frequencies, scaling)
+    if isinstance(scaling, YarnScaling):
+        return _yarn(frequencies, rope.theta, size, scaling)
     return frequencies
 
 
@@ -41,17 +62,91 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
     return torch.where(between, blended, scaled)
 
 
-def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Rotation:
-    """(cos, sin), each [B, T, 1, D], computed in float32 and rounded once to `dtype`."""
+def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) -> Tensor:
+    """Pairs that turn often in the original context stay, those that turn seldom are interpolated, a ramp between
+    (section 3.2; the bounds are pairs' numbers as in the paper's code)."""
+
+    def pair_of(turns: float) -> float:
+        return size * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    high = high if high != low else high + 0.001
+    number = torch.arange(size // 2, dtype=torch.float32, device=frequencies.device)
+    interpolated = ((number - low) / (high - low)).clamp(0, 1)
+    return frequencies / scaling.factor * interpolated + frequencies * (1 - interpolated)
+
+
+def rotary_factor(rope: Rope) -> float:
+    """What cosines and sines are multiplied by."""
+    scaling = rope.scaling
+    if not isinstance(scaling, YarnScaling | LongRopeScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    if isinstance(scaling, LongRopeScaling):
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
+    if scaling.scale and scaling.scale_all:
+        return yarn_scale(scaling.factor, scaling.scale) / yarn_scale(scaling.factor, scaling.scale_all)
+    return yarn_scale(scaling.factor)
+
+
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's temperature √(1/t) of a context that became `factor` times as long (equation 22), weighted by DeepSeek."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype, rope: Rope) -> Rotation:
+    """The rotation of tokens, computed in float32 and rounded once to `dtype`."""
     angles = positions_BT[..., None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)[..., None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = angles.repeat_interleave(2, -1) if rope.interleaved else torch.cat((angles, angles), dim=-1)
+    factor = rotary_factor(rope)
+    cos, sin = angles[..., None, :].cos(), angles[..., None, :].sin()
+    if factor != 1:
+        cos, sin = cos * factor, sin * factor
+    return Rotation(cos.to(dtype), sin.to(dtype), rope.interleaved)
 
 
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
-    """`x` turned by its tokens' angles."""
-    cos, sin = by
+    """`x` with its first R features turned by its tokens' angles."""
+    size = by.cos.shape[-1]
+    if size < x_BTHD.shape[-1]:
+        return torch.cat((rotate(x_BTHD[..., :size], by), x_BTHD[..., size:]), dim=-1)
+    if by.interleaved:
+        turned = torch.stack((-x_BTHD[..., 1::2], x_BTHD[..., ::2]), dim=-1).flatten(-2)
+        return x_BTHD * by.cos + turned * by.sin
     if x_BTHD.is_cpu and x_BTHD.requires_grad and torch.is_grad_enabled():
-        return rotate_halves(x_BTHD, cos, sin)
+        return rotate_halves(x_BTHD, by.cos, by.sin)
     first, second = x_BTHD.chunk(2, dim=-1)
-    return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
+    return x_BTHD * by.cos + torch.cat((-second, first), dim=-1) * by.sin
+
+
+class Rotations:
+    """The rotation of each layer of a stack: made once a pass for each kind of rope that its layers have."""
+
+    def __init__(self, spec: TransformerSpec) -> None:
+        self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
+        self._size = spec.head_dim if spec.latent is None else spec.latent.rope_dim
+        self._frequencies: dict[tuple[Rope, bool], Tensor] = {}
+
+    def at(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
+        """For tokens at these positions, in the order of the layers."""
+        made: dict[Rope | None, Rotation | None] = {None: None}
+        for rope in self._ropes:
+            if rope is not None and rope not in made:
+                made[rope] = rotation(positions_BT, self._of(rope, positions_BT), dtype, rope)
+        return [made[rope] for rope in self._ropes]
+
+    def _of(self, rope: Rope, positions_BT: Tensor) -> Tensor:
+        scaling, long = rope.scaling, False
+        if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
+            long = int(positions_BT.max()) >= scaling.original_context
+        found = self._frequencies.get((rope, long))
+        if found is None or found.device != positions_BT.device:
+            found = rotary_frequencies(rope, self._size, positions_BT.device, long)
+            self._frequencies[rope, long] = found
+        return found

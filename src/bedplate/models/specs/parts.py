@@ -35,7 +35,11 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """YaRN (https://arxiv.org/abs/2309.00071). `scale` and `scale_all` are DeepSeek's mscale and mscale_all_dim."""
+    """YaRN (https://arxiv.org/abs/2309.00071). `scale` and `scale_all` are DeepSeek's mscale and mscale_all_dim.
+
+    attention_factor: on cosines and sines; None: what the paper, or the two scales, make of `factor`. truncate: whether
+    the bounds between the frequencies that stay and those that are interpolated are whole numbers (gpt-oss: not).
+    """
 
     factor: float
     original_context: int
@@ -43,18 +47,47 @@ class YarnScaling:
     beta_slow: float = 1.0
     scale: float | None = None
     scale_all: float | None = None
+    attention_factor: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class LongRopeScaling:
+    """LongRoPE (https://arxiv.org/abs/2402.13753): a divisor of each pair's frequency, other ones past the original
+    context.
+
+    short, long: the divisors, one a pair. factor: how much longer the context became; attention_factor: on cosines and
+    sines; None: √(1 + ln factor / ln original_context).
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    factor: float = 1.0
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.short) != len(self.long):
+            raise UnsupportedModelError(
+                f"longrope has {len(self.short)} short factors and {len(self.long)} long ones: they must be as many"
+            )
+
+
+Scaling = Llama3Scaling | LinearScaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions in half-split form (https://arxiv.org/abs/2104.09864).
+    """Rotary positions (https://arxiv.org/abs/2104.09864): feature i turns with feature i + D/2.
 
     fraction: of a head's features, from the first on, that turn (GPT-NeoX, Phi); the others stay as they are.
+    interleaved: feature 2i turns with feature 2i + 1 (GPT-J, GLM).
     """
 
     theta: float = 10_000.0
-    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+    scaling: Scaling | None = None
     fraction: float = 1.0
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -169,7 +202,7 @@ class Scales:
 
     embedding: on the token embeddings (Gemma: √hidden). attention: of the scores, where it is not 1/√head_dim.
     attention_cap and logit_cap: x → cap·tanh(x/cap) of scores and logits (Gemma-2). head: on the states before the head
-    (T5 v1.0: 1/√hidden).
+    (T5 v1.0: 1/√hidden; Granite). residual: on what attention and feed-forward give before it is added (Granite).
     """
 
     embedding: float = 1.0
@@ -177,3 +210,4 @@ class Scales:
     attention_cap: float | None = None
     logit_cap: float | None = None
     head: float = 1.0
+    residual: float = 1.0

@@ -11,6 +11,7 @@ from bedplate.models.specs.parts import (
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RelativeBias,
     Rope,
     Scales,
@@ -21,9 +22,12 @@ from bedplate.models.specs.parts import (
 __all__ = [
     "Activation",
     "Experts",
+    "FeedForwardKind",
     "LatentAttention",
     "LinearScaling",
     "Llama3Scaling",
+    "LongRopeScaling",
+    "Mixer",
     "NormPlacement",
     "RelativeBias",
     "Rope",
@@ -35,6 +39,19 @@ __all__ = [
 # "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
 NormPlacement = Literal["pre", "post", "sandwich", "branch"]
+Mixer = Literal["attention", "latent"]
+FeedForwardKind = Literal["dense", "experts"]
+
+
+# Fields of parts that a spec has learned since its hashes were first saved, with what they say by default.
+_SCALING = {"attention_factor": None, "truncate": True}
+_LATER: dict[tuple[str, ...], dict[str, Any]] = {
+    ("rope",): {"fraction": 1.0, "interleaved": False},
+    ("rope", "scaling"): _SCALING,
+    ("local_rope",): {"interleaved": False},
+    ("local_rope", "scaling"): _SCALING,
+    ("scales",): {"residual": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,8 @@ class TransformerSpec:
     attention_sinks: one learned score a head that no value belongs to (gpt-oss).
     cross_size: features of the encoder's states that every layer also attends to; None: no cross-attention.
     value_tables: layers that add a looked-up value [vocab_size, kv_heads · head_dim] to a token's own (nanochat).
+    norm_offset: added to the norms' weights (Gemma: 1, which its weights are the distance from).
+    rope_layers: which layers have rotary positions, repeated over the layers (SmolLM3); () is (True,).
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
@@ -109,6 +128,8 @@ class TransformerSpec:
     scales: Scales | None = None
     value_tables: int = 0
     prediction_modules: int = 0
+    norm_offset: float = 0.0
+    rope_layers: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
@@ -185,20 +206,39 @@ class TransformerSpec:
         """How many tokens this layer's queries see; None: all."""
         return self.windows[layer % len(self.windows)] if self.windows else None
 
+    def rope_of(self, layer: int) -> Rope | None:
+        """This layer's rotary positions."""
+        if self.rope_layers and not self.rope_layers[layer % len(self.rope_layers)]:
+            return None
+        return self.rope if self.local_rope is None or self.window(layer) is None else self.local_rope
+
+    def mixer(self, layer: int) -> Mixer:
+        """What mixes the tokens of this layer."""
+        return "attention" if self.latent is None else "latent"
+
+    def feedforward(self, layer: int) -> FeedForwardKind:
+        """What this layer does to each token by itself."""
+        return "experts" if self.has_experts(layer) else "dense"
+
     def has_experts(self, layer: int) -> bool:
         """Whether this layer has experts in place of the feed-forward."""
         return self.experts is not None and self.experts.in_layer(layer)
 
     def key(self) -> dict[str, Any]:
         """The fields as plain data, for hashes that must not change when a spec learns to say more: fields that came
-        after `pooling`, and the fraction of `rope`, are left out where they say nothing new."""
+        after `pooling`, and parts' fields that came later, are left out where they say nothing new."""
         found = asdict(self)
         first = [field.name for field in fields(self)].index("position_rows")
         for field in fields(self)[first:]:
             if getattr(self, field.name) == field.default:
                 del found[field.name]
-        if found["rope"] is not None and found["rope"]["fraction"] == 1:
-            del found["rope"]["fraction"]
+        for part, later in _LATER.items():
+            inside = found
+            for name in part:
+                inside = (inside or {}).get(name)
+            for name, default in later.items():
+                if inside and name in inside and inside[name] == default:
+                    del inside[name]
         return found
 
     def with_(self, **changes: Any) -> TransformerSpec:

@@ -1,0 +1,74 @@
+"""Quantised blocks as they lie, against the gguf package: the same values, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from bedplate.models.checkpoints import gguf as our_gguf
+from bedplate.models.checkpoints.gguf import GgufReader
+from bedplate.models.checkpoints.gguf_blocks import dequantise
+
+# type → where the half-precision numbers of a super-block lie
+KINDS = {
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "IQ4_NL": (0,),
+    "MXFP4": (),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+ROWS, COLUMNS = 6, 768
+
+
+def random_blocks(kind: str, seed: int) -> np.ndarray:
+    """Any bytes but in the scales, which are finite numbers of either sign."""
+    rng = np.random.default_rng(seed)
+    values, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    raw = rng.integers(0, 256, (ROWS * COLUMNS // values, size), dtype=np.uint8)
+    for at in KINDS[kind]:
+        raw[:, at : at + 2] = rng.standard_normal(len(raw)).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    if kind == "MXFP4":
+        raw[:, 0] = rng.integers(100, 140, len(raw))
+    return raw.reshape(ROWS, -1)
+
+
+def write(path: Path, kind: str, raw: np.ndarray) -> GgufReader:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("w", raw, raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GgufReader(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_have_the_packages_values(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = random_blocks(kind, 3)
+    expected = gguf.quants.dequantize(raw, GGMLQuantizationType[kind]).astype(np.float32)
+    reader = write(tmp_path / "x.gguf", kind, raw)
+    blocks = reader.blocks("w")
+    assert blocks is not None
+    # +0.0 and -0.0 are the same value
+    np.testing.assert_array_equal(dequantise(blocks).numpy(), expected)
+    order = torch.tensor([5, 0, 3, 1, 2, 4])
+    np.testing.assert_array_equal(dequantise(blocks.rows(order)).numpy(), expected[order.numpy()])
+    monkeypatch.setattr(our_gguf, "_CHUNK", 2 * COLUMNS)  # three pieces, and one that is cut short
+    np.testing.assert_array_equal(reader.get("w").numpy(), expected)
+
+
+def test_float_matrices_have_no_blocks(tmp_path: Path) -> None:
+    reader = write(tmp_path / "x.gguf", "F16", np.zeros((2, 32), np.float16))
+    assert reader.blocks("w") is None
