@@ -203,9 +203,10 @@ def _fill(
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
     kept = [name for name in names if name != copy]
-    for name, tensor in read_parameters(family, spec, kept, get, dict(model.named_parameters()), where):
+    wanted = model.state_dict(keep_vars=True)
+    for name, tensor in read_parameters(family, spec, kept, get, wanted, where):
         digest.add(name, tensor)
-        state[name] = tensor.to(device, dtype)
+        state[name] = tensor.to(device, wanted[name].dtype)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
     return model.eval(), digest.hexdigest()

@@ -47,7 +47,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
 
 
 def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
-    return write_parameters(family, base.spec, dict(base.model.named_parameters()))
+    return write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
 
 
 def _record(base: Base, draft: Path) -> dict[str, Any]:
@@ -55,8 +55,9 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
     written = load_base(draft, device="cpu")
     same = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
-        for (name, ours), theirs in zip(base.model.named_parameters(), written.model.parameters(), strict=True):
-            if not torch.equal(ours.cpu(), theirs):
+        read = written.model.state_dict()
+        for name, ours in base.model.state_dict().items():
+            if not torch.equal(ours.cpu(), read[name]):
                 raise CheckpointError(f"the export of {name} does not read back as it was written; check the disk")
     if written.tokenizer is not None and written.identity.tokenizer_id != base.identity.tokenizer_id:
         raise CheckpointError("the exported tokenizer does not read back as it was written")
