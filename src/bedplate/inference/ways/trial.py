@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from bedplate.core.processor import processor
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
