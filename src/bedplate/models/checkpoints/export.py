@@ -34,7 +34,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
     if directory.exists():
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
     with atomic_directory(directory) as draft:
-        write_safetensors(draft, ((name, tensor.to(stored)) for name, tensor in _tensors(base, family)), shard_bytes)
+        write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
@@ -44,6 +44,12 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
     return directory
+
+
+def _stored(base: Base, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as they are written: what is not trained keeps the type that it is computed with."""
+    exact = {family.weights.to_external(name) for name, _ in base.model.named_buffers()}
+    return ((name, tensor if name in exact else tensor.to(dtype)) for name, tensor in _tensors(base, family))
 
 
 def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
