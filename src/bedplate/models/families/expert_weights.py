@@ -65,13 +65,15 @@ def interleaved_rules(mlp: str) -> tuple[Rule, ...]:
         transposed(f"{DOWN}.weight", down_proj),
         Rule((f"{GATE_UP}.bias",), (f"{gate_up_proj}_bias",), _to_turns, _from_turns),
         renamed(f"{DOWN}.bias", f"{down_proj}_bias"),
-        Rule((f"{GATE_UP}.weight",), (f"{gate_up_proj}_blocks", f"{gate_up_proj}_scales"), _unwritten, _turns_of_blocks),
+        Rule(
+            (f"{GATE_UP}.weight",), (f"{gate_up_proj}_blocks", f"{gate_up_proj}_scales"), _unwritten, _turns_of_blocks
+        ),
         Rule((f"{DOWN}.weight",), (f"{down_proj}_blocks", f"{down_proj}_scales"), _unwritten, _of_blocks),
     )
 
 
 def mxfp4(blocks: Any, scales: Any) -> Any:
-    """The numbers [..., 32 · groups], bfloat16, of which none is rounded: bytes [..., groups, 16], the lower half of each
+    """The numbers [..., 32 · groups], bfloat16, none of them rounded: bytes [..., groups, 16], the lower half of each
     before the upper, and a byte for each group [..., groups]."""
     if blocks.shape[:-1] != scales.shape or blocks.shape[-1] != 16:
         raise CheckpointError(

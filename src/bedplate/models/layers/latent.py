@@ -61,9 +61,7 @@ class LatentAttention(nn.Module):
     def _queries(self, x_BTD: Tensor) -> Tensor:
         return self.q(x_BTD) if self.part.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))
 
-    def naive(
-        self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend
-    ) -> Tensor:
+    def naive(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """Every head's keys and values are made: [B, T, H, V]."""
         part = self.part
         both = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
@@ -71,9 +69,7 @@ class LatentAttention(nn.Module):
         k = torch.cat((k_BTHN, key_BT1P.expand(-1, -1, self.heads, -1)), dim=-1)
         return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.how)
 
-    def absorbed(
-        self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend
-    ) -> Tensor:
+    def absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """`naive`, over the latents: the one key is the rotated part before the latent, the value the latent."""
         part = self.part
         weight_HOC = self.kv_up.weight.unflatten(0, (self.heads, part.nope_dim + part.value_dim))
