@@ -67,7 +67,6 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
 
 
-
 def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
     """gpt-oss's gate is one of the experts'; a dense feed-forward does not have it."""
     part = spec.experts

@@ -56,6 +56,7 @@ def listening() -> Generator[list[Routing]]:
 class Router(nn.Module):
     """Scores of all experts, and the choice among them."""
 
+    bias: nn.Parameter | None
     selection_bias: Tensor | None
 
     def __init__(
