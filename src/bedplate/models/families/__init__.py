@@ -22,7 +22,8 @@ class Family:
 
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
-    other formats.
+    other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
+    transformers (`bedplate families --check`, tests/parity).
     """
 
     key: tuple[str, str]
@@ -31,6 +32,7 @@ class Family:
     weights: WeightMap
     partners: tuple[tuple[str, str], ...] = ()
     by_names: Callable[[TransformerSpec, Collection[str]], TransformerSpec] = _as_configured
+    examples: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,8 +47,10 @@ class Family:
 _HF_BERT, _HF_LLAMA, _GGUF_LLAMA = ("hf", "bert"), ("hf", "llama"), ("gguf", "llama")
 
 FAMILIES: dict[tuple[str, str], Family] = {
-    _HF_LLAMA: Family(_HF_LLAMA, llama.from_hf, llama.to_hf, llama.HF_WEIGHTS, (_GGUF_LLAMA,)),
-    _HF_BERT: Family(_HF_BERT, bert.from_hf, bert.to_hf, bert.HF_WEIGHTS, by_names=bert.by_names),
+    _HF_LLAMA: Family(_HF_LLAMA, llama.from_hf, llama.to_hf, llama.HF_WEIGHTS, (_GGUF_LLAMA,), examples=llama.EXAMPLES),
+    _HF_BERT: Family(
+        _HF_BERT, bert.from_hf, bert.to_hf, bert.HF_WEIGHTS, by_names=bert.by_names, examples=bert.EXAMPLES
+    ),
     _GGUF_LLAMA: Family(_GGUF_LLAMA, llama.from_gguf, llama.to_gguf, llama.GGUF_WEIGHTS, (_HF_LLAMA,)),
 }
 

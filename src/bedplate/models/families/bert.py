@@ -42,6 +42,17 @@ HF_WEIGHTS = WeightMap(
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
 
 
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+}
+EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "hidden_act": "gelu_new", "type_vocab_size": 1})
+
+
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a BertModel → spec, without a pooler: see `by_names`."""
     fields = Fields(config, "config.json (bert)")

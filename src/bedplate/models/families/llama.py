@@ -61,6 +61,29 @@ GGUF_WEIGHTS = WeightMap(
 )
 
 
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": 128,
+}
+_LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+EXAMPLES = (
+    _TINY | {"tie_word_embeddings": True, "rope_parameters": _LLAMA3},
+    _TINY | {"num_key_value_heads": 6, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+)
+
+
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a LlamaForCausalLM → spec."""
     fields = Fields(config, "config.json (llama)")
