@@ -58,6 +58,8 @@ def training_attention(batch: PackedBatch, dtype: torch.dtype) -> Attend:
 class MaskAttention:
     """Attention of packed rows (see `Inputs.segments`) by a mask over all of each row; nothing of it is read."""
 
+    keeps = False
+
     def __init__(self, segments_BT: Tensor) -> None:
         theirs = segments_BT[:, None, :]
         self._mask = ((segments_BT[:, :, None] == theirs) | (theirs == 0)).tril()
@@ -69,6 +71,8 @@ class MaskAttention:
 
 class BlockAttention:
     """Attention of one packed row without padding: `lengths` of its prefix (or 0) and of each of its documents."""
+
+    keeps = False
 
     def __init__(self, lengths: Sequence[int], dtype: torch.dtype) -> None:
         prefix, *documents = lengths

@@ -11,7 +11,8 @@ of the time was effective training). What exploration before the final run costs
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bedplate.core.errors import UsageError
@@ -138,40 +139,33 @@ class TrainingPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Central figures by name, each range beside it as `…_range` (low, high)."""
-        found: dict[str, Any] = {
-            "model": self.model,
-            "parameters": self.parameters,
-            "active_parameters": self.active_parameters,
-            "tokens": self.tokens,
-            "sequence_tokens": self.sequence_tokens,
-            "global_batch_tokens": self.global_batch_tokens,
-            "device": self.device.name,
-            "devices": self.devices,
-            "precision": self.precision,
-            "execution": self.execution,
-            "optimizer": self.optimizer,
-            "flops_per_token": self.flops_per_token,
-            "flops": self.flops,
-            "peak_flops_per_second": self.peak_flops_per_second,
-            "mfu_source": self.mfu_source,
-            "overhead": self.overhead,
-            "tokens_per_second_per_device": self.tokens_per_second_per_device,
-            "bytes_per_device": self.bytes.total,
-            "bytes": asdict(self.bytes),
-            "memory_bytes": self.device.memory_bytes,
-            "layout": {**asdict(self.layout), "text": describe(self.layout)},
-            "bubble_share": self.bubble_share,
-            "communication_share": self.communication_share,
-            "usd_per_hour": None if self.price is None else self.price.usd_per_hour.central,
-            "price_source": None if self.price is None else self.price.source,
-            "suggestions": list(self.suggestions),
-            "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
-        }
-        for name in ("mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd"):
-            value: Range | Mfu | None = getattr(self, name)
+        return plan_values(
+            self,
+            FORMULAS,
+            device=self.device.name,
+            tokens_per_second_per_device=self.tokens_per_second_per_device,
+            memory_bytes=self.device.memory_bytes,
+            usd_per_hour=None if self.price is None else self.price.usd_per_hour.central,
+        )
+
+
+def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **more: Any) -> dict[str, Any]:
+    """A plan of training or of tuning for --json: those figures that have a range by their centre, the range beside."""
+    found: dict[str, Any] = more | {
+        "layout": {**asdict(plan.layout), "text": describe(plan.layout)},
+        "bytes_per_device": plan.bytes.total,
+        "bytes": asdict(plan.bytes),
+        "price_source": None if plan.price is None else plan.price.source,
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()},
+    }
+    for name in (field.name for field in fields(plan)):
+        value = getattr(plan, name)
+        if name in ("mfu", "gpu_hours", "days", "seconds", "usd", "kwh", "energy_usd"):
             found[name] = None if value is None else value.central
             found[f"{name}_range"] = None if value is None else [value.low, value.high]
-        return found
+        elif name not in ("layout", "bytes", "price", "device"):
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def plan_training(

@@ -11,7 +11,7 @@ learned only (`learned_tokens`), which is what `training` does here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import UsageError
@@ -22,8 +22,8 @@ from bedplate.economics.model.architecture import Optimizer, Spec, parameters, r
 from bedplate.economics.model.shape import shape_of, stacks_of
 from bedplate.economics.numbers.bounds import positive, share, whole
 from bedplate.economics.training.layout import DeviceBytes, Layout
-from bedplate.economics.training.layout_search import TrainingJob, describe, find_layout
-from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, price_of
+from bedplate.economics.training.layout_search import TrainingJob, find_layout
+from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, plan_values, price_of
 
 Method = Literal["lora", "full"]
 
@@ -58,25 +58,7 @@ class TuningPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Central figures by name, each range beside it as `…_range`."""
-        found: dict[str, Any] = {
-            "model": self.model,
-            "method": self.method,
-            "trained_parameters": self.trained_parameters,
-            "tokens": self.tokens,
-            "flops_per_token": self.flops_per_token,
-            "flops": self.flops,
-            "saved_flops": self.saved_flops,
-            "layout": {**asdict(self.layout), "text": describe(self.layout)},
-            "bytes_per_device": self.bytes.total,
-            "bytes": asdict(self.bytes),
-            "price_source": None if self.price is None else self.price.source,
-            "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
-        }
-        for name in ("mfu", "gpu_hours", "seconds", "usd"):
-            value: Range | Mfu | None = getattr(self, name)
-            found[name] = None if value is None else value.central
-            found[f"{name}_range"] = None if value is None else [value.low, value.high]
-        return found
+        return plan_values(self, FORMULAS)
 
 
 def tuning_flops_per_token(

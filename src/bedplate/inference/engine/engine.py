@@ -20,7 +20,7 @@ from bedplate.inference.engine.job import Equipment, Job
 from bedplate.inference.engine.kinds.request import Request, Result
 from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.inference.engine.kinds.table import KINDS
-from bedplate.inference.engine.runner import Runner
+from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
@@ -75,9 +75,8 @@ class Engine:
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
         self._adapters = Adapters(self._free)
         self._counters = Counters()
-        self._tree, cache = _caches(
-            base, cache_bytes, slot_bytes, base.device.type != "cpu" if paged is None else paged
-        )
+        paged = base.device.type != "cpu" if paged is None else paged
+        self._tree, cache = _caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
@@ -336,17 +335,19 @@ class Engine:
         self.close()
 
 
-def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache, and the running sequences' own; none of the latter for an encoder."""
+def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:
+    """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
+    one pass at most."""
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes)
+        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
     tree = RadixTree(cache_bytes, BLOCK)
     pool = cache_bytes + slot_bytes
-    return tree, PagedCache(
-        base.spec, base.dtype, base.device, pool, reclaim=tree.give_back, pinned=lambda: tree.pinned
+    cache = PagedCache(
+        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
     )
+    return tree, cache
 
 
 def _end_ids(base: Base) -> frozenset[int]:

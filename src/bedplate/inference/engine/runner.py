@@ -21,8 +21,9 @@ from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.kv_cache import KVCache, Span
+from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import Match, RadixTree, Segment, salted
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, TorchForward
 
 # Shorter common beginnings are not worth waiting for.
@@ -153,6 +154,7 @@ class Runner:
         seconds, total = time.perf_counter() - began, sum(count for _, count in computed)
         for job, count in computed:
             job.compute += seconds * count / total
+            self._keep_in_time(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
     def _attempt(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
@@ -214,7 +216,16 @@ class Runner:
         row = job.take(seen)
         if whole:
             self._keep(job, job.keeps(seen.begin, seen.end))
+        if job.done < seen.end:
+            self._rewind(job)
         return row
+
+    def _rewind(self, job: Job) -> None:
+        """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
+        if self._rows is not None and job.row is not None and not self._rows.cache.rewinds(job.row, job.done):
+            _, match = self._match(job, job.done)
+            self._rows.load(job.row, match)
+            job.done = match.length
 
     def _choose(self, rows: list[tuple[Job, WritingRow]], out: PassOutput) -> None:
         try:
@@ -267,11 +278,18 @@ class Runner:
             key = salted(job.tokens[:length], job.shared, job.request.tenant)
         depth = job.depth
 
-        def save(begin: int, end: int) -> Segment:
+        def save(begin: int, end: int) -> Segment | None:
             return cache.save(row, begin, end, depth)
 
         self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), cuts=(job.shared,))
         job.kept = length
+
+    def _keep_in_time(self, job: Job) -> None:
+        """Saves what the job's row would have forgotten after one more step."""
+        if self.cache is not None and self.cache.forgets and job.failed is None:
+            length = job.done if job.begun else min(job.done, job.prompt_end)
+            if length - job.kept >= self.cache.step:
+                self._keep(job, length)
 
     def leave(self, jobs: Sequence[Job]) -> None:
         """Jobs that have ended, running or waiting, give up their rows and get their results."""
@@ -311,11 +329,17 @@ class Runner:
         match = self.tree.match(adapter, key, len(key))
         row = self._rows.borrow(match, len(key))
         at = match.length
-        if vectors_PD is not None:
-            self.torch_forward.embedded(vectors_PD, adapter, row)
-        elif at < len(key):
-            self.forward(FlatBatch(key[at:], [Span(row, at, len(key) - at)], [adapter], ()))
-        self.tree.pin(adapter, key, lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+        for end in (*range(at + cache.step, len(key), cache.step), len(key)):
+            span = Span(row, at, end - at)
+            if vectors_PD is not None:
+                self.torch_forward.embedded(vectors_PD[at:end], adapter, span)
+            elif span.length:
+                self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
+            # Each piece is kept as soon as it is there; the next one holds it.
+            self.tree.pin(adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+            if at > match.length:
+                self.tree.unpin(adapter, key[:at])
+            at = end
         cache.free(row)
 
 

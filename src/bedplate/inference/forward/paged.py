@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.kv_cache import Padded, Span, grouped, span_index
+from bedplate.inference.forward.kv_cache import STEP
 from bedplate.inference.forward.radix import Segment
+from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
 from bedplate.models.layers.attention import Attend, whole_attention
 from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.specs.cache import keys_and_values
@@ -47,6 +48,7 @@ class PagedCache:
     bytes, and says whether it did. pinned: bytes that it never will."""
 
     copies = False
+    forgets = False
 
     def __init__(
         self,
@@ -56,16 +58,22 @@ class PagedCache:
         limit_bytes: int,
         *,
         block: int = BLOCK,
+        step: int = STEP,
         reclaim: Callable[[int], bool] = lambda n: False,
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.block = block
+        self.block, self.step = block, step
         layout = keys_and_values(spec, "a cache of blocks")
         self.token_bytes = sum(one.values for one in layout) * dtype.itemsize
         self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
         self.dtype, self.device = dtype, device
-        self.keys = [self._pool(one.heads, one.key_size) for one in layout]
-        self.values = [self._pool(one.heads, one.value_size) for one in layout]
+        self.latents = frozenset(one.layer for one in layout if one.kind == "latent")
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for one in layout:
+            latent = one.kind == "latent"  # one key, whose last features are the value
+            self.keys.append(self._pool(one.heads, one.key_size + one.value_size * latent))
+            self.values.append(self.keys[-1][..., one.key_size :] if latent else self._pool(one.heads, one.value_size))
         self._reclaim, self._pinned = reclaim, pinned
         self._free = list(range(self.blocks - 1, -1, -1))
         self._uses = [0] * self.blocks
@@ -115,6 +123,9 @@ class PagedCache:
             if self._uses[block] == 0:
                 self._free.append(block)
 
+    def rewinds(self, row: int, to: int) -> bool:
+        return True
+
     def save(self, row: int, begin: int, end: int, depth: int | None = None) -> PagedSegment:
         blocks = self._tables[row][begin // self.block : end // self.block]
         for block in blocks:
@@ -144,6 +155,8 @@ class PagedCache:
 class PagedAttention:
     """Writes a flat batch's keys and values into the rows' blocks, then attends group by group over gathered ones."""
 
+    keeps = True
+
     def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
         self._cache, device, b = cache, cache.device, cache.block
         rows, positions = (index.tolist() for index in span_index(spans, torch.device("cpu")))
@@ -157,7 +170,8 @@ class PagedAttention:
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._blocks_N, self._offsets_N] = k_BTGD[0]
-        values[self._blocks_N, self._offsets_N] = v_BTGV[0]
+        if layer not in self._cache.latents:
+            values[self._blocks_N, self._offsets_N] = v_BTGV[0]
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
@@ -171,8 +185,7 @@ class _PagedGroup:
 
     def __init__(self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int) -> None:
         self.padded = Padded(numbered, total, cache.device, cache.dtype)
-        self._K = max(span.end for _, span in numbered)
-        most = -(-self._K // cache.block)
+        most = -(-self.padded.keys // cache.block)
         tables = [list(cache.table(span.row)[:most]) for _, span in numbered]
         # Shorter rows are filled up with any block: what they would see there is masked.
         self._tables_SP = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=cache.device)
@@ -181,4 +194,4 @@ class _PagedGroup:
         return self.padded.attend(q_NHD, self._gathered(keys), self._gathered(values), how)
 
     def _gathered(self, pool_PbGD: Tensor) -> Tensor:
-        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, : self._K].transpose(1, 2)
+        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, : self.padded.keys].transpose(1, 2)

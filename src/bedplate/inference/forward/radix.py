@@ -127,14 +127,20 @@ class RadixTree:
         return found
 
     def insert(
-        self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment], size: int, cuts: Sequence[int] = ()
+        self,
+        namespace: Hashable,
+        key: Key,
+        save: Callable[[int, int], Segment | None],
+        size: int,
+        cuts: Sequence[int] = (),
     ) -> int:
-        """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each;
-        an edge ends at each of `cuts`. Returns how many elements were added: 0 too where they cannot be made to fit.
+        """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each, or
+        None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where
+        they cannot be made to fit.
         """
         return self._insert(namespace, key, save, size, cuts, pin=False)[1]
 
-    def pin(self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment], size: int) -> None:
+    def pin(self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment | None], size: int) -> None:
         """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice."""
         node, _ = self._insert(namespace, key, save, size, (), pin=True)
         node.ends += 1
@@ -188,7 +194,7 @@ class RadixTree:
         self,
         namespace: Hashable,
         key: Key,
-        save: Callable[[int, int], Segment],
+        save: Callable[[int, int], Segment | None],
         size: int,
         cuts: Sequence[int],
         pin: bool,
@@ -213,7 +219,10 @@ class RadixTree:
                 continue
             if not pin and not self._evict((stop - at) * size, node):
                 break
-            node = self._attach(node, key[at:stop], save(at, stop))
+            segment = save(at, stop)
+            if segment is None:
+                break
+            node = self._attach(node, key[at:stop], segment)
             added += stop - at
             at = stop
         return node, added

@@ -28,6 +28,12 @@ class Attend(Protocol):
     UnsupportedModelError, by name, for what `how` wants and this implementation cannot do.
     """
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what it is given is kept for later passes, as `cache_layout` says: layers with latent attention then
+        give one key [B, T, 1, rope_dim + kv_rank], the latent behind the rotated part, and its end as the value."""
+        ...
+
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor: ...
 
 
@@ -70,6 +76,8 @@ def whole_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How, ca
 class RowAttention:
     """Each row is one document, without padding."""
 
+    keeps = False
+
     def __init__(self, causal: bool) -> None:
         self._causal = causal
 
@@ -83,6 +91,8 @@ class SegmentAttention:
     Documents are gathered into a padded [S, L] block for the softmax alone; everything else in the model runs on the
     packed tokens. Padding's outputs are zero.
     """
+
+    keeps = False
 
     def __init__(self, segments_BT: Tensor, causal: bool) -> None:
         B, T = segments_BT.shape

@@ -17,7 +17,8 @@ class Kept:
     """One thing that layer number `layer` keeps: `heads` pairs of `key_size` and `value_size` numbers.
 
     kv: keys and values of every token. window: of the last `window` tokens. latent: one rotated key (key_size) and the
-    latent (value_size) of every token. cross: keys and values of every token of the encoder. convolution, recurrent:
+    latent (value_size) of every token, which attention takes as one key, the latent behind the rotated part, and its
+    end as the value. cross: keys and values of every token of the encoder. convolution, recurrent:
     of a sequence, however long: the last inputs of a convolution, the state of a recurrence.
     """
 
@@ -50,12 +51,12 @@ def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
 
 
 def keys_and_values(spec: TransformerSpec, by: str) -> tuple[Kept, ...]:
-    """The layout for a cache that keeps keys and values of all tokens; a layer's mask leaves out what its window does.
+    """The layout for a cache that keeps keys and values (or their latents) of tokens.
 
     UnsupportedModelError naming the first layer that needs anything else, and `by`, which cannot keep it.
     """
     layout = cache_layout(spec)
-    other = next((one for one in layout if one.kind not in ("kv", "window")), None)
+    other = next((one for one in layout if one.kind not in ("kv", "window", "latent")), None)
     if other is not None:
         raise UnsupportedModelError(f"layer {other.layer} keeps a cache of kind {other.kind!r}, which {by} cannot hold")
     return layout
