@@ -1,4 +1,4 @@
-"""Every family of Hugging Face's format against transformers, on its own examples: one table, in the families' files."""
+"""Every family of Hugging Face's format against transformers, on the examples in its own file."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.conversion import read_parameters
 from bedplate.models.checkpoints.export import export_base
@@ -90,7 +90,7 @@ def read(family: Family, directory: Path, example: int, seed: int, dtype: DType 
 
 
 def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
-    """A random model of transformers. Norms' weights and biases are random too: at their defaults they prove nothing."""
+    """A random model of transformers; norms and biases are random too, since at their defaults they prove nothing."""
     transformers = _transformers()
     config = transformers.AutoConfig.for_model(family.name, **example)
     config._attn_implementation = "eager"
@@ -175,6 +175,7 @@ def _generated(pair: Pair) -> Found:
     sampling = Sampling(max_tokens=GENERATED, ignore_eos=True)
     with Engine(pair.base, weights="float32", kernel="torch", speculate=False) as engine:
         ours, _ = engine.run([Generate(tuple(ids.tolist()), sampling) for ids in (prompt, prompt.flip(0))])
+    assert isinstance(ours, Generation)
     wrong = sum(a != b for a, b in zip(ours.token_ids, expected, strict=True))
     yield f"{GENERATED} generated tokens", wrong / GENERATED, 0.0
 

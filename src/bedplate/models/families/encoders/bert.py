@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Activation, TransformerSpec
@@ -112,3 +113,6 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "hidden_act": activation,
         "type_vocab_size": spec.token_types,
     }
+
+
+HF = Family(("hf", "bert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

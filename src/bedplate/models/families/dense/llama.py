@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, interleaved, renamed
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
@@ -243,3 +244,7 @@ def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
     if isinstance(rope.scaling, LinearScaling):
         fields |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": rope.scaling.factor}
     return fields
+
+
+HF = Family(("hf", "llama"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "llama"),), examples=EXAMPLES)
+GGUF = Family(("gguf", "llama"), from_gguf, to_gguf, GGUF_WEIGHTS, (HF.key,))
