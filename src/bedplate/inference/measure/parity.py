@@ -152,7 +152,7 @@ def _padded(pair: Pair) -> Found:
     tokens, lengths = pair.tokens(len(_SHORT), _ROW), torch.tensor(_SHORT)[:, None]
     at = torch.arange(_ROW)
     for side, seen in (("right", at < lengths), ("left", at >= _ROW - lengths)):
-        positions = (seen.cumsum(1) - 1).clamp(min=0)
+        positions = (seen.cumsum(1) - 1).clamp(min=0) + pair.base.spec.position_offset
         with torch.no_grad():
             theirs = pair.reference(tokens, attention_mask=seen.long(), position_ids=positions)
             inputs = Inputs(tokens, segments=torch.where(seen, 1, -1))

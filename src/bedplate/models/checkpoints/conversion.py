@@ -30,11 +30,23 @@ def read_parameters(
     for step, theirs in _plan(family, spec, names, wanted, where):
         for name, tensor in zip(step.ours, step.rule.inverse([get(one) for one in theirs], spec), strict=True):
             if tensor.shape != wanted[name].shape:
+                _check_labels(name, tensor, spec, where)
                 raise CheckpointError(
                     f"{where}: {_listed(theirs)} gives {name} the shape {list(tensor.shape)}, "
                     f"but the config asks for {list(wanted[name].shape)}"
                 )
             yield name, tensor
+
+
+def _check_labels(name: str, tensor: Tensor, spec: TransformerSpec, where: str) -> None:
+    """CheckpointError where a classifier's tensor is of other labels than the config's."""
+    head = spec.classifier
+    if head is not None and name.startswith("classifier.out.") and len(tensor) != len(head.labels):
+        labels = ", ".join(head.labels[:_SHOWN])
+        raise CheckpointError(
+            f"{where}: the head has {len(tensor)} rows, but the config names {len(head.labels)} labels: {labels}; "
+            "write one of each row into id2label"
+        )
 
 
 def _plan(
@@ -74,9 +86,8 @@ def write_parameters(
         )
     first = {step.ours[0]: step for step in steps}
     for step in (first[name] for name in parameters if name in first):
-        yield from zip(
-            step.theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True
-        )
+        theirs = [family.weights.written(name, spec) for name in step.theirs]
+        yield from zip(theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True)
 
 
 def _listed(names: Sequence[str]) -> str:

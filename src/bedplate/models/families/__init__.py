@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import llama
-from bedplate.models.families.encoders import bert
+from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
@@ -14,6 +14,9 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
     ("hf", "bert"): bert.HF,
+    ("hf", "roberta"): roberta.HF,
+    ("hf", "xlm-roberta"): xlm_roberta.HF,
+    ("hf", "modernbert"): modernbert.HF,
 }
 
 
