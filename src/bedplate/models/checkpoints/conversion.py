@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
@@ -102,6 +102,17 @@ def write_parameters(
     for step in (first[name] for name in parameters if name in first):
         theirs = [family.weights.written(name, spec) for name in step.theirs]
         yield from zip(theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True)
+
+
+def largest_change(before: nn.Module, after: nn.Module) -> float:
+    """By how much a parameter's value differs at most, as a share of the largest value of that parameter."""
+    changes = [0.0]
+    others = dict(after.named_parameters())
+    for name, tensor in before.named_parameters():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if largest:
+            changes.append(float((tensor.float() - others[name].float()).abs().max()) / largest)
+    return max(changes)
 
 
 def _listed(names: Sequence[str]) -> str:

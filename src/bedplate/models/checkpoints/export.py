@@ -17,7 +17,7 @@ from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.safetensors import write_safetensors
-from bedplate.models.families import Family
+from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
 
 
@@ -112,7 +112,7 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
 
 def family_in(base: Base, format_: str) -> Family:
     """The base's family in another format, or CheckpointError where there is none."""
-    found = base.family.in_format(format_)
+    found = in_format(base.family, format_)
     if found is None:
         raise CheckpointError(f"the {base.family.name} family cannot be written as {format_}")
     return found
