@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import cast
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.inference.mixtures import random_prompt
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, Request, Sampling, Score, Scores
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
-from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.how import How
 from bedplate.models.specs.cache import cache_layout
@@ -31,7 +24,7 @@ WINDOW = 5
 LATENT = tiny_spec(layers=1, kv_heads=6, head_dim=12, latent=LatentAttention(16, 8, 4, 8))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
     """Rows in steps, some taken back a little, some given to another row by way of the prefix cache."""
@@ -40,7 +33,7 @@ def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     wholes = [torch.randn(3, 1, 90, 6, 8, generator=generator) for _ in range(4)]
     done = dict.fromkeys(range(data.draw(st.integers(1, 3))), 0)
-    for _ in range(data.draw(st.integers(1, 12))):
+    for _ in range(data.draw(st.integers(1, 8))):
         spans = [Span(row, at, data.draw(st.sampled_from([1, 1, 3, STEP]))) for row, at in done.items()]
         done = {span.row: span.end for span in spans}
         cache.reserve(done)
@@ -57,13 +50,13 @@ def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
             done[span.row] -= data.draw(st.integers(0, span.length - 1))
             assert cache.rewinds(span.row, done[span.row])
         if data.draw(st.booleans()):
-            row, to = data.draw(st.permutations([*range(len(done)), len(done)]))[:2]
+            row, to = data.draw(st.permutations(range(4)))[:2]
             at = done.get(row, 0)
-            segment = cache.save(row, 0, at) if at else None
+            segment = cache.save(row, 0, at) if at > 1 else None
             if segment is not None:
                 wholes[to], done[to] = wholes[row], at
                 cache.reserve(done)
-                cut = data.draw(st.integers(1, at))
+                cut = data.draw(st.integers(1, at - 1))
                 for begin, part in zip((0, cut), segment.split(cut), strict=True):
                     cache.load(to, begin, part, cut if begin == 0 else at - cut)
 

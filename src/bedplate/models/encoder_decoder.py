@@ -46,6 +46,9 @@ class Side(nn.Module):
         if self.position_embedding is not None and not self.position_embedding.weight.is_meta:
             nn.init.normal_(self.position_embedding.weight, std=hidden**-0.5)
 
+    def blocks(self) -> list[Block]:
+        return [block for block in self.layers if isinstance(block, Block)]
+
     def forward(
         self,
         inputs: Inputs,
@@ -84,6 +87,7 @@ class EncoderDecoder(Model):
     """Both sides read one token table. `encode` reads; a forward pass writes what follows the decoder's tokens."""
 
     can = frozenset(("generate", "score", "embed", "classify", "encode"))
+    head_bias: Tensor | None
 
     def __init__(
         self,
@@ -99,7 +103,8 @@ class EncoderDecoder(Model):
         self.decoder = Side(spec.decoder, device, dtype)
         self.lm_head = None if spec.decoder.tied_head else Linear(hidden, words, False, device, dtype)
         bias = torch.zeros(words, device=device, dtype=dtype) if spec.decoder.head_bias else None
-        self.head_bias = None if bias is None else nn.Parameter(bias)
+        # Its published models add it and never train it.
+        self.register_buffer("head_bias", bias)
         if not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
 

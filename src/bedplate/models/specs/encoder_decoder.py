@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.audio import AudioSpec
-from bedplate.models.specs.parts import Experts
+from bedplate.models.specs.parts import Classifier, Experts
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -84,6 +84,11 @@ class EncoderDecoderSpec:
     @property
     def experts(self) -> Experts | None:
         return self.decoder.experts
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """None is built with one."""
+        return None
 
     @property
     def deepest(self) -> int:

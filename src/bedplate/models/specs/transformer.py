@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.parts import (
+    Activation,
+    Classifier,
     Experts,
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
+    Problem,
     RelativeBias,
     Rope,
     Scales,
@@ -21,6 +24,7 @@ from bedplate.models.specs.parts import (
 
 __all__ = [
     "Activation",
+    "Classifier",
     "Experts",
     "FeedForwardKind",
     "LatentAttention",
@@ -29,6 +33,7 @@ __all__ = [
     "LongRopeScaling",
     "Mixer",
     "NormPlacement",
+    "Problem",
     "RelativeBias",
     "Rope",
     "Scales",
@@ -36,8 +41,6 @@ __all__ = [
     "YarnScaling",
 ]
 
-# "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
 NormPlacement = Literal["pre", "post", "sandwich", "branch"]
 Mixer = Literal["attention", "latent"]
 FeedForwardKind = Literal["dense", "experts"]
@@ -51,6 +54,7 @@ _LATER: dict[tuple[str, ...], dict[str, Any]] = {
     ("local_rope",): {"interleaved": False},
     ("local_rope", "scaling"): _SCALING,
     ("scales",): {"residual": 1.0},
+    ("experts",): {"scoring": "softmax", "renormalise": True, "scale": 1.0, "groups": 1, "groups_chosen": 1},
 }
 
 
@@ -84,8 +88,9 @@ class TransformerSpec:
     norm_offset: added to the norms' weights (Gemma: 1, which its weights are the distance from).
     rope_layers: which layers have rotary positions, repeated over the layers (SmolLM3); () is (True,).
     position_offset: rows of the learned table before that of the first token (RoBERTa: its padding's and those before).
+    classifier: of an encoder, the head that its checkpoint comes with.
     sinusoids: fixed sines and cosines of the position are added to embeddings, sines first (Marian).
-    head_bias: the head is an affine map (BART, Marian).
+    head_bias: one number a token that is added to the logits and not trained: a buffer, no parameter (BART, Marian).
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
@@ -134,6 +139,7 @@ class TransformerSpec:
     norm_offset: float = 0.0
     rope_layers: tuple[bool, ...] = ()
     position_offset: int = 0
+    classifier: Classifier | None = None
     sinusoids: bool = False
     head_bias: bool = False
 
@@ -144,7 +150,7 @@ class TransformerSpec:
             at_least(self, 1, "vocab_size")
         elif self.vocab_size or self.token_types or self.value_tables:
             raise UnsupportedModelError("a tower takes features, not tokens: vocab_size and its tables must be 0")
-        at_least(self, 0, "token_types", "value_tables", "prediction_modules")
+        at_least(self, 0, "token_types", "value_tables", "prediction_modules", "position_offset")
         if self.heads % self.kv_heads:
             raise UnsupportedModelError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads: heads must be a multiple"
@@ -154,6 +160,16 @@ class TransformerSpec:
         if self.value_tables > self.layers:
             raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
         self._check_attention()
+        self._check_ends()
+
+    def _check_ends(self) -> None:
+        if self.position_offset and 0 < self.positions < self.context_length + self.position_offset:
+            raise UnsupportedModelError(
+                f"{self.positions} learned positions, {self.position_offset} of them an offset, are fewer than the "
+                f"context_length of {self.context_length}"
+            )
+        if self.classifier is not None and self.classifier.on_pooler and not self.pooler:
+            raise UnsupportedModelError("a classifier on the pooler needs one: pooler must be true")
 
     def _check_attention(self) -> None:
         for window in self.windows:

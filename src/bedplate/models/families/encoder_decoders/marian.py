@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, config_of, take_sides, weight_map
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.two_stacks import by_names, config_of, take_sides, weight_map
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-
-__all__ = ["HF_WEIGHTS", "by_names", "from_hf", "to_hf"]
 
 # Older files hold the tables of positions, which follow from the formula.
 HF_WEIGHTS = weight_map({}, (r"model\.(encoder|decoder)\.embed_positions\.weight",))
+
+_STARTS = {"pad_token_id": 95, "eos_token_id": 0, "decoder_start_token_id": 95, "forced_eos_token_id": None}
+EXAMPLES = (
+    TINY | _STARTS | {"activation_function": "swish", "scale_embedding": True},
+    TINY | _STARTS | {"d_model": 48, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 6},
+)
 
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
@@ -30,3 +35,6 @@ def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     own = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": True}
     return config_of(spec, "marian", "MarianMTModel") | own | {"decoder_vocab_size": spec.vocab_size}
+
+
+HF = Family(("hf", "marian"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.models.families.encoder_decoders.two_stacks import (
+    PARTS,
+    TINY,
+    by_names,
+    config_of,
+    take_sides,
+    weight_map,
+)
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.two_stacks import PARTS, by_names, config_of, take_sides, weight_map
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-
-__all__ = ["HF_WEIGHTS", "by_names", "from_hf", "to_hf"]
 
 OFFSET = 2
 """Rows of the tables of positions before the first token's: the class counts from its padding's number."""
@@ -17,6 +23,11 @@ OFFSET = 2
 HF_WEIGHTS = weight_map(
     {"position_embedding.weight": "embed_positions.weight"}
     | {f"embedding_norm.{part}": f"layernorm_embedding.{part}" for part in PARTS}
+)
+
+EXAMPLES = (
+    TINY | {"encoder_layers": 2, "decoder_layers": 3},
+    TINY | {"d_model": 48, "scale_embedding": True, "activation_function": "relu", "decoder_attention_heads": 2},
 )
 
 
@@ -32,3 +43,6 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
 def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     return config_of(spec, "bart", "BartForConditionalGeneration")
+
+
+HF = Family(("hf", "bart"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

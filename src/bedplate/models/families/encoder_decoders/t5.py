@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import GENERATION, HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
@@ -54,6 +55,23 @@ HF_WEIGHTS, _HF_PLAIN = _weights(_GATED), _weights(_PLAIN)
 def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     """By whether the feed-forward is gated."""
     return HF_WEIGHTS if spec.decoder.gated else _HF_PLAIN
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "d_kv": 6,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 12,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 0,
+}
+EXAMPLES = (
+    _TINY | {"num_decoder_layers": 3},
+    _TINY | {"d_kv": 4, "num_heads": 6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+)
 
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
@@ -135,3 +153,6 @@ def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
         "scale_decoder_outputs": scaled,
         "tie_word_embeddings": decoder.tied_head,
     }
+
+
+HF = Family(("hf", "t5"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, weights_of=weights_of)

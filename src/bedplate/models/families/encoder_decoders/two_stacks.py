@@ -41,6 +41,18 @@ _HINTS = (
     *("save_step", "num_labels", "prefix", "add_bias_logits", "extra_pos_embeddings"),
 )
 
+TINY: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 56,
+    "max_position_embeddings": 64,
+}
+
 
 def _row(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
     return [one[None] for one in tensors]
