@@ -27,6 +27,7 @@ from bedplate.models.specs import (
 )
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import (
+    Classifier,
     Experts,
     LatentAttention,
     RelativeBias,
@@ -198,6 +199,7 @@ READ = {
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
     *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales"),
+    *("position_offset", "classifier"),
 }
 
 
@@ -222,10 +224,8 @@ def test_what_no_module_does_is_not_built(field: str) -> None:
         (tiny_spec(activation="clamped_silu"), "activation"),
         (tiny_spec(token_types=2), "token_types"),
         (tiny_spec(pooler=True), "pooler"),
-        (encoder_spec(rope=Rope()), "rope"),
-        (encoder_spec(token_types=0), "token_types"),
-        (encoder_spec(final_norm=True), "final_norm"),
-        (encoder_spec(position_rows=100), "position_rows"),
+        (tiny_spec(classifier=Classifier(("a", "b"))), "classifier"),
+        (tiny_spec(position_rows=514, position_offset=2), "position_offset"),
         (encoder_spec(scales=Scales(embedding=2.0)), "scales"),
         (tiny_spec(norm_placement="post", parallel=True), "parallel"),
         (tower_spec(), "kind"),
@@ -256,6 +256,8 @@ def test_saying_what_is_done_anyway_changes_nothing() -> None:
     build(encoder_spec(position_rows=512, embedding_norm=True, final_norm=False), device="meta")
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(("llama", "smollm2", "bert", "minilm"))])
+@pytest.mark.parametrize(
+    "name", [name for name in PRESETS if name.startswith(("llama", "smollm2", "bert", "minilm", "modernbert"))]
+)
 def test_presets_of_supported_families_are_built(name: str) -> None:
     build(PRESETS[name].spec, device="meta")

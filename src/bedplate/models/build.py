@@ -27,8 +27,8 @@ _BLOCKS = frozenset(
     )
 )
 _READ = {
-    "decoder": _BLOCKS | {"state", "state_layers", "position_rows", "embedding_norm", "final_norm", "scales"},
-    "encoder": _BLOCKS,
+    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
+    "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
 
 
@@ -53,12 +53,10 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     wrong = {
         "kind": spec.kind not in _READ,
         "activation": spec.activation not in ACTIVATIONS,
-        # The encoder adds the first row of its table of types; a decoder has none.
-        "token_types": (spec.token_types < 1) if spec.kind == "encoder" else spec.token_types > 0,
+        "token_types": spec.token_types > 0 and spec.kind == "decoder",
         "pooler": spec.pooler and spec.kind == "decoder",
         # Both parts would be normalised after the sum.
         "parallel": spec.parallel and spec.norm_placement == "post",
-        "rope": spec.kind == "encoder" and spec.rope is not None,
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
         "experts": any(spec.feedforward(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
     }
@@ -66,15 +64,4 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     if found is not None:
         return found
     later = (field for field in fields(spec) if field.name not in _READ[spec.kind] | wrong.keys())
-    return next((field.name for field in later if _changes(spec, field.name, field.default)), None)
-
-
-def _changes(spec: TransformerSpec, name: str, default: Any) -> bool:
-    """Whether a field that an encoder does not read says something else than what it does."""
-    value = getattr(spec, name)
-    same: dict[str, Any] = {
-        "position_rows": spec.context_length,
-        "embedding_norm": True,
-        "final_norm": False,
-    }
-    return value != default and (name not in same or value != same[name])
+    return next((field.name for field in later if getattr(spec, field.name) != field.default), None)

@@ -17,6 +17,8 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
+    types: int64 [B, T], of which part of its document a token is (0, 1, …), for models that tell them apart; None: all
+        are 0.
     vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
         scales them, where `given`, bool [B, T], is true.
     """
@@ -26,6 +28,7 @@ class Inputs:
     segments: Tensor | None = None
     vectors: Tensor | None = None
     given: Tensor | None = None
+    types: Tensor | None = None
 
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they

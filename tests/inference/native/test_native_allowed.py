@@ -12,6 +12,7 @@ from tests.inference.native.native_specs import spec_of
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.decoder import unsupported
 from bedplate.models.specs.transformer import (
+    Classifier,
     Experts,
     LatentAttention,
     LinearScaling,
@@ -35,6 +36,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "token_types": (2,),
     "pooler": (True,),
     "position_rows": (100,),
+    "position_offset": (2,),
+    "classifier": (Classifier(("a", "b")),),
     "relative_bias": (RelativeBias(),),
     "relative_projection": (True,),
     "windows": ((64,), (64, None)),

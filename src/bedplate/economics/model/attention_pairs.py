@@ -72,9 +72,8 @@ def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bo
     causal: None: exact for the spec's kind; False: the full square of a decoder. An encoder has no cache.
     """
     states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state is not None else 0
-    return states * recurrent_flops(spec) * new + sum(
-        layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec)
-    )
+    pairs = sum(layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec))
+    return pairs + states * recurrent_flops(spec) * new
 
 
 def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, causal: bool | None) -> float:

@@ -84,6 +84,12 @@ def _ends(spec: TransformerSpec) -> Iterator[Weight]:
         yield Weight("head", hidden * spec.vocab_size, copies=0 if spec.tied_head else 1, per="row")
     if spec.pooler:
         yield from affine("pooler", hidden, hidden, True, per="sequence")
+    if spec.classifier is not None:
+        if spec.classifier.dense:
+            yield from affine("classifier.dense", hidden, hidden, spec.classifier.dense_bias, per="sequence")
+        if spec.classifier.norm:
+            yield _norm(spec, "classifier.norm")
+        yield from affine("classifier.out", hidden, len(spec.classifier.labels), True, per="sequence")
 
 
 def _prediction(spec: TransformerSpec) -> Iterator[Weight]:

@@ -37,6 +37,8 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "token_types": lambda spec: spec.token_types == 0,
     "pooler": lambda spec: not spec.pooler,
     "position_rows": lambda spec: spec.positions == 0,
+    "position_offset": lambda spec: spec.position_offset == 0,
+    "classifier": lambda spec: spec.classifier is None,
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
     "windows": lambda spec: all(window is None for window in spec.windows),

@@ -215,15 +215,16 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     if weights not in QUANTISED:
         return {}
     found: dict[str, RawBlocks] = {}
-    tile = torch.arange(-127, 128, dtype=torch.int8)
+    scale = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
+    tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
         if p.dim() != 2:
             continue
         out, size = p.shape
-        scales = torch.full((out, size // BLOCK), 0.001, dtype=torch.float16)
-        if weights == "int8" or name in ("embedding.weight", "lm_head.weight"):
-            found[name] = RawBlocks(8, _tiled(tile, p.numel()).view(out, size), scales, None)
-        else:
-            nibbles = _tiled(tile, p.numel() // 2).view(torch.uint8).view(out, size // BLOCK, BLOCK // 2)
-            found[name] = RawBlocks(4, nibbles, scales, scales * -8)
+        eight = weights == "int8" or name in ("embedding.weight", "lm_head.weight")
+        width = BLOCK if eight else BLOCK // 2
+        count = out * (size // BLOCK)
+        quants = _tiled(tile, count * width).view(count, width)
+        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(out, size // BLOCK, -1)
+        found[name] = RawBlocks("Q8_0" if eight else "Q4_0", raw)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
@@ -30,11 +30,23 @@ def read_parameters(
     for step, theirs in _plan(family, spec, names, wanted, where):
         for name, tensor in zip(step.ours, step.rule.inverse([get(one) for one in theirs], spec), strict=True):
             if tensor.shape != wanted[name].shape:
+                _check_labels(name, tensor, spec, where)
                 raise CheckpointError(
                     f"{where}: {_listed(theirs)} gives {name} the shape {list(tensor.shape)}, "
                     f"but the config asks for {list(wanted[name].shape)}"
                 )
             yield name, tensor
+
+
+def _check_labels(name: str, tensor: Tensor, spec: TransformerSpec, where: str) -> None:
+    """CheckpointError where a classifier's tensor is of other labels than the config's."""
+    head = spec.classifier
+    if head is not None and name.startswith("classifier.out.") and len(tensor) != len(head.labels):
+        labels = ", ".join(head.labels[:_SHOWN])
+        raise CheckpointError(
+            f"{where}: the head has {len(tensor)} rows, but the config names {len(head.labels)} labels: {labels}; "
+            "write one of each row into id2label"
+        )
 
 
 def _plan(
@@ -74,9 +86,19 @@ def write_parameters(
         )
     first = {step.ours[0]: step for step in steps}
     for step in (first[name] for name in parameters if name in first):
-        yield from zip(
-            step.theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True
-        )
+        theirs = [family.weights.written(name, spec) for name in step.theirs]
+        yield from zip(theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True)
+
+
+def largest_change(before: nn.Module, after: nn.Module) -> float:
+    """By how much a parameter's value differs at most, as a share of the largest value of that parameter."""
+    changes = [0.0]
+    others = dict(after.named_parameters())
+    for name, tensor in before.named_parameters():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if largest:
+            changes.append(float((tensor.float() - others[name].float()).abs().max()) / largest)
+    return max(changes)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -88,9 +88,9 @@ class GgufReader:
         return torch.from_numpy(found)
 
     def blocks(self, name: str) -> RawBlocks | None:
-        """One matrix as its own blocks; None for the float types, for vectors, and for stacks of matrices."""
-        tensor, shape = self._tensors[name], self.shape(name)
-        return read_raw(tensor.tensor_type.name, tensor.data, shape) if len(shape) == 2 else None
+        """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
+        tensor = self._tensors[name]
+        return read_raw(tensor.tensor_type.name, tensor.data, self.shape(name))
 
 
 def write_gguf(
@@ -147,6 +147,6 @@ def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[s
         if step.rule.inverse is same:
             found[step.ours[0]] = blocks
         elif step.rule.rows:
-            orders = step.rule.inverse([torch.arange(blocks.scales.shape[0])], spec)
+            orders = step.rule.inverse([torch.arange(len(blocks.data))], spec)
             found |= {name: blocks.rows(order) for name, order in zip(step.ours, orders, strict=True)}
     return found

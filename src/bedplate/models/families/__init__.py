@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families import bert, llama
+from bedplate.models.families import bert, llama, modernbert, roberta, xlm_roberta
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -43,10 +43,18 @@ class Family:
 
 
 _HF_BERT, _HF_LLAMA, _GGUF_LLAMA = ("hf", "bert"), ("hf", "llama"), ("gguf", "llama")
+_HF_ROBERTA, _HF_XLM_ROBERTA, _HF_MODERNBERT = ("hf", "roberta"), ("hf", "xlm-roberta"), ("hf", "modernbert")
 
 FAMILIES: dict[tuple[str, str], Family] = {
     _HF_LLAMA: Family(_HF_LLAMA, llama.from_hf, llama.to_hf, llama.HF_WEIGHTS, (_GGUF_LLAMA,)),
     _HF_BERT: Family(_HF_BERT, bert.from_hf, bert.to_hf, bert.HF_WEIGHTS, by_names=bert.by_names),
+    _HF_ROBERTA: Family(_HF_ROBERTA, roberta.from_hf, roberta.to_hf, roberta.HF_WEIGHTS, by_names=roberta.by_names),
+    _HF_XLM_ROBERTA: Family(
+        _HF_XLM_ROBERTA, xlm_roberta.from_hf, xlm_roberta.to_hf, xlm_roberta.HF_WEIGHTS, by_names=xlm_roberta.by_names
+    ),
+    _HF_MODERNBERT: Family(
+        _HF_MODERNBERT, modernbert.from_hf, modernbert.to_hf, modernbert.HF_WEIGHTS, by_names=modernbert.by_names
+    ),
     _GGUF_LLAMA: Family(_GGUF_LLAMA, llama.from_gguf, llama.to_gguf, llama.GGUF_WEIGHTS, (_HF_LLAMA,)),
 }
 

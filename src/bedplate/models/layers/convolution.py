@@ -13,7 +13,7 @@ from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.parts import ShortConvolution
+from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 

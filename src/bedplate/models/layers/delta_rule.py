@@ -17,7 +17,7 @@ from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.parts import DeltaRule
+from bedplate.models.specs.states import DeltaRule
 from bedplate.models.specs.transformer import TransformerSpec
 
 L2_EPS = 1e-6

@@ -16,7 +16,7 @@ from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.parts import Mamba2
+from bedplate.models.specs.states import Mamba2
 from bedplate.models.specs.transformer import TransformerSpec
 
 

@@ -7,24 +7,25 @@ from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.parts import (
-    DeltaRule,
+    Activation,
+    Classifier,
     Experts,
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
-    Mamba2,
+    Problem,
     RelativeBias,
     Rope,
     Scales,
-    ShortConvolution,
-    StateMixer,
     YarnScaling,
     at_least,
 )
+from bedplate.models.specs.states import DeltaRule, Mamba2, ShortConvolution, StateMixer
 
 __all__ = [
     "Activation",
+    "Classifier",
     "Experts",
     "FeedForwardKind",
     "LatentAttention",
@@ -33,6 +34,7 @@ __all__ = [
     "LongRopeScaling",
     "Mixer",
     "NormPlacement",
+    "Problem",
     "RelativeBias",
     "Rope",
     "Scales",
@@ -40,8 +42,6 @@ __all__ = [
     "YarnScaling",
 ]
 
-# "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
 NormPlacement = Literal["pre", "post", "sandwich", "branch"]
 Mixer = Literal["attention", "latent", "convolution", "delta_rule", "mamba2"]
 FeedForwardKind = Literal["dense", "experts"]
@@ -91,6 +91,8 @@ class TransformerSpec:
     attention_gate: what attention gives is gated by one more projection of the block's input (Qwen3-Next).
     state, state_layers: what some layers have in the place of attention, and which, repeated over the layers; () is
         (True,) where there is such a thing.
+    position_offset: rows of the learned table before that of the first token (RoBERTa: its padding's and those before).
+    classifier: of an encoder, the head that its checkpoint comes with.
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
@@ -141,6 +143,8 @@ class TransformerSpec:
     attention_gate: bool = False
     state: StateMixer | None = None
     state_layers: tuple[bool, ...] = ()
+    position_offset: int = 0
+    classifier: Classifier | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
@@ -149,7 +153,7 @@ class TransformerSpec:
             at_least(self, 1, "vocab_size")
         elif self.vocab_size or self.token_types or self.value_tables:
             raise UnsupportedModelError("a tower takes features, not tokens: vocab_size and its tables must be 0")
-        at_least(self, 0, "token_types", "value_tables", "prediction_modules")
+        at_least(self, 0, "token_types", "value_tables", "prediction_modules", "position_offset")
         if self.heads % self.kv_heads:
             raise UnsupportedModelError(
                 f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads: heads must be a multiple"
@@ -160,6 +164,16 @@ class TransformerSpec:
             raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
         self._check_attention()
         self._check_state()
+        self._check_ends()
+
+    def _check_ends(self) -> None:
+        if self.position_offset and 0 < self.positions < self.context_length + self.position_offset:
+            raise UnsupportedModelError(
+                f"{self.positions} learned positions, {self.position_offset} of them an offset, are fewer than the "
+                f"context_length of {self.context_length}"
+            )
+        if self.classifier is not None and self.classifier.on_pooler and not self.pooler:
+            raise UnsupportedModelError("a classifier on the pooler needs one: pooler must be true")
 
     def _check_attention(self) -> None:
         for window in self.windows:
