@@ -61,7 +61,7 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "rope_layers": lambda spec: all(spec.rope_layers),
     "attention_gate": lambda spec: not spec.attention_gate,
     "state": lambda spec: spec.state is None,
-    "state_layers": lambda spec: spec.state is None,
+    "state_layers": lambda spec: not spec.state_layers,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

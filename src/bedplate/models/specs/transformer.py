@@ -141,8 +141,8 @@ class TransformerSpec:
     norm_offset: float = 0.0
     rope_layers: tuple[bool, ...] = ()
     attention_gate: bool = False
-    state: StateMixer | None = None
     state_layers: tuple[bool, ...] = ()
+    state: StateMixer | None = None
     position_offset: int = 0
     classifier: Classifier | None = None
 
