@@ -34,6 +34,7 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.families import in_format
 from bedplate.models.specs.cache import cache_layout
 
 Compute = contextlib.AbstractContextManager[object]
@@ -365,5 +366,5 @@ def _end_ids(base: Base) -> frozenset[int]:
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = base.family.in_format("hf")
+    family = in_format(base.family, "hf")
     return None if family is None else partial(hf_module_name, family.weights)

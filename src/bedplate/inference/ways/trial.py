@@ -198,8 +198,8 @@ def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     model = build(spec, dtype, "meta")
     tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
     state = {
-        name: torch.ones(p.shape, dtype=dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(dtype)
-        for name, p in model.named_parameters()
+        name: torch.ones_like(p, device="cpu") if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
+        for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)

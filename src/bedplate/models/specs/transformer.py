@@ -56,6 +56,7 @@ _LATER: dict[tuple[str, ...], dict[str, Any]] = {
     ("local_rope",): {"interleaved": False},
     ("local_rope", "scaling"): _SCALING,
     ("scales",): {"residual": 1.0},
+    ("experts",): {"scoring": "softmax", "renormalise": True, "scale": 1.0, "groups": 1, "groups_chosen": 1},
 }
 
 
