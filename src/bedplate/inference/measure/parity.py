@@ -99,7 +99,8 @@ def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
         torch.manual_seed(seed)
         model = getattr(transformers, name)(config)
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+            if parameter.requires_grad:  # others are tables that follow from a formula
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
 
 
@@ -276,11 +277,10 @@ def _gradients_apart(pair: Pair) -> float:
         parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
     place = pair.directory.with_name("gradients")
     copy.save_pretrained(place)
-    parameters = dict(pair.base.model.named_parameters())
+    parameters, state = dict(pair.base.model.named_parameters()), pair.base.model.state_dict(keep_vars=True)
     with SafetensorsReader(place) as reader:
-        found = dict(
-            read_parameters(pair.base.family, pair.base.spec, reader.names, reader.get, parameters, "the gradients")
-        )
+        read = read_parameters(pair.base.family, pair.base.spec, reader.names, reader.get, state, "the gradients")
+        found = {name: tensor for name, tensor in read if name in parameters}
     largest = max(float(one.abs().max()) for one in found.values())
     worst = 0.0
     for name, theirs in found.items():

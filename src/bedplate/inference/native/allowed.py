@@ -61,6 +61,9 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "position_offset": lambda spec: spec.position_offset == 0,
     "sinusoids": lambda spec: not spec.sinusoids,
     "head_bias": lambda spec: not spec.head_bias,
+    "attention_gate": lambda spec: not spec.attention_gate,
+    "state": lambda spec: spec.state is None,
+    "state_layers": lambda spec: not spec.state_layers,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

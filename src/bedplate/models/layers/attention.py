@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.documents import Documents
+from bedplate.models.layers.documents import Documents, Recurrence
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, make_norm
+from bedplate.models.layers.padded import PaddedDocuments
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -37,6 +38,11 @@ class Attend(Protocol):
         ...
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor: ...
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        """For layers that keep a state: `run` over each sequence by itself, from the state before its first token on,
+        [B, T, C] → [B, T, E]."""
+        ...
 
 
 def masked_attention(
@@ -98,6 +104,9 @@ class RowAttention:
             self._distance = distances(q_BTHD.shape[1], q_BTHD.device)
         return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal, self._distance)
 
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return run(x_BTC, None, None)[0]
+
 
 class SegmentAttention:
     """Rows hold several documents, a prefix that they share, and padding (see `Inputs.segments`).
@@ -109,14 +118,14 @@ class SegmentAttention:
     keeps = False
 
     def __init__(self, segments_BT: Tensor, causal: bool) -> None:
-        self._shape = segments_BT.shape
-        self._documents = documents = Documents(segments_BT)
-        offsets, L = documents.offsets, len(documents.offsets)
+        self._shape, self._segments_BT = segments_BT.shape, segments_BT
+        self._block = block = PaddedDocuments(segments_BT)
+        offsets, L = block.offsets, len(block.offsets)
         self._causal = causal
-        own = documents.inside_PL[:, None, :].expand(-1, L, -1)
+        own = block.inside_PL[:, None, :].expand(-1, L, -1)
         self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
         # Padding slots stand where the document's first token does, so that they see that one in every window.
-        self._query_SL = torch.where(documents.inside_PL, offsets, torch.zeros_like(offsets))
+        self._query_SL = torch.where(block.inside_PL, offsets, torch.zeros_like(offsets))
         self._set_prefix(segments_BT)
 
     def _set_prefix(self, segments_BT: Tensor) -> None:
@@ -127,7 +136,7 @@ class SegmentAttention:
         self._one_prefix = B == 1
         if P == 0:
             return
-        first = self._documents.tokens[self._documents.begin]
+        first = self._block.tokens[self._block.begin]
         row = first // T
         offsets = torch.arange(P, device=segments_BT.device)
         is_prefix = segments_BT.reshape(-1)[first] == 0
@@ -141,8 +150,15 @@ class SegmentAttention:
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         distance = None if how.plain else self._distance_SLK
         seen = how.within(self._mask_SLK, distance, self._causal)
-        q = Documents.rows(q_BTHD, self._documents.gather_PL)
-        return self._documents.back(masked_attention(q, self._keys(k_BTGD), self._keys(v_BTGV), seen, how, distance))
+        q = PaddedDocuments.rows(q_BTHD, self._block.gather_PL)
+        return self._block.back(masked_attention(q, self._keys(k_BTGD), self._keys(v_BTGV), seen, how, distance))
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._documents.recur(run, x_BTC)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        return Documents(self._segments_BT)
 
     @cached_property
     def _distance_SLK(self) -> Tensor:
@@ -154,10 +170,10 @@ class SegmentAttention:
         return torch.cat((prefix, own), dim=2)
 
     def _keys(self, x_BTGD: Tensor) -> Tensor:
-        own_SLGD = Documents.rows(x_BTGD, self._documents.gather_PL)
+        own_SLGD = PaddedDocuments.rows(x_BTGD, self._block.gather_PL)
         if self._prefix_SP is None:
             return own_SLGD
-        prefix_SPGD = Documents.rows(x_BTGD, self._prefix_SP)
+        prefix_SPGD = PaddedDocuments.rows(x_BTGD, self._prefix_SP)
         if self._one_prefix:
             prefix_SPGD = prefix_SPGD.expand(own_SLGD.shape[0], -1, -1, -1)
         return torch.cat((prefix_SPGD, own_SLGD), dim=1)
@@ -183,7 +199,9 @@ class Attention(nn.Module):
         scales = spec.scales or Scales()
         self._how = How(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(hidden, q_size, spec.attention_bias, device, dtype)
+        # With a gate, each head's stands behind its query.
+        self.gated = spec.attention_gate
+        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype)
         self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype)
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
@@ -206,15 +224,19 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, k = self._queries_or_keys(self.q, self.q_norm, x_BTD), self._queries_or_keys(self.k, self.k_norm, x_BTD)
+        q, gate = self.q(x_BTD), None
+        if self.gated:
+            q, gate = (part.flatten(2) for part in q.view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1))
+        q, k = self._normed(q, self.q_norm), self._normed(self.k(x_BTD), self.k_norm)
         v = self.v(x_BTD).view(B, T, -1, self.head_dim)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        return self.o(attend(self.layer, q, k, v, self.how).reshape(B, T, -1))
+        y = attend(self.layer, q, k, v, self.how).reshape(B, T, -1)
+        return self.o(y if gate is None else y * gate.sigmoid())
 
-    def _queries_or_keys(self, projection: Linear, norm: Norm | None, x_BTD: Tensor) -> Tensor:
-        x = projection(x_BTD)
+    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """Queries or keys by heads."""
         if norm is not None and self.whole_norm:
             x = norm(x)
-        x_BTHD = x.view(*x_BTD.shape[:2], -1, self.head_dim)
+        x_BTHD = x.unflatten(-1, (-1, self.head_dim))
         return x_BTHD if norm is None or self.whole_norm else norm(x_BTHD)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import UnsupportedModelError, UsageError
 from bedplate.models.layers.attention import Attend, masked_attention
-from bedplate.models.layers.documents import Documents
+from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.padded import PaddedDocuments
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -79,14 +80,14 @@ class FromStates:
         self, own: Attend, states_BSE: Tensor, segments_BT: Tensor | None = None, sources_BS: Tensor | None = None
     ) -> None:
         self._own, self._states = own, states_BSE
-        self._documents: tuple[Documents, Documents] | None = None
+        self._documents: tuple[PaddedDocuments, PaddedDocuments] | None = None
         if segments_BT is not None or sources_BS is not None:
             if segments_BT is None or sources_BS is None:
                 raise UsageError("segments are given for one side of an encoder–decoder and not for the other")
-            ours, theirs = Documents(segments_BT), Documents(sources_BS)
+            ours, theirs = PaddedDocuments(segments_BT), PaddedDocuments(sources_BS)
             self._pick(ours, theirs)
 
-    def _pick(self, ours: Documents, theirs: Documents) -> None:
+    def _pick(self, ours: PaddedDocuments, theirs: PaddedDocuments) -> None:
         """Of each document of the decoder, the one of the encoder that has its row and number."""
         number = {name: at for at, name in enumerate(theirs.names)}
         missing = next((name for name in ours.names if name not in number or name[1] == 0), None)
@@ -98,6 +99,9 @@ class FromStates:
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         return self._own(layer, q_BTHD, k_BTGD, v_BTGV, how)
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._own.recur(layer, run, x_BTC)
 
     def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
         k_BSGD, v_BSGD = keys_of(self._states)

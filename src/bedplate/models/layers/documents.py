@@ -1,58 +1,69 @@
-"""Packed rows as one padded block of documents, and back.
+"""Layers that keep a state while they read a sequence, and what they are told the sequences are.
 
-Shapes: B rows, T tokens, P documents, L tokens of the longest, N tokens that are no padding, H heads, D features.
+Such a layer gives its layout a function from padded sequences and the states before them to outputs and the states
+after; the layout knows which tokens are one sequence, where it begins, and what was kept of it (`Attend.recur`).
+
+Shapes: B rows, T tokens, S sequences of at most L tokens, C features that go in, E that come out.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+State = tuple[Tensor, ...]
+"""What is kept of each of S sequences, [S, ...] each, as `cache_layout` lists them for the layer."""
+
+
+class Recurrence(Protocol):
+    """Sequences [S, L, C] → [S, L, E], each token's output made of itself, those before it, and the state.
+
+    lengths: int64 [S]; what stands behind a sequence's length is padding, which changes no state; None: no padding.
+    before: the states at the first tokens; None: those of empty sequences.
+    """
+
+    def __call__(self, x_SLC: Tensor, lengths_S: Tensor | None, before: State | None) -> tuple[Tensor, State]: ...
+
 
 class Documents:
-    """Where the documents of packed rows stand (see `Inputs.segments`): runs of one (row, segment) pair.
-
-    tokens: int64 [N], flat numbers of the tokens that are no padding. document, offset: int64 [N], which one each is
-    of, and where in it. begin, length: int64 [P]. gather: int64 [P, L], flat numbers of each document's tokens; the
-    places after its end hold its first. inside: bool [P, L], whether a place is none of those.
-    """
+    """The documents of packed rows (see `Inputs.segments`) as sequences, each behind its row's prefix. Padding's
+    outputs are zero."""
 
     def __init__(self, segments_BT: Tensor) -> None:
         B, T = segments_BT.shape
-        self._shape = (B, T)
-        self._flat = flat = segments_BT.reshape(-1)
-        key = torch.arange(B, device=flat.device).repeat_interleave(T) * (T + 2) + flat + 1
-        self.tokens = tokens = (flat >= 0).nonzero().squeeze(1)
+        flat, device = segments_BT.reshape(-1), segments_BT.device
+        key = torch.arange(B, device=device).repeat_interleave(T) * (T + 2) + flat + 1
+        tokens = (flat >= 0).nonzero().squeeze(1)
         starts = torch.ones_like(tokens, dtype=torch.bool)
         starts[1:] = key[tokens][1:] != key[tokens][:-1]
-        self.document = starts.cumsum(0) - 1
-        self.begin = starts.nonzero().squeeze(1)
-        self.length = torch.diff(self.begin, append=torch.tensor([len(tokens)], device=flat.device))
-        L = int(self.length.max()) if len(self.length) else 0
-        self.offset = torch.arange(len(tokens), device=flat.device) - self.begin[self.document]
-        self.offsets = torch.arange(L, device=flat.device)
-        self.inside_PL = self.offsets < self.length[:, None]
-        place_PL = torch.where(self.inside_PL, self.begin[:, None] + self.offsets, self.begin[:, None])
-        self.gather_PL = tokens[place_PL]
+        document = starts.cumsum(0) - 1
+        begin_S = starts.nonzero().squeeze(1)
+        own_S = torch.diff(begin_S, append=torch.tensor([len(tokens)], device=device))
+        first_S = tokens[begin_S]
+        row_S = first_S // T
+        prefix_S = torch.where(flat[first_S] > 0, (segments_BT == 0).sum(1)[row_S], 0)
+        self.lengths_S = prefix_S + own_S
+        at_L = torch.arange(int(self.lengths_S.max()) if len(tokens) else 0, device=device)
+        inside = torch.where(at_L < prefix_S[:, None], (row_S * T)[:, None], (first_S - prefix_S)[:, None]) + at_L
+        self._inside_SL = at_L < self.lengths_S[:, None]
+        self._gather_SL = torch.where(self._inside_SL, inside, first_S[:, None])
+        self._tokens = tokens
+        offset = torch.arange(len(tokens), device=device) - begin_S[document] + prefix_S[document]
+        self._back = document * len(at_L) + offset
 
-    @cached_property
-    def names(self) -> list[tuple[int, int]]:
-        """Each document's row and segment."""
-        first = self.tokens[self.begin]
-        return list(zip((first // self._shape[1]).tolist(), self._flat[first].tolist(), strict=True))
+    def recur(self, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        """Each document by itself, [B, T, E]."""
+        B, T, C = x_BTC.shape
+        x_SLC = x_BTC.reshape(B * T, C).index_select(0, self._gather_SL.reshape(-1))
+        y_SLE, _ = run(x_SLC.view(*self._gather_SL.shape, C), self.lengths_S, None)
+        y = y_SLE.reshape(-1, y_SLE.shape[2])
+        return y.new_zeros(B * T, y.shape[1]).index_copy(0, self._tokens, y[self._back]).view(B, T, -1)
 
-    @staticmethod
-    def rows(x_BTHD: Tensor, index: Tensor) -> Tensor:
-        """Tokens picked by their flat number, [*index.shape, H, D]."""
-        B, T, H, D = x_BTHD.shape
-        return x_BTHD.reshape(B * T, H * D).index_select(0, index.reshape(-1)).view(*index.shape, H, D)
 
-    def back(self, x_PLHD: Tensor) -> Tensor:
-        """The block's tokens in their rows again, [B, T, H, D]; padding's are zero."""
-        (B, T), (H, D) = self._shape, x_PLHD.shape[2:]
-        picked = x_PLHD.reshape(-1, H * D).index_select(0, self.document * x_PLHD.shape[1] + self.offset)
-        if len(self.tokens) == B * T:
-            return picked.view(B, T, H, D)
-        return picked.new_zeros(B * T, H * D).index_copy(0, self.tokens, picked).view(B, T, H, D)
+def of_lengths(lengths: Sequence[int], device: torch.device) -> Documents:
+    """The documents of one row without padding: `lengths` of its prefix (or 0) and of each document."""
+    counts = torch.tensor(lengths, device=device)
+    return Documents(torch.arange(len(lengths), device=device).repeat_interleave(counts)[None])

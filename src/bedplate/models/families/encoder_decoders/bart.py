@@ -26,8 +26,8 @@ HF_WEIGHTS = weight_map(
 )
 
 EXAMPLES = (
-    TINY | {"encoder_layers": 2, "decoder_layers": 3},
-    TINY | {"d_model": 48, "scale_embedding": True, "activation_function": "relu", "decoder_attention_heads": 2},
+    TINY | {"encoder_layers": 2, "decoder_layers": 3, "scale_embedding": True},
+    TINY | {"d_model": 48, "activation_function": "gelu_new", "decoder_attention_heads": 2},
 )
 
 
