@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.model import architecture as economics
-from bedplate.economics.model.architecture import decode_flops, parameters, prefill_flops, training_flops_per_token
+from bedplate.economics.model.flops import decode_flops, prefill_flops, training_flops_per_token
+from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (
