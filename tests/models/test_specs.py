@@ -198,7 +198,7 @@ READ = {
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
     *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent", "experts"),
-    *("position_offset", "classifier"),
+    *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
 }
 
 

@@ -23,11 +23,11 @@ _BLOCKS = frozenset(
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers", "latent", "experts"),
+        *("attention_sinks", "rope_layers", "latent", "experts", "attention_gate"),
     )
 )
 _READ = {
-    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales"},
+    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
     "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
 

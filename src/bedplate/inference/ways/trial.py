@@ -77,10 +77,10 @@ class Trial:
         model = made_up(self.short, dtype)
         made = _Made(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
-        cache = None
+        cache = self._cache = None
         generates = "generate" in model.can
         if generates:
-            cache = SlotCache(self.short, dtype, made.device)
+            cache = self._cache = SlotCache(self.short, dtype, made.device)
             cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
@@ -119,6 +119,8 @@ class Trial:
         forward = self._forward
 
         def run() -> None:
+            for span in batch.spans if self._cache is not None else ():
+                self._cache.states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 
