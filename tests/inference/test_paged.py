@@ -25,8 +25,9 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Scores,
 )
-from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
+from bedplate.inference.forward.spans import Span
 from bedplate.models.checkpoints.base import Base, load_base
 
 TOKEN = 2 * 3 * 2 * 8 * 4

@@ -20,8 +20,9 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
+from bedplate.inference.forward.spans import Span
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs

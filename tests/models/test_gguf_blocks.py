@@ -12,7 +12,6 @@ from gguf import GGMLQuantizationType
 
 from bedplate.models.checkpoints import gguf as our_gguf
 from bedplate.models.checkpoints.gguf import GgufReader
-from bedplate.models.checkpoints.gguf_blocks import dequantise
 
 # type → where the half-precision numbers of a super-block lie
 KINDS = {
@@ -61,10 +60,10 @@ def test_blocks_have_the_packages_values(tmp_path: Path, kind: str, monkeypatch:
     reader = write(tmp_path / "x.gguf", kind, raw)
     blocks = reader.blocks("w")
     assert blocks is not None
-    # +0.0 and -0.0 are the same value
-    np.testing.assert_array_equal(dequantise(blocks).numpy(), expected)
+    assert (blocks.kind, blocks.shape) == (kind, (ROWS, COLUMNS))
+    np.testing.assert_array_equal(blocks.dequantised().numpy(), expected)
     order = torch.tensor([5, 0, 3, 1, 2, 4])
-    np.testing.assert_array_equal(dequantise(blocks.rows(order)).numpy(), expected[order.numpy()])
+    np.testing.assert_array_equal(blocks.rows(order).dequantised().numpy(), expected[order.numpy()])
     monkeypatch.setattr(our_gguf, "_CHUNK", 2 * COLUMNS)  # three pieces, and one that is cut short
     np.testing.assert_array_equal(reader.get("w").numpy(), expected)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tests.references import converted, reference_bert, reference_llama
 
-from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.kv_cache import SlotCache
+from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 

@@ -7,6 +7,7 @@
     ├── HubError                    pulling an item
     │   ├── UnknownItemError        no such catalogue name or path
     │   ├── UnreachableError        the index or hub cannot be reached
+    │   ├── LicenceError            a licence that must be accepted first
     │   └── HashMismatchError       what arrived is not what was pinned
     ├── CheckpointError             a checkpoint's files: missing, truncated, inconsistent
     │   └── UnsupportedModelError   an architecture or a field that no family can express
@@ -70,6 +71,10 @@ class UnknownItemError(HubError, exit_code=2, status=404, code="unknown_item"):
 
 class UnreachableError(HubError, status=503, code="unreachable"):
     """The package index or the hub cannot be reached."""
+
+
+class LicenceError(HubError, exit_code=2, status=403, code="licence_not_accepted"):
+    """The item's licence must be accepted before it is pulled."""
 
 
 class HashMismatchError(HubError, code="hash_mismatch"):

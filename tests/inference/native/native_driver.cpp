@@ -76,7 +76,7 @@ struct Kernel {
     void* library;
     void* (*make)(const Shape*, const float*, const void*, const float*);
     int (*norms)(void*, int, const float*, const float*);
-    int (*linear)(void*, int, int, int, int, int, const void*, const uint16_t*, const uint16_t*, const float*);
+    int (*linear)(void*, int, int, int, int, int, const void*, const float*);
     int (*forward)(void*, const Call*);
     void (*free)(void*);
     const char* (*level)();
@@ -104,9 +104,8 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         } else if (what == 'W') {
             int at[5];
             for (int& x : at) x = int(in.number());
-            const char* quants = in.array();
-            const uint16_t *scales = in.array_of<uint16_t>(), *minima = in.array_of<uint16_t>();
-            done(kernel.linear(handle, at[0], at[1], at[2], at[3], at[4], quants, scales, minima, in.array_of<float>()));
+            const char* data = in.array();
+            done(kernel.linear(handle, at[0], at[1], at[2], at[3], at[4], data, in.array_of<float>()));
         } else if (what == 'C') {  // a new cache, with what its rows held before
             keys.clear(), values.clear();
             for (int l = 0; l < shape.layers; ++l) keys.push_back(in.array()), values.push_back(in.array());

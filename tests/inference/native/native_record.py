@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape
@@ -62,11 +63,10 @@ class Recorder:
         return self._library.norms(handle, layer, attention, feedforward)
 
     def linear(self, handle: int, *a: Any) -> int:
-        layer, place, code, size, out, quants, scales, minima, bias = a
+        layer, place, code, size, out, data, bias = a
         self._numbers(ord("W"), layer, place, code, size, out)
-        self._array(quants, {0: 2 * size, 1: size, 2: size // 2, 3: 4 * size}[code] * out)
-        self._array(scales, out * size // 32 * 2)
-        self._array(minima, out * size // 32 * 2)
+        values, of_block = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
+        self._array(data, out * size // values * of_block)
         self._array(bias, out * 4)
         return self._library.linear(handle, *a)
 

@@ -22,7 +22,6 @@ from bedplate.inference.native.levels import FEATURES, LEVELS, Level, machine
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
-from bedplate.models.checkpoints.gguf_blocks import dequantise
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.linear import Linear
@@ -88,12 +87,12 @@ def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
     if weights in ("int8", "int4"):
         quantise = quantise_int8 if weights == "int8" else quantise_int4
         for linear in block_linears(other).values():
-            linear.weight.data = dequantise(quantise(linear.weight.data))
+            linear.weight.data = quantise(linear.weight.data).dequantised()
         if other.lm_head is not None:
-            other.lm_head.weight.data = dequantise(quantise_int8(other.lm_head.weight.data))
+            other.lm_head.weight.data = quantise_int8(other.lm_head.weight.data).dequantised()
         else:  # the head is quantised, the embedding beside it is not
             head = Linear(model.spec.hidden_size, model.spec.vocab_size, dtype=torch.float32)
-            head.weight.data = dequantise(quantise_int8(other.embedding.weight.data))
+            head.weight.data = quantise_int8(other.embedding.weight.data).dequantised()
             other.lm_head = head
     return other.eval().requires_grad_(False)
 

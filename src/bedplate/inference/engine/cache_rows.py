@@ -34,7 +34,7 @@ class CacheRows:
         if self.cache.copies:
             self.reserve(lengths)
         if self._held.get(job.row) != (namespace, key):
-            self._load(job.row, match)
+            self.load(job.row, match)
         if not self.cache.copies:
             self.reserve(lengths)
         self._held.pop(job.row, None)
@@ -45,7 +45,7 @@ class CacheRows:
         lengths = {one: len(job.tokens) for one, job in self._jobs.items()} | {row: length}
         if self.cache.copies:
             row = self.reserve(lengths).get(row, row)
-        self._load(row, match)
+        self.load(row, match)
         if not self.cache.copies:
             self.reserve(lengths)
         return row
@@ -78,14 +78,15 @@ class CacheRows:
         """A row that holds this beginning already, or else the lowest free one."""
         if key:
             for row, (held_in, held) in self._held.items():
-                if held_in == namespace and held[: len(key)] == key:
+                if held_in == namespace and held[: len(key)] == key and self.cache.rewinds(row, len(key)):
                     self._held[row] = (namespace, key)
                     return row
         row = next(row for row in range(len(self._jobs) + 1) if row not in self._jobs)
         self._held.pop(row, None)
         return row
 
-    def _load(self, row: int, match: Match) -> None:
+    def load(self, row: int, match: Match) -> None:
+        """The match as the first tokens of a row."""
         at = 0
         for segment, count in match.parts:
             self.cache.load(row, at, segment, count)

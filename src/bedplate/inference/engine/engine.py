@@ -14,14 +14,14 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
 from bedplate.core.closing import Closing
-from bedplate.core.errors import BusyError, UsageError
+from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.job import Equipment, Job
 from bedplate.inference.engine.kinds.request import Request, Result
 from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.inference.engine.kinds.table import KINDS
-from bedplate.inference.engine.runner import Runner
+from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
@@ -35,6 +35,8 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.families import in_format
+from bedplate.models.specs.cache import cache_layout
 
 Compute = contextlib.AbstractContextManager[object]
 
@@ -76,12 +78,16 @@ class Engine(Closing):
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
         self._adapters = Adapters(self._free)
         self._counters = Counters()
-        self._tree, cache = _caches(
-            base, cache_bytes, slot_bytes, base.device.type != "cpu" if paged is None else paged
-        )
+        paged = base.device.type != "cpu" if paged is None else paged
+        self._tree, cache = _caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
+        if speculates and cache is not None and cache.states:
+            raise UnsupportedModelError(
+                f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
+                "out"
+            )
         ends = _end_ids(base)
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
         self._equipment = Equipment(base, self._grammars, ends, speculates)
@@ -331,17 +337,20 @@ class Engine(Closing):
             self.bank.close()
 
 
-def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache, and the running sequences' own; none of the latter for an encoder."""
+def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:
+    """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
+    one pass at most."""
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes)
-    tree = RadixTree(cache_bytes, BLOCK)
+        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
+        return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
-    return tree, PagedCache(
-        base.spec, base.dtype, base.device, pool, reclaim=tree.give_back, pinned=lambda: tree.pinned
+    cache = PagedCache(
+        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
     )
+    return tree, cache
 
 
 def _end_ids(base: Base) -> frozenset[int]:
@@ -352,5 +361,5 @@ def _end_ids(base: Base) -> frozenset[int]:
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = base.family.in_format("hf")
+    family = in_format(base.family, "hf")
     return None if family is None else partial(hf_module_name, family.weights)

@@ -21,14 +21,17 @@ from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.kv_cache import KVCache, Span
+from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import Match, RadixTree, Segment, salted
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, TorchForward
 
 # Shorter common beginnings are not worth waiting for.
 MIN_SHARED = 16
 # Rows beside those for generations: requests of one pass hold theirs for a step or two.
 ONE_PASS_ROWS = 48
+# A prompt that comes again finds its states at a multiple of so many tokens.
+SNAPSHOT = 64
 # A step of so many tokens still takes about as long as one of few.
 SPECULATED_TOKENS = 16
 # Rows are let in only where all may grow by so much, lest they be put out again at once.
@@ -88,6 +91,7 @@ class Runner:
         job.key = salted(job.tokens, job.shared, job.request.tenant)
         reusable = job.reusable
         namespace, match = self._match(job, virtual if reusable is None else reusable)
+        job.marks = self._marks(job, match, self._rows.cache)
         if reusable is not None and any(self._begins_alike(job, other, match.length) for other in self.active):
             return Admission.LATER
         try:
@@ -124,6 +128,18 @@ class Runner:
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
         return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
 
+    def _marks(self, job: Job, match: Match, cache: KVCache) -> tuple[int, ...]:
+        """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt
+        showed by parting from it), at the prompt's last whole block, and where the job itself comes back to."""
+        if not cache.states:
+            return ()
+        block = self.tree.block
+        wanted = [job.shared, match.known, job.returns_to or 0]
+        if job.reusable is not None:
+            wanted.append(job.reusable // SNAPSHOT * SNAPSHOT)
+        rounded = {at // block * block for at in wanted}
+        return tuple(sorted(at for at in rounded if match.length < at < len(job.tokens) or at == job.returns_to))
+
     @staticmethod
     def _begins_alike(job: Job, other: Job, known: int) -> bool:
         """Whether another is just computing, for all to use, what this job would compute again."""
@@ -153,6 +169,7 @@ class Runner:
         seconds, total = time.perf_counter() - began, sum(count for _, count in computed)
         for job, count in computed:
             job.compute += seconds * count / total
+            self._keep_in_time(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
     def _attempt(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
@@ -212,9 +229,20 @@ class Runner:
         whole, job.done = seen.end == len(job.tokens), seen.end
         self._counters.prompt_tokens += 0 if job.begun else seen.end - seen.begin
         row = job.take(seen)
+        if seen.end in job.marks:
+            self._keep(job, seen.end, snapshot=True)
         if whole:
             self._keep(job, job.keeps(seen.begin, seen.end))
+        if job.done < seen.end:
+            self._rewind(job)
         return row
+
+    def _rewind(self, job: Job) -> None:
+        """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
+        if self._rows is not None and job.row is not None and not self._rows.cache.rewinds(job.row, job.done):
+            _, match = self._match(job, job.done)
+            self._rows.load(job.row, match)
+            job.done = match.length
 
     def _choose(self, rows: list[tuple[Job, WritingRow]], out: PassOutput) -> None:
         try:
@@ -251,27 +279,37 @@ class Runner:
     def _preempt(self, job: Job) -> None:
         self._counters.preemptions += 1
         if job.begun:
-            self._keep(job, job.done)
+            self._keep(job, job.done, snapshot=True)
         self._leave_row(job)
         self.active.remove(job)
         job.restart()
         self.put_back(job)
 
-    def _keep(self, job: Job, length: int) -> None:
-        """Saves a job's first tokens into the prefix cache."""
+    def _keep(self, job: Job, length: int, snapshot: bool = False) -> None:
+        """Saves a job's first tokens into the prefix cache, with its states there if so asked."""
         cache, row = self.cache, job.row
-        if cache is None or row is None or job.adapter.retired or job.kept >= length:
+        if cache is None or row is None or job.adapter.retired:
+            return
+        snapshot = snapshot and bool(cache.states) and cache.states.is_at(row, length)
+        if job.kept > length or (job.kept == length and not snapshot):
             return
         key = job.key[:length]
         if length > len(key):
             key = salted(job.tokens[:length], job.shared, job.request.tenant)
         depth = job.depth
 
-        def save(begin: int, end: int) -> Segment:
-            return cache.save(row, begin, end, depth)
+        def save(begin: int, end: int) -> Segment | None:
+            return cache.save(row, begin, end, depth, snapshot)
 
-        self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), cuts=(job.shared,))
+        self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), (job.shared,), snapshot)
         job.kept = length
+
+    def _keep_in_time(self, job: Job) -> None:
+        """Saves what the job's row would have forgotten after one more step."""
+        if self.cache is not None and self.cache.forgets and job.failed is None:
+            length = job.done if job.begun else min(job.done, job.prompt_end)
+            if length - job.kept >= self.cache.step:
+                self._keep(job, length)
 
     def leave(self, jobs: Sequence[Job]) -> None:
         """Jobs that have ended, running or waiting, give up their rows and get their results."""
@@ -279,7 +317,7 @@ class Runner:
             if job in self.active:
                 self.active.remove(job)
             if job.failed is None and job.begun:
-                self._keep(job, job.done)
+                self._keep(job, job.done, snapshot=True)
             self._leave_row(job)
             if job.failed is not None:
                 fail_all([job], job.failed)
@@ -311,11 +349,17 @@ class Runner:
         match = self.tree.match(adapter, key, len(key))
         row = self._rows.borrow(match, len(key))
         at = match.length
-        if vectors_PD is not None:
-            self.torch_forward.embedded(vectors_PD, adapter, row)
-        elif at < len(key):
-            self.forward(FlatBatch(key[at:], [Span(row, at, len(key) - at)], [adapter], ()))
-        self.tree.pin(adapter, key, lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+        for end in (*range(at + cache.step, len(key), cache.step), len(key)):
+            span = Span(row, at, end - at)
+            if vectors_PD is not None:
+                self.torch_forward.embedded(vectors_PD[at:end], adapter, span)
+            elif span.length:
+                self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
+            # Each piece is kept as soon as it is there; the next one holds it.
+            self.tree.pin(adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes)
+            if at > match.length:
+                self.tree.unpin(adapter, key[:at])
+            at = end
         cache.free(row)
 
 

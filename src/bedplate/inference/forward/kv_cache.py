@@ -1,38 +1,34 @@
 """Keys and values of running sequences on contiguous slots, one slot a row, and the attention that reads them.
 
-Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, T tokens of one sequence, C capacity, K keys a
-sequence may see, M layers' keys and values of one size, G key-value heads, H query heads, D features of one head.
+A layer with a window keeps a ring of its last tokens: position p stands at p % C, where C is what the ring holds. C is
+more than any position of a layer that keeps all, so that one rule does for both.
+
+Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, C tokens that a layer has room for, K keys a
+sequence may see, M layers of one size, G key-value heads, H query heads, D features of one head.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bedplate.core.errors import UsageError
 from bedplate.inference.forward.radix import Segment
-from bedplate.models.layers.attention import Attend, masked_attention, whole_attention
+from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.states import Snapshot, States
+from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
-from bedplate.models.specs.cache import keys_and_values
+from bedplate.models.specs.cache import Kept, held
 from bedplate.models.specs.transformer import TransformerSpec
 
-
-@dataclass(frozen=True)
-class Span:
-    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache."""
-
-    row: int
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+STEP = 512
+"""Tokens of one row in one pass, where nothing else is said."""
 
 
 class KVCache(Protocol):
@@ -44,9 +40,15 @@ class KVCache(Protocol):
     """Whether loading copies a segment into reserved room, or hands it over to a row that has none of its own yet."""
     token_bytes: int
     """Bytes of one token's keys and values over all layers."""
+    step: int
+    """A pass may have so many tokens of one row, or any number of a row that it begins with."""
+    forgets: bool
+    """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
+    states: States
+    """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
 
     def saved_bytes(self, depth: int | None) -> int:
-        """Bytes of one token of a segment saved with this depth."""
+        """Bytes of one token of a segment saved with this depth, without its snapshot."""
         ...
 
     def room(self, lengths: Sequence[int]) -> bool:
@@ -58,8 +60,13 @@ class KVCache(Protocol):
         and what others held is lost, the new number of each."""
         ...
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> Segment:
-        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all."""
+    def rewinds(self, row: int, to: int) -> bool:
+        """Whether the row can go on from its position `to`, as if it had no more tokens."""
+        ...
+
+    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> Segment | None:
+        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all. None where the row
+        does not have them all any more. snapshot: with the row's states, where they are those after the last one."""
         ...
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
@@ -74,59 +81,104 @@ class KVCache(Protocol):
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
         ...
 
+    def commit(self) -> None:
+        """The pass over the spans last attended is over, and what it computed stands."""
+        ...
+
+
+class Store(NamedTuple):
+    """What is kept together: all of these heads, features, and window (None: every token)."""
+
+    heads: int
+    size: int
+    window: int | None
+
 
 class SlotSegment:
-    """A copy of n tokens' keys and values: of each size that there is, those of its layers [M, G, n, D]."""
+    """A copy of n tokens' keys and values: of each `Store` that there is, those of its layers [M, G, n, D]; and the
+    states after the last of them."""
 
-    def __init__(self, data: Sequence[Tensor]) -> None:
-        self.data = data
+    def __init__(self, tokens: int, data: Sequence[Tensor], snapshot: Snapshot | None = None) -> None:
+        self.tokens, self.data, self.snapshot = tokens, data, snapshot
 
     @property
     def nbytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self.data)
+        own = sum(part.numel() * part.element_size() for part in self.data)
+        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
+
+    @property
+    def resumes(self) -> bool:
+        return self.snapshot is not None
 
     def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
         # Copies, because a view would keep the whole alive after the other half was evicted.
         first, second = ([part[..., s, :].clone() for part in self.data] for s in (slice(at), slice(at, None)))
-        return SlotSegment(first), SlotSegment(second)
+        return SlotSegment(at, first), SlotSegment(self.tokens - at, second, self.snapshot)
 
     def release(self) -> None:
-        self.data = ()
+        self.data, self.snapshot = (), None
 
 
 class SlotCache:
     """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest.
 
-    Layers' keys and values of one size stand in one tensor [M, R, G, C, D], first layers first, so that to keep a
-    beginning, or to give it to a row, is one copy. UnsupportedModelError for layers that keep anything else.
+    Layers' keys and values of one `Store` stand in one tensor [M, R, G, C, D], first layers first, so that to keep a
+    beginning, or to give it to a row, is one copy. C is the capacity, or where there is a window what is read and saved
+    of it (`_ring`). A latent and its rotary key stand side by side, as one key [G=1, key_size + value_size] whose last
+    features are the value. States are beside them (`states`). UnsupportedModelError for layers that keep anything
+    else.
     """
 
     block = 1
     copies = True
 
     def __init__(
-        self, spec: TransformerSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40
+        self,
+        spec: TransformerSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        limit_bytes: int = 1 << 40,
+        step: int = STEP,
     ) -> None:
-        self._spec, self.dtype, self.device = spec, dtype, device
-        self._layout = keys_and_values(spec, "a cache of slots")
+        self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
+        layout = held(spec, "a cache of slots")
+        self._layout = [one for one in layout if not one.of_sequence]
+        self.states = States(layout, dtype, device)
+        self.forgets = any(one.window is not None for one in self._layout)
         self.token_bytes = self.saved_bytes(None)
         self.limit_bytes = limit_bytes
         self.rows = self.capacity = 0
-        self._data: dict[tuple[int, int], Tensor] = {}
+        self._data: dict[Store, Tensor] = {}
+        self._ends: dict[int, int] = {}
+        self.latents = frozenset(one.layer for one in self._layout if one.kind == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.context_length), ())
 
     def saved_bytes(self, depth: int | None) -> int:
-        return sum(one.values for one in self._layout[:depth]) * self.dtype.itemsize
+        return sum(one.values for one in self._of(depth)) * self.dtype.itemsize
 
-    def _sizes(self, depth: int | None) -> list[tuple[int, int]]:
-        """Heads and features of each layer's keys and values, alternately."""
-        return [(one.heads, size) for one in self._layout[:depth] for size in (one.key_size, one.value_size)]
+    def _of(self, depth: int | None) -> list[Kept]:
+        return [one for one in self._layout if depth is None or one.layer < depth]
+
+    def _stores(self, depth: int | None) -> Counter[Store]:
+        """How many tensors [R, G, C, D] of each kind the first layers have."""
+        return Counter(store for one in self._of(depth) for store in _stores(one))
+
+    def _ring(self, window: int | None, capacity: int) -> int:
+        """Places of a row: a step's tokens and those that its first token sees, and as many as the step before, which
+        the prefix cache has not been given yet."""
+        return capacity if window is None else min(capacity, window + 2 * self.step)
+
+    def _bytes(self, rows: int, capacity: int) -> int:
+        """Of so many slots of so many tokens."""
+        stores = self._stores(None).items()
+        each = sum(n * one.heads * one.size * self._ring(one.window, capacity) for one, n in stores)
+        return rows * (each * self.dtype.itemsize + self.states.nbytes)
 
     def room(self, lengths: Sequence[int]) -> bool:
         """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
-        return len(lengths) <= 1 or len(lengths) * max(lengths) * self.token_bytes <= self.limit_bytes
+        return len(lengths) <= 1 or self._bytes(len(lengths), max(lengths)) <= self.limit_bytes
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
         rows, longest = max(lengths, default=0) + 1, max(lengths.values(), default=0)
@@ -135,51 +187,118 @@ class SlotCache:
         wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
         wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
         wanted = max(longest, min(wanted, self._spec.context_length))
-        if wanted_rows * wanted * self.token_bytes <= self.limit_bytes:
+        if self._bytes(wanted_rows, wanted) <= self.limit_bytes:
             self._allocate(wanted_rows, wanted, list(range(self.rows)))
             return {}
         # Doubling would be too much: just what is needed, with the rows moved together.
-        fitting = self.limit_bytes // (len(lengths) * self.token_bytes)
+        fitting = bisect_right(range(1, wanted + 1), self.limit_bytes, key=lambda n: self._bytes(len(lengths), n))
         kept = [row for row in sorted(lengths) if row < self.rows]
-        self._allocate(len(lengths), max(longest, min(fitting, wanted)), kept)
-        return {row: number for number, row in enumerate(sorted(lengths))}
+        self._allocate(len(lengths), max(longest, fitting), kept)
+        moved = {row: number for number, row in enumerate(sorted(lengths))}
+        self._ends = {moved[row]: end for row, end in self._ends.items() if row in moved}
+        return moved
 
     def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
-        sizes, shared = self._sizes(None), min(capacity, self.capacity)
-        for (heads, size), count in Counter(sizes).items():
+        for store, count in self._stores(None).items():
+            C = self._ring(store.window, capacity)
             # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
-            data = torch.zeros(count, rows, heads, capacity, size, dtype=self.dtype, device=self.device)
-            for number, row in enumerate(kept):
-                data[:, number, :, :shared] = self._data[heads, size][:, row, :, :shared]
-            self._data[heads, size] = data
+            data = torch.zeros(count, rows, store.heads, C, store.size, dtype=self.dtype, device=self.device)
+            if store in self._data:
+                # A ring that grows or shrinks with the capacity has not come round yet: positions stay where they are.
+                shared = min(C, self._data[store].shape[3])
+                for number, row in enumerate(kept):
+                    data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
+            self._data[store] = data
+        self.states.reserve(rows, kept)
         self.rows, self.capacity = rows, capacity
-        each = {size: iter(data.unbind(0)) for size, data in self._data.items()}
-        found = [next(each[size]) for size in sizes]
-        self.keys, self.values = found[::2], found[1::2]
+        each = {store: iter(data.unbind(0)) for store, data in self._data.items()}
+        nothing = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.keys, self.values = [nothing] * self._spec.layers, [nothing] * self._spec.layers
+        for one in self._layout:
+            found = [next(each[store]) for store in _stores(one)]
+            self.keys[one.layer] = found[0]
+            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment:
-        counts = Counter(self._sizes(depth))
-        return SlotSegment([data[: counts[size], row, :, begin:end].clone() for size, data in self._data.items()])
+    def rewinds(self, row: int, to: int) -> bool:
+        if to and not self.states.is_at(row, to):
+            return False
+        return all(self._has(row, max(to - store.window + 1, 0), store) for store in self._data if store.window)
+
+    def _has(self, row: int, begin: int, store: Store) -> bool:
+        """Whether the ring still has the row's tokens from `begin` on."""
+        return begin >= self._ends.get(row, 0) - self._data[store].shape[3]
+
+    def save(
+        self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
+    ) -> SlotSegment | None:
+        counts = self._stores(depth)
+        if not all(self._has(row, begin, store) for store in counts):
+            return None
+        found: list[Tensor] = []
+        for store, data in self._data.items():
+            first = begin % data.shape[3]
+            if first + end - begin <= data.shape[3]:
+                found.append(data[: counts[store], row, :, first : first + end - begin].clone())
+            else:
+                at = torch.arange(begin, end, device=self.device) % data.shape[3]
+                found.append(data[: counts[store], row].index_select(2, at))
+        return SlotSegment(end - begin, found, self.states.save(row, end, depth) if snapshot else None)
 
     @torch.inference_mode()
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         assert isinstance(segment, SlotSegment)
+        self._ends[row] = begin + count
+        self.states.load(row, begin + count, segment.snapshot if count == segment.tokens else None)
         for data, part in zip(self._data.values(), segment.data, strict=True):
-            data[: len(part), row, :, begin : begin + count] = part[..., :count, :]
+            C = data.shape[3]
+            skipped = max(count - C, 0)
+            first = (begin + skipped) % C
+            if first + count - skipped <= C:
+                data[: len(part), row, :, first : first + count - skipped] = part[..., skipped:count, :]
+            else:
+                at = torch.arange(begin + skipped, begin + count, device=self.device) % C
+                data[: len(part), row].index_copy_(2, at, part[..., skipped:count, :])
 
     def free(self, row: int) -> None:
         """A slot has nothing to give back."""
 
     def attend(self, spans: Sequence[Span]) -> Attend:
+        if self.forgets:
+            self._note(spans)
+        self.states.begin(spans)
         return SlotAttention(self, spans)
+
+    def commit(self) -> None:
+        self.states.commit()
+
+    def _note(self, spans: Sequence[Span]) -> None:
+        """How far each row is written, which says what its rings hold."""
+        if len(spans) > 1 or spans[0].start > 0:
+            longest = max(span.length for span in spans)
+            if longest > self.step:
+                raise UsageError(f"a pass has {longest} tokens of one row, and this cache takes {self.step} at a time")
+        for span in spans:
+            self._ends[span.row] = span.end if span.start == 0 else max(self._ends.get(span.row, 0), span.end)
+
+
+def _stores(one: Kept) -> tuple[Store, ...]:
+    """A key's and a value's, or of a latent one for both."""
+    if one.kind == "latent":
+        return (Store(1, one.key_size + one.value_size, None),)
+    return Store(one.heads, one.key_size, one.window), Store(one.heads, one.value_size, one.window)
 
 
 class SlotAttention:
     """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
 
+    keeps = True
+
     def __init__(self, cache: SlotCache, spans: Sequence[Span]) -> None:
-        self._cache, device = cache, cache.device
+        self._cache, self._spans, device = cache, spans, cache.device
         self._rows_N, self._positions_N = span_index(spans, device)
+        self._end = max(span.end for span in spans)
+        self._longest = max(span.length for span in spans)
+        self._rings: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
         total = len(self._rows_N)
@@ -187,8 +306,11 @@ class SlotAttention:
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._rows_N, :, self._positions_N] = k_BTGD[0]
-        values[self._rows_N, :, self._positions_N] = v_BTGV[0]
+        written, rows, places = self._places(keys.shape[2])
+        k, v = k_BTGD[0], v_BTGV[0]
+        keys[rows, :, places] = k if written is None else k[written]
+        if layer not in self._cache.latents:  # their values are the ends of their keys
+            values[rows, :, places] = v if written is None else v[written]
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         if self._groups[0].padded.whole:
@@ -197,6 +319,20 @@ class SlotAttention:
         for group in self._groups:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
         return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
+
+    def _places(self, C: int) -> tuple[Tensor | None, Tensor, Tensor]:
+        """Which tokens are written (None: all; never two to one place), and where to: their rows and places."""
+        if self._end <= C:
+            return None, self._rows_N, self._positions_N
+        if C not in self._rings:
+            ends = torch.tensor([span.end for span in self._spans for _ in range(span.length)])
+            kept = (self._positions_N >= ends.to(self._positions_N.device) - C) if self._longest > C else None
+            rows, at = (x if kept is None else x[kept] for x in (self._rows_N, self._positions_N))
+            self._rings[C] = kept, rows, at % C
+        return self._rings[C]
 
 
 class _SlotGroup:
@@ -208,100 +344,21 @@ class _SlotGroup:
         spans = [span for _, span in numbered]
         self.padded = Padded(numbered, total, device, dtype)
         rows = [span.row for span in spans]
-        self._K = max(span.end for span in spans)
         together = rows == list(range(rows[0], rows[0] + len(rows)))
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
         self._rows_S = torch.tensor(rows, device=device)
 
     def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        K, C = self.padded.keys, keys.shape[2]
+        if how.window is not None:
+            near = self.padded.near(how.window)
+            # To read all of the row and mask most is cheaper than to gather, where most is not much more.
+            if K > C or 2 * near.position_SK.shape[1] < K:
+                at = (self._rows_S[:, None], slice(None), near.position_SK % C)
+                return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
         if self._view is not None:
-            k_SGKD, v_SGKV = keys[self._view, :, : self._K], values[self._view, :, : self._K]
+            k_SGKD, v_SGKV = keys[self._view, :, :K], values[self._view, :, :K]
         else:
-            k_SGKD = keys[:, :, : self._K].index_select(0, self._rows_S)
-            v_SGKV = values[:, :, : self._K].index_select(0, self._rows_S)
+            k_SGKD = keys[:, :, :K].index_select(0, self._rows_S)
+            v_SGKV = values[:, :, :K].index_select(0, self._rows_S)
         return self.padded.attend(q_NHD, k_SGKD, v_SGKV, how)
-
-
-class Padded:
-    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens."""
-
-    def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        spans = [span for _, span in numbered]
-        S, self._T, K = len(spans), max(s.length for s in spans), max(s.end for s in spans)
-        begin_S = torch.tensor([begin for begin, _ in numbered])
-        start_S = torch.tensor([span.start for span in spans])
-        length_S = torch.tensor([span.length for span in spans])
-        offset_T = torch.arange(self._T)
-        inside_ST = offset_T < length_S[:, None]
-        query_ST = begin_S[:, None] + torch.where(inside_ST, offset_T, torch.zeros_like(offset_T))
-        self.tokens_N = query_ST[inside_ST].to(device)
-        self._even = bool(inside_ST.all())
-        self.whole = torch.equal(query_ST.reshape(-1), torch.arange(total))
-        self._query_SxT = query_ST.reshape(-1).to(device)
-        self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
-        # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
-        sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
-        self._sees_ST, self._K, self._device = sees_ST, K, device
-        self._mask_STK: Tensor | None = None
-        if self._T > 1 or bool((start_S + 1 != K).any()):
-            seen = torch.arange(K) <= sees_ST[:, :, None]
-            mask = torch.zeros(S, self._T, K, dtype=dtype).masked_fill(~seen, -torch.inf)
-            self._mask_STK = mask.to(device)
-        self._folded: Tensor | None = None
-
-    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
-        """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`."""
-        (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
-        flat = q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
-        if how.plain:
-            # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
-            q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
-            if self._mask_STK is not None and self._folded is None:
-                self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
-            out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._folded, scale=how.scale)
-            out = out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S * T, H, V)
-        else:
-            distance = (torch.arange(self._K) - self._sees_ST[:, :, None]).to(self._device)
-            seen, k, v = how.within(distance <= 0, distance, True), k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
-            out = masked_attention(flat.view(S, T, H, D), k, v, seen, how, distance).reshape(S * T, H, V)
-        return out if self._even else out.index_select(0, self._back_N)
-
-
-def span_index(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and position of every token of a flat batch, int64 [N] each."""
-    lengths = torch.tensor([span.length for span in spans])
-    rows = torch.tensor([span.row for span in spans]).repeat_interleave(lengths)
-    starts = torch.tensor([span.start for span in spans])
-    begins = lengths.cumsum(0) - lengths
-    positions = torch.arange(int(lengths.sum())) + (starts - begins).repeat_interleave(lengths)
-    return rows.to(device), positions.to(device)
-
-
-# One more group costs some ten small operations in every layer: worth it where it saves so many padded scores.
-GROUP_COST = 32 * 1024
-
-
-def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
-    """Spans of a flat batch, each with its first token's number, in groups whose padding wastes little."""
-    begin = 0
-    numbered: list[tuple[int, Span]] = []
-    for span in spans:
-        numbered.append((begin, span))
-        begin += span.length
-    numbered.sort(key=lambda n: (n[1].length, n[1].row if n[1].length == 1 else n[1].end))
-    groups: list[list[tuple[int, Span]]] = []
-    longest = keys = 0
-    for entry in numbered:
-        span = entry[1]
-        T, K = max(longest, span.length), max(keys, span.end)
-        size = len(groups[-1]) if groups else 0
-        apart = size * longest * keys + span.length * span.end + GROUP_COST
-        if groups and (size + 1) * T * K <= apart:
-            groups[-1].append(entry)
-            longest, keys = T, K
-        else:
-            groups.append([entry])
-            longest, keys = span.length, span.end
-    return groups

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.kv_cache import KVCache, Span
+from bedplate.inference.forward.kv_cache import KVCache
+from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 
@@ -103,20 +104,22 @@ class TorchForward(Forward):
         try:
             attend = self._cache.attend(spans)
             hidden_ND = model(Inputs(tokens, positions), cache=attend, depth=batch.depth).hidden[0]
+            self._cache.commit()
         finally:
             self._select([], [])
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
         return PassOutput(logits_WV, hidden_ND)
 
-    def embedded(self, vectors_PD: Tensor, adapter: Loaded, row: int) -> None:
-        """Keys and values of vectors in the place of token embeddings, from position 0 of a row on."""
+    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
+        """Keys and values of vectors in the place of the embeddings of a span's tokens."""
         model, cache = self._base.model, self._cache
         assert cache is not None
-        at_BP = torch.arange(len(vectors_PD), device=self._base.device)[None]
+        at_BP = torch.arange(span.start, span.end, device=self._base.device)[None]
         inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
         self._select([adapter.slot], [len(vectors_PD)])
         try:
-            model(inputs, cache=cache.attend([Span(row, 0, len(vectors_PD))]))
+            model(inputs, cache=cache.attend([span]))
+            cache.commit()
         finally:
             self._select([], [])
 

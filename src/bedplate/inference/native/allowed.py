@@ -37,6 +37,8 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "token_types": lambda spec: spec.token_types == 0,
     "pooler": lambda spec: not spec.pooler,
     "position_rows": lambda spec: spec.positions == 0,
+    "position_offset": lambda spec: spec.position_offset == 0,
+    "classifier": lambda spec: spec.classifier is None,
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
     "windows": lambda spec: all(window is None for window in spec.windows),
@@ -57,6 +59,9 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "value_tables": lambda spec: spec.value_tables == 0,
     "norm_offset": lambda spec: spec.norm_offset == 0,
     "rope_layers": lambda spec: all(spec.rope_layers),
+    "attention_gate": lambda spec: not spec.attention_gate,
+    "state": lambda spec: spec.state is None,
+    "state_layers": lambda spec: not spec.state_layers,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

@@ -78,20 +78,20 @@ int bedplate_norms(void* handle, int layer, const float* attention, const float*
     return 1;
 }
 
-// place: see Place; −1 is the head. Copies and packs what it is given.
-int bedplate_linear(void* handle, int layer, int place, int format, int in, int out, const void* quants,
-                    const uint16_t* scales, const uint16_t* minima, const float* bias) try {
+// place: see Place; −1 is the head. source: what `data` [out, …] is (see Source). Copies and packs what it is given.
+int bedplate_linear(void* handle, int layer, int place, int source, int in, int out, const void* data,
+                    const float* bias) try {
     Model& m = static_cast<Handle*>(handle)->model;
     Linear& w = place < 0 ? m.head : m.layers[size_t(layer)].linear[place];
-    w.format = format, w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
-    w.panel_bytes = panel_size(format, in);
+    w.format = format_of(source), w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
+    w.panel_bytes = panel_size(w.format, in);
     w.data = m.arena.take(w.panels * w.panel_bytes);
     // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.
     Pool& pool = Pool::shared();
     const int threads = m.shape.threads;
     std::lock_guard<std::mutex> one(pool.one_at_a_time);
     pool.run(threads, [&](int thread) {
-        pack(w, quants, scales, minima, int(share(w.panels, thread, threads)), int(share(w.panels, thread + 1, threads)));
+        pack(w, source, data, int(share(w.panels, thread, threads)), int(share(w.panels, thread + 1, threads)));
     });
     if (bias) w.bias = keep(m.arena, bias, out, w.panels * LANES);
     return 0;

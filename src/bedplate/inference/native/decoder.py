@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor, nn
 
 from bedplate.adapters.bank import Bank
@@ -33,8 +34,11 @@ from bedplate.models.specs.transformer import TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _FORMATS: dict[WeightFormat, int] = {"bfloat16": 0, "int8": 1, "int4": 2, "float32": 3}
-"""As products.h numbers them."""
+"""As formats.h numbers them."""
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
+SOURCES = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
+"""Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
 
@@ -179,26 +183,13 @@ class NativeDecoder:
         bias_32 = None if bias is None else bias.detach().float().contiguous()
         bias_at = None if bias_32 is None else bias_32.data_ptr()
         if self.weights in _DTYPES.values():
-            raw, code = weight.detach().contiguous(), _FORMATS[self.weights]
-            done = self._library.linear(
-                self._handle, layer, place, code, size, out, raw.data_ptr(), None, None, bias_at
-            )
+            kind, raw = _KINDS[self._dtype], weight.detach().contiguous()
         else:
-            if own is None or not own.simple or (self.weights == "int8" and own.bits == 4):
+            if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
                 own = quantise_int8(weight.detach()) if eight else quantise_int4(weight.detach())
-            done = self._library.linear(
-                self._handle,
-                layer,
-                place,
-                _FORMATS["int4" if own.bits == 4 else "int8"],
-                size,
-                out,
-                own.quants.data_ptr(),
-                own.scales.data_ptr(),
-                None if own.minima is None else own.minima.data_ptr(),
-                bias_at,
-            )
-        self._done(done)
+            kind, raw = own.kind, own.data
+        code = GGMLQuantizationType[kind]
+        self._done(self._library.linear(self._handle, layer, place, code, size, out, raw.data_ptr(), bias_at))
 
     def forward(
         self,

@@ -91,7 +91,7 @@ class Library:
         self.norms = library.bedplate_norms
         self.norms.argtypes, self.norms.restype = (c_void_p, c_int, c_void_p, c_void_p), c_int
         self.linear = library.bedplate_linear
-        self.linear.argtypes = (c_void_p, *([c_int] * 5), *([c_void_p] * 4))
+        self.linear.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
         self.linear.restype = c_int
         self.bytes = library.bedplate_bytes
         self.bytes.argtypes, self.bytes.restype = (c_void_p,), c_int64

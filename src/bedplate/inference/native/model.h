@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "pack.h"
 #include "products.h"
 
 enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, PLACES = 7 };
@@ -120,5 +121,6 @@ inline Inputs make_inputs(Arena& arena, int64_t tokens, int K, Reads first, Read
     x.scale = arena.array<float>(tokens * x.blocks());
     x.scaled_sum = arena.array<float>(tokens * x.blocks());
     x.offset = arena.array<int32_t>(tokens * x.blocks());
+    x.halves = arena.array<int32_t>(tokens * x.blocks() * 2);
     return x;
 }

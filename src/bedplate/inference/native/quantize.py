@@ -2,6 +2,7 @@
 
 8 bits: w ≈ scale · q, q in −127 … 127 (GGUF's Q8_0). 4 bits: w ≈ scale · q + minimum, q in 0 … 15 (GGUF's Q4_1), the
 range narrowed where that lowers the squared error, then scale and minimum refitted to the chosen q by least squares.
+Both are laid out as a GGUF file has them.
 """
 
 # Shape suffixes: O out_features, I in_features, N blocks, G the values of one block (32).
@@ -22,24 +23,31 @@ _CHUNK = 1 << 22
 
 def quantise_int8(weight_OI: Tensor) -> RawBlocks:
     """Symmetric 8-bit blocks of a float matrix."""
-    quants: list[Tensor] = []
-    scales: list[Tensor] = []
+    parts: list[Tensor] = []
     for x_NG in _blocks(weight_OI):
         scale = (x_NG.abs().amax(1, keepdim=True) / 127).half()
-        quants.append((x_NG / _nonzero(scale.float())).round_().clamp_(-127, 127).to(torch.int8))
-        scales.append(scale)
-    out, size = weight_OI.shape
-    return RawBlocks(8, torch.cat(quants).view(out, size), torch.cat(scales).view(out, size // BLOCK), None)
+        quants = (x_NG / _nonzero(scale.float())).round_().clamp_(-127, 127).to(torch.int8)
+        parts.append(torch.cat((_bytes(scale), quants.view(torch.uint8)), dim=1))
+    return _joined("Q8_0", weight_OI, parts)
 
 
 def quantise_int4(weight_OI: Tensor) -> RawBlocks:
     """Asymmetric 4-bit blocks of a float matrix."""
-    parts = [_int4(x_NG) for x_NG in _blocks(weight_OI)]
+    parts: list[Tensor] = []
+    for x_NG in _blocks(weight_OI):
+        q_NG, scale, minimum = _int4(x_NG)
+        packed = q_NG[:, : BLOCK // 2] | (q_NG[:, BLOCK // 2 :] << 4)
+        parts.append(torch.cat((_bytes(scale), _bytes(minimum), packed), dim=1))
+    return _joined("Q4_1", weight_OI, parts)
+
+
+def _bytes(x_half: Tensor) -> Tensor:
+    return x_half.contiguous().view(torch.uint8)
+
+
+def _joined(kind: str, weight_OI: Tensor, parts: list[Tensor]) -> RawBlocks:
     out, size = weight_OI.shape
-    q_NG, scale, minimum = (torch.cat([part[i] for part in parts]) for i in range(3))
-    packed = q_NG[:, : BLOCK // 2] | (q_NG[:, BLOCK // 2 :] << 4)
-    shape = (out, size // BLOCK)
-    return RawBlocks(4, packed.view(*shape, BLOCK // 2), scale.view(shape), minimum.view(shape))
+    return RawBlocks(kind, torch.cat(parts).view(out, size // BLOCK, -1))
 
 
 def _blocks(weight_OI: Tensor) -> list[Tensor]:

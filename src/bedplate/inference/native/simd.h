@@ -12,6 +12,17 @@ constexpr int LANES = 16;
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))
 
+// A float16, exactly.
+INLINE float half_value(uint16_t h) {
+    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits;
+    float x;
+    if (rest >= 0x7c00u) bits = sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
+    else if (rest >= 0x400u) bits = sign | ((rest << 13) + (112u << 23));
+    else { x = static_cast<float>(rest) * 5.9604644775390625e-8f; return sign ? -x : x; }
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
+
 #if defined(BEDPLATE_AVX512)
 #include "simd_avx512.h"
 #elif defined(BEDPLATE_AVX2)

@@ -66,6 +66,20 @@ INLINE I low_nibbles(I x) { return {half_nibbles(x.a), half_nibbles(x.b)}; }
 INLINE I high_nibbles(I x) {
     return {half_nibbles(_mm256_srli_epi16(x.a, 4)), half_nibbles(_mm256_srli_epi16(x.b, 4))};
 }
+INLINE I iand(I x, int32_t mask) {
+    __m256i m = _mm256_set1_epi32(mask);
+    return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+INLINE I ior(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+INLINE I shifted_left(I x, int by) { return {_mm256_slli_epi32(x.a, by), _mm256_slli_epi32(x.b, by)}; }
+INLINE I shifted_right(I x, int by) { return {_mm256_srli_epi32(x.a, by), _mm256_srli_epi32(x.b, by)}; }
+INLINE __m128i eight_bytes(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
+INLINE F load_unsigned(const uint8_t* p) {
+    return to_float({_mm256_cvtepu8_epi32(eight_bytes(p)), _mm256_cvtepu8_epi32(eight_bytes(p + 8))});
+}
+INLINE F load_signed(const uint8_t* p) {
+    return to_float({_mm256_cvtepi8_epi32(eight_bytes(p)), _mm256_cvtepi8_epi32(eight_bytes(p + 8))});
+}
 INLINE bool any_nan(F x) {
     __m256 bad = _mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q));
     return _mm256_movemask_ps(bad) != 0;
@@ -163,6 +177,11 @@ struct NibbleDot {
     }
     INLINE_MEMBER I total() const { return iadd(s, t); }
 };
+struct ByteSums : NibbleDot {  // of bytes 0 … 63, the two sums apart
+    INLINE_MEMBER void start(const int32_t* halves) { s = iset1(halves[0]), t = iset1(halves[1]); }
+    INLINE_MEMBER I first() const { return s; }
+    INLINE_MEMBER I second() const { return t; }
+};
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {
     I s = izero(), t = izero();
@@ -184,6 +203,18 @@ struct NibbleDot {  // eight words of two products of at most 15 · 127 stay bel
         s.b = _mm256_add_epi16(s.b, _mm256_maddubs_epi16(hi.b, second.b));
     }
     INLINE_MEMBER I total() const { return {wide_sum(s.a), wide_sum(s.b)}; }
+};
+struct ByteSums {  // of bytes 0 … 63, the two sums apart: pairs of products stay below 2^15, two of them do not
+    I s = izero(), t = izero();
+    INLINE_MEMBER void start(const int32_t* halves) { s = iset1(halves[0]), t = iset1(halves[1]); }
+    static INLINE_MEMBER __m256i pairs(__m256i u, __m256i x) { return wide_sum(_mm256_maddubs_epi16(u, x)); }
+    INLINE_MEMBER void add(I lo, I hi, I x, I y) {
+        s.a = _mm256_add_epi32(s.a, pairs(lo.a, x.a)), s.b = _mm256_add_epi32(s.b, pairs(lo.b, x.b));
+        t.a = _mm256_add_epi32(t.a, pairs(hi.a, y.a)), t.b = _mm256_add_epi32(t.b, pairs(hi.b, y.b));
+    }
+    INLINE_MEMBER I first() const { return s; }
+    INLINE_MEMBER I second() const { return t; }
+    INLINE_MEMBER I total() const { return iadd(s, t); }
 };
 // |w| · (x with w's sign): two products of at most 128 · 127 stay below 2^15, where (w + 128) · x would not.
 INLINE I ready_bytes(I stored) {

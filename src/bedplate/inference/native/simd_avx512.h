@@ -38,6 +38,16 @@ INLINE void store_bytes(int8_t* p, I a) {
 }
 INLINE I low_nibbles(I a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 INLINE I high_nibbles(I a) { return low_nibbles(_mm512_srli_epi16(a, 4)); }
+INLINE I iand(I a, int32_t mask) { return _mm512_and_si512(a, iset1(mask)); }
+INLINE I ior(I a, I b) { return _mm512_or_si512(a, b); }
+INLINE I shifted_left(I a, int by) { return _mm512_slli_epi32(a, static_cast<unsigned>(by)); }
+INLINE I shifted_right(I a, int by) { return _mm512_srli_epi32(a, static_cast<unsigned>(by)); }
+INLINE F load_unsigned(const uint8_t* p) {
+    return to_float(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+INLINE F load_signed(const uint8_t* p) {
+    return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 INLINE bool any_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 INLINE F load_half(const void* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
@@ -97,6 +107,12 @@ struct NibbleDot {
         s = _mm512_dpbusd_epi32(s, lo, first), t = _mm512_dpbusd_epi32(t, hi, second);
     }
     INLINE_MEMBER I total() const { return iadd(s, t); }
+};
+// The same of bytes 0 … 63, the two sums apart.
+struct ByteSums : NibbleDot {
+    INLINE_MEMBER void start(const int32_t* halves) { s = iset1(halves[0]), t = iset1(halves[1]); }
+    INLINE_MEMBER I first() const { return s; }
+    INLINE_MEMBER I second() const { return t; }
 };
 // The same of bytes, stored as q + 128; `offset` is −128 Σ of the signed bytes.
 INLINE I ready_bytes(I stored) { return stored; }

@@ -86,6 +86,25 @@ INLINE int32x4_t quarter_low(int32x4_t x) {
 INLINE int32x4_t quarter_high(int32x4_t x) { return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(x), 4)); }
 INLINE I low_nibbles(I x) { return {quarter_low(x.a), quarter_low(x.b), quarter_low(x.c), quarter_low(x.d)}; }
 INLINE I high_nibbles(I x) { return {quarter_high(x.a), quarter_high(x.b), quarter_high(x.c), quarter_high(x.d)}; }
+INLINE I iand(I x, int32_t mask) {
+    int32x4_t m = vdupq_n_s32(mask);
+    return {vandq_s32(x.a, m), vandq_s32(x.b, m), vandq_s32(x.c, m), vandq_s32(x.d, m)};
+}
+INLINE I ior(I x, I y) { return {vorrq_s32(x.a, y.a), vorrq_s32(x.b, y.b), vorrq_s32(x.c, y.c), vorrq_s32(x.d, y.d)}; }
+INLINE int32x4_t quarter_shifted(int32x4_t x, int by) {  // right where `by` is negative
+    return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), vdupq_n_s32(by)));
+}
+INLINE I shifted_left(I x, int by) {
+    return {quarter_shifted(x.a, by), quarter_shifted(x.b, by), quarter_shifted(x.c, by), quarter_shifted(x.d, by)};
+}
+INLINE I shifted_right(I x, int by) { return shifted_left(x, -by); }
+INLINE F widened_bytes(int8x16_t x) {
+    int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_s8(vget_high_s8(x));
+    return to_float({vmovl_s16(vget_low_s16(low)), vmovl_s16(vget_high_s16(low)), vmovl_s16(vget_low_s16(high)),
+                     vmovl_s16(vget_high_s16(high))});
+}
+INLINE F load_signed(const uint8_t* p) { return widened_bytes(vreinterpretq_s8_u8(vld1q_u8(p))); }
+INLINE F load_unsigned(const uint8_t* p) { return load_signed(p); }  // factors of six bits
 INLINE bool any_nan(F x) {
     uint32x4_t good = vandq_u32(vandq_u32(vceqq_f32(x.a, x.a), vceqq_f32(x.b, x.b)),
                                 vandq_u32(vceqq_f32(x.c, x.c), vceqq_f32(x.d, x.d)));
@@ -169,6 +188,20 @@ struct NibbleDot {
         s.d = quarter_dot(quarter_dot(s.d, lo.d, first.d), hi.d, second.d);
     }
     INLINE_MEMBER I total() const { return s; }
+};
+// The same of bytes 0 … 63, the two sums apart.
+struct ByteSums {
+    I s = izero(), t = izero();
+    INLINE_MEMBER void start(const int32_t* halves) { s = iset1(halves[0]), t = iset1(halves[1]); }
+    INLINE_MEMBER void add(I lo, I hi, I x, I y) {
+        s.a = quarter_dot(s.a, lo.a, x.a), s.b = quarter_dot(s.b, lo.b, x.b);
+        s.c = quarter_dot(s.c, lo.c, x.c), s.d = quarter_dot(s.d, lo.d, x.d);
+        t.a = quarter_dot(t.a, hi.a, y.a), t.b = quarter_dot(t.b, hi.b, y.b);
+        t.c = quarter_dot(t.c, hi.c, y.c), t.d = quarter_dot(t.d, hi.d, y.d);
+    }
+    INLINE_MEMBER I first() const { return s; }
+    INLINE_MEMBER I second() const { return t; }
+    INLINE_MEMBER I total() const { return iadd(s, t); }
 };
 // The same of bytes, stored as q + 128; `offset` is −128 Σ of the signed bytes.
 #ifdef BEDPLATE_I8MM

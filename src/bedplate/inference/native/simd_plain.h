@@ -49,15 +49,12 @@ INLINE F lower(I x) { return (F)((U)x << 16); }
 INLINE F upper(I x) { return (F)((U)x & 0xffff0000u); }
 INLINE I words(F x) { return (I)x; }
 INLINE F floats(I x) { return (F)x; }
-INLINE float half_value(uint16_t h) {
-    uint32_t sign = (h & 0x8000u) << 16, rest = h & 0x7fffu, bits;
-    float x;
-    if (rest >= 0x7c00u) bits = sign | 0x7f800000u | ((rest & 0x3ffu) << 13);
-    else if (rest >= 0x400u) bits = sign | ((rest << 13) + (112u << 23));
-    else { x = static_cast<float>(rest) * 5.9604644775390625e-8f; return sign ? -x : x; }
-    std::memcpy(&x, &bits, 4);
-    return x;
-}
+INLINE I iand(I a, int32_t mask) { return a & mask; }
+INLINE I ior(I a, I b) { return a | b; }
+INLINE I shifted_left(I a, int by) { return (I)((U)a << by); }
+INLINE I shifted_right(I a, int by) { return (I)((U)a >> by); }
+INLINE F load_unsigned(const uint8_t* p) { F x{}; for (int i = 0; i < 16; ++i) x[i] = p[i]; return x; }
+INLINE F load_signed(const uint8_t* p) { F x{}; for (int i = 0; i < 16; ++i) x[i] = int8_t(p[i]); return x; }
 INLINE F load_half(const void* p) {
     uint16_t h[16];
     std::memcpy(h, p, 32);
@@ -103,6 +100,14 @@ struct NibbleDot {
     I s = izero();
     INLINE_MEMBER void add(I lo, I hi, I first, I second) { s = dot_words(dot_words(s, lo, first), hi, second); }
     INLINE_MEMBER I total() const { return s; }
+};
+struct ByteSums {  // of bytes 0 … 63, the two sums apart
+    I s = izero(), t = izero();
+    INLINE_MEMBER void start(const int32_t* halves) { s = iset1(halves[0]), t = iset1(halves[1]); }
+    INLINE_MEMBER void add(I lo, I hi, I first, I second) { s = dot_words(s, lo, first), t = dot_words(t, hi, second); }
+    INLINE_MEMBER I first() const { return s; }
+    INLINE_MEMBER I second() const { return t; }
+    INLINE_MEMBER I total() const { return iadd(s, t); }
 };
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {

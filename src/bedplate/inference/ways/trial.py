@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from bedplate.core.processor import processor
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.kv_cache import SlotCache, Span
+from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.ways.way import QUANTISED, Way
@@ -76,10 +77,10 @@ class Trial:
         model = made_up(self.short, dtype)
         made = _Made(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
-        cache = None
+        cache = self._cache = None
         generates = "generate" in model.can
         if generates:
-            cache = SlotCache(self.short, dtype, made.device)
+            cache = self._cache = SlotCache(self.short, dtype, made.device)
             cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
@@ -118,6 +119,8 @@ class Trial:
         forward = self._forward
 
         def run() -> None:
+            for span in batch.spans if self._cache is not None else ():
+                self._cache.states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 
@@ -195,8 +198,8 @@ def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     model = build(spec, dtype, "meta")
     tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
     state = {
-        name: torch.ones(p.shape, dtype=dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(dtype)
-        for name, p in model.named_parameters()
+        name: torch.ones_like(p, device="cpu") if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
+        for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
@@ -212,15 +215,16 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     if weights not in QUANTISED:
         return {}
     found: dict[str, RawBlocks] = {}
-    tile = torch.arange(-127, 128, dtype=torch.int8)
+    scale = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
+    tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
         if p.dim() != 2:
             continue
         out, size = p.shape
-        scales = torch.full((out, size // BLOCK), 0.001, dtype=torch.float16)
-        if weights == "int8" or name in ("embedding.weight", "lm_head.weight"):
-            found[name] = RawBlocks(8, _tiled(tile, p.numel()).view(out, size), scales, None)
-        else:
-            nibbles = _tiled(tile, p.numel() // 2).view(torch.uint8).view(out, size // BLOCK, BLOCK // 2)
-            found[name] = RawBlocks(4, nibbles, scales, scales * -8)
+        eight = weights == "int8" or name in ("embedding.weight", "lm_head.weight")
+        width = BLOCK if eight else BLOCK // 2
+        count = out * (size // BLOCK)
+        quants = _tiled(tile, count * width).view(count, width)
+        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(out, size // BLOCK, -1)
+        found[name] = RawBlocks("Q8_0" if eight else "Q4_0", raw)
     return found

@@ -1,0 +1,95 @@
+"""The blocks of GGUF files, as the kernel holds them: value for value what the gguf package says that they are."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from tests.inference.native.native_specs import spec_of
+from tests.inference.native.test_native import SPECS, Cache, in_float32, library, logits, make, relative, wanted_logits
+from torch import Tensor
+
+from bedplate.adapters.lora import block_linears
+from bedplate.inference.native.decoder import SOURCES, NativeDecoder
+from bedplate.inference.native.library import Library, load
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+
+pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
+assert library  # a fixture: every level that this processor runs
+
+SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,)} | {
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+}
+"""Where the float16 numbers of a block stand."""
+
+
+def random_blocks(kind: str, out: int, size: int, seed: int = 0) -> RawBlocks:
+    """Every bit is drawn, but scales, which are numbers near those of trained weights and of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    values, width = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    data = torch.randint(0, 256, (out, size // values, width), generator=generator, dtype=torch.uint8)
+    step = 0.05 / 2 ** (RawBlocks(kind, data).bits - 1) / (32 if kind.endswith("K") else 1)
+    for at in SCALES[kind]:
+        scale = torch.randn(out, size // values, 1, generator=generator) * step
+        data[:, :, at : at + 2] = scale.half().view(torch.uint8)
+    return RawBlocks(kind, data)
+
+
+def test_all_kinds_are_here() -> None:
+    assert set(SCALES) == SOURCES
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_values_are_those_of_the_file(library: Library, kind: str) -> None:
+    """Blocks that add nothing leave a token's embedding, which picks one column of the head, scaled."""
+    size = 512
+    spec = spec_of(hidden_size=size, heads=2, kv_heads=1, vocab_size=size, layers=1, tied_head=False, norm_eps=0.0)
+    model = make(spec, dtype=torch.float32)
+    for linear in block_linears(model).values():
+        linear.weight.zero_()
+    dict(model.named_parameters())["norm.weight"].fill_(1.0)
+    model.embedding.weight.copy_(torch.eye(size) * 3.0)
+    blocks = random_blocks(kind, size, size)
+    native = NativeDecoder(model, "int4", blocks={"lm_head.weight": blocks}, threads=2, library=library)
+    found = logits(Cache(spec, rows=1, capacity=size, dtype=torch.float32).run(native, [(0, 0, range(size))]))
+    expected = blocks.dequantised()
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(found.t() / size**0.5, expected, rtol=1e-6, atol=1e-6 * largest)
+    few = logits(Cache(spec, rows=1, capacity=size, dtype=torch.float32).run(native, [(0, 0, range(3))]))
+    assert torch.equal(few, found[:3])
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_a_model_of_such_blocks_is_the_torch_model(library: Library, kind: str) -> None:
+    spec = spec_of(hidden_size=256, heads=4, kv_heads=1, head_dim=64, feedforward_size=512)
+    model = make(spec, dtype=torch.float32)
+    blocks: dict[str, RawBlocks] = {}
+    for i, (path, linear) in enumerate(block_linears(model).items()):
+        name = f"{path}.weight"
+        blocks[name] = random_blocks(kind, linear.out_features, linear.in_features, i)
+        linear.weight.data = blocks[name].dequantised()
+    reference = in_float32(model, "float32")
+    reference.lm_head = in_float32(model, "int8").lm_head
+    native = NativeDecoder(model, "int4", blocks=blocks, threads=2, library=library)
+    tokens = list(range(70))
+    found: Tensor = logits(Cache(spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
+    assert relative(found, wanted_logits(reference, tokens)) < 0.03
+    parts, cache = list[Tensor](), Cache(spec, dtype=torch.float32)
+    for begin, size in ((0, 1), (1, 2), (3, 40), (43, 27)):
+        parts.append(logits(cache.run(native, [(0, begin, tokens[begin : begin + size])])))
+    assert torch.equal(torch.cat(parts), found)
+
+
+def test_eight_bits_take_only_blocks_of_eight() -> None:
+    model = make(SPECS["grouped"])
+    name = "layers.0.attention.q.weight"
+    held = {
+        kind: NativeDecoder(model, "int8", blocks={name: random_blocks(kind, 192, 96)}) for kind in ("Q4_0", "Q8_0")
+    }
+    assert held["Q4_0"].weight_bytes == held["Q8_0"].weight_bytes
+    outs = [logits(Cache(model.spec).run(one, [(0, 0, [1, 2, 3])])) for one in held.values()]
+    assert torch.equal(outs[0], logits(Cache(model.spec).run(NativeDecoder(model, "int8"), [(0, 0, [1, 2, 3])])))
+    assert not torch.equal(outs[0], outs[1])

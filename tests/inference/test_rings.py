@@ -1,0 +1,100 @@
+"""Layers with windows keep no more than they need, whatever is computed, kept, given back or taken back; latents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.near import assert_near
+from tests.tiny import tiny_spec
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.forward.kv_cache import SlotCache
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.inference.forward.spans import Span
+from bedplate.models.layers.attention import RowAttention
+from bedplate.models.layers.how import How
+from bedplate.models.specs.cache import cache_layout
+from bedplate.models.specs.transformer import LatentAttention
+
+CPU = torch.device("cpu")
+STEP = 8
+WINDOW = 5
+LATENT = tiny_spec(layers=1, kv_heads=6, head_dim=12, latent=LatentAttention(16, 8, 4, 8))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
+    """Rows in steps, some taken back a little, some given to another row by way of the prefix cache."""
+    spec = tiny_spec(layers=2, windows=(WINDOW, None))
+    cache = SlotCache(spec, torch.float32, CPU, step=STEP)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    wholes = [torch.randn(3, 1, 90, 6, 8, generator=generator) for _ in range(4)]
+    done = dict.fromkeys(range(data.draw(st.integers(1, 3))), 0)
+    for _ in range(data.draw(st.integers(1, 8))):
+        spans = [Span(row, at, data.draw(st.sampled_from([1, 1, 3, STEP]))) for row, at in done.items()]
+        done = {span.row: span.end for span in spans}
+        cache.reserve(done)
+        parts = [wholes[span.row][:, :, span.start : span.end] for span in spans]
+        q, k, v = torch.cat(parts, dim=2)
+        attend = cache.attend(spans)
+        for layer, how in enumerate((How(window=WINDOW), How())):
+            found = attend(layer, q, k[:, :, :2], v[:, :, :2], how)[0].split([span.length for span in spans])
+            for span, ours in zip(spans, found, strict=True):
+                q_, k_, v_ = wholes[span.row][:, :, : span.end]
+                alone = RowAttention(causal=True)(layer, q_, k_[:, :, :2], v_[:, :, :2], how)
+                assert_near(ours, alone[0, span.start :])
+        for span in spans:  # guesses that were wrong
+            done[span.row] -= data.draw(st.integers(0, span.length - 1))
+            assert cache.rewinds(span.row, done[span.row])
+        if data.draw(st.booleans()):
+            row, to = data.draw(st.permutations(range(4)))[:2]
+            at = done.get(row, 0)
+            segment = cache.save(row, 0, at) if at > 1 else None
+            if segment is not None:
+                wholes[to], done[to] = wholes[row], at
+                cache.reserve(done)
+                cut = data.draw(st.integers(1, at - 1))
+                for begin, part in zip((0, cut), segment.split(cut), strict=True):
+                    cache.load(to, begin, part, cut if begin == 0 else at - cut)
+
+
+def test_rings_stay_small_and_say_what_they_have_not() -> None:
+    spec = tiny_spec(layers=3, windows=(WINDOW, None), context_length=4096)
+    cache = SlotCache(spec, torch.float32, CPU, step=STEP)
+    cache.reserve({0: 2000})
+    ring = WINDOW + 2 * STEP
+    assert [keys.shape[2] for keys in cache.keys] == [ring, cache.capacity, ring]
+    assert cache.room([4000] * 3)
+    each = [one.values * 4 for one in cache_layout(spec)]
+    limited = SlotCache(spec, torch.float32, CPU, 3 * (2 * ring * each[0] + 1000 * each[1]), step=STEP)
+    assert limited.room([1000] * 3)
+    assert not limited.room([1001] * 3)
+    q, k, v = torch.randn(3, 1, 40, 6, 8)
+    for start in range(0, 40, STEP):
+        part = slice(start, start + STEP)
+        cache.attend([Span(0, start, STEP)])(0, q[:, part], k[:, part, :2], v[:, part, :2], How(window=WINDOW))
+    assert cache.save(0, 40 - ring, 40) is not None
+    assert cache.save(0, 40 - ring - 1, 40) is None
+    assert cache.rewinds(0, 40 - 2 * STEP)
+    assert not cache.rewinds(0, 40 - 2 * STEP - 2)
+    with pytest.raises(UsageError, match="a pass has 9 tokens of one row, and this cache takes 8"):
+        cache.attend([Span(0, 40, 9)])
+
+
+@pytest.mark.parametrize("kind", ["slots", "blocks"])
+def test_a_latent_is_one_key_and_its_end_the_value(kind: str) -> None:
+    made = SlotCache(LATENT, torch.float32, CPU) if kind == "slots" else PagedCache(LATENT, torch.float32, CPU, 1 << 20)
+    made.reserve({0: 32})
+    assert made.token_bytes == 20 * 4
+    q, k = torch.randn(1, 32, 6, 20), torch.randn(1, 32, 1, 20)
+    whole = RowAttention(causal=True)(0, q, k, k[..., 4:])
+    for start, length in ((0, 16), (16, 1), (17, 15)):
+        at = slice(start, start + length)
+        found = made.attend([Span(0, start, length)])(0, q[:, at], k[:, at], k[:, at, :, 4:])
+        assert_near(found, whole[:, at])
+    segment = made.save(0, 0, 16)
+    assert segment is not None
+    assert segment.nbytes == 16 * made.token_bytes
