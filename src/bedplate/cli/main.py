@@ -19,6 +19,7 @@ from bedplate.core.version import __version__
 VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
+    "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
     "doctor": (
         "bedplate.cli.doctor",
         "What this machine can do with a base: its roofs, ways to run it, the choice.",

@@ -16,6 +16,9 @@ def pull(
         str | None, typer.Argument(help="Catalogue name, hf:owner/name[@revision], or a path.", show_default=False)
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Show the catalogue and what is already here.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="You accept the item's licence, where it asks for that.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fetch a base, an encoder or data, check its hash, and show where it lies and under which licence."""
@@ -27,7 +30,7 @@ def pull(
     from bedplate.hub.catalog import CATALOG
     from bedplate.hub.pull import pull as pull_item
 
-    pulled = pull_item(source, quiet=as_json)
+    pulled = pull_item(source, quiet=as_json, accept_licence=accept_licence)
     rows: dict[str, Any] = {
         "name": pulled.name,
         "path": str(pulled.path),
@@ -50,13 +53,15 @@ def pull(
 def _show_list(as_json: bool) -> None:
     from bedplate.hub.cache import content_path, is_cached
     from bedplate.hub.catalog import CATALOG
+    from bedplate.hub.licences import is_accepted
 
     rows = [
         {
             "name": item.name,
             "kind": item.kind,
-            "download_bytes": item.size_bytes,
+            "download_bytes": item.download_bytes,
             "licence": item.licence,
+            "accepted": is_accepted(item),
             "part_licences": dict(item.part_licences),
             "description": item.description,
             "sha256": item.sha256,
@@ -72,7 +77,8 @@ def _show_list(as_json: bool) -> None:
     table = Table("name", "kind", "download", "licence", "description", "here", box=None)
     for item, row in zip(CATALOG.values(), rows, strict=True):
         here = "yes" if row["path"] else ""
-        table.add_row(item.name, item.kind, _megabytes(item.size_bytes), item.licence, item.description, here)
+        licence = item.licence if row["accepted"] else f"{item.licence} (to be accepted)"
+        table.add_row(item.name, item.kind, _megabytes(item.download_bytes), licence, item.description, here)
     console().print(table)
 
 

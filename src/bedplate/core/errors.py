@@ -7,6 +7,7 @@
     ├── HubError                    pulling an item
     │   ├── UnknownItemError        no such catalogue name or path
     │   ├── UnreachableError        the index or hub cannot be reached
+    │   ├── LicenceError            a licence that must be accepted first
     │   └── HashMismatchError       what arrived is not what was pinned
     ├── CheckpointError             a checkpoint's files: missing, truncated, inconsistent
     │   └── UnsupportedModelError   an architecture or a field that no family can express
@@ -81,6 +82,14 @@ class UnreachableError(HubError):
 
     status = 503
     code = "unreachable"
+
+
+class LicenceError(HubError):
+    """The item's licence must be accepted before it is pulled."""
+
+    exit_code = 2
+    status = 403
+    code = "licence_not_accepted"
 
 
 class HashMismatchError(HubError):

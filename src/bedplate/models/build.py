@@ -23,12 +23,12 @@ _BLOCKS = frozenset(
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers"),
+        *("attention_sinks", "rope_layers", "latent", "experts", "attention_gate"),
     )
 )
 _READ = {
-    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales"},
-    "encoder": _BLOCKS,
+    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
+    "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
 
 
@@ -52,13 +52,11 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     """The first field that asks for what neither Decoder nor Encoder does, or None if the spec can be built."""
     wrong = {
         "kind": spec.kind not in _READ,
-        "activation": spec.activation not in ACTIVATIONS,
-        # The encoder adds the first row of its table of types; a decoder has none.
-        "token_types": (spec.token_types < 1) if spec.kind == "encoder" else spec.token_types > 0,
+        "activation": spec.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
+        "token_types": spec.token_types > 0 and spec.kind == "decoder",
         "pooler": spec.pooler and spec.kind == "decoder",
         # Both parts would be normalised after the sum.
         "parallel": spec.parallel and spec.norm_placement == "post",
-        "rope": spec.kind == "encoder" and spec.rope is not None,
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
         "experts": any(spec.feedforward(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
     }
@@ -66,15 +64,11 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     if found is not None:
         return found
     later = (field for field in fields(spec) if field.name not in _READ[spec.kind] | wrong.keys())
-    return next((field.name for field in later if _changes(spec, field.name, field.default)), None)
+    return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
 
 
-def _changes(spec: TransformerSpec, name: str, default: Any) -> bool:
-    """Whether a field that an encoder does not read says something else than what it does."""
-    value = getattr(spec, name)
-    same: dict[str, Any] = {
-        "position_rows": spec.context_length,
-        "embedding_norm": True,
-        "final_norm": False,
-    }
-    return value != default and (name not in same or value != same[name])
+def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
+    """gpt-oss's gate is one of the experts'; a dense feed-forward does not have it."""
+    part = spec.experts
+    experts_only = part is not None and not part.shared_size and all(map(spec.has_experts, range(spec.layers)))
+    return spec.activation == "clamped_silu" and spec.gated and experts_only

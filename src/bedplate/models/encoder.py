@@ -1,4 +1,5 @@
-"""The encoder: tokens to hidden states in which every token sees every other (BERT, https://arxiv.org/abs/1810.04805)."""
+"""The encoder: tokens to hidden states in which every token sees every other, or its neighbours (BERT,
+https://arxiv.org/abs/1810.04805; ModernBERT, https://arxiv.org/abs/2412.13663)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.classifier import ClassifierHead
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
@@ -27,7 +29,7 @@ class Pooler(Linear):
 
 
 class Encoder(Model):
-    """A bidirectional transformer with learned positions. Every token is of type 0."""
+    """A bidirectional transformer with learned or rotary positions."""
 
     can = frozenset(("embed", "classify"))
 
@@ -40,14 +42,21 @@ class Encoder(Model):
         super().__init__()
         self.spec = spec
         hidden = spec.hidden_size
+
+        def table(rows: int) -> nn.Embedding | None:
+            return nn.Embedding(rows, hidden, device=device, dtype=dtype) if rows else None
+
         self.embedding = nn.Embedding(spec.vocab_size, hidden, device=device, dtype=dtype)
-        self.position_embedding = nn.Embedding(spec.context_length, hidden, device=device, dtype=dtype)
-        self.token_type_embedding = nn.Embedding(spec.token_types, hidden, device=device, dtype=dtype)
-        self.embedding_norm = make_norm(spec, device, dtype)
+        self.position_embedding = table(spec.positions)
+        self.token_type_embedding = table(spec.token_types)
+        self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else nn.Identity()
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
+        self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self._rotations = Rotations(spec)
-        # Carried for lossless export; sentence embeddings pool the hidden states instead.
+        # Without a classifier on it, it is carried for lossless export: sentence embeddings pool the hidden states.
         self.pooler = Pooler(hidden, hidden, True, device, dtype) if spec.pooler else None
+        head = spec.classifier
+        self.classifier = None if head is None else ClassifierHead(spec, head, device, dtype)
 
     def forward(
         self,
@@ -56,15 +65,31 @@ class Encoder(Model):
         capture: Collection[str] = (),
         depth: int | None = None,
     ) -> Outputs:
-        """Hidden states [B, T, D] of the last block (or after `depth` blocks)."""
+        """Hidden states [B, T, D]: after the final norm where there is one, or, with `depth`, after that many blocks
+        and before it."""
         positions = inputs.resolved_positions()
         if positions.numel() and int(positions.max()) >= self.spec.context_length:
             raise ContextLengthExceeded(
                 f"a text of {int(positions.max()) + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
-        x_BTD = inputs.embedded(self.embedding) + self.token_type_embedding.weight[0]
-        x_BTD = self.embedding_norm(x_BTD + self.position_embedding(positions))
+        x_BTD = self._embedded(inputs, positions)
         by = self._rotations.at(positions, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=False) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
-        return Outputs(x_BTD, captured)
+        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
+
+    def _embedded(self, inputs: Inputs, positions_BT: Tensor) -> Tensor:
+        """What the first block gets."""
+        x_BTD = inputs.embedded(self.embedding)
+        if self.token_type_embedding is not None:
+            types = self.token_type_embedding
+            x_BTD = x_BTD + (types.weight[0] if inputs.types is None else types(inputs.types))
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.position_offset)
+        return self.embedding_norm(x_BTD)
+
+    def label_logits(self, pooled_ND: Tensor) -> Tensor:
+        if self.classifier is None:
+            return super().label_logits(pooled_ND)
+        on_pooler = self.spec.classifier is not None and self.spec.classifier.on_pooler
+        return self.classifier(self.pooler(pooled_ND) if on_pooler and self.pooler is not None else pooled_ND)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.layers.routing import Routing
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -17,6 +19,8 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
+    types: int64 [B, T], of which part of its document a token is (0, 1, …), for models that tell them apart; None: all
+        are 0.
     vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
         scales them, where `given`, bool [B, T], is true.
     """
@@ -26,6 +30,7 @@ class Inputs:
     segments: Tensor | None = None
     vectors: Tensor | None = None
     given: Tensor | None = None
+    types: Tensor | None = None
 
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
@@ -46,10 +51,12 @@ class Inputs:
 
 @dataclass
 class Outputs:
-    """hidden: [B, T, D] after the last norm (or after `depth` blocks, before it); captured: name → [B, T, D]."""
+    """hidden: [B, T, D] after the last norm (or after `depth` blocks, before it); captured: name → [B, T, D]. aux: what
+    each layer with experts did with the tokens."""
 
     hidden: Tensor
     captured: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    aux: tuple[Routing, ...] = ()
 
 
 def segment_positions(segments: Tensor) -> Tensor:

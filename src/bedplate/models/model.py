@@ -38,3 +38,8 @@ class Model(nn.Module, ABC):
         """Next-token logits [N, V] of hidden states [N, D]. UsageError for what cannot generate."""
         can = ", ".join(sorted(self.can))
         raise UsageError(f"this {self.spec.kind} has no next-token logits; it can {can}")
+
+    def label_logits(self, pooled_ND: Tensor) -> Tensor:
+        """Logits [N, L] of the checkpoint's own labels, of states pooled as `spec.classifier` says. UsageError where it
+        has none."""
+        raise UsageError(f"this {self.spec.kind} has no labels of its own")

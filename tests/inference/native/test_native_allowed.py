@@ -11,7 +11,9 @@ from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.decoder import unsupported
+from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import (
+    Classifier,
     Experts,
     LatentAttention,
     LinearScaling,
@@ -36,6 +38,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "activation": ("clamped_silu",),
     "token_types": (2,),
     "pooler": (True,),
+    "position_offset": (2,),
+    "classifier": (Classifier(("a", "b")),),
     "relative_bias": (RelativeBias(),),
     "relative_projection": (True,),
     "latent": (LATENT,),
@@ -43,6 +47,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "cross_size": (48,),
     "value_tables": (1,),
     "prediction_modules": (1,),
+    "attention_gate": (True,),
+    "state": (ShortConvolution(),),
+    "state_layers": ((True, False),),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -88,7 +95,8 @@ TAKEN: dict[str, tuple[Any, ...]] = {
 
 
 def changed(field: str, value: Any) -> TransformerSpec:
-    more = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more: dict[str, Any] = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more |= {"state": ShortConvolution()} if field == "state_layers" else {}
     return spec_of(**more, **{field: value})
 
 

@@ -133,7 +133,9 @@ class Matcher:
         else:
             found = token if self._inner.validate_tokens([token]) == 1 else None
         self._left -= time.thread_time() - begin
-        self._left += 0.0 if found is None else STEP_SECONDS  # where a mask is made, its own call grants the step's time
+        self._left += (
+            0.0 if found is None else STEP_SECONDS
+        )  # where a mask is made, its own call grants the step's time
         return found
 
     def advance(self, token: int) -> None:

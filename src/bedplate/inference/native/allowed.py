@@ -57,12 +57,17 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "scales": _scales,
     "token_types": lambda spec: spec.token_types == 0,
     "pooler": lambda spec: not spec.pooler,
+    "position_offset": lambda spec: spec.position_offset == 0,
+    "classifier": lambda spec: spec.classifier is None,
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
     "latent": lambda spec: spec.latent is None,
     "experts": lambda spec: spec.experts is None,
     "cross_size": lambda spec: spec.cross_size is None,
     "value_tables": lambda spec: spec.value_tables == 0,
+    "attention_gate": lambda spec: not spec.attention_gate,
+    "state": lambda spec: spec.state is None,
+    "state_layers": lambda spec: not spec.state_layers,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

@@ -186,9 +186,10 @@ class NativeDecoder:
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
         together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous, position
         p at place p % C; the new tokens' are written there, then token i attends to its row's positions 0 …
-        positions[i], or to the layer's window's last ones of them, so that a layer with a window needs no more places
-        than the window and a row's tokens have. wanted: numbers of the tokens whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return
-        the states after them (no logits). states: also return the states after the final norm.
+        positions[i], or to so many of the last of them as the layer's window says: such a layer needs no more places
+        than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted.
+        adapters: each token's, or None. depth: run so many blocks only and return the states after them (no logits).
+        states: also return the states after the final norm.
         """
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)
@@ -323,4 +324,3 @@ class NativeDecoder:
     def _done(code: int) -> None:
         if code:
             raise MemoryError("not enough memory for the native decoder")
-

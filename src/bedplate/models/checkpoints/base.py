@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import CheckpointError, DataError
+from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError
 from bedplate.core.files import read_text
 from bedplate.hub.pull import resolve
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import read_parameters
 from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash
+from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.families import Family, find_family
 from bedplate.models.model import Model
@@ -26,6 +28,7 @@ from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
+_OWN_CODE = "the Python code that its auto_map names would have to be run, which Bedplate never does"
 
 
 @dataclass
@@ -103,6 +106,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     wanted = resolve_dtype(dtype, stored)
     model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
     tokenizer = Tokenizer.from_fields(reader.metadata) if "tokenizer.ggml.model" in reader.metadata else None
+    _refuse_other_tokenizer(tokenizer, spec, str(path))
     return Base(
         spec=spec,
         model=model,
@@ -120,9 +124,12 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
 
 def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
     config = _read_json(path / "config.json", required=True)
-    family = find_family("hf", config.get("model_type"), str(path / "config.json"))
-    with SafetensorsReader(path) as reader:
+    family = _hf_family(config, str(path / "config.json"))
+    packing = config.pop("quantization_config", None)
+    with SafetensorsReader(path) as files:
+        reader = unpacked(files, packing, str(path / "config.json"))
         spec = _spec(family, config, reader.names, str(path / "config.json"))
+        _refuse_own_code(config, family, spec, str(path / "config.json"))
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
@@ -130,6 +137,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         wanted = resolve_dtype(dtype, stored)
         model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
+    _refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     identity = _identify(weights_id, tokenizer, record.get("equivalent_of"))
     if record and record.get("weights_id") != identity.weights_id:
@@ -151,6 +159,38 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         generation_defaults=_read_json(path / "generation_config.json"),
         lineage=record.get("lineage", {}),
     )
+
+
+def _hf_family(config: Mapping[str, Any], where: str) -> Family:
+    try:
+        return find_family("hf", config.get("model_type"), where)
+    except UnsupportedModelError as error:
+        if config.get("auto_map"):
+            raise UnsupportedModelError(f"{error}; {_OWN_CODE}") from error
+        raise
+
+
+def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TransformerSpec, where: str) -> None:
+    """A config may name code of the checkpoint's own (`auto_map`), as published models do that a family reads all the
+    same; where the class is of another name, nobody knows what it computes."""
+    named = config.get("auto_map") or {}
+    classes = [str(name).rpartition(".")[2] for key, name in dict(named).items() if key.startswith("AutoModel")]
+    if not classes:
+        return
+    ours = family.to_config(spec)["architectures"][0]
+    stem = re.split("For|Model|LMHead", ours)[0]
+    foreign = next((name for name in classes if not name.startswith(stem)), None)
+    if foreign is not None:
+        raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
+
+
+def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TransformerSpec, where: str) -> None:
+    """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
+    if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model has only {spec.vocab_size} rows for "
+            "them; it is another model's tokenizer"
+        )
 
 
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TransformerSpec:
@@ -203,9 +243,11 @@ def _fill(
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
     kept = [name for name in names if name != copy]
-    for name, tensor in read_parameters(family, spec, kept, get, dict(model.named_parameters()), where):
-        digest.add(name, tensor)
-        state[name] = tensor.to(device, dtype)
+    wanted = model.state_dict(keep_vars=True)
+    for name, tensor in read_parameters(family, spec, kept, get, wanted, where):
+        if not digest.add(name, tensor):
+            raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
+        state[name] = tensor.to(device, wanted[name].dtype)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
     return model.eval(), digest.hexdigest()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 NO_TOKENIZER = NO_TEMPLATE = "none"
+_PART = 1 << 20
+"""Values that are widened at a time: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,21 @@ class WeightsHash:
     def __init__(self) -> None:
         self._digests: dict[str, str] = {}
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Tensor) -> bool:
+        """Takes a tensor; whether all its values are finite. A part at a time is widened, so that a large one is never
+        there twice."""
         # Half precisions widen exactly, so a bfloat16 copy of bfloat16 values has their id in any storage type.
-        wide = tensor.detach().to("cpu", torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-        array = wide.contiguous().numpy()
-        header = f"{name}|{'x'.join(map(str, array.shape))}|{array.dtype.str}|"
-        digest = hashlib.sha256(header.encode())
-        digest.update(array.reshape(-1).view("uint8").data)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        kind = "<f8" if wide == torch.float64 else "<f4"
+        digest = hashlib.sha256(f"{name}|{'x'.join(map(str, tensor.shape))}|{kind}|".encode())
+        finite = True
+        for part in tensor.detach().reshape(-1).split(_PART):
+            values = part.to("cpu", wide)
+            digest.update(values.numpy().view("uint8").data)
+            if len(values):
+                finite = finite and all(map(math.isfinite, torch.stack(values.aminmax()).tolist()))
         self._digests[name] = digest.hexdigest()
+        return finite
 
     def hexdigest(self) -> str:
         lines = "\n".join(f"{name} {digest}" for name, digest in sorted(self._digests.items()))

@@ -25,12 +25,17 @@ class Fields:
             raise UnsupportedModelError(f"{self._where}: the field {name!r} is missing; the model cannot be built")
         return self._left.pop(name)
 
-    def only(self, name: str, *allowed: Any) -> None:
-        """The field, where present, must have one of these values: others would change the model's outputs."""
+    def choice(self, name: str, *allowed: Any) -> Any:
+        """The field's value, which must be one of these; the first where it is absent."""
         value = self._left.pop(name, allowed[0])
         if value not in allowed:
             shown = " or ".join(repr(choice) for choice in allowed)
             raise UnsupportedModelError(f"{self._where}: {name} = {value!r} is not supported (only {shown})")
+        return value
+
+    def only(self, name: str, *allowed: Any) -> None:
+        """The field, where present, must have one of these values: others would change the model's outputs."""
+        self.choice(name, *allowed)
 
     def ignore(self, names: Iterable[str]) -> None:
         """Fields that do not change what the model computes (training hints, bookkeeping)."""

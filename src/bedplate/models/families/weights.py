@@ -33,7 +33,8 @@ class Rule:
     `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
     one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
-    reorder first dimensions, so that a matrix quantised along its rows can follow.
+    reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
+    in which checkpoints store them: one is read by that which fits, and written by the first.
     """
 
     ours: tuple[str, ...]
@@ -53,11 +54,16 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class WeightMap:
-    """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side."""
+    """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side.
+
+    heads: how names begin that stand beside the body's; where there is such a head, the body's names are written with
+    the first prefix.
+    """
 
     rules: tuple[Rule, ...]
     ignorable: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
     def steps(self, spec: TransformerSpec) -> Iterator[Step]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
@@ -76,6 +82,11 @@ class WeightMap:
     def bare(self, name: str) -> str:
         """The other format's name without the prefix that it may have."""
         return next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
+
+    def written(self, name: str, spec: TransformerSpec) -> str:
+        """The name as a checkpoint of this spec has it, from the bare one."""
+        beside = spec.classifier is None or not self.heads or name.startswith(self.heads)
+        return name if beside else self.prefixes[0] + name
 
     def to_external(self, name: str) -> str | None:
         """Bedplate's name → the other format's, or None where no tensor of theirs holds just this parameter."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
+
+# "clamped_silu" is gpt-oss's gate: (min(up) + 1) · g · sigmoid(1.702 g), both clamped at 7.
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
+Problem = Literal["one", "any", "score"]
 
 
 def at_least(part: object, smallest: int, *names: str) -> None:
@@ -134,6 +139,9 @@ class LatentAttention:
         return self.nope_dim + self.rope_dim
 
 
+Scoring = Literal["softmax", "softmax_chosen", "sigmoid"]
+
+
 @dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the feed-forward (https://arxiv.org/abs/2101.03961, DeepSeekMoE 2401.06066).
@@ -144,6 +152,10 @@ class Experts:
     router_bias: the router is an affine map. selection_bias: one number an expert that the load balancer sets and that
     changes only the choice: a buffer, not counted as a parameter. bias: of the experts' products. shared_gate: one
     learned row that scales the shared expert (Qwen2-MoE).
+    scoring: how logits become scores: a softmax over all experts, or over the chosen ones (gpt-oss), or a sigmoid of
+    each (DeepSeek-V3). renormalise: the chosen ones' scores are divided by their sum; scale: and then multiplied.
+    groups, groups_chosen: experts are chosen from so many of so many groups only, the best by the sum of their two
+    highest scores (DeepSeek-V3).
     """
 
     count: int
@@ -156,14 +168,32 @@ class Experts:
     selection_bias: bool = False
     bias: bool = False
     shared_gate: bool = False
+    scoring: Scoring = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_chosen: int = 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "count", "per_token", "feedforward_size", "every")
+        at_least(self, 1, "count", "per_token", "feedforward_size", "every", "groups", "groups_chosen")
         at_least(self, 0, "shared_size", "first_dense")
         if self.per_token > self.count:
             raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
         if self.shared_gate and not self.shared_size:
             raise UnsupportedModelError("shared_gate needs a shared expert: shared_size is 0")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.groups == 1:
+            return
+        if self.count % self.groups or self.count < 2 * self.groups:
+            raise UnsupportedModelError(f"{self.count} experts cannot be {self.groups} groups of two or more each")
+        if self.groups_chosen > self.groups:
+            raise UnsupportedModelError(f"{self.groups_chosen} groups are chosen, but there are only {self.groups}")
+        if self.per_token > self.groups_chosen * self.count // self.groups:
+            raise UnsupportedModelError(
+                f"{self.per_token} experts per token, but {self.groups_chosen} of {self.groups} groups have fewer"
+            )
 
     def in_layer(self, layer: int) -> bool:
         """Whether this layer has experts."""
@@ -185,3 +215,33 @@ class Scales:
     logit_cap: float | None = None
     head: float = 1.0
     residual: float = 1.0
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A checkpoint's own head: scores of labels from one vector of a text.
+
+    problem: "one" of the labels is right (softmax), "any" number of them (sigmoid of each), or the scores are numbers
+    ("score"). raw: a single label's score is given as it is; otherwise its sigmoid, as cross-encoders do.
+    on_pooler: reads the pooler's features of the first token (BERT). Else the states are pooled ("first" token or
+    "mean") and, with `dense`, pass a layer of the head's own with this activation, and with `norm` the spec's norm
+    after it (RoBERTa, ModernBERT).
+    """
+
+    labels: tuple[str, ...]
+    problem: Problem = "one"
+    raw: bool = False
+    pooling: Literal["first", "mean"] = "first"
+    on_pooler: bool = False
+    dense: bool = False
+    dense_bias: bool = True
+    activation: Activation | Literal["tanh"] = "tanh"
+    norm: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise UnsupportedModelError("a classifier needs at least one label")
+        if len(set(self.labels)) < len(self.labels):
+            raise UnsupportedModelError(f"a classifier's labels must differ; these are {', '.join(self.labels)}")
+        if self.on_pooler and (self.dense or self.pooling != "first"):
+            raise UnsupportedModelError("a classifier on the pooler has no dense layer or pooling of its own")

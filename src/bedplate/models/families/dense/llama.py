@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap, interleaved, renamed
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
@@ -58,6 +59,29 @@ GGUF_WEIGHTS = WeightMap(
         renamed("norm.weight", "output_norm.weight"),
         renamed("lm_head.weight", "output.weight"),
     ),
+)
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": 128,
+}
+_LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+EXAMPLES = (
+    _TINY | {"tie_word_embeddings": True, "rope_parameters": _LLAMA3},
+    _TINY | {"num_key_value_heads": 6, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
 )
 
 
@@ -220,3 +244,7 @@ def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
     if isinstance(rope.scaling, LinearScaling):
         fields |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": rope.scaling.factor}
     return fields
+
+
+HF = Family(("hf", "llama"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "llama"),), examples=EXAMPLES)
+GGUF = Family(("gguf", "llama"), from_gguf, to_gguf, GGUF_WEIGHTS, (HF.key,))

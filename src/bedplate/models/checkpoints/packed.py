@@ -1,0 +1,194 @@
+"""Checkpoints whose matrices are stored in few bits, read as plain ones: GPTQ, AWQ, and float8 in blocks.
+
+What a file stores in place of a matrix is known from `quantization_config` in its config.json. Shapes: O outputs and I
+inputs of a linear layer, G groups of inputs, P values packed into one int32.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.models.families.fields import Fields
+
+
+class TensorSource(Protocol):
+    """The tensors of a checkpoint by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+class Packed(ABC):
+    """The tensors of `source`, with `NAME.weight` in place of each `NAME` + one of the `PARTS`.
+
+    A matrix is unpacked when it is asked for, one at a time. CheckpointError for parts that do not belong together.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]]
+    """Endings of what stands in place of a matrix; the first tells that it does."""
+
+    def __init__(self, source: TensorSource, config: Mapping[str, Any], where: str) -> None:
+        self.source, self.where = source, where
+        fields = Fields(config, f"{where} quantization_config")
+        self.configure(fields)
+        fields.finish()
+        held = set(source.names)
+        first, *rest = self.PARTS
+        self._stems = {name.removesuffix(first) for name in source.names if name.endswith(first)}
+        inside = {stem + part for stem in self._stems for part in self.PARTS}
+        missing = sorted(stem + part for stem in self._stems for part in rest if stem + part not in held)
+        missing = [name for name in missing if not self.optional(name)]
+        if missing:
+            raise CheckpointError(f"{where}: {missing[0]!r} is missing, so its matrix cannot be unpacked")
+        self.names: tuple[str, ...] = (
+            *(name for name in source.names if name not in inside),
+            *(f"{stem}.weight" for stem in sorted(self._stems)),
+        )
+
+    def get(self, name: str) -> Tensor:
+        """One tensor; a matrix [O, I] in float32, whose values those stored stand for exactly."""
+        stem = name.removesuffix(".weight")
+        if stem not in self._stems:
+            return self.source.get(name)
+        held = set(self.source.names)
+        parts = {part: self.source.get(stem + part) for part in self.PARTS if stem + part in held}
+        try:
+            return self.unpack(parts)
+        except (RuntimeError, IndexError) as error:
+            shapes = ", ".join(f"{stem}{part} {list(value.shape)}" for part, value in parts.items())
+            raise CheckpointError(f"{self.where}: {shapes} do not make one matrix ({error})") from error
+
+    def optional(self, name: str) -> bool:
+        """Whether a part may be missing."""
+        return False
+
+    @abstractmethod
+    def configure(self, fields: Fields) -> None:
+        """Takes what `quantization_config` says. UnsupportedModelError for what changes the values unknown to us."""
+
+    @abstractmethod
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The matrix [O, I] in float32."""
+
+
+def _unpacked(words: Tensor, bits: int) -> Tensor:
+    """Unsigned values, the low bits first: int32 [..., N] → int32 [..., N, P]."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return (words[..., None] >> shifts) & ((1 << bits) - 1)
+
+
+_GPTQ_BOOKKEEPING = (
+    *("desc_act", "sym", "damp_percent", "static_groups", "true_sequential", "act_group_aware", "dataset", "tokenizer"),
+    *("model_name_or_path", "model_file_base_name", "is_marlin_format", "pack_dtype", "lm_head", "backend", "meta"),
+    *("use_exllama", "disable_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "model_seqlen"),
+    *("use_cuda_fp16", "module_name_preceding_first_block", "block_name_to_quantize", "modules_in_block_to_quantize"),
+    *("batch_size", "pad_token_id"),
+)
+
+
+class Gptq(Packed):
+    """GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel write it.
+
+    qweight [I/P, O] is packed along the inputs, qzeros [G, O/P] along the outputs; w = scale · (q − zero), where the
+    first format stores zero − 1. g_idx [I]: each input's group, where they were reordered.
+    """
+
+    PARTS = (".qweight", ".qzeros", ".scales", ".g_idx")
+
+    def configure(self, fields: Fields) -> None:
+        fields.only("quant_method", "gptq")
+        self.bits = fields.choice("bits", 4, 8, 2)
+        self.group = int(fields.take("group_size", -1))
+        self.offset = 1 if fields.choice("checkpoint_format", "gptq", "gptq_v2") == "gptq" else 0
+        # How the values were found, and which program is to compute with them.
+        fields.ignore(_GPTQ_BOOKKEEPING)
+
+    def optional(self, name: str) -> bool:
+        return name.endswith(".g_idx")
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        words, zeros, scales = (parts[name] for name in (".qweight", ".qzeros", ".scales"))
+        values_IO = _unpacked(words.T, self.bits).flatten(1).T
+        zeros_GO = (_unpacked(zeros, self.bits).flatten(1) + self.offset) & ((1 << self.bits) - 1)
+        inputs = len(values_IO)
+        group = self.group if self.group > 0 else inputs
+        index_I = parts[".g_idx"].long() if ".g_idx" in parts else torch.arange(inputs) // group
+        return ((values_IO - zeros_GO[index_I]).float() * scales.float()[index_I]).T.contiguous()
+
+
+class Awq(Packed):
+    """AWQ (https://arxiv.org/abs/2306.00978) as AutoAWQ writes it ("gemm").
+
+    qweight [I, O/8] and qzeros [G, O/8] are packed along the outputs, whose order in a word is 0, 2, 4, 6, 1, 3, 5, 7.
+    """
+
+    PARTS = (".qweight", ".qzeros", ".scales")
+    ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+    def configure(self, fields: Fields) -> None:
+        fields.only("quant_method", "awq")
+        fields.only("bits", 4)
+        fields.only("version", "gemm", "GEMM")
+        fields.only("zero_point", True)
+        self.group = int(fields.take("group_size", 128))
+        fields.ignore(("backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "modules_to_not_convert"))
+        fields.ignore(("exllama_config", "w_bit", "q_group_size"))
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        place = torch.tensor(self.ORDER).argsort()
+        values_IO, zeros_GO = (_unpacked(parts[name], 4)[..., place].flatten(1) for name in (".qweight", ".qzeros"))
+        group = self.group if self.group > 0 else len(values_IO)
+        index_I = torch.arange(len(values_IO)) // group
+        return ((values_IO - zeros_GO[index_I]).float() * parts[".scales"].float()[index_I]).T.contiguous()
+
+
+class Float8(Packed):
+    """float8 e4m3 with one factor a block of the matrix, as DeepSeek-V3 is published (https://arxiv.org/abs/2412.19437).
+
+    weight [O, I], weight_scale_inv [⌈O/b⌉, ⌈I/c⌉] for blocks of b outputs and c inputs.
+    """
+
+    PARTS = (".weight_scale_inv", ".weight")
+
+    def configure(self, fields: Fields) -> None:
+        fields.only("quant_method", "fp8")
+        fields.only("fmt", "e4m3")
+        rows, columns = fields.take("weight_block_size") or (128, 128)
+        self.block = int(rows), int(columns)
+        # Activations are rounded by programs that multiply in float8; nothing here does.
+        fields.ignore(("activation_scheme", "modules_to_not_convert", "dequantize", "scale_fmt"))
+
+    def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
+        weight = parts[".weight"].float()
+        rows, columns = weight.shape
+        scales = parts[".weight_scale_inv"].float().repeat_interleave(self.block[0], 0)[:rows]
+        return weight.mul_(scales.repeat_interleave(self.block[1], 1)[:, :columns])
+
+
+PACKED: Mapping[str, Callable[[TensorSource, Mapping[str, Any], str], TensorSource]] = {
+    "gptq": Gptq,
+    "awq": Awq,
+    "fp8": Float8,
+}
+
+
+def unpacked(source: TensorSource, config: Mapping[str, Any] | None, where: str) -> TensorSource:
+    """The tensors as those of a checkpoint that was never quantised. config: of how it was, or None.
+
+    UnsupportedModelError for a method or a setting that is not known.
+    """
+    if config is None:
+        return source
+    method = str(config.get("quant_method"))
+    if method not in PACKED:
+        known = ", ".join(PACKED)
+        raise UnsupportedModelError(f"{where}: weights quantised by {method!r} are not supported (only {known})")
+    return PACKED[method](source, config, where)

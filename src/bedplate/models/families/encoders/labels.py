@@ -1,0 +1,91 @@
+"""What sequence classifiers' configs say of their labels: `id2label`, `num_labels`, `problem_type`, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs.transformer import Problem, TransformerSpec
+
+# Where cross-encoders keep what makes a score of their output: sentence-transformers, and before its version 4.
+_ACTIVATION, _OLDER = "sentence_transformers", "sbert_ce_default_activation_function"
+_IDENTITY = "torch.nn.modules.linear.Identity"
+
+_PROBLEMS: dict[str, Problem] = {
+    "single_label_classification": "one",
+    "multi_label_classification": "any",
+    "regression": "score",
+}
+
+
+def take_head(fields: Fields, where: str, bodies: Collection[str], classifier: str) -> bool:
+    """Whether the checkpoint is of the class `classifier`; `bodies` are the classes without a head that is read.
+
+    UnsupportedModelError for any other class: its head would be taken for another, or left out.
+    """
+    found = fields.take("architectures") or []
+    named = [found] if isinstance(found, str) else list(found)
+    other = next((name for name in named if name not in {*bodies, classifier}), None)
+    if other is not None:
+        raise UnsupportedModelError(
+            f"{where}: the head of {other} is not supported (only {', '.join((*bodies, classifier))})"
+        )
+    return classifier in named
+
+
+def take_labels(fields: Fields, where: str) -> dict[str, Any]:
+    """Fields of a Classifier: the labels in the order of the head's rows, and what their scores are. A config without
+    any means transformers' two."""
+    names: Mapping[Any, Any] | None = fields.take("id2label")
+    count = fields.take("num_labels")
+    problem = fields.take("problem_type")
+    fields.ignore(("label2id",))
+    if names is None:
+        labels = tuple(f"LABEL_{number}" for number in range(2 if count is None else int(count)))
+    else:
+        by_number = {int(number): str(label) for number, label in names.items()}
+        if sorted(by_number) != list(range(len(by_number))):
+            raise UnsupportedModelError(f"{where}: id2label must number its labels from 0 on, without a gap")
+        labels = tuple(by_number[number] for number in range(len(by_number)))
+    if count is not None and int(count) != len(labels):
+        raise UnsupportedModelError(f"{where}: num_labels is {count}, but id2label names {len(labels)}")
+    if problem is not None and problem not in _PROBLEMS:
+        raise UnsupportedModelError(f"{where}: problem_type = {problem!r} is not one of {', '.join(_PROBLEMS)}")
+    found = _PROBLEMS[problem] if problem is not None else "score" if len(labels) == 1 else "one"
+    return {"labels": labels, "problem": found, "raw": _is_raw(fields, where)}
+
+
+def _is_raw(fields: Fields, where: str) -> bool:
+    """Whether a cross-encoder gives its output as it is. Its sigmoid is the default."""
+    given: Mapping[str, Any] = fields.take(_ACTIVATION) or {}
+    older = fields.take(_OLDER)
+    name = given.get("activation_fn") or older
+    if name is None:
+        return False
+    kind = str(name).rpartition(".")[2]
+    if not str(name).startswith("torch.nn.") or kind not in ("Sigmoid", "Identity"):
+        raise UnsupportedModelError(f"{where}: the activation {name!r} is not supported (only Sigmoid and Identity)")
+    return kind == "Identity"
+
+
+def label_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The config's fields of a spec's labels; none for a spec without a classifier."""
+    if spec.classifier is None:
+        return {}
+    labels = spec.classifier.labels
+    raw = {_ACTIVATION: {"activation_fn": _IDENTITY}} if spec.classifier.raw else {}
+    return raw | {
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "problem_type": next(theirs for theirs, ours in _PROBLEMS.items() if ours == spec.classifier.problem),
+    }
+
+
+def present(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -> TransformerSpec:
+    """Without a classifier where the files hold none of it: sentence encoders are often saved under the class of the
+    model that they were trained from."""
+    held = any((weights.from_external(name) or "").startswith("classifier.") for name in names)
+    return spec if held else spec.with_(classifier=None)

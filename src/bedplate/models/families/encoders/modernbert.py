@@ -1,0 +1,225 @@
+"""The modernbert family (https://arxiv.org/abs/2412.13663): layers that see all between layers that see a window, each
+kind with rotary positions of its own; gated feed-forwards; a final norm in place of the first one; no biases."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.encoders.labels import label_fields, present, take_head, take_labels
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.weights import WeightMap, fused, renamed
+from bedplate.models.specs.transformer import Activation, Classifier, Rope, TransformerSpec
+
+_PARTS = ("weight", "bias")
+_WHERE = "config.json (modernbert)"
+_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_THETAS = {_FULL: ("global_rope_theta", 160_000.0), _SLIDING: ("local_rope_theta", 10_000.0)}
+_CLASSIFIER = "ModernBertForSequenceClassification"
+
+
+def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
+    keys = spec.kv_heads * spec.head_dim
+    return spec.heads * spec.head_dim, keys, keys
+
+
+def _halves(spec: TransformerSpec) -> tuple[int, int]:
+    return spec.feedforward_size, spec.feedforward_size
+
+
+HF_WEIGHTS = WeightMap(
+    rules=(
+        renamed("embedding.weight", "embeddings.tok_embeddings.weight"),
+        *(renamed(f"embedding_norm.{part}", f"embeddings.norm.{part}") for part in _PARTS),
+        *(
+            rule
+            for part in _PARTS
+            for rule in (
+                renamed(f"layers.{{i}}.attention_norm.{part}", f"layers.{{i}}.attn_norm.{part}"),
+                fused(
+                    tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv"),
+                    f"layers.{{i}}.attn.Wqkv.{part}",
+                    _qkv,
+                ),
+                renamed(f"layers.{{i}}.attention.o.{part}", f"layers.{{i}}.attn.Wo.{part}"),
+                renamed(f"layers.{{i}}.feedforward_norm.{part}", f"layers.{{i}}.mlp_norm.{part}"),
+                # The first half goes through the activation.
+                fused(
+                    tuple(f"layers.{{i}}.feedforward.{name}.{part}" for name in ("gate", "up")),
+                    f"layers.{{i}}.mlp.Wi.{part}",
+                    _halves,
+                ),
+                renamed(f"layers.{{i}}.feedforward.down.{part}", f"layers.{{i}}.mlp.Wo.{part}"),
+            )
+        ),
+        *(renamed(f"norm.{part}", f"final_norm.{part}") for part in _PARTS),
+        *(renamed(f"classifier.dense.{part}", f"head.dense.{part}") for part in _PARTS),
+        *(renamed(f"classifier.norm.{part}", f"head.norm.{part}") for part in _PARTS),
+        *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in _PARTS),
+    ),
+    # The head of pretraining; a classifier has a `head` of the same names, which then has its place.
+    ignorable=(r"head\..*", r"decoder\..*"),
+    prefixes=("model.",),
+    heads=("head.", "classifier."),
+)
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "local_attention": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "norm_bias": True})
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a ModernBertModel or a ModernBertForSequenceClassification → spec."""
+    fields = Fields(config, _WHERE)
+    classifier = None
+    if take_head(fields, _WHERE, ("ModernBertModel", "ModernBertForMaskedLM"), _CLASSIFIER):
+        classifier = _classifier(fields)
+    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
+    layers = int(fields.need("num_hidden_layers"))
+    window = int(fields.take("local_attention", 128))
+    ropes = _ropes(fields)
+    # Training's dropout and first values, how its kernels are to run, and the heads of pretraining and classifiers.
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"))
+    fields.ignore(
+        ("initializer_cutoff_factor", "deterministic_flash_attn", "reference_compile", "repad_logits_with_grad")
+    )
+    fields.ignore(
+        ("sparse_prediction", "sparse_pred_ignore_index", "decoder_bias", "tie_word_embeddings", "num_labels")
+    )
+    fields.ignore(("classifier_pooling", "classifier_bias", "classifier_activation", "layer_norm_eps"))
+    fields.only("position_embedding_type", "absolute", "rope")
+    spec = TransformerSpec(
+        kind="encoder",
+        vocab_size=int(fields.need("vocab_size")),
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=hidden // heads,
+        feedforward_size=int(fields.need("intermediate_size")),
+        context_length=int(fields.take("max_position_embeddings", 8192)),
+        norm="layer",
+        norm_eps=float(fields.take("norm_eps", 1e-5)),
+        norm_bias=bool(fields.take("norm_bias", False)),
+        final_norm=True,
+        first_norm=False,
+        rope=ropes[_FULL],
+        local_rope=ropes[_SLIDING],
+        windows=_windows(fields, layers, window),
+        activation=_activation(fields, "hidden_activation"),
+        attention_bias=bool(fields.take("attention_bias", False)),
+        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        classifier=classifier,
+    )
+    fields.finish()
+    return spec
+
+
+def _windows(fields: Fields, layers: int, window: int) -> tuple[int | None, ...]:
+    """Of each layer: as its type says, or every so manieth one sees everything, from the first on."""
+    every = int(fields.take("global_attn_every_n_layers") or 3)
+    types = fields.take("layer_types")
+    if types is None:
+        return tuple(window if layer % every else None for layer in range(layers))
+    for kind in types:
+        Fields({"layer_types": kind}, _WHERE).only("layer_types", _FULL, _SLIDING)
+    if len(types) != layers:
+        raise UnsupportedModelError(f"{_WHERE}: {len(types)} layer_types for {layers} layers")
+    return tuple(window if kind == _SLIDING else None for kind in types)
+
+
+def _ropes(fields: Fields) -> dict[str, Rope]:
+    """Both spellings: `rope_parameters` by layer type (transformers 5), `global_` and `local_rope_theta` (before)."""
+    parameters: dict[str, Any] = dict(fields.take("rope_parameters") or {})
+    fields.only("rope_scaling", None)
+    ropes: dict[str, Rope] = {}
+    for kind, (older, default) in _THETAS.items():
+        given = fields.take(older)
+        nested = Fields(parameters.pop(kind, None) or {}, f"{_WHERE} rope_parameters.{kind}")
+        nested.only("rope_type", "default")
+        ropes[kind] = Rope(float(nested.take("rope_theta", given) or default))
+        nested.finish()
+    Fields(parameters, f"{_WHERE} rope_parameters").finish()
+    return ropes
+
+
+def _classifier(fields: Fields) -> Classifier:
+    pooling = fields.take("classifier_pooling", "cls")
+    Fields({"classifier_pooling": pooling}, _WHERE).only("classifier_pooling", "cls", "mean")
+    return Classifier(
+        **take_labels(fields, _WHERE),
+        pooling="first" if pooling == "cls" else "mean",
+        dense=True,
+        dense_bias=bool(fields.take("classifier_bias", False)),
+        activation=_activation(fields, "classifier_activation"),
+        norm=True,
+    )
+
+
+def _activation(fields: Fields, name: str) -> Activation:
+    found = fields.take(name, "gelu")
+    Fields({name: found}, _WHERE).only(name, *_ACTIVATIONS)
+    return _ACTIVATIONS[found]
+
+
+def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+    """Without the classifier that the files do not hold."""
+    return present(spec, HF_WEIGHTS, names)
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    assert spec.rope is not None
+    local = spec.local_rope or spec.rope
+    names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+    windows = [spec.window(layer) for layer in range(spec.layers)]
+    config: dict[str, Any] = {
+        "architectures": ["ModernBertModel" if spec.classifier is None else _CLASSIFIER],
+        "model_type": "modernbert",
+        # Its defaults lie outside a smaller vocabulary; the tokenizer's are written over these.
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.feedforward_size,
+        "max_position_embeddings": spec.context_length,
+        "norm_eps": spec.norm_eps,
+        "norm_bias": spec.norm_bias,
+        "hidden_activation": names[spec.activation],
+        "attention_bias": spec.attention_bias,
+        "mlp_bias": spec.feedforward_bias,
+        "layer_types": [_FULL if window is None else _SLIDING for window in windows],
+        "local_attention": next((window for window in windows if window is not None), 128),
+        "rope_parameters": {
+            _FULL: {"rope_type": "default", "rope_theta": spec.rope.theta},
+            _SLIDING: {"rope_type": "default", "rope_theta": local.theta},
+        },
+        **label_fields(spec),
+    }
+    if spec.classifier is None or spec.classifier.activation == "tanh":
+        return config
+    return config | {
+        "classifier_pooling": "cls" if spec.classifier.pooling == "first" else "mean",
+        "classifier_bias": spec.classifier.dense_bias,
+        "classifier_activation": names[spec.classifier.activation],
+    }
+
+
+HF = Family(("hf", "modernbert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

@@ -1,0 +1,34 @@
+"""The head of a sequence classifier: logits of labels from one vector of a text.
+
+Shapes: N texts, D features, L labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.models.layers.feedforward import ACTIVATIONS
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import make_norm
+from bedplate.models.specs.transformer import Classifier, TransformerSpec
+
+
+class ClassifierHead(nn.Module):
+    """A product with the labels' rows, behind a layer of its own where `spec.classifier` has one."""
+
+    def __init__(
+        self, spec: TransformerSpec, head: Classifier, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        hidden = spec.hidden_size
+        self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype) if head.dense else None
+        self.activation = torch.tanh if head.activation == "tanh" else ACTIVATIONS[head.activation]
+        self.norm = make_norm(spec, device, dtype) if head.norm else None
+        self.out = Linear(hidden, len(head.labels), True, device, dtype)
+
+    def forward(self, pooled_ND: Tensor) -> Tensor:
+        """Logits [N, L]."""
+        if self.dense is not None:
+            pooled_ND = self.activation(self.dense(pooled_ND))
+        return self.out(pooled_ND if self.norm is None else self.norm(pooled_ND))
