@@ -15,6 +15,7 @@ from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
+from bedplate.models.layers.routing import listening
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -62,8 +63,9 @@ class Decoder(Model):
         x_BTD = self._embedded(inputs, positions_BT)
         by = self._rotations.at(positions_BT, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
-        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
+        with listening() as routings:
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""

@@ -11,6 +11,7 @@ from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.decoder import unsupported
+from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,
@@ -59,6 +60,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "prediction_modules": (1,),
     "norm_offset": (1.0,),
     "rope_layers": ((True, False),),
+    "attention_gate": (True,),
+    "state": (ShortConvolution(),),
+    "state_layers": ((True, False),),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -89,7 +93,8 @@ TAKEN: dict[str, tuple[Any, ...]] = {
 
 
 def changed(field: str, value: Any) -> TransformerSpec:
-    more = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more: dict[str, Any] = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more |= {"state": ShortConvolution()} if field == "state_layers" else {}
     return spec_of(**more, **{field: value})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
-from bedplate.core.errors import BusyError, UsageError
+from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.job import Equipment, Job
@@ -35,6 +35,7 @@ from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.families import in_format
+from bedplate.models.specs.cache import cache_layout
 
 Compute = contextlib.AbstractContextManager[object]
 
@@ -81,6 +82,11 @@ class Engine:
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
+        if speculates and cache is not None and cache.states:
+            raise UnsupportedModelError(
+                f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
+                "out"
+            )
         ends = _end_ids(base)
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
         self._equipment = Equipment(base, self._grammars, ends, speculates)
@@ -342,8 +348,9 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: in
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
-    tree = RadixTree(cache_bytes, BLOCK)
+        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
+        return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
         base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned

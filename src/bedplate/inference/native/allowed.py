@@ -59,6 +59,9 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "value_tables": lambda spec: spec.value_tables == 0,
     "norm_offset": lambda spec: spec.norm_offset == 0,
     "rope_layers": lambda spec: all(spec.rope_layers),
+    "attention_gate": lambda spec: not spec.attention_gate,
+    "state": lambda spec: spec.state is None,
+    "state_layers": lambda spec: not spec.state_layers,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

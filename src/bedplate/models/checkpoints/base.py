@@ -243,10 +243,11 @@ def _fill(
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
     kept = [name for name in names if name != copy]
-    for name, tensor in read_parameters(family, spec, kept, get, dict(model.named_parameters()), where):
+    wanted = model.state_dict(keep_vars=True)
+    for name, tensor in read_parameters(family, spec, kept, get, wanted, where):
         if not digest.add(name, tensor):
             raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
-        state[name] = tensor.to(device, dtype)
+        state[name] = tensor.to(device, wanted[name].dtype)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
     return model.eval(), digest.hexdigest()

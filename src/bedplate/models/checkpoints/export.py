@@ -35,7 +35,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
     if directory.exists():
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
     with atomic_directory(directory) as draft:
-        write_safetensors(draft, ((name, tensor.to(stored)) for name, tensor in _tensors(base, family)), shard_bytes)
+        write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
@@ -47,8 +47,14 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
     return directory
 
 
+def _stored(base: Base, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as they are written: what is not trained keeps the type that it is computed with."""
+    exact = {family.weights.to_external(name) for name, _ in base.model.named_buffers()}
+    return ((name, tensor if name in exact else tensor.to(dtype)) for name, tensor in _tensors(base, family))
+
+
 def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
-    return write_parameters(family, base.spec, dict(base.model.named_parameters()))
+    return write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
 
 
 def _record(base: Base, draft: Path) -> dict[str, Any]:
@@ -61,8 +67,9 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
         )
     same = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
-        for (name, ours), theirs in zip(base.model.named_parameters(), written.model.parameters(), strict=True):
-            if not torch.equal(ours.cpu(), theirs):
+        read = written.model.state_dict()
+        for name, ours in base.model.state_dict().items():
+            if not torch.equal(ours.cpu(), read[name]):
                 raise CheckpointError(f"the export of {name} does not read back as it was written; check the disk")
     if written.tokenizer is not None and written.identity.tokenizer_id != base.identity.tokenizer_id:
         raise CheckpointError("the exported tokenizer does not read back as it was written")
