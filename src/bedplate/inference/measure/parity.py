@@ -6,7 +6,7 @@ transformers is no dependency: it is imported when something is checked, and ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -208,10 +208,11 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
 
 
 @contextmanager
-def _uncast(reference: Any) -> Iterator[None]:
-    """While it is open, transformers' casts to float32 leave float64 as it is: those in norms, softmax and losses, which
-    a float64 model has too. Rotary angles are made in float32 as ever, as ours are."""
-    float_, to, softmax = Tensor.float, Tensor.to, F.softmax
+def _uncast(reference: Any) -> Generator[None]:
+    """While it is open, transformers' casts to float32 leave float64 as it is: those in norms, softmax and losses,
+    which a float64 model has too. Rotary angles are made in float32 as ever, as ours are."""
+    tensor: Any = Tensor
+    float_, to, softmax = tensor.float, tensor.to, F.softmax
 
     def kept(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x if x.dtype == torch.float64 else float_(x, *args, **kwargs)
@@ -224,10 +225,10 @@ def _uncast(reference: Any) -> Iterator[None]:
         return softmax(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
 
     def patch(*_: Any) -> None:
-        Tensor.float, Tensor.to, F.softmax = kept, sent, softened
+        tensor.float, tensor.to, F.softmax = kept, sent, softened
 
     def restore(*_: Any) -> None:
-        Tensor.float, Tensor.to, F.softmax = float_, to, softmax
+        tensor.float, tensor.to, F.softmax = float_, to, softmax
 
     rotary = [one for one in reference.modules() if "Rotary" in type(one).__name__]
     hooks = [one.register_forward_pre_hook(restore) for one in rotary]
