@@ -31,7 +31,7 @@ class Routing:
     logits_NE, scores_NE: float32 or wider, with their graph; chosen_Nk: the experts; weights_Nk: how each counts.
     """
 
-    layer: int
+    router: Router
     logits_NE: Tensor
     scores_NE: Tensor
     chosen_Nk: Tensor
@@ -43,14 +43,17 @@ _heard: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
 
 @contextmanager
 def listening() -> Generator[list[Routing]]:
-    """The routings of every layer that runs meanwhile in this context. What is computed again for gradients comes after
-    it, and is not heard a second time."""
+    """The routings of every layer that runs meanwhile in this context; who listens outside of it hears them too. What
+    is computed again for gradients comes after it, and is not heard a second time."""
     found: list[Routing] = []
+    outer = _heard.get()
     token = _heard.set(found)
     try:
         yield found
     finally:
         _heard.reset(token)
+        if outer is not None:
+            outer.extend(found)
 
 
 class Router(nn.Module):
@@ -80,7 +83,7 @@ class Router(nn.Module):
         bias = None if self.bias is None else self.bias.to(wide)
         logits_NE = F.linear(x_ND.to(wide), self.weight.to(wide), bias)
         scores_NE, chosen_Nk, weights_Nk = choose(logits_NE, self.part, self.selection_bias)
-        found = Routing(self.layer, logits_NE, scores_NE, chosen_Nk, weights_Nk)
+        found = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
         heard = _heard.get()
         if heard is not None:
             heard.append(found)

@@ -16,7 +16,9 @@ HF_WEIGHTS = weight_map({}, (r"model\.(encoder|decoder)\.embed_positions\.weight
 # Published files start with the padding, whose row transformers does not train.
 _STARTS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None}
 EXAMPLES = (
-    TINY | _STARTS | {"d_model": 16, "scale_embedding": True, "activation_function": "swish", "encoder_attention_heads": 2},
+    TINY
+    | _STARTS
+    | {"d_model": 16, "scale_embedding": True, "activation_function": "swish", "encoder_attention_heads": 2},
     TINY | _STARTS | {"d_model": 20, "encoder_layers": 1},
 )
 
