@@ -4,7 +4,7 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.dense import llama
+from bedplate.models.families.dense import gemma3_text, llama
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
 
@@ -13,6 +13,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
+    ("hf", "gemma3_text"): gemma3_text.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,
