@@ -7,12 +7,16 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import llama
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
+from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
+    ("hf", "qwen3_5_text"): qwen3_5_text.HF,
+    ("hf", "lfm2"): lfm2.HF,
+    ("hf", "granitemoehybrid"): granitemoehybrid.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,

@@ -21,7 +21,8 @@ class Family:
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity).
+    transformers (`bedplate families --check`, tests/parity). noise: how far the reference's gradients are from exact,
+    relative to a parameter's largest, where it computes in float32 in a model of any dtype.
     """
 
     key: tuple[str, str]
@@ -31,6 +32,7 @@ class Family:
     partners: tuple[tuple[str, str], ...] = ()
     by_names: Callable[[TransformerSpec, Collection[str]], TransformerSpec] = _as_configured
     examples: tuple[Mapping[str, Any], ...] = ()
+    noise: float = 0.0
 
     @property
     def name(self) -> str:
