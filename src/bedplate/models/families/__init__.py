@@ -4,7 +4,7 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.dense import llama
+from bedplate.models.families.dense import gemma3_text, llama
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
 from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
@@ -14,6 +14,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
+    ("hf", "gemma3_text"): gemma3_text.HF,
     ("hf", "qwen3_5_text"): qwen3_5_text.HF,
     ("hf", "lfm2"): lfm2.HF,
     ("hf", "granitemoehybrid"): granitemoehybrid.HF,
