@@ -241,6 +241,7 @@ class Runner:
         """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
         if self._rows is not None and job.row is not None and not self._rows.cache.rewinds(job.row, job.done):
             _, match = self._match(job, job.done)
+            self._rows.cache.free(job.row)
             self._rows.load(job.row, match)
             job.done = match.length
 
