@@ -116,7 +116,7 @@ def _on_suites(
     base: str, names: Sequence[str], limit: int | None, way: tuple[Any, Any, Any], out: Path | None, as_json: bool
 ) -> None:
     from bedplate.evaluation.suites.items import CORE
-    from bedplate.evaluation.suites.measured import need_suite, run_suite
+    from bedplate.evaluation.suites.suite_scores import need_suite, run_suite
     from bedplate.inference.predict.opening import Asked, open_base
     from bedplate.inference.ways.threads import use_cores
 
