@@ -145,12 +145,7 @@ def _on_suites(
 
 
 def _on_new_rows(
-    skin: str,
-    rows: Path,
-    task: Path | None,
-    out: Path | None,
-    loading: Mapping[str, Any],
-    as_json: bool,
+    skin: str, rows: Path, task: Path | None, out: Path | None, loading: Mapping[str, Any], as_json: bool
 ) -> None:
     from bedplate.adaptation.after.monitor import drift
     from bedplate.inference.ways.threads import use_cores
