@@ -34,6 +34,7 @@ from bedplate.inference.engine.requests import (
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.families import FAMILIES
+from bedplate.models.specs.transformer import TransformerSpec
 
 GROWING = (3, 4)
 """Requests that begin with at most 36 tokens and end with more than 40."""
@@ -48,8 +49,12 @@ def base_of(name: str) -> Base:
 
 
 def _decoders() -> list[str]:
-    found = ((name, FAMILIES["hf", name]) for format_, name in FAMILIES if format_ == "hf")
-    return [name for name, family in found if family.to_spec(dict(family.examples[0])).kind == "decoder"]
+    found = {
+        name: family.to_spec(dict(family.examples[0]))
+        for (format_, name), family in FAMILIES.items()
+        if format_ == "hf"
+    }
+    return [name for name, spec in found.items() if isinstance(spec, TransformerSpec) and spec.kind == "decoder"]
 
 
 def requests(base: Base) -> list[Request]:
@@ -60,9 +65,9 @@ def requests(base: Base) -> list[Request]:
     shared, said = tuple(random[:33]), Sampling(max_tokens=9, ignore_eos=True)
     head = Head(torch.randn(3, size, generator=generator), torch.zeros(3), ("a", "b", "c"))
     return [
-        Generate((*shared, *random[40:75]), said),
+        Generate((*shared, *random[40:75]), said, shared_tokens=33),
         Generate((*random[80:84], *random[90:96] * 8), said),
-        Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:82]))),
+        Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:82])), shared_tokens=33),
         Generate(tuple(random[110:145]), Sampling(max_tokens=9, temperature=0.8, seed=3, ignore_eos=True)),
         Generate(tuple(random[150:186]), said),
         Classify((*shared, *random[120:140]), head, 2),
