@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ for dtype in ("bfloat16", "float32"):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_the_peak_is_hardly_more_than_the_model(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 384, "layers": 12, "heads": 6, "head_dim": 64, "feedforward_size": 1_024}
+    sizes: dict[str, Any] = {"hidden_size": 384, "layers": 12, "heads": 6, "head_dim": 64, "feedforward_size": 1_024}
     small = write_tiny_base(tmp_path / "small", dtype=torch.bfloat16)
     one = write_tiny_base(tmp_path / "one", dtype=torch.bfloat16, **sizes)
     large = export_base(load_base(one), tmp_path / "large", shard_bytes=8_000_000)
