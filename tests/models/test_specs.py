@@ -189,7 +189,6 @@ NOT_BUILT: dict[str, Any] = {
     "relative_projection": True,
     "cross_size": 48,
     "value_tables": 1,
-    "prediction_modules": 1,
 }
 # What blocks do, and what a decoder does beside: proved family by family in tests/parity.
 READ = {
@@ -197,7 +196,8 @@ READ = {
     *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent", "experts"),
+    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent"),
+    *("experts", "prediction_modules"),
     *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
 }
 

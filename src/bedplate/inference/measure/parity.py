@@ -93,14 +93,20 @@ def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
     """A random model of transformers; norms and biases are random too, since at their defaults they prove nothing."""
     transformers = _transformers()
     config = transformers.AutoConfig.for_model(family.name, **example)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     [name] = family.to_config(family.to_spec(config.to_dict()))["architectures"]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, name)(config)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for stored in (*model.parameters(), *_stored_buffers(model)):
+            stored.add_(torch.randn_like(stored) * 0.1)
     return model.eval()
+
+
+def _stored_buffers(model: Any) -> list[Tensor]:
+    """What checkpoints hold beside parameters, such as the bias of a router's choice."""
+    state, parameters = model.state_dict(keep_vars=True), {id(one) for one in model.parameters()}
+    return [one for one in state.values() if id(one) not in parameters and one.is_floating_point()]
 
 
 def _transformers() -> Any:
@@ -237,11 +243,10 @@ def _gradients_apart(pair: Pair) -> float:
         parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
     place = pair.directory.with_name("gradients")
     copy.save_pretrained(place)
-    parameters = dict(pair.base.model.named_parameters())
+    parameters, wanted = dict(pair.base.model.named_parameters()), pair.base.model.state_dict(keep_vars=True)
     with SafetensorsReader(place) as reader:
-        found = dict(
-            read_parameters(pair.family, pair.base.spec, reader.names, reader.get, parameters, "the gradients")
-        )
+        found = dict(read_parameters(pair.family, pair.base.spec, reader.names, reader.get, wanted, "the gradients"))
+    found = {name: found[name] for name in parameters}
     largest = max(float(one.abs().max()) for one in found.values())
     worst = 0.0
     for name, theirs in found.items():

@@ -30,9 +30,9 @@ def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 class Rule:
     """One row: the tensors `theirs` hold what the parameters `ours` do.
 
-    `{i}` stands for a layer's number and `{e}` for an expert's; `{m}` for that of a module that predicts a further token,
-    which theirs count on from the layers. An index on both sides makes one row of each number; on
-    one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
+    `{i}` stands for a layer's number and `{e}` for an expert's; `{m}` for that of a module that predicts further tokens
+    (theirs count on from the layers). An index on both sides makes one row of each number; on one side only it
+    stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
     reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
     in which checkpoints store them: one is read by that which fits, and written by the first.
@@ -75,9 +75,10 @@ class WeightMap:
             both = [index for index in counts if index in sides[0] and index in sides[1]]
             for numbers in product(*(range(counts[index]) for index in both)):
                 given = dict(zip(both, numbers, strict=True))
+                behind = given | {"{m}": given["{m}"] + spec.layers} if "{m}" in given else given
                 ours, theirs = (
-                    tuple(name for one in side for name in _numbered(one, given, counts))
-                    for side in (rule.ours, rule.theirs)
+                    tuple(name for one in side for name in _numbered(one, numbered, counts))
+                    for side, numbered in ((rule.ours, given), (rule.theirs, behind))
                 )
                 yield Step(ours, theirs, rule)
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.decoders import GATED, IGNORABLE, LLAMA_NORMS, TINY, decoder_rules, layer_rules, size_fields
+from bedplate.models.families.decoders import (
+    GATED,
+    IGNORABLE,
+    LLAMA_NORMS,
+    TINY,
+    decoder_rules,
+    layer_rules,
+    size_fields,
+)
 from bedplate.models.families.experts.expert_weights import expert_rules
 from bedplate.models.families.experts.fields import TRAINING, sigmoid_experts, sigmoid_fields
 from bedplate.models.families.experts.prediction import COPIES, held_modules, prediction_rules
@@ -60,7 +68,7 @@ EXAMPLES = (
         "rope_parameters": {
             "rope_type": "yarn",
             "rope_theta": 10_000.0,
-            "factor": 4.0,
+            "factor": 8.0,
             "original_max_position_embeddings": 16,
             "mscale": 1.0,
             "mscale_all_dim": 0.8,

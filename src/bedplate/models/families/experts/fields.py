@@ -9,14 +9,17 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
-TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "num_local_experts", "num_experts")
-"""Of training alone; and two names of the number of experts, of which transformers writes both."""
+TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
+"""Of training alone."""
 
 
 def take_count(fields: Fields, *names: str) -> int:
-    """The number of experts under the first name that there is; the others are its synonyms."""
-    counts = [count for name in names if (count := fields.take(name)) is not None]
-    return int(counts[0]) if counts else int(fields.need(names[0]))
+    """A number that goes by several names. UnsupportedModelError where they do not agree, or there is none."""
+    counts = {name: int(count) for name in names if (count := fields.take(name)) is not None}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} = {count}" for name, count in counts.items())
+        raise UnsupportedModelError(f"{said}: they mean the same number; correct one of them")
+    return next(iter(counts.values())) if counts else int(fields.need(names[0]))
 
 
 def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> dict[str, int]:

@@ -48,14 +48,15 @@ _TINY = {
     "num_local_experts": 5,
     "num_experts_per_tok": 2,
     "sliding_window": 6,
-    "rope_parameters": _YARN | {"rope_theta": 150_000.0, "original_max_position_embeddings": 16},
+    "rope_parameters": _YARN | {"rope_theta": 150_000.0, "factor": 8.0, "original_max_position_embeddings": 16},
 }
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING], "attention_bias": False})
 
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GptOssForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    has_rope = config.get("rope_parameters") or config.get("rope_scaling")
+    fields = Fields(config if has_rope else {**config, "rope_parameters": _YARN}, _WHERE)
     sizes = take_sizes(fields, head_dim=64, context=131_072)
     _check(fields)
     part = Experts(
@@ -66,8 +67,6 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         bias=True,
         scoring="softmax_chosen",
     )
-    if not config.get("rope_parameters") and not config.get("rope_scaling"):
-        fields = fields.with_(rope_parameters=_YARN)
     spec = TransformerSpec(
         **sizes,
         activation="clamped_silu",

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import ATTENTION, IGNORABLE, LLAMA_NORMS, TINY, decoder_rules, size_fields, take_sizes
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    IGNORABLE,
+    LLAMA_NORMS,
+    TINY,
+    decoder_rules,
+    size_fields,
+    take_sizes,
+)
 from bedplate.models.families.experts.expert_weights import expert_rules
 from bedplate.models.families.experts.fields import TRAINING, take_count
 from bedplate.models.families.family import Family

@@ -34,7 +34,7 @@ WEIGHTS = WeightMap(
     ),
     ignorable=IGNORABLE,
 )
-_TINY = {**TINY, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2}
+_TINY = {**TINY, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "eos_token_id": 2}
 EXAMPLES = (_TINY, _TINY | {"num_key_value_heads": 6, "norm_topk_prob": True, "attention_bias": True})
 
 
