@@ -6,7 +6,8 @@ transformers is no dependency: it is imported when something is checked, and ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from bedplate.models.inputs import Inputs
 
 DType = Literal["float32", "float64"]
 BOUNDS: Mapping[DType, float] = {"float32": 1e-5, "float64": 1e-6}
-"""Of the largest value. transformers computes norms, softmax and rotary angles in float32 in a float64 model too."""
+"""Of the largest value."""
 GENERATED = 32
 _ROW, _SHORT = 24, (24, 15, 9)
 
@@ -128,7 +129,8 @@ def _decoder_passes(pair: Pair) -> Found:
     tokens = pair.tokens(3, _ROW)
     labels = tokens.clone()
     labels[:, :3] = -100
-    theirs = pair.reference(tokens, labels=labels)
+    with _uncast(pair.reference):
+        theirs = pair.reference(tokens, labels=labels)
     theirs.loss.backward()
     ours = _logits(pair, Inputs(tokens))
     loss = F.cross_entropy(ours[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -142,7 +144,8 @@ def _decoder_passes(pair: Pair) -> Found:
 def _encoder_passes(pair: Pair) -> Found:
     """Hidden states, and gradients of their squares."""
     tokens = pair.tokens(3, _ROW)
-    theirs = pair.reference(tokens).last_hidden_state
+    with _uncast(pair.reference):
+        theirs = pair.reference(tokens).last_hidden_state
     theirs.square().mean().backward()
     ours = _grown(pair.base)(Inputs(tokens)).hidden
     ours.square().mean().backward()
@@ -175,8 +178,9 @@ def _generated(pair: Pair) -> Found:
     transformers = _transformers()
     [prompt] = pair.tokens(1, 5 + 4 * pair.seed)
     how = transformers.GenerationConfig(max_new_tokens=GENERATED, do_sample=False, pad_token_id=0, eos_token_id=None)
+    pair.reference.generation_config = how  # its own knows tokens that end a text
     with torch.no_grad():
-        [theirs] = pair.reference.generate(prompt[None], generation_config=how)
+        [theirs] = pair.reference.generate(prompt[None])
     expected = theirs[len(prompt) :].tolist()
     sampling = Sampling(max_tokens=GENERATED, ignore_eos=True)
     with Engine(pair.base, weights="float32", kernel="torch", speculate=False) as engine:
@@ -207,6 +211,41 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
 
 
 # How
+
+
+@contextmanager
+def _uncast(reference: Any) -> Generator[None]:
+    """While it is open, transformers' casts to float32 leave float64 as it is: those in norms, softmax and losses,
+    which a float64 model has too. Rotary angles are made in float32 as ever, as ours are."""
+    tensor: Any = Tensor
+    float_, to, softmax = tensor.float, tensor.to, F.softmax
+
+    def kept(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x if x.dtype == torch.float64 else float_(x, *args, **kwargs)
+
+    def sent(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        narrow = torch.float32 in (*args, *kwargs.values()) and x.dtype == torch.float64
+        return x if narrow else to(x, *args, **kwargs)
+
+    def softened(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        return softmax(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    def patch(*_: Any) -> None:
+        tensor.float, tensor.to, F.softmax = kept, sent, softened
+
+    def restore(*_: Any) -> None:
+        tensor.float, tensor.to, F.softmax = float_, to, softmax
+
+    rotary = [one for one in reference.modules() if "Rotary" in type(one).__name__]
+    hooks = [one.register_forward_pre_hook(restore) for one in rotary]
+    hooks += [one.register_forward_hook(patch) for one in rotary]
+    patch()
+    try:
+        yield
+    finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
 
 
 def apart(ours: Tensor, theirs: Tensor) -> float:

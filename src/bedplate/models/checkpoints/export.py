@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
 def _record(base: Base, draft: Path) -> dict[str, Any]:
     """base.json, from the files as they were written: what a later load will compute."""
     written = load_base(draft, device="cpu")
+    if written.spec != base.spec:
+        one = next(field.name for field in fields(base.spec) if _differs(field.name, base.spec, written.spec))
+        raise CheckpointError(
+            f"the {base.family.name} family cannot say what this model has: {one} = {getattr(base.spec, one)!r}"
+        )
     same = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
         read = written.model.state_dict()
@@ -78,6 +84,10 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
         "lineage": dict(base.lineage)
         | {"parent": base.identity.weights_id, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
     }
+
+
+def _differs(name: str, one: object, other: object) -> bool:
+    return getattr(one, name) != getattr(other, name)
 
 
 def export_gguf(base: Base, path: Path, kind: str) -> Path:

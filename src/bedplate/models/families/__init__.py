@@ -4,7 +4,7 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.dense import llama
+from bedplate.models.families.dense import gemma3_text, llama
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
@@ -14,6 +14,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
+    ("hf", "gemma3_text"): gemma3_text.HF,
     ("hf", "mixtral"): mixtral.HF,
     ("hf", "qwen3_moe"): qwen3_moe.HF,
     ("hf", "olmoe"): olmoe.HF,

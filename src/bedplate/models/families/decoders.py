@@ -58,7 +58,7 @@ def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
 def take_sizes(
     fields: Fields, *, head_dim: int | None = None, context: int = 2048, tied: bool = False
 ) -> dict[str, Any]:
-    """The fields of a spec that are sizes, and its tied head. head_dim, context, tied: where the config says nothing."""
+    """The fields of a spec that are sizes, and its tied head. head_dim, context, tied: where none is said."""
     hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
     return {
         "kind": "decoder",
@@ -109,7 +109,7 @@ def activation_name(activation: Activation) -> str:
 def take_windows(
     fields: Fields, layers: int, window: int | None, default: Sequence[str], where: str
 ) -> tuple[int | None, ...]:
-    """The window of each layer, from `layer_types`, or where there are none from `default`, repeated over the layers."""
+    """The window of each layer, from `layer_types`, or without them from `default`, repeated over the layers."""
     types = fields.take("layer_types") or [default[layer % len(default)] for layer in range(layers)]
     if len(types) != layers:
         raise UnsupportedModelError(f"{where}: {len(types)} layer_types for {layers} layers")
