@@ -22,14 +22,14 @@ def take_count(fields: Fields, *names: str) -> int:
     return next(iter(counts.values())) if counts else int(fields.need(names[0]))
 
 
-def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> dict[str, int]:
+def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
     """`first_dense` and `every` of a model whose every `step`th layer has experts, but for those in `dense`."""
     wanted = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
     for first in range(layers):
         for every in {1, step}:
             made = Experts(1, 1, 1, first_dense=first, every=every)
             if [made.in_layer(layer) for layer in range(layers)] == wanted:
-                return {"first_dense": first, "every": every}
+                return first, every
     raise UnsupportedModelError(
         f"{where}: mlp_only_layers = {sorted(dense)} with decoder_sparse_step = {step} is not supported "
         "(only layers without experts before those with)"

@@ -49,12 +49,14 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     step, dense = int(fields.take("decoder_sparse_step") or 1), fields.take("mlp_only_layers") or []
     window, windowed = fields.take("sliding_window"), fields.take("use_sliding_window", False)
     fields.only("hidden_act", "silu")
+    first, every = sparse_layers(_WHERE, sizes["layers"], step, dense)
     part = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
         int(fields.take("num_experts_per_tok", 8)),
         int(fields.take("moe_intermediate_size", 768)),
         renormalise=bool(fields.take("norm_topk_prob", False)),
-        **sparse_layers(_WHERE, sizes["layers"], step, dense),
+        first_dense=first,
+        every=every,
     )
     # The window is every layer's or none's, whatever max_window_layers says.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "max_window_layers"))
