@@ -118,9 +118,11 @@ class Trial:
     def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
         forward = self._forward
 
+        states = None if self._cache is None else self._cache.states
+
         def run() -> None:
-            for span in batch.spans if self._cache is not None else ():
-                self._cache.states.assume(span.row, span.start)
+            for span in batch.spans if states is not None else ():
+                states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 

@@ -7,6 +7,7 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import gemma3_text, llama
 from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
+from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
 from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
 
@@ -16,6 +17,12 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("hf", "mixtral"): mixtral.HF,
+    ("hf", "qwen3_moe"): qwen3_moe.HF,
+    ("hf", "olmoe"): olmoe.HF,
+    ("hf", "gpt_oss"): gpt_oss.HF,
+    ("hf", "glm4_moe"): glm4_moe.HF,
+    ("hf", "deepseek_v3"): deepseek_v3.HF,
     ("hf", "qwen3_5_text"): qwen3_5_text.HF,
     ("hf", "lfm2"): lfm2.HF,
     ("hf", "granitemoehybrid"): granitemoehybrid.HF,
