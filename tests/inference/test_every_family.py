@@ -70,7 +70,7 @@ def requests(base: Base) -> list[Request]:
         Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:82])), shared_tokens=33),
         Generate(tuple(random[110:145]), Sampling(max_tokens=9, temperature=0.8, seed=3, ignore_eos=True)),
         Generate(tuple(random[150:186]), said),
-        Classify((*shared, *random[120:140]), head, 2),
+        Classify((*shared, *random[120:140]), head, 2, shared_tokens=33),
         Embed(tuple(random[140:190])),
     ]
 

@@ -126,7 +126,8 @@ class Runner:
         if job.depth is None:
             return job.adapter, match
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
-        return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
+        better = (shallow.length, shallow.known) > (match.length, match.known)
+        return ((job.adapter, job.depth), shallow) if better else (job.adapter, match)
 
     def _marks(self, job: Job, match: Match, cache: KVCache) -> tuple[int, ...]:
         """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt

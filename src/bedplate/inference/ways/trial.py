@@ -118,11 +118,12 @@ class Trial:
     def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
         forward = self._forward
 
-        states = None if self._cache is None else self._cache.states
+        cache = self._cache
 
         def run() -> None:
-            for span in batch.spans if states is not None else ():
-                states.assume(span.row, span.start)
+            if cache is not None:
+                for span in batch.spans:
+                    cache.states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 
