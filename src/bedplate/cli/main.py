@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "bedplate.cli.doctor",
         "What this machine can do with a base: its roofs, ways to run it, the choice.",
     ),
-    "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task, or say what new rows mean for it."),
+    "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),

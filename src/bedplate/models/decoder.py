@@ -12,6 +12,7 @@ from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.embedding import Embedding
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
@@ -34,9 +35,9 @@ class Decoder(Model):
     ) -> None:
         super().__init__()
         self.spec, self.scales = spec, spec.scales or Scales()
-        self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
         self.position_embedding = (
-            nn.Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
+            Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
         )
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))

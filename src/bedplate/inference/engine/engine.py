@@ -13,6 +13,7 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
+from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.grammar import Grammars
@@ -40,7 +41,7 @@ from bedplate.models.specs.cache import cache_layout
 Compute = contextlib.AbstractContextManager[object]
 
 
-class Engine:
+class Engine(Closing):
     """Runs requests on one base.
 
     max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
@@ -334,12 +335,6 @@ class Engine:
         self._forward.close()
         if self.bank is not None:
             self.bank.close()
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:

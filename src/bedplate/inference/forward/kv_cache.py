@@ -263,16 +263,17 @@ class SlotCache:
         """A slot has nothing to give back."""
 
     def attend(self, spans: Sequence[Span]) -> Attend:
-        if self.forgets:
-            self._note(spans)
+        self.note(spans)
         self.states.begin(spans)
         return SlotAttention(self, spans)
 
     def commit(self) -> None:
         self.states.commit()
 
-    def _note(self, spans: Sequence[Span]) -> None:
-        """How far each row is written, which says what its rings hold."""
+    def note(self, spans: Sequence[Span]) -> None:
+        """How far each row will be written by a pass, which says what its rings hold."""
+        if not self.forgets:
+            return
         if len(spans) > 1 or spans[0].start > 0:
             longest = max(span.length for span in spans)
             if longest > self.step:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
@@ -21,7 +22,7 @@ from bedplate.skins.skin import Skin
 from bedplate.text.tokenizer import Tokenizer
 
 
-class LocalModel:
+class LocalModel(Closing):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -141,12 +142,6 @@ class LocalModel:
     def close(self) -> None:
         """Stops the engine's thread."""
         self.engine.close()
-
-    def __enter__(self) -> LocalModel:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _merged(requests: Sequence[Score]) -> list[Score]:

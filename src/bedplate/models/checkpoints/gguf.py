@@ -17,6 +17,7 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
 from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header
+from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -58,20 +59,20 @@ class GgufReader:
     def get(self, name: str) -> Tensor:
         """One tensor as float32."""
         tensor, shape = self._tensors[name], self.shape(name)
-        found = np.empty(shape, np.float32)
-        rows, data = found.reshape(-1, shape[-1]), self._rows(tensor)
-        step, kind = max(1, _CHUNK // shape[-1]), GGMLQuantizationType[tensor.kind]
+        found = torch.empty(shape)
+        rows, data = found.view(-1, shape[-1]), self._rows(tensor)
+        step = max(1, _CHUNK // shape[-1])
         try:
             for begin in range(0, len(rows), step):
                 part = slice(begin, begin + step)
-                rows[part] = gguf.quants.dequantize(data[part], kind).reshape(rows[part].shape)
+                rows[part] = dequantise(tensor.kind, torch.from_numpy(np.array(data[part], copy=True)))
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {tensor.kind}, which cannot be dequantised"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
-        return torch.from_numpy(found)
+        return found
 
     def blocks(self, name: str) -> RawBlocks | None:
         """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
