@@ -65,6 +65,8 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "experts": lambda spec: spec.experts is None,
     "cross_size": lambda spec: spec.cross_size is None,
     "value_tables": lambda spec: spec.value_tables == 0,
+    "sinusoids": lambda spec: not spec.sinusoids,
+    "head_bias": lambda spec: not spec.head_bias,
     "attention_gate": lambda spec: not spec.attention_gate,
     "state": lambda spec: spec.state is None,
     "state_layers": lambda spec: not spec.state_layers,

@@ -28,7 +28,7 @@ from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -72,12 +72,14 @@ class NativeAdapter:
         return ctypes.addressof(self.table)
 
 
-def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why such a model cannot run natively (no compiler, another architecture or layout), or None if it can."""
     if device.type != "cpu":
         return f"the native path is for CPUs, and the model is on {device}"
     if dtype not in _DTYPES:
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if not isinstance(spec, TransformerSpec):
+        return "the native path is for decoders, and this one has an encoder whose states it sees"
     field = refused_field(spec)
     if field is not None:
         return f"the native path cannot do {field} = {getattr(spec, field)!r}"
@@ -120,13 +122,15 @@ class NativeDecoder:
         found = library or load()
         if reason is not None or isinstance(found, str):
             raise UsageError(f"this model cannot run natively: {reason or found}")
+        spec = model.spec
         assert isinstance(model, Decoder)  # what the allowed specs are built as
+        assert isinstance(spec, TransformerSpec)
         self._dtype = model.embedding.weight.dtype
         own = _DTYPES[self._dtype]
         if weights not in (own, "int8", "int4"):
             raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
-        self.spec = model.spec
+        self.spec = spec
         self.threads = threads or torch.get_num_threads()
         self._library, self._model = found, model
         self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
@@ -134,7 +138,7 @@ class NativeDecoder:
         learned = model.position_embedding
         self._learned = None if learned is None else learned.weight.detach().contiguous()
         at = None if self._learned is None else self._learned.data_ptr()
-        shape = shape_of(model.spec, self._dtype, self.threads, weights == own)
+        shape = shape_of(spec, self._dtype, self.threads, weights == own)
         self._handle = found.new(shape, self._embedding.data_ptr(), at)
         if not self._handle:
             raise MemoryError("not enough memory for the native decoder")

@@ -18,6 +18,7 @@ from bedplate.models.families.dense import (
     smollm3,
     starcoder2,
 )
+from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
 
@@ -41,11 +42,16 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,
     ("hf", "modernbert"): modernbert.HF,
+    ("hf", "t5"): t5.HF,
+    ("hf", "bart"): bart.HF,
+    ("hf", "marian"): marian.HF,
 }
 
 
 def in_format(family: Family, format_: str) -> Family | None:
     """The same family in that format, or None where it has none."""
+    if family.key[0] == format_:
+        return family
     return next((FAMILIES[key] for key in (family.key, *family.partners) if key[0] == format_), None)
 
 

@@ -13,10 +13,10 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 Tensors = Sequence[Any]
-Change = Callable[[Tensors, TransformerSpec], Tensors]
+Change = Callable[[Tensors, Any], Tensors]
 Sizes = Callable[[TransformerSpec], Sequence[int]]
 Heads = Callable[[TransformerSpec], int]
 
@@ -57,17 +57,18 @@ class WeightMap:
     """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side.
 
     heads: how names begin that stand beside the body's; where there is such a head, the body's names are written with
-    the first prefix.
+    the first prefix. copies: names under which some files hold the token table once more.
     """
 
     rules: tuple[Rule, ...]
     ignorable: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
-    def steps(self, spec: TransformerSpec) -> Iterator[Step]:
+    def steps(self, spec: TextSpec) -> Iterator[Step]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
-        counts = {"{i}": spec.layers, "{e}": spec.experts.count if spec.experts is not None else 0}
+        counts = {"{i}": spec.deepest, "{e}": spec.experts.count if spec.experts is not None else 0}
         for rule in self.rules:
             sides = "".join(rule.ours), "".join(rule.theirs)
             both = [index for index in counts if index in sides[0] and index in sides[1]]
@@ -83,7 +84,7 @@ class WeightMap:
         """The other format's name without the prefix that it may have."""
         return next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
 
-    def written(self, name: str, spec: TransformerSpec) -> str:
+    def written(self, name: str, spec: TextSpec) -> str:
         """The name as a checkpoint of this spec has it, from the bare one."""
         beside = spec.classifier is None or not self.heads or name.startswith(self.heads)
         return name if beside else self.prefixes[0] + name

@@ -85,8 +85,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
             "attention_dropout": 0.0,
             "mlp_bias": spec.feedforward_bias,
             # Its default is beyond small vocabularies.
-        "pad_token_id": None,
-        "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
+            "pad_token_id": None,
+            "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
             "use_sliding_window": bool(spec.windows),
             "rope_theta": rope.theta,
             "rope_parameters": rope_parameters(rope),
