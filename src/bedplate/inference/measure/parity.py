@@ -94,15 +94,21 @@ def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
     """A random model of transformers; norms and biases are random too, since at their defaults they prove nothing."""
     transformers = _transformers()
     config = transformers.AutoConfig.for_model(family.name, **example)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     [name] = family.to_config(family.to_spec(config.to_dict()))["architectures"]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, name)(config)
-        for parameter in model.parameters():
-            if parameter.requires_grad:  # others are tables that follow from a formula
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for stored in (*model.parameters(), *_stored_buffers(model)):
+            if stored.requires_grad or not isinstance(stored, torch.nn.Parameter):  # others follow from a formula
+                stored.add_(torch.randn_like(stored) * 0.1)
     return model.eval()
+
+
+def _stored_buffers(model: Any) -> list[Tensor]:
+    """What checkpoints hold beside parameters, such as the bias of a router's choice."""
+    state, parameters = model.state_dict(keep_vars=True), {id(one) for one in model.parameters()}
+    return [one for one in state.values() if id(one) not in parameters and one.is_floating_point()]
 
 
 def _transformers() -> Any:

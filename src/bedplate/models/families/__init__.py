@@ -20,6 +20,7 @@ from bedplate.models.families.dense import (
 )
 from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
+from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
@@ -38,6 +39,12 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "smollm3"): smollm3.HF,
     ("hf", "starcoder2"): starcoder2.HF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("hf", "mixtral"): mixtral.HF,
+    ("hf", "qwen3_moe"): qwen3_moe.HF,
+    ("hf", "olmoe"): olmoe.HF,
+    ("hf", "gpt_oss"): gpt_oss.HF,
+    ("hf", "glm4_moe"): glm4_moe.HF,
+    ("hf", "deepseek_v3"): deepseek_v3.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,

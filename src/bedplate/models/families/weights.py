@@ -30,8 +30,9 @@ def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 class Rule:
     """One row: the tensors `theirs` hold what the parameters `ours` do.
 
-    `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
-    one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
+    `{i}` stands for a layer's number and `{e}` for an expert's; `{m}` for that of a module that predicts further tokens
+    (theirs count on from the layers). An index on both sides makes one row of each number; on one side only it
+    stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
     reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
     in which checkpoints store them: one is read by that which fits, and written by the first.
@@ -68,15 +69,17 @@ class WeightMap:
 
     def steps(self, spec: TextSpec) -> Iterator[Step]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
-        counts = {"{i}": spec.deepest, "{e}": spec.experts.count if spec.experts is not None else 0}
+        experts = spec.experts.count if spec.experts is not None else 0
+        counts = {"{i}": spec.deepest, "{e}": experts, "{m}": spec.prediction_modules}
         for rule in self.rules:
             sides = "".join(rule.ours), "".join(rule.theirs)
             both = [index for index in counts if index in sides[0] and index in sides[1]]
             for numbers in product(*(range(counts[index]) for index in both)):
                 given = dict(zip(both, numbers, strict=True))
+                behind = given | {"{m}": given["{m}"] + spec.deepest} if "{m}" in given else given
                 ours, theirs = (
-                    tuple(name for one in side for name in _numbered(one, given, counts))
-                    for side in (rule.ours, rule.theirs)
+                    tuple(name for one in side for name in _numbered(one, numbered, counts))
+                    for side, numbered in ((rule.ours, given), (rule.theirs, behind))
                 )
                 yield Step(ours, theirs, rule)
 
