@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError
-from bedplate.core.files import read_text
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.hub.pull import resolve
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import read_parameters
 from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash, with_dense
-from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.families import Family, find_family

@@ -1,4 +1,4 @@
-"""Directories of sentence-transformers: `modules.json`, what it names, and the two config files beside it, both ways."""
+"""Directories of sentence-transformers: `modules.json`, what it names, and two config files beside it, both ways."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
 
 
 def read_scored(directory: Path, spec: TransformerSpec) -> TransformerSpec:
-    """A cross-encoder's spec, with what its library's newer file says of its scores (version 6; before that it stands in
+    """A cross-encoder's spec, with what its library's newer file says of its scores (version 6; before that it stood in
     `config.json`)."""
     path = directory / _CONFIG
     if spec.classifier is None or not path.is_file():
@@ -140,7 +140,9 @@ def _dense(path: Path) -> Dense:
     fields.only("use_residual", False)
     name = fields.take("activation_function", next(iter(_ACTIVATIONS)))
     if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"{path}: the activation {name!r} is not supported (only {', '.join(_ACTIVATIONS)})")
+        raise UnsupportedModelError(
+            f"{path}: the activation {name!r} is not supported (only {', '.join(_ACTIVATIONS)})"
+        )
     inputs, outputs = int(fields.need("in_features")), int(fields.need("out_features"))
     bias = bool(fields.take("bias", True))
     fields.finish()
@@ -161,8 +163,6 @@ def _texts(directory: Path) -> dict[str, Any]:
     body.only("module_output_name", "token_embeddings")
     body.ignore(("modality_config",))
     body.finish()
-    if longest is None:
-        longest = _optional(directory / "tokenizer_config.json").get("model_max_length")
     own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
     own.only("model_type", "SentenceTransformer")
     own.ignore(("__version__",))
@@ -172,8 +172,7 @@ def _texts(directory: Path) -> dict[str, Any]:
     own.finish()
     Fields({"similarity_fn_name": similarity}, str(directory / _CONFIG)).only("similarity_fn_name", *_SIMILARITIES)
     return {
-        # Tokenizers without a limit write one of 10³⁰.
-        "max_tokens": int(longest) if longest is not None and longest < 10**9 else None,
+        "max_tokens": None if longest is None else int(longest),
         "lower": lower,
         "prompts": tuple((str(name), str(text)) for name, text in prompts.items()),
         "default_prompt": default,

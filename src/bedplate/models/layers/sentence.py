@@ -1,4 +1,4 @@
-"""What a sentence encoder does to a text's pooled states. Shapes: N texts, D features of all poolings, E of the vector."""
+"""What a sentence encoder does to pooled states. Shapes: N texts, D features of all poolings, E of the vector."""
 
 from __future__ import annotations
 
