@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +21,8 @@ from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
+from bedplate.evaluation.suites import SUITES, refusals
 from bedplate.evaluation.suites import items as sets
-from bedplate.evaluation.suites import refusals, text
 from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
@@ -85,12 +86,12 @@ def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Pa
     found = check(guarding(tmp_path), parent, other)
     assert {name: one.holds for name, one in found.items()} == {"retention": False, "loss": False}
     retention = found["retention"]
-    again = mean_drop([r["parent"] for r in retention.rows], [r["child"] for r in retention.rows], range(60))
+    again = mean_drop([r.parent for r in retention.rows], [r.child for r in retention.rows], range(60))
     assert (retention.drop, retention.lower, retention.upper) == (again.value, again.lower, again.upper)
     assert "over 0.02" in retention.reason
     rows = found["loss"].rows
-    assert found["loss"].child == pytest.approx(sum(r["child"] for r in rows) / sum(r["tokens"] for r in rows))
-    assert json.loads(json.dumps(retention.to_json()))["details"]["sets"]["items"]["n"] == 60
+    assert found["loss"].child == pytest.approx(sum(r.child for r in rows) / sum(r.tokens or 0 for r in rows))
+    assert json.loads(json.dumps(retention.model_dump(mode="json")))["details"]["sets"]["items"]["n"] == 60
     reason = broken(list(found.values()))
     assert reason is not None
     assert reason.startswith("its retention guard is broken")
@@ -136,7 +137,8 @@ def test_the_general_text_is_another_where_the_task_trains_on_the_first(tmp_path
         asked.append(source)
         raise UnreachableError("offline")
 
-    monkeypatch.setattr(text, "text_items", read)
+    for name in ("vader-news", "vader-movies"):
+        monkeypatch.setitem(SUITES, name, partial(read, name))  # type: ignore[arg-type]
     for trained_on in ((), ("vader-news",)):
         found = guarding(tmp_path, trained_on, loss={})
         with pytest.raises(UnreachableError):

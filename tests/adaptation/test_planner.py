@@ -152,7 +152,7 @@ def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> N
     assert [one.expected_seconds for one in found] == [None, None, 90.0]
     assert found[2].expected_usd == pytest.approx(0.1)
     assert found[2].usd == pytest.approx(0.12)
-    assert [(one["rung"], one["what"], one["kind"]) for one in planner.not_tried(outcomes)] == [
+    assert [(one.rung, one.what, one.kind) for one in planner.not_tried(outcomes)] == [
         ("majority", "rung", "impossible"),
         ("few_shot", "rung", "budget"),
         ("lora", "part", "budget"),

@@ -83,3 +83,28 @@ def test_generate_streams_what_json_reports(tiny: Path, capsys: pytest.CaptureFi
     code, _, error = run(capsys, "generate", tiny, "x", "--system", "be brief")
     assert code == 2
     assert "--chat" in error
+
+
+def test_convert_tells_the_layout_by_the_name_and_what_was_rounded(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed, _ = run(capsys, "convert", tiny, tmp_path / "b.gguf", "--type", "bf16", "--json")
+    facts = json.loads(printed)
+    assert (code, facts["format"], facts["same_values"], facts["largest_change"]) == (0, "gguf", True, 0.0)
+    code, printed, _ = run(capsys, "convert", tmp_path / "b.gguf", tmp_path / "c", "--dtype", "bfloat16", "--json")
+    facts = json.loads(printed)
+    assert (code, facts["format"], facts["same_values"]) == (0, "hf", True)
+    assert facts["weights_id"] == load_base(tiny).identity.weights_id
+    code, printed, _ = run(capsys, "convert", tmp_path / "c", tmp_path / "d", "--dtype", "float16")
+    assert code == 0
+    assert "of a matrix's largest value at most" in printed or "equal to the source's" in printed
+    wide, rounded = load_base(tiny, dtype="float32"), load_base(tmp_path / "d", dtype="float32")
+    changes = [
+        float((a - b).abs().max() / a.abs().max())
+        for a, b in zip(wide.model.parameters(), rounded.model.parameters(), strict=True)
+    ]
+    code, printed, _ = run(capsys, "convert", tmp_path / "c", tmp_path / "e", "--dtype", "float16", "--json")
+    assert json.loads(printed)["largest_change"] == pytest.approx(max(changes), abs=1e-9)
+    code, _, said = run(capsys, "convert", tmp_path / "c", tmp_path / "f.gguf", "--dtype", "float16")
+    assert code == 2
+    assert "--dtype is for" in said

@@ -19,8 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model import architecture as economics
-from bedplate.economics.model.architecture import decode_flops, parameters, prefill_flops, training_flops_per_token
+from bedplate.economics.model import flops as economics
+from bedplate.economics.model.attention_pairs import causal_pairs, square_pairs, two_sided_pairs
+from bedplate.economics.model.flops import decode_flops, prefill_flops, training_flops_per_token
+from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (
@@ -230,10 +232,10 @@ def test_llama_by_the_usual_formula() -> None:
 def test_pairs_by_counting_them(new: int, cached: int, window: int | None) -> None:
     width = cached + new if window is None else window
     seen = sum(1 for q in range(cached, cached + new) for k in range(cached + new) if k <= q and q - k < width)
-    assert economics.causal_pairs(new, cached, window) == seen
-    assert economics.square_pairs(new, cached, window) == new * min(cached + new, width)
+    assert causal_pairs(new, cached, window) == seen
+    assert square_pairs(new, cached, window) == new * min(cached + new, width)
     both = sum(1 for q in range(new) for k in range(new) if window is None or abs(q - k) <= window // 2)
-    assert economics.two_sided_pairs(new, window) == both
+    assert two_sided_pairs(new, window) == both
 
 
 def test_windows_bound_their_layers_only() -> None:

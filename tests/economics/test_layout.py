@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.table import DEVICES, find_device
-from bedplate.economics.model.architecture import activation_bytes, parameters, resolve
+from bedplate.economics.model.activations import activation_bytes
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
 from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, States, device_bytes, step_time
 from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts

@@ -14,20 +14,18 @@ from tests.economics import tiny
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.architecture import (
+from bedplate.economics.model.activations import activation_bytes, layer_activation_bytes
+from bedplate.economics.model.footprint import (
     BYTES_PER_PARAMETER,
-    activation_bytes,
     experts_touched,
-    gradient_bytes,
     kv_bytes,
     kv_bytes_per_token,
     latent_bytes,
-    layer_activation_bytes,
-    optimizer_bytes,
-    parameters,
     step_weight_bytes,
     weight_bytes,
 )
+from bedplate.economics.model.parameters import parameters
+from bedplate.economics.model.states import gradient_bytes, optimizer_bytes
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec

@@ -10,7 +10,7 @@ from tests.economics import oracles, tiny
 from tests.encoders import ENCODERS, converted
 from tests.tiny import tiny_spec
 
-from bedplate.economics.model.architecture import parameters, weights
+from bedplate.economics.model.parameters import parameters, weights
 from bedplate.models.build import build
 from bedplate.models.specs import TransformerSpec
 from bedplate.models.specs.presets import PRESETS

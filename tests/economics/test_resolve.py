@@ -13,8 +13,9 @@ import pytest
 from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.core.errors import BedplateError, CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.architecture import parameters, resolve
 from bedplate.economics.model.gguf_header import read_gguf_header
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.parameters import parameters
 from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.families import FAMILIES
 from bedplate.models.specs.presets import PRESETS
@@ -104,7 +105,8 @@ def test_damaged_configs_are_one_line(tmp_path: Path, config: object, message: s
 
 def test_resolving_imports_no_torch_and_no_numpy() -> None:
     code = (
-        "import sys; from bedplate.economics.model.architecture import resolve, parameters;"
+        "import sys; from bedplate.economics.model.named_model import resolve;"
+        "from bedplate.economics.model.parameters import parameters;"
         "parameters(resolve('deepseek-v3')[1]);"
         "print(sorted({'torch', 'numpy', 'scipy', 'transformers', 'gguf'} & set(sys.modules)))"
     )

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.mfu import mfu
 from bedplate.economics.hardware.table import DEVICES, find_device
-from bedplate.economics.model.architecture import parameters, resolve, training_flops_per_token
+from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.training_cost import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
 
 H100 = find_device("h100")

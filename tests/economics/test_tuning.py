@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.adapter_size import lora_parameters
-from bedplate.economics.model.architecture import parameters, resolve, training_flops_per_token
+from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.layout_search import DoesNotFit
 from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning, tuning_flops_per_token
 from bedplate.models.specs import TransformerSpec

@@ -90,7 +90,7 @@ def test_layers_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys and values of one size are kept together, whatever layer they are of, and come back where they were."""
     layout = (Kept(0, "kv", 2, 8, 6), Kept(1, "kv", 1, 6, 6), Kept(2, "kv", 2, 8, 8))
     for module in (kv_cache, paged):
-        monkeypatch.setattr(module, "keys_and_values", lambda *_: layout)
+        monkeypatch.setattr(module, "held", lambda *_: layout)
     slots, blocks = SlotCache(tiny_spec(), torch.float32, CPU), PagedCache(tiny_spec(), torch.float32, CPU, 1 << 20)
     generator = torch.Generator().manual_seed(0)
     kept: list[tuple[torch.Tensor, ...]] = []

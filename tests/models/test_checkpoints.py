@@ -21,7 +21,7 @@ from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
-from bedplate.models.families.llama import to_gguf
+from bedplate.models.families.dense.llama import to_gguf
 from bedplate.models.families.weights import interleaved
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Llama3Scaling, Rope

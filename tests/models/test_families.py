@@ -26,7 +26,7 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import read_parameters, write_parameters
 from bedplate.models.checkpoints.export import export_base, export_gguf
-from bedplate.models.families import FAMILIES, Family
+from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.families.weights import (
     Change,
     Rule,
@@ -190,10 +190,10 @@ def test_partners_are_each_others_and_are_there() -> None:
         assert family.key == key
         for partner in family.partners:
             assert key in FAMILIES[partner].partners
-            assert family.in_format(partner[0]) is FAMILIES[partner]
+            assert in_format(family, partner[0]) is FAMILIES[partner]
             assert FAMILIES[partner].name == family.name
-        assert family.in_format(key[0]) is family
-        assert family.in_format("no such format") is None
+        assert in_format(family, key[0]) is family
+        assert in_format(family, "no such format") is None
 
 
 def test_a_partner_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

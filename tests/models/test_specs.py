@@ -13,6 +13,7 @@ from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.core.files import sha256_json
+from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (
@@ -186,8 +187,6 @@ def test_impossible_parts_are_refused() -> None:
 NOT_BUILT: dict[str, Any] = {
     "relative_bias": RelativeBias(),
     "relative_projection": True,
-    "latent": LATENT,
-    "experts": Experts(4, 2, 16),
     "cross_size": 48,
     "value_tables": 1,
     "prediction_modules": 1,
@@ -198,8 +197,8 @@ READ = {
     *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales"),
-    *("position_offset", "classifier"),
+    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent", "experts"),
+    *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
 }
 
 
@@ -212,8 +211,7 @@ def test_every_field_is_built_or_refused() -> None:
 
 @pytest.mark.parametrize("field", NOT_BUILT)
 def test_what_no_module_does_is_not_built(field: str) -> None:
-    heads = {"kv_heads": 6, "head_dim": 12} if field == "latent" else {}
-    spec = tiny_spec(**heads, **{field: NOT_BUILT[field]})
+    spec = tiny_spec(**{field: NOT_BUILT[field]})
     with pytest.raises(UnsupportedModelError, match=f"a decoder with {field} = "):
         build(spec, device="meta")
 
@@ -222,6 +220,7 @@ def test_what_no_module_does_is_not_built(field: str) -> None:
     ("spec", "field"),
     [
         (tiny_spec(activation="clamped_silu"), "activation"),
+        (tiny_spec(activation="clamped_silu", experts=Experts(4, 2, 16, first_dense=1)), "activation"),
         (tiny_spec(token_types=2), "token_types"),
         (tiny_spec(pooler=True), "pooler"),
         (tiny_spec(classifier=Classifier(("a", "b"))), "classifier"),
@@ -256,8 +255,11 @@ def test_saying_what_is_done_anyway_changes_nothing() -> None:
     build(encoder_spec(position_rows=512, embedding_norm=True, final_norm=False), device="meta")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PRESETS if name.startswith(("llama", "smollm2", "bert", "minilm", "modernbert"))]
-)
+BUILT = ("llama", "smollm2", "bert", "minilm", "modernbert", "mixtral", "qwen3", "deepseek", "gpt-oss")
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(BUILT)])
 def test_presets_of_supported_families_are_built(name: str) -> None:
-    build(PRESETS[name].spec, device="meta")
+    """With as many parameters as are counted of it."""
+    spec = PRESETS[name].spec
+    assert sum(p.numel() for p in build(spec, device="meta").parameters()) == parameters(spec).total

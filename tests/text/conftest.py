@@ -48,6 +48,15 @@ def llamacpp() -> dict[str, Any]:
     return stored
 
 
+@pytest.fixture(scope="session")
+def llamacpp_sentencepiece() -> dict[str, Any]:
+    """The same of SentencePiece vocabularies."""
+    stored = json.loads(gzip.decompress((FIXTURES / "gemma3_llamacpp_ids.json.gz").read_bytes()))
+    module = load("strings")
+    assert module.strings_hash(module.varied_strings()) == stored["strings"], "run fixtures/make_llamacpp_ids.py again"
+    return stored
+
+
 def small_fields(llamacpp: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
     """GGUF metadata of the small vocabulary with a pre-tokenizer's name."""
     fields = {**llamacpp["small"], "pre": name, **more}

@@ -38,6 +38,7 @@ from bedplate.evaluation.task_row import PredictionLike
 from bedplate.inference.predict.composed import CascadePredictor
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.report.schema_plan import Formats
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin
 
@@ -104,7 +105,7 @@ class _Ladder:
         chosen = planner.order(chosen_rungs(self.spec), rules.favoured(self.expectations))
         self.candidates = {one.name: one for one in candidates_of(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
-        self.formats: dict[str, formats.Chosen] = {}
+        self.formats: dict[str, Formats] = {}
         """What became of the formats of candidates that they were looked at for."""
 
     def climb(self) -> Report:

@@ -21,18 +21,24 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    skin: Annotated[str, typer.Argument(help="A skin's directory, or for search a base.", show_default=False)],
+    skin: Annotated[
+        str, typer.Argument(help="A skin's directory, or for search and suites a base.", show_default=False)
+    ],
     rows: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="TASK.yaml|NEW.jsonl", help="The task file, or new rows (.jsonl, .csv, .tsv).", show_default=False
         ),
-    ],
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,
     task: Annotated[
         Path | None, typer.Option(help="New rows: the task file. By default that of the run which made the skin.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write everything as JSON here, every row included.")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Of a suite: so many items at most. Default: all.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, over the task file.")] = None,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
@@ -40,17 +46,28 @@ def evaluate(
     allow_other_weights: AllowOtherWeights = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
-    """Score a skin on a split of a task: estimate, interval, and where it is wrong.
+    """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
 
     With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
     and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to
     climb again, in one sentence. A skin that is looked at again and again is still called wrong by chance in at most 5%
     of cases: the j-th look may make 0.6/j² of that error, and the same rows are no new look.
 
+    With --suite, what a base can do besides its tasks: piqa, openbookqa, commonsenseqa, boolq (core is these four;
+    accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.
+
     \b
       bedplate evaluate runs/x/skins/lora task.yaml --split test
       bedplate evaluate runs/x/skins/lora october.jsonl
+      bedplate evaluate smollm2-135m --suite core --limit 300
     """
+    if suite:
+        if rows is not None or split is not None or task is not None or overrides or allow_other_weights:
+            raise UsageError("--suite takes a base alone; of the other options only --limit, --out, --json and its way")
+        _on_suites(skin, suite, limit, (dtype, weights, kernel), out, as_json)
+        return
+    if rows is None or limit is not None:
+        raise UsageError("give a task file or new rows beside the skin, or --suite NAME (and --limit) of a base")
     loading = {"dtype": dtype, "weights": weights, "kernel": kernel, "allow_other_weights": allow_other_weights}
     if rows.suffix.lower() in (".yaml", ".yml"):
         if task is not None:
@@ -91,6 +108,38 @@ def _on_split(
         print(json.dumps({key: value for key, value in report.items() if key != "rows"}, allow_nan=False))
         return
     _show(result, data)
+    if out is not None:
+        print(f"written to {out}")
+
+
+def _on_suites(
+    base: str, names: Sequence[str], limit: int | None, way: tuple[Any, Any, Any], out: Path | None, as_json: bool
+) -> None:
+    from bedplate.evaluation.suites.items import CORE
+    from bedplate.evaluation.suites.measured import need_suite, run_suite
+    from bedplate.inference.predict.opening import Asked, open_base
+    from bedplate.inference.ways.threads import use_cores
+
+    wanted = list(dict.fromkeys(one for name in names for one in (CORE if name == "core" else (name,))))
+    for name in wanted:
+        need_suite(name)
+    use_cores()
+    with open_base(base, Asked(*way)).model() as model:
+        found = {name: run_suite(model, name, limit) for name in wanted}
+        held = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
+    report: dict[str, Any] = held | {"suites": {name: one.to_json() for name, one in found.items()}}
+    _write(report, out)
+    if as_json:
+        print(json.dumps(report, allow_nan=False))
+        return
+    from rich.table import Table
+
+    table = Table("suite", "measure", "value", "95% interval", "n", "groups", box=None)
+    for name, result in found.items():
+        for measure, one in result.measures.items():
+            between = "" if one.interval is None else f"{one.interval[0]:.3f}-{one.interval[1]:.3f}"
+            table.add_row(name, measure, f"{one.value:.3f}", between, str(one.n), str(one.groups))
+    console().print(table)
     if out is not None:
         print(f"written to {out}")
 

@@ -35,6 +35,19 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a base as a Hugging Face directory or a GGUF file, read it back, and show who it is."""
+    write_out(base, out, file_format, dtype, matrix_type, shard_gb, as_json)
+
+
+def write_out(
+    base: str,
+    out: Path,
+    file_format: Literal["hf", "gguf"],
+    dtype: str | None,
+    matrix_type: str | None,
+    shard_gb: float,
+    as_json: bool,
+) -> None:
+    """Writes it, reads it back, compares the values, and prints what it is."""
     _check(out, file_format, dtype, matrix_type, shard_gb)
     from bedplate.models.checkpoints.base import load_base, locate
     from bedplate.models.checkpoints.export import export_base, export_gguf
@@ -57,7 +70,8 @@ def export(
     for key in ("weights_id", "tokenizer_id", "template_id", "equivalent_of"):
         if facts[key] is not None:
             print(f"{key:<14} {facts[key]}")
-    print("values         " + ("equal to the source's" if facts["same_values"] else f"rounded to {facts['stored']}"))
+    rounded = f"rounded to {facts['stored']}, by {facts['largest_change']:.2g} of a matrix's largest value at most"
+    print("values         " + ("equal to the source's" if facts["same_values"] else rounded))
 
 
 def _check(out: Path, file_format: str, dtype: str | None, matrix_type: str | None, shard_gb: float) -> None:
@@ -76,9 +90,11 @@ def _check(out: Path, file_format: str, dtype: str | None, matrix_type: str | No
 
 def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:
     from bedplate.models.checkpoints.base import parameter_count
+    from bedplate.models.checkpoints.conversion import largest_change
 
     files = [out] if out.is_file() else sorted(path for path in out.iterdir() if path.is_file())
     identity = written.identity
+    same = identity.weights_id == source.identity.weights_id
     return {
         "out": str(out),
         "format": written.family.key[0],
@@ -91,5 +107,6 @@ def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:
         "tokenizer_id": identity.tokenizer_id,
         "template_id": identity.template_id,
         "equivalent_of": identity.equivalent_of,
-        "same_values": identity.weights_id == source.identity.weights_id,
+        "same_values": same,
+        "largest_change": 0.0 if same else largest_change(source.model, written.model),
     }

@@ -35,113 +35,78 @@ class BedplateError(Exception):
     status: int = 500
     code: str = "internal_error"
 
+    def __init_subclass__(
+        cls, *, exit_code: int | None = None, status: int | None = None, code: str | None = None
+    ) -> None:
+        """What is not given is the parent's."""
+        super().__init_subclass__()
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+        cls.status = cls.status if status is None else status
+        cls.code = cls.code if code is None else code
+
     @property
     def message(self) -> str:
         return str(self)
 
 
-class UsageError(BedplateError):
+class UsageError(BedplateError, exit_code=2, status=400, code="usage_error"):
     """A call or a command line that cannot be carried out as asked."""
 
-    exit_code = 2
-    status = 400
-    code = "usage_error"
 
-
-class ConfigError(BedplateError):
+class ConfigError(BedplateError, exit_code=2, status=400, code="invalid_config"):
     """A task, run or config file that does not validate."""
 
-    exit_code = 2
-    status = 400
-    code = "invalid_config"
 
-
-class DataError(BedplateError):
+class DataError(BedplateError, status=400, code="invalid_data"):
     """Rows, encodings, labels or splits that cannot be used."""
 
-    status = 400
-    code = "invalid_data"
 
-
-class HubError(BedplateError):
+class HubError(BedplateError, code="hub_error"):
     """An item could not be pulled."""
 
-    code = "hub_error"
 
-
-class UnknownItemError(HubError):
+class UnknownItemError(HubError, exit_code=2, status=404, code="unknown_item"):
     """No catalogue item, file or directory has this name."""
 
-    exit_code = 2
-    status = 404
-    code = "unknown_item"
 
-
-class UnreachableError(HubError):
+class UnreachableError(HubError, status=503, code="unreachable"):
     """The package index or the hub cannot be reached."""
 
-    status = 503
-    code = "unreachable"
 
-
-class LicenceError(HubError):
+class LicenceError(HubError, exit_code=2, status=403, code="licence_not_accepted"):
     """The item's licence must be accepted before it is pulled."""
 
-    exit_code = 2
-    status = 403
-    code = "licence_not_accepted"
 
-
-class HashMismatchError(HubError):
+class HashMismatchError(HubError, code="hash_mismatch"):
     """What arrived does not have the pinned sha256."""
 
-    code = "hash_mismatch"
 
-
-class CheckpointError(BedplateError):
+class CheckpointError(BedplateError, code="invalid_checkpoint"):
     """A checkpoint's files are missing, truncated or inconsistent."""
 
-    code = "invalid_checkpoint"
 
-
-class UnsupportedModelError(CheckpointError):
+class UnsupportedModelError(CheckpointError, code="unsupported_model"):
     """An architecture, or a field of its config, that no family can express."""
 
-    code = "unsupported_model"
 
-
-class TokenizerError(BedplateError):
+class TokenizerError(BedplateError, code="invalid_tokenizer"):
     """A tokenizer's files or vocabulary cannot be used."""
 
-    code = "invalid_tokenizer"
 
-
-class TemplateError(TokenizerError):
+class TemplateError(TokenizerError, status=400, code="invalid_template"):
     """A chat or prompt template failed, or went over its caps."""
 
-    status = 400
-    code = "invalid_template"
 
-
-class SkinError(BedplateError):
+class SkinError(BedplateError, status=400, code="invalid_skin"):
     """A skin's files do not verify, or the base is not the skin's own."""
 
-    status = 400
-    code = "invalid_skin"
 
-
-class TrainingError(BedplateError):
+class TrainingError(BedplateError, code="training_error"):
     """A training run cannot start, go on or resume."""
 
-    code = "training_error"
 
-
-class RequestError(BedplateError):
+class RequestError(BedplateError, exit_code=2, status=400, code="invalid_request"):
     """One inference request is wrong; no other request is affected."""
-
-    exit_code = 2
-    status = 400
-    code = "invalid_request"
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -150,37 +115,24 @@ class RequestError(BedplateError):
             self.code = code
 
 
-class ContextLengthExceeded(RequestError):
+class ContextLengthExceeded(RequestError, code="context_length_exceeded"):
     """Prompt plus requested output do not fit the model's context."""
 
-    code = "context_length_exceeded"
 
-
-class UnknownModelError(RequestError):
+class UnknownModelError(RequestError, status=404, code="model_not_found"):
     """No model or skin of this name is being served."""
 
-    status = 404
-    code = "model_not_found"
 
-
-class DeadlineError(BedplateError):
+class DeadlineError(BedplateError, status=504, code="deadline_exceeded"):
     """A request did not end before its deadline."""
 
-    status = 504
-    code = "deadline_exceeded"
 
-
-class BusyError(BedplateError):
+class BusyError(BedplateError, status=429, code="queue_full"):
     """The queue is full."""
 
-    status = 429
-    code = "queue_full"
 
-
-class EndpointError(BedplateError):
+class EndpointError(BedplateError, code="endpoint_error"):
     """A server of remote models was not reached, refused the key, failed, or broke off. `status`: its own, or 502."""
-
-    code = "endpoint_error"
 
     def __init__(self, message: str, *, status: int = 502) -> None:
         super().__init__(message)

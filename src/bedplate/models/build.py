@@ -23,11 +23,11 @@ _BLOCKS = frozenset(
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers"),
+        *("attention_sinks", "rope_layers", "latent", "experts", "attention_gate"),
     )
 )
 _READ = {
-    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales"},
+    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
     "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
 
@@ -52,7 +52,7 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     """The first field that asks for what neither Decoder nor Encoder does, or None if the spec can be built."""
     wrong = {
         "kind": spec.kind not in _READ,
-        "activation": spec.activation not in ACTIVATIONS,
+        "activation": spec.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
         "token_types": spec.token_types > 0 and spec.kind == "decoder",
         "pooler": spec.pooler and spec.kind == "decoder",
         # Both parts would be normalised after the sum.
@@ -65,3 +65,10 @@ def unbuildable(spec: TransformerSpec) -> str | None:
         return found
     later = (field for field in fields(spec) if field.name not in _READ[spec.kind] | wrong.keys())
     return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
+
+
+def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
+    """gpt-oss's gate is one of the experts'; a dense feed-forward does not have it."""
+    part = spec.experts
+    experts_only = part is not None and not part.shared_size and all(map(spec.has_experts, range(spec.layers)))
+    return spec.activation == "clamped_silu" and spec.gated and experts_only

@@ -12,9 +12,11 @@ from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.embedding import Embedding
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
+from bedplate.models.layers.routing import listening
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -33,9 +35,9 @@ class Decoder(Model):
     ) -> None:
         super().__init__()
         self.spec, self.scales = spec, spec.scales or Scales()
-        self.embedding = nn.Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
         self.position_embedding = (
-            nn.Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
+            Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
         )
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
@@ -62,8 +64,9 @@ class Decoder(Model):
         x_BTD = self._embedded(inputs, positions_BT)
         by = self._rotations.at(positions_BT, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
-        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
+        with listening() as routings:
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""

@@ -13,6 +13,7 @@ from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.classifier import ClassifierHead
+from bedplate.models.layers.embedding import Embedding
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
@@ -44,9 +45,9 @@ class Encoder(Model):
         hidden = spec.hidden_size
 
         def table(rows: int) -> nn.Embedding | None:
-            return nn.Embedding(rows, hidden, device=device, dtype=dtype) if rows else None
+            return Embedding(rows, hidden, device=device, dtype=dtype) if rows else None
 
-        self.embedding = nn.Embedding(spec.vocab_size, hidden, device=device, dtype=dtype)
+        self.embedding = Embedding(spec.vocab_size, hidden, device=device, dtype=dtype)
         self.position_embedding = table(spec.positions)
         self.token_type_embedding = table(spec.token_types)
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else nn.Identity()

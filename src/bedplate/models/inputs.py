@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.layers.routing import Routing
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -49,10 +51,12 @@ class Inputs:
 
 @dataclass
 class Outputs:
-    """hidden: [B, T, D] after the last norm (or after `depth` blocks, before it); captured: name → [B, T, D]."""
+    """hidden: [B, T, D] after the last norm (or after `depth` blocks, before it); captured: name → [B, T, D]. aux: what
+    each layer with experts did with the tokens."""
 
     hidden: Tensor
     captured: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    aux: tuple[Routing, ...] = ()
 
 
 def segment_positions(segments: Tensor) -> Tensor:

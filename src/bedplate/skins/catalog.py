@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import BedplateError, DataError, UnknownItemError, UsageError
 from bedplate.core.files import bedplate_home, file_lock, sha256_file
 from bedplate.models.checkpoints.identity import Identity
@@ -74,7 +74,7 @@ class Rebuilt:
     problems: list[str] = field(default_factory=list[str])
 
 
-class Catalog:
+class Catalog(Closing):
     """An open catalogue. One object belongs to one thread; open another one for another thread or process."""
 
     def __init__(self, path: Path) -> None:
@@ -119,14 +119,6 @@ class Catalog:
 
     def close(self) -> None:
         self._connection.close()
-
-    def __enter__(self) -> Catalog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- recording
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
+from bedplate.adapters import ADAPTERS
 from bedplate.adapters.soft_prompt import prompt_peft_files
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_directory
@@ -49,7 +49,7 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None) -> lis
     files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
     if skin.lora is not None:
         own = skin_files(skin)
-        files |= {name: own[name] for name in (CONFIG_FILE, TENSORS_FILE)}
+        files |= {name: own[name] for name in ADAPTERS["lora"].files}
     if skin.soft_prompt is not None:
         loaded = load_base(base or skin.base.name, device="cpu")
         verify_skin(skin, loaded, allow_other_weights=True)

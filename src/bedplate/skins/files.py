@@ -12,9 +12,10 @@ from itertools import chain
 from pathlib import Path
 from typing import cast
 
+from bedplate.adapters import ADAPTERS
 from bedplate.adapters.head import HEAD_FILE, read_head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft
+from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.errors import BedplateError, SkinError
@@ -46,11 +47,11 @@ from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart,
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 _OF_PART = {
-    "lora": (CONFIG_FILE, TENSORS_FILE),
-    "soft_prompt": (SOFT_PROMPT_FILE,),
+    "lora": ADAPTERS["lora"].files,
+    "soft_prompt": ADAPTERS["soft_prompt"].files,
     "knn": (VECTORS_FILE, ROWS_FILE),
     "retrieval": (VECTORS_FILE, PASSAGES_FILE),
-    "probe": (HEAD_FILE,),
+    "probe": ADAPTERS["head"].files,
 }
 """The files of a part, all of which are there where it is."""
 _KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_iterable(_OF_PART.values())))

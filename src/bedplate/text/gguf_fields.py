@@ -8,63 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from bedplate.core.errors import TokenizerError
+from bedplate.text import sentencepiece
 from bedplate.text.decoding import state
+from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from bedplate.text.tokenizer_parts import TokenizerParts
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-@dataclass(frozen=True)
-class PreTokenizer:
-    """`splits`: regular expressions applied one after the other, matches and gaps both being pieces. `digits`: each
-    numeral alone, first. `byte_regex`: GPT-2's expression, last. `whole_words`: a piece that is in the vocabulary is
-    one token without merges. `bos`: whether a file that does not say adds the BOS token."""
-
-    splits: tuple[str, ...] = ()
-    digits: bool = False
-    byte_regex: bool = False
-    whole_words: bool = False
-    bos: bool = False
-
-    def build(self) -> pre_tokenizers.PreTokenizer:
-        steps: list[pre_tokenizers.PreTokenizer] = []
-        if self.digits:
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
-        steps.extend(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.splits)
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.byte_regex))
-        return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
-
-
-_BY_GPT2 = PreTokenizer(byte_regex=True)
-_BY_DIGITS = PreTokenizer(digits=True, byte_regex=True)
-_BY_LLAMA3 = PreTokenizer(splits=(_LLAMA3,), whole_words=True, bos=True)
-
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {
-    "default": PreTokenizer(splits=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
-    "gpt-2": _BY_GPT2,
-    "gpt2": _BY_GPT2,
-    "phi-2": _BY_GPT2,
-    "smollm": _BY_DIGITS,
-    "starcoder": _BY_DIGITS,
-    "refact": _BY_DIGITS,
-    "command-r": _BY_DIGITS,
-    "llama-bpe": _BY_LLAMA3,
-    "llama3": _BY_LLAMA3,
-    "llama-v3": _BY_LLAMA3,
-    "qwen2": PreTokenizer(splits=(_QWEN2,)),
-    "deepseek-r1-qwen": PreTokenizer(splits=(_QWEN2,)),
-}
 
 _ROLE_KEYS = {
     "bos_token": "bos_token_id",
@@ -75,30 +29,33 @@ _ROLE_KEYS = {
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
-_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+_FURTHER_ENDS = ("eot_token_id", "eom_token_id")
+# Of a SentencePiece file that does not say.
+_SENTENCEPIECE_IDS = {
+    f"tokenizer.ggml.{key}": index for key, index in (("unknown_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2))
+}
 
 
 def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") -> TokenizerParts:
     """`fields`: GGUF metadata as Python values. Raises TokenizerError for what is missing, inconsistent or unknown."""
     model = _field(fields, "model", str, source)
-    if model != "gpt2":
-        raise TokenizerError(
-            f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE). Load the model's "
-            "Hugging Face directory with its tokenizer.json instead"
-        )
-    name = str(fields.get("tokenizer.ggml.pre", "default"))
-    pre_tokenizer = PRE_TOKENIZERS.get(name)
-    if pre_tokenizer is None:
-        raise TokenizerError(
-            f"{source}: the pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}. Load the model's "
-            "Hugging Face directory with its tokenizer.json instead"
-        )
     tokens, types = _tokens(fields, source)
-    backend = _byte_level_bpe(tokens, types, _merges(fields, tokens, source), pre_tokenizer)
-    ids = _role_ids(fields, len(tokens), source)
-    _add_ends(backend, tokens, ids, fields, pre_tokenizer, source)
+    if model == "gpt2":
+        pre_tokenizer = _pre_tokenizer(fields, source)
+        backend = _byte_level_bpe(tokens, _merges(fields, tokens, source), pre_tokenizer)
+        ids, bos = _role_ids(fields, len(tokens), source), pre_tokenizer.bos
+    elif model == "llama":
+        backend = _sentencepiece(fields, tokens, types, source)
+        ids, bos = _role_ids(_SENTENCEPIECE_IDS | dict(fields), len(tokens), source), True
+    else:
+        raise TokenizerError(
+            f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
+            "(SentencePiece). Load the model's Hugging Face directory with its tokenizer.json instead"
+        )
+    _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
+    _add_ends(backend, tokens, ids, fields, bos, source)
     template = fields.get("tokenizer.chat_template")
-    ends = [fields.get(f"tokenizer.ggml.{key}") for key in _END_KEYS]
+    ends = [ids.get("eos_token"), *(fields.get(f"tokenizer.ggml.{key}") for key in _FURTHER_ENDS)]
     return TokenizerParts(
         backend=backend,
         roles={role: tokens[index] for role, index in ids.items()},
@@ -146,19 +103,57 @@ def _merges(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> li
     return merges
 
 
-def _byte_level_bpe(
-    tokens: Sequence[str], types: Sequence[int], merges: list[tuple[str, str]], pre_tokenizer: PreTokenizer
-) -> Tokenizer:
+def _pre_tokenizer(fields: Mapping[str, Any], source: str) -> PreTokenizer:
+    name = str(fields.get("tokenizer.ggml.pre", "default"))
+    found = PRE_TOKENIZERS.get(name)
+    if found is None:
+        raise TokenizerError(
+            f"{source}: the pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}. Load the model's "
+            "Hugging Face directory with its tokenizer.json instead"
+        )
+    return found
+
+
+def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_tokenizer: PreTokenizer) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre_tokenizer.whole_words))
     backend.pre_tokenizer = pre_tokenizer.build()
     backend.decoder = decoders.ByteLevel()
-    added: list[AddedToken] = []
-    for token, kind in zip(tokens, types, strict=True):
-        if token and kind in (CONTROL, UNKNOWN, USER_DEFINED):
-            added.append(AddedToken(token, special=kind != USER_DEFINED, normalized=False))
-    backend.add_tokens(added)
     return backend
+
+
+def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+    scores = [float(score) for score in _field(fields, "scores", list, source)]
+    if len(scores) != len(tokens):
+        raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+    known = set(tokens)
+    missing = [token for token in sentencepiece.byte_tokens() if token not in known]
+    if missing:
+        raise TokenizerError(
+            f"{source}: the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does "
+            "with unknown characters is not known"
+        )
+    joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
+    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    return sentencepiece.build(tokens, scores, joined, unknown, prefix)
+
+
+def _add_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int], name: str) -> None:
+    """Tokens that are matched whole. Phi-3's swallow the white space after them; its files say that by name only."""
+    swallows = any(part in name.lower() for part in ("phi-3", "phi3"))
+    backend.add_tokens(
+        [
+            AddedToken(token, special=kind != USER_DEFINED, normalized=False, rstrip=swallows and _swallows(token))
+            for token, kind in zip(tokens, types, strict=True)
+            if token and kind in (CONTROL, UNKNOWN, USER_DEFINED)
+        ]
+    )
+
+
+def _swallows(token: str) -> bool:
+    """Whether the token swallows white space in files of Phi-3."""
+    return token not in ("<unk>", "<s>", "<|endoftext|>")
 
 
 def _role_ids(fields: Mapping[str, Any], size: int, source: str) -> dict[str, int]:
@@ -178,10 +173,10 @@ def _add_ends(
     tokens: Sequence[str],
     ids: Mapping[str, int],
     fields: Mapping[str, Any],
-    pre_tokenizer: PreTokenizer,
+    adds_bos: bool,
     source: str,
 ) -> None:
-    bos = bool(fields.get("tokenizer.ggml.add_bos_token", pre_tokenizer.bos))
+    bos = bool(fields.get("tokenizer.ggml.add_bos_token", adds_bos))
     eos = bool(fields.get("tokenizer.ggml.add_eos_token", False))
     pieces: list[str] = []
     named: list[tuple[str, int]] = []
@@ -199,17 +194,36 @@ def _add_ends(
 
 
 def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
-    """The `tokenizer.*` metadata of a GGUF file for a byte-level BPE tokenizer whose pre-tokenizer is in the table.
+    """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table and
+    for SentencePiece ones whose merges follow from scores.
 
     Raises TokenizerError where the format (as supported here) cannot say what the tokenizer does."""
     content = json.loads(parts.backend.to_str())
-    model = content["model"]
-    name = _pre_tokenizer_name(content)
-    if model["type"] != "BPE" or content["normalizer"] is not None or name is None:
-        raise TokenizerError(
-            f"{parts.source}: only byte-level BPE tokenizers with a pre-tokenizer of {', '.join(PRE_TOKENIZERS)} and "
-            "no normalizer can be written into a GGUF file; export a Hugging Face directory instead"
-        )
+    tokens, types = _written_tokens(parts)
+    if sentencepiece.is_one(content):
+        scores, prefix = sentencepiece.scores_of(content, tokens, parts.source)
+        bytes_ = set(sentencepiece.byte_tokens())
+        unknown = content["model"]["unk_token"]
+        named = {**dict.fromkeys(bytes_, BYTE), unknown: UNKNOWN}
+        types = [named.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
+        own = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+    else:
+        merges = [" ".join(pair) for pair in content["model"].get("merges", ())]
+        own = {"model": "gpt2", "pre": _known_name(content, parts.source), "merges": merges, "add_space_prefix": False}
+    fields: dict[str, Any] = {**own, "tokens": tokens, "token_type": types, **_written_ends(parts, content)}
+    for role, key in _ROLE_KEYS.items():
+        if (index := parts.role_id(role)) is not None:
+            fields[key] = index
+    for key, index in zip(_FURTHER_ENDS, parts.eos_ids[1:], strict=False):
+        fields[key] = index
+    result = {f"tokenizer.ggml.{key}": value for key, value in fields.items()} | _written_name(parts)
+    if parts.template is not None:
+        result["tokenizer.chat_template"] = parts.template
+    return result
+
+
+def _written_tokens(parts: TokenizerParts) -> tuple[list[str], list[int]]:
+    """Every id's token and type; ids without a token are unused ones."""
     by_id = {index: token for token, index in parts.backend.get_vocab(with_added_tokens=True).items()}
     added = parts.backend.get_added_tokens_decoder()
     tokens: list[str] = []
@@ -218,31 +232,39 @@ def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
         tokens.append(by_id.get(index, f"[PAD{index}]"))
         kind = UNUSED if index not in by_id else NORMAL
         types.append((CONTROL if added[index].special else USER_DEFINED) if index in added else kind)
-    fields: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": name,
-        "tokens": tokens,
-        "token_type": types,
-        "merges": [" ".join(pair) for pair in model["merges"]],
-        "add_bos_token": False,
-        "add_eos_token": False,
-        "add_space_prefix": False,
-    }
+    return tokens, types
+
+
+def _written_name(parts: TokenizerParts) -> dict[str, str]:
+    """The name that a file needs whose added tokens swallow white space."""
+    added = parts.backend.get_added_tokens_decoder().values()
+    if not any(token.lstrip or token.rstrip for token in added):
+        return {}
+    if any(token.lstrip or token.rstrip != _swallows(token.content) for token in added):
+        raise TokenizerError(f"{parts.source}: some added tokens swallow white space beside them; GGUF cannot say that")
+    return {"general.name": "Phi-3"}
+
+
+def _written_ends(parts: TokenizerParts, content: Mapping[str, Any]) -> dict[str, bool]:
+    ends = {"add_bos_token": False, "add_eos_token": False}
     if content["post_processor"] is not None:
-        ends = parts.backend.encode("", add_special_tokens=True).ids
-        fields["add_bos_token"] = parts.role_id("bos_token") in ends[:1]
-        fields["add_eos_token"] = parts.role_id("eos_token") in ends[1:] or ends == [parts.role_id("eos_token")]
-        if len(ends) != fields["add_bos_token"] + fields["add_eos_token"]:
+        ids = parts.backend.encode("", add_special_tokens=True).ids
+        ends["add_bos_token"] = parts.role_id("bos_token") in ids[:1]
+        ends["add_eos_token"] = parts.role_id("eos_token") in ids[1:] or ids == [parts.role_id("eos_token")]
+        if len(ids) != sum(ends.values()):
             raise TokenizerError(f"{parts.source}: its post-processor adds more than BOS and EOS; GGUF cannot say that")
-    for role, key in _ROLE_KEYS.items():
-        if (index := parts.role_id(role)) is not None:
-            fields[key] = index
-    for key, index in zip(("eot_token_id", "eom_token_id"), parts.eos_ids[1:], strict=False):
-        fields[key] = index
-    result = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
-    if parts.template is not None:
-        result["tokenizer.chat_template"] = parts.template
-    return result
+    return ends
+
+
+def _known_name(content: Mapping[str, Any], source: str) -> str:
+    name = _pre_tokenizer_name(content)
+    if content["model"]["type"] != "BPE" or content["normalizer"] is not None or name is None:
+        raise TokenizerError(
+            f"{source}: only byte-level BPE tokenizers with a pre-tokenizer of {', '.join(PRE_TOKENIZERS)} and no "
+            "normalizer, and SentencePiece ones, can be written into a GGUF file; export a Hugging Face directory "
+            "instead"
+        )
+    return name
 
 
 def _pre_tokenizer_name(content: Mapping[str, Any]) -> str | None:

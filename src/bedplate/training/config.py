@@ -6,12 +6,27 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from bedplate.core.config import Grown
+from bedplate.core.config import Grown, Strict
 from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 _NO_MATTER = ("save_steps", "save_seconds", "log_steps")
+
+
+class RouterConfig(Strict):
+    """What a model with experts is taught so that they share the work, beside the objective.
+
+    balance: weight of the auxiliary loss (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4) of each
+    document (DeepSeek-V3, https://arxiv.org/abs/2412.19437, equation 17); with k experts a token it is at least k.
+    z: weight of the squared log of the sum that router logits are divided by (ST-MoE, https://arxiv.org/abs/2202.08906,
+    equation 5). bias_rate: by how much each step moves the selection bias of an expert that had more or fewer tokens
+    than the mean (https://arxiv.org/abs/2408.15664).
+    """
+
+    balance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    z: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    bias_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class TrainConfig(Grown):
@@ -22,9 +37,10 @@ class TrainConfig(Grown):
     steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
     log_steps: so many steps are read back from the device and written together, a line each, and checked then.
     dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
+    router: of models with experts.
     """
 
-    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps")
+    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps", "router")
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: ScheduleName = "cosine"
@@ -42,6 +58,7 @@ class TrainConfig(Grown):
     save_seconds: Annotated[float, Field(gt=0)] | None = 60.0
     log_steps: Annotated[int, Field(ge=1)] = 1
     dtype: Asked = "auto"
+    router: RouterConfig = RouterConfig()
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

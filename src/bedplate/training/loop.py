@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.models.layers.routing import listening
 from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.batch import MicroBatch
 from bedplate.training.computing import computing, lacks_room, of_one_dtype
 from bedplate.training.config import TrainConfig
 from bedplate.training.interrupts import Interrupts
 from bedplate.training.metrics_log import MetricsLog
-from bedplate.training.objectives import AnyModel, Models, Objective
+from bedplate.training.objectives import AnyModel, Models, Objective, Term
 from bedplate.training.optimizers import NamedParameters, Optimization
 from bedplate.training.random_states import random_states, seeded, set_random_states
 from bedplate.training.readings import LOSS, UnreadStep, read_steps
+from bedplate.training.routers import Routers
 from bedplate.training.sources import BatchSource
 from bedplate.training.state import METRICS_FILE, RunState, StateFile, StateStore, check_fingerprint, run_directory
 
@@ -113,8 +115,21 @@ def train(
         with computing(roles, arithmetic) as originals:
             optimization = Optimization(trained.items(), config, originals)
             with _only_trained(roles, optimization), seeded(config.seed):
+                shared = None if reduce is own_sums else reduce
+                routers = Routers.of(policy_of(roles), config.router, trained.values(), shared)
                 run = _Run(
-                    roles, source, objective, config, out, store, optimization, on_checkpoint, about, arithmetic, reduce
+                    roles,
+                    source,
+                    objective,
+                    config,
+                    out,
+                    store,
+                    optimization,
+                    on_checkpoint,
+                    about,
+                    arithmetic,
+                    reduce,
+                    routers,
                 )
                 if saved is not None:
                     run.restore(saved)
@@ -129,7 +144,7 @@ def _arithmetic(
     roles: Models, config: TrainConfig, store: StateStore, saved: RunState | None, trained: Mapping[str, nn.Parameter]
 ) -> Arithmetic:
     """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows."""
-    policy = roles.get("policy", next(iter(roles.values())))
+    policy = policy_of(roles)
     own = held(policy)
     if saved is not None:
         try:
@@ -149,6 +164,11 @@ def _arithmetic(
         return found
     logger.warning("training in %s is faster here, but %s; it goes on in %s", found.dtype, reason, own.dtype)
     return own
+
+
+def policy_of(models: Models) -> AnyModel:
+    """The model that is trained."""
+    return models.get("policy", next(iter(models.values())))
 
 
 @contextmanager
@@ -187,10 +207,11 @@ class _Run(Generic[B]):
         about: dict[str, Any],
         arithmetic: Arithmetic,
         reduce: Reduce,
+        routers: Routers | None,
     ) -> None:
         self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
         self.store, self.optimization, self.on_checkpoint = store, optimization, on_checkpoint
-        self.about, self.arithmetic, self.reduce = about, arithmetic, reduce
+        self.about, self.arithmetic, self.reduce, self.routers = about, arithmetic, reduce, routers
         self.device = next(iter(optimization.parameters.values())).device
         self.tally = _Tally()
         self.unread: list[UnreadStep] = []
@@ -276,6 +297,8 @@ class _Run(Generic[B]):
         step = UnreadStep(number, rate, counts, parts, self.optimization.clip())
         self.void = torch.maximum(self.void, step.sound().logical_not().to(self.void.dtype))
         self.optimization.step(rate, self.void)
+        if self.routers is not None:
+            self.routers.step(self.void)
         self.unread.append(step)
         self.unread_seconds += time.perf_counter() - started
         return number
@@ -284,7 +307,8 @@ class _Run(Generic[B]):
         """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
         own: dict[str, float] = {}
         for batch in batches:
-            for name, weight in self.objective.weights(batch).items():
+            found = self.objective.weights(batch)
+            for name, weight in (found if self.routers is None else {**found, **self.routers.weights(batch)}).items():
                 own[name] = own.get(name, 0.0) + weight
         weights = self.reduce(own)
         for name, weight in weights.items():
@@ -292,8 +316,15 @@ class _Run(Generic[B]):
                 raise TrainingError(f"step {number}: nothing carries weight in the term {name!r}")
         return weights
 
+    def _terms(self, batch: B) -> dict[str, Term]:
+        if self.routers is None:
+            return self.objective(self.models, batch)
+        with listening() as routings:
+            terms = self.objective(self.models, batch)
+        return {**terms, **self.routers.terms(routings, batch)}
+
     def _backward(self, batch: B, weights: Mapping[str, float]) -> dict[str, Tensor]:
-        terms = self.objective(self.models, batch)
+        terms = self._terms(batch)
         shares = {name: term.total / weights[name] for name, term in terms.items()}
         loss = torch.stack(list(shares.values())).sum()
         if loss.requires_grad:  # else nothing trainable took part, which `clip` reports
@@ -346,7 +377,11 @@ class _Run(Generic[B]):
             "random": random_values,
             "tally": vars(self.tally),
         }
-        self.store.save(self.tally.step, RunState(self.optimization.tensors() | random_tensors, values))
+        self.store.save(self.tally.step, RunState(self._tensors() | random_tensors, values))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        own = {} if self.routers is None else self.routers.tensors()
+        return self.optimization.tensors() | own
 
     def restore(self, saved: RunState) -> None:
         """Everything as it was when `saved` was written."""
@@ -354,6 +389,8 @@ class _Run(Generic[B]):
         wanted = self._fingerprint(self.source.identity_like(before["source"]))
         check_fingerprint(self.out, self.store, before, wanted)
         self.optimization.load(saved.tensors)
+        if self.routers is not None:
+            self.routers.load(saved.tensors)
         self.source.load_state(saved.values["source"])
         set_random_states(saved.tensors, saved.values["random"])
         self.tally = _Tally(**saved.values["tally"])

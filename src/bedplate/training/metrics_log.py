@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import TrainingError
 
 
-class MetricsLog:
+class MetricsLog(Closing):
     """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to."""
 
     def __init__(self, path: Path, resume_at: int = 0) -> None:
@@ -25,12 +25,7 @@ class MetricsLog:
         self._file = path.open("ab")
         self._file.truncate(resume_at)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._file.close()
 
     def write(self, row: dict[str, Any]) -> None:

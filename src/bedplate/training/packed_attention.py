@@ -18,12 +18,14 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bedplate.models.layers.attention import Attend, SegmentAttention, masked_attention
+from bedplate.models.layers.documents import Documents, Recurrence, of_lengths
 from bedplate.models.layers.how import PLAIN, How
 from bedplate.training.batch import PackedBatch
 
@@ -62,11 +64,20 @@ class MaskAttention:
 
     def __init__(self, segments_BT: Tensor) -> None:
         theirs = segments_BT[:, None, :]
+        self._segments_BT = segments_BT
         self._mask = ((segments_BT[:, :, None] == theirs) | (theirs == 0)).tril()
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         how.only("attention by a mask, which trains on GPUs", "scale", "cap", "sinks")
         return masked_attention(q_BTHD, k_BTGD, v_BTGV, self._mask, how, None)
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._documents.recur(run, x_BTC)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        """Made for layers that keep a state; its lengths are read back from the device."""
+        return Documents(self._segments_BT)
 
 
 class BlockAttention:
@@ -75,6 +86,7 @@ class BlockAttention:
     keeps = False
 
     def __init__(self, lengths: Sequence[int], dtype: torch.dtype) -> None:
+        self._lengths = lengths
         prefix, *documents = lengths
         self._blocks: list[TokenBlock] = []
         self._masks: dict[tuple[int, int], Tensor] = {}
@@ -118,6 +130,13 @@ class BlockAttention:
         scale = 1.0 / math.sqrt(q_BTHD.shape[-1]) if how.scale is None else how.scale
         out: Any = _PackedAttention.apply(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._blocks, scale)
         return out[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._documents.recur(run, x_BTC)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        return of_lengths(self._lengths, torch.device("cpu"))
 
 
 class _PackedAttention(torch.autograd.Function):

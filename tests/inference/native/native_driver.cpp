@@ -66,7 +66,8 @@ private:
 struct Kernel {
     explicit Kernel(const char* path) : library(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
         if (!library) fail(dlerror());
-        find(make, "bedplate_new"), find(norms, "bedplate_norms"), find(linear, "bedplate_linear");
+        find(make, "bedplate_new"), find(turning, "bedplate_turning"), find(layer, "bedplate_layer");
+        find(vector, "bedplate_vector"), find(linear, "bedplate_linear");
         find(forward, "bedplate_forward"), find(free, "bedplate_free"), find(level, "bedplate_level");
     }
     template <class T> void find(T& function, const char* name) {
@@ -74,8 +75,10 @@ struct Kernel {
         if (!function) fail(dlerror());
     }
     void* library;
-    void* (*make)(const Shape*, const float*, const void*, const float*);
-    int (*norms)(void*, int, const float*, const float*);
+    void* (*make)(const Shape*, const void*, const void*);
+    int (*turning)(void*, int, int, float, const float*);
+    int (*layer)(void*, int, int, int);
+    int (*vector)(void*, int, int, int, const float*, const float*);
     int (*linear)(void*, int, int, int, int, int, const void*, const float*);
     int (*forward)(void*, const Call*);
     void (*free)(void*);
@@ -92,15 +95,20 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
         const int64_t what = in.number();
         if (what == 'N') {
             shape = *in.array_of<Shape>();
-            const float* frequencies = in.array_of<float>();
-            const char* embedding = in.array();
             if (handle) kernel.free(handle);
-            handle = kernel.make(&shape, frequencies, embedding, in.array_of<float>());
+            handle = kernel.make(&shape, in.array(), nullptr);
             done(!handle);
-        } else if (what == 'M') {
-            const int layer = int(in.number());
-            const float* attention = in.array_of<float>();
-            done(kernel.norms(handle, layer, attention, in.array_of<float>()));
+        } else if (what == 'T') {
+            const int size = int(in.number()), interleaved = int(in.number());
+            const float factor = *in.array_of<float>();
+            done(kernel.turning(handle, size, interleaved, factor, in.array_of<float>()));
+        } else if (what == 'L') {
+            const int layer = int(in.number()), window = int(in.number());
+            done(kernel.layer(handle, layer, window, int(in.number())));
+        } else if (what == 'V') {
+            const int layer = int(in.number()), which = int(in.number()), size = int(in.number());
+            const float* weight = in.array_of<float>();
+            done(kernel.vector(handle, layer, which, size, weight, in.array_of<float>()));
         } else if (what == 'W') {
             int at[5];
             for (int& x : at) x = int(in.number());
@@ -125,7 +133,7 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             call.tokens_count = int32_t(in.number()), call.wanted_count = int32_t(in.number());
             call.depth = int32_t(in.number());
             const bool states = in.number();
-            call.row_stride = in.number(), call.group_stride = in.number();
+            call.places = in.array_of<int64_t>();
             call.tokens = in.array_of<int64_t>(), call.rows = in.array_of<int64_t>();
             call.positions = in.array_of<int64_t>(), call.wanted = in.array_of<int64_t>();
             std::vector<const LowRank*> adapters;

@@ -43,7 +43,8 @@ class Recorder:
         self._file.write(ctypes.string_at(address, size))
         return None
 
-    def new(self, shape: Shape, frequencies: int, embedding: int, norm: int) -> int | None:
+    def new(self, shape: Shape, embedding: int, positions: int | None) -> int | None:
+        assert positions is None  # nobody says here how many there are
         self._shape, self._width = shape, 4 if shape.wide else 2
         q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         inner, outer, wide = shape.hidden, shape.hidden, shape.feedforward
@@ -51,16 +52,24 @@ class Recorder:
         self._told, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        self._array(frequencies, shape.head_dim // 2 * 4)
         self._array(embedding, shape.vocabulary * shape.hidden * self._width)
-        self._array(norm, shape.hidden * 4)
-        return self._library.new(shape, frequencies, embedding, norm)
+        return self._library.new(shape, embedding, positions)
 
-    def norms(self, handle: int, layer: int, attention: int, feedforward: int) -> int:
-        self._numbers(ord("M"), layer)
-        self._array(attention, self._shape.hidden * 4)
-        self._array(feedforward, self._shape.hidden * 4)
-        return self._library.norms(handle, layer, attention, feedforward)
+    def turning(self, handle: int, size: int, interleaved: int, factor: float, frequencies: int) -> int:
+        self._numbers(ord("T"), size, interleaved, 4)
+        self._file.write(struct.pack("<f", factor))
+        self._array(frequencies, size // 2 * 4)
+        return self._library.turning(handle, size, interleaved, factor, frequencies)
+
+    def layer(self, handle: int, layer: int, window: int, turning: int) -> int:
+        self._numbers(ord("L"), layer, window, turning)
+        return self._library.layer(handle, layer, window, turning)
+
+    def vector(self, handle: int, layer: int, which: int, size: int, weight: int, bias: int | None) -> int:
+        self._numbers(ord("V"), layer, which, size)
+        self._array(weight, size * 4)
+        self._array(bias, size * 4)
+        return self._library.vector(handle, layer, which, size, weight, bias)
 
     def linear(self, handle: int, *a: Any) -> int:
         layer, place, code, size, out, data, bias = a
@@ -89,7 +98,7 @@ class Recorder:
             numbers = [-1 if address is None else self._adapter(address) for address in tables]
         N = call.tokens_count
         self._numbers(ord("F"), N, call.wanted_count, call.depth, int(bool(call.hidden)))
-        self._numbers(call.row_stride, call.group_stride)
+        self._array(call.places, 8 * layers)
         for address in (call.tokens, call.rows, call.positions):
             self._array(address, 8 * N)
         self._array(call.wanted, 8 * call.wanted_count)

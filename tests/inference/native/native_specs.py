@@ -1,10 +1,17 @@
-"""The small decoder that the native kernel's tests run."""
+"""The small decoders that the native kernel's tests run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import (
+    LinearScaling,
+    LongRopeScaling,
+    Rope,
+    Scales,
+    TransformerSpec,
+    YarnScaling,
+)
 
 
 def spec_of(**changes: Any) -> TransformerSpec:
@@ -22,3 +29,78 @@ def spec_of(**changes: Any) -> TransformerSpec:
         rope=Rope(10_000.0),
     )
     return spec.with_(**changes)
+
+
+FAMILIES = {
+    "sandwich": spec_of(
+        layers=3,
+        heads=4,
+        kv_heads=1,
+        head_dim=48,
+        norm_placement="sandwich",
+        norm_offset=1.0,
+        activation="gelu_tanh",
+        qk_norm="head",
+        windows=(20, 140, None),
+        rope=Rope(1e6, LinearScaling(8.0)),
+        local_rope=Rope(1e4),
+        scales=Scales(embedding=10.0, attention=0.1, attention_cap=5.0, logit_cap=3.0),
+    ),
+    "branch": spec_of(
+        norm_placement="branch",
+        qk_norm="projection",
+        rope=Rope(1e4, YarnScaling(4.0, 64)),
+        tied_head=False,
+        windows=(33, None),
+        head_dim=80,
+        heads=4,
+        kv_heads=4,
+        output_bias=True,
+    ),
+    "parallel": spec_of(
+        norm="layer",
+        parallel=True,
+        rope=Rope(fraction=0.25),
+        gated=False,
+        activation="gelu",
+        attention_bias=True,
+        feedforward_bias=True,
+        kv_heads=6,
+        head_dim=48,
+        tied_head=False,
+    ),
+    "learned positions": spec_of(
+        norm="layer",
+        position_rows=400,
+        rope=None,
+        gated=False,
+        activation="quick_gelu",
+        attention_bias=True,
+        feedforward_bias=True,
+        qk_norm="head",
+    ),
+    "sinks": spec_of(
+        attention_sinks=True,
+        windows=(40, None),
+        attention_bias=True,
+        key_bias=False,
+        rope=Rope(1e4, LongRopeScaling((1.5,) * 16, (9.0,) * 16, 1024, 4.0)),
+        activation="relu",
+        scales=Scales(embedding=4.0, residual=0.3, head=0.5, attention=0.2),
+    ),
+    "few norms": spec_of(
+        layers=3,
+        norm_weight=False,
+        first_norm=False,
+        final_norm=False,
+        embedding_norm=True,
+        gated=False,
+        activation="relu2",
+        rope=Rope(fraction=0.5, interleaved=True),
+        rope_layers=(True, False, True),
+        head_dim=256,
+        heads=2,
+        kv_heads=1,
+    ),
+}
+"""What published families have, in few specs."""

@@ -11,12 +11,14 @@ from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.decoder import unsupported
+from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     RelativeBias,
     Rope,
     Scales,
@@ -26,39 +28,28 @@ from bedplate.models.specs.transformer import (
 
 LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=8, value_dim=8)
 
+LONG = LongRopeScaling((1.0,) * 16, (2.0,) * 16, 128)
+
 REFUSED: dict[str, tuple[Any, ...]] = {
     "kind": ("encoder",),
-    "norm": ("layer",),
-    "norm_placement": ("post", "sandwich", "branch"),
-    "rope": (Rope(fraction=0.5), Rope(interleaved=True), Rope(scaling=YarnScaling(4.0, 128))),
-    "activation": ("gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"),
-    "gated": (False,),
+    "norm_placement": ("post",),
+    "rope": (Rope(scaling=LONG),),
+    "local_rope": (Rope(scaling=LONG),),
+    "activation": ("clamped_silu",),
     "token_types": (2,),
     "pooler": (True,),
-    "position_rows": (100,),
     "position_offset": (2,),
     "classifier": (Classifier(("a", "b")),),
     "relative_bias": (RelativeBias(),),
     "relative_projection": (True,),
-    "windows": ((64,), (64, None)),
-    "local_rope": (Rope(1e6),),
     "latent": (LATENT,),
     "experts": (Experts(4, 2, 16),),
-    "key_bias": (True,),
-    "output_bias": (True,),
-    "qk_norm": ("head", "projection"),
-    "norm_weight": (False,),
-    "embedding_norm": (True,),
-    "final_norm": (False,),
-    "first_norm": (False,),
-    "parallel": (True,),
-    "attention_sinks": (True,),
     "cross_size": (48,),
-    "scales": (Scales(), Scales(attention_cap=50.0)),
     "value_tables": (1,),
     "prediction_modules": (1,),
-    "norm_offset": (1.0,),
-    "rope_layers": ((True, False),),
+    "attention_gate": (True,),
+    "state": (ShortConvolution(),),
+    "state_layers": ((True, False),),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -70,26 +61,42 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "head_dim": (16, 64),
     "feedforward_size": (32, 320),
     "context_length": (1, 4096),
+    "norm": ("layer",),
     "norm_eps": (1e-6, 1e-3),
-    "rope": (None, Rope(5e5), Rope(1e4, LinearScaling(2.0)), Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64))),
+    "norm_placement": ("sandwich", "branch"),
+    "rope": (
+        *(None, Rope(5e5), Rope(fraction=0.5), Rope(interleaved=True), Rope(1e4, LinearScaling(2.0))),
+        *(Rope(1e4, Llama3Scaling(8.0, 1.0, 4.0, 64)), Rope(1e4, YarnScaling(4.0, 128))),
+    ),
+    "local_rope": (Rope(1e6),),
+    "activation": ("gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"),
+    "gated": (False,),
     "attention_bias": (True,),
     "feedforward_bias": (True,),
     "tied_head": (False,),
     "pooling": ("first", "last"),
     "norm_bias": (False,),
-    "position_rows": (0,),
-    "windows": ((None, None),),
-    "key_bias": (False,),
-    "output_bias": (False,),
-    "embedding_norm": (False,),
-    "final_norm": (True,),
-    "rope_layers": ((True,),),
+    "norm_weight": (False,),
+    "norm_offset": (1.0,),
+    "position_rows": (0, 100),
+    "windows": ((64,), (64, None), (None, None)),
+    "rope_layers": ((True, False),),
+    "key_bias": (False, True),
+    "output_bias": (False, True),
+    "qk_norm": ("head", "projection"),
+    "embedding_norm": (False, True),
+    "final_norm": (False, True),
+    "first_norm": (False,),
+    "parallel": (True,),
+    "attention_sinks": (True,),
+    "scales": (Scales(), Scales(4.0, 0.1, 50.0, 30.0, 0.5, 0.2)),
 }
 """Values that it does run, beside the defaults."""
 
 
 def changed(field: str, value: Any) -> TransformerSpec:
-    more = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more: dict[str, Any] = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    more |= {"state": ShortConvolution()} if field == "state_layers" else {}
     return spec_of(**more, **{field: value})
 
 
@@ -124,6 +131,11 @@ def test_what_the_kernel_does_is_taken(field: str, value: Any) -> None:
     assert refused_field(changed(field, value)) is None
 
 
+def test_what_depends_on_other_fields() -> None:
+    assert refused_field(spec_of(parallel=True, norm_placement="sandwich")) == "parallel"
+    assert refused_field(spec_of(rope=Rope(scaling=LONG), context_length=128)) is None
+
+
 def test_defaults_are_taken_and_a_tower_is_not() -> None:
     assert refused_field(spec_of()) is None
     assert refused_field(spec_of(kind="tower", vocab_size=0)) == "kind"
@@ -142,7 +154,11 @@ def test_a_field_that_specs_do_not_have_yet_is_refused_at_every_value() -> None:
 def test_a_part_that_says_more_than_the_kernel_knows_is_refused() -> None:
     @dataclass(frozen=True)
     class Turned(Rope):
-        interleaved: bool = False
+        backwards: bool = False
+
+    @dataclass(frozen=True)
+    class Louder(Scales):
+        values: float = 1.0
 
     @dataclass(frozen=True)
     class Stretched(LinearScaling):
@@ -150,4 +166,6 @@ def test_a_part_that_says_more_than_the_kernel_knows_is_refused() -> None:
 
     assert refused_field(spec_of(rope=Turned())) == "rope"
     assert refused_field(spec_of(rope=Rope(1e4, Stretched(2.0)))) == "rope"
+    assert refused_field(spec_of(local_rope=Turned())) == "local_rope"
+    assert refused_field(spec_of(scales=Louder())) == "scales"
     assert all(field.default is not MISSING for field in fields(Rope))

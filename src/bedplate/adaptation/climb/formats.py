@@ -10,10 +10,11 @@ weights. Several formats need no correction, because test judges the one that wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.format_trial import TURNS, FormatTrial, discard, kept_trial, make_trial, restore
@@ -25,6 +26,7 @@ from bedplate.core.statistics import MINIMUM_GROUPS
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
 from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.harness import Evaluation
+from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
 from bedplate.skins.skin import Skin
@@ -33,117 +35,72 @@ PACKED_BYTES_PER_SECOND = 50e6
 """About what quantising reads on one core."""
 
 
-@dataclass(frozen=True)
-class Tried:
-    """What a trial showed. difference: the metric in the format minus in its own weights, on the same rows of valid;
-    lower: its one-sided bound at `confidence`, None where there is none; it must lie above -margin. changed: answers
-    that are not the same. needed_n: rows for 80% power at this difference, where the rows did not decide."""
-
-    weights: str
-    kernel: str
-    kept: bool
-    reason: str
-    own_estimate: float
-    estimate: float
-    difference: float
-    lower: float | None
-    confidence: float
-    margin: float
-    n: int
-    groups: int
-    changed: int
-    needed_n: int | None
-    own_p50_ms: float
-    own_p95_ms: float
-    own_usd_per_1k_calls: float
-    p50_ms: float
-    p95_ms: float
-    usd_per_1k_calls: float
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A format that was not tried. kind: as of a rung that is skipped."""
-
-    weights: str
-    kind: Literal["impossible", "budget"]
-    reason: str
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a candidate is served in, and why. weights, kernel: its own; kept: the format instead of these, or None."""
-
-    weights: str | None
-    kernel: str | None
-    kept: str | None
-    reason: str
-    tried: tuple[Tried, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json."""
-        return {
-            **asdict(self),
-            "tried": [asdict(one) for one in self.tried],
-            "left_out": [asdict(one) for one in self.left_out],
-        }
-
-
-def choose(candidate: Candidate) -> tuple[Chosen, Result]:
+def choose(candidate: Candidate) -> tuple[Formats, Result]:
     """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
     it is; one in a format that it keeps lies beside it."""
     context, done = candidate.context, candidate.climbed
     result = done.result
     unfit = _unfit(candidate)
     if unfit is not None:
-        return Chosen(None, None, None, unfit), result
+        return _chosen(None, None, unfit), result
     skin = read_skin(done.directory)
     engine = done.base.model.engine
-    own = Chosen(engine.weights, engine.kernel, None, "")
+    own = partial(_chosen, engine.weights, engine.kernel)
     worth = worth_trying(done.base.model, context.spec.formats, writes=_writes(skin))
     if isinstance(worth, str):
-        return replace(own, reason=worth), result
+        return own(worth), result
     few = too_few(context, result.evaluation)
     if few is not None:
-        return replace(own, reason=few), result
-    tried: list[Tried] = []
-    left_out: list[LeftOut] = []
+        return own(few), result
+    tried: list[TriedFormat] = []
+    left_out: list[FormatLeftOut] = []
     for weights, times in worth.items():
         trial = kept_trial(candidate, weights)
         if trial is None:
             seconds, left = expected_seconds(candidate, times), seconds_left(context)
             if seconds > left:
                 why = f"it needs about {seconds:.0f} s on valid, {max(left, 0):.0f} s of the budget are left"
-                left_out.append(LeftOut(weights, "budget", why))
+                left_out.append(FormatLeftOut(weights=weights, kind="budget", reason=why))
                 continue
             try:
                 trial = make_trial(candidate, skin, weights)
             except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
                 why = error.message if isinstance(error, BedplateError) else repr(error)
-                left_out.append(LeftOut(weights, "impossible", why))
+                left_out.append(FormatLeftOut(weights=weights, kind="impossible", reason=why))
                 continue
         found = judged(context, result, trial)
         tried.append(found)
         if found.kept:
             restore(candidate, skin, trial)
-            chosen = replace(own, kept=weights, reason=found.reason, tried=tuple(tried), left_out=tuple(left_out))
-            return chosen, _in_format(result, trial)
+            return own(found.reason, weights, tried, left_out), _in_format(result, trial)
         discard(candidate, trial)
     reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
-    return replace(own, reason=reason, tried=tuple(tried), left_out=tuple(left_out)), result
+    return own(reason, None, tried, left_out), result
 
 
-def not_tried(formats: Mapping[str, Chosen]) -> list[dict[str, str]]:
+def _chosen(
+    weights: str | None,
+    kernel: str | None,
+    reason: str,
+    kept: str | None = None,
+    tried: Sequence[TriedFormat] = (),
+    left_out: Sequence[FormatLeftOut] = (),
+) -> Formats:
+    return Formats(
+        weights=weights, kernel=kernel, kept=kept, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
+    )
+
+
+def not_tried(formats: Mapping[str, Formats]) -> list[NotTried]:
     """The formats of candidates that were left out, as `planner.not_tried` says of rungs."""
     return [
-        {"rung": name, "what": "part", "kind": one.kind, "reason": f"{one.weights} was not tried: {one.reason}"}
+        NotTried(rung=name, what="part", kind=one.kind, reason=f"{one.weights} was not tried: {one.reason}")
         for name, chosen in formats.items()
         for one in chosen.left_out
     ]
 
 
-def judged(context: Context, result: Result, trial: FormatTrial) -> Tried:
+def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
     """Whether the skin keeps the format. result: in its own weights."""
     spec, confidence = context.spec.formats, context.spec.target.confidence
     before, after = result.evaluation, trial.evaluation
@@ -153,7 +110,7 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> Tried:
     faster = trial.latency.p50 * CLEARLY <= trial.own.p50
     holds = drop.within(spec.margin)
     rate = context.spec.machine.usd_per_hour
-    return Tried(
+    return TriedFormat(
         weights=trial.weights,
         kernel=trial.kernel,
         kept=bool(holds) and faster,

@@ -7,54 +7,34 @@ What was measured is kept on disk per base, so that a parent is asked once and n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from pydantic import Field
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
-from bedplate.evaluation.suites import items, refusals, text
+from bedplate.evaluation.suites import SUITES, items, refusals, text
 from bedplate.evaluation.suites.multiple_choice import Scored
-from bedplate.evaluation.suites.suite import Items, SuiteItem, grades
+from bedplate.evaluation.suites.suite import Items, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
+from bedplate.report.schema_plan import Guard, GuardRow
 
 GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
 G = TypeVar("G")
 
 
-@dataclass(frozen=True)
-class GuardResult:
-    """One guard of one child base. holds: True, False, or None where it is undecided. `parent` and `child` are the
-    measured values, `drop` what has become worse, `lower` and `upper` its one-sided bounds at `confidence` (None: there
-    is none), `limit` what it must be under. needed_n: rows for 80% power at the drop that was read."""
+class GuardResult(Guard):
+    """A guard of one child base, with the rows that it rests on."""
 
-    guard: GuardName
-    holds: bool | None
-    measure: str
-    parent: float | None
-    child: float | None
-    drop: float | None
-    lower: float | None
-    upper: float | None
-    limit: float
-    confidence: float
-    n: int
-    groups: int
-    reason: str
-    needed_n: int | None = None
-    details: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """For report.json, without the rows."""
-        values = asdict(self)
-        del values["rows"]
-        return values
+    rows: tuple[GuardRow, ...] = Field((), repr=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,8 @@ class Guarding:
         """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
         RequestError where it does on those that it did not."""
         source = self._source(spec)
-        read = text.text_items(source, spec.documents, self.directory)
+        asked = SUITES.get(source) or partial(text.text_items, source, directory=self.directory)
+        read: Items[text.GeneralText] = asked(spec.documents)
         shared = sum(one.text in self.texts for one in read.items)
         if shared:
             raise (RequestError if spec.source is None else ConfigError)(
@@ -124,7 +105,7 @@ class Guarding:
     def _retention(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, RetentionGuard)
         asked = (
-            items.core_items(spec.per_set, spec.sets)
+            together([SUITES[name](spec.per_set) for name in spec.sets])
             if spec.source is None
             else items.own_items(spec.source, self.directory)
         )
@@ -177,15 +158,12 @@ class Guarding:
             drop,
             spec.max_increase,
             {"source": read.source, "sha256": read.sha256, "tokens": int(sum(tokens))},
-            [
-                {**_row(name, name, b[0], a[0]), "tokens": int(b[1])}
-                for name, b, a in zip(names, before, after, strict=True)
-            ],
+            [_row(name, name, b[0], a[0], tokens=int(b[1])) for name, b, a in zip(names, before, after, strict=True)],
         )
 
     def _refusal(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, RefusalGuard)
-        asked, detector = refusals.refusal_items().items, refusals.calibrate()
+        asked, detector = SUITES["refusals"](None).items, refusals.calibrate()
 
         def values(refused: float) -> list[float]:
             return [refused]
@@ -282,8 +260,8 @@ def _mean(rows: Answers) -> float:
     return sum(row[0] for row in rows) / len(rows)
 
 
-def _row(name: str, group: Hashable, parent: float, child: float) -> dict[str, Any]:
-    return {"id": name, "group": group, "parent": parent, "child": child}
+def _row(name: str, group: str, parent: float, child: float, **more: int) -> GuardRow:
+    return GuardRow(id=name, group=group, parent=parent, child=child, **more)
 
 
 def _result(
@@ -294,7 +272,7 @@ def _result(
     drop: Drop,
     limit: float,
     details: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[GuardRow],
 ) -> GuardResult:
     holds, needed = drop.within(limit), drop.needed(limit)
     numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
@@ -313,14 +291,24 @@ def _result(
         if needed is not None:
             reason += f" (about {needed:,} would)"
     return GuardResult(
-        guard, holds, measure, parent, child, drop.value, drop.lower, drop.upper, limit, drop.confidence, drop.n,
-        drop.groups, reason, None if holds is not None else needed, details, rows,
-    )  # fmt: skip
+        guard=guard,
+        holds=holds,
+        measure=measure,
+        parent=parent,
+        child=child,
+        drop=drop.value,
+        limit=limit,
+        reason=reason,
+        needed_n=None if holds is not None else needed,
+        details=dict(details),
+        rows=tuple(rows),
+        **{name: getattr(drop, name) for name in ("lower", "upper", "confidence", "n", "groups")},
+    )
 
 
 def _unmeasured(name: str, spec: Any, confidence: float, why: str) -> GuardResult:
     limit = spec.max_increase if isinstance(spec, LossGuard) else spec.max_drop
     guard: GuardName = "loss" if name == "loss" else "refusal" if name == "refusal" else "retention"
-    return GuardResult(
-        guard, None, "not measured", None, None, None, None, None, limit, confidence, 0, 0, f"not measured: {why}"
-    )
+    nothing: dict[str, Any] = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
+    numbers = {"limit": limit, "confidence": confidence, "n": 0, "groups": 0, "details": {}}
+    return GuardResult(guard=guard, measure="not measured", reason=f"not measured: {why}", **numbers, **nothing)

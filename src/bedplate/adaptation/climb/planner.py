@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, RungOutcome, Skip
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung, Traits
+from bedplate.report.schema_plan import Forecast, NotTried
 
 
 def ruled_out(context: Context, traits: Traits) -> Skip | None:
@@ -92,44 +91,33 @@ def usd_per_second(context: Context) -> float:
     return context.spec.machine.usd_per_hour / 3600
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a rung was expected to take when it was planned (None where it was not), and what it took."""
-
-    rung: str
-    expected_seconds: float | None
-    expected_usd: float | None
-    seconds: float
-    usd: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
     """Of every rung, in the order in which they were climbed."""
     rate = usd_per_second(context)
 
     def forecast(name: str, outcome: RungOutcome) -> Forecast:
         plan, seconds = outcome.plan, outcome.seconds
-        usd = seconds * rate + (0.0 if outcome.result is None else outcome.result.usd)
-        if plan is None:
-            return Forecast(name, None, None, seconds, usd)
-        return Forecast(name, plan.seconds, plan.seconds * rate + plan.usd, seconds, usd)
+        return Forecast(
+            rung=name,
+            expected_seconds=None if plan is None else plan.seconds,
+            expected_usd=None if plan is None else plan.seconds * rate + plan.usd,
+            seconds=seconds,
+            usd=seconds * rate + (0.0 if outcome.result is None else outcome.result.usd),
+        )
 
     return [forecast(name, outcome) for name, outcome in outcomes.items()]
 
 
-def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[dict[str, str]]:
+def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[NotTried]:
     """What the ladder left out, whole rungs and parts of them, each with its reason and what kind of reason it is."""
-    found: list[dict[str, str]] = []
+    found: list[NotTried] = []
     for name, outcome in outcomes.items():
         if outcome.status == "skipped":
-            found.append({"rung": name, "what": "rung", "kind": outcome.skip or "impossible", "reason": outcome.reason})
+            kind = outcome.skip or "impossible"
+            found.append(NotTried(rung=name, what="rung", kind=kind, reason=outcome.reason))
         if outcome.result is not None:
-            found += [
-                {"rung": name, "what": "part", "kind": "budget", "reason": reason} for reason in outcome.result.left_out
-            ]
+            left_out = outcome.result.left_out
+            found += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.climb import planner
-from bedplate.adaptation.climb.formats import Chosen, not_tried
+from bedplate.adaptation.climb.formats import not_tried
 from bedplate.adaptation.climb.guards import GuardResult
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
@@ -85,12 +85,12 @@ def build_report(
     tested: Mapping[str, Tested],
     opening: Opening | None,
     alpha: float,
-    confirmations: Sequence[gate.Confirmation],
+    confirmations: Sequence[schema.Confirmation],
     decision: gate.Decision,
     *,
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],
-    formats: Mapping[str, Chosen],
+    formats: Mapping[str, schema_plan.Formats],
     watch: Stopwatch,
 ) -> Report:
     """Put together what was measured; nothing is computed here that could have been decided otherwise.
@@ -119,18 +119,14 @@ def build_report(
             exploratory=opening is not None and opening.exploratory,
         ),
         rungs=tuple(_rows(context.out, outcomes, tested, bases, rate)),
-        nominees=schema.Nominees(
-            **nomination.to_json(), confirmations=tuple(schema.Confirmation(**c.to_json()) for c in confirmations)
-        ),
+        nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
         target=schema.Target(metric=context.task.metric_name, **context.spec.target.model_dump(mode="json")),
         predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
-        guards={name: tuple(schema_plan.Guard(**one.to_json()) for one in made) for name, made in guards.items()},
-        formats={name: schema_plan.Formats(**one.to_json()) for name, one in formats.items()},
-        forecasts=tuple(schema_plan.Forecast(**one.to_json()) for one in planner.forecasts(context, outcomes)),
-        not_tried=tuple(
-            schema_plan.NotTried.model_validate(one) for one in (*planner.not_tried(outcomes), *not_tried(formats))
-        ),
+        guards={name: tuple(made) for name, made in guards.items()},
+        formats=dict(formats),
+        forecasts=tuple(planner.forecasts(context, outcomes)),
+        not_tried=(*planner.not_tried(outcomes), *not_tried(formats)),
         search={name: tuple(schema.Tried(**one) for one in r.search) for name, r in results.items() if r.search},
         details={name: dict(result.details) for name, result in results.items()},
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
@@ -178,10 +174,7 @@ def build_report(
         rows=schema.Rows(
             valid=_results(valid),
             test=_results(evaluations),
-            guards={
-                name: {one.guard: tuple(schema_plan.GuardRow(**row) for row in one.rows) for one in made}
-                for name, made in guards.items()
-            },
+            guards={name: {one.guard: one.rows for one in made} for name, made in guards.items()},
         ),
     )
     return Report(found.model_dump(mode="json", exclude_unset=True), context.out)

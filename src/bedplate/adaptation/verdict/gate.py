@@ -17,6 +17,8 @@ from bedplate.core.statistics import InsufficientGroups, holm, holm_bounds, need
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import Comparison, compare
 from bedplate.evaluation.harness import Evaluation
+from bedplate.report.schema import Confirmation
+from bedplate.report.schema_plan import Guard
 
 MOST_NOMINEES = 3
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
@@ -32,17 +34,6 @@ class Judged(Protocol):
     @property
     def row_variance(self) -> float | None: ...
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
-
-
-class Guarded(Protocol):
-    """What the verdict asks of a guard (`guards.GuardResult`)."""
-
-    @property
-    def guard(self) -> str: ...
-    @property
-    def holds(self) -> bool | None: ...
-    @property
-    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -147,25 +138,6 @@ def _why(candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nomin
     return f"not nominated: {candidate.estimate:.3f} on valid is too near the target for the test rows to decide"
 
 
-@dataclass(frozen=True)
-class Confirmation:
-    """One nominee on test: bounds after correction for the number of nominees, at the verdict's level. reason: why
-    there are none."""
-
-    rung: str
-    estimate: float
-    lower: float | None
-    lower_confidence: float
-    upper: float | None
-    upper_confidence: float
-    passed: bool
-    needed_n: int | None
-    reason: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def confirm(
     tested: Sequence[tuple[str, Judged]], valid: Mapping[str, Judged], *, target: float, alpha: float
 ) -> list[Confirmation]:
@@ -225,7 +197,7 @@ def decide(
     target: float,
     n: int,
     groups: int,
-    guards: Mapping[str, Sequence[Guarded]] | None = None,
+    guards: Mapping[str, Sequence[Guard]] | None = None,
 ) -> Decision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
     lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
@@ -292,7 +264,7 @@ def decide(
     return Decision("INSUFFICIENT_DATA", None, text)
 
 
-def _held(guards: Sequence[Guarded]) -> bool | None:
+def _held(guards: Sequence[Guard]) -> bool | None:
     """Whether all hold: False where one is broken, None where one is undecided and none broken."""
     if any(guard.holds is False for guard in guards):
         return False

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bedplate.core.errors import UsageError
+from bedplate.economics.model.state_mixers import attends, state_values
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,
@@ -67,7 +68,10 @@ def layer_activation_bytes(
     """Bytes a token that one block keeps."""
     if recompute == "full":
         return spec.hidden_size * bytes_per_value
-    values = _norm_values(spec) + _attention_values(spec) + _feedforward_values(spec, layer)
+    mixed = _attention_values(spec) if attends(spec, layer) else state_values(spec)
+    values = _norm_values(spec) + mixed + _feedforward_values(spec, layer)
+    if not attends(spec, layer):
+        return values * bytes_per_value
     if recompute == "none":
         window = spec.window(layer)
         values += spec.heads * (sequence_tokens if window is None else min(sequence_tokens, window))
@@ -114,7 +118,8 @@ def _attention_values(spec: TransformerSpec) -> int:
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     normed = 0 if spec.qk_norm is None else q + kv  # before their norms
     cross = 0 if spec.cross_size is None else hidden + 2 * q + 2 * kv
-    return hidden + 2 * q + 2 * kv + normed + cross
+    gate = q if spec.attention_gate else 0
+    return hidden + 2 * q + 2 * kv + normed + cross + gate
 
 
 def _feedforward_values(spec: TransformerSpec, layer: int) -> int:

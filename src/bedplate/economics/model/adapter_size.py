@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bedplate.economics.model.shape import stacks_of
+from bedplate.economics.model.state_mixers import attends, linear_maps
 from bedplate.economics.numbers.bounds import whole
 from bedplate.models.specs import Spec, TransformerSpec
 
@@ -24,8 +25,10 @@ def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
     """(inputs, outputs) of each linear map of a block."""
     hidden, q, kv = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     part = spec.latent
-    if part is None:
-        yield from ((hidden, q), (hidden, kv), (hidden, kv), (q, hidden))
+    if not attends(spec, layer):
+        yield from ((inputs, outputs) for _, inputs, outputs, _ in linear_maps(spec))
+    elif part is None:
+        yield from ((hidden, q * (1 + spec.attention_gate)), (hidden, kv), (hidden, kv), (q, hidden))
     else:
         queries = spec.heads * part.key_dim
         yield from ((hidden, queries),) if part.q_rank is None else ((hidden, part.q_rank), (part.q_rank, queries))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+from bedplate.economics.model.state_mixers import attends, recurrent_flops
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -40,9 +41,9 @@ def two_sided_pairs(tokens: int, window: int | None) -> int:
 
 @lru_cache(maxsize=256)
 def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int], ...]:
-    """The layers' windows, each with the number of layers that have it; prediction modules see all."""
+    """The windows of layers with attention, each with the number of those that have it; prediction modules see all."""
     found: dict[int | None, int] = {}
-    for layer in range(spec.layers):
+    for layer in (layer for layer in range(spec.layers) if attends(spec, layer)):
         window = spec.window(layer)
         found[window] = found.get(window, 0) + 1
     if spec.prediction_modules:
@@ -65,11 +66,14 @@ def absorbed_pair_flops(spec: TransformerSpec) -> int:
 
 
 def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bool | None = None) -> float:
-    """Operations of self-attention over all layers, for `new` tokens after `cached` ones of one sequence.
+    """Operations of self-attention over all layers, for `new` tokens after `cached` ones of one sequence; and of the
+    recurrences of layers that have one in its place.
 
     causal: None: exact for the spec's kind; False: the full square of a decoder. An encoder has no cache.
     """
-    return sum(layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec))
+    states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state is not None else 0
+    pairs = sum(layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec))
+    return pairs + states * recurrent_flops(spec) * new
 
 
 def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, causal: bool | None) -> float:

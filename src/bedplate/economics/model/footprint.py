@@ -17,6 +17,7 @@ from bedplate.economics.model.flops import source_tokens_of, text_stack
 from bedplate.economics.model.parameters import weights as weights_of
 from bedplate.economics.model.weight_list import Weight
 from bedplate.models.specs import DiffusionSpec, EncoderDecoderSpec, Spec, TransformerSpec
+from bedplate.models.specs.cache import cache_layout
 
 WeightFormat = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 GROUP = 32
@@ -93,7 +94,8 @@ def kv_bytes_per_token(spec: Spec, bytes_per_value: float = 2.0) -> float:
 
 
 def kv_bytes(spec: Spec, context_tokens: int, bytes_per_value: float = 2.0, source_tokens: int | None = None) -> float:
-    """Bytes of the cache of one sequence; a layer with a window keeps no more than the window.
+    """Bytes of the cache of one sequence; a layer with a window keeps no more than the window, one with a state has it
+    once.
 
     source_tokens: of an encoder–decoder, what cross-attention keeps; None: Whisper's window, or as many as the context.
     """
@@ -106,7 +108,11 @@ def kv_bytes(spec: Spec, context_tokens: int, bytes_per_value: float = 2.0, sour
     if isinstance(spec, EncoderDecoderSpec):
         source = source_tokens_of(spec, context_tokens if source_tokens is None else source_tokens)
         kept += 2 * stack.layers * stack.kv_heads * stack.head_dim * source
-    return bytes_per_value * kept
+    states = [one for one in cache_layout(stack) if one.of_sequence] if stack.state is not None else []
+    # A recurrence's state is float32 whatever the rest is.
+    wide = sum(one.values for one in states if one.kind == "recurrent")
+    kept += sum(one.values for one in states if one.kind == "convolution")
+    return bytes_per_value * kept + max(bytes_per_value, 4.0) * wide
 
 
 def latent_bytes(spec: DiffusionSpec, images: int = 1, bytes_per_value: float = 2.0) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from bedplate.economics.model.state_mixers import attends, linear_maps, vectors
 from bedplate.models.specs.transformer import TransformerSpec
 
 Role = Literal["product", "table", "vector"]
@@ -110,7 +111,7 @@ def _blocks(spec: TransformerSpec) -> Iterator[Weight]:
 
 def block_weights(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     """One block's weights."""
-    for weight in (*_block_norms(spec, layer), *_attention(spec), *_feedforward(spec, layer)):
+    for weight in (*_block_norms(spec, layer), *_mixer(spec, layer), *_feedforward(spec, layer)):
         yield replace(weight, layer=layer)
 
 
@@ -128,12 +129,22 @@ def _block_norms(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
             yield _norm(spec, f"{part}_after_norm")
 
 
+def _mixer(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
+    if attends(spec, layer):
+        yield from _attention(spec)
+        return
+    for name, inputs, outputs, bias in linear_maps(spec):
+        yield from affine(f"attention.{name}", inputs, outputs, bias)
+    for name, size in vectors(spec):
+        yield Weight(f"attention.{name}", size, "vector")
+
+
 def _attention(spec: TransformerSpec) -> Iterator[Weight]:
     hidden, q, kv = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     if spec.latent is not None:
         yield from _latent(spec)
     else:
-        yield from affine("attention.q", hidden, q, spec.attention_bias)
+        yield from affine("attention.q", hidden, q * (1 + spec.attention_gate), spec.attention_bias)
         yield from affine("attention.k", hidden, kv, spec.has_key_bias)
         yield from affine("attention.v", hidden, kv, spec.attention_bias)
         yield from affine("attention.o", q, hidden, spec.has_output_bias)

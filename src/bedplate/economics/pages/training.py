@@ -12,8 +12,8 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import progress
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import BETA, CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
-from bedplate.economics.model.architecture import Optimizer
 from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.states import Optimizer
 from bedplate.economics.training.layout_search import MARGIN, describe
 from bedplate.economics.training.scaling_laws import DEFAULT_FIT, find_fit
 from bedplate.economics.training.training_cost import (

@@ -10,7 +10,8 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import EngineSpeed, Machine
 from bedplate.economics.model.adapter_size import lora_parameters
-from bedplate.economics.model.architecture import BYTES_PER_PARAMETER, WeightFormat, kv_bytes, resolve, weight_bytes
+from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat, kv_bytes, weight_bytes
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.numbers.bounds import at_least, whole
 from bedplate.economics.serving.simulation import ServiceModel, StepModel
 from bedplate.economics.serving.steps import REACHED, MeasuredSteps, RooflineSteps, shape_of

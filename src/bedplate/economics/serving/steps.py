@@ -16,14 +16,9 @@ from functools import cached_property
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import EngineSpeed, Load, StepShape, served_seconds, step_seconds
-from bedplate.economics.model.architecture import (
-    WeightFormat,
-    kv_bytes,
-    kv_bytes_per_token,
-    parameters,
-    step_reads,
-)
 from bedplate.economics.model.attention_pairs import pair_flops
+from bedplate.economics.model.footprint import WeightFormat, kv_bytes, kv_bytes_per_token, step_reads
+from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs.transformer import TransformerSpec
 
 ALLREDUCE_SECONDS = 10e-6

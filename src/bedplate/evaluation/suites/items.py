@@ -16,7 +16,7 @@ from typing import Any
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.data.sources import Row, Rows, read_rows
-from bedplate.evaluation.suites.multiple_choice import Question
+from bedplate.evaluation.suites.multiple_choice import Question, accuracies
 from bedplate.evaluation.suites.suite import Items
 from bedplate.hub.pull import pull
 
@@ -88,7 +88,7 @@ def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[
                 digest, Question(digest[:16], name, context, tuple(choices), gold, sha256_bytes(group.encode())[:16])
             )
         chosen += [found[digest] for digest in sorted(found)[:per_set]]
-    return Items(tuple(chosen), PACKAGE, pulled.sha256, unusable)
+    return Items(tuple(chosen), PACKAGE, pulled.sha256, unusable, accuracies)
 
 
 def own_items(source: str, directory: Path) -> Items[Question]:
@@ -96,7 +96,7 @@ def own_items(source: str, directory: Path) -> Items[Question]:
     `group`. DataError names the line that does not read so."""
     rows = read_rows(source, directory)
     items = [_own(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
-    return Items(tuple(items), source, rows.sha256)
+    return Items(tuple(items), source, rows.sha256, measure=accuracies)
 
 
 def _own(row: Row, line: int, rows: Rows) -> Question:

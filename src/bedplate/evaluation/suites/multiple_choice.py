@@ -7,7 +7,7 @@ totals divided by the characters of the choice, `acc_bytes` by its UTF-8 bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import cast
@@ -65,6 +65,11 @@ class Scored:
     acc: float
     acc_norm: float
     acc_bytes: float
+
+
+def accuracies(_: Question, grade: Scored) -> Mapping[str, tuple[float, float]]:
+    """The measures of a suite of questions."""
+    return {name: (getattr(grade, name), 1.0) for name in ("acc_norm", "acc", "acc_bytes")}
 
 
 def tokens_of(tokenizer: Tokenizer, context: str, choice: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

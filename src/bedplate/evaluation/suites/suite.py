@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from bedplate.core.progress import progress
@@ -19,14 +19,30 @@ SuiteItem: TypeAlias = Gradable[LocalModel, Request, Result, G]
 I_co = TypeVar("I_co", bound=SuiteItem[Any], covariant=True)
 
 
+Measure = Callable[[Any, Any], Mapping[str, tuple[float, float]]]
+"""What an item and its grade count for each measure, and by which weight."""
+
+
+def score(_: object, grade: float) -> Mapping[str, tuple[float, float]]:
+    """A grade that is a number from 0 to 1."""
+    return {"score": (float(grade), 1.0)}
+
+
 @dataclass(frozen=True)
 class Items(Generic[I_co]):
-    """Items to ask, where they come from, and how many rows of the source could not be used."""
+    """Items to ask, where they come from, how many rows of the source could not be used, and what grades count for."""
 
     items: tuple[I_co, ...]
     source: str
     sha256: str
     unusable: int = 0
+    measure: Measure = score
+
+
+def together(parts: Sequence[Items[I_co]]) -> Items[I_co]:
+    """The items of several suites of one source, one suite after the other."""
+    items = tuple(item for part in parts for item in part.items)
+    return replace(parts[0], items=items, unusable=sum(part.unusable for part in parts))
 
 
 def grades(model: LocalModel, items: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:

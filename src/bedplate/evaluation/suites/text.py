@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -49,4 +49,8 @@ class Loss:
 def text_items(source: str, limit: int | None = None, directory: Path = Path()) -> Items[GeneralText]:
     """The documents of a data set or a file, at most so many. HubError, DataError."""
     read = read_whole_documents(source, directory, limit)
-    return Items(tuple(GeneralText(one.id, one.text) for one in read.documents), source, read.sha256, read.empty)
+    return Items(tuple(GeneralText(one.id, one.text) for one in read.documents), source, read.sha256, read.empty, _rate)
+
+
+def _rate(_: GeneralText, grade: Loss) -> Mapping[str, tuple[float, float]]:
+    return {"nats_per_token": (grade.total, float(grade.tokens))}

@@ -13,7 +13,8 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import hf_module_name
-from bedplate.core.errors import BusyError, UsageError
+from bedplate.core.closing import Closing
+from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.job import Equipment, Job
@@ -34,11 +35,13 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.families import in_format
+from bedplate.models.specs.cache import cache_layout
 
 Compute = contextlib.AbstractContextManager[object]
 
 
-class Engine:
+class Engine(Closing):
     """Runs requests on one base.
 
     max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
@@ -80,6 +83,11 @@ class Engine:
         self._torch = TorchForward(base, self.bank, cache)
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
+        if speculates and cache is not None and cache.states:
+            raise UnsupportedModelError(
+                f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
+                "out"
+            )
         ends = _end_ids(base)
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
         self._equipment = Equipment(base, self._grammars, ends, speculates)
@@ -328,12 +336,6 @@ class Engine:
         if self.bank is not None:
             self.bank.close()
 
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:
     """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
@@ -341,8 +343,9 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: in
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        return RadixTree(cache_bytes), SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
-    tree = RadixTree(cache_bytes, BLOCK)
+        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
+        return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
         base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
@@ -358,5 +361,5 @@ def _end_ids(base: Base) -> frozenset[int]:
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = base.family.in_format("hf")
+    family = in_format(base.family, "hf")
     return None if family is None else partial(hf_module_name, family.weights)

@@ -81,8 +81,8 @@ class Job(ABC, Generic[R]):
 
     tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it. done:
     how many of them have keys and values in `row`. cached: of the prompt's tokens, those that were found in the prefix
-    cache; kept: those of `tokens` that are saved there. begun: the prompt is computed, and an answer has begun that
-    outlasts its row. ended, failed: how it is to leave at the end of the step.
+    cache; kept: those of `tokens` that are saved there; marks: where states are saved on the way. begun: the prompt is
+    computed, and an answer has begun that outlasts its row. ended, failed: how it is to leave at the end of the step.
 
     Work that is no sequence of tokens is one more file too. The engine asks for a cost, and hands out shares of it; a
     denoising job counts its latents' patches times the steps that are left, and a transcription its frames before its
@@ -105,6 +105,7 @@ class Job(ABC, Generic[R]):
         """Of its tokens, where an encoder tells the parts of a text apart."""
         self.row: int | None = None
         self.done = self.kept = self.shared = 0
+        self.marks: tuple[int, ...] = ()
         self.cached: int | None = None
         self.key: Key = ()
         self.begun = False
@@ -135,8 +136,9 @@ class Job(ABC, Generic[R]):
 
     @property
     def cost(self) -> int:
-        """What is still to be computed, in the unit of the engine's budget: as much as a token takes."""
-        return len(self.tokens) - self.done
+        """What is still to be computed, in the unit of the engine's budget: as much as a token takes. Up to the next
+        mark, so that no pass goes beyond it."""
+        return next((mark for mark in self.marks if mark > self.done), len(self.tokens)) - self.done
 
     @property
     def prompt_end(self) -> int:
@@ -148,6 +150,11 @@ class Job(ABC, Generic[R]):
         """How many first tokens need not be computed where they are cached; None where each token's own output is
         wanted."""
         return len(self.tokens) - 1
+
+    @property
+    def returns_to(self) -> int | None:
+        """A position to which it may go back; None: it does not."""
+        return None
 
     @property
     def decoding(self) -> bool:

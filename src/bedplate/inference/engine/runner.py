@@ -30,6 +30,8 @@ from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, Tor
 MIN_SHARED = 16
 # Rows beside those for generations: requests of one pass hold theirs for a step or two.
 ONE_PASS_ROWS = 48
+# A prompt that comes again finds its states at a multiple of so many tokens.
+SNAPSHOT = 64
 # A step of so many tokens still takes about as long as one of few.
 SPECULATED_TOKENS = 16
 # Rows are let in only where all may grow by so much, lest they be put out again at once.
@@ -89,6 +91,7 @@ class Runner:
         job.key = salted(job.tokens, job.shared, job.request.tenant)
         reusable = job.reusable
         namespace, match = self._match(job, virtual if reusable is None else reusable)
+        job.marks = self._marks(job, match, self._rows.cache)
         if reusable is not None and any(self._begins_alike(job, other, match.length) for other in self.active):
             return Admission.LATER
         try:
@@ -124,6 +127,18 @@ class Runner:
             return job.adapter, match
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
         return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
+
+    def _marks(self, job: Job, match: Match, cache: KVCache) -> tuple[int, ...]:
+        """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt
+        showed by parting from it), at the prompt's last whole block, and where the job itself comes back to."""
+        if not cache.states:
+            return ()
+        block = self.tree.block
+        wanted = [job.shared, match.known, job.returns_to or 0]
+        if job.reusable is not None:
+            wanted.append(job.reusable // SNAPSHOT * SNAPSHOT)
+        rounded = {at // block * block for at in wanted}
+        return tuple(sorted(at for at in rounded if match.length < at < len(job.tokens) or at == job.returns_to))
 
     @staticmethod
     def _begins_alike(job: Job, other: Job, known: int) -> bool:
@@ -219,6 +234,8 @@ class Runner:
         whole, job.done = seen.end == len(job.tokens), seen.end
         self._counters.prompt_tokens += 0 if job.begun else seen.end - seen.begin
         row = job.take(seen)
+        if seen.end in job.marks:
+            self._keep(job, seen.end, snapshot=True)
         if whole:
             self._keep(job, job.keeps(seen.begin, seen.end))
         if job.done < seen.end:
@@ -267,16 +284,19 @@ class Runner:
     def _preempt(self, job: Job) -> None:
         self._counters.preemptions += 1
         if job.begun:
-            self._keep(job, job.done)
+            self._keep(job, job.done, snapshot=True)
         self._leave_row(job)
         self.active.remove(job)
         job.restart()
         self.put_back(job)
 
-    def _keep(self, job: Job, length: int) -> None:
-        """Saves a job's first tokens into the prefix cache."""
+    def _keep(self, job: Job, length: int, snapshot: bool = False) -> None:
+        """Saves a job's first tokens into the prefix cache, with its states there if so asked."""
         cache, row = self.cache, job.row
-        if cache is None or row is None or job.adapter.retired or job.kept >= length:
+        if cache is None or row is None or job.adapter.retired:
+            return
+        snapshot = snapshot and bool(cache.states) and cache.states.is_at(row, length)
+        if job.kept > length or (job.kept == length and not snapshot):
             return
         key = job.key[:length]
         if length > len(key):
@@ -284,9 +304,9 @@ class Runner:
         depth = job.depth
 
         def save(begin: int, end: int) -> Segment | None:
-            return cache.save(row, begin, end, depth)
+            return cache.save(row, begin, end, depth, snapshot)
 
-        self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), cuts=(job.shared,))
+        self.tree.insert(_namespace(job), key, save, cache.saved_bytes(depth), (job.shared,), snapshot)
         job.kept = length
 
     def _keep_in_time(self, job: Job) -> None:
@@ -302,7 +322,7 @@ class Runner:
             if job in self.active:
                 self.active.remove(job)
             if job.failed is None and job.begun:
-                self._keep(job, job.done)
+                self._keep(job, job.done, snapshot=True)
             self._leave_row(job)
             if job.failed is not None:
                 fail_all([job], job.failed)

@@ -20,9 +20,11 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.states import Snapshot, States
 from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
-from bedplate.models.specs.cache import Kept, keys_and_values
+from bedplate.models.specs.cache import Kept, held
 from bedplate.models.specs.transformer import TransformerSpec
 
 STEP = 512
@@ -42,9 +44,11 @@ class KVCache(Protocol):
     """A pass may have so many tokens of one row, or any number of a row that it begins with."""
     forgets: bool
     """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
+    states: States
+    """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
 
     def saved_bytes(self, depth: int | None) -> int:
-        """Bytes of one token of a segment saved with this depth."""
+        """Bytes of one token of a segment saved with this depth, without its snapshot."""
         ...
 
     def room(self, lengths: Sequence[int]) -> bool:
@@ -60,9 +64,9 @@ class KVCache(Protocol):
         """Whether the row can go on from its position `to`, as if it had no more tokens."""
         ...
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> Segment | None:
+    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> Segment | None:
         """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all. None where the row
-        does not have them all any more."""
+        does not have them all any more. snapshot: with the row's states, where they are those after the last one."""
         ...
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
@@ -77,6 +81,10 @@ class KVCache(Protocol):
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
         ...
 
+    def commit(self) -> None:
+        """The pass over the spans last attended is over, and what it computed stands."""
+        ...
+
 
 class Store(NamedTuple):
     """What is kept together: all of these heads, features, and window (None: every token)."""
@@ -87,22 +95,28 @@ class Store(NamedTuple):
 
 
 class SlotSegment:
-    """A copy of n tokens' keys and values: of each `Store` that there is, those of its layers [M, G, n, D]."""
+    """A copy of n tokens' keys and values: of each `Store` that there is, those of its layers [M, G, n, D]; and the
+    states after the last of them."""
 
-    def __init__(self, data: Sequence[Tensor]) -> None:
-        self.data = data
+    def __init__(self, tokens: int, data: Sequence[Tensor], snapshot: Snapshot | None = None) -> None:
+        self.tokens, self.data, self.snapshot = tokens, data, snapshot
 
     @property
     def nbytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in self.data)
+        own = sum(part.numel() * part.element_size() for part in self.data)
+        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
+
+    @property
+    def resumes(self) -> bool:
+        return self.snapshot is not None
 
     def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
         # Copies, because a view would keep the whole alive after the other half was evicted.
         first, second = ([part[..., s, :].clone() for part in self.data] for s in (slice(at), slice(at, None)))
-        return SlotSegment(first), SlotSegment(second)
+        return SlotSegment(at, first), SlotSegment(self.tokens - at, second, self.snapshot)
 
     def release(self) -> None:
-        self.data = ()
+        self.data, self.snapshot = (), None
 
 
 class SlotCache:
@@ -111,7 +125,8 @@ class SlotCache:
     Layers' keys and values of one `Store` stand in one tensor [M, R, G, C, D], first layers first, so that to keep a
     beginning, or to give it to a row, is one copy. C is the capacity, or where there is a window what is read and saved
     of it (`_ring`). A latent and its rotary key stand side by side, as one key [G=1, key_size + value_size] whose last
-    features are the value. UnsupportedModelError for layers that keep anything else.
+    features are the value. States are beside them (`states`). UnsupportedModelError for layers that keep anything
+    else.
     """
 
     block = 1
@@ -126,7 +141,9 @@ class SlotCache:
         step: int = STEP,
     ) -> None:
         self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
-        self._layout = keys_and_values(spec, "a cache of slots")
+        layout = held(spec, "a cache of slots")
+        self._layout = [one for one in layout if not one.of_sequence]
+        self.states = States(layout, dtype, device)
         self.forgets = any(one.window is not None for one in self._layout)
         self.token_bytes = self.saved_bytes(None)
         self.limit_bytes = limit_bytes
@@ -157,7 +174,7 @@ class SlotCache:
         """Of so many slots of so many tokens."""
         stores = self._stores(None).items()
         each = sum(n * one.heads * one.size * self._ring(one.window, capacity) for one, n in stores)
-        return rows * each * self.dtype.itemsize
+        return rows * (each * self.dtype.itemsize + self.states.nbytes)
 
     def room(self, lengths: Sequence[int]) -> bool:
         """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
@@ -192,22 +209,28 @@ class SlotCache:
                 for number, row in enumerate(kept):
                     data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
             self._data[store] = data
+        self.states.reserve(rows, kept)
         self.rows, self.capacity = rows, capacity
         each = {store: iter(data.unbind(0)) for store, data in self._data.items()}
-        self.keys, self.values = [], []
+        nothing = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.keys, self.values = [nothing] * self._spec.layers, [nothing] * self._spec.layers
         for one in self._layout:
             found = [next(each[store]) for store in _stores(one)]
-            self.keys.append(found[0])
-            self.values.append(found[1] if len(found) > 1 else found[0][..., one.key_size :])
+            self.keys[one.layer] = found[0]
+            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
 
     def rewinds(self, row: int, to: int) -> bool:
+        if to and not self.states.is_at(row, to):
+            return False
         return all(self._has(row, max(to - store.window + 1, 0), store) for store in self._data if store.window)
 
     def _has(self, row: int, begin: int, store: Store) -> bool:
         """Whether the ring still has the row's tokens from `begin` on."""
         return begin >= self._ends.get(row, 0) - self._data[store].shape[3]
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> SlotSegment | None:
+    def save(
+        self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
+    ) -> SlotSegment | None:
         counts = self._stores(depth)
         if not all(self._has(row, begin, store) for store in counts):
             return None
@@ -219,12 +242,13 @@ class SlotCache:
             else:
                 at = torch.arange(begin, end, device=self.device) % data.shape[3]
                 found.append(data[: counts[store], row].index_select(2, at))
-        return SlotSegment(found)
+        return SlotSegment(end - begin, found, self.states.save(row, end, depth) if snapshot else None)
 
     @torch.inference_mode()
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         assert isinstance(segment, SlotSegment)
         self._ends[row] = begin + count
+        self.states.load(row, begin + count, segment.snapshot if count == segment.tokens else None)
         for data, part in zip(self._data.values(), segment.data, strict=True):
             C = data.shape[3]
             skipped = max(count - C, 0)
@@ -239,12 +263,17 @@ class SlotCache:
         """A slot has nothing to give back."""
 
     def attend(self, spans: Sequence[Span]) -> Attend:
-        if self.forgets:
-            self._note(spans)
+        self.note(spans)
+        self.states.begin(spans)
         return SlotAttention(self, spans)
 
-    def _note(self, spans: Sequence[Span]) -> None:
-        """How far each row is written, which says what its rings hold."""
+    def commit(self) -> None:
+        self.states.commit()
+
+    def note(self, spans: Sequence[Span]) -> None:
+        """How far each row will be written by a pass, which says what its rings hold."""
+        if not self.forgets:
+            return
         if len(spans) > 1 or spans[0].start > 0:
             longest = max(span.length for span in spans)
             if longest > self.step:
@@ -291,6 +320,9 @@ class SlotAttention:
         for group in self._groups:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
         return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
 
     def _places(self, C: int) -> tuple[Tensor | None, Tensor, Tensor]:
         """Which tokens are written (None: all; never two to one place), and where to: their rows and places."""

@@ -33,6 +33,7 @@ class NativeForward(Forward):
             if adapters is not None:
                 adapters += [None if adapter.slot == BASE_ROW else self._adapter(adapter.slot)] * span.length
         cache = self._cache
+        cache.note(batch.spans)
         out = self._decoder.forward(
             batch.tokens,
             rows,

@@ -14,32 +14,43 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.kv_cache import STEP
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.states import Snapshot, States
 from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
-from bedplate.models.specs.cache import keys_and_values
+from bedplate.models.specs.cache import held
 from bedplate.models.specs.transformer import TransformerSpec
 
 BLOCK = 16
 
 
 class PagedSegment:
-    """Whole blocks of a sequence, counted as used for as long as this is held."""
+    """Whole blocks of a sequence, counted as used for as long as this is held; and the states after the last token."""
 
-    def __init__(self, cache: PagedCache, blocks: Sequence[int]) -> None:
-        self._cache, self.blocks = cache, tuple(blocks)
+    def __init__(self, cache: PagedCache, blocks: Sequence[int], snapshot: Snapshot | None = None) -> None:
+        self._cache, self.blocks, self.snapshot = cache, tuple(blocks), snapshot
 
     @property
     def nbytes(self) -> int:
-        return len(self.blocks) * self._cache.block * self._cache.token_bytes
+        own = len(self.blocks) * self._cache.block * self._cache.token_bytes
+        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
+
+    @property
+    def resumes(self) -> bool:
+        return self.snapshot is not None
 
     def split(self, at: int) -> tuple[PagedSegment, PagedSegment]:
         at //= self._cache.block
-        return PagedSegment(self._cache, self.blocks[:at]), PagedSegment(self._cache, self.blocks[at:])
+        first, second = PagedSegment(self._cache, self.blocks[:at]), PagedSegment(self._cache, self.blocks[at:])
+        second.snapshot = self.snapshot
+        return first, second
 
     def release(self) -> None:
+        self.snapshot = None
         self._cache.let_go(self.blocks)
 
 
@@ -63,17 +74,21 @@ class PagedCache:
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block, self.step = block, step
-        layout = keys_and_values(spec, "a cache of blocks")
-        self.token_bytes = sum(one.values for one in layout) * dtype.itemsize
+        layout = held(spec, "a cache of blocks")
+        self.states = States(layout, dtype, device)
+        of_tokens = [one for one in layout if not one.of_sequence]
+        if not of_tokens:
+            raise UnsupportedModelError("a cache of blocks is for keys and values, and no layer has any: use slots")
+        self.token_bytes = sum(one.values for one in of_tokens) * dtype.itemsize
         self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
         self.dtype, self.device = dtype, device
-        self.latents = frozenset(one.layer for one in layout if one.kind == "latent")
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        for one in layout:
+        self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
+        nothing = torch.empty(0, dtype=dtype, device=device)
+        self.keys, self.values = [nothing] * spec.layers, [nothing] * spec.layers
+        for one in of_tokens:
             latent = one.kind == "latent"  # one key, whose last features are the value
-            self.keys.append(self._pool(one.heads, one.key_size + one.value_size * latent))
-            self.values.append(self.keys[-1][..., one.key_size :] if latent else self._pool(one.heads, one.value_size))
+            keys = self.keys[one.layer] = self._pool(one.heads, one.key_size + one.value_size * latent)
+            self.values[one.layer] = keys[..., one.key_size :] if latent else self._pool(one.heads, one.value_size)
         self._reclaim, self._pinned = reclaim, pinned
         self._free = list(range(self.blocks - 1, -1, -1))
         self._uses = [0] * self.blocks
@@ -92,11 +107,15 @@ class PagedCache:
         return self.token_bytes
 
     def room(self, lengths: Sequence[int]) -> bool:
-        """Whether the rows fit beside what is pinned; shared blocks are counted for each of them."""
-        pinned = self._pinned() // (self.block * self.token_bytes)
-        return sum(self._count(length) for length in lengths) <= self.blocks - pinned
+        """Whether the rows fit beside what is pinned; shared blocks are counted for each of them, and states, which
+        stand beside the pool, as if they were in it."""
+        each = self.block * self.token_bytes
+        beside = self._pinned() + len(lengths) * self.states.nbytes
+        return len(lengths) <= 1 or sum(self._count(length) for length in lengths) <= self.blocks - beside // each
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+        if self.states and max(lengths, default=-1) >= self.states.rows:
+            self.states.reserve(max(max(lengths) + 1, 2 * self.states.rows))
         for row, length in lengths.items():
             table = self._tables.setdefault(row, [])
             while len(table) < self._count(length):
@@ -124,13 +143,13 @@ class PagedCache:
                 self._free.append(block)
 
     def rewinds(self, row: int, to: int) -> bool:
-        return True
+        return to == 0 or self.states.is_at(row, to)
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None) -> PagedSegment:
+    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> PagedSegment:
         blocks = self._tables[row][begin // self.block : end // self.block]
         for block in blocks:
             self._uses[block] += 1
-        return PagedSegment(self, blocks)
+        return PagedSegment(self, blocks, self.states.save(row, end, depth) if snapshot else None)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         """Hands over whole blocks. The row has exactly `begin` tokens."""
@@ -140,12 +159,22 @@ class PagedCache:
         for block in segment.blocks[: count // self.block]:
             self._uses[block] += 1
             table.append(block)
+        if self.states:
+            if row >= self.states.rows:
+                self.states.reserve(max(row + 1, 2 * self.states.rows))
+            whole = count == len(segment.blocks) * self.block
+            self.states.load(row, begin + count, segment.snapshot if whole else None)
 
     def free(self, row: int) -> None:
         self.let_go(self._tables.pop(row, ()))
+        self.states.forget(row)
 
     def attend(self, spans: Sequence[Span]) -> Attend:
+        self.states.begin(spans)
         return PagedAttention(self, spans)
+
+    def commit(self) -> None:
+        self.states.commit()
 
     def table(self, row: int) -> Sequence[int]:
         """The row's blocks, in order."""
@@ -178,6 +207,9 @@ class PagedAttention:
         for group in self._groups:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
         return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
 
 
 class _PagedGroup:

@@ -25,6 +25,11 @@ class Segment(Protocol):
     @property
     def nbytes(self) -> int: ...
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a sequence can go on from its end, in a tree of segments with snapshots."""
+        ...
+
     def split(self, at: int) -> tuple[Segment, Segment]:
         """The first `at` tokens and the rest; this segment is not used afterwards."""
         ...
@@ -67,9 +72,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Match:
-    """What is cached of a key: segments from its start, each with how many of its tokens count."""
+    """What is cached of a key: segments from its start, each with how many of its tokens count. known: how many tokens
+    are in the tree, of which a sequence may be able to go on only from an earlier one."""
 
     parts: tuple[tuple[Segment, int], ...] = ()
+    known: int = 0
 
     @property
     def length(self) -> int:
@@ -78,12 +85,13 @@ class Match:
 
 class RadixTree:
     """Segments by key. `block`: matches and edges are multiples of so many elements (paged caches share whole blocks).
+    snapshots: a sequence can go on only from the end of a segment that `resumes`.
 
     Not thread-safe: it belongs to the thread that computes.
     """
 
-    def __init__(self, capacity: int, block: int = 1) -> None:
-        self.capacity, self.block = capacity, block
+    def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
+        self.capacity, self.block, self.snapshots = capacity, block, snapshots
         self.used = 0
         """Bytes held in all; `pinned` of them are not counted against the capacity."""
         self.pinned = 0
@@ -98,6 +106,7 @@ class RadixTree:
         node = self._roots.get(namespace)
         self._clock += 1
         parts: list[tuple[Segment, int]] = []
+        good = 0  # how many of the parts a sequence can go on from
         at, end = 0, min(limit, len(key)) // self.block * self.block
         while node is not None and at < end:
             child = node.children.get(key[at : at + self.block])
@@ -108,10 +117,12 @@ class RadixTree:
             parts.append((child.segment, same))
             self._touch(child)
             at += same
+            if not self.snapshots or (same == len(child.key) and child.segment.resumes):
+                good = len(parts)
             if same < len(child.key):
                 break
             node = child
-        return Match(tuple(parts))
+        return Match(tuple(parts[:good]), at)
 
     def public_length(self, namespace: Hashable, tokens: Sequence[int]) -> int:
         """How many first tokens are a pinned key: what the operator made known to everybody."""
@@ -133,16 +144,18 @@ class RadixTree:
         save: Callable[[int, int], Segment | None],
         size: int,
         cuts: Sequence[int] = (),
+        renew: bool = False,
     ) -> int:
         """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each, or
         None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where
-        they cannot be made to fit.
+        they cannot be made to fit. renew: where all of it is there, its last segment is saved anew if it has no
+        snapshot.
         """
-        return self._insert(namespace, key, save, size, cuts, pin=False)[1]
+        return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
     def pin(self, namespace: Hashable, key: Key, save: Callable[[int, int], Segment | None], size: int) -> None:
         """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice."""
-        node, _ = self._insert(namespace, key, save, size, (), pin=True)
+        node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
         walk: Node | None = node
         while walk is not None and walk.segment is not None:
@@ -198,6 +211,7 @@ class RadixTree:
         size: int,
         cuts: Sequence[int],
         pin: bool,
+        renew: bool,
     ) -> tuple[Node, int]:
         self._clock += 1
         node = self._roots.setdefault(namespace, Node((), None, None))
@@ -212,6 +226,8 @@ class RadixTree:
                 child = self._split(child, same)
             at += same
             node = child
+        if at == end and self.snapshots and renew:
+            self._renew(node, save)
         stops = sorted({stop // self.block * self.block for stop in cuts if at < stop < end} | {end})
         added = 0
         for stop in stops:
@@ -225,7 +241,29 @@ class RadixTree:
             node = self._attach(node, key[at:stop], segment)
             added += stop - at
             at = stop
+        if self.snapshots and not pin:
+            self._evict(0, None)  # snapshots were not counted before they were made
         return node, added
+
+    def _renew(self, node: Node, save: Callable[[int, int], Segment | None]) -> None:
+        """Gives a node's segment the snapshot that it has not."""
+        if node.segment is None or node.segment.resumes:
+            return
+        end = 0
+        walk: Node | None = node
+        while walk is not None:
+            end, walk = end + len(walk.key), walk.parent
+        found = save(end - len(node.key), end)
+        if found is None:
+            return
+        if not found.resumes:
+            found.release()
+            return
+        change = found.nbytes - node.segment.nbytes
+        self.used += change
+        self.pinned += change if node.pins else 0
+        node.segment.release()
+        node.segment = found
 
     def _attach(self, parent: Node, key: Key, segment: Segment) -> Node:
         node = Node(key, segment, parent, used=self._clock)

@@ -36,7 +36,7 @@ class Padded:
     def __init__(
         self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        spans = [span for _, span in numbered]
+        spans = self.spans = [span for _, span in numbered]
         S, self._T, self.keys = len(spans), max(s.length for s in spans), max(s.end for s in spans)
         begin_S = torch.tensor([begin for begin, _ in numbered])
         start_S = torch.tensor([span.start for span in spans])
@@ -46,6 +46,8 @@ class Padded:
         query_ST = begin_S[:, None] + torch.where(inside_ST, offset_T, torch.zeros_like(offset_T))
         self.tokens_N = query_ST[inside_ST].to(device)
         self._even = bool(inside_ST.all())
+        self.lengths_S = None if self._even else length_S.to(device)
+        """Of the spans, where they differ."""
         self.whole = torch.equal(query_ST.reshape(-1), torch.arange(total))
         self._query_SxT = query_ST.reshape(-1).to(device)
         self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
@@ -66,21 +68,17 @@ class Padded:
         (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
         if not how.plain:
             return self.attend_near(q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.near(None))
-        flat = self.queries(q_NHD)
         # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
-        q = flat.view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
+        q = self.block(q_NHD).view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
         if self._mask_STK is not None and self._folded is None:
             self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
         out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._folded, scale=how.scale)
-        return self._flat(out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S * T, H, V))
+        return self.flat(out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S, T, H, V))
 
     def attend_near(self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: How, near: Nearby) -> Tensor:
         """The same over the keys of `near`."""
-        S, (H, D), V = k_SKGD.shape[0], q_NHD.shape[1:], v_SKGV.shape[3]
-        q_STHD = self.queries(q_NHD).view(S, self._T, H, D)
         seen = how.within(near.distance_STK <= 0, near.distance_STK, True)
-        out = masked_attention(q_STHD, k_SKGD, v_SKGV, seen, how, near.distance_STK)
-        return self._flat(out.reshape(S * self._T, H, V))
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, seen, how, near.distance_STK))
 
     def near(self, window: int | None) -> Nearby:
         """The keys from the first one on that a span's first token sees in its window, made once for each window."""
@@ -92,12 +90,15 @@ class Padded:
             self._nearby[window] = Nearby(position_SK.to(self._device), distance_STK.to(self._device))
         return self._nearby[window]
 
-    def queries(self, q_NHD: Tensor) -> Tensor:
-        """Rows of flat tokens as those of the block, [S × T, H, D]."""
-        return q_NHD if self.whole else q_NHD.index_select(0, self._query_SxT)
+    def block(self, x_N: Tensor) -> Tensor:
+        """Rows of flat tokens [N, ...] as a block [S, T, ...], padded with a span's first token."""
+        found = x_N if self.whole else x_N.index_select(0, self._query_SxT)
+        return found.view(len(self.spans), self._T, *x_N.shape[1:])
 
-    def _flat(self, out: Tensor) -> Tensor:
-        return out if self._even else out.index_select(0, self._back_N)
+    def flat(self, x_ST: Tensor) -> Tensor:
+        """A block [S, T, ...] as the group's tokens [N', ...], in the order of `tokens_N`."""
+        found = x_ST.flatten(0, 1)
+        return found if self._even else found.index_select(0, self._back_N)
 
 
 @dataclass(frozen=True, eq=False)

@@ -107,6 +107,7 @@ class TorchForward(Forward):
         try:
             attend = self._cache.attend(spans)
             hidden_ND = model(Inputs(tokens, positions), cache=attend, depth=batch.depth).hidden[0]
+            self._cache.commit()
         finally:
             self._select([], [])
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
@@ -121,6 +122,7 @@ class TorchForward(Forward):
         self._select([adapter.slot], [len(vectors_PD)])
         try:
             model(inputs, cache=cache.attend([span]))
+            cache.commit()
         finally:
             self._select([], [])
 

@@ -7,7 +7,7 @@
 #pragma once
 #include <type_traits>
 
-#include "simd.h"
+#include "activations.h"
 
 constexpr int KEYS = 128;
 constexpr int QUERIES = 4;   // query rows computed together
@@ -182,10 +182,28 @@ inline void join(Running& into, const Running& block, int D, bool first) {
         store(into.values + d, fma(load(into.values + d), set1(old), mul(load(block.values + d), set1(fresh))));
 }
 
-// Softmax over one block for N query rows; seen[n] ≥ 1 of its keys are visible to row n.
+// What is done to scores: x → scale · x, then x → cap · tanh(x / cap), where cap is not 0 (Gemma-2, arXiv 2408.00118).
+struct Scores {
+    float scale, cap;
+    INLINE_MEMBER F of(F x) const {
+        F y = mul(x, set1(scale));
+        return cap > 0 ? capped(y, cap) : y;
+    }
+};
+
+// Which of a block's keys a query row sees: `begin` … `end` − 1, one at least.
+struct Seen {
+    int begin, end;
+    INLINE_MEMBER F only(F x, int group, F other) const {
+        F y = first_lanes(x, end - group * 16, other);
+        return begin > group * 16 ? first_lanes(other, begin - group * 16, y) : y;
+    }
+};
+
+// Softmax over one block for N query rows.
 template <class Way, int N>
-void attend_rows(const typename Way::Block& block, int count, const typename Way::Number* const* q, const int* seen, int D,
-                 float scale, Running* out) {
+void attend_rows(const typename Way::Block& block, int count, const typename Way::Number* const* q, const Seen* seen, int D,
+                 const Scores& how, Running* out) {
     alignas(64) float s[N][KEYS];
     alignas(64) typename Way::Number weights[N][KEYS];
     float* to[N];
@@ -198,7 +216,7 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
         const F none = set1(-3.0e38f);
         F top = none;
         for (int i = 0; i < groups; ++i) {
-            F x = first_lanes(mul(load(s[n] + i * 16), set1(scale)), seen[n] - i * 16, none);
+            F x = seen[n].only(how.of(load(s[n] + i * 16)), i, none);
             store(s[n] + i * 16, x);
             top = fmax(top, x);
         }
@@ -206,7 +224,7 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
         F total = zero();
         for (int i = 0; i < groups; ++i) {
             F p = exp(sub(load(s[n] + i * 16), set1(out[n].top)));
-            store(weights[n] + i * 16, first_lanes(p, seen[n] - i * 16, zero()));
+            store(weights[n] + i * 16, seen[n].only(p, i, zero()));
             total = add(total, load(weights[n] + i * 16));  // as rounded
         }
         out[n].total = sum(total);
@@ -218,10 +236,10 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
 }
 
 template <class Way>
-void attend(const typename Way::Block& block, int count, const typename Way::Number* const* q, const int* seen, int N, int D,
-            float scale, Running* out) {
-    if (N == 4) attend_rows<Way, 4>(block, count, q, seen, D, scale, out);
-    else if (N == 3) attend_rows<Way, 3>(block, count, q, seen, D, scale, out);
-    else if (N == 2) attend_rows<Way, 2>(block, count, q, seen, D, scale, out);
-    else attend_rows<Way, 1>(block, count, q, seen, D, scale, out);
+void attend(const typename Way::Block& block, int count, const typename Way::Number* const* q, const Seen* seen, int N, int D,
+            const Scores& how, Running* out) {
+    if (N == 4) attend_rows<Way, 4>(block, count, q, seen, D, how, out);
+    else if (N == 3) attend_rows<Way, 3>(block, count, q, seen, D, how, out);
+    else if (N == 2) attend_rows<Way, 2>(block, count, q, seen, D, how, out);
+    else attend_rows<Way, 1>(block, count, q, seen, D, how, out);
 }

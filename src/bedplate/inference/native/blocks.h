@@ -81,7 +81,7 @@ struct Own : Values {
 // Scales of a span, times those of its blocks; HALVED: one of each 16 inputs, and no minimum.
 template <class Values, bool Two>
 struct Spanned : Values {
-    static constexpr int SIZE = Values::BYTES, BEFORE = HEAD;
+    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN;
     static constexpr bool HALVED = Two;
     struct Scale { F d, least; };
     static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {

@@ -1,4 +1,4 @@
-// The decoder's forward pass on a CPU as one call (RMS norm, rotary grouped-query attention, SwiGLU; LoRA by token).
+// The decoder's forward pass on a CPU as one call; what of it a model has is data (Shape, Layer). LoRA by token.
 // Results do not depend on how tokens are batched or chunked: see products.h and attention.h.
 #include <exception>
 
@@ -25,7 +25,7 @@ int32_t chunk_for(const Shape& s) {
     cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     if (cache <= 0) cache = 1 << 20;  // not said: what most processors have
-    const Reads form = reads(s.format);
+    const Reads form = !s.floats ? BYTES : reads(s.wide ? F32 : BF16);
     const int64_t bytes = int64_t(std::max(s.hidden, s.feedforward)) * (form == BYTES ? 1 : form == HALVES ? 2 : 4);
     return int32_t(std::min<int64_t>(std::max<int64_t>(cache / 2 / bytes / TILE, 4), 64) * TILE);
 }
@@ -53,26 +53,41 @@ extern "C" {
 // The name of the level that this file was compiled for.
 const char* bedplate_level() { return BEDPLATE_LEVEL; }
 
-// frequencies: [head_dim / 2] radians per token. embedding: [vocabulary, hidden], as wide as the shape says, kept by the
-// caller.
-void* bedplate_new(const Shape* shape, const float* frequencies, const void* embedding, const float* norm) try {
+// embedding: [vocabulary, hidden], as wide as the shape says; positions: such rows that are learned, or null. Both are kept
+// by the caller.
+void* bedplate_new(const Shape* shape, const void* embedding, const void* positions) try {
     auto handle = std::make_unique<Handle>();
     Model& m = handle->model;
     m.shape = *shape;
     m.shape.chunk = chunk_for(*shape);
     m.layers.resize(size_t(shape->layers));
-    m.frequencies = keep(m.arena, frequencies, shape->head_dim / 2, shape->head_dim / 2);
-    m.norm = keep(m.arena, norm, shape->hidden, shape->hidden);
-    m.embedding = embedding;
+    m.embedding = embedding, m.positions = positions;
     return handle.release();
 } catch (const std::exception&) {
     return nullptr;
 }
 
-int bedplate_norms(void* handle, int layer, const float* attention, const float* feedforward) try {
+// One more of the rotary positions that layers may have; they are numbered in this order.
+int bedplate_turning(void* handle, int size, int interleaved, float factor, const float* frequencies) try {
     Model& m = static_cast<Handle*>(handle)->model;
-    m.layers[size_t(layer)].attention_norm = keep(m.arena, attention, m.shape.hidden, m.shape.hidden);
-    m.layers[size_t(layer)].feedforward_norm = keep(m.arena, feedforward, m.shape.hidden, m.shape.hidden);
+    m.turnings.push_back({keep(m.arena, frequencies, size / 2, size / 2), size, interleaved, factor});
+    return 0;
+} catch (const std::exception&) {
+    return 1;
+}
+
+int bedplate_layer(void* handle, int layer, int window, int turning) {
+    Layer& one = static_cast<Handle*>(handle)->model.layers[size_t(layer)];
+    one.window = window, one.turning = turning;
+    return 0;
+}
+
+// which: see Vector. layer: −1 for the model's own. bias: or null.
+int bedplate_vector(void* handle, int layer, int which, int size, const float* weight, const float* bias) try {
+    Model& m = static_cast<Handle*>(handle)->model;
+    Vectors& to = layer < 0 ? m.own : m.layers[size_t(layer)];
+    to.weight[which] = keep(m.arena, weight, size, (size + LANES - 1) / LANES * LANES);
+    if (bias) to.bias[which] = keep(m.arena, bias, size, (size + LANES - 1) / LANES * LANES);
     return 0;
 } catch (const std::exception&) {
     return 1;

@@ -16,31 +16,28 @@ from typing import Literal
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from torch import Tensor, nn
+from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.allowed import refused_field
-from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape, load
+from bedplate.inference.native.description import OUTER, Matrix, matrices, ropes_of, shape_of, turning, vectors
+from bedplate.inference.native.library import PLACES, Call, Library, LowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
-from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.norms import RMSNorm
-from bedplate.models.layers.positions import rotary_frequencies
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
-_FORMATS: dict[WeightFormat, int] = {"bfloat16": 0, "int8": 1, "int4": 2, "float32": 3}
-"""As formats.h numbers them."""
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
 SOURCES = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
 """Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
+_ANY = 1 << 31
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +80,7 @@ def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device)
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
     field = refused_field(spec)
     if field is not None:
-        return f"the native path is for pre-norm RMS, SwiGLU decoders; it cannot do {field} = {getattr(spec, field)!r}"
+        return f"the native path cannot do {field} = {getattr(spec, field)!r}"
     sizes = {
         "hidden_size": spec.hidden_size,
         "feedforward_size": spec.feedforward_size,
@@ -133,27 +130,12 @@ class NativeDecoder:
         self.threads = threads or torch.get_num_threads()
         self._library, self._model = found, model
         self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
-        spec = model.spec
-        shape = Shape(
-            spec.layers,
-            spec.hidden_size,
-            spec.heads,
-            spec.kv_heads,
-            spec.head_dim,
-            spec.feedforward_size,
-            spec.vocab_size,
-            self.threads,
-            spec.norm_eps,
-            _FORMATS[weights],
-            self._dtype == torch.float32,
-            0,
-        )
-        frequencies = (
-            torch.zeros(spec.head_dim // 2) if spec.rope is None else rotary_frequencies(spec.rope, spec.head_dim)
-        )
         self._embedding = model.embedding.weight.detach().contiguous()
-        norm = _norm_weight(model.norm)
-        self._handle = found.new(shape, frequencies.data_ptr(), self._embedding.data_ptr(), norm.data_ptr())
+        learned = model.position_embedding
+        self._learned = None if learned is None else learned.weight.detach().contiguous()
+        at = None if self._learned is None else self._learned.data_ptr()
+        shape = shape_of(model.spec, self._dtype, self.threads, weights == own)
+        self._handle = found.new(shape, self._embedding.data_ptr(), at)
         if not self._handle:
             raise MemoryError("not enough memory for the native decoder")
         self._fill(model, blocks or {})
@@ -161,35 +143,31 @@ class NativeDecoder:
         """Bytes of the packed weights; the embedding is shared with the model."""
 
     def _fill(self, model: Decoder, blocks: Mapping[str, RawBlocks]) -> None:
-        for number, layer in enumerate(model.layers):
-            assert isinstance(layer, Block)
-            attention, feedforward = _norm_weight(layer.attention_norm), _norm_weight(layer.feedforward_norm)
-            self._done(self._library.norms(self._handle, number, attention.data_ptr(), feedforward.data_ptr()))
-            for place, name in enumerate(PLACES):
-                linear = layer.get_submodule(name)
-                assert isinstance(linear, Linear)
-                own = blocks.get(f"layers.{number}.{name}.weight")
-                self._add(number, place, linear.weight, linear.bias, own, self.weights == "int8")
-        tied = model.lm_head is None
-        weight = model.embedding.weight if model.lm_head is None else model.lm_head.weight
-        bias = None if model.lm_head is None else model.lm_head.bias
-        own = blocks.get("embedding.weight" if tied else "lm_head.weight")
-        self._add(0, -1, weight, bias, own, True)
+        library, spec = self._library, self.spec
+        kinds, ropes = ropes_of(spec)
+        for rope in kinds:
+            factor, pairs = turning(rope, spec.head_dim)
+            self._done(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
+        for layer, rope in enumerate(ropes):
+            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope))
+        for one in vectors(model):
+            at = one.weight.data_ptr(), None if one.bias is None else one.bias.data_ptr()
+            self._done(library.vector(self._handle, one.layer, one.which, one.weight.numel(), *at))
+        for matrix in matrices(model):
+            self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
 
-    def _add(
-        self, layer: int, place: int, weight: Tensor, bias: Tensor | None, own: RawBlocks | None, eight: bool
-    ) -> None:
-        out, size = weight.shape
-        bias_32 = None if bias is None else bias.detach().float().contiguous()
-        bias_at = None if bias_32 is None else bias_32.data_ptr()
+    def _add(self, matrix: Matrix, own: RawBlocks | None, eight: bool) -> None:
+        weight, (out, size) = matrix.weight.detach(), matrix.weight.shape
+        bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
         if self.weights in _DTYPES.values():
-            kind, raw = _KINDS[self._dtype], weight.detach().contiguous()
+            kind, raw = _KINDS[self._dtype], weight.contiguous()
         else:
             if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
-                own = quantise_int8(weight.detach()) if eight else quantise_int4(weight.detach())
+                own = quantise_int8(weight) if eight else quantise_int4(weight)
             kind, raw = own.kind, own.data
+        at = raw.data_ptr(), None if bias is None else bias.data_ptr()
         code = GGMLQuantizationType[kind]
-        self._done(self._library.linear(self._handle, layer, place, code, size, out, raw.data_ptr(), bias_at))
+        self._done(self._library.linear(self._handle, matrix.layer, matrix.place, code, size, out, *at))
 
     def forward(
         self,
@@ -206,15 +184,18 @@ class NativeDecoder:
         """Runs N tokens of a flat batch.
 
         Token i is `tokens[i]` at absolute position `positions[i]` of cache row `rows[i]`; a row's tokens stand
-        together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous; the new
-        tokens' are written there, then token i attends to its row's positions 0 … positions[i]. wanted: numbers of
-        the tokens whose logits are wanted. adapters: each token's, or None. depth: run so many blocks only and return
-        the states after them (no logits). states: also return the states after the final norm.
+        together, in order of position. keys, values: per layer [R, G, C, D] in the base's dtype, contiguous, position
+        p at place p % C; the new tokens' are written there, then token i attends to its row's positions 0 …
+        positions[i], or to so many of the last of them as the layer's window says: such a layer needs no more places
+        than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted.
+        adapters: each token's, or None. depth: run so many blocks only and return the states after them (no logits).
+        states: also return the states after the final norm.
         """
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)
         index[0], index[1], index[2] = tokens, rows, positions
-        self._check(index, keys, wanted, depth)
+        places = np.array([tensor.shape[2] for tensor in keys], dtype=np.int64)
+        self._check(index, keys, places, wanted, depth)
         N, W = count, 0 if depth is not None else len(wanted)
         logits = self._logits(W) if W else None
         best, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W)
@@ -237,8 +218,7 @@ class NativeDecoder:
             chosen.ctypes.data,
             ctypes.addressof(key_table),
             ctypes.addressof(value_table),
-            keys[0].stride(0) if keys else 0,
-            keys[0].stride(1) if keys else 0,
+            places.ctypes.data,
             None if adapter_table is None else ctypes.addressof(adapter_table),
             None if logits is None else logits.data_ptr(),
             best.data_ptr(),
@@ -262,11 +242,13 @@ class NativeDecoder:
         self._buffers.append((buffer, weakref.ref(view)))
         return torch.frombuffer(view, dtype=torch.float32).view(W, -1)
 
-    def _check(self, index: np.ndarray, keys: Sequence[Tensor], wanted: Sequence[int], depth: int | None) -> None:
+    def _check(
+        self, index: np.ndarray, keys: Sequence[Tensor], places: np.ndarray, wanted: Sequence[int], depth: int | None
+    ) -> None:
         """What would otherwise read or write outside the memory it was given."""
         if not index.shape[1]:
             return
-        limits = (self.spec.vocab_size, keys[0].shape[0], keys[0].shape[2])
+        limits = (self.spec.vocab_size, keys[0].shape[0], self._positions(places, int(np.bincount(index[1]).max())))
         for name, values, limit in zip(("token", "row", "position"), index, limits, strict=True):
             if values.min() < 0 or values.max() >= limit:
                 raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
@@ -276,6 +258,15 @@ class NativeDecoder:
             raise UsageError(f"a wanted token is outside 0 … {index.shape[1] - 1}")
         if depth is not None and not 0 <= depth <= self.spec.layers:
             raise UsageError(f"depth {depth} is outside 0 … {self.spec.layers}")
+
+    def _positions(self, places: np.ndarray, tokens: int) -> int:
+        """How many positions there may be, where one row has so many new tokens."""
+        found = _ANY if self._learned is None else len(self._learned)
+        for layer, C in enumerate(places.tolist()):
+            window = self.spec.window(layer)
+            if window is None or window + tokens - 1 > C:
+                found = min(found, C)
+        return found
 
     def adapter(
         self,
@@ -333,9 +324,3 @@ class NativeDecoder:
     def _done(code: int) -> None:
         if code:
             raise MemoryError("not enough memory for the native decoder")
-
-
-def _norm_weight(norm: nn.Module) -> Tensor:
-    assert isinstance(norm, RMSNorm)
-    assert norm.weight is not None
-    return norm.weight.detach().float().contiguous()

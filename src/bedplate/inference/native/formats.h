@@ -17,7 +17,7 @@
 constexpr int BLOCK = 32, SPAN = 8;
 enum Format { BF16 = 0, INT8 = 1, INT4 = 2, F32 = 3, INT5 = 4, K4 = 5, K5 = 6, K6 = 7 };
 enum Reads { HALVES, BYTES, FLOATS };  // the form of the activations
-constexpr int64_t HEAD = 320;          // bytes of what stands before a span's blocks
+constexpr int64_t BEFORE_SPAN = 320;   // bytes of what stands before a span's blocks
 
 inline Reads reads(int format) {
     if (format == F32) return FLOATS;
@@ -32,9 +32,9 @@ inline int64_t panel_size(int format, int in) {
         case INT8: return (blocks + 1) / 2 * 1088;
         case INT4: return blocks * 320;
         case INT5: return blocks * 384;
-        case K4: return blocks / SPAN * HEAD + blocks * 256;
-        case K5: return blocks / SPAN * HEAD + blocks * 320;
-        default: return blocks / SPAN * HEAD + blocks * 384;
+        case K4: return blocks / SPAN * BEFORE_SPAN + blocks * 256;
+        case K5: return blocks / SPAN * BEFORE_SPAN + blocks * 320;
+        default: return blocks / SPAN * BEFORE_SPAN + blocks * 384;
     }
 }
 

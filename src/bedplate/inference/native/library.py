@@ -19,6 +19,11 @@ PLACES = (
     *(f"feedforward.{name}" for name in ("gate", "up", "down")),
 )
 """The linears of one block, in the kernel's order."""
+VECTORS = (
+    *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
+    *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
+)
+"""The vectors of a block, and of the whole (`Vector` in model.h)."""
 
 
 class Shape(ctypes.Structure):
@@ -33,10 +38,21 @@ class Shape(ctypes.Structure):
         ("feedforward", c_int32),
         ("vocabulary", c_int32),
         ("threads", c_int32),
-        ("eps", c_float),
-        ("format", c_int32),
+        ("floats", c_int32),
         ("wide", c_int32),
         ("chunk", c_int32),
+        ("activation", c_int32),
+        ("gated", c_int32),
+        ("layer_norm", c_int32),
+        ("whole_norm", c_int32),
+        ("parallel", c_int32),
+        ("eps", c_float),
+        ("embedding_scale", c_float),
+        ("residual_scale", c_float),
+        ("head_scale", c_float),
+        ("score_scale", c_float),
+        ("score_cap", c_float),
+        ("logit_cap", c_float),
     ]
 
 
@@ -67,8 +83,7 @@ class Call(ctypes.Structure):
         ("wanted", c_void_p),
         ("keys", c_void_p),
         ("values", c_void_p),
-        ("row_stride", c_int64),
-        ("group_stride", c_int64),
+        ("places", c_void_p),
         ("adapters", c_void_p),
         ("logits", c_void_p),
         ("best", c_void_p),
@@ -87,9 +102,13 @@ class Library:
         level.restype = c_char_p
         self.level: str = level().decode()
         self.new = library.bedplate_new
-        self.new.argtypes, self.new.restype = (POINTER(Shape), c_void_p, c_void_p, c_void_p), c_void_p
-        self.norms = library.bedplate_norms
-        self.norms.argtypes, self.norms.restype = (c_void_p, c_int, c_void_p, c_void_p), c_int
+        self.new.argtypes, self.new.restype = (POINTER(Shape), c_void_p, c_void_p), c_void_p
+        self.turning = library.bedplate_turning
+        self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
+        self.layer = library.bedplate_layer
+        self.layer.argtypes, self.layer.restype = (c_void_p, c_int, c_int, c_int), c_int
+        self.vector = library.bedplate_vector
+        self.vector.argtypes, self.vector.restype = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p), c_int
         self.linear = library.bedplate_linear
         self.linear.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
         self.linear.restype = c_int

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "model.h"
+#include "norms.h"
 #include "threads.h"
 
 inline int64_t share(int64_t n, int i, int of) { return n * i / of; }
@@ -23,25 +24,31 @@ public:
         for (int i = 0; i < threads; ++i) {
             blocks_.push_back(reinterpret_cast<Block*>(memory.take(sizeof(Block))));
             running_.push_back(memory.array<float>(int64_t(QUERIES) * s_.head_dim));
+            together_.push_back(memory.array<T>(2 * int64_t(KEYS) * s_.head_dim));
         }
-        if (alone) find_parts(memory);
+        if (alone) find_plans(memory);
         else find_units();
         taken_ = std::vector<std::atomic<int>>(size_t(s_.layers));
         for (auto& each : taken_) each.store(0, std::memory_order_relaxed);
     }
 
     Number* query(int64_t token, int head) const { return q_ + token * m_.q_size() + head * s_.head_dim; }
-    T* key(int layer, int head, int64_t token) const { return place(c_.keys[layer], head, token); }
-    T* value(int layer, int head, int64_t token) const { return place(c_.values[layer], head, token); }
+    T* key(int layer, int head, int64_t token) const {
+        return place(c_.keys[layer], layer, c_.rows[token], head, c_.positions[token]);
+    }
+    T* value(int layer, int head, int64_t token) const {
+        return place(c_.values[layer], layer, c_.rows[token], head, c_.positions[token]);
+    }
 
     // Every thread's share of a layer, into mixed [N, heads · D]. Alone, each thread writes all of a vector of its own.
     void run(int l, int thread, Pool& pool, float* mixed) {
         if (alone_) {
-            for (int64_t i = share(int64_t(parts_.size()), thread, threads_);
-                 i < share(int64_t(parts_.size()), thread + 1, threads_); ++i)
-                attend_part(l, size_t(i), thread);
+            const Plan& plan = plan_of(l);
+            const int64_t parts = int64_t(plan.parts.size());
+            for (int64_t i = share(parts, thread, threads_); i < share(parts, thread + 1, threads_); ++i)
+                attend_part(l, plan, size_t(i), thread);
             pool.barrier();
-            join_parts(mixed);
+            join_parts(l, plan, mixed);
         } else {
             for (int i; (i = taken_[size_t(l)].fetch_add(1, std::memory_order_relaxed)) < int(units_.size());) {
                 if (i + threads_ < int(units_.size())) prefetch_unit(l, units_[size_t(i + threads_)]);
@@ -55,11 +62,17 @@ private:
     static constexpr int QUERY_ROWS = 64;  // query rows of one unit
     struct Segment { int64_t first, count, row; };  // consecutive tokens of one row
     struct Unit { int64_t token, count, row; int group; };
-    struct Part { int64_t token; int group, block; };
+    struct Part { int64_t token; int group, block; bool first; };
+    struct Plan { int window; std::vector<Part> parts; };  // of the layers with this window
 
-    T* place(void* layer, int head, int64_t token) const {
-        return static_cast<T*>(layer) + c_.rows[token] * c_.row_stride + head * c_.group_stride +
-               c_.positions[token] * s_.head_dim;
+    T* place(void* data, int layer, int64_t row, int group, int64_t position) const {
+        const int64_t C = c_.places[layer];
+        return static_cast<T*>(data) + ((row * s_.kv_heads + group) * C + position % C) * s_.head_dim;
+    }
+
+    // The first position that a query sees.
+    static int64_t first_seen(int window, int64_t position) {
+        return window ? std::max<int64_t>(0, position - window + 1) : 0;
     }
 
     void find_units() {
@@ -82,35 +95,60 @@ private:
         });
     }
 
-    void find_parts(Arena& memory) {
-        for (int64_t t = 0; t < N_; ++t)
-            for (int g = 0; g < s_.kv_heads; ++g)
-                for (int b = 0; b <= int(c_.positions[t] / KEYS); ++b) parts_.push_back({t, g, b});
+    void find_plans(Arena& memory) {
+        size_t most = 0;
+        for (const Layer& layer : m_.layers) {
+            if (std::any_of(plans_.begin(), plans_.end(), [&](const Plan& p) { return p.window == layer.window; })) continue;
+            plans_.push_back({layer.window, {}});
+            for (int64_t t = 0; t < N_; ++t)
+                for (int g = 0; g < s_.kv_heads; ++g) {
+                    const int first = int(first_seen(layer.window, c_.positions[t]) / KEYS);
+                    for (int b = first; b <= int(c_.positions[t] / KEYS); ++b)
+                        plans_.back().parts.push_back({t, g, b, b == first});
+                }
+            most = std::max(most, plans_.back().parts.size());
+        }
         const int per_group = s_.heads / s_.kv_heads;
-        part_values_ = memory.array<float>(int64_t(parts_.size()) * per_group * s_.head_dim);
-        part_sums_.resize(parts_.size() * size_t(per_group));
+        part_values_ = memory.array<float>(int64_t(most) * per_group * s_.head_dim);
+        part_sums_.resize(most * size_t(per_group));
+    }
+
+    const Plan& plan_of(int l) const {
+        const int window = m_.layers[size_t(l)].window;
+        return *std::find_if(plans_.begin(), plans_.end(), [&](const Plan& p) { return p.window == window; });
     }
 
     void fetch_block(int l, int64_t row, int group, int block, int count, int thread) {
-        const int64_t at = row * c_.row_stride + group * c_.group_stride + int64_t(block) * KEYS * s_.head_dim;
-        Way::load_block(static_cast<const T*>(c_.keys[l]) + at, static_cast<const T*>(c_.values[l]) + at, count, s_.head_dim,
-                        *blocks_[size_t(thread)]);
+        const int64_t begin = int64_t(block) * KEYS, C = c_.places[l], D = s_.head_dim;
+        const T *k = place(c_.keys[l], l, row, group, begin), *v = place(c_.values[l], l, row, group, begin);
+        const int64_t before = C - begin % C;  // the ring's end
+        if (before < count) {
+            T *keys = together_[size_t(thread)], *values = keys + KEYS * D;
+            auto join = [&](T* to, const T* from, void* data) {
+                std::memcpy(to, from, size_t(before * D) * sizeof(T));
+                const T* rest = place(data, l, row, group, begin + before);
+                std::memcpy(to + before * D, rest, size_t((count - before) * D) * sizeof(T));
+            };
+            join(keys, k, c_.keys[l]), join(values, v, c_.values[l]);
+            k = keys, v = values;
+        }
+        Way::load_block(k, v, count, s_.head_dim, *blocks_[size_t(thread)]);
     }
 
     // The beginning of what a unit reads: its own loads run ahead of themselves from there.
     void prefetch_unit(int l, const Unit& unit) {
-        const int64_t at = unit.row * c_.row_stride + unit.group * c_.group_stride;
+        const int64_t first = first_seen(m_.layers[size_t(l)].window, c_.positions[unit.token]) / KEYS * KEYS;
         const int64_t bytes = int64_t(sizeof(T)) * 16 * NEXT * s_.head_dim;
-        prefetch_bytes(static_cast<const T*>(c_.keys[l]) + at, bytes);
-        prefetch_bytes(static_cast<const T*>(c_.values[l]) + at, bytes);
+        prefetch_bytes(place(c_.keys[l], l, unit.row, unit.group, first), bytes);
+        prefetch_bytes(place(c_.values[l], l, unit.row, unit.group, first), bytes);
     }
 
-    void attend_part(int l, size_t i, int thread) {
-        const Part& part = parts_[i];
+    void attend_part(int l, const Plan& plan, size_t i, int thread) {
+        const Part& part = plan.parts[i];
         const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
-        const int seen = int(std::min<int64_t>(KEYS, c_.positions[part.token] + 1 - int64_t(part.block) * KEYS));
-        fetch_block(l, c_.rows[part.token], part.group, part.block, seen, thread);
-        const int all_seen[QUERIES] = {seen, seen, seen, seen};
+        const Seen seen = seen_of(plan.window, c_.positions[part.token], part.block);
+        fetch_block(l, c_.rows[part.token], part.group, part.block, seen.end, thread);
+        const Seen all_seen[QUERIES] = {seen, seen, seen, seen};
         for (int h = 0; h < per_group; h += QUERIES) {
             const int n = std::min(QUERIES, per_group - h);
             const Number* q[QUERIES];
@@ -119,63 +157,79 @@ private:
                 q[j] = q_ + part.token * m_.q_size() + (part.group * per_group + h + j) * D;
                 out[j].values = part_values_ + (int64_t(i) * per_group + h + j) * D;
             }
-            attend<Way>(*blocks_[size_t(thread)], seen, q, all_seen, n, D, score_scale(), out);
+            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(), out);
         }
     }
 
-    void join_parts(float* mixed) {
+    static Seen seen_of(int window, int64_t position, int block) {
+        const int64_t begin = int64_t(block) * KEYS;
+        return {int(std::max<int64_t>(0, first_seen(window, position) - begin)),
+                int(std::min<int64_t>(KEYS, position + 1 - begin))};
+    }
+
+    void join_parts(int l, const Plan& plan, float* mixed) {
         const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
+        const std::vector<Part>& parts = plan.parts;
         Running into{};
-        for (size_t i = 0; i < parts_.size(); ++i)
-            if (parts_[i].block == 0)
+        for (size_t i = 0; i < parts.size(); ++i)
+            if (parts[i].first)
                 for (int h = 0; h < per_group; ++h) {
-                    into.values = mixed + parts_[i].token * m_.q_size() + (parts_[i].group * per_group + h) * D;
-                    for (size_t j = i; j < parts_.size() && (j == i || parts_[j].block); ++j)
+                    const int head = parts[i].group * per_group + h;
+                    into.values = mixed + parts[i].token * m_.q_size() + head * D;
+                    for (size_t j = i; j < parts.size() && (j == i || !parts[j].first); ++j)
                         join(into, part_sums_[j * size_t(per_group) + size_t(h)], D, j == i);
-                    divide(into);
+                    divide(l, head, into);
                 }
     }
 
-    void divide(Running& x) {
-        F by = set1(1.0f / x.total);
-        for (int d = 0; d < s_.head_dim; d += LANES) store(x.values + d, mul(load(x.values + d), by));
+    // A sink is one more score, of no value (gpt-oss).
+    void divide(int l, int head, Running& x) {
+        float by = 1.0f / x.total;
+        if (const float* sinks = m_.layers[size_t(l)].weight[SINKS]) {
+            const float top = std::max(x.top, sinks[head]), old = exp1(x.top - top);
+            by = old / (x.total * old + exp1(sinks[head] - top));
+        }
+        scaled_row(x.values, s_.head_dim, by);
     }
 
-    float score_scale() const { return 1.0f / std::sqrt(static_cast<float>(s_.head_dim)); }
+    Scores scores() const { return {s_.score_scale, s_.score_cap}; }
 
     void attend_unit(int l, const Unit& unit, int thread, float* mixed) {
         const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads, rows = int(unit.count) * per_group;
+        const int window = m_.layers[size_t(l)].window;
         Running total[QUERY_ROWS], fresh[QUERIES];
         const Number* q[QUERY_ROWS];
         int64_t position[QUERY_ROWS];
+        bool begun[QUERY_ROWS] = {};
         for (int r = 0; r < rows; ++r) {
             const int64_t t = unit.token + r / per_group;
             const int64_t at = t * m_.q_size() + (unit.group * per_group + r % per_group) * D;
             q[r] = q_ + at, position[r] = c_.positions[t], total[r].values = mixed + at;
         }
         const int64_t last = c_.positions[unit.token + unit.count - 1];
-        for (int b = 0; b <= int(last / KEYS); ++b) {
+        for (int b = int(first_seen(window, position[0]) / KEYS); b <= int(last / KEYS); ++b) {
             const int64_t begin = int64_t(b) * KEYS;
             const int count = int(std::min<int64_t>(KEYS, last + 1 - begin));
             fetch_block(l, unit.row, unit.group, b, count, thread);
-            int r = 0;
-            while (r < rows && position[r] < begin) ++r;  // those see nothing of this block
-            while (r < rows) {
-                const int n = std::min(QUERIES, rows - r);
-                int seen[QUERIES];
+            int r = 0, end = rows;  // those before and behind see nothing of this block
+            while (r < rows && position[r] < begin) ++r;
+            while (end > r && first_seen(window, position[end - 1]) >= begin + KEYS) --end;
+            while (r < end) {
+                const int n = std::min(QUERIES, end - r);
+                Seen seen[QUERIES];
                 for (int j = 0; j < n; ++j) {
-                    seen[j] = int(std::min<int64_t>(KEYS, position[r + j] + 1 - begin));
-                    fresh[j].values = b ? running_[size_t(thread)] + j * D : total[r + j].values;
+                    seen[j] = seen_of(window, position[r + j], b);
+                    fresh[j].values = begun[r + j] ? running_[size_t(thread)] + j * D : total[r + j].values;
                 }
-                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, score_scale(), fresh);
+                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(), fresh);
                 for (int j = 0; j < n; ++j) {
-                    if (b) join(total[r + j], fresh[j], D, false);
-                    else total[r + j] = fresh[j];
+                    if (begun[r + j]) join(total[r + j], fresh[j], D, false);
+                    else total[r + j] = fresh[j], begun[r + j] = true;
                 }
                 r += n;
             }
         }
-        for (int r = 0; r < rows; ++r) divide(total[r]);
+        for (int r = 0; r < rows; ++r) divide(l, unit.group * per_group + r % per_group, total[r]);
     }
 
     const Model& m_;
@@ -187,9 +241,10 @@ private:
     Number* q_;
     float* part_values_ = nullptr;
     std::vector<float*> running_;
+    std::vector<T*> together_;  // a block that a ring's end cuts in two
     std::vector<Block*> blocks_;
     std::vector<Unit> units_;
-    std::vector<Part> parts_;
+    std::vector<Plan> plans_;
     std::vector<Running> part_sums_;
     std::vector<std::atomic<int>> taken_;
 };

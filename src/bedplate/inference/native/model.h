@@ -16,10 +16,22 @@ enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, PLACES = 7 
 extern "C" {
 struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, feedforward, vocabulary, threads;
-    float eps;
-    int32_t format;             // of the blocks' weights (Format); the head may be stored in another
+    int32_t floats;             // 1: the blocks' weights are as wide as the embedding; 0: integers
     int32_t wide;               // 1: the embedding, keys, values and adapters are float32; 0: bfloat16
     int32_t chunk;              // tokens whose activations stay in the second-level cache while weights stream by
+    int32_t activation, gated;  // see activations.h
+    int32_t layer_norm;         // 1: the norms are layer norms; 0: RMS
+    int32_t whole_norm;         // 1: queries and keys are normalised over the whole projection; 0: over each head
+    int32_t parallel;           // 1: the feed-forward reads what attention read
+    float eps, embedding_scale, residual_scale, head_scale;
+    float score_scale, score_cap, logit_cap;  // a cap of 0: none
+};
+// Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
+// and sines.
+struct Turning {
+    const float* frequencies;
+    int32_t size, interleaved;
+    float factor;
 };
 // One adapter's pair at one linear: A [rank, in] and B transposed [rank, out], as wide as the shape says. rank 0: none
 // there. With DoRA the outputs are then multiplied by scale [out], and shift [out] gives back what that takes from the
@@ -34,7 +46,7 @@ struct Call {
     int32_t tokens_count, wanted_count, depth, padding;
     const int64_t *tokens, *rows, *positions, *wanted;
     void *const *keys, *const *values;          // per layer [R, G, C, D]
-    int64_t row_stride, group_stride;           // in elements
+    const int64_t* places;                      // per layer C: position p stands at place p % C
     const LowRank* const* adapters;             // per token [layers · PLACES], or null; or null altogether
     float* logits;                              // [W, vocabulary], or null
     int64_t* best;                              // [W]
@@ -93,18 +105,34 @@ private:
     int64_t left_ = 0, used_ = 0;
 };
 
-struct Layer {
+// Vectors of a layer, or of the model itself (the last two): null where it has none. A norm without a weight is not there.
+enum Vector {
+    ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
+    KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, VECTORS = 9
+};
+
+struct Vectors {
+    const float *weight[VECTORS] = {}, *bias[VECTORS] = {};
+};
+
+struct Layer : Vectors {
     Linear linear[PLACES];
-    const float *attention_norm = nullptr, *feedforward_norm = nullptr;
+    int32_t window = 0;    // how many tokens a query sees; 0: all
+    int32_t turning = -1;  // which of the model's rotary positions; −1: none
 };
 
 struct Model {
     Shape shape{};
     Arena arena;
     std::vector<Layer> layers;
+    std::vector<Turning> turnings;
     Linear head;
-    const float *norm = nullptr, *frequencies = nullptr;
+    Vectors own;
     const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
+    const void* positions = nullptr;  // [rows, hidden], the same; or null
+
+    // The form of the activations that the blocks' weights are multiplied with.
+    Reads form() const { return !shape.floats ? BYTES : reads(shape.wide ? F32 : BF16); }
 
     int q_size() const { return shape.heads * shape.head_dim; }
     int kv_size() const { return shape.kv_heads * shape.head_dim; }

@@ -114,7 +114,7 @@ inline void pack_k(bool five, const uint8_t* from, uint8_t* to, int lane) {
             q[i] = nibbles[b / 2 * 32 + i] >> (b % 2 * 4) & 15;
             if (five) q[i] |= uint8_t((fifth[i] >> b & 1) << 4);
         }
-        put_values(q, five, to + HEAD + b * (five ? 320 : 256), lane);
+        put_values(q, five, to + BEFORE_SPAN + b * (five ? 320 : 256), lane);
     }
 }
 
@@ -130,7 +130,7 @@ inline void pack_k6(const uint8_t* from, uint8_t* to, int lane) {
             const uint8_t nibble = from[half * 64 + part % 2 * 32 + i] >> (part / 2 * 4) & 15;
             q[i] = uint8_t(nibble | (from[128 + half * 32 + i] >> (part * 2) & 3) << 4);
         }
-        put_values(q, 2, to + HEAD + b * 384, lane);
+        put_values(q, 2, to + BEFORE_SPAN + b * 384, lane);
     }
 }
 
@@ -146,10 +146,10 @@ inline void pack(Linear& w, int source, const void* from, int first, int end) {
             if (w.format == F32 || w.format == BF16) {
                 for (int64_t k = 0; k < row_bytes / 4; ++k) std::memcpy(panel + k * 64 + lane * 4, row + k * 4, 4);
             } else if (w.format == K6) {
-                for (int s = 0; s < spans; ++s) pack_k6(row + s * 210, panel + s * (HEAD + SPAN * 384), lane);
+                for (int s = 0; s < spans; ++s) pack_k6(row + s * 210, panel + s * (BEFORE_SPAN + SPAN * 384), lane);
             } else if (w.format == K4 || w.format == K5) {
                 const int64_t size = w.format == K5 ? 320 : 256, bytes = w.format == K5 ? 176 : 144;
-                for (int s = 0; s < spans; ++s) pack_k(w.format == K5, row + s * bytes, panel + s * (HEAD + SPAN * size), lane);
+                for (int s = 0; s < spans; ++s) pack_k(w.format == K5, row + s * bytes, panel + s * (BEFORE_SPAN + SPAN * size), lane);
             } else {
                 for (int b = 0; b < blocks; ++b) pack_block(source, row + b * (row_bytes / blocks), b, panel, lane);
             }

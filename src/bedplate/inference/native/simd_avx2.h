@@ -33,6 +33,15 @@ INLINE F fabs(F x) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
+INLINE F where_below(F x, F y, F yes, F no) {
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ))};
+}
+INLINE __m256 half_signed(__m256 x, __m256 y) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return _mm256_or_ps(_mm256_andnot_ps(sign, x), _mm256_and_ps(sign, y));
+}
+INLINE F signed_as(F x, F y) { return {half_signed(x.a, y.a), half_signed(x.b, y.b)}; }
 INLINE I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 INLINE float sum(F x) {
     __m256 y = _mm256_add_ps(x.a, x.b);

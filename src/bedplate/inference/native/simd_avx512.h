@@ -27,6 +27,13 @@ INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE F fmax(F a, F b) { return _mm512_max_ps(a, b); }
 INLINE F fmin(F a, F b) { return _mm512_min_ps(a, b); }
 INLINE F fabs(F a) { return _mm512_abs_ps(a); }
+INLINE F where_below(F a, F b, F yes, F no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+INLINE F signed_as(F a, F b) {
+    const F sign = set1(-0.0f);
+    return _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b));
+}
 INLINE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
 INLINE float sum(F a) { return _mm512_reduce_add_ps(a); }
 INLINE float largest(F a) { return _mm512_reduce_max_ps(a); }

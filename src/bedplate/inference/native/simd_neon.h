@@ -54,6 +54,20 @@ INLINE F fmin(F x, F y) {
     return {quarter_min(x.a, y.a), quarter_min(x.b, y.b), quarter_min(x.c, y.c), quarter_min(x.d, y.d)};
 }
 INLINE F fabs(F x) { return {vabsq_f32(x.a), vabsq_f32(x.b), vabsq_f32(x.c), vabsq_f32(x.d)}; }
+INLINE float32x4_t quarter_where(float32x4_t x, float32x4_t y, float32x4_t yes, float32x4_t no) {
+    return vbslq_f32(vcltq_f32(x, y), yes, no);
+}
+INLINE F where_below(F x, F y, F yes, F no) {
+    return {quarter_where(x.a, y.a, yes.a, no.a), quarter_where(x.b, y.b, yes.b, no.b),
+            quarter_where(x.c, y.c, yes.c, no.c), quarter_where(x.d, y.d, yes.d, no.d)};
+}
+INLINE float32x4_t quarter_signed_as(float32x4_t x, float32x4_t y) {
+    return vbslq_f32(vdupq_n_u32(0x80000000u), y, x);
+}
+INLINE F signed_as(F x, F y) {
+    return {quarter_signed_as(x.a, y.a), quarter_signed_as(x.b, y.b), quarter_signed_as(x.c, y.c),
+            quarter_signed_as(x.d, y.d)};
+}
 INLINE I iadd(I x, I y) {
     return {vaddq_s32(x.a, y.a), vaddq_s32(x.b, y.b), vaddq_s32(x.c, y.c), vaddq_s32(x.d, y.d)};
 }

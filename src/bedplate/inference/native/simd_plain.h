@@ -28,6 +28,8 @@ INLINE F fma(F a, F b, F c) { return a * b + c; }
 INLINE F fmax(F a, F b) { return a > b ? a : b; }
 INLINE F fmin(F a, F b) { return a < b ? a : b; }
 INLINE F fabs(F a) { return (F)((I)a & 0x7fffffff); }
+INLINE F where_below(F a, F b, F yes, F no) { return a < b ? yes : no; }
+INLINE F signed_as(F a, F b) { return (F)(((I)a & 0x7fffffff) | ((I)b & (int32_t)0x80000000)); }
 INLINE I iadd(I a, I b) { return a + b; }
 INLINE float sum(F a) { float s = 0; for (int i = 0; i < 16; ++i) s += a[i]; return s; }
 INLINE float largest(F a) { float s = a[0]; for (int i = 1; i < 16; ++i) s = a[i] > s ? a[i] : s; return s; }

@@ -9,9 +9,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import SkinError
 from bedplate.core.values import Given
 from bedplate.inference.predict.inputs import inputs_of
@@ -30,7 +30,7 @@ class Answers(Protocol):
     def close(self) -> None: ...
 
 
-class CascadePredictor:
+class CascadePredictor(Closing):
     """A cascade on the predictors of its two skins. Closing it leaves these open."""
 
     def __init__(self, skin: Skin, first: Answers, second: Answers) -> None:
@@ -57,12 +57,6 @@ class CascadePredictor:
 
     def close(self) -> None:
         """Nothing is its own."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 class LoadedCascade(CascadePredictor):

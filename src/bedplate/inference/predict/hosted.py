@@ -8,9 +8,9 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from bedplate.core.closing import Closing
 from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import (
     BedplateError,
@@ -59,7 +59,7 @@ def api_key(reference: EndpointSpec) -> str | None:
     return key
 
 
-class HostedPredictor:
+class HostedPredictor(Closing):
     """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
 
     account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
@@ -200,12 +200,6 @@ class HostedPredictor:
     def close(self) -> None:
         """Closes the connections."""
         self._endpoint.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def open_endpoint(reference: EndpointSpec, sleep: Callable[[float], None] = time.sleep) -> Endpoint:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import (
@@ -32,7 +33,7 @@ from bedplate.text.encoder_inputs import TextOrPair
 from bedplate.text.tokenizer import Tokenizer
 
 
-class LocalModel:
+class LocalModel(Closing):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -169,12 +170,6 @@ class LocalModel:
     def close(self) -> None:
         """Stops the engine's thread."""
         self.engine.close()
-
-    def __enter__(self) -> LocalModel:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _merged(requests: Sequence[Score]) -> list[Score]:

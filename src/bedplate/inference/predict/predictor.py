@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.core.values import Given, Values
 from bedplate.inference.engine.engine import Engine
@@ -68,7 +69,7 @@ class Prediction:
     finish_reason: str | None = None
 
 
-class Predictor:
+class Predictor(Closing):
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
@@ -296,12 +297,6 @@ class Predictor:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
         self.engine.unpin(self.prefix, self.adapter)
         self.detach()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _writes(output: Output) -> TypeGuard[TextOutput | JsonOutput | LabelsOutput]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-from typing_extensions import TypeIs
+from typing import Any, cast
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine.requests import Embed, Label, Pooling
@@ -77,12 +75,16 @@ def label_requests(base: Base, inputs: Sequence[Read], *, truncate: bool | int =
 
 
 def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[EncoderInput]:
-    texts: list[TextOrPair] = [one for one in inputs if not _is_ids(one)]
+    written = [_written(one) for one in inputs]
+    texts = [one for one in written if one is not None]
     if base.sentence is not None and base.sentence.spec.lower:
         # One character at a time, as the library that did it in training: no letter looks at its neighbours.
         texts = ["".join(map(str.lower, one)) if isinstance(one, str) else one for one in texts]
     encoded = iter(base.need_tokenizer().encoder_inputs(texts, longest(base, truncate)) if texts else ())
-    found = [EncoderInput(one) if _is_ids(one) else next(encoded) for one in inputs]
+    found = [
+        next(encoded) if text is not None else EncoderInput(cast("tuple[int, ...]", one))
+        for one, text in zip(inputs, written, strict=True)
+    ]
     for number, one in enumerate(found):
         if not one.ids:
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
@@ -95,8 +97,9 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
     return found
 
 
-def _is_ids(one: Read) -> TypeIs[tuple[int, ...]]:
-    return not isinstance(one, str) and not (one and isinstance(one[0], str))
+def _written(one: Read) -> TextOrPair | None:
+    """The text or pair; None for token ids."""
+    return cast(TextOrPair, one) if isinstance(one, str) or (one and isinstance(one[0], str)) else None
 
 
 def _prompt_tokens(base: Base, prompt: str) -> int:

@@ -13,13 +13,13 @@ import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 
 from bedplate.core.address import api_address
+from bedplate.core.closing import Closing
 from bedplate.core.errors import (
     BedplateError,
     BusyError,
@@ -60,7 +60,7 @@ class RemoteAnswer:
     alternatives: tuple[tuple[str, float], ...] = ()
 
 
-class Endpoint:
+class Endpoint(Closing):
     """One server. Requests that it is too busy for (429, 503) are sent again, as late as its Retry-After says.
 
     url: "http://host:port" or with "/v1". timeout: seconds without a byte after which an answer is given up. retries:
@@ -191,12 +191,6 @@ class Endpoint:
 
     def close(self) -> None:
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteAnswer:

@@ -77,10 +77,10 @@ class Trial:
         model = made_up(self.short, dtype)
         made = _Made(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
-        cache = None
+        cache = self._cache = None
         generates = "generate" in model.can
         if generates:
-            cache = SlotCache(self.short, dtype, made.device)
+            cache = self._cache = SlotCache(self.short, dtype, made.device)
             cache.reserve({max(ROWS.values()) - 1: CONTEXT + 1})
         self._forward: Forward = TorchForward(made, None, cache)
         if way.kernel == "native":
@@ -119,6 +119,8 @@ class Trial:
         forward = self._forward
 
         def run() -> None:
+            for span in batch.spans if self._cache is not None else ():
+                self._cache.states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 
@@ -196,8 +198,8 @@ def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     model = build(spec, dtype, "meta")
     tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
     state = {
-        name: torch.ones(p.shape, dtype=dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(dtype)
-        for name, p in model.named_parameters()
+        name: torch.ones_like(p, device="cpu") if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
+        for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)

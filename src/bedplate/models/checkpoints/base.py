@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,13 +250,24 @@ def _fill(
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
     kept = [name for name in names if name != copy]
-    for name, tensor in read_parameters(family, spec, kept, get, dict(model.named_parameters()), where):
-        if not digest.add(name, tensor):
-            raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
-        state[name] = tensor.to(device, dtype)
+    wanted = model.state_dict(keep_vars=True)
+    with ThreadPoolExecutor(1) as beside:  # one tensor is hashed while the next is read
+        last: Future[None] | None = None
+        for name, tensor in read_parameters(family, spec, kept, get, wanted, where):
+            if last is not None:
+                last.result()
+            last = beside.submit(_hash, digest, name, tensor, where)
+            state[name] = tensor.to(device, wanted[name].dtype)
+        if last is not None:
+            last.result()
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
     return model.eval(), digest.hexdigest()
+
+
+def _hash(digest: WeightsHash, name: str, tensor: Tensor, where: str) -> None:
+    if not digest.add(name, tensor):
+        raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 
 def _tied_copy(

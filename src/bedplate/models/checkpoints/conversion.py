@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
@@ -55,7 +55,8 @@ def _plan(
     """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
     weights = family.weights
     held = {weights.bare(name): name for name in names}
-    steps = [step for step in weights.steps(spec) if wanted.keys() >= set(step.ours)]
+    every = [step for step in weights.steps(spec) if wanted.keys() >= set(step.ours)]
+    steps = [_spelled(ways, held) for ways in _by_parameters(every).values()]
     nameless = sorted(wanted.keys() - {name for step in steps for name in step.ours})
     if nameless:
         raise CheckpointError(f"{where}: {_listed(nameless)} has no name in the {' '.join(family.key)} family")
@@ -74,6 +75,19 @@ def _plan(
     return sorted(found, key=lambda one: order[one[1][0]])
 
 
+def _by_parameters(steps: Sequence[Step]) -> dict[tuple[str, ...], list[Step]]:
+    """Several ways to store the same parameters stand together, in the order of the rules."""
+    found: dict[tuple[str, ...], list[Step]] = {}
+    for step in steps:
+        found.setdefault(step.ours, []).append(step)
+    return found
+
+
+def _spelled(ways: Sequence[Step], held: Mapping[str, str]) -> Step:
+    """The way in which the checkpoint holds them, or else the first, which is what it lacks."""
+    return next((step for step in ways if held.keys() >= set(step.theirs)), ways[0])
+
+
 def write_parameters(
     family: Family, spec: TransformerSpec, parameters: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -84,10 +98,21 @@ def write_parameters(
         raise CheckpointError(
             f"{_listed(nameless)} has no name in the {' '.join(family.key)} family; it cannot be exported"
         )
-    first = {step.ours[0]: step for step in steps}
+    first = {ways[0].ours[0]: ways[0] for ways in _by_parameters(steps).values()}
     for step in (first[name] for name in parameters if name in first):
         theirs = [family.weights.written(name, spec) for name in step.theirs]
         yield from zip(theirs, step.rule.forward([parameters[name].detach() for name in step.ours], spec), strict=True)
+
+
+def largest_change(before: nn.Module, after: nn.Module) -> float:
+    """By how much a parameter's value differs at most, as a share of the largest value of that parameter."""
+    changes = [0.0]
+    others = dict(after.named_parameters())
+    for name, tensor in before.named_parameters():
+        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+        if largest:
+            changes.append(float((tensor.float() - others[name].float()).abs().max()) / largest)
+    return max(changes)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
-from bedplate.models.families import Family
+from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
 
 
@@ -35,7 +36,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
     if directory.exists():
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
     with atomic_directory(directory) as draft:
-        write_safetensors(draft, ((name, tensor.to(stored)) for name, tensor in _tensors(base, family)), shard_bytes)
+        write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
@@ -49,17 +50,29 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
     return directory
 
 
+def _stored(base: Base, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as they are written: what is not trained keeps the type that it is computed with."""
+    exact = {family.weights.to_external(name) for name, _ in base.model.named_buffers()}
+    return ((name, tensor if name in exact else tensor.to(dtype)) for name, tensor in _tensors(base, family))
+
+
 def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
-    return write_parameters(family, base.spec, dict(base.model.named_parameters()))
+    return write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
 
 
 def _record(base: Base, draft: Path) -> dict[str, Any]:
     """base.json, from the files as they were written: what a later load will compute."""
     written = load_base(draft, device="cpu")
+    if written.spec != base.spec:
+        one = next(field.name for field in fields(base.spec) if _differs(field.name, base.spec, written.spec))
+        raise CheckpointError(
+            f"the {base.family.name} family cannot say what this model has: {one} = {getattr(base.spec, one)!r}"
+        )
     same = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
-        for (name, ours), theirs in zip(base.model.named_parameters(), written.model.parameters(), strict=True):
-            if not torch.equal(ours.cpu(), theirs):
+        read = written.model.state_dict()
+        for name, ours in base.model.state_dict().items():
+            if not torch.equal(ours.cpu(), read[name]):
                 raise CheckpointError(f"the export of {name} does not read back as it was written; check the disk")
     if written.tokenizer is not None and written.identity.tokenizer_id != base.identity.tokenizer_id:
         raise CheckpointError("the exported tokenizer does not read back as it was written")
@@ -74,6 +87,10 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
         "lineage": dict(base.lineage)
         | {"parent": base.identity.weights_id, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
     }
+
+
+def _differs(name: str, one: object, other: object) -> bool:
+    return getattr(one, name) != getattr(other, name)
 
 
 def export_gguf(base: Base, path: Path, kind: str) -> Path:
@@ -108,7 +125,7 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
 
 def family_in(base: Base, format_: str) -> Family:
     """The base's family in another format, or CheckpointError where there is none."""
-    found = base.family.in_format(format_)
+    found = in_format(base.family, format_)
     if found is None:
         raise CheckpointError(f"the {base.family.name} family cannot be written as {format_}")
     return found

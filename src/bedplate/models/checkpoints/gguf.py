@@ -1,8 +1,9 @@
-"""GGUF files, read through the gguf package and written in the types that it can quantise."""
+"""GGUF files, with the gguf package's types: read as it dequantises them, written in those that it can quantise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
+from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header
+from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -21,7 +25,6 @@ from bedplate.models.specs.transformer import TransformerSpec
 WRITABLE: dict[str, GGMLQuantizationType] = {
     name: GGMLQuantizationType[name.upper()] for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 }
-_MAGIC = b"GGUF"
 _CHUNK = 1 << 22
 """Values dequantised at once: what is needed beside the result."""
 
@@ -31,25 +34,10 @@ class GgufReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
-        if magic != _MAGIC:
-            raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, not {_MAGIC!r}")
-        try:
-            reader = gguf.GGUFReader(path)
-            self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        except Exception as error:  # the package raises whatever its numpy views run into
-            raise CheckpointError(
-                f"{path} is not a readable GGUF file ({error}); it may be truncated: download it again"
-            ) from error
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        size = path.stat().st_size
-        for tensor in reader.tensors:
-            if tensor.data_offset + tensor.n_bytes > size:
-                raise CheckpointError(f"{path} ends before its tensor {tensor.name!r} does; download it again")
+        header = read_header(path)
+        self.metadata: dict[str, Any] = header.metadata
+        self._tensors = header.tensors
+        self._bytes = map_bytes(path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,35 +50,39 @@ class GgufReader:
     @property
     def types(self) -> dict[str, str]:
         """Tensor name → the type it is stored in, as in "Q4_1"."""
-        return {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+        return {name: tensor.kind for name, tensor in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first (GGUF itself stores the shape the other way round)."""
-        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+        return self._tensors[name].shape
 
     def get(self, name: str) -> Tensor:
         """One tensor as float32."""
         tensor, shape = self._tensors[name], self.shape(name)
-        found = np.empty(shape, np.float32)
-        # a vector is one row
-        rows, data = found.reshape(-1, shape[-1]), tensor.data.reshape(-1, tensor.data.shape[-1])
+        found = torch.empty(shape)
+        rows, data = found.view(-1, shape[-1]), self._rows(tensor)
         step = max(1, _CHUNK // shape[-1])
         try:
             for begin in range(0, len(rows), step):
                 part = slice(begin, begin + step)
-                rows[part] = gguf.quants.dequantize(data[part], tensor.tensor_type).reshape(rows[part].shape)
+                rows[part] = dequantise(tensor.kind, torch.from_numpy(np.array(data[part], copy=True)))
         except NotImplementedError as error:
             raise UnsupportedModelError(
-                f"{self.path}: tensor {name!r} is of type {tensor.tensor_type.name}, which cannot be dequantised"
+                f"{self.path}: tensor {name!r} is of type {tensor.kind}, which cannot be dequantised"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
-        return torch.from_numpy(found)
+        return found
 
     def blocks(self, name: str) -> RawBlocks | None:
         """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
         tensor = self._tensors[name]
-        return read_raw(tensor.tensor_type.name, tensor.data, self.shape(name))
+        return read_raw(tensor.kind, self._rows(tensor), tensor.shape)
+
+    def _rows(self, tensor: Placed) -> NDArray[np.uint8]:
+        """A tensor's bytes, as many a row as its values take."""
+        data = self._bytes[tensor.begin : tensor.begin + tensor.size]
+        return data.reshape(prod(tensor.shape[:-1]), -1)
 
 
 def write_gguf(

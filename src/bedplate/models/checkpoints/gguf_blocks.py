@@ -13,6 +13,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bedplate.models.checkpoints.gguf_values import dequantise
+
 BLOCK = 32
 """Values of one block of the types that are not k-quants."""
 
@@ -45,8 +47,7 @@ class RawBlocks:
 
     def dequantised(self) -> Tensor:
         """The matrix that the blocks stand for, float32."""
-        found = gguf.quants.dequantize(self.data.flatten(-2).numpy(), GGMLQuantizationType[self.kind])
-        return torch.from_numpy(found.astype(np.float32, copy=False)).view(self.shape)
+        return dequantise(self.kind, self.data.flatten(-2).flatten(0, -2)).view(self.shape)
 
 
 def block_size(kind: str) -> tuple[int, int]:

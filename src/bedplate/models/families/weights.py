@@ -33,7 +33,8 @@ class Rule:
     `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
     one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
-    reorder first dimensions, so that a matrix quantised along its rows can follow.
+    reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
+    in which checkpoints store them: one is read by that which fits, and written by the first.
     """
 
     ours: tuple[str, ...]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.documents import Documents, Recurrence
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, make_norm
@@ -35,6 +36,11 @@ class Attend(Protocol):
         ...
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor: ...
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        """For layers that keep a state: `run` over each sequence by itself, from the state before its first token on,
+        [B, T, C] → [B, T, E]."""
+        ...
 
 
 def masked_attention(
@@ -84,6 +90,9 @@ class RowAttention:
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal)
 
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return run(x_BTC, None, None)[0]
+
 
 class SegmentAttention:
     """Rows hold several documents, a prefix that they share, and padding (see `Inputs.segments`).
@@ -96,7 +105,7 @@ class SegmentAttention:
 
     def __init__(self, segments_BT: Tensor, causal: bool) -> None:
         B, T = segments_BT.shape
-        self._shape = (B, T)
+        self._shape, self._segments_BT = (B, T), segments_BT
         flat = segments_BT.reshape(-1)
         # A document is a run of one (row, segment) pair.
         key = torch.arange(B, device=flat.device).repeat_interleave(T) * (T + 2) + flat + 1
@@ -151,6 +160,13 @@ class SegmentAttention:
         out = picked.new_zeros(B * T, H * V)
         return out.index_copy(0, self._tokens, picked).view(B, T, H, V)
 
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._documents.recur(run, x_BTC)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        return Documents(self._segments_BT)
+
     @cached_property
     def _distance_SLK(self) -> Tensor:
         query_SL1, device = self._query_SL[:, :, None], self._query_SL.device
@@ -196,7 +212,9 @@ class Attention(nn.Module):
         scales = spec.scales or Scales()
         self._how = How(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(hidden, q_size, spec.attention_bias, device, dtype)
+        # With a gate, each head's stands behind its query.
+        self.gated = spec.attention_gate
+        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype)
         self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype)
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
@@ -215,15 +233,19 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, k = self._queries_or_keys(self.q, self.q_norm, x_BTD), self._queries_or_keys(self.k, self.k_norm, x_BTD)
+        q, gate = self.q(x_BTD), None
+        if self.gated:
+            q, gate = (part.flatten(2) for part in q.view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1))
+        q, k = self._normed(q, self.q_norm), self._normed(self.k(x_BTD), self.k_norm)
         v = self.v(x_BTD).view(B, T, -1, self.head_dim)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        return self.o(attend(self.layer, q, k, v, self.how).reshape(B, T, -1))
+        y = attend(self.layer, q, k, v, self.how).reshape(B, T, -1)
+        return self.o(y if gate is None else y * gate.sigmoid())
 
-    def _queries_or_keys(self, projection: Linear, norm: Norm | None, x_BTD: Tensor) -> Tensor:
-        x = projection(x_BTD)
+    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """Queries or keys by heads."""
         if norm is not None and self.whole_norm:
             x = norm(x)
-        x_BTHD = x.view(*x_BTD.shape[:2], -1, self.head_dim)
+        x_BTHD = x.unflatten(-1, (-1, self.head_dim))
         return x_BTHD if norm is None or self.whole_norm else norm(x_BTHD)

@@ -12,17 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, Attention
+from bedplate.models.layers.convolution import ConvolutionMixer
+from bedplate.models.layers.delta_rule import DeltaRuleMixer
+from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.feedforward import FeedForward
+from bedplate.models.layers.latent import LatentAttention
+from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
 Make = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
 
-MIXERS: Mapping[Mixer, Make] = {"attention": Attention}
+MIXERS: Mapping[Mixer, Make] = {
+    "attention": Attention,
+    "latent": LatentAttention,
+    "convolution": ConvolutionMixer,
+    "delta_rule": DeltaRuleMixer,
+    "mamba2": Mamba2Mixer,
+}
 """Called with x [B, T, D], the layer's rotation or None, and the layout: → [B, T, D]."""
 
-FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward}
+FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward, "experts": Mixture}
 """Called with x [B, T, D]: → [B, T, D]."""
 
 

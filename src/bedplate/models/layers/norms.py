@@ -77,6 +77,33 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self._shape, self.weight, self.bias, self.eps)
 
 
+class GatedNorm(nn.Module):
+    """RMS norm of groups of features, with a gate: `norm(x) · silu(gate)`, or `norm(x · silu(gate))` where the gate
+    comes first (Mamba-2, https://arxiv.org/abs/2405.21060). All of it in float32 or wider."""
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        groups: int = 1,
+        gate_first: bool = False,
+    ) -> None:
+        super().__init__()
+        self.eps, self.groups, self.gate_first = eps, groups, gate_first
+        self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        y, opened = x.to(wide), F.silu(gate.to(wide))
+        if self.gate_first:
+            y = y * opened
+        y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (y.shape[-1] // self.groups,), None, self.eps).flatten(-2)
+        y = self.weight * y.to(x.dtype)
+        return y if self.gate_first else (y * opened).to(x.dtype)
+
+
 Norm = RMSNorm | LayerNorm
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.states import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 CacheKind = Literal["kv", "window", "latent", "cross", "convolution", "recurrent"]
@@ -18,8 +19,9 @@ class Kept:
 
     kv: keys and values of every token. window: of the last `window` tokens. latent: one rotated key (key_size) and the
     latent (value_size) of every token, which attention takes as one key, the latent behind the rotated part, and its
-    end as the value. cross: keys and values of every token of the encoder. convolution, recurrent:
-    of a sequence, however long: the last inputs of a convolution, the state of a recurrence.
+    end as the value. cross: keys and values of every token of the encoder. convolution, recurrent: of a sequence,
+    however long: the last value_size inputs of a convolution of key_size features, or a matrix of key_size by
+    value_size of each head of a recurrence, in float32 at least.
     """
 
     layer: int
@@ -30,8 +32,15 @@ class Kept:
     window: int | None = None
 
     @property
+    def of_sequence(self) -> bool:
+        """Whether it is kept once for a sequence, and not for its tokens."""
+        return self.kind in ("convolution", "recurrent")
+
+    @property
     def values(self) -> int:
         """Numbers that are kept of one token, or of a sequence."""
+        if self.of_sequence:
+            return self.heads * self.key_size * self.value_size
         return self.heads * (self.key_size + self.value_size)
 
 
@@ -42,7 +51,13 @@ def cache_layout(spec: TransformerSpec) -> tuple[Kept, ...]:
 
 def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
     heads, size, window = spec.kv_heads, spec.head_dim, spec.window(layer)
-    if spec.latent is not None:
+    mixer, state = spec.mixer(layer), spec.state
+    if isinstance(state, ShortConvolution) and mixer == "convolution":
+        yield Kept(layer, "convolution", 1, spec.hidden_size, state.width - 1)
+    elif isinstance(state, DeltaRule | Mamba2) and mixer in ("delta_rule", "mamba2"):
+        yield Kept(layer, "convolution", 1, state.channels, state.width - 1)
+        yield Kept(layer, "recurrent", *state.state_shape)
+    elif spec.latent is not None:
         yield Kept(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
     else:
         yield Kept(layer, "kv" if window is None else "window", heads, size, size, window)
@@ -50,13 +65,13 @@ def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
         yield Kept(layer, "cross", heads, size, size)
 
 
-def keys_and_values(spec: TransformerSpec, by: str) -> tuple[Kept, ...]:
-    """The layout for a cache that keeps keys and values (or their latents) of tokens.
+def held(spec: TransformerSpec, by: str) -> tuple[Kept, ...]:
+    """The layout for a cache that keeps keys and values (or their latents) of tokens, and states of sequences.
 
     UnsupportedModelError naming the first layer that needs anything else, and `by`, which cannot keep it.
     """
     layout = cache_layout(spec)
-    other = next((one for one in layout if one.kind not in ("kv", "window", "latent")), None)
+    other = next((one for one in layout if one.kind == "cross"), None)
     if other is not None:
         raise UnsupportedModelError(f"layer {other.layer} keeps a cache of kind {other.kind!r}, which {by} cannot hold")
     return layout

@@ -139,6 +139,9 @@ class LatentAttention:
         return self.nope_dim + self.rope_dim
 
 
+Scoring = Literal["softmax", "softmax_chosen", "sigmoid"]
+
+
 @dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the feed-forward (https://arxiv.org/abs/2101.03961, DeepSeekMoE 2401.06066).
@@ -149,6 +152,10 @@ class Experts:
     router_bias: the router is an affine map. selection_bias: one number an expert that the load balancer sets and that
     changes only the choice: a buffer, not counted as a parameter. bias: of the experts' products. shared_gate: one
     learned row that scales the shared expert (Qwen2-MoE).
+    scoring: how logits become scores: a softmax over all experts, or over the chosen ones (gpt-oss), or a sigmoid of
+    each (DeepSeek-V3). renormalise: the chosen ones' scores are divided by their sum; scale: and then multiplied.
+    groups, groups_chosen: experts are chosen from so many of so many groups only, the best by the sum of their two
+    highest scores (DeepSeek-V3).
     """
 
     count: int
@@ -161,14 +168,32 @@ class Experts:
     selection_bias: bool = False
     bias: bool = False
     shared_gate: bool = False
+    scoring: Scoring = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_chosen: int = 1
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "count", "per_token", "feedforward_size", "every")
+        at_least(self, 1, "count", "per_token", "feedforward_size", "every", "groups", "groups_chosen")
         at_least(self, 0, "shared_size", "first_dense")
         if self.per_token > self.count:
             raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
         if self.shared_gate and not self.shared_size:
             raise UnsupportedModelError("shared_gate needs a shared expert: shared_size is 0")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        if self.groups == 1:
+            return
+        if self.count % self.groups or self.count < 2 * self.groups:
+            raise UnsupportedModelError(f"{self.count} experts cannot be {self.groups} groups of two or more each")
+        if self.groups_chosen > self.groups:
+            raise UnsupportedModelError(f"{self.groups_chosen} groups are chosen, but there are only {self.groups}")
+        if self.per_token > self.groups_chosen * self.count // self.groups:
+            raise UnsupportedModelError(
+                f"{self.per_token} experts per token, but {self.groups_chosen} of {self.groups} groups have fewer"
+            )
 
     def in_layer(self, layer: int) -> bool:
         """Whether this layer has experts."""

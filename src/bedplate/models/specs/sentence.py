@@ -29,8 +29,9 @@ class SentenceSpec:
     """Poolings side by side, then steps one after the other: maps, and "normalise" to unit length.
 
     pools_prompt: whether the prompt's tokens are pooled. max_tokens: what longer texts are cut to, where cutting is
-    asked for; None: what the tokenizer says. lower: texts are written in small letters first. prompts: by name, what stands before
-    a text; default_prompt: the one of a text for which none is asked. similarity: what two vectors are compared by.
+    asked for; None: what the tokenizer says. lower: texts are written in small letters first. prompts: by name, what
+    stands before a text; default_prompt: the one of a text for which none is asked. similarity: what two vectors are
+    compared by.
     """
 
     poolings: tuple[Pooling, ...] = ("mean",)

@@ -21,6 +21,7 @@ from bedplate.models.specs.parts import (
     YarnScaling,
     at_least,
 )
+from bedplate.models.specs.states import DeltaRule, Mamba2, ShortConvolution, StateMixer
 
 __all__ = [
     "Activation",
@@ -42,8 +43,9 @@ __all__ = [
 ]
 
 NormPlacement = Literal["pre", "post", "sandwich", "branch"]
-Mixer = Literal["attention", "latent"]
+Mixer = Literal["attention", "latent", "convolution", "delta_rule", "mamba2"]
 FeedForwardKind = Literal["dense", "experts"]
+_STATES: dict[type, Mixer] = {ShortConvolution: "convolution", DeltaRule: "delta_rule", Mamba2: "mamba2"}
 
 
 # Fields of parts that a spec has learned since its hashes were first saved, with what they say by default.
@@ -54,6 +56,7 @@ _LATER: dict[tuple[str, ...], dict[str, Any]] = {
     ("local_rope",): {"interleaved": False},
     ("local_rope", "scaling"): _SCALING,
     ("scales",): {"residual": 1.0},
+    ("experts",): {"scoring": "softmax", "renormalise": True, "scale": 1.0, "groups": 1, "groups_chosen": 1},
 }
 
 
@@ -86,6 +89,9 @@ class TransformerSpec:
     value_tables: layers that add a looked-up value [vocab_size, kv_heads · head_dim] to a token's own (nanochat).
     norm_offset: added to the norms' weights (Gemma: 1, which its weights are the distance from).
     rope_layers: which layers have rotary positions, repeated over the layers (SmolLM3); () is (True,).
+    attention_gate: what attention gives is gated by one more projection of the block's input (Qwen3-Next).
+    state, state_layers: what some layers have in the place of attention, and which, repeated over the layers; () is
+        (True,) where there is such a thing.
     position_offset: rows of the learned table before that of the first token (RoBERTa: its padding's and those before).
     classifier: of an encoder, the head that its checkpoint comes with.
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
@@ -135,6 +141,9 @@ class TransformerSpec:
     prediction_modules: int = 0
     norm_offset: float = 0.0
     rope_layers: tuple[bool, ...] = ()
+    attention_gate: bool = False
+    state_layers: tuple[bool, ...] = ()
+    state: StateMixer | None = None
     position_offset: int = 0
     classifier: Classifier | None = None
 
@@ -155,6 +164,7 @@ class TransformerSpec:
         if self.value_tables > self.layers:
             raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
         self._check_attention()
+        self._check_state()
         self._check_ends()
 
     def _check_ends(self) -> None:
@@ -186,6 +196,14 @@ class TransformerSpec:
                 )
             if self.qk_norm is not None or self.attention_sinks or self.cross_size is not None:
                 raise UnsupportedModelError("latent attention has no qk_norm, attention_sinks or cross_size")
+
+    def _check_state(self) -> None:
+        if self.state_layers and self.state is None:
+            raise UnsupportedModelError("state_layers say where the layers of `state` are, and it is None")
+        if self.state is not None and self.kind != "decoder":
+            raise UnsupportedModelError(f"state is for decoders, not for an {self.kind}")
+        if self.attention_gate and (self.latent is not None or self.cross_size is not None):
+            raise UnsupportedModelError("attention_gate is for self-attention with keys and values only")
 
     @property
     def rotary_dim(self) -> int:
@@ -231,6 +249,8 @@ class TransformerSpec:
 
     def mixer(self, layer: int) -> Mixer:
         """What mixes the tokens of this layer."""
+        if self.state is not None and (not self.state_layers or self.state_layers[layer % len(self.state_layers)]):
+            return _STATES[type(self.state)]
         return "attention" if self.latent is None else "latent"
 
     def feedforward(self, layer: int) -> FeedForwardKind:

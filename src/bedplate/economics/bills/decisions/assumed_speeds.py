@@ -12,8 +12,8 @@ from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.numbers.quantities import Amount
 
 if TYPE_CHECKING:
-    from bedplate.economics.model.architecture import Spec
     from bedplate.economics.serving.simulation import StepModel
+    from bedplate.models.specs import Spec
 
 _MEMORY_LEFT = 0.1
 
@@ -39,7 +39,7 @@ def measured_speeds(measured: MeasuredEngine, prices: Prices, machine: str, toke
 def planned_speeds(planned: Planned, prices: Prices, machine: str, tokens: Tokens, needed_by: str) -> Speeds:
     """Of a decoder on the machine's devices by the roofline, over what engines reach. ConfigError: it does not fit."""
     from bedplate.economics.hardware.table import find_device
-    from bedplate.economics.model.architecture import resolve
+    from bedplate.economics.model.named_model import resolve
     from bedplate.economics.serving.replica import decoder_of
     from bedplate.economics.serving.steps import REACHED, RooflineSteps
 
@@ -74,7 +74,7 @@ def _speeds(steps: StepModel, tokens: Tokens, batch: int) -> tuple[float, float]
 
 
 def _check_fits(spec: Spec, planned: Planned, tokens: Tokens, memory_bytes: float) -> None:
-    from bedplate.economics.model.architecture import kv_bytes, weight_bytes
+    from bedplate.economics.model.footprint import kv_bytes, weight_bytes
 
     context = round(tokens.prefix + tokens.fresh + tokens.passages + tokens.output)
     wanted = weight_bytes(spec, planned.weights) + planned.batch * kv_bytes(spec, max(1, context))

@@ -98,7 +98,7 @@ class GenerateJob(Job[Generate]):
 
     @property
     def decoding(self) -> bool:
-        return self.begun and self.row is not None and self.cost == 1
+        return self.begun and self.row is not None and len(self.tokens) - self.done == 1
 
     def draft(self, most: int) -> Sequence[int]:
         left = min(most, self.limit - len(self.state.output) - 1)

@@ -60,6 +60,10 @@ class ScoreJob(Job[Score]):
     def reusable(self) -> int:
         return self.prompt_end - 1
 
+    @property
+    def returns_to(self) -> int | None:
+        return self.prompt_end if sum(len(tokens) > 1 for tokens in self.request.continuations) > 1 else None
+
     def wanted(self, begin: int, end: int) -> Wants:
         first = self.prompt_end - (self.branch == 0)
         return Wants(range(max(first, begin), end))

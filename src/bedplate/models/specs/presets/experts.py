@@ -20,7 +20,7 @@ def gpt_oss(layers: int, experts: int) -> TransformerSpec:
         attention_sinks=True,
         windows=(128, None),
         tied_head=False,
-        experts=Experts(experts, 4, 2880, router_bias=True, bias=True),
+        experts=Experts(experts, 4, 2880, router_bias=True, bias=True, scoring="softmax_chosen"),
     )
 
 
@@ -73,7 +73,7 @@ EXPERTS: dict[str, Preset] = {
             norm_eps=1e-6,
             tied_head=False,
             latent=LatentAttention(kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128),
-            experts=Experts(64, 6, 1408, shared_size=2 * 1408, first_dense=1),
+            experts=Experts(64, 6, 1408, shared_size=2 * 1408, first_dense=1, renormalise=False),
         ),
         "https://arxiv.org/abs/2405.04434",
         "15.7",
@@ -90,7 +90,18 @@ EXPERTS: dict[str, Preset] = {
             norm_eps=1e-6,
             tied_head=False,
             latent=LatentAttention(kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128, q_rank=1536),
-            experts=Experts(256, 8, 2048, shared_size=2048, first_dense=3, selection_bias=True),
+            experts=Experts(
+                256,
+                8,
+                2048,
+                shared_size=2048,
+                first_dense=3,
+                selection_bias=True,
+                scoring="sigmoid",
+                scale=2.5,
+                groups=8,
+                groups_chosen=4,
+            ),
         ),
         "https://arxiv.org/abs/2412.19437",
         "671",

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from bedplate.models.families.encoders.labels import label_fields, present, take_head, take_labels
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.labels import label_fields, present, take_head, take_labels
 from bedplate.models.families.weights import Rule, WeightMap, renamed
 from bedplate.models.specs.transformer import Activation, Classifier, TransformerSpec
 
@@ -49,6 +50,17 @@ HF_WEIGHTS = WeightMap(
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
 _BODIES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "BertForNextSentencePrediction")
 _CLASSIFIER = "BertForSequenceClassification"
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+}
+EXAMPLES = (TINY, TINY | {"num_hidden_layers": 2, "hidden_act": "gelu_new", "type_vocab_size": 1})
 
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
@@ -133,3 +145,6 @@ def body_config(spec: TransformerSpec, model_type: str, body_class: str, classif
         "type_vocab_size": spec.token_types,
         **label_fields(spec),
     }
+
+
+HF = Family(("hf", "bert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

@@ -7,33 +7,26 @@ from operator import attrgetter
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    GATED,
+    IGNORABLE,
+    LLAMA_NORMS,
+    PARTS,
+    TINY,
+    decoder_rules,
+    size_fields,
+    take_sizes,
+)
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, interleaved, renamed
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
 
-_PARTS = ("weight", "bias")
+_WHERE = "config.json (llama)"
 
-HF_WEIGHTS = WeightMap(
-    rules=(
-        renamed("embedding.weight", "model.embed_tokens.weight"),
-        renamed("layers.{i}.attention_norm.weight", "model.layers.{i}.input_layernorm.weight"),
-        *(
-            renamed(f"layers.{{i}}.attention.{ours}.{part}", f"model.layers.{{i}}.self_attn.{ours}_proj.{part}")
-            for ours in ("q", "k", "v", "o")
-            for part in _PARTS
-        ),
-        renamed("layers.{i}.feedforward_norm.weight", "model.layers.{i}.post_attention_layernorm.weight"),
-        *(
-            renamed(f"layers.{{i}}.feedforward.{ours}.{part}", f"model.layers.{{i}}.mlp.{ours}_proj.{part}")
-            for ours in ("gate", "up", "down")
-            for part in _PARTS
-        ),
-        renamed("norm.weight", "model.norm.weight"),
-        renamed("lm_head.weight", "lm_head.weight"),
-    ),
-    # Old checkpoints carry the rotary frequencies, which follow from the config.
-    ignorable=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
-)
+HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 
 GGUF_WEIGHTS = WeightMap(
     rules=(
@@ -42,18 +35,18 @@ GGUF_WEIGHTS = WeightMap(
         *(
             interleaved(f"layers.{{i}}.attention.{name}.{part}", f"blk.{{i}}.attn_{name}.{part}", heads)
             for name, heads in (("q", attrgetter("heads")), ("k", attrgetter("kv_heads")))
-            for part in _PARTS
+            for part in PARTS
         ),
         *(
             renamed(f"layers.{{i}}.attention.{ours}.{part}", f"blk.{{i}}.attn_{theirs}.{part}")
             for ours, theirs in (("v", "v"), ("o", "output"))
-            for part in _PARTS
+            for part in PARTS
         ),
         renamed("layers.{i}.feedforward_norm.weight", "blk.{i}.ffn_norm.weight"),
         *(
             renamed(f"layers.{{i}}.feedforward.{name}.{part}", f"blk.{{i}}.ffn_{name}.{part}")
             for name in ("gate", "up", "down")
-            for part in _PARTS
+            for part in PARTS
         ),
         renamed("norm.weight", "output_norm.weight"),
         renamed("lm_head.weight", "output.weight"),
@@ -61,98 +54,50 @@ GGUF_WEIGHTS = WeightMap(
 )
 
 
+_LLAMA3: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+EXAMPLES = (
+    {**TINY, "tie_word_embeddings": True, "rope_parameters": _LLAMA3},
+    {**TINY, "num_key_value_heads": 6, "head_dim": 16, "attention_bias": True, "mlp_bias": True},
+)
+
+
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a LlamaForCausalLM → spec."""
-    fields = Fields(config, "config.json (llama)")
-    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
-    head_dim = fields.take("head_dim")
+    fields = Fields(config, _WHERE)
+    sizes = take_sizes(fields)
     fields.only("hidden_act", "silu")
     fields.only("rope_interleaved", False)
     fields.only("attention_dropout", 0.0, 0)
     fields.ignore((*HF_BOOKKEEPING, "pretraining_tp", "is_llama_config", "mlp_dropout"))
     spec = TransformerSpec(
-        kind="decoder",
-        vocab_size=int(fields.need("vocab_size")),
-        hidden_size=hidden,
-        layers=int(fields.need("num_hidden_layers")),
-        heads=heads,
-        kv_heads=int(fields.take("num_key_value_heads") or heads),
-        head_dim=int(head_dim) if head_dim else hidden // heads,
-        feedforward_size=int(fields.need("intermediate_size")),
-        context_length=int(fields.take("max_position_embeddings", 2048)),
+        **sizes,
         norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
-        rope=_rope_from_hf(fields),
+        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
         attention_bias=bool(fields.take("attention_bias", False)),
         feedforward_bias=bool(fields.take("mlp_bias", False)),
-        tied_head=bool(fields.take("tie_word_embeddings", False)),
     )
     fields.finish()
     return spec
 
 
-def _rope_from_hf(fields: Fields) -> Rope:
-    """Both spellings: `rope_parameters` (transformers 5), and `rope_theta` with `rope_scaling` (before)."""
-    parameters: dict[str, Any] = dict(fields.take("rope_scaling") or {})
-    parameters.update(fields.take("rope_parameters") or {})
-    theta = fields.take("rope_theta")
-    nested = Fields(parameters, "config.json (llama) rope_parameters")
-    theta = float(nested.take("rope_theta", theta) or 10_000.0)
-    kind = nested.take("rope_type") or nested.take("type") or "default"
-    nested.ignore(("type",))
-    if kind == "default":
-        nested.finish()
-        return Rope(theta)
-    if kind == "linear":
-        scaling: LinearScaling | Llama3Scaling = LinearScaling(float(nested.need("factor")))
-        nested.finish()
-        return Rope(theta, scaling)
-    if kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=float(nested.need("factor")),
-            low_freq_factor=float(nested.need("low_freq_factor")),
-            high_freq_factor=float(nested.need("high_freq_factor")),
-            original_context=int(nested.need("original_max_position_embeddings")),
-        )
-        nested.finish()
-        return Rope(theta, scaling)
-    raise UnsupportedModelError(
-        f"config.json (llama): rope type {kind!r} is not supported (only 'default', 'linear' and 'llama3')"
-    )
-
-
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     rope = spec.rope or Rope()
-    parameters: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
-    if isinstance(rope.scaling, LinearScaling):
-        parameters |= {"rope_type": "linear", "factor": rope.scaling.factor}
-    elif isinstance(rope.scaling, Llama3Scaling):
-        parameters |= {
-            "rope_type": "llama3",
-            "factor": rope.scaling.factor,
-            "low_freq_factor": rope.scaling.low_freq_factor,
-            "high_freq_factor": rope.scaling.high_freq_factor,
-            "original_max_position_embeddings": rope.scaling.original_context,
-        }
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
-        "intermediate_size": spec.feedforward_size,
-        "max_position_embeddings": spec.context_length,
+    return size_fields(spec, "llama", "LlamaForCausalLM") | {
         "rms_norm_eps": spec.norm_eps,
         "hidden_act": "silu",
         "attention_bias": spec.attention_bias,
         "attention_dropout": 0.0,
         "mlp_bias": spec.feedforward_bias,
-        "tie_word_embeddings": spec.tied_head,
         "rope_theta": rope.theta,
-        "rope_parameters": parameters,
+        "rope_parameters": rope_parameters(rope),
     }
 
 
@@ -220,3 +165,7 @@ def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
     if isinstance(rope.scaling, LinearScaling):
         fields |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": rope.scaling.factor}
     return fields
+
+
+HF = Family(("hf", "llama"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "llama"),), examples=EXAMPLES)
+GGUF = Family(("gguf", "llama"), from_gguf, to_gguf, GGUF_WEIGHTS, (HF.key,))

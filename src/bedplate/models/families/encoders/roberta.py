@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from bedplate.models.families.bert import BODY_RULES, PARTS, body, body_config, pooled
+from bedplate.models.families.encoders.bert import BODY_RULES, PARTS, TINY, body, body_config, pooled
+from bedplate.models.families.encoders.labels import present, take_head, take_labels
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.labels import present, take_head, take_labels
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Classifier, TransformerSpec
 
@@ -22,6 +23,12 @@ HF_WEIGHTS = WeightMap(
     ignorable=(r"(roberta\.)?embeddings\.position_ids", r"lm_head\..*"),
     prefixes=("roberta.",),
     heads=("classifier.",),
+)
+
+
+EXAMPLES = (
+    TINY | {"max_position_embeddings": 66, "pad_token_id": 1},
+    TINY | {"max_position_embeddings": 66, "pad_token_id": 1, "num_hidden_layers": 2, "type_vocab_size": 1},
 )
 
 
@@ -55,3 +62,6 @@ def kin_to_hf(spec: TransformerSpec, model_type: str, classes: str) -> dict[str,
     """The inverse of `kin_from_hf`."""
     fields = body_config(spec, model_type, f"{classes}Model", f"{classes}ForSequenceClassification")
     return fields | {"pad_token_id": spec.position_offset - 1}
+
+
+HF = Family(("hf", "roberta"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.encoders.labels import label_fields, present, take_head, take_labels
+from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.labels import label_fields, present, take_head, take_labels
 from bedplate.models.families.weights import WeightMap, fused, renamed
 from bedplate.models.specs.transformer import Activation, Classifier, Rope, TransformerSpec
 
@@ -64,6 +65,23 @@ HF_WEIGHTS = WeightMap(
     prefixes=("model.",),
     heads=("head.", "classifier."),
 )
+
+
+_TINY: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "intermediate_size": 80,
+    "max_position_embeddings": 64,
+    "local_attention": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "norm_bias": True})
 
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
@@ -202,3 +220,6 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "classifier_bias": spec.classifier.dense_bias,
         "classifier_activation": names[spec.classifier.activation],
     }
+
+
+HF = Family(("hf", "modernbert"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.roberta import HF_WEIGHTS, by_names, kin_from_hf, kin_to_hf
+from bedplate.models.families.encoders.roberta import EXAMPLES, HF_WEIGHTS, by_names, kin_from_hf, kin_to_hf
+from bedplate.models.families.family import Family
 from bedplate.models.specs.transformer import TransformerSpec
 
 __all__ = ["HF_WEIGHTS", "by_names", "from_hf", "to_hf"]
@@ -19,3 +20,6 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     return kin_to_hf(spec, "xlm-roberta", "XLMRoberta")
+
+
+HF = Family(("hf", "xlm-roberta"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

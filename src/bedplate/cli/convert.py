@@ -1,0 +1,42 @@
+"""`bedplate convert`: from one layout of a checkpoint to another, checked by reading back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bedplate.cli.export import write_out
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False
+        ),
+    ],
+    destination: Annotated[
+        Path,
+        typer.Argument(metavar="DST", help="What to write: NAME.gguf, or else a Hugging Face directory."),
+    ],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of a directory's weights; by default as stored, float32 for a GGUF.", show_default=False),
+    ] = None,
+    matrix_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", help="Of a GGUF's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="f16"
+        ),
+    ] = None,
+    shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Convert a checkpoint: Hugging Face directory (one file or shards; GPTQ, AWQ and float8 become plain) or GGUF.
+
+    The result is read back, and the values are compared with the source's: equal, or rounded by so much.
+    """
+    to_gguf = destination.suffix == ".gguf"
+    write_out(source, destination, "gguf" if to_gguf else "hf", dtype, matrix_type, shard_gb, as_json)

@@ -1,0 +1,74 @@
+"""What a base scores on a suite: each of the suite's measures with its interval, groups of items respected."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bedplate.core.errors import UsageError
+from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.evaluation.suites import SUITES
+from bedplate.evaluation.suites.suite import grades
+from bedplate.inference.predict.local import LocalModel
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean, or a rate by the items' weights. interval: at 95%; None where the groups are too few for one."""
+
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """A suite's measures by name, and where its items come from. unusable: rows of the source that are no items."""
+
+    measures: dict[str, Measured]
+    source: str
+    sha256: str
+    unusable: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def need_suite(name: str) -> None:
+    """UsageError where there is no suite of this name."""
+    if name not in SUITES:
+        hint = did_you_mean(nearest(name, SUITES)) or f"there are {', '.join(SUITES)}"
+        raise UsageError(f"there is no suite {name!r}; {hint}")
+
+
+def run_suite(model: LocalModel, name: str, limit: int | None = None) -> SuiteResult:
+    """Asks a base a suite's items, at most so many. HubError where they cannot be pulled."""
+    need_suite(name)
+    asked = SUITES[name](limit)
+    columns: defaultdict[str, list[tuple[float, float, Hashable]]] = defaultdict(list)
+    for place, (item, grade) in enumerate(zip(asked.items, grades(model, asked.items, name), strict=True)):
+        for measure, (value, weight) in asked.measure(item, grade).items():
+            columns[measure].append((value, weight, getattr(item, "group", place)))
+    measures = {measure: _measured(rows) for measure, rows in columns.items()}
+    return SuiteResult(measures, asked.source, asked.sha256, asked.unusable)
+
+
+def _measured(rows: list[tuple[float, float, Hashable]]) -> Measured:
+    values, weights, groups = map(list, zip(*rows, strict=True))
+    zeros, sided = [0.0] * len(rows), (1 + CONFIDENCE) / 2
+    if any(weight != 1 for weight in weights):  # a rate, such as nats per token
+        found = rate_rise(zeros, values, weights, groups, sided)
+        return Measured(found.value, _ends(found.lower, found.upper), found.n, found.groups)
+    found = mean_drop(values, zeros, groups, sided)
+    ends = _ends(found.lower, found.upper)
+    return Measured(found.value, ends and (max(0.0, ends[0]), min(1.0, ends[1])), found.n, found.groups)
+
+
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)

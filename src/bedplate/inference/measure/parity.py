@@ -1,0 +1,291 @@
+"""A family against its reference: tiny random models of transformers, read, run, trained on, generated with, exported.
+
+What is compared follows from what a model is (`CHECKS`); which configurations stands with each family (`examples`).
+transformers is no dependency: it is imported when something is checked, and asked for by name where it is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.conversion import read_parameters
+from bedplate.models.checkpoints.export import export_base
+from bedplate.models.checkpoints.safetensors import SafetensorsReader
+from bedplate.models.families import Family
+from bedplate.models.inputs import Inputs
+
+DType = Literal["float32", "float64"]
+BOUNDS: Mapping[DType, float] = {"float32": 1e-5, "float64": 1e-6}
+"""Of the largest value."""
+GENERATED = 32
+_ROW, _SHORT = 24, (24, 15, 9)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One comparison. difference: the largest one, relative to the reference's largest value, or the share of what is
+    not equal where all must be (bound 0)."""
+
+    family: str
+    example: int
+    seed: int
+    dtype: DType
+    what: str
+    difference: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.bound
+
+    def __str__(self) -> str:
+        where = f"{self.family}, example {self.example}, seed {self.seed}, {self.dtype}"
+        return f"{self.what} of {where}: {self.difference:.2g} (at most {self.bound:.2g})"
+
+
+@dataclass
+class Pair:
+    """The reference and what was loaded of it. directory: theirs; others may be made beside it."""
+
+    family: Family
+    reference: Any
+    base: Base
+    directory: Path
+    seed: int
+    dtype: DType
+
+    def tokens(self, rows: int, length: int) -> Tensor:
+        """Random token ids [rows, length] that are no padding."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(3, self.base.spec.vocab_size, (rows, length), generator=generator)
+
+
+Found = Iterator[tuple[str, float, float]]
+Check = Callable[[Pair], Found]
+
+
+def read(family: Family, directory: Path, example: int, seed: int, dtype: DType = "float32") -> Iterator[Reading]:
+    """All readings of one example. directory: an empty one. UsageError without transformers."""
+    reference = reference_of(family, family.examples[example], seed)
+    directory.mkdir(parents=True, exist_ok=True)
+    theirs = directory / "reference"
+    reference.save_pretrained(theirs)
+    base = load_base(theirs, dtype, "cpu")
+    pair = Pair(family, reference.to(base.dtype), base, theirs, seed, dtype)
+    for check in CHECKS[base.spec.kind]:
+        for what, difference, bound in check(pair):
+            yield Reading(family.name, example, seed, dtype, what, difference, bound)
+
+
+def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
+    """A random model of transformers; norms and biases are random too, since at their defaults they prove nothing."""
+    transformers = _transformers()
+    config = transformers.AutoConfig.for_model(family.name, **example)
+    config._attn_implementation = "eager"
+    [name] = family.to_config(family.to_spec(config.to_dict()))["architectures"]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        model = getattr(transformers, name)(config)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            "families are checked against transformers, which is not installed; install bedplate[test]"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+# What is compared
+
+
+def _decoder_passes(pair: Pair) -> Found:
+    """Logits, loss and gradients of whole rows."""
+    tokens = pair.tokens(3, _ROW)
+    labels = tokens.clone()
+    labels[:, :3] = -100
+    with _uncast(pair.reference):
+        theirs = pair.reference(tokens, labels=labels)
+    theirs.loss.backward()
+    ours = _logits(pair, Inputs(tokens))
+    loss = F.cross_entropy(ours[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    loss.backward()
+    bound = BOUNDS[pair.dtype]
+    yield "logits", apart(ours, theirs.logits), bound
+    yield "loss", apart(loss, theirs.loss), bound
+    yield "gradients", _gradients_apart(pair), bound
+
+
+def _encoder_passes(pair: Pair) -> Found:
+    """Hidden states, and gradients of their squares."""
+    tokens = pair.tokens(3, _ROW)
+    with _uncast(pair.reference):
+        theirs = pair.reference(tokens).last_hidden_state
+    theirs.square().mean().backward()
+    ours = _grown(pair.base)(Inputs(tokens)).hidden
+    ours.square().mean().backward()
+    yield "states", apart(ours, theirs), BOUNDS[pair.dtype]
+    yield "gradients", _gradients_apart(pair), BOUNDS[pair.dtype]
+
+
+def _padded(pair: Pair) -> Found:
+    """Rows of several lengths, padded on either side, against the reference with a mask. In float32: transformers'
+    masks of float64 are infinite in its float32 softmax, and what it pads on the left is NaN."""
+    if pair.dtype != "float32":
+        return
+    tokens, lengths = pair.tokens(len(_SHORT), _ROW), torch.tensor(_SHORT)[:, None]
+    at = torch.arange(_ROW)
+    for side, seen in (("right", at < lengths), ("left", at >= _ROW - lengths)):
+        positions = (seen.cumsum(1) - 1).clamp(min=0) + pair.base.spec.position_offset
+        with torch.no_grad():
+            theirs = pair.reference(tokens, attention_mask=seen.long(), position_ids=positions)
+            inputs = Inputs(tokens, segments=torch.where(seen, 1, -1))
+            causal = pair.base.spec.kind == "decoder"
+            ours = _logits(pair, inputs) if causal else pair.base.model(inputs).hidden
+        expected = theirs.logits if causal else theirs.last_hidden_state
+        yield f"rows padded {side}", apart(ours[seen], expected[seen]), BOUNDS[pair.dtype]
+
+
+def _generated(pair: Pair) -> Found:
+    """Greedy tokens of the engine, from its caches, beside another sequence."""
+    if pair.dtype != "float32":  # caches are the same code in every dtype, and greedy choices are made in float32
+        return
+    transformers = _transformers()
+    [prompt] = pair.tokens(1, 5 + 4 * pair.seed)
+    how = transformers.GenerationConfig(max_new_tokens=GENERATED, do_sample=False, pad_token_id=0, eos_token_id=None)
+    pair.reference.generation_config = how  # its own knows tokens that end a text
+    with torch.no_grad():
+        [theirs] = pair.reference.generate(prompt[None])
+    expected = theirs[len(prompt) :].tolist()
+    sampling = Sampling(max_tokens=GENERATED, ignore_eos=True)
+    with Engine(pair.base, weights="float32", kernel="torch", speculate=False) as engine:
+        ours, _ = engine.run([Generate(tuple(ids.tolist()), sampling) for ids in (prompt, prompt.flip(0))])
+    assert isinstance(ours, Generation)
+    wrong = sum(a != b for a, b in zip(ours.token_ids, expected, strict=True))
+    yield f"{GENERATED} generated tokens", wrong / GENERATED, 0.0
+
+
+def _exported(pair: Pair) -> Found:
+    """Export, and what transformers and Bedplate read of it: the same weights, bit for bit."""
+    if pair.dtype != "float32" or pair.seed > 0:  # bits are moved, whatever they are
+        return
+    out = export_base(pair.base, pair.directory.with_name("export"))
+    theirs = type(pair.reference).from_pretrained(out).state_dict()
+    state = pair.reference.state_dict()
+    same = [name for name in state.keys() & theirs.keys() if torch.equal(theirs[name], state[name])]
+    yield "exported weights", 1 - len(same) / len(state.keys() | theirs.keys()), 0.0
+    again = load_base(out, device="cpu")
+    yield "base read again", float((again.spec, again.identity.weights_id) != _identity(pair.base)), 0.0
+
+
+CHECKS: Mapping[str, tuple[Check, ...]] = {
+    "decoder": (_decoder_passes, _padded, _generated, _exported),
+    "encoder": (_encoder_passes, _padded, _exported),
+}
+"""By the kind of spec."""
+
+
+# How
+
+
+@contextmanager
+def _uncast(reference: Any) -> Generator[None]:
+    """While it is open, transformers' casts to float32 leave float64 as it is: those in norms, softmax and losses,
+    which a float64 model has too. Rotary angles are made in float32 as ever, as ours are."""
+    tensor: Any = Tensor
+    float_, to, softmax = tensor.float, tensor.to, F.softmax
+
+    def kept(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x if x.dtype == torch.float64 else float_(x, *args, **kwargs)
+
+    def sent(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        narrow = torch.float32 in (*args, *kwargs.values()) and x.dtype == torch.float64
+        return x if narrow else to(x, *args, **kwargs)
+
+    def softened(x: Tensor, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        return softmax(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
+
+    def patch(*_: Any) -> None:
+        tensor.float, tensor.to, F.softmax = kept, sent, softened
+
+    def restore(*_: Any) -> None:
+        tensor.float, tensor.to, F.softmax = float_, to, softmax
+
+    rotary = [one for one in reference.modules() if "Rotary" in type(one).__name__]
+    hooks = [one.register_forward_pre_hook(restore) for one in rotary]
+    hooks += [one.register_forward_hook(patch) for one in rotary]
+    patch()
+    try:
+        yield
+    finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest of theirs; infinite where a number is not finite."""
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    if ours.shape != theirs.shape or not bool(ours.isfinite().all()):
+        return float("inf")
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _identity(base: Base) -> tuple[object, str]:
+    return base.spec, base.identity.weights_id
+
+
+def _grown(base: Base) -> Any:
+    """The model, its parameters with gradients."""
+    return base.model.requires_grad_(True)
+
+
+def _logits(pair: Pair, inputs: Inputs) -> Tensor:
+    model = _grown(pair.base)
+    hidden = model(inputs).hidden
+    return model.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+
+def _gradients_apart(pair: Pair) -> float:
+    """The largest of all parameters' differences, each relative to the parameter's own largest gradient (or to a
+    thousandth of the largest of all, where it should vanish, as that of a bias of keys).
+
+    Theirs come to our names as weights do: saved in the weights' place, and read through the family's rules.
+    """
+    copy = deepcopy(pair.reference)
+    for parameter, own in zip(copy.parameters(), pair.reference.parameters(), strict=True):
+        parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
+    place = pair.directory.with_name("gradients")
+    copy.save_pretrained(place)
+    parameters = dict(pair.base.model.named_parameters())
+    with SafetensorsReader(place) as reader:
+        found = dict(
+            read_parameters(pair.family, pair.base.spec, reader.names, reader.get, parameters, "the gradients")
+        )
+    largest = max(float(one.abs().max()) for one in found.values())
+    worst = 0.0
+    for name, theirs in found.items():
+        grad = parameters[name].grad
+        ours = torch.zeros_like(theirs) if grad is None else grad
+        scale = max(float(theirs.abs().max()), 1e-3 * largest)
+        worst = max(worst, float((ours - theirs).abs().max()) / scale)
+    return worst

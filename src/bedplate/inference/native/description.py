@@ -1,0 +1,151 @@
+"""A torch decoder as the kernel is told of it: its shape, the positions that turn, its vectors and its matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.inference.native.library import PLACES, VECTORS, Shape
+from bedplate.models.decoder import Decoder
+from bedplate.models.layers.attention import Attention
+from bedplate.models.layers.block import Block
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import LayerNorm, RMSNorm
+from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
+from bedplate.models.specs.transformer import Activation, Rope, Scales, TransformerSpec
+
+ACTIVATIONS: dict[Activation, int] = {
+    "silu": 0,
+    "gelu": 1,
+    "gelu_tanh": 2,
+    "relu": 3,
+    "relu2": 4,
+    "quick_gelu": 5,
+}
+"""As activations.h numbers them."""
+OUTER = -1
+"""The layer of what belongs to no layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """What a norm multiplies and adds, or a layer's sinks: float32."""
+
+    layer: int
+    which: int
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A product; `name` is its weight's in the model."""
+
+    layer: int
+    place: int
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+
+
+def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> Shape:
+    """floats: whether the blocks' matrices are kept in the base's dtype."""
+    scales = spec.scales or Scales()
+    return Shape(
+        layers=spec.layers,
+        hidden=spec.hidden_size,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        feedforward=spec.feedforward_size,
+        vocabulary=spec.vocab_size,
+        threads=threads,
+        floats=floats,
+        wide=dtype == torch.float32,
+        activation=ACTIVATIONS[spec.activation],
+        gated=spec.gated,
+        layer_norm=spec.norm == "layer",
+        whole_norm=spec.qk_norm == "projection",
+        parallel=spec.parallel,
+        eps=spec.norm_eps,
+        # Rounded as the table's rows are, in `Inputs.embedded`.
+        embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
+        residual_scale=scales.residual,
+        head_scale=scales.head,
+        score_scale=spec.head_dim**-0.5 if scales.attention is None else scales.attention,
+        score_cap=scales.attention_cap or 0.0,
+        logit_cap=scales.logit_cap or 0.0,
+    )
+
+
+def ropes_of(spec: TransformerSpec) -> tuple[list[Rope], list[int]]:
+    """The kinds of rotary positions that layers have, and each layer's number of one, −1 for none."""
+    each = [spec.rope_of(layer) for layer in range(spec.layers)]
+    kinds = list(dict.fromkeys(rope for rope in each if rope is not None))
+    return kinds, [-1 if rope is None else kinds.index(rope) for rope in each]
+
+
+def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
+    """The factor on cosines and sines, and radians per token of each pair that turns."""
+    return rotary_factor(rope), rotary_frequencies(rope, head_dim).contiguous()
+
+
+def vectors(model: Decoder) -> Iterator[Vector]:
+    """Norms that are there, and sinks."""
+    spec = model.spec
+    if model.embedding_norm is not None:
+        yield _norm(OUTER, "embedding_norm", model.embedding_norm, spec.hidden_size)
+    if not isinstance(model.norm, nn.Identity):
+        yield _norm(OUTER, "final_norm", model.norm, spec.hidden_size)
+    for layer, block in enumerate(model.layers):
+        assert isinstance(block, Block)
+        after = "_after" if block.placement == "branch" else ""
+        norms: dict[str, tuple[nn.Module | None, int]] = {
+            f"attention{after}_norm": (block.attention_norm, spec.hidden_size),
+            f"feedforward{after}_norm": (block.feedforward_norm, spec.hidden_size),
+        }
+        if block.placement == "sandwich":
+            norms["attention_after_norm"] = (block.attention_after_norm, spec.hidden_size)
+            norms["feedforward_after_norm"] = (block.feedforward_after_norm, spec.hidden_size)
+        attention = block.attention
+        assert isinstance(attention, Attention)
+        whole = spec.qk_norm == "projection"
+        norms["query_norm"] = (attention.q_norm, spec.head_dim * (spec.heads if whole else 1))
+        norms["key_norm"] = (attention.k_norm, spec.head_dim * (spec.kv_heads if whole else 1))
+        for name, (norm, size) in norms.items():
+            if norm is not None and not isinstance(norm, nn.Identity):
+                yield _norm(layer, name, norm, size)
+        if attention.sinks is not None:
+            yield Vector(layer, VECTORS.index("sinks"), _floats(attention.sinks), None)
+
+
+def matrices(model: Decoder) -> Iterator[Matrix]:
+    """Every product, the head last."""
+    for layer, block in enumerate(model.layers):
+        for place, name in enumerate(PLACES):
+            if name == "feedforward.gate" and not model.spec.gated:
+                continue
+            linear = block.get_submodule(name)
+            assert isinstance(linear, Linear)
+            yield Matrix(layer, place, f"layers.{layer}.{name}.weight", linear.weight, linear.bias)
+    head = model.lm_head
+    if head is None:
+        yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)
+    else:
+        yield Matrix(OUTER, -1, "lm_head.weight", head.weight, head.bias)
+
+
+def _norm(layer: int, name: str, norm: nn.Module, size: int) -> Vector:
+    """A norm's weight, the offset in it; ones where it has none."""
+    assert isinstance(norm, RMSNorm | LayerNorm)
+    offset = norm.offset if isinstance(norm, RMSNorm) else 0.0
+    bias = norm.bias if isinstance(norm, LayerNorm) else None
+    weight = torch.ones(size) if norm.weight is None else _floats(norm.weight) + offset
+    return Vector(layer, VECTORS.index(name), weight, None if bias is None else _floats(bias))
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.detach().float().contiguous()

@@ -1,0 +1,193 @@
+"""The header of a GGUF file: its metadata, and where each tensor lies (docs/gguf.md of ggml describes the format).
+
+Read in one pass over the mapped file. What a count promises must fit into the bytes that are left, so that a damaged
+file costs no more than its size.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from bedplate.core.errors import CheckpointError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+_NUMBERS = ("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?", "", "", "<Q", "<q", "<d")
+"""By the number of a value's type; between them are strings and arrays."""
+_STRING, _ARRAY = 8, 9
+_DEEPEST = 4
+"""Arrays within arrays."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor: shape rows first, `kind` its type's name, and its bytes in the file."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Header:
+    metadata: dict[str, Any]
+    tensors: dict[str, Placed]
+
+
+def read_header(path: Path) -> Header:
+    """CheckpointError for a file that is no GGUF file, is damaged, or ends before its tensors do."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+            if magic != MAGIC:
+                raise CheckpointError(f"{path} is not a GGUF file: it begins with {magic!r}, not {MAGIC!r}")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Parser(path, data).header()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def map_bytes(path: Path) -> NDArray[np.uint8]:
+    """The whole file, mapped."""
+    return np.memmap(path, mode="r", dtype=np.uint8)
+
+
+class _Parser:
+    """Goes through the bytes once, from front to back."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.at, self.end = path, data, len(MAGIC), len(data)
+
+    def header(self) -> Header:
+        version = self.number("<I")
+        if version not in VERSIONS:
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            why = "its numbers are big-endian" if swapped in VERSIONS else f"it is of version {version}"
+            raise CheckpointError(f"{self.path}: {why}; GGUF files of versions 2 and 3, little-endian, are read")
+        tensors, fields = self.count(24), self.count(12)
+        metadata: dict[str, Any] = {}
+        for _ in range(fields):
+            key = self.string()
+            if key in metadata:
+                raise self.damaged(f"the field {key!r} appears twice")
+            metadata[key] = self.value(self.number("<I"), 0)
+        entries = [self.entry() for _ in range(tensors)]
+        return Header(metadata, self.placed(entries, metadata.get("general.alignment", 32)))
+
+    def entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        """A tensor's name, shape, type and offset."""
+        name, dimensions = self.string(), self.number("<I")
+        if not 1 <= dimensions <= 8:
+            raise self.damaged(f"the tensor {name!r} has {dimensions} dimensions")
+        shape = tuple(self.number("<Q") for _ in range(dimensions))[::-1]
+        return name, shape, self.number("<I"), self.number("<Q")
+
+    def placed(self, entries: list[tuple[str, tuple[int, ...], int, int]], alignment: Any) -> dict[str, Placed]:
+        if not isinstance(alignment, int) or alignment < 1:
+            raise self.damaged(f"general.alignment is {alignment!r}")
+        begin = -(-self.at // alignment) * alignment
+        found: dict[str, Placed] = {}
+        for name, shape, kind, offset in entries:
+            if name in found:
+                raise self.damaged(f"the tensor {name!r} appears twice")
+            try:
+                values, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+            except ValueError as error:
+                raise self.damaged(f"the tensor {name!r} has the unknown type {kind}") from error
+            if shape[-1] % values:
+                raise self.damaged(f"the rows of {name!r}, {shape[-1]} values, do not divide into blocks of {values}")
+            found[name] = Placed(
+                name, GGMLQuantizationType(kind).name, shape, begin + offset, prod(shape) // values * size
+            )
+            if begin + offset + found[name].size > self.end:
+                raise CheckpointError(f"{self.path} ends before its tensor {name!r} does; download it again")
+        return found
+
+    def damaged(self, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} is not a readable GGUF file ({why}); it may be truncated: download it again"
+        )
+
+    def need(self, size: int) -> int:
+        """The place of the next `size` bytes, which are passed over."""
+        at = self.at
+        if size > self.end - at:
+            raise self.damaged("it ends within its header")
+        self.at = at + size
+        return at
+
+    def number(self, form: str) -> Any:
+        return struct.unpack_from(form, self.data, self.need(struct.calcsize(form)))[0]
+
+    def count(self, least: int) -> int:
+        """How many there are of what takes `least` bytes each."""
+        found = self.number("<Q")
+        if found * least > self.end - self.at:
+            raise self.damaged(f"it promises {found} entries")
+        return found
+
+    def string(self) -> str:
+        size = self.number("<Q")
+        at = self.need(size)
+        try:
+            return self.data[at : at + size].decode()
+        except UnicodeDecodeError as error:
+            raise self.damaged("a string is not UTF-8") from error
+
+    def value(self, kind: int, depth: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.array(depth)
+        return self.number(self.form(kind))
+
+    def form(self, kind: int) -> str:
+        if not 0 <= kind < len(_NUMBERS) or not _NUMBERS[kind]:
+            raise self.damaged(f"a value has the unknown type {kind}")
+        return _NUMBERS[kind]
+
+    def array(self, depth: int) -> list[Any]:
+        kind = self.number("<I")
+        if kind == _STRING:
+            return self.strings(self.count(8))
+        if kind == _ARRAY:
+            if depth == _DEEPEST:
+                raise self.damaged("its arrays lie too deep within each other")
+            return [self.array(depth + 1) for _ in range(self.count(12))]
+        form = self.form(kind)
+        length = self.count(struct.calcsize(form))
+        at = self.need(length * struct.calcsize(form))
+        return np.frombuffer(self.data, dtype=np.dtype(form), count=length, offset=at).tolist()
+
+    def strings(self, length: int) -> list[str]:
+        """A vocabulary has hundreds of thousands."""
+        data, at, end = self.data, self.at, self.end
+        unpack: Callable[..., tuple[int]] = struct.Struct("<Q").unpack_from
+        found: list[str] = []
+        try:
+            for _ in range(length):
+                (size,) = unpack(data, at)
+                at += 8
+                if size > end - at:
+                    raise self.damaged("it ends within a string")
+                found.append(data[at : at + size].decode())
+                at += size
+        except struct.error as error:
+            raise self.damaged("it ends within an array") from error
+        except UnicodeDecodeError as error:
+            raise self.damaged("a string is not UTF-8") from error
+        self.at = at
+        return found

@@ -1,0 +1,62 @@
+"""Values of GGUF blocks in float32, by torch for the types that most files are made of, else by the gguf package.
+
+The arithmetic is the package's, step by step, so that both give the same bits. Shapes: N blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+
+def _half(data_N: Tensor, begin: int) -> Tensor:
+    """The float16 at this byte of each block, [N, 1] in float32."""
+    return data_N[:, begin : begin + 2].contiguous().view(torch.float16).float()
+
+
+def _nibbles(data_N: Tensor) -> Tensor:
+    """16 bytes → 32 values: the low halves, then the high ones."""
+    return torch.cat((data_N & 15, data_N >> 4), 1)
+
+
+def _fifth_bits(data_N: Tensor) -> Tensor:
+    """4 bytes → 32 bits, the lowest first."""
+    shifts = torch.arange(8, dtype=torch.uint8)
+    return ((data_N[:, :, None] >> shifts) & 1).flatten(1)
+
+
+def _q4_0(data_N: Tensor) -> Tensor:
+    return _half(data_N, 0) * (_nibbles(data_N[:, 2:]).float() - 8)
+
+
+def _q4_1(data_N: Tensor) -> Tensor:
+    return (_half(data_N, 0) * _nibbles(data_N[:, 4:]).float()).add_(_half(data_N, 2))
+
+
+def _q5_0(data_N: Tensor) -> Tensor:
+    values = _nibbles(data_N[:, 6:]) | (_fifth_bits(data_N[:, 2:6]) << 4)
+    return _half(data_N, 0) * (values.float() - 16)
+
+
+def _q8_0(data_N: Tensor) -> Tensor:
+    return _half(data_N, 0) * data_N[:, 2:].contiguous().view(torch.int8).float()
+
+
+_BY_TORCH: Mapping[str, Callable[[Tensor], Tensor]] = {"Q4_0": _q4_0, "Q4_1": _q4_1, "Q5_0": _q5_0, "Q8_0": _q8_0}
+
+
+def dequantise(kind: str, data: Tensor) -> Tensor:
+    """The values of rows of bytes [R, bytes of a row], float32 [R, values of a row].
+
+    NotImplementedError for a type that the package cannot dequantise either.
+    """
+    if kind in _BY_TORCH:
+        size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]][1]
+        return _BY_TORCH[kind](data.reshape(-1, size)).view(len(data), -1)
+    found = gguf.quants.dequantize(data.numpy(), GGMLQuantizationType[kind])
+    return torch.from_numpy(found.astype(np.float32, copy=False))

@@ -1,0 +1,149 @@
+"""What config.json and the tensors of decoders share: llama's fields and names, which most families keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.rope import FULL, SLIDING
+from bedplate.models.families.weights import Rule, renamed
+from bedplate.models.specs.transformer import Activation, TransformerSpec
+
+PARTS = ("weight", "bias")
+LLAMA_NORMS = (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
+SANDWICH_NORMS = (
+    ("attention_norm", "input_layernorm"),
+    ("attention_after_norm", "post_attention_layernorm"),
+    ("feedforward_norm", "pre_feedforward_layernorm"),
+    ("feedforward_after_norm", "post_feedforward_layernorm"),
+)
+QK_NORMS = (("attention.q_norm", "self_attn.q_norm"), ("attention.k_norm", "self_attn.k_norm"))
+ATTENTION = tuple((f"attention.{name}", f"self_attn.{name}_proj") for name in "qkvo")
+GATED = tuple((f"feedforward.{name}", f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+IGNORABLE = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq")
+"""Old checkpoints carry the rotary frequencies, which follow from the config."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
+}
+
+
+def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule, ...]:
+    """The tables and the head as llama's, and of each layer these pairs of our names and theirs."""
+    return (
+        renamed("embedding.weight", f"{prefix}embed_tokens.weight"),
+        *layer_rules(*pairs, prefix=f"{prefix}layers.{{i}}."),
+        *(renamed(f"norm.{part}", f"{prefix}norm.{part}") for part in PARTS),
+        renamed("lm_head.weight", "lm_head.weight"),
+    )
+
+
+def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
+    """Weights and biases of each layer under other names; parameters that a model does not have are passed over."""
+    return (
+        renamed(f"layers.{{i}}.{ours}.{part}", f"{prefix}{theirs}.{part}") for ours, theirs in pairs for part in PARTS
+    )
+
+
+def take_sizes(
+    fields: Fields, *, head_dim: int | None = None, context: int = 2048, tied: bool = False
+) -> dict[str, Any]:
+    """The fields of a spec that are sizes, and its tied head. head_dim, context, tied: where none is said."""
+    hidden, heads = int(fields.need("hidden_size")), int(fields.need("num_attention_heads"))
+    return {
+        "kind": "decoder",
+        "vocab_size": int(fields.need("vocab_size")),
+        "hidden_size": hidden,
+        "layers": int(fields.need("num_hidden_layers")),
+        "heads": heads,
+        "kv_heads": int(fields.take("num_key_value_heads") or heads),
+        "head_dim": int(fields.take("head_dim") or head_dim or hidden // heads),
+        "feedforward_size": int(fields.need("intermediate_size")),
+        "context_length": int(fields.take("max_position_embeddings", context)),
+        "tied_head": bool(fields.take("tie_word_embeddings", tied)),
+    }
+
+
+def size_fields(spec: TransformerSpec, model_type: str, architecture: str) -> dict[str, Any]:
+    """The inverse of `take_sizes`, and what says which model it is."""
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads,
+        "head_dim": spec.head_dim,
+        "intermediate_size": spec.feedforward_size,
+        "max_position_embeddings": spec.context_length,
+        "tie_word_embeddings": spec.tied_head,
+    }
+
+
+def take_activation(fields: Fields, name: str, default: str, where: str) -> Activation:
+    """An activation by its name in transformers."""
+    given = fields.take(name) or default
+    found = ACTIVATIONS.get(given)
+    if found is None:
+        known = ", ".join(repr(one) for one in ACTIVATIONS)
+        raise UnsupportedModelError(f"{where}: {name} = {given!r} is not supported (only {known})")
+    return found
+
+
+def activation_name(activation: Activation) -> str:
+    """The inverse: the first name of several."""
+    return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def take_windows(
+    fields: Fields, layers: int, window: int | None, default: Sequence[str], where: str
+) -> tuple[int | None, ...]:
+    """The window of each layer, from `layer_types`, or without them from `default`, repeated over the layers."""
+    types = fields.take("layer_types") or [default[layer % len(default)] for layer in range(layers)]
+    if len(types) != layers:
+        raise UnsupportedModelError(f"{where}: {len(types)} layer_types for {layers} layers")
+    for kind in types:
+        Fields({"layer_types": kind}, where).only("layer_types", FULL, SLIDING)
+    if window is None and SLIDING in types:
+        raise UnsupportedModelError(f"{where}: layer_types has {SLIDING!r}, but sliding_window says no size")
+    return shortest([window if kind == SLIDING else None for kind in types])
+
+
+def window_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The inverse: `sliding_window` and `layer_types`. UnsupportedModelError for windows of several sizes."""
+    sizes = {window for window in spec.windows if window is not None}
+    if len(sizes) > 1:
+        raise UnsupportedModelError(f"windows of {sorted(sizes)} tokens: config.json can say only one size")
+    types = [FULL if spec.window(layer) is None else SLIDING for layer in range(spec.layers)]
+    return {"sliding_window": next(iter(sizes), None), "layer_types": types}
+
+
+def shortest(windows: Sequence[int | None]) -> tuple[int | None, ...]:
+    """The shortest list that makes these windows when it is repeated; () where there is no window at all."""
+    if all(window is None for window in windows):
+        return ()
+    size = next(n for n in range(1, len(windows) + 1) if all(w == windows[i % n] for i, w in enumerate(windows)))
+    return tuple(windows[:size])
+
+
+TINY: Mapping[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+    "max_position_embeddings": 128,
+}
+"""What most families' examples have in common."""

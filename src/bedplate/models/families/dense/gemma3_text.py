@@ -1,0 +1,125 @@
+"""The gemma3_text family (https://arxiv.org/abs/2503.19786): Hugging Face's `Gemma3ForCausalLM`, text alone.
+
+Five layers of six see a window, and have a rope of their own; norms before and after each part, of 1 + w; queries and
+keys normalised; embeddings times √hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    GATED,
+    IGNORABLE,
+    QK_NORMS,
+    SANDWICH_NORMS,
+    TINY,
+    activation_name,
+    decoder_rules,
+    size_fields,
+    take_activation,
+    take_sizes,
+    take_windows,
+    window_fields,
+)
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.rope import FULL, SLIDING, read_rope, rope_parameters
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
+
+_WHERE = "config.json (gemma3_text)"
+
+HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS), IGNORABLE)
+EXAMPLES = (
+    {**TINY, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 12},
+    {
+        **TINY,
+        "head_dim": 16,
+        "num_key_value_heads": 6,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 16,
+        "final_logit_softcapping": 3.0,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+    },
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a Gemma3ForCausalLM → spec."""
+    fields = Fields(config, _WHERE)
+    sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
+    # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
+    fields.only("attn_logit_softcapping", None)
+    fields.only("use_bidirectional_attention", False, None)
+    fields.only("attention_dropout", 0.0, 0, None)
+    pattern = int(fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern")) or 6)
+    window = fields.take("sliding_window", 4096)
+    default = [SLIDING] * (pattern - 1) + [FULL]
+    full, sliding = _ropes(fields, sizes["context_length"])
+    cap = fields.take("final_logit_softcapping")
+    fields.ignore((*HF_BOOKKEEPING, "cache_implementation"))
+    queries = float(fields.take("query_pre_attn_scalar", 256))
+    spec = TransformerSpec(
+        **sizes,
+        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_placement="sandwich",
+        norm_offset=1.0,
+        qk_norm="head",
+        rope=full,
+        local_rope=None if sliding == full else sliding,
+        windows=take_windows(fields, sizes["layers"], None if window is None else int(window), default, _WHERE),
+        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
+        attention_bias=bool(fields.take("attention_bias", False)),
+        scales=Scales(
+            embedding=sizes["hidden_size"] ** 0.5,
+            attention=None if queries == sizes["head_dim"] else queries**-0.5,
+            logit_cap=None if cap is None else float(cap),
+        ),
+    )
+    fields.finish()
+    return spec
+
+
+def _ropes(fields: Fields, context: int) -> tuple[Rope, Rope]:
+    """Of the layers that see everything, and of those with a window, in both spellings."""
+    given: dict[str, Any] = dict(fields.take("rope_parameters") or {})
+    full = {"rope_theta": fields.take("rope_theta", 1_000_000.0)} | dict(fields.take("rope_scaling") or {})
+    sliding: dict[str, Any] = {"rope_theta": fields.take("rope_local_base_freq", 10_000.0)}
+    full, sliding = full | (given.pop(FULL, None) or {}), sliding | (given.pop(SLIDING, None) or {})
+    Fields(given, f"{_WHERE} rope_parameters").finish()
+    return (
+        read_rope(full, f"{_WHERE} {FULL}", context=context),
+        read_rope(sliding, f"{_WHERE} {SLIDING}", context=context),
+    )
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    scales, rope = spec.scales or Scales(), spec.rope or Rope()
+    local = spec.local_rope or rope
+    return (
+        size_fields(spec, "gemma3_text", "Gemma3ForCausalLM")
+        | {
+            "rms_norm_eps": spec.norm_eps,
+            "hidden_activation": activation_name(spec.activation),
+            "attention_bias": spec.attention_bias,
+            "attention_dropout": 0.0,
+            "query_pre_attn_scalar": spec.head_dim if scales.attention is None else round(scales.attention**-2),
+            "final_logit_softcapping": scales.logit_cap,
+            "attn_logit_softcapping": None,
+            "rope_theta": rope.theta,
+            "rope_local_base_freq": local.theta,
+            "rope_parameters": {FULL: rope_parameters(rope), SLIDING: rope_parameters(local)},
+        }
+        | window_fields(spec)
+    )
+
+
+HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

@@ -1,0 +1,38 @@
+"""What a family is: data and functions between plain values. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs.transformer import TransformerSpec
+
+
+def _as_configured(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+    return spec
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published family in one format: config ↔ spec, and the rules of its weights.
+
+    `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
+    adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
+    other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
+    transformers (`bedplate families --check`, tests/parity).
+    """
+
+    key: tuple[str, str]
+    to_spec: Callable[[Mapping[str, Any]], TransformerSpec]
+    to_config: Callable[[TransformerSpec], dict[str, Any]]
+    weights: WeightMap
+    partners: tuple[tuple[str, str], ...] = ()
+    by_names: Callable[[TransformerSpec, Collection[str]], TransformerSpec] = _as_configured
+    examples: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What skins and reports call it: Hugging Face's name, where it has one."""
+        return next((name for format_, name in (self.key, *self.partners) if format_ == "hf"), self.key[1])

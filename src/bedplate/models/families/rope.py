@@ -1,0 +1,141 @@
+"""Rotary positions in config.json, in both spellings: `rope_parameters` (transformers 5; by layer type in some), and
+`rope_theta` with `rope_scaling` beside it (before)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.fields import Fields
+from bedplate.models.specs.parts import Scaling
+from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The names of layer types, and of their ropes."""
+
+
+def take_rope(fields: Fields, where: str, *, context: int, theta: float = 10_000.0, fraction: float = 1.0) -> Rope:
+    """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said."""
+    parameters: dict[str, Any] = dict(fields.take("rope_scaling") or {})
+    parameters.update(fields.take("rope_parameters") or {})
+    given: dict[str, Any] = {
+        "rope_theta": fields.take("rope_theta"),
+        "partial_rotary_factor": fields.take("partial_rotary_factor"),
+        "original_max_position_embeddings": fields.take("original_max_position_embeddings"),
+    }
+    defaults = {name: value for name, value in given.items() if value is not None}
+    return read_rope(defaults | parameters, where, context=context, theta=theta, fraction=fraction)
+
+
+def read_rope(
+    parameters: Mapping[str, Any], where: str, *, context: int, theta: float = 10_000.0, fraction: float = 1.0
+) -> Rope:
+    """One dict of `rope_parameters`."""
+    fields = Fields(parameters, f"{where} rope_parameters")
+    base = float(fields.take("rope_theta") or theta)
+    share = float(fields.take("partial_rotary_factor") or fraction)
+    older = fields.take("type")
+    kind = fields.take("rope_type") or older or "default"
+    original = fields.take("original_max_position_embeddings")
+    reader = _KINDS.get(kind)
+    if reader is None:
+        known = ", ".join(repr(one) for one in _KINDS)
+        raise UnsupportedModelError(f"{where}: rope type {kind!r} is not supported (only {known})")
+    scaling = reader(fields, context, None if original is None else int(original))
+    fields.finish()
+    return Rope(base, scaling, share)
+
+
+def _default(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    return None
+
+
+def _linear(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    return LinearScaling(float(fields.need("factor")))
+
+
+def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    return Llama3Scaling(
+        factor=float(fields.need("factor")),
+        low_freq_factor=float(fields.need("low_freq_factor")),
+        high_freq_factor=float(fields.need("high_freq_factor")),
+        original_context=_needed(original, fields),
+    )
+
+
+def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    factor, before = fields.take("factor"), _needed(original, fields)
+    scale, scale_all, attention = (fields.take(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
+    return YarnScaling(
+        factor=float(factor) if factor is not None else context / before,
+        original_context=before,
+        beta_fast=float(fields.take("beta_fast") or 32.0),
+        beta_slow=float(fields.take("beta_slow") or 1.0),
+        scale=None if scale is None else float(scale),
+        scale_all=None if scale_all is None else float(scale_all),
+        attention_factor=None if attention is None else float(attention),
+        truncate=bool(fields.take("truncate", True)),
+    )
+
+
+def _longrope(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    factor, attention, before = fields.take("factor"), fields.take("attention_factor"), original or context
+    return LongRopeScaling(
+        short=tuple(float(one) for one in fields.need("short_factor")),
+        long=tuple(float(one) for one in fields.need("long_factor")),
+        original_context=before,
+        factor=float(factor) if factor is not None else context / before,
+        attention_factor=None if attention is None else float(attention),
+    )
+
+
+def _needed(original: int | None, fields: Fields) -> int:
+    return int(fields.need("original_max_position_embeddings")) if original is None else original
+
+
+_KINDS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+
+
+def rope_parameters(rope: Rope) -> dict[str, Any]:
+    """The inverse of `read_rope`."""
+    found: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
+    if rope.fraction != 1:
+        found["partial_rotary_factor"] = rope.fraction
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        found |= {"rope_type": "linear", "factor": scaling.factor}
+    elif isinstance(scaling, Llama3Scaling):
+        found |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    elif isinstance(scaling, YarnScaling):
+        found |= {
+            "rope_type": "yarn",
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_context,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+        }
+        more = {
+            "mscale": scaling.scale,
+            "mscale_all_dim": scaling.scale_all,
+            "attention_factor": scaling.attention_factor,
+            "truncate": None if scaling.truncate else False,
+        }
+        found |= {name: value for name, value in more.items() if value is not None}
+    elif isinstance(scaling, LongRopeScaling):
+        found |= {
+            "rope_type": "longrope",
+            "factor": scaling.factor,
+            "short_factor": list(scaling.short),
+            "long_factor": list(scaling.long),
+            "original_max_position_embeddings": scaling.original_context,
+        }
+        if scaling.attention_factor is not None:
+            found["attention_factor"] = scaling.attention_factor
+    return found

@@ -1,0 +1,198 @@
+"""A mixture of experts in place of a feed-forward: tokens sorted by expert, one product for each expert's tokens.
+
+Nothing is dropped and nothing padded (MegaBlocks, https://arxiv.org/abs/2211.15841): an expert takes as many tokens as
+choose it.
+
+Shapes: B rows, T tokens a row, N tokens, D features, E experts, k of them for a token, M = N·k sorted copies of tokens,
+I features between an expert's products, O features out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
+from bedplate.models.layers.grouped import Segments, grouped_product
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.routing import Router
+from bedplate.models.specs.transformer import TransformerSpec
+
+CLAMP, SIGMOID = 7.0, 1.702
+"""gpt-oss's gate: the bound of its inputs, and the factor inside its sigmoid (https://arxiv.org/abs/2508.10925)."""
+
+
+class ExpertLinear(nn.Module):
+    """`y = x W_eᵀ + b_e` of each token's expert e: a weight [E, O, I] and a bias [E, O].
+
+    `low_rank` is None, or a function from the sorted tokens and their segments to the whole output, for which it asks
+    `plain`. It is not part of the module's state.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    low_rank: Callable[[Tensor, Segments], Tensor] | None
+
+    def __init__(
+        self,
+        experts: int,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.experts, self.in_features, self.out_features = experts, in_features, out_features
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features, device=device, dtype=dtype))
+        zeros = nn.Parameter(torch.zeros(experts, out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", zeros)
+        self.low_rank = None
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=1.0 / math.sqrt(in_features))
+
+    def forward(self, x_MI: Tensor, segments: Segments) -> Tensor:
+        return self.plain(x_MI, segments) if self.low_rank is None else self.low_rank(x_MI, segments)
+
+    def plain(self, x_MI: Tensor, segments: Segments) -> Tensor:
+        """The layer without `low_rank`."""
+        y_MO = grouped_product(x_MI, self.weight, segments)
+        if self.bias is None:
+            return y_MO
+        return y_MO + self.bias.repeat_interleave(segments.counts_E, dim=0, output_size=len(y_MO))
+
+    def extra_repr(self) -> str:
+        return f"{self.experts} x ({self.in_features} -> {self.out_features}), bias={self.bias is not None}"
+
+
+class Order(NamedTuple):
+    """Copies of tokens sorted by expert: order_M is the copy that stands there, inverse_M where a copy stands; copy
+    n·k + j is of token n for its j-th expert."""
+
+    order_M: Tensor
+    inverse_M: Tensor
+    segments: Segments
+
+
+def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
+    """The copies of tokens in the order of their experts, and of the tokens within one."""
+    flat_M = chosen_Nk.reshape(-1)
+    order_M = flat_M.argsort(stable=True)
+    inverse_M = torch.empty_like(order_M)
+    inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
+    counts_E = torch.zeros(experts, dtype=torch.int64, device=flat_M.device)
+    counts_E.scatter_add_(0, flat_M, torch.ones_like(flat_M))
+    return Order(order_M, inverse_M, Segments(counts_E))
+
+
+class Mixture(nn.Module):
+    """A router, its experts, and the shared expert that sees every token."""
+
+    def __init__(
+        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        part, hidden = spec.experts, spec.hidden_size
+        assert part is not None
+        self.router = Router(spec, layer, device, dtype)
+        self.gated, self.activation = spec.gated, gate(spec)
+        wide = part.feedforward_size * (2 if spec.gated else 1)
+        self.gate_up = ExpertLinear(part.count, hidden, wide, part.bias, device, dtype)
+        self.down = ExpertLinear(part.count, part.feedforward_size, hidden, part.bias, device, dtype)
+        self.shared = FeedForward(spec, layer, device, dtype, part.shared_size) if part.shared_size else None
+        self.shared_gate = Linear(hidden, 1, False, device, dtype) if part.shared_gate else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        routing = self.router(x_ND)
+        out_ND = self.mixed(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
+        if self.shared is not None:
+            always_ND = self.shared(x_ND)
+            if self.shared_gate is not None:
+                always_ND = always_ND * self.shared_gate(x_ND).sigmoid()
+            out_ND = out_ND + always_ND
+        return out_ND.view(x_BTD.shape)
+
+    def mixed(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+        """Σ_j w_nj · expert_nj(x_n), [N, D], on tokens sorted by expert."""
+        order = sort_by_expert(chosen_Nk, self.gate_up.experts)
+        x_MD: Tensor = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])  # type: ignore[assignment]
+        h_MI = self.activation(self.gate_up(x_MD, order.segments))
+        y_MD = self.down(h_MI, order.segments)
+        found: Any = _Combined.apply(y_MD, weights_Nk, order)
+        return found
+
+    def plain_mixed(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+        """`mixed` written out: every token through the weights of each of its experts. Without `low_rank`."""
+        out_ND = torch.zeros_like(x_ND)
+        for chosen_N, weights_N in zip(chosen_Nk.unbind(1), weights_Nk.unbind(1), strict=True):
+            h_NI = self.activation(_each(x_ND, self.gate_up, chosen_N))
+            out_ND = out_ND + _each(h_NI, self.down, chosen_N) * weights_N[:, None]
+        return out_ND
+
+
+def _each(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tensor:
+    y_NO = torch.einsum("ni,noi->no", x_NI, layer.weight[chosen_N])
+    return y_NO if layer.bias is None else y_NO + layer.bias[chosen_N]
+
+
+def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
+    """From what an expert's first product gives, its gate's features before the others, to what its second takes."""
+    if spec.activation == "clamped_silu":
+        return clamped_silu
+    act = ACTIVATIONS[spec.activation]
+    if not spec.gated:
+        return act
+
+    def gated(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return act(first) * second
+
+    return gated
+
+
+def clamped_silu(x: Tensor) -> Tensor:
+    """(u + 1) · g · sigmoid(1.702 g), g at most 7 and u between −7 and 7 (gpt-oss)."""
+    g, u = x.chunk(2, dim=-1)
+    g, u = g.clamp(max=CLAMP), u.clamp(-CLAMP, CLAMP)
+    return (u + 1) * (g * torch.sigmoid(SIGMOID * g))
+
+
+class _Sorted(torch.autograd.Function):
+    """Tokens copied to where their experts' tokens stand; the way back adds up a token's copies in their order."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, order: Order, k: int) -> Tensor:  # type: ignore[override]
+        ctx.order, ctx.k = order, k
+        return x_ND.index_select(0, order.order_M // k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        each_NkD = grad.index_select(0, ctx.order.inverse_M).unflatten(0, (-1, ctx.k))
+        return each_NkD.sum(1), None, None
+
+
+class _Combined(torch.autograd.Function):
+    """A token's copies, weighed and added up."""
+
+    @staticmethod
+    def forward(ctx: Any, y_MD: Tensor, weights_Nk: Tensor, order: Order) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(y_MD, weights_Nk)
+        ctx.order = order
+        each_NkD = y_MD.index_select(0, order.inverse_M).unflatten(0, weights_Nk.shape)
+        return torch.bmm(weights_Nk[:, None], each_NkD).squeeze(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        y_MD, weights_Nk = ctx.saved_tensors
+        order: Order = ctx.order
+        grad_MD = grad.index_select(0, order.order_M // weights_Nk.shape[1])
+        to_weights: Tensor | None = None
+        if ctx.needs_input_grad[1]:
+            to_weights = torch.linalg.vecdot(grad_MD, y_MD).index_select(0, order.inverse_M).view_as(weights_Nk)
+        to_y = grad_MD.mul_(weights_Nk.reshape(-1).index_select(0, order.order_M)[:, None])
+        return to_y, to_weights, None

@@ -1,0 +1,137 @@
+"""Products of sorted tokens with their experts' weights: one product for each expert that has tokens.
+
+On a device that runs behind the program torch's grouped product is used, which needs not know how many tokens there
+are; whether it works there for a dtype is tried once, forwards and backwards. Anywhere else, and on the CPU, where
+nothing is waited for, it is a loop of ordinary products into one result.
+
+Shapes: M tokens sorted by expert, E experts, I features in, O features out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Segments:
+    """How many of the sorted tokens belong to each expert, int64 [E]."""
+
+    def __init__(self, counts_E: Tensor) -> None:
+        self.counts_E = counts_E
+        self._ends: Tensor | None = None
+        self._spans: list[tuple[int, int, int]] | None = None
+
+    @property
+    def ends_E(self) -> Tensor:
+        """Where each expert's tokens end, int32, on the tokens' device."""
+        if self._ends is None:
+            self._ends = self.counts_E.cumsum(0).to(torch.int32)
+        return self._ends
+
+    @property
+    def spans(self) -> list[tuple[int, int, int]]:
+        """(expert, begin, end) of each that has tokens. Waits for the device."""
+        if self._spans is None:
+            self._spans, begin = [], 0
+            for expert, count in enumerate(self.counts_E.tolist()):
+                if count:
+                    self._spans.append((expert, begin, begin + count))
+                begin += count
+        return self._spans
+
+
+def plain_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
+    """x_m Wᵀ of each token's expert, [M, O], written out."""
+    parts = [F.linear(x_MI[begin:end], weight_EOI[expert]) for expert, begin, end in segments.spans]
+    return torch.cat(parts) if parts else x_MI.new_zeros(0, weight_EOI.shape[1])
+
+
+def grouped_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
+    """`plain_product`, by the fastest way that works here."""
+    found: Any = _Grouped.apply(x_MI, weight_EOI, segments)
+    return found
+
+
+class _Grouped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x_MI, weight_EOI)
+        ctx.segments = segments
+        if _by_torch(x_MI):
+            return _torch_grouped()(x_MI, weight_EOI.transpose(1, 2), offs=segments.ends_E)
+        out_MO = x_MI.new_empty(len(x_MI), weight_EOI.shape[1])
+        for expert, begin, end in segments.spans:
+            torch.mm(x_MI[begin:end], weight_EOI[expert].t(), out=out_MO[begin:end])
+        return out_MO
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x_MI, weight_EOI = ctx.saved_tensors
+        grad_MO, segments = grad.contiguous(), ctx.segments
+        to_x: Tensor | None = None
+        to_weight: Tensor | None = None
+        if _by_torch(x_MI):
+            product, ends = _torch_grouped(), segments.ends_E
+            if ctx.needs_input_grad[0]:
+                to_x = product(grad_MO, weight_EOI, offs=ends)
+            if ctx.needs_input_grad[1]:
+                to_weight = product(grad_MO.t(), x_MI, offs=ends)
+            return to_x, to_weight, None
+        if ctx.needs_input_grad[0]:
+            to_x = torch.empty_like(x_MI)
+            for expert, begin, end in segments.spans:
+                torch.mm(grad_MO[begin:end], weight_EOI[expert], out=to_x[begin:end])
+        if ctx.needs_input_grad[1]:
+            # Written once: an expert without tokens gets its zeros here, one with tokens its product.
+            to_weight = torch.empty_like(weight_EOI)
+            filled = {expert for expert, _, _ in segments.spans}
+            for expert in set(range(len(weight_EOI))) - filled:
+                to_weight[expert].zero_()
+            for expert, begin, end in segments.spans:
+                torch.mm(grad_MO[begin:end].t(), x_MI[begin:end], out=to_weight[expert])
+        return to_x, to_weight, None
+
+
+def _by_torch(x: Tensor) -> bool:
+    return not x.is_cpu and torch_product_works(x.device, x.dtype)
+
+
+def _torch_grouped() -> Callable[..., Tensor]:
+    """torch's grouped product: public since 2.10, private before."""
+    found: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+    return found
+
+
+@cache
+def torch_product_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's grouped product gives what the loop gives on this device, all three ways that it is asked for."""
+    product = _torch_grouped()
+    if product is None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x_MI, w_EOI, g_MO = (
+        torch.randn(shape, generator=generator).to(device, dtype) for shape in ((48, 32), (3, 16, 32), (48, 16))
+    )
+    segments = Segments(torch.tensor([16, 0, 32], device=device))
+    spans = segments.spans
+    wanted = (
+        torch.cat([x_MI[b:e] @ w_EOI[n].t() for n, b, e in spans]),
+        torch.cat([g_MO[b:e] @ w_EOI[n] for n, b, e in spans]),
+        torch.stack([g_MO[:16].t() @ x_MI[:16], torch.zeros_like(w_EOI[0]), g_MO[16:].t() @ x_MI[16:]]),
+    )
+    try:
+        ends = segments.ends_E
+        found = (
+            product(x_MI, w_EOI.transpose(1, 2), offs=ends),
+            product(g_MO, w_EOI, offs=ends),
+            product(g_MO.t(), x_MI, offs=ends),
+        )
+        tolerance = 64 * torch.finfo(dtype).eps
+        return all(torch.allclose(a, b, tolerance, tolerance) for a, b in zip(found, wanted, strict=True))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return False

@@ -1,0 +1,118 @@
+"""Which experts see a token, and how much each of them counts.
+
+Mixtral (https://arxiv.org/abs/2401.04088): softmax, the best k, renormalised. DeepSeek-V3 (https://arxiv.org/abs/2412.19437,
+section 2.1.2): sigmoid, a bias that changes the choice alone, groups. Scores are made in float32 or wider: a choice
+that rounding changes is another expert.
+
+Shapes: N tokens, D features, E experts, k of them for a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.models.specs.transformer import Experts, TransformerSpec
+
+TINY = 1e-20
+"""Added to the sum that sigmoid scores are divided by, which can be 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routing:
+    """What one layer's router did with the tokens of a pass, padding among them.
+
+    logits_NE, scores_NE: float32 or wider, with their graph; chosen_Nk: the experts; weights_Nk: how each counts.
+    """
+
+    router: Router
+    logits_NE: Tensor
+    scores_NE: Tensor
+    chosen_Nk: Tensor
+    weights_Nk: Tensor
+
+
+_heard: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
+
+
+@contextmanager
+def listening() -> Generator[list[Routing]]:
+    """The routings of every layer that runs meanwhile in this context; who listens outside of it hears them too. What
+    is computed again for gradients comes after it, and is not heard a second time."""
+    found: list[Routing] = []
+    outer = _heard.get()
+    token = _heard.set(found)
+    try:
+        yield found
+    finally:
+        _heard.reset(token)
+        if outer is not None:
+            outer.extend(found)
+
+
+class Router(nn.Module):
+    """Scores of all experts, and the choice among them."""
+
+    bias: nn.Parameter | None
+    selection_bias: Tensor | None
+
+    def __init__(
+        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        assert spec.experts is not None
+        self.layer, self.part = layer, spec.experts
+        count = self.part.count
+        self.weight = nn.Parameter(torch.empty(count, spec.hidden_size, device=device, dtype=dtype))
+        bias = nn.Parameter(torch.zeros(count, device=device, dtype=dtype)) if self.part.router_bias else None
+        self.register_parameter("bias", bias)
+        # The balancer moves it by steps that bfloat16 would lose.
+        number = torch.zeros(count, device=device, dtype=torch.float32) if self.part.selection_bias else None
+        self.register_buffer("selection_bias", number)
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=spec.hidden_size**-0.5)
+
+    def forward(self, x_ND: Tensor) -> Routing:
+        wide = torch.promote_types(x_ND.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(wide)
+        logits_NE = F.linear(x_ND.to(wide), self.weight.to(wide), bias)
+        scores_NE, chosen_Nk, weights_Nk = choose(logits_NE, self.part, self.selection_bias)
+        found = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
+        heard = _heard.get()
+        if heard is not None:
+            heard.append(found)
+        return found
+
+
+def choose(logits_NE: Tensor, part: Experts, selection_bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [N, E], the chosen experts [N, k] and their weights [N, k]."""
+    scores_NE = logits_NE.sigmoid() if part.scoring == "sigmoid" else logits_NE.softmax(-1)
+    wanted_NE = (logits_NE if part.scoring == "softmax_chosen" else scores_NE).detach()
+    if selection_bias_E is not None:
+        wanted_NE = wanted_NE + selection_bias_E.to(wanted_NE.dtype)
+    if part.groups > 1:
+        wanted_NE = _in_best_groups(wanted_NE, part.groups, part.groups_chosen)
+    chosen_Nk = wanted_NE.topk(part.per_token, dim=-1).indices
+    if part.scoring == "softmax_chosen":
+        weights_Nk = logits_NE.gather(1, chosen_Nk).softmax(-1)
+    else:
+        weights_Nk = scores_NE.gather(1, chosen_Nk)
+        if part.renormalise:
+            total = weights_Nk.sum(-1, keepdim=True)
+            weights_Nk = weights_Nk / (total + TINY if part.scoring == "sigmoid" else total)
+    return scores_NE, chosen_Nk, weights_Nk if part.scale == 1 else weights_Nk * part.scale
+
+
+def _in_best_groups(wanted_NE: Tensor, groups: int, chosen: int) -> Tensor:
+    """−∞ outside of the groups whose two best experts together are among the best."""
+    each_NGe = wanted_NE.unflatten(1, (groups, -1))
+    best_NG = each_NGe.topk(2, dim=-1).values.sum(-1)
+    kept_NG = torch.zeros_like(best_NG, dtype=torch.bool)
+    kept_NG.scatter_(1, best_NG.topk(chosen, dim=-1).indices, True)
+    return each_NGe.masked_fill(~kept_NG[..., None], -torch.inf).flatten(1)

@@ -1,0 +1,89 @@
+"""A SentencePiece vocabulary of scores (Llama-2, Mistral, Gemma) as a `tokenizers` one, and back.
+
+SentencePiece (Kudo and Richardson, https://arxiv.org/abs/1808.06226) joins the two neighbours whose union has the best
+score, again and again; spaces are `▁`, and a character without a token is its bytes. As a table of merges that is
+every way to cut every token in two, in the order of the tokens' scores. Two cuts of one token have one score: of those
+the one with the longer left part comes first, as a run of one character is joined from the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, normalizers
+
+from bedplate.core.errors import TokenizerError
+
+SPACE = "▁"
+_REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREPENDED = {"type": "Prepend", "prepend": SPACE}
+
+
+def build(
+    tokens: Sequence[str], scores: Sequence[float], joined: Collection[int], unknown: str | None, prefix: bool
+) -> Tokenizer:
+    """The tokenizer, without its added tokens.
+
+    joined: ids that characters may be joined to; control tokens and bytes are not. unknown: the token of what has
+    neither a token nor bytes. prefix: a space is put before every piece of text.
+    """
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = _merges(((tokens[index], scores[index]) for index in joined), {tokens[index] for index in joined})
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    spaces = normalizers.Replace(" ", SPACE)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    return backend
+
+
+def _merges(scored: Iterable[tuple[str, float]], known: Collection[str]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    # tokens that share a score keep their order
+    for token, _ in sorted(scored, key=lambda one: -one[1]):
+        for cut in range(len(token) - 1, 0, -1):
+            left = token[:cut]
+            if left in known and (right := token[cut:]) in known:
+                found.append((left, right))
+    return found
+
+
+def byte_tokens() -> list[str]:
+    """What the tokens of single bytes are called."""
+    return [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def is_one(content: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer (its JSON) has the shape of `build`, so that scores could say what it does."""
+    model = content["model"]
+    return model["type"] == "BPE" and bool(model.get("byte_fallback")) and _prefix(content) is not None
+
+
+def _prefix(content: Mapping[str, Any]) -> bool | None:
+    """Whether a space is put before every piece of text; None for another normalisation than SentencePiece's."""
+    step, before = content["normalizer"], content["pre_tokenizer"]
+    # Gemma's tokenizer.json also splits at spaces, when none are left
+    idle = before is None or (before["type"] == "Split" and before["pattern"] == {"String": " "})
+    if not idle or step is None:
+        return None
+    steps = step["normalizers"] if step["type"] == "Sequence" else [step]
+    return {1: False, 2: True}[len(steps)] if steps in ([_REPLACED], [_PREPENDED, _REPLACED]) else None
+
+
+def scores_of(content: Mapping[str, Any], tokens: Sequence[str], source: str) -> tuple[list[float], bool]:
+    """A score for each token, and whether there is a prefix, from a tokenizer's JSON. TokenizerError where its merges
+    are not those that any scores give."""
+    merges = [(left, right) for left, right in content["model"]["merges"]]
+    ranks: dict[str, int] = {}
+    for left, right in merges:
+        ranks.setdefault(left + right, len(ranks))
+    scores = [float(-ranks[token]) if token in ranks else 0.0 for token in tokens]
+    letters = {part for pair in merges for part in pair}
+    known = letters | ranks.keys()
+    if _merges(((token, -float(rank)) for token, rank in ranks.items()), known) != merges:
+        raise TokenizerError(
+            f"{source}: its merges do not follow from a score of each token, which is all that a SentencePiece "
+            "vocabulary in GGUF can say; export a Hugging Face directory instead"
+        )
+    return scores, bool(_prefix(content))

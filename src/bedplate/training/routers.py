@@ -1,0 +1,182 @@
+"""Routers in training: their losses, their statistics, and the selection bias that shares out the experts' work.
+
+Everything is a sum over tokens or documents, so that it does not change with micro-batches, packing or ranks. The
+auxiliary loss is of one document: E Σ_e f_e P_e, with f_e how many of its choices fell on expert e and P_e its mean
+score, both a token (Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step
+moves an expert's selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
+
+Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them for a token, S documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.core.errors import TrainingError, UsageError
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.routing import Router, Routing
+from bedplate.training.batch import MicroBatch
+from bedplate.training.config import RouterConfig
+from bedplate.training.objectives import AnyModel, Term
+
+TERM = "router"
+_STATE = "selection_bias/"
+
+
+class Routers:
+    """The routers of the model that is trained."""
+
+    def __init__(
+        self,
+        routers: Sequence[Router],
+        config: RouterConfig,
+        reduce: Callable[[Mapping[str, float]], Mapping[str, float]] | None,
+    ) -> None:
+        self._routers, self._config, self._reduce = routers, config, reduce
+        self._load: dict[Router, Tensor] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
+
+    @classmethod
+    def of(
+        cls,
+        model: AnyModel,
+        config: RouterConfig,
+        trained: Iterable[nn.Parameter],
+        reduce: Callable[[Mapping[str, float]], Mapping[str, float]] | None,
+    ) -> Routers | None:
+        """None for a model without experts. reduce: adds up what ranks count; None where there is one. UsageError for
+        what such a model, or a base that stays as it is, cannot be taught."""
+        routers = [module for module in model.modules() if isinstance(module, Router)]
+        if not routers:
+            if config != RouterConfig():
+                raise UsageError("router is for models with experts, and this one has none; leave it out")
+            return None
+        if config.bias_rate:
+            own = {id(parameter) for parameter in model.parameters()}
+            if any(router.selection_bias is None for router in routers):
+                raise UsageError("router.bias_rate needs routers with a selection bias; use router.balance instead")
+            if not any(id(parameter) in own for parameter in trained):
+                raise UsageError("router.bias_rate changes the base, of which this run trains nothing; leave it out")
+        return cls(routers, config, reduce)
+
+    def weights(self, batch: MicroBatch) -> dict[str, float]:
+        """The number of tokens, those of a shared prefix once for each document that begins with it. Reads the batch,
+        which is on the CPU then."""
+        self._weights[batch.ids] = found = float(Documents(batch.inputs, len(batch.ids)).counts_N.sum())
+        return {TERM: found}
+
+    def terms(self, routings: Sequence[Routing], batch: MicroBatch) -> dict[str, Term]:
+        """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` as a share of the
+        largest, and each expert's share of the choices, `load/e`; means over layers."""
+        by_router = {one.router: one for one in routings}
+        heard = [by_router[router] for router in self._routers if router in by_router]
+        inside = Documents(batch.inputs, len(batch.ids))
+        if len(heard) < len(self._routers) or any(len(one.logits_NE) != len(inside.counts_N) for one in heard):
+            raise TrainingError("router losses are of one pass over the batch's tokens, which this objective lacks")
+        self._count(heard, inside.counts_N)
+        found = _statistics(heard, inside)
+        loss = self._config.balance * found["balance"] + self._config.z * found["z"]
+        metrics = {name: one.detach() for name, one in found.items()}
+        return {TERM: Term(loss, self._weights.pop(batch.ids), metrics)}
+
+    @torch.no_grad()
+    def _count(self, heard: Sequence[Routing], counts_N: Tensor) -> None:
+        if not self._config.bias_rate:
+            return
+        for one in heard:
+            load_E = torch.zeros_like(one.logits_NE[0])
+            each_M = counts_N.to(load_E.dtype).repeat_interleave(one.chosen_Nk.shape[1])
+            load_E.scatter_add_(0, one.chosen_Nk.reshape(-1), each_M)
+            self._load[one.router] = self._load.get(one.router, 0) + load_E
+
+    @torch.no_grad()
+    def step(self, void: Tensor) -> None:
+        """Once for each step of the optimizer, with all that its micro-batches counted on all ranks. Nothing where
+        `void`, a scalar that is not read, is 1."""
+        for router, load_E in self._load.items():
+            assert router.selection_bias is not None
+            all_E = self._of_all_ranks(load_E)
+            move_E = (all_E.mean() - all_E).sign() * self._config.bias_rate
+            router.selection_bias += (move_E * (1 - void)).to(router.selection_bias.dtype)
+        self._load = {}
+
+    def _of_all_ranks(self, load_E: Tensor) -> Tensor:
+        if self._reduce is None:
+            return load_E
+        sums = self._reduce({str(e): load for e, load in enumerate(load_E.tolist())})
+        return load_E.new_tensor([sums[str(e)] for e in range(len(load_E))])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The selection biases, which a run that goes on needs again."""
+        found = {f"{_STATE}{router.layer}": router.selection_bias for router in self._routers}
+        return {name: bias.clone() for name, bias in found.items() if bias is not None}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave."""
+        for router in self._routers:
+            if router.selection_bias is not None:
+                router.selection_bias.copy_(tensors[f"{_STATE}{router.layer}"])
+
+
+class Documents:
+    """The documents of a micro-batch's rows, as sums over them see them: each with the prefix of its row, if there is
+    one, as if it stood by itself. Nothing is read.
+
+    counts_N: how many documents each token of the flattened rows belongs to; 0: padding. most: examples in the batch.
+    """
+
+    def __init__(self, inputs: Inputs, most: int) -> None:
+        tokens, segments = inputs.tokens, inputs.segments
+        B, T = tokens.shape
+        segments_BT = torch.ones_like(tokens) if segments is None else segments
+        starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+        starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+        self._run_N = starts_BT.reshape(-1).cumsum(0) - 1
+        # Runs of one segment: documents, and of each row its prefix, and padding before or behind them.
+        self._runs, self._rows = most + 3 * B, B
+        segment_N, row_N = segments_BT.reshape(-1), torch.arange(B, device=tokens.device).repeat_interleave(T)
+        segment_S = self._of_runs(segment_N, -1)
+        self._row_S = self._of_runs(row_N, 0)
+        self._is_document_S = segment_S > 0
+        documents_B = torch.zeros(B, dtype=torch.int64, device=tokens.device)
+        documents_B = documents_B.index_add(0, self._row_S, self._is_document_S.long())
+        self._is_prefix_S = segment_S == 0
+        belongs_N = torch.where(segment_N == 0, documents_B[row_N], torch.ones_like(segment_N))
+        self.counts_N = torch.where(segment_N < 0, torch.zeros_like(segment_N), belongs_N)
+
+    def _of_runs(self, values_N: Tensor, other: int) -> Tensor:
+        return torch.full((self._runs,), other, device=values_N.device).scatter(0, self._run_N, values_N)
+
+    def sums(self, values_LNE: Tensor) -> Tensor:
+        """Of each document's tokens, [L, S, E]; zeros in the places of what is no document."""
+        L, _, E = values_LNE.shape
+        own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
+        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(
+            1, self._row_S, own_LSE * self._is_prefix_S[:, None]
+        )
+        return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
+
+
+def _statistics(heard: Sequence[Routing], inside: Documents) -> dict[str, Tensor]:
+    """Sums over tokens of what `Routers.terms` names."""
+    logits_LNE = torch.stack([one.logits_NE for one in heard])
+    scores_LNE = torch.stack([one.scores_NE for one in heard])
+    scores_LNE = scores_LNE / scores_LNE.sum(-1, keepdim=True)
+    (L, N, E), chosen_LNk = scores_LNE.shape, torch.stack([one.chosen_Nk for one in heard])
+    counts_N = inside.counts_N.to(scores_LNE.dtype)
+    falls_LNE = torch.zeros_like(scores_LNE).scatter_(2, chosen_LNk, 1.0)
+    tokens_1S1 = inside.sums(scores_LNE.new_ones(1, N, 1)).clamp(min=1)
+    balance_L = E * (inside.sums(falls_LNE) * inside.sums(scores_LNE) / tokens_1S1).sum((1, 2))
+    load_E = (falls_LNE * counts_N[:, None]).sum((0, 1)) / (L * chosen_LNk.shape[2])
+    entropy_LN = torch.special.entr(scores_LNE.detach()).sum(-1) * counts_N
+    return {
+        "balance": balance_L.mean(),
+        "z": (logits_LNE.logsumexp(-1).square() * counts_N).sum() / L,
+        "entropy": entropy_LN.sum() / (L * math.log(max(E, 2))),
+        **{f"balance/{one.router.layer}": balance for one, balance in zip(heard, balance_L, strict=True)},
+        **{f"load/{e}": load for e, load in enumerate(load_E.unbind())},
+    }

@@ -1,0 +1,102 @@
+"""A suite run from the command line: the measures are those that the items' grades say, and wrong words one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from tests.tiny import write_tiny_base
+
+from bedplate.cli.main import main
+from bedplate.evaluation.suites import SUITES
+from bedplate.evaluation.suites.multiple_choice import Question, accuracies
+from bedplate.evaluation.suites.suite import Items, grades
+from bedplate.evaluation.suites.text import GeneralText, text_items
+from bedplate.inference.predict.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+
+
+def questions(limit: int | None = None) -> Items[Question]:
+    made = [
+        Question(f"q{i}", "toy", f"number {i} is", (f"great {i}", f"terrible {i * 3}"), i % 2, f"g{i // 2}")
+        for i in range(120)
+    ]
+    return Items(tuple(made[:limit]), "this test", "0" * 64, 3, accuracies)
+
+
+def texts(limit: int | None = None) -> Items[GeneralText]:
+    rows = [f"the product number {i} is {'very ' * (i % 5)}great" for i in range(60)]
+    found = text_items.__globals__["_rate"]
+    return Items(tuple(GeneralText(f"d{i}", row) for i, row in enumerate(rows[:limit])), "here", "1" * 64, 0, found)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", *arguments])
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setitem(SUITES, "toy", questions)  # type: ignore[arg-type]
+    monkeypatch.setitem(SUITES, "toy-text", texts)  # type: ignore[arg-type]
+    return write_tiny_base(tmp_path / "tiny", seed=3)
+
+
+def test_measures_are_means_and_rates_of_the_grades_with_clustered_intervals(
+    tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    ways = ("--dtype", "float32", "--weights", "float32", "--kernel", "torch")
+    out = tmp_path / "suites.json"
+    code, printed, _ = run(
+        capsys, str(tiny), "--suite", "toy", "--suite", "toy-text", "--json", "--out", str(out), *ways
+    )
+    assert code == 0
+    found = json.loads(printed)
+    assert found == json.loads(out.read_text("utf-8"))
+    assert (found["weights"], found["suites"]["toy"]["unusable"]) == ("float32", 3)
+    with LocalModel(load_base(tiny, dtype="float32")) as model:
+        right = [one.acc for one in grades(model, questions().items, "toy")]
+        losses = list(grades(model, texts().items, "text"))
+    acc = found["suites"]["toy"]["measures"]["acc"]
+    groups = np.repeat(np.arange(60), 2)
+    fit = sm.OLS(right, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
+    low, high = fit.conf_int()[0]
+    assert (acc["value"], acc["n"], acc["groups"]) == (pytest.approx(np.mean(right)), 120, 60)
+    half = max((high - low) / 2, 1 - 0.025 ** (1 / 60))  # never nearer than what groups that were not seen could hide
+    assert acc["interval"] == pytest.approx([np.mean(right) - half, np.mean(right) + half])
+    loss = found["suites"]["toy-text"]["measures"]["nats_per_token"]
+    rates, tokens = [one.total / one.tokens for one in losses], [one.tokens for one in losses]
+    weighted = sm.WLS(rates, np.ones(60), weights=np.array(tokens)).fit(
+        cov_type="cluster", cov_kwds={"groups": np.arange(60)}, use_t=True
+    )
+    assert loss["value"] == pytest.approx(weighted.params[0])
+    assert loss["interval"] == pytest.approx(weighted.conf_int()[0])
+    assert loss["value"] == pytest.approx(math.log(model.base.spec.vocab_size), rel=0.5)
+
+
+def test_a_table_for_people_and_one_line_for_wrong_words(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, printed, _ = run(capsys, str(tiny), "--suite", "toy", "--suite", "refusals", "--limit", "5")
+    assert code == 0
+    rows = [line.split() for line in printed.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        *(["toy", name] for name in ("acc_norm", "acc", "acc_bytes")),
+        ["refusals", "refused"],
+        ["refusals", "harmless_refused"],
+    ]
+    assert {row[-2] for row in rows[1:]} == {"5"}
+    wrong = {
+        ("--suite", "toys"): "there is no suite 'toys'; did you mean 'toy'",
+        ("task.yaml", "--suite", "toy"): "--suite takes a base alone",
+        ("--suite", "toy", "--split", "test"): "--suite takes a base alone",
+        ("task.yaml", "--limit", "5"): "give a task file or new rows beside the skin",
+        (): "give a task file or new rows beside the skin",
+    }
+    for arguments, said in wrong.items():
+        code, _, error = run(capsys, str(tiny), *arguments)
+        assert (code, said in error) == (2, True), error

@@ -1,0 +1,74 @@
+"""Mixtures of experts: sorted products and plain ones agree, forwards and backwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.layers import grouped
+from bedplate.models.layers.experts import Mixture
+from bedplate.models.layers.grouped import Segments, grouped_product, plain_product, torch_product_works
+from bedplate.models.specs.transformer import Experts, TransformerSpec
+
+SPEC = TransformerSpec("decoder", 50, 12, 2, 2, 2, 6, 10, 64, experts=Experts(5, 2, 7))
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    "changes", [{}, {"experts": Experts(5, 3, 7, bias=True), "activation": "clamped_silu"}, {"gated": False}]
+)
+def test_sorted_tokens_give_what_each_token_by_itself_does(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    torch.manual_seed(1)
+    spec = SPEC.with_(**changes)
+    assert spec.experts is not None
+    layer = Mixture(spec, 0, None, dtype)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(9, spec.hidden_size, dtype=dtype, requires_grad=True)
+    chosen = torch.randint(1, 5, (9, spec.experts.per_token))  # the first expert has no token
+    weights = torch.rand(chosen.shape, dtype=dtype, requires_grad=True)
+    found: list[list[torch.Tensor]] = []
+    for way in (layer.mixed, layer.plain_mixed):
+        out = way(x, chosen, weights)
+        tensors = [x, weights, *layer.gate_up.parameters(), *layer.down.parameters()]
+        found.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), tensors)])
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, TOLERANCE[dtype], TOLERANCE[dtype])
+    assert not found[0][3][0].any(), "an expert without tokens has no gradient"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_products_of_torch_agree_with_the_loop_where_they_work(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    works = torch_product_works(torch.device("cpu"), dtype)
+    assert works or dtype == torch.float64, "torch has grouped products of this dtype"
+    monkeypatch.setattr(grouped, "_by_torch", lambda _: works)
+    x, weight = torch.randn(20, 16, dtype=dtype, requires_grad=True), torch.randn(4, 8, 16, dtype=dtype)
+    weight.requires_grad_()
+    segments = Segments(torch.tensor([3, 0, 10, 7]))
+    found: list[list[torch.Tensor]] = []
+    for product in (grouped_product, plain_product):
+        out = product(x, weight, segments)
+        found.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
+    for ours, plain in zip(*found, strict=True):
+        assert torch.allclose(ours, plain, TOLERANCE[dtype], TOLERANCE[dtype])
+
+
+def test_no_tokens_are_no_products() -> None:
+    layer = Mixture(SPEC, 0, None, torch.float32)
+    assert layer(torch.zeros(1, 0, SPEC.hidden_size)).shape == (1, 0, SPEC.hidden_size)
+
+
+def test_a_router_refuses_groups_that_cannot_be() -> None:
+    with pytest.raises(UnsupportedModelError, match="5 experts cannot be 2 groups"):
+        Experts(5, 2, 7, groups=2)
+    with pytest.raises(UnsupportedModelError, match="3 groups are chosen"):
+        Experts(8, 2, 7, groups=2, groups_chosen=3)
+    with pytest.raises(UnsupportedModelError, match="5 experts per token, but 1 of 2 groups"):
+        Experts(8, 5, 7, groups=2)

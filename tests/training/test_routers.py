@@ -1,0 +1,158 @@
+"""Routers in training: exact under every cut of a step, balanced by a loss or by a bias. Oracle: transformers' loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny import tiny_spec
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from bedplate.core.errors import UsageError
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.routing import Router
+from bedplate.models.specs.transformer import Experts
+from bedplate.training.batch import TrainingExample
+from bedplate.training.config import RouterConfig, TrainConfig
+from bedplate.training.loop import train
+from bedplate.training.objectives import Sft
+from bedplate.training.packing import pack_examples
+from bedplate.training.routers import Routers
+from bedplate.training.sources import ExampleSource
+
+SPEC = tiny_spec(
+    vocab_size=61,
+    hidden_size=32,
+    layers=3,
+    heads=4,
+    feedforward_size=48,
+    context_length=64,
+    experts=Experts(6, 2, 24, first_dense=1, selection_bias=True, scoring="sigmoid", scale=1.5),
+)
+PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
+Make = Callable[..., list[TrainingExample]]
+
+
+def decoder(seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    return Decoder(SPEC, dtype=torch.float64)
+
+
+def biases(model: Decoder) -> list[torch.Tensor]:
+    found = [module.selection_bias for module in model.modules() if isinstance(module, Router)]
+    return [bias.clone() for bias in found if bias is not None]
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_auxiliary_loss_of_a_document_is_that_of_transformers(make_examples: Make) -> None:
+    model = Decoder(SPEC.with_(experts=Experts(6, 2, 24)), dtype=torch.float64)
+    examples = make_examples(3)  # which share their beginning
+    wanted = torch.zeros(SPEC.layers)
+    for example in examples:
+        routings = model(Inputs(torch.tensor([example.ids]))).aux
+        losses = [load_balancing_loss_func((one.logits_NE.float(),), 6, 2) for one in routings]
+        wanted += len(example.ids) * torch.stack([torch.as_tensor(loss) for loss in losses])
+    batch = pack_examples(examples)
+    routers = Routers.of(model, RouterConfig(balance=0.5), model.parameters(), None)
+    assert routers is not None
+    assert routers.weights(batch) == {"router": sum(len(example.ids) for example in examples)}
+    [term] = routers.terms(model(batch.inputs).aux, batch).values()
+    found = torch.stack([term.metrics[f"balance/{layer}"] for layer in range(SPEC.layers)])
+    torch.testing.assert_close(found.float(), wanted)
+    torch.testing.assert_close(term.total.float(), 0.5 * wanted.mean())
+    assert float(sum(term.metrics[f"load/{e}"] for e in range(6))) == pytest.approx(term.weight)
+
+
+def test_a_step_is_the_same_however_it_is_cut(make_examples: Make, tmp_path: Path) -> None:
+    """Weights, biases and what is written of the routers: whole, in micro-batches, one example each; resumed."""
+    config = PLAIN.model_copy(update={"router": RouterConfig(balance=0.3, z=0.1, bias_rate=0.05), "save_steps": 1})
+    found: list[tuple[Decoder, list[dict[str, float]]]] = []
+    for micro_tokens in (10_000, 40, 1):
+        model, out = decoder(), tmp_path / str(micro_tokens)
+        source = ExampleSource(make_examples(8), 8, epochs=3, micro_tokens=micro_tokens)
+        train(model, source, Sft(), config, out, model.named_parameters())
+        found.append((model, lines(out)))
+    out = tmp_path / "resumed"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: int, models: object) -> None:
+        if step == 2:
+            raise Stopped
+
+    for on_checkpoint in (stop, None):
+        model = decoder()
+        source = ExampleSource(make_examples(8), 8, epochs=3, micro_tokens=40)
+        try:
+            train(model, source, Sft(), config, out, model.named_parameters(), on_checkpoint)
+        except Stopped:
+            continue
+    found.append((model, lines(out)))
+    first, written = found[0]
+    assert any(bias.any() for bias in biases(first))
+    assert all(bias.abs().max() <= 3 * 0.05 + 1e-6 for bias in biases(first))
+    names = [name for name in written[0] if name.startswith(("router/", "loss"))]
+    assert {"router/balance/2", "router/load/5", "router/entropy", "router/z", "loss/router"} <= set(names)
+    for other, lines_ in found[1:]:
+        for (name, ours), theirs in zip(first.state_dict().items(), other.state_dict().values(), strict=True):
+            torch.testing.assert_close(ours, theirs, msg=name)
+        for a, b in zip(written, lines_, strict=True):
+            assert [a[name] for name in names] == pytest.approx([b[name] for name in names])
+
+
+@pytest.mark.parametrize("how", [{"balance": 0.3}, {"bias_rate": 0.02}])
+def test_balancing_shares_out_the_experts_work(how: dict[str, float], make_examples: Make, tmp_path: Path) -> None:
+    heaviest: list[float] = []
+    for number, router in enumerate((RouterConfig(), RouterConfig(**how))):
+        model, out = decoder(3), tmp_path / str(number)
+        config = PLAIN.model_copy(update={"router": router, "learning_rate": 2e-3})
+        source = ExampleSource(make_examples(12, prefix=0), 12, epochs=25)
+        train(model, source, Sft(), config, out, model.named_parameters())
+        last = lines(out)[-1]
+        heaviest.append(max(last[f"router/balance/{layer}"] for layer in (1, 2)))
+    assert heaviest[1] < heaviest[0] - 0.01, "2 is the least that two experts a token can have"
+
+
+def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: Make) -> None:
+    model = decoder()
+    batch = pack_examples(make_examples(4))
+
+    def doubled(sums: dict[str, float]) -> dict[str, float]:
+        return {name: value + (1000.0 if name == "0" else 0.0) for name, value in sums.items()}
+
+    for reduce, void in ((None, 0.0), (doubled, 0.0), (None, 1.0)):
+        for bias in [m.selection_bias for m in model.modules() if isinstance(m, Router)]:
+            assert bias is not None
+            bias.zero_()
+        routers = Routers.of(model, RouterConfig(bias_rate=0.5), model.parameters(), reduce)  # type: ignore[arg-type]
+        assert routers is not None
+        routers.weights(batch)
+        routings = model(batch.inputs).aux
+        routers.terms(routings, batch)
+        routers.step(torch.tensor(void))
+        for one, bias in zip(routings, biases(model), strict=True):
+            shared = (batch.segments.reshape(-1) == 0).long() * (len(batch.ids) - 1)
+            each = (shared + 1).repeat_interleave(2).double()
+            counts = torch.bincount(one.chosen_Nk.flatten(), each, minlength=6)
+            counts[0] += 1000.0 if reduce is not None else 0.0
+            torch.testing.assert_close(bias, ((counts.mean() - counts).sign() * 0.5 * (1 - void)).float())
+
+
+def test_what_cannot_be_balanced_is_refused(make_examples: Make, tmp_path: Path) -> None:
+    dense, experts = Decoder(SPEC.with_(experts=None)), Decoder(SPEC.with_(experts=Experts(4, 2, 8)))
+    balanced, biased = RouterConfig(balance=0.1), RouterConfig(bias_rate=0.1)
+    with pytest.raises(UsageError, match="this one has none"):
+        Routers.of(dense, balanced, dense.parameters(), None)
+    assert Routers.of(dense, RouterConfig(), dense.parameters(), None) is None
+    with pytest.raises(UsageError, match="needs routers with a selection bias"):
+        Routers.of(experts, biased, experts.parameters(), None)
+    with pytest.raises(UsageError, match="changes the base, of which this run trains nothing"):
+        Routers.of(decoder(), biased, [torch.nn.Parameter(torch.zeros(1))], None)
