@@ -6,11 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine.requests import Embed, Label, Pooling
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.specs.sentence import Similarity
 from bedplate.models.specs.transformer import Classifier
 from bedplate.text.encoder_inputs import EncoderInput, TextOrPair
+
+QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")
+"""What publishers call the prompts of what is searched with, and of what is searched (as sentence-transformers)."""
 
 Read = TextOrPair | tuple[int, ...]
 """A text, a pair of texts, or a text's token ids."""
@@ -110,13 +116,30 @@ def _prompt_tokens(base: Base, prompt: str) -> int:
     return len(found.ids) - (found.ids[-1] in base.need_tokenizer().special_ids)
 
 
+def gives_numbers(head: Classifier) -> bool:
+    """Whether a head's scores are numbers, and no probabilities."""
+    return head.problem == "score" and (head.raw or len(head.labels) > 1)
+
+
 def label_scores(head: Classifier, logits: Sequence[float]) -> list[float]:
     """What a head's logits say of its labels: probabilities that sum to 1 where one is right, each its own where any
     may be, and of a single one its sigmoid, or the number itself where the head gives that."""
-    if head.problem == "score" and (head.raw or len(logits) > 1):
+    if gives_numbers(head):
         return list(logits)
     if head.problem == "one":
         top = max(logits)
         weights = [math.exp(logit - top) for logit in logits]
         return [weight / sum(weights) for weight in weights]
     return [1 / (1 + math.exp(-logit)) if logit > -700 else 0.0 for logit in logits]
+
+
+def similarities(compared: Similarity, vectors: Sequence[Sequence[float]]) -> list[float]:
+    """How near each further vector is to the first one: the higher the nearer, distances with a minus."""
+    query, *others = (np.asarray(vector, dtype=np.float64) for vector in vectors)
+    if compared == "cosine":
+        query = query / (np.linalg.norm(query) or 1.0)
+        return [float(query @ other) / (float(np.linalg.norm(other)) or 1.0) for other in others]
+    if compared == "dot":
+        return [float(query @ other) for other in others]
+    order = 1 if compared == "manhattan" else 2
+    return [-float(np.linalg.norm(query - other, order)) for other in others]

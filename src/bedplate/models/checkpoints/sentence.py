@@ -14,8 +14,8 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
+from bedplate.models.families.encoders.labels import is_raw
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.labels import is_raw
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
 from bedplate.models.specs.transformer import TransformerSpec

@@ -11,6 +11,7 @@ from bedplate.core.errors import UnsupportedModelError
 Pooling = Literal["mean", "first", "last", "max", "root_mean", "weighted_mean"]
 """root_mean: the sum over the square root of the count. weighted_mean: the n-th token counts n times (SGPT,
 https://arxiv.org/abs/2202.08904)."""
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
 DenseActivation = Literal["tanh", "identity", "relu", "gelu", "sigmoid"]
 
 
@@ -41,7 +42,7 @@ class SentenceSpec:
     lower: bool = False
     prompts: tuple[tuple[str, str], ...] = ()
     default_prompt: str | None = None
-    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
         if not self.poolings:
@@ -55,6 +56,11 @@ class SentenceSpec:
     def denses(self) -> tuple[Dense, ...]:
         """The maps among the steps."""
         return tuple(step for step in self.steps if isinstance(step, Dense))
+
+    @property
+    def unit_length(self) -> bool:
+        """Whether the vectors have it."""
+        return self.steps[-1:] == ("normalise",)
 
     def output_size(self, hidden_size: int) -> int:
         """Numbers of a vector. UnsupportedModelError where the steps do not fit each other."""
