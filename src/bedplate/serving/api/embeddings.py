@@ -4,8 +4,8 @@ Reference: the OpenAI API's "create embeddings". A base pools as its kind does (
 encoder what its own configuration says), and vectors have unit length. `dimensions` keeps the first numbers of each
 vector and gives it unit length again: worth little with a base that was not trained for it, and never done unasked.
 A sentence encoder's vectors are what its own library makes, length included; `prompt_name` is one of its prompts (as
-text-embeddings-inference calls it), and `truncate_prompt_tokens` cuts longer texts (as vLLM calls it), which are refused
-without it.
+text-embeddings-inference calls it), and `truncate_prompt_tokens` cuts longer texts (as vLLM calls it); without it they
+are refused.
 """
 
 from __future__ import annotations
@@ -53,11 +53,7 @@ async def embeddings(call: ApiCall) -> Response:
     found = await call.in_turns(plan, "input")
     call.account(asked, found, ())
     data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _written(served.vector(result, asked.dimensions), asked),
-        }
+        {"object": "embedding", "index": index, "embedding": _written(served.vector(result, asked.dimensions), asked)}
         for index, result in enumerate(found)
     ]
     return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})

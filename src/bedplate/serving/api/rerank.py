@@ -1,9 +1,9 @@
 """POST /v1/rerank: documents ordered by how well they fit a query.
 
-Reference: Jina's and Cohere's rerank APIs, and vLLM's. A cross-encoder reads query and document together; its score is
-the relevance. With a base or a sentence encoder it is how near the document's embedding is to the query's: their cosine,
-or what the encoder's publisher compares by, each with its own prompt where there are such. With a label skin that has the
-inputs `query` and `document` and a label `relevant`, it is that label's probability.
+Reference: Jina's and Cohere's rerank APIs, and vLLM's. A cross-encoder reads query and document together; its score
+is the relevance. With a base or a sentence encoder it is how near the document's embedding is to the query's: their
+cosine, or what the encoder's publisher compares by, each with its own prompt where there are such. With a label skin
+that has the inputs `query` and `document` and a label `relevant`, it is that label's probability.
 """
 
 from __future__ import annotations
