@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_classify_by_a_checkpoints_own_head(encoders: Server, directories: dict[
 
 
 def test_models_say_what_they_are(encoders: Server) -> None:
-    models = {one["id"]: one["bedplate"] for one in encoders.get("/v1/models").json()["data"]}
+    models = {one["id"]: one["bedplate"] for one in httpx.get(f"{encoders.url}/v1/models").json()["data"]}
     assert models["embedder"]["dimensions"] == 20
     assert models["embedder"]["prompts"]["query"] == "query: "
     assert models["classifier"]["labels"] == ["bad", "fair", "good"]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
 from bedplate.inference.engine.requests import Embed, Label, Pooling
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs.sentence import Similarity
@@ -76,7 +76,7 @@ def label_requests(base: Base, inputs: Sequence[Read], *, truncate: bool | int =
     """One request for each text or pair."""
     if base.spec.classifier is None:
         raise RequestError(f"{base.name} has no labels of its own; ask a classifier, or a skin", param="model")
-    tells = base.spec.token_types > 1
+    tells = base.spec.main.token_types > 1
     return [Label(one.ids, one.types if tells else ()) for one in _tokens(base, inputs, truncate)]
 
 
@@ -86,7 +86,10 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
     if base.sentence is not None and base.sentence.spec.lower:
         # One character at a time, as the library that did it in training: no letter looks at its neighbours.
         texts = ["".join(map(str.lower, one)) if isinstance(one, str) else one for one in texts]
-    encoded = iter(base.need_tokenizer().encoder_inputs(texts, longest(base, truncate)) if texts else ())
+    try:
+        encoded = iter(base.need_tokenizer().encoder_inputs(texts, longest(base, truncate)) if texts else ())
+    except UsageError as error:
+        raise RequestError(str(error), param="truncate_prompt_tokens") from error
     found = [
         next(encoded) if text is not None else EncoderInput(cast("tuple[int, ...]", one))
         for one, text in zip(inputs, written, strict=True)

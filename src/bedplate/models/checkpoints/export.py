@@ -40,7 +40,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
-            base.tokenizer.save(draft, types=base.spec.token_types > 1)
+            base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
         if "generate" in base.model.can:

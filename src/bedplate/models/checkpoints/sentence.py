@@ -17,6 +17,7 @@ from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_saf
 from bedplate.models.families.encoders.labels import is_raw
 from bedplate.models.families.fields import Fields
 from bedplate.models.layers.sentence import Sentence
+from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -82,11 +83,11 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     return _filled(spec, denses)
 
 
-def read_scored(directory: Path, spec: TransformerSpec) -> TransformerSpec:
+def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
     """A cross-encoder's spec, with what its library's newer file says of its scores (version 6; before that it stood in
     `config.json`)."""
     path = directory / _CONFIG
-    if spec.classifier is None or not path.is_file():
+    if not isinstance(spec, TransformerSpec) or spec.classifier is None or not path.is_file():
         return spec
     fields = Fields(read_object(path), str(path))
     name = fields.take("activation_fn")

@@ -33,8 +33,8 @@ class LabelJob(PooledJob[Label]):
             raise RequestError(
                 f"there are {len(request.types)} types for {len(request.tokens)} tokens; give one each", param="types"
             )
-        if request.types and not 0 <= min(request.types) <= max(request.types) < max(base.spec.token_types, 1):
-            raise RequestError(f"{base.name} knows the types 0 to {base.spec.token_types - 1} only", param="types")
+        if request.types and not 0 <= min(request.types) <= max(request.types) < max(base.spec.main.token_types, 1):
+            raise RequestError(f"{base.name} knows the types 0 to {base.spec.main.token_types - 1} only", param="types")
         super().__init__(request, adapter, equipment, (base.spec.classifier.pooling,), None, types=request.types)
 
     def read(self, pooled_E: Tensor) -> Classification:
