@@ -4,7 +4,20 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.dense import gemma3_text, llama
+from bedplate.models.families.dense import (
+    gemma2,
+    gemma3_text,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    qwen2,
+    qwen3,
+    smollm3,
+    starcoder2,
+)
 from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
@@ -15,6 +28,16 @@ __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
+    ("hf", "gemma2"): gemma2.HF,
+    ("hf", "granite"): granite.HF,
+    ("hf", "ministral3"): ministral3.HF,
+    ("hf", "mistral"): mistral.HF,
+    ("hf", "olmo2"): olmo2.HF,
+    ("hf", "olmo3"): olmo3.HF,
+    ("hf", "qwen2"): qwen2.HF,
+    ("hf", "qwen3"): qwen3.HF,
+    ("hf", "smollm3"): smollm3.HF,
+    ("hf", "starcoder2"): starcoder2.HF,
     ("hf", "gemma3_text"): gemma3_text.HF,
     ("hf", "mixtral"): mixtral.HF,
     ("hf", "qwen3_moe"): qwen3_moe.HF,
