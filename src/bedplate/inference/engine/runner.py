@@ -188,6 +188,7 @@ class Runner:
     def _pass(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
+        types: list[int] = []
         wanted: list[int] = []
         asked: list[tuple[Wants, int]] = []
         for one in work:
@@ -195,12 +196,16 @@ class Runner:
             end = begin + one.count
             asked.append((job.wanted(begin, end), len(wanted)))
             wanted += [len(tokens) - begin + at for at in asked[-1][0].logits]
+            if job.types:
+                types += [0] * (len(tokens) - len(types)) + list(job.types[begin:end])
             tokens += job.tokens[begin:end]
             wanted += range(len(tokens), len(tokens) + len(one.draft))
             tokens += one.draft
             spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
         states = any(one.states for one, _ in asked)
-        out = self.forward(FlatBatch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states))
+        types += [0] * (len(tokens) - len(types)) if types else []
+        adapters = [one.job.adapter for one in work]
+        out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types))
         computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
         self._counters.computed_tokens += len(tokens)
         self._take(work, asked, out)
