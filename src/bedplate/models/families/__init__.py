@@ -25,6 +25,7 @@ from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
+from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
@@ -51,6 +52,9 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "gpt_oss"): gpt_oss.HF,
     ("hf", "glm4_moe"): glm4_moe.HF,
     ("hf", "deepseek_v3"): deepseek_v3.HF,
+    ("hf", "qwen3_5_text"): qwen3_5_text.HF,
+    ("hf", "lfm2"): lfm2.HF,
+    ("hf", "granitemoehybrid"): granitemoehybrid.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,
