@@ -7,13 +7,16 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import gemma3_text, llama
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.family import Family
+from bedplate.models.families.gguf import gemma3 as gguf_gemma3
+from bedplate.models.families.gguf import llama as gguf_llama
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
-    ("gguf", "llama"): llama.GGUF,
+    ("gguf", "llama"): gguf_llama.GGUF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("gguf", "gemma3"): gguf_gemma3.GGUF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ def _as_configured(spec: TransformerSpec, names: Collection[str]) -> Transformer
     return spec
 
 
+def _no_tables(spec: TransformerSpec) -> Mapping[str, Sequence[float]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """A published family in one format: config ↔ spec, and the rules of its weights.
@@ -21,7 +25,8 @@ class Family:
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity).
+    transformers (`bedplate families --check`, tests/parity). `tables`: small tensors of the format that say what the
+    spec does (GGUF's rope_freqs), by name.
     """
 
     key: tuple[str, str]
@@ -31,6 +36,7 @@ class Family:
     partners: tuple[tuple[str, str], ...] = ()
     by_names: Callable[[TransformerSpec, Collection[str]], TransformerSpec] = _as_configured
     examples: tuple[Mapping[str, Any], ...] = ()
+    tables: Callable[[TransformerSpec], Mapping[str, Sequence[float]]] = _no_tables
 
     @property
     def name(self) -> str:
