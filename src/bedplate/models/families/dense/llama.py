@@ -1,4 +1,4 @@
-"""The llama family (Llama 2 and 3, SmolLM2, TinyLlama …): Hugging Face's `LlamaForCausalLM` and GGUF's `llama`."""
+"""The llama family (Llama 2 and 3, SmolLM2, TinyLlama …): Hugging Face's `LlamaForCausalLM`."""
 
 from __future__ import annotations
 

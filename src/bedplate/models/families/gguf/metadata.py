@@ -109,12 +109,11 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     """The window of each layer. pattern: of so many layers the last sees everything, where the file does not say which;
     size: of the window, where the file does not say."""
     window = int(fields.take("attention.sliding_window") or size or 0)
-    which = fields.take("attention.sliding_window_pattern", pattern)
+    which: Any = fields.take("attention.sliding_window_pattern", pattern)
     if not window:
         return ()
-    if isinstance(which, list | tuple):
-        return shortest([window if slides else None for slides in which[:layers]])
-    return (window,) * (int(which) - 1) + (None,) if which else (window,)
+    slides = which if isinstance(which, list | tuple) else [layer % which < which - 1 for layer in range(layers)]
+    return shortest([window if slides[layer] else None for layer in range(layers)])
 
 
 def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
