@@ -42,7 +42,7 @@ def partner(family: Family) -> Family:
 
 def spec_of(family: Family, **more: Any) -> TransformerSpec:
     """The spec of one of the examples' fields."""
-    spec = partner(family).to_spec(more)
+    spec = partner(family).to_spec(transformers.AutoConfig.for_model(family.name, **more).to_dict())
     assert isinstance(spec, TransformerSpec)
     return spec
 

@@ -113,7 +113,7 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     if not window:
         return ()
     slides = which if isinstance(which, list | tuple) else [layer % which < which - 1 for layer in range(layers)]
-    return shortest([window if slides[layer] else None for layer in range(layers)])
+    return shortest([window if slides[layer] else None for layer in range(layers)], None)
 
 
 def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
