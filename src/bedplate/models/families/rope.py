@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,11 +94,13 @@ def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
 
 def _longrope(fields: Fields, context: int, original: int | None) -> Scaling | None:
     factor, attention, before = fields.take("factor"), fields.take("attention_factor"), original or context
+    if attention is None and factor is not None and float(factor) * before != context:
+        attention = math.sqrt(1 + math.log(float(factor)) / math.log(before)) if float(factor) > 1 else 1.0
     return LongRopeScaling(
         short=tuple(float(one) for one in fields.need("short_factor")),
         long=tuple(float(one) for one in fields.need("long_factor")),
         original_context=before,
-        factor=float(factor) if factor is not None else context / before,
+        factor=context / before,
         attention_factor=None if attention is None else float(attention),
     )
 
@@ -144,7 +147,6 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
     elif isinstance(scaling, LongRopeScaling):
         found |= {
             "rope_type": "longrope",
-            "factor": scaling.factor,
             "short_factor": list(scaling.short),
             "long_factor": list(scaling.long),
             "original_max_position_embeddings": scaling.original_context,
