@@ -11,6 +11,7 @@ from tests.references import converted, reference_bert, reference_llama
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
+from bedplate.models.encoder_decoder import EncoderDecoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Ability, Model
 
@@ -18,7 +19,7 @@ TOKENS = torch.arange(5)[None]
 
 
 def test_every_architecture_says_what_it_can() -> None:
-    known: list[type[Model]] = [Decoder, Encoder]
+    known: list[type[Model]] = [Decoder, Encoder, EncoderDecoder]
     assert set(known) == set(Model.__subclasses__())
     for kind in known:
         assert kind.can

@@ -22,7 +22,7 @@ from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_byt
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
 _OWN, _PEFT = "soft_prompt", "prompt_embeddings"
@@ -71,7 +71,8 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
         raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
     chosen = (list(ids) * -(-count // len(ids)))[:count]
     weight = model.embedding.weight.detach()
-    scale = 1.0 if model.spec.scales is None else model.spec.scales.embedding
+    scales = model.spec.main.scales
+    scale = 1.0 if scales is None else scales.embedding
     found = weight[torch.tensor(chosen, device=weight.device)] * scale
     return found.to(torch.promote_types(found.dtype, torch.float32), copy=True)
 
@@ -102,7 +103,7 @@ def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:
     return SoftPrompt(_only(read_tensors(path, content), _OWN, path))
 
 
-def prompt_peft_files(prompt: SoftPrompt, spec: TransformerSpec, *, base_name: str) -> dict[str, bytes]:
+def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> dict[str, bytes]:
     """File name → content of PEFT's PromptTuning, the same bytes for the same prompt. `spec`: of the prompt's base."""
     fields: dict[str, Any] = {
         "peft_type": "PROMPT_TUNING",
@@ -114,7 +115,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TransformerSpec, *, base_name: s
         "num_virtual_tokens": len(prompt),
         "token_dim": prompt.size,
         "num_transformer_submodules": 1,
-        "num_attention_heads": spec.heads,
+        "num_attention_heads": spec.main.heads,
         "num_layers": spec.layers,
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,

@@ -10,10 +10,11 @@ import torch
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
+from bedplate.models.encoder_decoder import EncoderDecoder
 from bedplate.models.layers.block import FEEDFORWARDS, MIXERS
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
-from bedplate.models.specs import Spec
+from bedplate.models.specs import EncoderDecoderSpec, Spec
 from bedplate.models.specs.transformer import TransformerSpec
 
 # What a decoder and an encoder read, beside the sizes. Every other field must say what they do without being told.
@@ -23,13 +24,14 @@ _BLOCKS = frozenset(
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers", "latent", "experts", "attention_gate"),
+        *("attention_sinks", "rope_layers", "latent", "experts", "prediction_modules", "attention_gate"),
     )
 )
 _READ = {
     "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
     "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
+_SIDE = _READ["decoder"] | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
 
 
 def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
@@ -37,24 +39,46 @@ def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device |
 
     Raises UnsupportedModelError, naming the field, for what a spec can say and no module can do.
     """
+    if isinstance(spec, EncoderDecoderSpec):
+        _check_sides(spec)
+        return EncoderDecoder(spec, device, dtype)
     if not isinstance(spec, TransformerSpec):
         raise UnsupportedModelError(f"a model of {type(spec).__name__} cannot be built yet, only counted and priced")
-    field = unbuildable(spec)
+    _check(spec, _READ.get(spec.kind, _BLOCKS))
+    return Decoder(spec, device, dtype) if spec.kind == "decoder" else Encoder(spec, device, dtype)
+
+
+def _check_sides(spec: EncoderDecoderSpec) -> None:
+    """Raises UnsupportedModelError where a side, or what binds the two, cannot be built."""
+    if not isinstance(spec.encoder, TransformerSpec):
+        raise UnsupportedModelError("an encoder–decoder that hears cannot be built yet, only counted and priced")
+    if not spec.shared_embedding:
+        raise UnsupportedModelError(
+            "an encoder–decoder with shared_embedding = False cannot be built yet, only counted and priced"
+        )
+    for side in (spec.encoder, spec.decoder):
+        if side.norm_placement not in ("pre", "post") or side.parallel:
+            what = "parallel" if side.parallel else f"norm_placement = {side.norm_placement!r}"
+            raise UnsupportedModelError(f"a side of an encoder–decoder with {what} cannot be built yet")
+        _check(side, _SIDE)
+
+
+def _check(spec: TransformerSpec, read: frozenset[str]) -> None:
+    field = unbuildable(spec, read)
     if field is not None:
         shown: Any = getattr(spec, field)
         raise UnsupportedModelError(
             f"a {spec.kind} with {field} = {shown!r} cannot be built yet, only counted and priced"
         )
-    return Decoder(spec, device, dtype) if spec.kind == "decoder" else Encoder(spec, device, dtype)
 
 
-def unbuildable(spec: TransformerSpec) -> str | None:
-    """The first field that asks for what neither Decoder nor Encoder does, or None if the spec can be built."""
+def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
+    """The first field that asks for what its module, which reads these, does not do, or None if it can be built."""
     wrong = {
         "kind": spec.kind not in _READ,
         "activation": spec.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
-        "token_types": spec.token_types > 0 and spec.kind == "decoder",
-        "pooler": spec.pooler and spec.kind == "decoder",
+        "token_types": spec.token_types > 0 and (spec.kind == "decoder" or read is _SIDE),
+        "pooler": spec.pooler and (spec.kind == "decoder" or read is _SIDE),
         # Both parts would be normalised after the sum.
         "parallel": spec.parallel and spec.norm_placement == "post",
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
@@ -63,7 +87,7 @@ def unbuildable(spec: TransformerSpec) -> str | None:
     found = next((name for name, is_wrong in wrong.items() if is_wrong), None)
     if found is not None:
         return found
-    later = (field for field in fields(spec) if field.name not in _READ[spec.kind] | wrong.keys())
+    later = (field for field in fields(spec) if field.name not in read | wrong.keys())
     return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
 
 

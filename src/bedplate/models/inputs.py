@@ -21,6 +21,8 @@ class Inputs:
         and nothing else, so that packed documents equal separate ones.
     types: int64 [B, T], of which part of its document a token is (0, 1, …), for models that tell them apart; None: all
         are 0.
+    encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where
+        these hold several documents, as many of them under the same segments.
     vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
         scales them, where `given`, bool [B, T], is true.
     """
@@ -31,6 +33,7 @@ class Inputs:
     vectors: Tensor | None = None
     given: Tensor | None = None
     types: Tensor | None = None
+    encoder: Inputs | None = None
 
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they

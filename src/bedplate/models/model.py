@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from bedplate.core.errors import UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcribe", "encode"]
 
 
 class Model(nn.Module, ABC):
-    """can: what its outputs are for. spec: what it was built from. embedding: the token table. layers: the blocks."""
+    """can: what its outputs are for. spec: what it was built from. embedding: the token table."""
 
     can: ClassVar[frozenset[Ability]]
-    spec: TransformerSpec
+    spec: TextSpec
     embedding: nn.Embedding
-    layers: nn.ModuleList
 
     @abstractmethod
     def forward(
@@ -33,6 +32,14 @@ class Model(nn.Module, ABC):
         depth: int | None = None,
     ) -> Outputs:
         """Hidden states [B, T, D]: of the last block, or after `depth` blocks; those named in `capture` beside them."""
+
+    def encode(self, inputs: Inputs, capture: Collection[str] = (), depth: int | None = None) -> Outputs:
+        """The states of what is read: for all but an encoder–decoder, those that it has anyway."""
+        return self(inputs, None, capture, depth)
+
+    def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each of a decoder's layers, the keys and values of an encoder's states. UsageError without an encoder."""
+        raise UsageError(f"this {self.spec.kind} has no encoder whose states it attends to")
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]. UsageError for what cannot generate."""

@@ -12,7 +12,7 @@ from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.precision import DTYPES, dtype_name
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 from bedplate.skins.files import family_of
 from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.prompt import Format
@@ -25,7 +25,7 @@ class OnBase(Protocol):
     @property
     def identity(self) -> Identity: ...
     @property
-    def spec(self) -> TransformerSpec: ...
+    def spec(self) -> TextSpec: ...
     @property
     def model(self) -> nn.Module: ...
     @property
@@ -145,7 +145,7 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
             raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", spec.hidden_size)
 
 
-def _check_pool(skin: Skin, spec: TransformerSpec) -> None:
+def _check_pool(skin: Skin, spec: TextSpec) -> None:
     pool = skin.index
     if pool is None:
         return
@@ -154,7 +154,7 @@ def _check_pool(skin: Skin, spec: TransformerSpec) -> None:
         raise _sizes(skin.name, f"an index of vectors of size {pool.size}", spec.hidden_size)
 
 
-def _check_depth(name: str, depth: int, spec: TransformerSpec) -> None:
+def _check_depth(name: str, depth: int, spec: TextSpec) -> None:
     if depth > spec.layers:
         raise SkinError(f"skin {name!r} reads layers.{depth}, the base has {spec.layers} layers")
 

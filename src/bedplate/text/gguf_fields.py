@@ -126,7 +126,8 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequ
     scores = [float(score) for score in _field(fields, "scores", list, source)]
     if len(scores) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
-    missing = [token for token in sentencepiece.byte_tokens() if token not in set(tokens)]
+    known = set(tokens)
+    missing = [token for token in sentencepiece.byte_tokens() if token not in known]
     if missing:
         raise TokenizerError(
             f"{source}: the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does "

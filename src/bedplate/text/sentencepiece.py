@@ -39,15 +39,14 @@ def build(
 
 
 def _merges(scored: Iterable[tuple[str, float]], known: Collection[str]) -> list[tuple[str, str]]:
-    found: list[tuple[float, int, tuple[str, str]]] = []
-    for token, score in scored:
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in known and right in known:
-                found.append((-score, -cut, (left, right)))
-    # by score, then the longer left part; tokens that share a score keep their order
-    found.sort(key=lambda one: one[:2])
-    return [pair for _, _, pair in found]
+    found: list[tuple[str, str]] = []
+    # tokens that share a score keep their order
+    for token, _ in sorted(scored, key=lambda one: -one[1]):
+        for cut in range(len(token) - 1, 0, -1):
+            left = token[:cut]
+            if left in known and (right := token[cut:]) in known:
+                found.append((left, right))
+    return found
 
 
 def byte_tokens() -> list[str]:

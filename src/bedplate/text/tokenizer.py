@@ -134,11 +134,7 @@ class Tokenizer:
         return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)
 
     def encode_conversation(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **extra: Any,
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
     ) -> TrainingChat:
         """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
         the ids that training would see are not those of inference."""

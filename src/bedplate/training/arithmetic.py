@@ -99,7 +99,7 @@ def choose(model: AnyModel, trained: TrainedPart, asked: Asked = "auto") -> Arit
     of_these = [way for way in ways if asked in ("auto", way.dtype)] or [Arithmetic(asked)]
     if len(of_these) == 1 or not _worth_measuring(model):
         return of_these[0]
-    return _best(measured(model.spec, trained, ways), of_these)
+    return _best(measured(model.spec.main, trained, ways), of_these)
 
 
 def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arithmetic:
@@ -108,8 +108,8 @@ def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arith
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
 
 
-def _worth_measuring(model: AnyModel) -> TypeGuard[Model]:
-    if not isinstance(model, Model) or "generate" not in model.can:
+def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
+    if not isinstance(model, Decoder):
         return False
     return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
 
@@ -120,12 +120,13 @@ def token_seconds(model: Model, asked: Asked = "auto") -> float | None:
     ways = candidates(held(model), model.embedding.weight.device, "adapters")
     if len(ways) == 1 or not _worth_measuring(model):
         return None
-    seconds, way = measured(model.spec, "adapters", ways), choose(model, "adapters", asked)
+    spec = model.spec.main
+    seconds, way = measured(spec, "adapters", ways), choose(model, "adapters", asked)
     if way not in seconds:
         return None
-    length, prefix = _lengths(model.spec)
+    length, prefix = _lengths(spec)
     tokens = prefix + _DOCUMENTS * (length - prefix)
-    return seconds[way] / tokens * model.spec.layers / _blocks(model.spec)
+    return seconds[way] / tokens * spec.layers / _blocks(spec)
 
 
 def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:

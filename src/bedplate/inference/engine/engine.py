@@ -232,7 +232,13 @@ class Engine(Closing):
         with self._compute:
             self._adapters.check_new(key)
             self._adapters.sweep()
-            self._adapters.add(Loaded(key, self.bank.add(config, tensors)))
+            slot = self.bank.add(config, tensors)
+            try:
+                self._forward.take(slot)
+            except UsageError:
+                self.bank.remove(slot)
+                raise
+            self._adapters.add(Loaded(key, slot))
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
@@ -343,12 +349,12 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: in
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
+        slots = SlotCache(base.spec.main, base.dtype, base.device, slot_bytes, step)
         return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec.main)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
-        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
+        base.spec.main, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
     )
     return tree, cache
 

@@ -65,6 +65,9 @@ class Forward(Protocol):
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
 
+    def take(self, slot: int) -> None:
+        """The slot's adapter has come to the bank. Raises UsageError where it cannot be run this way."""
+
     def forget(self, slot: int) -> None:
         """The slot's adapter is leaving the bank: what is kept of it goes."""
 

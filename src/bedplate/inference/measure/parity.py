@@ -6,7 +6,7 @@ transformers is no dependency: it is imported when something is checked, and ask
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -94,14 +94,21 @@ def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
     """A random model of transformers; norms and biases are random too, since at their defaults they prove nothing."""
     transformers = _transformers()
     config = transformers.AutoConfig.for_model(family.name, **example)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     [name] = family.to_config(family.to_spec(config.to_dict()))["architectures"]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = getattr(transformers, name)(config)
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
+        for stored in (*model.parameters(), *_stored_buffers(model)):
+            if stored.requires_grad or not isinstance(stored, torch.nn.Parameter):  # others follow from a formula
+                stored.add_(torch.randn_like(stored) * 0.1)
     return model.eval()
+
+
+def _stored_buffers(model: Any) -> list[Tensor]:
+    """What checkpoints hold beside parameters, such as the bias of a router's choice."""
+    state, parameters = model.state_dict(keep_vars=True), {id(one) for one in model.parameters()}
+    return [one for one in state.values() if id(one) not in parameters and one.is_floating_point()]
 
 
 def _transformers() -> Any:
@@ -155,7 +162,7 @@ def _padded(pair: Pair) -> Found:
     tokens, lengths = pair.tokens(len(_SHORT), _ROW), torch.tensor(_SHORT)[:, None]
     at = torch.arange(_ROW)
     for side, seen in (("right", at < lengths), ("left", at >= _ROW - lengths)):
-        positions = (seen.cumsum(1) - 1).clamp(min=0) + pair.base.spec.position_offset
+        positions = (seen.cumsum(1) - 1).clamp(min=0) + pair.base.spec.main.position_offset
         with torch.no_grad():
             theirs = pair.reference(tokens, attention_mask=seen.long(), position_ids=positions)
             inputs = Inputs(tokens, segments=torch.where(seen, 1, -1))
@@ -197,7 +204,46 @@ def _exported(pair: Pair) -> Found:
     yield "base read again", float((again.spec, again.identity.weights_id) != _identity(pair.base)), 0.0
 
 
+def _both_sides(pair: Pair) -> Found:
+    """Of an encoder–decoder: logits, loss and gradients of whole rows, and of rows packed into one."""
+    source, labels = pair.tokens(3, _ROW), pair.tokens(3, _ROW - 7).flip(1)
+    theirs = pair.reference(source, labels=labels)
+    theirs.loss.backward()
+    start = torch.full((len(labels), 1), pair.reference.config.decoder_start_token_id)
+    tokens = torch.cat((start, labels[:, :-1]), dim=1)
+    ours = _logits(pair, Inputs(tokens, encoder=Inputs(source)))
+    loss = F.cross_entropy(ours.flatten(0, 1), labels.flatten())
+    loss.backward()
+    bound = BOUNDS[pair.dtype]
+    yield "logits", apart(ours, theirs.logits), bound
+    yield "loss", apart(loss, theirs.loss), bound
+    yield "gradients", _gradients_apart(pair), bound
+    packed, sources = (_packed(one, order) for one, order in ((tokens, (0, 1, 2)), (source, (2, 0, 1))))
+    [ours] = _logits(pair, Inputs(*packed, encoder=Inputs(*sources)))
+    yield "packed rows", apart(ours.unflatten(0, tokens.shape), theirs.logits), bound
+
+
+def _packed(tokens: Tensor, order: Sequence[int]) -> tuple[Tensor, None, Tensor]:
+    """Rows behind each other in this order, under their numbers from 1, as `Inputs` takes them."""
+    numbers = torch.tensor(order)
+    return tokens[numbers].reshape(1, -1), None, (numbers + 1).repeat_interleave(tokens.shape[1])[None]
+
+
+def _both_sides_padded(pair: Pair) -> Found:
+    """Texts of several lengths that the encoder reads, padded on the right, against the reference with a mask."""
+    if pair.dtype != "float32":  # as `_padded`
+        return
+    source, tokens = pair.tokens(len(_SHORT), _ROW), pair.tokens(len(_SHORT), 9)
+    seen = torch.arange(_ROW) < torch.tensor(_SHORT)[:, None]
+    with torch.no_grad():
+        theirs = pair.reference(source, attention_mask=seen.long(), decoder_input_ids=tokens).logits
+        read = Inputs(source, segments=torch.where(seen, 1, -1))
+        ours = _logits(pair, Inputs(tokens, segments=torch.ones_like(tokens), encoder=read))
+    yield "sources padded right", apart(ours, theirs), BOUNDS[pair.dtype]
+
+
 CHECKS: Mapping[str, tuple[Check, ...]] = {
+    "encoder–decoder": (_both_sides, _both_sides_padded, _exported),
     "decoder": (_decoder_passes, _padded, _generated, _exported),
     "encoder": (_encoder_passes, _padded, _exported),
 }
@@ -276,11 +322,10 @@ def _gradients_apart(pair: Pair) -> float:
         parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
     place = pair.directory.with_name("gradients")
     copy.save_pretrained(place)
-    parameters = dict(pair.base.model.named_parameters())
+    parameters, state = dict(pair.base.model.named_parameters()), pair.base.model.state_dict(keep_vars=True)
     with SafetensorsReader(place) as reader:
-        found = dict(
-            read_parameters(pair.family, pair.base.spec, reader.names, reader.get, parameters, "the gradients")
-        )
+        read = read_parameters(pair.base.family, pair.base.spec, reader.names, reader.get, state, "the gradients")
+        found = {name: tensor for name, tensor in read if name in parameters}
     largest = max(float(one.abs().max()) for one in found.values())
     worst = 0.0
     for name, theirs in found.items():

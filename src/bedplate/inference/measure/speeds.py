@@ -148,7 +148,7 @@ def measure_engine(
         found += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
         return EngineSpeed(
             base=name,
-            shape=shape_of(base.spec),
+            shape=shape_of(base.spec.main),
             weights=engine.weights,
             kernel=engine.kernel,
             threads=torch.get_num_threads(),

@@ -79,7 +79,7 @@ def measure_tuning(base: Base, name: str, *, rank: int = 16, kinds: Sequence[Ste
     fixed, token, pair, target = costs.tolist()
     return TuningSpeed(
         base=name,
-        shape=shape_of(base.spec),
+        shape=shape_of(base.spec.main),
         dtype=dtype_name(base.dtype),
         rank=rank,
         threads=torch.get_num_threads(),

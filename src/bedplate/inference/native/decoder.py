@@ -28,7 +28,7 @@ from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -72,12 +72,14 @@ class NativeAdapter:
         return ctypes.addressof(self.table)
 
 
-def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device) -> str | None:
+def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why such a model cannot run natively (no compiler, another architecture or layout), or None if it can."""
     if device.type != "cpu":
         return f"the native path is for CPUs, and the model is on {device}"
     if dtype not in _DTYPES:
         return f"the native path takes float32 and bfloat16 bases, and this one is {str(dtype).removeprefix('torch.')}"
+    if not isinstance(spec, TransformerSpec):
+        return "the native path is for decoders, and this one has an encoder whose states it sees"
     field = refused_field(spec)
     if field is not None:
         return f"the native path cannot do {field} = {getattr(spec, field)!r}"
@@ -86,6 +88,9 @@ def unsupported(spec: TransformerSpec, dtype: torch.dtype, device: torch.device)
         "feedforward_size": spec.feedforward_size,
         "heads · head_dim": spec.heads * spec.head_dim,
     }
+    if spec.experts is not None:
+        sizes["experts.feedforward_size"] = spec.experts.feedforward_size
+        sizes["experts.shared_size"] = spec.experts.shared_size
     bad = next((name for name, size in sizes.items() if size % _BLOCK), None)
     if bad is not None:
         return f"{bad} is {sizes[bad]}, and the native path needs a multiple of {_BLOCK}"
@@ -120,13 +125,15 @@ class NativeDecoder:
         found = library or load()
         if reason is not None or isinstance(found, str):
             raise UsageError(f"this model cannot run natively: {reason or found}")
+        spec = model.spec
         assert isinstance(model, Decoder)  # what the allowed specs are built as
+        assert isinstance(spec, TransformerSpec)
         self._dtype = model.embedding.weight.dtype
         own = _DTYPES[self._dtype]
         if weights not in (own, "int8", "int4"):
             raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
-        self.spec = model.spec
+        self.spec = spec
         self.threads = threads or torch.get_num_threads()
         self._library, self._model = found, model
         self._buffers: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
@@ -134,7 +141,7 @@ class NativeDecoder:
         learned = model.position_embedding
         self._learned = None if learned is None else learned.weight.detach().contiguous()
         at = None if self._learned is None else self._learned.data_ptr()
-        shape = shape_of(model.spec, self._dtype, self.threads, weights == own)
+        shape = shape_of(spec, self._dtype, self.threads, weights == own)
         self._handle = found.new(shape, self._embedding.data_ptr(), at)
         if not self._handle:
             raise MemoryError("not enough memory for the native decoder")
@@ -157,17 +164,18 @@ class NativeDecoder:
             self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
 
     def _add(self, matrix: Matrix, own: RawBlocks | None, eight: bool) -> None:
-        weight, (out, size) = matrix.weight.detach(), matrix.weight.shape
+        weight, (*experts, out, size) = matrix.weight.detach(), matrix.weight.shape
         bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
         if self.weights in _DTYPES.values():
             kind, raw = _KINDS[self._dtype], weight.contiguous()
         else:
             if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
-                own = quantise_int8(weight) if eight else quantise_int4(weight)
+                flat = weight.flatten(0, -2)
+                own = quantise_int8(flat) if eight else quantise_int4(flat)
             kind, raw = own.kind, own.data
         at = raw.data_ptr(), None if bias is None else bias.data_ptr()
-        code = GGMLQuantizationType[kind]
-        self._done(self._library.linear(self._handle, matrix.layer, matrix.place, code, size, out, *at))
+        add = self._library.experts if experts else self._library.linear
+        self._done(add(self._handle, matrix.layer, matrix.place, GGMLQuantizationType[kind], size, out, *at))
 
     def forward(
         self,
@@ -273,8 +281,13 @@ class NativeDecoder:
         pairs: Mapping[str, tuple[Tensor, Tensor, float]],
         scales: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
     ) -> NativeAdapter:
-        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared."""
+        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
+        linears that the kernel adds nothing to (those of experts)."""
         table = (LowRank * (self.spec.layers * _PLACES))()
+        places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
+        other = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        if other is not None:
+            raise UsageError(f"the native path has no adapters at {other}; run this one with kernel torch")
         for layer in range(self.spec.layers):
             for place, name in enumerate(PLACES):
                 pair = pairs.get(f"layers.{layer}.{name}")

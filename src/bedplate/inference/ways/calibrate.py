@@ -21,9 +21,9 @@ from bedplate.core.measured import measured_once
 from bedplate.core.processor import processor
 from bedplate.inference.native.library import load
 from bedplate.inference.ways.threads import engine_threads
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, timed_as
 from bedplate.inference.ways.way import Way
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 Use = Literal["generate", "score"]
 """What a base is opened for: it writes, or it reads (labels, embeddings, scores)."""
@@ -66,11 +66,12 @@ class Measured:
         return min(ways, key=lambda way: self.cost(way, use))
 
 
-def measured(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+def measured(spec: TextSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
     """The measurement of these ways for a base of this architecture on this machine's CPU: read, or made now.
 
     Every way must be possible here. again: whatever was kept.
     """
+    spec = timed_as(spec)
     return measured_once(
         "ways",
         _key(spec, ways),

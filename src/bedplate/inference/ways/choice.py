@@ -31,7 +31,7 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.gguf import read_blocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.precision import DTYPES, dtype_name
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 log = logging.getLogger("bedplate.inference")
 
@@ -49,7 +49,7 @@ class Choice:
 
 
 def choose(
-    spec: TransformerSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate", *, loaded: bool = False
+    spec: TextSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate", *, loaded: bool = False
 ) -> Choice:
     """The fastest of these ways on this machine. loaded: the module is in memory already, so that only what lies beside
     it needs room. UsageError where none can be had, with the reason."""
@@ -73,17 +73,17 @@ def choose(
     return Choice(best, f"{said}; {left_out}" if left_out else said, found)
 
 
-def needs(spec: TransformerSpec, way: Way, *, loaded: bool = False) -> int:
+def needs(spec: TextSpec, way: Way, *, loaded: bool = False) -> int:
     """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what the native kernel
     packed."""
-    packed = read_bytes(spec, way) if way.kernel == "native" else 0
+    packed = read_bytes(spec.main, way) if way.kernel == "native" else 0
     if loaded:
         return packed
     parameters = sum(p.numel() for p in build(spec, DTYPES[way.dtype], "meta").parameters())
     return parameters * DTYPES[way.dtype].itemsize + packed
 
 
-def fitting(spec: TransformerSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:
+def fitting(spec: TextSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:
     """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
     free = free_bytes()
     sizes = {way: needs(spec, way, loaded=loaded) for way in ways}
@@ -92,7 +92,7 @@ def fitting(spec: TransformerSpec, ways: Sequence[Way], *, loaded: bool = False)
     return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
 
 
-def pick(spec: TransformerSpec, found: Measured, ways: Sequence[Way], use: Use = "generate") -> Way:
+def pick(spec: TextSpec, found: Measured, ways: Sequence[Way], use: Use = "generate") -> Way:
     """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
     memory."""
     best = found.cost(found.fastest(ways, use), use)
@@ -112,7 +112,7 @@ def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
     return "; ".join(said)
 
 
-def impossible(spec: TransformerSpec, way: Way, device: torch.device) -> str | None:
+def impossible(spec: TextSpec, way: Way, device: torch.device) -> str | None:
     """Why a base of this architecture cannot be run in this way here, or None if it can."""
     if way.kernel == "torch":
         return None
@@ -167,4 +167,4 @@ def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
     """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
     if base.family.key[0] != "gguf":
         return {}
-    return read_blocks(base.path, base.family.weights, base.spec)
+    return read_blocks(base.path, base.family.weights, base.spec.main)

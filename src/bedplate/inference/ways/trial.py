@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 Pass = Literal["decode_1", "decode_16", "prefill"]
 ROWS: dict[Pass, int] = {"decode_1": 1, "decode_16": 16}
@@ -172,6 +172,14 @@ def read_bytes(spec: TransformerSpec, way: Way) -> int:
 
 def _head_weights(spec: TransformerSpec) -> int:
     return spec.vocab_size * spec.hidden_size if spec.kind == "decoder" else 0
+
+
+def timed_as(spec: TextSpec) -> TransformerSpec:
+    """What is timed for a base: of an encoder–decoder its decoder's blocks, as if they had no encoder."""
+    if spec.main is spec:
+        return spec.main
+    alone: dict[str, Any] = {"cross_size": None, "relative_bias": None, "position_offset": 0, "position_rows": 0}
+    return spec.main.with_(**alone, sinusoids=False, head_bias=False)
 
 
 def shortened(spec: TransformerSpec) -> TransformerSpec:

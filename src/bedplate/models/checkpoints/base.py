@@ -23,9 +23,10 @@ from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Iden
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.families import Family, find_family
+from bedplate.models.families.fields import GENERATION
 from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -39,7 +40,7 @@ class Base:
     `tokenizer` is None for a directory without one: such a base takes token ids only.
     """
 
-    spec: TransformerSpec
+    spec: TextSpec
     model: Model
     tokenizer: Tokenizer | None
     family: Family
@@ -131,6 +132,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         reader = unpacked(files, packing, str(path / "config.json"))
         spec = _spec(family, config, reader.names, str(path / "config.json"))
         _refuse_own_code(config, family, spec, str(path / "config.json"))
+        family = family.of(spec)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
@@ -157,7 +159,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         dtype=wanted,
         device=device,
         stored_dtype=str(stored).removeprefix("torch."),
-        generation_defaults=_read_json(path / "generation_config.json"),
+        generation_defaults=_generation(config) | _read_json(path / "generation_config.json"),
         lineage=record.get("lineage", {}),
     )
 
@@ -171,7 +173,7 @@ def _hf_family(config: Mapping[str, Any], where: str) -> Family:
         raise
 
 
-def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TransformerSpec, where: str) -> None:
+def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, where: str) -> None:
     """A config may name code of the checkpoint's own (`auto_map`), as published models do that a family reads all the
     same; where the class is of another name, nobody knows what it computes."""
     named = config.get("auto_map") or {}
@@ -185,7 +187,7 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: Transforme
         raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
 
 
-def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TransformerSpec, where: str) -> None:
+def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
     """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
     if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(
@@ -194,14 +196,14 @@ def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TransformerSpec, 
         )
 
 
-def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TransformerSpec:
+def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
         spec = family.by_names(family.to_spec(config), names)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
-    if spec.layers > len(names):
-        raise CheckpointError(f"{where} asks for {spec.layers} layers, but the checkpoint holds {len(names)} tensors")
+    if spec.deepest > len(names):
+        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {len(names)} tensors")
     return spec
 
 
@@ -210,6 +212,13 @@ def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str |
         return Identity(weights_id, equivalent_of=equivalent_of)
     template_id = tokenizer.chat.identity if tokenizer.chat is not None else NO_TEMPLATE
     return Identity(weights_id, tokenizer.identity or NO_TOKENIZER, template_id, equivalent_of)
+
+
+def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an older config.json says of how an encoder–decoder writes."""
+    if not config.get("is_encoder_decoder"):
+        return {}
+    return {name: config[name] for name in GENERATION if config.get(name) is not None}
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
@@ -227,7 +236,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
 
 
 def _fill(
-    spec: TransformerSpec,
+    spec: TextSpec,
     family: Family,
     names: tuple[str, ...],
     get: Callable[[str], Tensor],
@@ -240,10 +249,10 @@ def _fill(
         model = build(spec, dtype, "meta")
     except RuntimeError as error:  # sizes whose product no tensor can have
         raise CheckpointError(f"{where}: a model of these sizes cannot be built ({error})") from error
-    copy = _tied_copy(spec, family, names, get, where)
+    copies = _copies(spec, family, names, get, where)
     digest = WeightsHash()
     state: dict[str, Tensor] = {}
-    kept = [name for name in names if name != copy]
+    kept = [name for name in names if name not in copies]
     wanted = model.state_dict(keep_vars=True)
     with ThreadPoolExecutor(1) as beside:  # one tensor is hashed while the next is read
         last: Future[None] | None = None
@@ -264,20 +273,24 @@ def _hash(digest: WeightsHash, name: str, tensor: Tensor, where: str) -> None:
         raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 
-def _tied_copy(
-    spec: TransformerSpec, family: Family, names: tuple[str, ...], get: Callable[[str], Tensor], where: str
-) -> str | None:
-    """Some writers store a tied head twice: the copy's name, which must equal the embedding."""
-    stored = {family.weights.from_external(name): name for name in names}
-    copy, embedding = stored.get("lm_head.weight"), stored.get("embedding.weight")
-    if not spec.tied_head or copy is None or embedding is None:
-        return None
-    if not torch.equal(get(copy), get(embedding)):
-        raise CheckpointError(
-            f"{where}: the config ties the head to the embedding, but {copy!r} differs from it; "
-            "set tie_word_embeddings to false in config.json"
-        )
-    return copy
+def _copies(
+    spec: TextSpec, family: Family, names: tuple[str, ...], get: Callable[[str], Tensor], where: str
+) -> frozenset[str]:
+    """Some writers store what is tied to the token table once more: the copies' names, which must equal it."""
+    weights = family.weights
+    embedding = next((name for name in names if weights.from_external(name) == "embedding.weight"), None)
+    heads = [name for name in names if spec.tied_head and weights.from_external(name) == "lm_head.weight"]
+    copies = [*heads, *(name for name in names if weights.bare(name) in weights.copies)]
+    if embedding is None or not copies:
+        return frozenset()
+    table = get(embedding)
+    for copy in copies:
+        if not torch.equal(get(copy), table):
+            hint = "; set tie_word_embeddings to false in config.json" if copy in heads else ""
+            raise CheckpointError(
+                f"{where}: the config ties {copy!r} to the embedding, but it differs from {embedding!r}{hint}"
+            )
+    return frozenset(copies)
 
 
 def parameter_count(model: nn.Module) -> int:

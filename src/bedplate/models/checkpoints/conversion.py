@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
 from bedplate.models.families.weights import Step
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 _SHOWN = 8
 """Names that an error lists; of more it says how many."""
@@ -17,7 +17,7 @@ _SHOWN = 8
 
 def read_parameters(
     family: Family,
-    spec: TransformerSpec,
+    spec: TextSpec,
     names: Sequence[str],
     get: Callable[[str], Tensor],
     wanted: Mapping[str, Tensor],
@@ -38,7 +38,7 @@ def read_parameters(
             yield name, tensor
 
 
-def _check_labels(name: str, tensor: Tensor, spec: TransformerSpec, where: str) -> None:
+def _check_labels(name: str, tensor: Tensor, spec: TextSpec, where: str) -> None:
     """CheckpointError where a classifier's tensor is of other labels than the config's."""
     head = spec.classifier
     if head is not None and name.startswith("classifier.out.") and len(tensor) != len(head.labels):
@@ -50,7 +50,7 @@ def _check_labels(name: str, tensor: Tensor, spec: TransformerSpec, where: str) 
 
 
 def _plan(
-    family: Family, spec: TransformerSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
+    family: Family, spec: TextSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
 ) -> list[tuple[Step, tuple[str, ...]]]:
     """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
     weights = family.weights
@@ -88,9 +88,7 @@ def _spelled(ways: Sequence[Step], held: Mapping[str, str]) -> Step:
     return next((step for step in ways if held.keys() >= set(step.theirs)), ways[0])
 
 
-def write_parameters(
-    family: Family, spec: TransformerSpec, parameters: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def write_parameters(family: Family, spec: TextSpec, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The family's tensors of these parameters, in their order. CheckpointError for one that it has no name for."""
     steps = [step for step in family.weights.steps(spec) if parameters.keys() >= set(step.ours)]
     nameless = sorted(parameters.keys() - {name for step in steps for name in step.ours})

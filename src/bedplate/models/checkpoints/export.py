@@ -36,7 +36,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
         raise UsageError(f"{directory} exists already; choose another directory or remove it")
     with atomic_directory(directory) as draft:
         write_safetensors(draft, _stored(base, family, stored), shard_bytes)
-        config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _token_ids(base)
+        config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
             base.tokenizer.save(draft)
@@ -126,6 +126,15 @@ def family_in(base: Base, format_: str) -> Family:
     if found is None:
         raise CheckpointError(f"the {base.family.name} family cannot be written as {format_}")
     return found
+
+
+def _starts(base: Base) -> dict[str, Any]:
+    """What the class of an encoder–decoder reads in its config: the token that its decoder starts with, and others."""
+    if "encode" not in base.model.can:
+        return {}
+    names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    found = {name: base.generation_defaults.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _token_ids(base: Base) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import gemma3_text, llama
+from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
+from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
@@ -14,15 +16,26 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
     ("gguf", "llama"): llama.GGUF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("hf", "mixtral"): mixtral.HF,
+    ("hf", "qwen3_moe"): qwen3_moe.HF,
+    ("hf", "olmoe"): olmoe.HF,
+    ("hf", "gpt_oss"): gpt_oss.HF,
+    ("hf", "glm4_moe"): glm4_moe.HF,
+    ("hf", "deepseek_v3"): deepseek_v3.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,
     ("hf", "modernbert"): modernbert.HF,
+    ("hf", "t5"): t5.HF,
+    ("hf", "bart"): bart.HF,
+    ("hf", "marian"): marian.HF,
 }
 
 
 def in_format(family: Family, format_: str) -> Family | None:
     """The same family in that format, or None where it has none."""
+    if family.key[0] == format_:
+        return family
     return next((FAMILIES[key] for key in (family.key, *family.partners) if key[0] == format_), None)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 
-def _as_configured(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+def _as_configured(spec: Any, names: Collection[str]) -> Any:
     return spec
 
 
@@ -21,18 +21,24 @@ class Family:
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity).
+    transformers (`bedplate families --check`, tests/parity). `weights_of`: the rules of one spec, where names depend on
+    it.
     """
 
     key: tuple[str, str]
-    to_spec: Callable[[Mapping[str, Any]], TransformerSpec]
-    to_config: Callable[[TransformerSpec], dict[str, Any]]
+    to_spec: Callable[[Mapping[str, Any]], TextSpec]
+    to_config: Callable[[Any], dict[str, Any]]
     weights: WeightMap
     partners: tuple[tuple[str, str], ...] = ()
-    by_names: Callable[[TransformerSpec, Collection[str]], TransformerSpec] = _as_configured
+    by_names: Callable[[Any, Collection[str]], Any] = _as_configured
     examples: tuple[Mapping[str, Any], ...] = ()
+    weights_of: Callable[[Any], WeightMap] | None = None
 
     @property
     def name(self) -> str:
         """What skins and reports call it: Hugging Face's name, where it has one."""
         return next((name for format_, name in (self.key, *self.partners) if format_ == "hf"), self.key[1])
+
+    def of(self, spec: TextSpec) -> Family:
+        """The family with the rules of this spec's weights."""
+        return self if self.weights_of is None else replace(self, weights=self.weights_of(spec))

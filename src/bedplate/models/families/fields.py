@@ -80,3 +80,11 @@ HF_BOOKKEEPING = (
     "auto_map",
     "transformers.js_config",
 )
+
+# How an encoder–decoder writes, which older files say here and newer ones in generation_config.json.
+GENERATION = (
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "max_length", "min_length", "num_beams"),
+    *("length_penalty", "early_stopping", "no_repeat_ngram_size", "num_return_sequences", "do_sample", "temperature"),
+    *("top_k", "top_p", "repetition_penalty"),
+)

@@ -13,10 +13,10 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
 
 Tensors = Sequence[Any]
-Change = Callable[[Tensors, TransformerSpec], Tensors]
+Change = Callable[[Tensors, Any], Tensors]
 Sizes = Callable[[TransformerSpec], Sequence[int]]
 Heads = Callable[[TransformerSpec], int]
 
@@ -30,8 +30,9 @@ def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 class Rule:
     """One row: the tensors `theirs` hold what the parameters `ours` do.
 
-    `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
-    one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
+    `{i}` stands for a layer's number and `{e}` for an expert's; `{m}` for that of a module that predicts further tokens
+    (theirs count on from the layers). An index on both sides makes one row of each number; on one side only it
+    stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
     reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
     in which checkpoints store them: one is read by that which fits, and written by the first.
@@ -57,25 +58,28 @@ class WeightMap:
     """The rows, the names that may be ignored (regular expressions), and optional prefixes of the other side.
 
     heads: how names begin that stand beside the body's; where there is such a head, the body's names are written with
-    the first prefix.
+    the first prefix. copies: names under which some files hold the token table once more.
     """
 
     rules: tuple[Rule, ...]
     ignorable: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
 
-    def steps(self, spec: TransformerSpec) -> Iterator[Step]:
+    def steps(self, spec: TextSpec) -> Iterator[Step]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
-        counts = {"{i}": spec.layers, "{e}": spec.experts.count if spec.experts is not None else 0}
+        experts = spec.experts.count if spec.experts is not None else 0
+        counts = {"{i}": spec.deepest, "{e}": experts, "{m}": spec.prediction_modules}
         for rule in self.rules:
             sides = "".join(rule.ours), "".join(rule.theirs)
             both = [index for index in counts if index in sides[0] and index in sides[1]]
             for numbers in product(*(range(counts[index]) for index in both)):
                 given = dict(zip(both, numbers, strict=True))
+                behind = given | {"{m}": given["{m}"] + spec.deepest} if "{m}" in given else given
                 ours, theirs = (
-                    tuple(name for one in side for name in _numbered(one, given, counts))
-                    for side in (rule.ours, rule.theirs)
+                    tuple(name for one in side for name in _numbered(one, numbered, counts))
+                    for side, numbered in ((rule.ours, given), (rule.theirs, behind))
                 )
                 yield Step(ours, theirs, rule)
 
@@ -83,7 +87,7 @@ class WeightMap:
         """The other format's name without the prefix that it may have."""
         return next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
 
-    def written(self, name: str, spec: TransformerSpec) -> str:
+    def written(self, name: str, spec: TextSpec) -> str:
         """The name as a checkpoint of this spec has it, from the bare one."""
         beside = spec.classifier is None or not self.heads or name.startswith(self.heads)
         return name if beside else self.prefixes[0] + name

@@ -7,6 +7,7 @@ key-value heads, D features of one head's query and key, V of its value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -19,6 +20,7 @@ from bedplate.models.layers.documents import Documents, Recurrence
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, make_norm
+from bedplate.models.layers.padded import PaddedDocuments
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -66,15 +68,23 @@ def masked_attention(
     return out.view(B, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(B, T, H, V)
 
 
-def whole_attention(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How, causal: bool) -> Tensor:
-    """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed."""
+def distances(count: int, device: torch.device) -> Tensor:
+    """Of each of so many tokens from each, [1, T, T]: the key's position less the query's."""
+    at = torch.arange(count, device=device)
+    return (at - at[:, None])[None]
+
+
+def whole_attention(
+    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How, causal: bool, distance: Tensor | None = None
+) -> Tensor:
+    """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed. distance:
+    `distances`, where they are at hand."""
     if how.plain:
         gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGV))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=how.scale, enable_gqa=gqa)
         return out.transpose(1, 2)
-    at = torch.arange(q_BTHD.shape[1], device=q_BTHD.device)
-    distance = (at - at[:, None])[None]
+    distance = distances(q_BTHD.shape[1], q_BTHD.device) if distance is None else distance
     seen = how.within(distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal)
     return masked_attention(q_BTHD, k_BTGD, v_BTGV, seen, how, distance)
 
@@ -86,9 +96,13 @@ class RowAttention:
 
     def __init__(self, causal: bool) -> None:
         self._causal = causal
+        self._distance: Tensor | None = None
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal)
+        if not how.plain and self._distance is None:
+            # One for all layers: what a layer makes of it, all of them may use.
+            self._distance = distances(q_BTHD.shape[1], q_BTHD.device)
+        return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal, self._distance)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return run(x_BTC, None, None)[0]
@@ -104,32 +118,17 @@ class SegmentAttention:
     keeps = False
 
     def __init__(self, segments_BT: Tensor, causal: bool) -> None:
-        B, T = segments_BT.shape
-        self._shape, self._segments_BT = (B, T), segments_BT
-        flat = segments_BT.reshape(-1)
-        # A document is a run of one (row, segment) pair.
-        key = torch.arange(B, device=flat.device).repeat_interleave(T) * (T + 2) + flat + 1
-        tokens = (flat >= 0).nonzero().squeeze(1)
-        starts = torch.ones_like(tokens, dtype=torch.bool)
-        starts[1:] = key[tokens][1:] != key[tokens][:-1]
-        self._document = starts.cumsum(0) - 1
-        begin = starts.nonzero().squeeze(1)
-        length = torch.diff(begin, append=torch.tensor([len(tokens)], device=flat.device))
-        L = int(length.max()) if len(length) else 0
-        self._offset = torch.arange(len(tokens), device=flat.device) - begin[self._document]
-        offsets = torch.arange(L, device=flat.device)
-        inside_SL = offsets < length[:, None]
-        self._tokens = tokens
-        # Padding slots read the document's first token and are masked.
-        self._gather_SL = tokens[torch.where(inside_SL, begin[:, None] + offsets, begin[:, None])]
+        self._shape, self._segments_BT = segments_BT.shape, segments_BT
+        self._block = block = PaddedDocuments(segments_BT)
+        offsets, L = block.offsets, len(block.offsets)
         self._causal = causal
-        own = inside_SL[:, None, :].expand(-1, L, -1)
+        own = block.inside_PL[:, None, :].expand(-1, L, -1)
         self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
         # Padding slots stand where the document's first token does, so that they see that one in every window.
-        self._query_SL = torch.where(inside_SL, offsets, torch.zeros_like(offsets))
-        self._set_prefix(segments_BT, begin)
+        self._query_SL = torch.where(block.inside_PL, offsets, torch.zeros_like(offsets))
+        self._set_prefix(segments_BT)
 
-    def _set_prefix(self, segments_BT: Tensor, begin: Tensor) -> None:
+    def _set_prefix(self, segments_BT: Tensor) -> None:
         B, T = self._shape
         sizes = (segments_BT == 0).sum(1)
         P = int(sizes.max()) if B else 0
@@ -137,7 +136,7 @@ class SegmentAttention:
         self._one_prefix = B == 1
         if P == 0:
             return
-        first = self._tokens[begin]
+        first = self._block.tokens[self._block.begin]
         row = first // T
         offsets = torch.arange(P, device=segments_BT.device)
         is_prefix = segments_BT.reshape(-1)[first] == 0
@@ -149,16 +148,10 @@ class SegmentAttention:
         self._before_S = sizes[row]
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        (B, T, H), V = q_BTHD.shape[:3], v_BTGV.shape[3]
         distance = None if how.plain else self._distance_SLK
         seen = how.within(self._mask_SLK, distance, self._causal)
-        q, k, v = _rows(q_BTHD, self._gather_SL), self._keys(k_BTGD), self._keys(v_BTGV)
-        out_SLHV = masked_attention(q, k, v, seen, how, distance)
-        picked = out_SLHV.reshape(-1, H * V).index_select(0, self._document * out_SLHV.shape[1] + self._offset)
-        if len(self._tokens) == B * T:
-            return picked.view(B, T, H, V)
-        out = picked.new_zeros(B * T, H * V)
-        return out.index_copy(0, self._tokens, picked).view(B, T, H, V)
+        q = PaddedDocuments.rows(q_BTHD, self._block.gather_PL)
+        return self._block.back(masked_attention(q, self._keys(k_BTGD), self._keys(v_BTGV), seen, how, distance))
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return self._documents.recur(run, x_BTC)
@@ -177,19 +170,13 @@ class SegmentAttention:
         return torch.cat((prefix, own), dim=2)
 
     def _keys(self, x_BTGD: Tensor) -> Tensor:
-        own_SLGD = _rows(x_BTGD, self._gather_SL)
+        own_SLGD = PaddedDocuments.rows(x_BTGD, self._block.gather_PL)
         if self._prefix_SP is None:
             return own_SLGD
-        prefix_SPGD = _rows(x_BTGD, self._prefix_SP)
+        prefix_SPGD = PaddedDocuments.rows(x_BTGD, self._prefix_SP)
         if self._one_prefix:
             prefix_SPGD = prefix_SPGD.expand(own_SLGD.shape[0], -1, -1, -1)
         return torch.cat((prefix_SPGD, own_SLGD), dim=1)
-
-
-def _rows(x_BTHD: Tensor, index: Tensor) -> Tensor:
-    """Tokens picked by their flat number, [*index.shape, H, D]."""
-    B, T, H, D = x_BTHD.shape
-    return x_BTHD.reshape(B * T, H * D).index_select(0, index.reshape(-1)).view(*index.shape, H, D)
 
 
 def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend:
@@ -225,6 +212,10 @@ class Attention(nn.Module):
         )
         sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
         self.sinks = None if sinks is None else nn.Parameter(sinks)
+
+    def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
+        """Adds to this layer's scores what `How.bias` describes: the stack's own, not a parameter of the layer."""
+        self._how = replace(self._how, bias=bias)
 
     @property
     def how(self) -> How:

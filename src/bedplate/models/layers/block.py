@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.convolution import ConvolutionMixer
+from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
 from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.feedforward import FeedForward
@@ -39,7 +40,8 @@ FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward, "experts":
 
 class Block(nn.Module):
     """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
-    the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX)."""
+    the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX). Between them, in a decoder that has
+    an encoder, attention to its states ("pre" and "post" only)."""
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -52,6 +54,9 @@ class Block(nn.Module):
         self.attention_norm = make_norm(spec, device, dtype) if normed else nn.Identity()
         self.attention = MIXERS[spec.mixer(layer)](spec, layer, device, dtype)
         self.attention_after_norm = make_norm(spec, device, dtype) if sandwich else None
+        crosses = spec.cross_size is not None
+        self.cross_norm = make_norm(spec, device, dtype) if crosses else None
+        self.cross = CrossAttention(spec, layer, device, dtype) if crosses else None
         self.feedforward_norm = make_norm(spec, device, dtype)
         self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
@@ -59,10 +64,14 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         if self.placement == "post":
             x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
+            if self.cross is not None and self.cross_norm is not None:
+                x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, by, attend)))
             return self.feedforward_norm(x_BTD + self._scaled(self.feedforward(x_BTD)))
         if self.parallel:
             return x_BTD + self._mixed(x_BTD, by, attend) + self._fed(x_BTD)
         x_BTD = x_BTD + self._mixed(x_BTD, by, attend)
+        if self.cross is not None and self.cross_norm is not None:
+            x_BTD = x_BTD + self._scaled(self.cross(self.cross_norm(x_BTD), by, attend))
         return x_BTD + self._fed(x_BTD)
 
     def _mixed(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:

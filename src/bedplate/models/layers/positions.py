@@ -150,3 +150,11 @@ class Rotations:
             found = rotary_frequencies(rope, self._size, positions_BT.device, long)
             self._frequencies[rope, long] = found
         return found
+
+
+def sinusoids(positions_BT: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Sines and then cosines of the positions, [B, T, size], at wavelengths from 2π to 10,000 · 2π
+    (https://arxiv.org/abs/1706.03762, section 3.5; in this order in Marian); rounded to float32, as tables are."""
+    frequencies = 10_000.0 ** (torch.arange(0, size, 2, device=positions_BT.device, dtype=torch.float64) / -size)
+    angles = positions_BT[..., None].double() * frequencies
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).float().to(dtype)

@@ -7,6 +7,8 @@ from bedplate.models.specs.multimodal import MultimodalSpec, Projector
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.specs.vision import VisionSpec
 
+TextSpec = TransformerSpec | EncoderDecoderSpec
+"""Of what reads and writes tokens."""
 Spec = TransformerSpec | EncoderDecoderSpec | VisionSpec | AudioSpec | DiffusionSpec | MultimodalSpec
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Projector",
     "Spec",
     "TextCondition",
+    "TextSpec",
     "TransformerSpec",
     "VisionSpec",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.audio import AudioSpec
+from bedplate.models.specs.parts import Classifier, Experts
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -39,3 +41,65 @@ class EncoderDecoderSpec:
     def stack(self) -> TransformerSpec:
         """The encoder's blocks."""
         return self.encoder.tower if isinstance(self.encoder, AudioSpec) else self.encoder
+
+    # What all specs of texts say, so that nobody need ask which one it is.
+
+    @property
+    def kind(self) -> Literal["encoder–decoder"]:
+        return "encoder–decoder"
+
+    @property
+    def main(self) -> TransformerSpec:
+        """The stack that writes."""
+        return self.decoder
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that it reads and writes."""
+        return self.decoder.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Features of the encoder's states: what is embedded, pooled and classified."""
+        return self.stack.hidden_size
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the encoder."""
+        return self.stack.layers
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that it reads at most; those that it writes are the decoder's own."""
+        return self.stack.context_length
+
+    @property
+    def pooling(self) -> Literal["mean", "first", "last"]:
+        return self.stack.pooling
+
+    @property
+    def tied_head(self) -> bool:
+        return self.decoder.tied_head
+
+    @property
+    def experts(self) -> Experts | None:
+        return self.decoder.experts
+
+    @property
+    def prediction_modules(self) -> int:
+        return self.decoder.prediction_modules
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """None is built with one."""
+        return None
+
+    @property
+    def deepest(self) -> int:
+        """Blocks of the deeper side."""
+        return max(self.stack.layers, self.decoder.layers)
+
+    def key(self) -> dict[str, Any]:
+        """The fields as plain data, for hashes."""
+        encoder = asdict(self.encoder) if isinstance(self.encoder, AudioSpec) else self.encoder.key()
+        return {"encoder": encoder, "decoder": self.decoder.key(), "shared_embedding": self.shared_embedding}

@@ -94,6 +94,8 @@ class TransformerSpec:
         (True,) where there is such a thing.
     position_offset: rows of the learned table before that of the first token (RoBERTa: its padding's and those before).
     classifier: of an encoder, the head that its checkpoint comes with.
+    sinusoids: fixed sines and cosines of the position are added to embeddings, sines first (Marian).
+    head_bias: one number a token that is added to the logits and not trained: a buffer, no parameter (BART, Marian).
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
     """
 
@@ -146,6 +148,8 @@ class TransformerSpec:
     state: StateMixer | None = None
     position_offset: int = 0
     classifier: Classifier | None = None
+    sinusoids: bool = False
+    head_bias: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
@@ -186,6 +190,8 @@ class TransformerSpec:
             at_least(self, 1, "cross_size")
             if self.kind != "decoder":
                 raise UnsupportedModelError(f"cross_size is for decoders, not for an {self.kind}")
+        if self.sinusoids and self.hidden_size % 2:
+            raise UnsupportedModelError(f"sinusoids need an even hidden_size, not {self.hidden_size}")
         if self.prediction_modules and self.kind != "decoder":
             raise UnsupportedModelError(f"prediction_modules are for decoders, not for an {self.kind}")
         if self.latent is not None:
@@ -236,6 +242,18 @@ class TransformerSpec:
     @property
     def has_output_bias(self) -> bool:
         return self.attention_bias if self.output_bias is None else self.output_bias
+
+    # A spec of one stack, as what reads and writes with several speaks of itself.
+
+    @property
+    def main(self) -> TransformerSpec:
+        """The stack that writes, where there are several."""
+        return self
+
+    @property
+    def deepest(self) -> int:
+        """Blocks of the deepest stack."""
+        return self.layers
 
     def window(self, layer: int) -> int | None:
         """How many tokens this layer's queries see; None: all."""

@@ -74,10 +74,7 @@ async def put_skin(call: ApiCall) -> Response:
     # From here to the reply nothing is awaited: what is looked at is what is changed.
     if served.name in registry.models and not asked.replace:
         raise StatusError(
-            409,
-            f"a model is called {served.name!r} already; give another name, or replace it",
-            "name_taken",
-            "name",
+            409, f"a model is called {served.name!r} already; give another name, or replace it", "name_taken", "name"
         )
     try:
         old = registry.replace(served)

@@ -46,11 +46,7 @@ async def embeddings(call: ApiCall) -> Response:
     found = await call.in_turns(plan, "input")
     call.account(asked, found, ())
     data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _written(served.vector(result, asked.dimensions), asked),
-        }
+        {"object": "embedding", "index": index, "embedding": _written(served.vector(result, asked.dimensions), asked)}
         for index, result in enumerate(found)
     ]
     return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})

@@ -103,7 +103,7 @@ class Prefixes:
 
 def prefix_bytes(engine: Engine, tokens: int) -> int:
     """What the keys and values of so many tokens take. 0 for an encoder, which keeps none."""
-    spec = engine.base.spec
+    spec = engine.base.spec.main
     if spec.kind == "encoder":
         return 0
     return 2 * spec.layers * spec.kv_heads * spec.head_dim * engine.base.dtype.itemsize * tokens

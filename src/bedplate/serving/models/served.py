@@ -11,16 +11,7 @@ from typing import Any, Protocol, cast
 from bedplate.core.errors import RequestError
 from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import (
-    Embed,
-    Embedding,
-    Generate,
-    Generation,
-    Request,
-    Sampling,
-    Terms,
-    Usage,
-)
+from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Request, Sampling, Terms, Usage
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled

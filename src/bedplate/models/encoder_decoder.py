@@ -1,0 +1,145 @@
+"""The encoder–decoder: an encoder reads a text, and a decoder that sees its states writes another (Transformer,
+https://arxiv.org/abs/1706.03762; T5, https://arxiv.org/abs/1910.10683; BART, https://arxiv.org/abs/1910.13461)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.core.errors import ContextLengthExceeded, UsageError
+from bedplate.models.inputs import Inputs, Outputs
+from bedplate.models.layers.attention import Attend, Attention, row_or_segment_attention
+from bedplate.models.layers.block import Block
+from bedplate.models.layers.cross import FromStates
+from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import make_norm
+from bedplate.models.layers.positions import Rotations, sinusoids
+from bedplate.models.layers.relative import RelativePositions
+from bedplate.models.model import Model
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+from bedplate.models.specs.transformer import Scales, TransformerSpec
+from bedplate.models.stack import run_blocks
+
+
+class Side(nn.Module):
+    """One of the two stacks, from its tokens' embeddings to the states after its last norm."""
+
+    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec, self.scales = spec, spec.scales or Scales()
+        rows, hidden = spec.positions, spec.hidden_size
+        self.position_embedding = nn.Embedding(rows, hidden, device=device, dtype=dtype) if rows else None
+        self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
+        self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
+        self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
+        self._rotations = Rotations(spec)
+        self.relative_positions: RelativePositions | None = None
+        if spec.relative_bias is not None:
+            both_ways = spec.kind == "encoder"
+            self.relative_positions = RelativePositions(spec.relative_bias, spec.heads, both_ways, device, dtype)
+            for block in self.blocks():
+                if isinstance(block.attention, Attention):
+                    block.attention.add_bias(self.relative_positions.bias)
+        if self.position_embedding is not None and not self.position_embedding.weight.is_meta:
+            nn.init.normal_(self.position_embedding.weight, std=hidden**-0.5)
+
+    def blocks(self) -> list[Block]:
+        return [block for block in self.layers if isinstance(block, Block)]
+
+    def forward(
+        self,
+        inputs: Inputs,
+        table: nn.Embedding,
+        attend: Attend,
+        capture: Collection[str] = (),
+        depth: int | None = None,
+    ) -> Outputs:
+        """States [B, T, D]: after the last norm, or, with `depth`, after that many blocks and before it."""
+        positions_BT = inputs.resolved_positions()
+        x_BTD = self._embedded(inputs, table, positions_BT)
+        by = self._rotations.at(positions_BT, x_BTD.dtype)
+        try:
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+        finally:
+            if self.relative_positions is not None:
+                self.relative_positions.forget()
+        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
+
+    def _embedded(self, inputs: Inputs, table: nn.Embedding, positions_BT: Tensor) -> Tensor:
+        x_BTD = inputs.embedded(table, self.scales.embedding)
+        if self.position_embedding is not None:
+            at_BT, rows = positions_BT + self.spec.position_offset, self.position_embedding.num_embeddings
+            if at_BT.numel() and int(at_BT.max()) >= rows:
+                raise ContextLengthExceeded(
+                    f"a text of {int(positions_BT.max()) + 1} tokens is longer than the {self.spec.kind}'s "
+                    f"{rows - self.spec.position_offset} learned positions"
+                )
+            x_BTD = x_BTD + self.position_embedding(at_BT)
+        if self.spec.sinusoids:
+            x_BTD = x_BTD + sinusoids(positions_BT, self.spec.hidden_size, x_BTD.dtype)
+        return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
+
+
+class EncoderDecoder(Model):
+    """Both sides read one token table. `encode` reads; a forward pass writes what follows the decoder's tokens."""
+
+    can = frozenset(("generate", "score", "embed", "classify", "encode"))
+    head_bias: Tensor | None
+
+    def __init__(
+        self,
+        spec: EncoderDecoderSpec,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.spec, hidden, words = spec, spec.decoder.hidden_size, spec.vocab_size
+        self.scales = spec.decoder.scales or Scales()
+        self.embedding = nn.Embedding(words, hidden, device=device, dtype=dtype)
+        self.encoder = Side(spec.stack, device, dtype)
+        self.decoder = Side(spec.decoder, device, dtype)
+        self.lm_head = None if spec.decoder.tied_head else Linear(hidden, words, False, device, dtype)
+        bias = torch.zeros(words, device=device, dtype=dtype) if spec.decoder.head_bias else None
+        # Its published models add it and never train it.
+        self.register_buffer("head_bias", bias)
+        if not self.embedding.weight.is_meta:
+            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
+
+    def encode(self, inputs: Inputs, capture: Collection[str] = (), depth: int | None = None) -> Outputs:
+        """The encoder's states [B, S, D] of what it reads; with `depth`, after that many of its blocks."""
+        attend = row_or_segment_attention(inputs.segments, causal=False)
+        return self.encoder(inputs, self.embedding, attend, capture, depth)
+
+    def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each of the decoder's layers, the keys and values [B, S, G, D] of the encoder's states."""
+        for block in self.decoder.blocks():
+            if block.cross is not None:
+                yield block.cross.keys(states_BSD)
+
+    def forward(
+        self,
+        inputs: Inputs,
+        cache: Attend | None = None,
+        capture: Collection[str] = (),
+        depth: int | None = None,
+    ) -> Outputs:
+        """The decoder's states [B, T, D], where the encoder reads `inputs.encoder` or a `cache` has read it before."""
+        attend = cache
+        if inputs.encoder is not None:
+            own = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+            states_BSD = self.encode(inputs.encoder).hidden
+            attend = FromStates(own, states_BSD, inputs.segments, inputs.encoder.segments)
+        if attend is None:
+            raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
+        return self.decoder(inputs, self.embedding, attend, capture, depth)
+
+    def head(self, hidden_ND: Tensor) -> Tensor:
+        """Next-token logits [N, V] of the decoder's states [N, D]."""
+        if self.scales.head != 1:
+            hidden_ND = hidden_ND * self.scales.head
+        table = self.embedding.weight
+        logits_NV = F.linear(hidden_ND, table) if self.lm_head is None else self.lm_head(hidden_ND)
+        return logits_NV if self.head_bias is None else logits_NV + self.head_bias

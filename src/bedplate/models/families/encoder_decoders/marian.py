@@ -1,0 +1,43 @@
+"""The marian family (OPUS-MT translators, https://aclanthology.org/P18-4020): Hugging Face's `MarianMTModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, config_of, take_sides, weight_map
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import Fields
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+
+# Older files hold the tables of positions, which follow from the formula.
+HF_WEIGHTS = weight_map({}, (r"model\.(encoder|decoder)\.embed_positions\.weight",))
+
+# Published files start with the padding, whose row transformers does not train.
+_STARTS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None}
+EXAMPLES = (
+    TINY
+    | _STARTS
+    | {"d_model": 16, "scale_embedding": True, "activation_function": "swish", "encoder_attention_heads": 2},
+    TINY | _STARTS | {"d_model": 20, "encoder_layers": 1},
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
+    """`config.json` → spec, without a bias of the head: see `by_names`."""
+    where = "config.json (marian)"
+    fields = Fields(config, where)
+    fields.only("static_position_embeddings", True)
+    fields.only("normalize_embedding", False)
+    fields.only("share_encoder_decoder_embeddings", True)
+    fields.only("decoder_vocab_size", config.get("vocab_size"))
+    return take_sides(fields, where, None, sinusoids=True, embedding_norm=False)
+
+
+def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    own = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": True}
+    return config_of(spec, "marian", "MarianMTModel") | own | {"decoder_vocab_size": spec.vocab_size}
+
+
+HF = Family(("hf", "marian"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)

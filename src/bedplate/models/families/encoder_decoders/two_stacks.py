@@ -1,0 +1,158 @@
+"""What BART and its kin share in Hugging Face's files: two post-norm stacks beside each other, and one token table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from bedplate.models.families.fields import GENERATION, HF_BOOKKEEPING, Fields
+from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+from bedplate.models.specs.transformer import Activation, Scales, TransformerSpec
+
+PARTS = ("weight", "bias")
+_LAYER = (
+    *((f"attention.{ours}", f"self_attn.{ours}_proj") for ours in "qkv"),
+    ("attention.o", "self_attn.out_proj"),
+    ("attention_norm", "self_attn_layer_norm"),
+    ("feedforward.up", "fc1"),
+    ("feedforward.down", "fc2"),
+    ("feedforward_norm", "final_layer_norm"),
+)
+_CROSS = (
+    *((f"cross.{ours}", f"encoder_attn.{ours}_proj") for ours in "qkv"),
+    ("cross.o", "encoder_attn.out_proj"),
+    ("cross_norm", "encoder_attn_layer_norm"),
+)
+_SIDES = (("encoder", _LAYER), ("decoder", (*_LAYER, *_CROSS)))
+_BIAS = "final_logits_bias"
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+# Hints for training, and what says the same as another field.
+_HINTS = (
+    *("dropout", "attention_dropout", "activation_dropout", "classifier_dropout", "classif_dropout", "init_std"),
+    *("encoder_layerdrop", "decoder_layerdrop", "num_hidden_layers", "task_specific_params", "output_past"),
+    *("save_step", "num_labels", "prefix", "add_bias_logits", "extra_pos_embeddings"),
+)
+
+TINY: dict[str, Any] = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 56,
+    "max_position_embeddings": 64,
+}
+
+
+def _row(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
+    return [one[None] for one in tensors]
+
+
+def _vector(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
+    return [one.reshape(-1) for one in tensors]
+
+
+def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = ()) -> WeightMap:
+    """front: what stands before the first block on each side, ours → theirs."""
+    return WeightMap(
+        rules=(
+            renamed("embedding.weight", "model.shared.weight"),
+            *(
+                renamed(f"{side}.{ours}", f"model.{side}.{theirs}")
+                for side, _ in _SIDES
+                for ours, theirs in front.items()
+            ),
+            *(
+                renamed(f"{side}.layers.{{i}}.{ours}.{part}", f"model.{side}.layers.{{i}}.{theirs}.{part}")
+                for side, names in _SIDES
+                for ours, theirs in names
+                for part in PARTS
+            ),
+            Rule(("head_bias",), (_BIAS,), _row, _vector),
+            renamed("lm_head.weight", "lm_head.weight"),
+        ),
+        ignorable=ignorable,
+        copies=tuple(f"model.{side}.embed_tokens.weight" for side, _ in _SIDES),
+    )
+
+
+def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoderSpec:
+    """With a bias of the head where the files hold one: the config says nothing of it."""
+    return replace(spec, decoder=spec.decoder.with_(head_bias=_BIAS in names))
+
+
+def take_sides(fields: Fields, where: str, offset: int | None, **more: Any) -> EncoderDecoderSpec:
+    """The spec of a config, all of whose fields it takes. offset: rows of the tables of positions before that of the
+    first token, None without tables. more: of both stacks."""
+    for name, usual in (("normalize_before", False), ("add_final_layer_norm", False), ("tie_word_embeddings", True)):
+        fields.only(name, usual)
+    fields.only("is_decoder", False)
+    activation = fields.take("activation_function", "gelu")
+    Fields({"activation_function": activation}, where).only("activation_function", *_ACTIVATIONS)
+    fields.ignore((*HF_BOOKKEEPING, *GENERATION, *_HINTS))
+    words, hidden = int(fields.need("vocab_size")), int(fields.need("d_model"))
+    context = int(fields.need("max_position_embeddings"))
+    scaled = bool(fields.take("scale_embedding", False))
+    positions = {"position_rows": 0} if offset is None else {"position_rows": context + offset}
+
+    def side(name: str, **own: Any) -> TransformerSpec:
+        heads = int(fields.need(f"{name}_attention_heads"))
+        return TransformerSpec(
+            vocab_size=words,
+            hidden_size=hidden,
+            layers=int(fields.need(f"{name}_layers")),
+            heads=heads,
+            kv_heads=heads,
+            head_dim=hidden // heads,
+            feedforward_size=int(fields.need(f"{name}_ffn_dim")),
+            context_length=context,
+            norm="layer",
+            norm_placement="post",
+            activation=_ACTIVATIONS[activation],
+            gated=False,
+            attention_bias=True,
+            feedforward_bias=True,
+            final_norm=False,
+            scales=Scales(embedding=hidden**0.5) if scaled else None,
+            position_offset=offset or 0,
+            **positions,
+            **more,
+            **own,
+        )
+
+    spec = EncoderDecoderSpec(side("encoder", kind="encoder"), side("decoder", kind="decoder", cross_size=hidden), True)
+    fields.finish()
+    return spec
+
+
+def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> dict[str, Any]:
+    """The `config.json` that transformers loads."""
+    encoder, decoder = spec.stack, spec.decoder
+    found: dict[str, Any] = {
+        "architectures": [model_class],
+        "model_type": model_type,
+        "is_encoder_decoder": True,
+        "vocab_size": spec.vocab_size,
+        "d_model": spec.hidden_size,
+        "max_position_embeddings": spec.context_length,
+        "activation_function": next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.activation),
+        "scale_embedding": (decoder.scales or Scales()).embedding != 1,
+        "tie_word_embeddings": True,
+    }
+    for name, side in (("encoder", encoder), ("decoder", decoder)):
+        found |= {
+            f"{name}_layers": side.layers,
+            f"{name}_attention_heads": side.heads,
+            f"{name}_ffn_dim": side.feedforward_size,
+        }
+    return found
