@@ -49,6 +49,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "attention_gate": (True,),
     "state": (ShortConvolution(),),
     "state_layers": ((True, False),),
+    "sinusoids": (True,),
+    "head_bias": (True,),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {

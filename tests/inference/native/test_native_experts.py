@@ -78,7 +78,7 @@ def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightForma
 def test_what_experts_cannot_have() -> None:
     model = made("softmax")
     native = NativeDecoder(model, "float32")
-    with pytest.raises(UsageError, match=r"no adapters at layers\.0\.feedforward\.gate_up"):
-        native.adapter({"layers.0.feedforward.gate_up": (torch.zeros(2, 96), torch.zeros(128, 2), 1.0)})
+    with pytest.raises(UsageError, match=r"no adapters at layers\.0\.feedforward\.experts\.gate_up"):
+        native.adapter({"layers.0.feedforward.experts.gate_up": (torch.zeros(2, 96), torch.zeros(128, 2), 1.0)})
     spec = model.spec.with_(experts=Experts(4, 2, 48))
     assert "experts.feedforward_size is 48" in (unsupported(spec, torch.float32, torch.device("cpu")) or "")

@@ -171,8 +171,9 @@ def matrices(model: Decoder) -> Iterator[Matrix]:
             assert isinstance(linear, Linear)
             yield Matrix(layer, place, f"layers.{layer}.{path}.weight", linear.weight, linear.bias)
         if mixture is not None:
-            for place, (name, one) in enumerate((("gate_up", mixture.gate_up), ("down", mixture.down))):
-                yield Matrix(layer, place, f"layers.{layer}.feedforward.{name}.weight", one.weight, one.bias)
+            experts = mixture.experts
+            for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
+                yield Matrix(layer, place, f"layers.{layer}.feedforward.experts.{name}.weight", one.weight, one.bias)
     head = model.lm_head
     if head is None:
         yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)
