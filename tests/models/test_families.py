@@ -15,7 +15,7 @@ from tests.encoders import ENCODERS
 from tests.encoders import converted as encoder_of
 from tests.models.toy_family import TOY
 from tests.near import assert_near
-from tests.references import converted, reference_bert, reference_llama
+from tests.references import reference_bert
 from tests.tiny import tiny_spec, write_tiny_base
 from torch import Tensor
 from transformers import AutoConfig
@@ -181,7 +181,9 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
     elif family.examples:
         spec = family.to_spec(AutoConfig.for_model(family.name, **family.examples[0]).to_dict())
     else:
-        spec = converted(reference_llama(0, attention_bias=True), torch.float32)[0].spec
+        theirs = in_format(family, "hf")
+        assert theirs is not None
+        spec = theirs.to_spec(theirs.examples[-1])
     # of several ways to store the same parameters, the one that is written
     steps = list({step.ours: step for step in reversed(list(family.weights.steps(spec)))}.values())
     for side in (0, 1):

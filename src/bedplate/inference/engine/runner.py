@@ -126,7 +126,8 @@ class Runner:
         if job.depth is None:
             return job.adapter, match
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
-        return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
+        better = (shallow.length, shallow.known) > (match.length, match.known)
+        return ((job.adapter, job.depth), shallow) if better else (job.adapter, match)
 
     def _marks(self, job: Job, match: Match, cache: KVCache) -> tuple[int, ...]:
         """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt
@@ -187,6 +188,7 @@ class Runner:
     def _pass(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
+        types: list[int] = []
         wanted: list[int] = []
         asked: list[tuple[Wants, int]] = []
         for one in work:
@@ -194,12 +196,16 @@ class Runner:
             end = begin + one.count
             asked.append((job.wanted(begin, end), len(wanted)))
             wanted += [len(tokens) - begin + at for at in asked[-1][0].logits]
+            if job.types:
+                types += [0] * (len(tokens) - len(types)) + list(job.types[begin:end])
             tokens += job.tokens[begin:end]
             wanted += range(len(tokens), len(tokens) + len(one.draft))
             tokens += one.draft
             spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
         states = any(one.states for one, _ in asked)
-        out = self.forward(FlatBatch(tokens, spans, [one.job.adapter for one in work], wanted, depth, states))
+        types += [0] * (len(tokens) - len(types)) if types else []
+        adapters = [one.job.adapter for one in work]
+        out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types))
         computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
         self._counters.computed_tokens += len(tokens)
         self._take(work, asked, out)
@@ -241,6 +247,7 @@ class Runner:
         """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
         if self._rows is not None and job.row is not None and not self._rows.cache.rewinds(job.row, job.done):
             _, match = self._match(job, job.done)
+            self._rows.cache.free(job.row)
             self._rows.load(job.row, match)
             job.done = match.length
 

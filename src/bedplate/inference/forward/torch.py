@@ -25,7 +25,7 @@ class FlatBatch:
     """New tokens of several sequences, one after the other.
 
     wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for.
+    all tokens are asked for. types: of the tokens; () where all are 0.
     """
 
     tokens: Sequence[int]
@@ -34,6 +34,7 @@ class FlatBatch:
     wanted: Sequence[int]
     depth: int | None = None
     states: bool = False
+    types: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ class TorchForward(Forward):
         positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
         if self._cache is None:
             segments = torch.tensor([[i + 1 for i, s in enumerate(spans) for _ in range(s.length)]], device=device)
-            return PassOutput(None, model(Inputs(tokens, positions, segments), depth=batch.depth).hidden[0])
+            types = torch.tensor([list(batch.types)], device=device) if batch.types else None
+            inputs = Inputs(tokens, positions, segments, types=types)
+            return PassOutput(None, model(inputs, depth=batch.depth).hidden[0])
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans)

@@ -21,8 +21,9 @@ class Family:
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity). `weights_of`: the rules of one spec, where names depend on
-    it.
+    transformers (`bedplate families --check`, tests/parity). `noise`: how far the reference's gradients are from exact,
+    relative to a parameter's largest, where it computes in float32 in a model of any dtype. `weights_of`: the rules of
+    one spec, where names depend on it.
     """
 
     key: tuple[str, str]
@@ -32,6 +33,7 @@ class Family:
     partners: tuple[tuple[str, str], ...] = ()
     by_names: Callable[[Any, Collection[str]], Any] = _as_configured
     examples: tuple[Mapping[str, Any], ...] = ()
+    noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
 
     @property

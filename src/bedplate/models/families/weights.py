@@ -153,6 +153,36 @@ def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:
     return Rule(ours, (theirs,), join, split, rows=True)
 
 
+def fused_heads(ours: tuple[str, ...], theirs: str, heads: Heads) -> Rule:
+    """Projections of as many heads each, that stand in one tensor head by head: the first's rows of head 0, the
+    second's of head 0, …, the first's of head 1 (GPT-NeoX)."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        [whole], many = join(tensors, spec), heads(spec)
+        return [whole.reshape(len(tensors), many, -1, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        (whole,), many, parts = tensors, heads(spec), len(ours)
+        if len(whole) % (many * parts):
+            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be {parts} projections of {many} heads")
+        split = whole.reshape(many, parts, -1, *whole.shape[1:]).transpose(0, 1)
+        return [part.reshape(-1, *whole.shape[1:]).clone() for part in split]
+
+    return Rule(ours, (theirs,), forward, inverse, rows=True)
+
+
+def turned(rule: Rule) -> Rule:
+    """The same, in a matrix that they multiply by from the other side."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return transpose(rule.forward(tensors, spec), spec)
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return rule.inverse(transpose(tensors, spec), spec)
+
+    return Rule(rule.ours, rule.theirs, forward, inverse)
+
+
 def transposed(ours: str, theirs: str) -> Rule:
     """A matrix that they multiply by from the other side."""
     return Rule((ours,), (theirs,), transpose, transpose)
