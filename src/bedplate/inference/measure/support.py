@@ -11,6 +11,8 @@ from bedplate.models.build import build
 from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
+from bedplate.models.specs import TextSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,17 @@ def _support(family: Family) -> Support:
         kind=specs[0].kind,
         can=tuple(sorted(frozenset.intersection(*(model.can for model in models)))),
         adapters=tuple(name for name in ADAPTERS if all(_attaches(name, model) for model in models)),
-        kernel=next((field for field in map(refused_field, specs) if field is not None), None),
+        kernel=next((field for field in map(_in_the_way, specs) if field is not None), None),
         gguf=None if gguf is None else gguf.key[1],
     )
+
+
+def _in_the_way(spec: TextSpec) -> str | None:
+    return refused_field(spec) if isinstance(spec, TransformerSpec) else "encoder"
 
 
 def _attaches(name: str, model: Model) -> bool:
     on = ADAPTERS[name].on
     if on == "linears":
-        return any(isinstance(module, Linear) for module in model.layers.modules())
+        return any(isinstance(module, Linear) for module in model.modules())
     return "generate" in model.can if on == "inputs" else "embed" in model.can
