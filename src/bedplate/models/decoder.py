@@ -74,7 +74,7 @@ class Decoder(Model):
 
     def further(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
         """Of each prediction module, the states [B, T, D] from which `head` predicts the token two, three, … places on;
-        of a document's last ones, after which there are not so many, they say nothing.
+        of a document's last ones, after which there are not so many, they say nothing (the last one stands for those).
 
         hidden: what `forward` gave for these inputs. UsageError for a shared prefix: what follows on its last token is
         not one token.
@@ -86,7 +86,7 @@ class Decoder(Model):
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
         x_BTD, found = self._embedded(inputs, positions_BT), [hidden_BTD]
         for module in self.predictions:
-            x_BTD = x_BTD.roll(-1, dims=1)
+            x_BTD = _following(x_BTD, inputs.segments)
             found.append(module(found[-1], x_BTD, by, attend))
         return tuple(found[1:])
 
@@ -110,3 +110,13 @@ class Decoder(Model):
                 )
             x_BTD = x_BTD + self.position_embedding(at_BT)
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
+
+
+def _following(x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
+    """What stands one place on in the same document; at its end, what stands there."""
+    next_BTD = torch.cat((x_BTD[:, 1:], x_BTD[:, -1:]), dim=1)
+    if segments_BT is None:
+        return next_BTD
+    ends_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    ends_BT[:, :-1] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return torch.where(ends_BT[..., None], x_BTD, next_BTD)

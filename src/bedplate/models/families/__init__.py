@@ -25,7 +25,7 @@ from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
-from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
+from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
@@ -53,6 +53,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "glm4_moe"): glm4_moe.HF,
     ("hf", "deepseek_v3"): deepseek_v3.HF,
     ("hf", "qwen3_5_text"): qwen3_5_text.HF,
+    ("hf", "qwen3_next"): qwen3_next.HF,
     ("hf", "lfm2"): lfm2.HF,
     ("hf", "granitemoehybrid"): granitemoehybrid.HF,
     ("hf", "bert"): bert.HF,
