@@ -83,7 +83,7 @@ def test_a_candidate_over_any_budget_is_named_with_the_number():
     assert "250 ms" in decision.reason
 
 
-def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05) -> gate.Decision:
+def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05) -> gate.GateDecision:
     names = tuple(tested)
     nomination = gate.Nomination(names, names[0], None, {})
     found = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)

@@ -196,7 +196,7 @@ def guard(holds: bool | None, name: str = "retention") -> Any:
     return SimpleNamespace(guard=name, holds=holds, reason=f"{name} read so")
 
 
-def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> gate.Decision:
+def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> gate.GateDecision:
     found = {name: evaluation(right) for name, right in tested.items()}
     nomination = gate.Nomination(tuple(found), next(iter(found)), None, {})
     confirmations = gate.confirm(list(found.items()), found, target=target, alpha=0.05)

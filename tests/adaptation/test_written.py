@@ -18,7 +18,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import ask
-from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.task.task_prompt import Written, check_answers, phrasings, target_text, task_prompt
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example, load_examples

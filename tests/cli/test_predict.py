@@ -115,7 +115,9 @@ class Answering:
 
 def test_what_is_asked_as_a_whole_fails_by_the_row_and_says_what_it_cost(skin_dir: Path) -> None:
     predictor = Answering(read_skin(skin_dir))
-    rows = [bulk.Row(i, {"review": text}) for i, text in enumerate(("a", "template", "skin", "unsure", "b"), start=1)]
+    rows = [
+        bulk.InputRow(i, {"review": text}) for i, text in enumerate(("a", "template", "skin", "unsure", "b"), start=1)
+    ]
     first, second = bulk.predict_rows(predictor, rows, 4)  # type: ignore[arg-type]
     assert [row.get("usd") for row in first] == [0.25, None, None, 0.25]
     assert [row.get("passed_on") for row in first] == [None, None, None, True]

@@ -15,7 +15,7 @@ from bedplate.economics.model.activations import activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
-from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, States, device_bytes, step_time
+from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, StateBytes, device_bytes, step_time
 from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts
 
 H100 = find_device("h100")
@@ -30,7 +30,7 @@ def layout(**changes: object) -> Layout:
 
 
 def held(spec: object, one: Layout, tokens: int = 8192) -> DeviceBytes:
-    return device_bytes(shape_of(spec, tokens), one, States(), tokens)  # type: ignore[arg-type]
+    return device_bytes(shape_of(spec, tokens), one, StateBytes(), tokens)  # type: ignore[arg-type]
 
 
 def test_one_device_holds_eighteen_bytes_a_parameter() -> None:

@@ -12,6 +12,7 @@ from tests.tiny import tiny_spec
 
 from bedplate.economics.model.parameters import parameters, weights
 from bedplate.models.build import build
+from bedplate.models.families import FAMILIES
 from bedplate.models.specs import TransformerSpec
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import Experts
@@ -109,6 +110,13 @@ def test_encoders_and_their_classifiers_have_as_many_parameters_as_the_reference
     reference = ENCODERS[name].make(0, torch.float32)
     model, _ = converted(reference, torch.float32)
     assert parameters(model.spec).total == oracles.count(reference)
+
+
+@pytest.mark.parametrize("key", [key for key, family in FAMILIES.items() if family.examples])
+def test_families_have_as_many_parameters_as_we_count(key: tuple[str, str]) -> None:
+    for example in FAMILIES[key].examples:
+        spec = FAMILIES[key].to_spec(example)
+        assert oracles.count(build(spec, device="meta")) == parameters(spec).total
 
 
 def test_diffusion_transformers_equal_the_papers_and_diffusers() -> None:

@@ -19,7 +19,6 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
@@ -28,7 +27,7 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import Attend, RowAttention, SegmentAttention
 from bedplate.models.layers.how import PLAIN, How, plain_attention
-from bedplate.training.packed_attention import BlockAttention
+from bedplate.training.packed_attention import BlockAttention, MaskAttention
 
 H, G, D, V = 6, 2, 8, 5
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
@@ -258,14 +257,15 @@ def test_blocks_for_training_scale_and_have_values_of_their_own_size(dtype: torc
         assert_near(ours, theirs, 10 * TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [("cap", "a cap"), ("window", "a window"), ("bias", "a bias"), ("sinks", "sinks"), ("all", "a cap")],
-)
-def test_blocks_for_training_refuse_by_name(how: str, said: str) -> None:
-    attend = BlockAttention([0, 2, 1], torch.float32)
-    with pytest.raises(UnsupportedModelError, match=f"attention with {said} is not supported by attention in blocks"):
-        attend(0, *some(0, 3), HOWS[how])
+@pytest.mark.parametrize("how", [*HOWS, "wide"])
+def test_training_does_what_layers_want(how: str) -> None:
+    """On CPU and on GPU as the model does by itself; a window that all documents lie in is none."""
+    wanted = HOWS.get(how, How(window=13))
+    segments = torch.tensor([0] * 4 + [1] * 7 + [2] * 3 + [3] * 9)
+    q, k, v = some(3, len(segments))
+    theirs = SegmentAttention(segments[None], causal=True)(0, q, k, v, wanted)
+    assert_near(BlockAttention([4, 7, 3, 9], torch.float32)(0, q, k, v, wanted), theirs)
+    assert_near(MaskAttention(segments[None])(0, q, k, v, wanted), theirs)
 
 
 def test_what_is_wanted_is_said() -> None:

@@ -25,14 +25,14 @@ def test_sorted_tokens_give_what_each_token_by_itself_does(dtype: torch.dtype, c
     torch.manual_seed(1)
     spec = SPEC.with_(**changes)
     assert spec.experts is not None
-    layer = Mixture(spec, 0, None, dtype)
+    layer = Mixture(spec, 0, None, dtype).experts
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x = torch.randn(9, spec.hidden_size, dtype=dtype, requires_grad=True)
     chosen = torch.randint(1, 5, (9, spec.experts.per_token))  # the first expert has no token
     weights = torch.rand(chosen.shape, dtype=dtype, requires_grad=True)
     found: list[list[torch.Tensor]] = []
-    for way in (layer.mixed, layer.plain_mixed):
+    for way in (layer, layer.plain):
         out = way(x, chosen, weights)
         tensors = [x, weights, *layer.gate_up.parameters(), *layer.down.parameters()]
         found.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), tensors)])

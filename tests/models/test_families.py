@@ -15,9 +15,10 @@ from tests.encoders import ENCODERS
 from tests.encoders import converted as encoder_of
 from tests.models.toy_family import TOY
 from tests.near import assert_near
-from tests.references import converted, reference_bert, reference_llama
+from tests.references import reference_bert
 from tests.tiny import tiny_spec, write_tiny_base
 from torch import Tensor
+from transformers import AutoConfig
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.inference.engine.engine import Engine
@@ -177,18 +178,22 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
         family = family.of(spec)
     elif key[1] in encoders:
         spec = encoder_of(encoders[key[1]].make(0, torch.float32), torch.float32)[0].spec
-    else:
-        spec = converted(reference_llama(0, attention_bias=True), torch.float32)[0].spec
-    steps = list(family.weights.steps(spec))
+    else:  # a GGUF architecture's examples are configurations of its partner
+        theirs = in_format(family, "hf")
+        assert theirs is not None
+        spec = theirs.to_spec(AutoConfig.for_model(family.name, **family.examples[0]).to_dict())
+    # of several ways to store the same parameters, the one that is written
+    steps = list({step.ours: step for step in reversed(list(family.weights.steps(spec)))}.values())
     for side in (0, 1):
         names = [name for step in steps for name in step[side]]
         assert len(names) == len(set(names))
     model = build(spec)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = model.state_dict()
     stored = dict(write_parameters(family, spec, parameters))
     again = dict(read_parameters(family, spec, list(stored), stored.__getitem__, parameters, "here"))
     assert again.keys() == parameters.keys()
-    assert all(torch.equal(again[name], value) for name, value in parameters.items())
+    for name, value in parameters.items():  # a vector that is stored with 1 added loses what is finer than that
+        torch.testing.assert_close(again[name], value, atol=1e-7 if key[0] == "gguf" else 0, rtol=0)
 
 
 def test_partners_are_each_others_and_are_there() -> None:

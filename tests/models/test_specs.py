@@ -190,7 +190,6 @@ NOT_BUILT: dict[str, Any] = {
     "relative_projection": True,
     "cross_size": 48,
     "value_tables": 1,
-    "prediction_modules": 1,
     "sinusoids": True,
     "head_bias": True,
 }
@@ -200,7 +199,8 @@ READ = {
     *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent", "experts"),
+    *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent"),
+    *("experts", "prediction_modules"),
     *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
 }
 

@@ -31,8 +31,7 @@ def chat(
         ),
     ] = None,
     url: Annotated[
-        str | None,
-        typer.Option(help=f"Talk to a running server; its key is read from {KEY}.", show_default=False),
+        str | None, typer.Option(help=f"Talk to a running server; its key is read from {KEY}.", show_default=False)
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
     temperature: Annotated[

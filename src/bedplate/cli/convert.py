@@ -18,8 +18,7 @@ def convert(
         ),
     ],
     destination: Annotated[
-        Path,
-        typer.Argument(metavar="DST", help="What to write: NAME.gguf, or else a Hugging Face directory."),
+        Path, typer.Argument(metavar="DST", help="What to write: NAME.gguf, or else a Hugging Face directory.")
     ],
     dtype: Annotated[
         str | None,

@@ -116,7 +116,7 @@ def _on_suites(
     base: str, names: Sequence[str], limit: int | None, way: tuple[Any, Any, Any], out: Path | None, as_json: bool
 ) -> None:
     from bedplate.evaluation.suites.items import CORE
-    from bedplate.evaluation.suites.measured import need_suite, run_suite
+    from bedplate.evaluation.suites.suite_scores import need_suite, run_suite
     from bedplate.inference.predict.opening import Asked, open_base
     from bedplate.inference.ways.threads import use_cores
 
@@ -145,12 +145,7 @@ def _on_suites(
 
 
 def _on_new_rows(
-    skin: str,
-    rows: Path,
-    task: Path | None,
-    out: Path | None,
-    loading: Mapping[str, Any],
-    as_json: bool,
+    skin: str, rows: Path, task: Path | None, out: Path | None, loading: Mapping[str, Any], as_json: bool
 ) -> None:
     from bedplate.adaptation.after.monitor import drift
     from bedplate.inference.ways.threads import use_cores

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def export(
     base: Annotated[
-        str,
-        typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False),
+        str, typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.")],
     file_format: Annotated[

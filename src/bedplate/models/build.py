@@ -24,7 +24,7 @@ _BLOCKS = frozenset(
         *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers", "latent", "experts", "attention_gate"),
+        *("attention_sinks", "rope_layers", "latent", "experts", "prediction_modules", "attention_gate"),
     )
 )
 _READ = {

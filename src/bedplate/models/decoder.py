@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
@@ -18,6 +18,7 @@ from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
 from bedplate.models.layers.routing import listening
 from bedplate.models.model import Model
+from bedplate.models.prediction import PredictionModule
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
 
@@ -43,6 +44,9 @@ class Decoder(Model):
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
         self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self.lm_head = None if spec.tied_head else Linear(spec.hidden_size, spec.vocab_size, False, device, dtype)
+        self.predictions = nn.ModuleList(
+            PredictionModule(spec, number, device, dtype) for number in range(spec.prediction_modules)
+        )
         self._rotations = Rotations(spec)
         for table in (self.embedding, self.position_embedding):
             if table is not None and not table.weight.is_meta:
@@ -68,6 +72,24 @@ class Decoder(Model):
             x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
+    def further(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
+        """Of each prediction module, the states [B, T, D] from which `head` predicts the token two, three, … places on;
+        of a document's last ones, after which there are not so many, they say nothing (the last one stands for those).
+
+        hidden: what `forward` gave for these inputs. UsageError for a shared prefix: what follows on its last token is
+        not one token.
+        """
+        if inputs.segments is not None and bool((inputs.segments == 0).any()):
+            raise UsageError("further tokens cannot be predicted after a prefix that several documents share")
+        positions_BT = inputs.resolved_positions()
+        by = self._rotations.at(positions_BT, hidden_BTD.dtype)[-1]
+        attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+        x_BTD, found = self._embedded(inputs, positions_BT), [hidden_BTD]
+        for module in self.predictions:
+            x_BTD = _following(x_BTD, inputs.segments)
+            found.append(module(found[-1], x_BTD, by, attend))
+        return tuple(found[1:])
+
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""
         if self.scales.head != 1:
@@ -88,3 +110,13 @@ class Decoder(Model):
                 )
             x_BTD = x_BTD + self.position_embedding(at_BT)
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
+
+
+def _following(x_BTD: Tensor, segments_BT: Tensor | None) -> Tensor:
+    """What stands one place on in the same document; at its end, what stands there."""
+    next_BTD = torch.cat((x_BTD[:, 1:], x_BTD[:, -1:]), dim=1)
+    if segments_BT is None:
+        return next_BTD
+    ends_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    ends_BT[:, :-1] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return torch.where(ends_BT[..., None], x_BTD, next_BTD)

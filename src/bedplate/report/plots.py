@@ -42,12 +42,7 @@ def quality_against_cost(rows: Sequence[Mapping[str, Any]], target: float, metri
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
     axes.annotate(
-        f"target {target:g}",
-        (0.995, target),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color=TARGET,
+        f"target {target:g}", (0.995, target), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TARGET
     )
     priced = [row for row in rows if not row["reference"]]
     for row in priced:

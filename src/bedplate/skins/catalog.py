@@ -158,11 +158,7 @@ class Catalog(Closing):
             return self._put(Record("run", run_id, name, path, details or {}, tuple(parents)))
 
     def record_report(
-        self,
-        path: Path | str,
-        name: str,
-        details: Mapping[str, Any] | None = None,
-        parents: Iterable[str] = (),
+        self, path: Path | str, name: str, details: Mapping[str, Any] | None = None, parents: Iterable[str] = ()
     ) -> str:
         """Record a report file under its sha256, which is returned."""
         with self._transaction():

@@ -34,7 +34,7 @@ _EXACT = frozenset(("f32", "f16", "bf16"))
 
 
 @dataclass(frozen=True)
-class Drift:
+class MergeDrift:
     """The written base against base with adapter, next-token distributions at every position, computed in float32.
 
     logit: the largest difference of two logits. kl: mean Kullback-Leibler divergence, nats. same_top: share of
@@ -56,7 +56,7 @@ class Merged:
     stored: str
     dequantised: str | None
     weights_id: str
-    drift: Drift
+    drift: MergeDrift
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def _distributions(model: Model, prompts: list[list[int]]) -> list[tuple[Tensor,
     return found
 
 
-def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> Drift:
+def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> MergeDrift:
     tokens, same = 0, 0
     logit = kl = 0.0
     for (logits, wanted), (theirs, got) in zip(expected, found, strict=True):
@@ -119,4 +119,4 @@ def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tens
         same += int((wanted.argmax(-1) == got.argmax(-1)).sum())
         logit = max(logit, float((logits - theirs).abs().max()))
         kl += float((wanted.exp() * (wanted - got)).sum())
-    return Drift(tokens, logit, kl / tokens, same / tokens)
+    return MergeDrift(tokens, logit, kl / tokens, same / tokens)

@@ -99,10 +99,7 @@ class Prompt:
             )
 
     def text(
-        self,
-        inputs: Values,
-        demonstrations: Sequence[Demonstration] = (),
-        passages: Sequence[Passage] = (),
+        self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()
     ) -> str | list[dict[str, str]]:
         """The prompt of one input: a text (plain), or messages (chat). Raises SkinError, TemplateError."""
         if self.format == "plain":
@@ -177,10 +174,7 @@ class Prompt:
         return first[: max(same - 1, 0)]
 
     def _render(
-        self,
-        inputs: Values,
-        demonstrations: Sequence[Demonstration] = (),
-        passages: Sequence[Passage] = (),
+        self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()
     ) -> str:
         shown = [{"inputs": _texts(d.inputs), "answer": d.answer} for d in demonstrations]
         texts = _texts(inputs)

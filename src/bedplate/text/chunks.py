@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from bedplate.core.errors import UsageError
 
 # What ends a paragraph, a sentence (also in scripts without spaces between them), a word: the better border first.
-_BORDERS = (
-    re.compile(r"\n\s*\n\s*"),
-    re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+"),
-    re.compile(r"\s+"),
-)
+_BORDERS = (re.compile(r"\n\s*\n\s*"), re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+|(?<=[。！？])|\n+"), re.compile(r"\s+"))
 
 
 @dataclass(frozen=True)

@@ -51,12 +51,14 @@ def parts_from_directory(directory: Path) -> TokenizerParts:
     return replace(parts, eos_ids=ends or (() if own is None else (own,)))
 
 
-def save_parts(parts: TokenizerParts, directory: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json (chat template inside); each file whole or not at all."""
+def save_parts(parts: TokenizerParts, directory: Path, types: bool = False) -> None:
+    """Write tokenizer.json and tokenizer_config.json (chat template inside); each file whole or not at all. types: the
+    model tells a pair's texts apart, of which transformers otherwise leaves it to the tokenizer's class to say so."""
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **parts.roles,
+        **({"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]} if types else {}),
         **parts.config,
     }
     if parts.template is not None:

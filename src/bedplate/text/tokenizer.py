@@ -18,6 +18,7 @@ from bedplate.text import marks, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
 from bedplate.text.directory import parts_from_directory, save_parts
+from bedplate.text.encoder_inputs import EncoderInput, TextOrPair, encoder_input
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.sandbox import MARK_VARIABLE
 from bedplate.text.training_chat import TrainingChat, conversation
@@ -54,9 +55,10 @@ class Tokenizer:
         """The GGUF metadata, where the format can express this tokenizer; otherwise TokenizerError."""
         return fields_from_parts(self._parts)
 
-    def save(self, directory: Path | str) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads."""
-        save_parts(self._parts, Path(directory))
+    def save(self, directory: Path | str, *, types: bool = False) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads. types: the model
+        tells a pair's texts apart."""
+        save_parts(self._parts, Path(directory), types)
 
     @cached_property
     def identity(self) -> str:
@@ -69,6 +71,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def max_length(self) -> int | None:
+        """How many tokens its files say a text should have at most."""
+        found = self._parts.config.get("model_max_length")
+        # Where there is no limit, transformers writes one of 10³⁰.
+        return int(found) if isinstance(found, int | float) and found < 10**9 else None
 
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -109,6 +118,24 @@ class Tokenizer:
         found = backend.encode_batch([_valid(text) for text in texts], add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in found]
 
+    def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:
+        """Texts, or pairs of texts, as an encoder reads them, in parallel threads: with the special tokens that are set
+        around them; control tokens in a text are the characters they are written with. limit: cut to so many tokens."""
+        for one in inputs:
+            for text in (one,) if isinstance(one, str) else one:
+                _valid(text)
+        found = self._user_backend.encode_batch_fast(list(inputs), add_special_tokens=True)
+        return [
+            encoder_input(encoding, not isinstance(one, str) and self._tells_types, limit)
+            for one, encoding in zip(inputs, found, strict=True)
+        ]
+
+    @cached_property
+    def _tells_types(self) -> bool:
+        """Whether its model is given the types that it sets."""
+        names = self._parts.config.get("model_input_names")
+        return names is None or "token_type_ids" in names
+
     def encode_chat(
         self,
         messages: Sequence[Message],
@@ -134,11 +161,7 @@ class Tokenizer:
         return self.encode(self._control_tokens.rename(rendered, mark), parse_special=False)
 
     def encode_conversation(
-        self,
-        messages: Sequence[Message],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        **extra: Any,
+        self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
     ) -> TrainingChat:
         """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
         the ids that training would see are not those of inference."""

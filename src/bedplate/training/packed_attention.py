@@ -17,13 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bedplate.models.inputs import segment_positions
 from bedplate.models.layers.attention import Attend, SegmentAttention, masked_attention
 from bedplate.models.layers.documents import Documents, Recurrence, of_lengths
 from bedplate.models.layers.how import PLAIN, How
@@ -68,8 +69,14 @@ class MaskAttention:
         self._mask = ((segments_BT[:, :, None] == theirs) | (theirs == 0)).tril()
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        how.only("attention by a mask, which trains on GPUs", "scale", "cap", "sinks")
-        return masked_attention(q_BTHD, k_BTGD, v_BTGV, self._mask, how, None)
+        distance = None if how.plain else self._distance_BTT
+        seen = how.within(self._mask, distance, causal=True)
+        return masked_attention(q_BTHD, k_BTGD, v_BTGV, seen, how, distance)
+
+    @cached_property
+    def _distance_BTT(self) -> Tensor:
+        at_BT = segment_positions(self._segments_BT)
+        return at_BT[:, None, :] - at_BT[:, :, None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return self._documents.recur(run, x_BTC)
@@ -81,7 +88,11 @@ class MaskAttention:
 
 
 class BlockAttention:
-    """Attention of one packed row without padding: `lengths` of its prefix (or 0) and of each of its documents."""
+    """Attention of one packed row without padding: `lengths` of its prefix (or 0) and of each of its documents.
+
+    A window that no document is longer than is none; layers with a shorter one, a cap, a bias or sinks are left to
+    `SegmentAttention`.
+    """
 
     keeps = False
 
@@ -122,11 +133,19 @@ class BlockAttention:
                 self._masks[n, keys] = self._mask(torch.ones(n, keys, dtype=torch.bool).tril(keys - n))
             self._blocks.append(TokenBlock(begin, end, start, prefix, self._masks[n, keys]))
 
+    @cached_property
+    def _by_segments(self) -> SegmentAttention:
+        numbers, lengths = torch.arange(len(self._lengths)), torch.tensor(self._lengths)
+        return SegmentAttention(numbers.repeat_interleave(lengths)[None], causal=True)
+
     def _mask(self, seen: Tensor) -> Tensor:
         return torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        how.only("attention in blocks, which trains on CPU", "scale")
+        if how.window is not None and how.window >= self._lengths[0] + max(self._lengths[1:], default=0):
+            how = replace(how, window=None)
+        if not how.plain:
+            return self._by_segments(layer, q_BTHD, k_BTGD, v_BTGV, how)
         scale = 1.0 / math.sqrt(q_BTHD.shape[-1]) if how.scale is None else how.scale
         out: Any = _PackedAttention.apply(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._blocks, scale)
         return out[None]

@@ -75,7 +75,7 @@ class Routers:
         by_router = {one.router: one for one in routings}
         heard = [by_router[router] for router in self._routers if router in by_router]
         inside = Documents(batch.inputs, len(batch.ids))
-        if len(heard) < len(self._routers) or any(len(one.logits_NE) != len(inside.counts_N) for one in heard):
+        if not heard or any(len(one.logits_NE) != len(inside.counts_N) for one in heard):
             raise TrainingError("router losses are of one pass over the batch's tokens, which this objective lacks")
         self._count(heard, inside.counts_N)
         found = _statistics(heard, inside)

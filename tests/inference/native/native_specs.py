@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs.transformer import (
+    Experts,
     LinearScaling,
     LongRopeScaling,
     Rope,
@@ -104,3 +105,28 @@ FAMILIES = {
     ),
 }
 """What published families have, in few specs."""
+
+EXPERTS = {
+    "softmax": spec_of(qk_norm="projection", experts=Experts(8, 3, 64, renormalise=False)),
+    "sigmoid": spec_of(
+        layers=3,
+        experts=Experts(
+            *(16, 4, 32, 96, 1),
+            selection_bias=True,
+            shared_gate=True,
+            scoring="sigmoid",
+            scale=2.5,
+            groups=4,
+            groups_chosen=2,
+        ),
+    ),
+    "chosen": spec_of(
+        experts=Experts(8, 2, 96, router_bias=True, bias=True, scoring="softmax_chosen"),
+        activation="clamped_silu",
+        attention_sinks=True,
+    ),
+    "every other": spec_of(
+        layers=3, experts=Experts(4, 2, 64, every=2), gated=False, activation="gelu", norm_placement="sandwich"
+    ),
+}
+"""Mixtures of experts."""

@@ -43,13 +43,14 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "relative_bias": (RelativeBias(),),
     "relative_projection": (True,),
     "latent": (LATENT,),
-    "experts": (Experts(4, 2, 16),),
     "cross_size": (48,),
     "value_tables": (1,),
     "prediction_modules": (1,),
     "attention_gate": (True,),
     "state": (ShortConvolution(),),
     "state_layers": ((True, False),),
+    "sinusoids": (True,),
+    "head_bias": (True,),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {
@@ -88,6 +89,7 @@ TAKEN: dict[str, tuple[Any, ...]] = {
     "final_norm": (False, True),
     "first_norm": (False,),
     "parallel": (True,),
+    "experts": (Experts(4, 2, 32), Experts(8, 2, 32, 64, 1, 1, True, True, True, True, "sigmoid", False, 2.0, 2, 1)),
     "attention_sinks": (True,),
     "scales": (Scales(), Scales(4.0, 0.1, 50.0, 30.0, 0.5, 0.2)),
 }
@@ -131,8 +133,16 @@ def test_what_the_kernel_does_is_taken(field: str, value: Any) -> None:
     assert refused_field(changed(field, value)) is None
 
 
+@dataclass(frozen=True)
+class Wider(Experts):
+    width: int = 1
+
+
 def test_what_depends_on_other_fields() -> None:
     assert refused_field(spec_of(parallel=True, norm_placement="sandwich")) == "parallel"
+    assert refused_field(spec_of(parallel=True, experts=Experts(4, 2, 32))) == "parallel"
+    assert refused_field(spec_of(activation="clamped_silu", experts=Experts(4, 2, 32))) is None
+    assert refused_field(spec_of(experts=Wider(4, 2, 32))) == "experts"
     assert refused_field(spec_of(rope=Rope(scaling=LONG), context_length=128)) is None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.context.outcome import Export, Latency, Result, latency
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, Result, latency
 from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
 from bedplate.adaptation.task.format_spec import Format
 from bedplate.core.errors import BedplateError, DataError, UsageError
@@ -41,7 +41,7 @@ class FormatTrial:
     evaluation: Evaluation
     own: Latency
     latency: Latency
-    export: Export
+    export: ExportCheck
     skin: str
     skin_id: str
     seconds: float
@@ -133,7 +133,7 @@ def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
             return None
         values["evaluation"] = Evaluation.from_json(values["evaluation"])
         values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
-        values["export"] = Export(**values["export"])
+        values["export"] = ExportCheck(**values["export"])
         trial = FormatTrial(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error

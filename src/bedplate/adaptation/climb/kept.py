@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.context.outcome import Export, Latency, Plan, Result, Skip
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, Plan, Result, Skip
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.evaluation.harness import Evaluation
@@ -57,7 +57,7 @@ def read_result(directory: Path, config: str) -> tuple[Result, float] | None:
     seconds = float(values.pop("seconds"))
     values["evaluation"] = Evaluation.from_json(values["evaluation"])
     values["latency"] = Latency(**values["latency"])
-    values["export"] = None if values["export"] is None else Export(**values["export"])
+    values["export"] = None if values["export"] is None else ExportCheck(**values["export"])
     for name in ("seeds", "search", "left_out", "parts"):
         values[name] = tuple(values[name])
     return Result(**values), seconds

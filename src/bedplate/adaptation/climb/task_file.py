@@ -42,11 +42,7 @@ def check_rungs(rungs: Sequence[str]) -> None:
 
 
 def load_adapt_task(
-    path: Path | str,
-    overrides: Sequence[str] = (),
-    rungs: Sequence[str] | None = None,
-    *,
-    beside: Path | None = None,
+    path: Path | str, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None, *, beside: Path | None = None
 ) -> tuple[Task, AdaptSpec]:
     """A task file and its `adapt` section; `rungs` replaces the file's own. beside: the file whose directory relative
     paths start from, where it is not this one. Raises ConfigError, UsageError."""

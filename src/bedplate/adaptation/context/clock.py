@@ -16,12 +16,7 @@ class Clock:
     """
 
     def __init__(
-        self,
-        seconds: float | None,
-        beside: Clock | None = None,
-        *,
-        usd: float | None = None,
-        usd_per_hour: float = 0.0,
+        self, seconds: float | None, beside: Clock | None = None, *, usd: float | None = None, usd_per_hour: float = 0.0
     ) -> None:
         self.seconds, self.usd = seconds, usd
         self._per_second = usd_per_hour / 3600

@@ -58,7 +58,7 @@ def latency(seconds: Sequence[float]) -> Latency:
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportCheck:
     """The skin as read back from disk against the answers that it was chosen by: rows asked again, equal answers, and
     the largest difference of a label's log-probability. In bfloat16 these differ a little between batch sizes, and
     where they do, written text goes another way from there on."""
@@ -86,7 +86,7 @@ class Result:
     seeds: tuple[Mapping[str, Any], ...] = ()
     search: tuple[Mapping[str, Any], ...] = ()
     left_out: tuple[str, ...] = ()
-    export: Export | None = None
+    export: ExportCheck | None = None
     details: Mapping[str, Any] = field(default_factory=dict[str, Any])
     child: str | None = None
     parts: tuple[str, ...] = ()

@@ -86,7 +86,7 @@ def build_report(
     opening: Opening | None,
     alpha: float,
     confirmations: Sequence[schema.Confirmation],
-    decision: gate.Decision,
+    decision: gate.GateDecision,
     *,
     predictions: Sequence[Mapping[str, Any]],
     guards: Mapping[str, Sequence[GuardResult]],

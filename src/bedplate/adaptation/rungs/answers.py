@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Export, Latency, Result, latency
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, Result, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
@@ -115,7 +115,7 @@ def single_calls(predictor: Answers, sample: Sequence[Example], tenant: str = "t
 
 def measure(
     context: Context, predictor: Predictor, chosen_by: Mapping[str, Prediction | None]
-) -> tuple[Latency, Export]:
+) -> tuple[Latency, ExportCheck]:
     """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before.
 
     `chosen_by`: example id → the prediction that the skin was chosen by.
@@ -128,7 +128,7 @@ def measure(
 
 def agreement(
     sample: Sequence[Example], again: Sequence[Prediction], chosen_by: Mapping[str, Prediction | None]
-) -> Export:
+) -> ExportCheck:
     """Single calls of a sample against the predictions, by example id, that the skin was chosen by."""
     equal, difference = 0, 0.0
     for example, prediction in zip(sample, again, strict=True):
@@ -136,7 +136,7 @@ def agreement(
         assert before is not None
         equal += prediction.output == before.output
         difference = max([difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores)])
-    return Export(len(again), equal, difference)
+    return ExportCheck(len(again), equal, difference)
 
 
 def judged(

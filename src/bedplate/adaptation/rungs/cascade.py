@@ -49,9 +49,7 @@ class Cascade(Rung):
 
     name = "cascade"
     traits = Traits(
-        side="both",
-        needs="skins",
-        no_curve="it is made of other rungs' skins, which the ladder has at one size",
+        side="both", needs="skins", no_curve="it is made of other rungs' skins, which the ladder has at one size"
     )
 
     def plan(self, context: Context) -> Plan | Skip:

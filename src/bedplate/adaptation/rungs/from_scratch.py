@@ -12,7 +12,7 @@ import numpy as np
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
-from bedplate.adaptation.rungs.nearest import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example

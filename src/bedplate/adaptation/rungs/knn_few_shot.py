@@ -80,11 +80,7 @@ class KnnFewShot(Rung):
             return no_time(seconds, context.left)
         if len(tried) < wanted:
             left_out.append(f"{wanted - len(tried)} of {wanted} ways to choose demonstrations were not tried: no time")
-        settings = {
-            "tried": tried,
-            "embedders": [one.to_json() for one in embedders],
-            "first_rows": first_rows,
-        }
+        settings = {"tried": tried, "embedders": [one.to_json() for one in embedders], "first_rows": first_rows}
         return Plan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:

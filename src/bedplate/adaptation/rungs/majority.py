@@ -32,10 +32,7 @@ class Majority(Rung):
 
     name = "majority"
     traits = Traits(
-        side="reference",
-        needs="nothing",
-        own_prompt=True,
-        no_curve="it says how often the most frequent label occurs",
+        side="reference", needs="nothing", own_prompt=True, no_curve="it says how often the most frequent label occurs"
     )
 
     def plan(self, context: Context) -> Plan | Skip:

@@ -70,12 +70,7 @@ class PromptSearch(Rung):
                 f"{wanted[0] - proposals} of {wanted[0]} proposals and {wanted[1] - len(sets)} of {wanted[1]} sets of "
                 "demonstrations were not tried: no time"
             )
-        settings = {
-            "proposals": proposals,
-            "sets": sets,
-            "first_rows": first_rows,
-            "second_rows": second_rows,
-        }
+        settings = {"proposals": proposals, "sets": sets, "first_rows": first_rows, "second_rows": second_rows}
         return Plan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:

@@ -137,11 +137,7 @@ class RetrievalRung(Rung):
         vectors = embedder.embed(context, [chunk.text for chunk in chunks], kept)
         whole = np.flatnonzero(vectors.any(axis=1)).tolist()
         return Passages(
-            np.ascontiguousarray(vectors[whole]),
-            tuple(chunks[i] for i in whole),
-            1,
-            embedder.pooling,
-            embedder.depth,
+            np.ascontiguousarray(vectors[whole]), tuple(chunks[i] for i in whole), 1, embedder.pooling, embedder.depth
         )
 
     @staticmethod

@@ -163,12 +163,7 @@ class TuningRung(Rung):
 
     @abstractmethod
     def train(
-        self,
-        context: Context,
-        source: ExampleSource,
-        config: TrainConfig,
-        work: Path,
-        output: TaskOutput,
+        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
 

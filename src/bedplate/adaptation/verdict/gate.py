@@ -181,7 +181,7 @@ def confirm(
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """The verdict; `rung` is the skin that passed, or the nominee that came nearest, or None."""
 
     status: Status
@@ -198,7 +198,7 @@ def decide(
     n: int,
     groups: int,
     guards: Mapping[str, Sequence[Guard]] | None = None,
-) -> Decision:
+) -> GateDecision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards hold. FAIL: every upper bound
     lies below it (or a guard of the nominee is broken), or nothing was feasible. Otherwise INSUFFICIENT_DATA, with the
     rows that would be needed.
@@ -208,7 +208,7 @@ def decide(
     guards = {} if guards is None else guards
     if not nomination.nominees:
         why = "; ".join(f"{rung} {reason}" for rung, reason in nomination.reasons.items()) or "no rung made a skin"
-        return Decision("FAIL", None, f"Nothing is feasible: {why}.")
+        return GateDecision("FAIL", None, f"Nothing is feasible: {why}.")
     by_rung = {c.rung: c for c in confirmations}
     if set(by_rung) != set(nomination.nominees):
         raise UsageError("every nominee needs exactly one confirmation")
@@ -224,7 +224,7 @@ def decide(
             )
             if guards.get(c.rung):
                 text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
-            return Decision("PASS", c.rung, text)
+            return GateDecision("PASS", c.rung, text)
     stopped = " ".join(
         f"{c.rung} clears the target ({c.estimate:.3f}, at least {c.lower:.3f}) and is held back by its "
         f"{guard.guard} guard: {guard.reason}."
@@ -238,19 +238,19 @@ def decide(
             f"No nominee's lower bound clears the target of {target:g} on {rows}, and for {unbounded.rung} there is "
             f"none, whatever the estimate (best: {best.rung}, {best.estimate:.3f}): {unbounded.reason}."
         )
-        return Decision("INSUFFICIENT_DATA", None, text)
+        return GateDecision("INSUFFICIENT_DATA", None, text)
     below = [c for c in ordered if c.upper is not None and c.upper < target]
     if stopped and all(c in below or held[c.rung] is False for c in ordered):
         rest = " Every other nominee's upper bound lies below the target." if below else ""
-        return Decision("FAIL", None, f"{stopped}{rest}")
+        return GateDecision("FAIL", None, f"{stopped}{rest}")
     if stopped:
-        return Decision("INSUFFICIENT_DATA", None, stopped)
+        return GateDecision("INSUFFICIENT_DATA", None, stopped)
     if len(below) == len(ordered):
         text = (
             f"Every nominee's upper bound lies below the target of {target:g}; the best is {best.rung} with {metric} "
             f"{best.estimate:.3f}, at most {best.upper:.3f} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
-        return Decision("FAIL", None, text)
+        return GateDecision("FAIL", None, text)
     needed = [c.needed_n for c in ordered if c.needed_n is not None]
     hope = (
         f"about {min(needed):,} test rows would be needed for 80% power at the valid estimate"
@@ -261,7 +261,7 @@ def decide(
         f"No nominee's lower bound clears the target of {target:g} on {rows}, and not every upper bound is below it "
         f"(best: {best.rung}, {best.estimate:.3f}, from {best.lower:.3f}); {hope}."
     )
-    return Decision("INSUFFICIENT_DATA", None, text)
+    return GateDecision("INSUFFICIENT_DATA", None, text)
 
 
 def _held(guards: Sequence[Guard]) -> bool | None:

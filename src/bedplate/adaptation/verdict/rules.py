@@ -141,11 +141,7 @@ def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | No
 
 
 def _better(
-    tuned: str | None,
-    other: str | None,
-    outcomes: Mapping[str, RungOutcome],
-    tested: Mapping[str, Tested],
-    seed: int,
+    tuned: str | None, other: str | None, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
 ) -> tuple[str, str]:
     if tuned is None or other is None:
         return "undecided", f"no {'tuned' if tuned is None else 'prompted'} rung made a skin"

@@ -22,8 +22,7 @@ def amortise(
         Path, typer.Argument(metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False)
     ],
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values over the file.", show_default=False),
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values over the file.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

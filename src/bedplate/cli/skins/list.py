@@ -14,8 +14,7 @@ from bedplate.core.progress import console
 
 def list(
     directories: Annotated[
-        builtins.list[str] | None,
-        typer.Argument(help="Directories to look through and record.", show_default=False),
+        builtins.list[str] | None, typer.Argument(help="Directories to look through and record.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

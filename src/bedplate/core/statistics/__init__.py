@@ -23,13 +23,7 @@ from bedplate.core.statistics.clusters import (
     intraclass_correlation,
 )
 from bedplate.core.statistics.multiplicity import HolmBound, holm, holm_bounds, needed_n, simultaneous, spent_alpha
-from bedplate.core.statistics.paired import (
-    PairedDifference,
-    mcnemar_exact,
-    paired_difference,
-    sign_flip,
-    swap_test,
-)
+from bedplate.core.statistics.paired import PairedDifference, mcnemar_exact, paired_difference, sign_flip, swap_test
 from bedplate.core.statistics.proportions import binomial_interval, binomial_lower, binomial_upper, wilson
 from bedplate.core.statistics.two_sample import (
     TwoSample,

@@ -151,11 +151,7 @@ def effective_n_bound(
 
 
 def effective_n_interval(
-    successes: ArrayLike,
-    groups: Groups | None,
-    confidence: float = 0.95,
-    *,
-    minimum_groups: int = MINIMUM_GROUPS,
+    successes: ArrayLike, groups: Groups | None, confidence: float = 0.95, *, minimum_groups: int = MINIMUM_GROUPS
 ) -> tuple[float, float]:
     """Two-sided interval from the two one-sided bounds, (1 - confidence) / 2 on each side."""
     each = 1 - (1 - confidence) / 2

@@ -66,7 +66,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class States:
+class StateBytes:
     """Bytes a parameter. weights: of the copy that is computed with. gradient, master, moments: 0 where frozen.
     extra_bytes: of adapters with all of their states, on every device."""
 
@@ -110,7 +110,7 @@ class StepTime:
         return self.compute + self.bubble + self.communication
 
 
-def device_bytes(shape: LayoutShape, layout: Layout, states: States, sequence_tokens: int) -> DeviceBytes:
+def device_bytes(shape: LayoutShape, layout: Layout, states: StateBytes, sequence_tokens: int) -> DeviceBytes:
     """Bytes on the fullest device of a layout."""
     dense, experts = _parameters(shape, layout)
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)

@@ -16,7 +16,7 @@ from bedplate.economics.model.activations import Recompute
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import LayoutShape, shape_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
-from bedplate.economics.training.layout import DeviceBytes, Layout, States, StepTime, device_bytes, step_time
+from bedplate.economics.training.layout import DeviceBytes, Layout, StateBytes, StepTime, device_bytes, step_time
 from bedplate.models.specs import Spec
 
 MARGIN = 0.1
@@ -60,13 +60,13 @@ class TrainingJob:
         return shape_of(self.spec, self.sequence_tokens, self.value_bytes)
 
     @property
-    def states(self) -> States:
+    def states(self) -> StateBytes:
         master = 4.0 if self.value_bytes == 2.0 else 0.0
         moments = optimizer_bytes(self.spec, self.optimizer, master=False) / parameters(self.spec).total
         if self.method == "lora":  # adapters are matrices
             each = self.value_bytes + 4.0 + master + OPTIMIZERS[self.optimizer].matrices
-            return States(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
-        return States(self.value_bytes, 4.0, master, moments)
+            return StateBytes(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
+        return StateBytes(self.value_bytes, 4.0, master, moments)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
     return best, nearest
 
 
-def _smallest(job: TrainingJob, shape: LayoutShape, states: States, degrees: Layout) -> tuple[Layout, DeviceBytes]:
+def _smallest(job: TrainingJob, shape: LayoutShape, states: StateBytes, degrees: Layout) -> tuple[Layout, DeviceBytes]:
     """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
     again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
     stages = (2, 3) if degrees.replicas > 1 else (0,)

@@ -167,10 +167,7 @@ def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Fit
 
 def _warnings(parameters: float, tokens: float, fit: Fit) -> list[str]:
     found: list[str] = []
-    for what, value, (low, high) in (
-        ("parameters", parameters, fit.parameters),
-        ("tokens", tokens, fit.tokens),
-    ):
+    for what, value, (low, high) in (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens)):
         if not low <= value <= high:
             found.append(f"{value:.2g} {what} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated")
     return found

@@ -4,7 +4,7 @@ suite.py            what every suite is, and how its items are asked
 items.py            sets of multiple-choice questions, from what can be pulled or a team's own file
 multiple_choice.py  their score by log-likelihood, as lm-eval counts it
 text.py             loss per token on documents that no task trains on
-measured.py         what a base scores on one of SUITES, with intervals
+suite_scores.py     what a base scores on one of SUITES, with intervals
 refusals.py         requests to refuse and requests to answer, the detector of refusals and its error rates
 """
 

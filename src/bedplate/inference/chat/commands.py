@@ -12,7 +12,7 @@ from bedplate.inference.chat.conversation import SETTINGS, Conversation, read_se
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutcome:
     """say: what to show. ask: what to ask next. leave: whether the chat is over."""
 
     say: str = ""
@@ -24,10 +24,10 @@ class Outcome:
 class Command:
     usage: str
     help: str
-    run: Callable[[Conversation, str], Outcome]
+    run: Callable[[Conversation, str], CommandOutcome]
 
 
-def _help(conversation: Conversation, argument: str) -> Outcome:
+def _help(conversation: Conversation, argument: str) -> CommandOutcome:
     width = max(len(command.usage) for command in COMMANDS.values())
     lines = [f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()]
     lines += [
@@ -35,59 +35,59 @@ def _help(conversation: Conversation, argument: str) -> Outcome:
         'A line that ends with \\ goes on in the next; """ alone begins and ends a text of several lines.',
         "A message that begins with / is written with //. Ctrl-C stops an answer; again, or Ctrl-D, leaves.",
     ]
-    return Outcome("\n".join(lines))
+    return CommandOutcome("\n".join(lines))
 
 
-def _system(conversation: Conversation, argument: str) -> Outcome:
+def _system(conversation: Conversation, argument: str) -> CommandOutcome:
     if not argument:
-        return Outcome(conversation.system or "there is no system message")
+        return CommandOutcome(conversation.system or "there is no system message")
     conversation.set_system("" if argument == "-" else argument)
-    return Outcome("the system message is set" if conversation.system else "there is no system message now")
+    return CommandOutcome("the system message is set" if conversation.system else "there is no system message now")
 
 
-def _reset(conversation: Conversation, argument: str) -> Outcome:
+def _reset(conversation: Conversation, argument: str) -> CommandOutcome:
     conversation.reset()
-    return Outcome("a new conversation")
+    return CommandOutcome("a new conversation")
 
 
-def _retry(conversation: Conversation, argument: str) -> Outcome:
-    return Outcome(ask=conversation.retry())
+def _retry(conversation: Conversation, argument: str) -> CommandOutcome:
+    return CommandOutcome(ask=conversation.retry())
 
 
-def _undo(conversation: Conversation, argument: str) -> Outcome:
-    return Outcome(f"taken back: {_short(conversation.undo())}")
+def _undo(conversation: Conversation, argument: str) -> CommandOutcome:
+    return CommandOutcome(f"taken back: {_short(conversation.undo())}")
 
 
-def _save(conversation: Conversation, argument: str) -> Outcome:
+def _save(conversation: Conversation, argument: str) -> CommandOutcome:
     conversation.save(_file(argument, "/save"))
-    return Outcome(f"saved to {argument}")
+    return CommandOutcome(f"saved to {argument}")
 
 
-def _load(conversation: Conversation, argument: str) -> Outcome:
+def _load(conversation: Conversation, argument: str) -> CommandOutcome:
     conversation.load(_file(argument, "/load"))
-    return Outcome(f"{len(conversation.messages) // 2} turns loaded")
+    return CommandOutcome(f"{len(conversation.messages) // 2} turns loaded")
 
 
-def _set(conversation: Conversation, argument: str) -> Outcome:
+def _set(conversation: Conversation, argument: str) -> CommandOutcome:
     if argument:
         conversation.set(read_settings(argument))
     given = [f"{name}={value}" for name, value in conversation.settings.items()]
     others = ", ".join(name for name in SETTINGS if name not in conversation.settings)
-    return Outcome(f"set: {' '.join(given) or 'nothing'}\nleft to the model: {others}")
+    return CommandOutcome(f"set: {' '.join(given) or 'nothing'}\nleft to the model: {others}")
 
 
-def _model(conversation: Conversation, argument: str) -> Outcome:
+def _model(conversation: Conversation, argument: str) -> CommandOutcome:
     if argument:
         conversation.change_partner(argument)
     partner = conversation.partner
     reads = f"reads {', '.join(partner.inputs)}" if partner.inputs else "reads the whole conversation"
-    return Outcome(f"{partner.name}: {reads}")
+    return CommandOutcome(f"{partner.name}: {reads}")
 
 
-def _tokens(conversation: Conversation, argument: str) -> Outcome:
+def _tokens(conversation: Conversation, argument: str) -> CommandOutcome:
     turns = conversation.turns
     if not turns:
-        return Outcome("no tokens yet")
+        return CommandOutcome("no tokens yet")
     prompt, cached, made = (
         sum(getattr(turn, name) or 0 for turn in turns)
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -100,11 +100,11 @@ def _tokens(conversation: Conversation, argument: str) -> Outcome:
     if context is not None and not conversation.partner.inputs:
         used = (turns[-1].prompt_tokens or 0) + (turns[-1].completion_tokens or 0)
         lines.append(f"the context holds {context:,} tokens; {used:,} are used")
-    return Outcome("\n".join(lines))
+    return CommandOutcome("\n".join(lines))
 
 
-def _quit(conversation: Conversation, argument: str) -> Outcome:
-    return Outcome(leave=True)
+def _quit(conversation: Conversation, argument: str) -> CommandOutcome:
+    return CommandOutcome(leave=True)
 
 
 COMMANDS: dict[str, Command] = {
@@ -123,7 +123,7 @@ COMMANDS: dict[str, Command] = {
 _NO_ARGUMENT = {"help", "reset", "retry", "undo", "tokens", "quit"}
 
 
-def run_command(conversation: Conversation, line: str) -> Outcome:
+def run_command(conversation: Conversation, line: str) -> CommandOutcome:
     """Runs a line that begins with one /. UsageError for a command that does not exist."""
     name, _, argument = line[1:].partition(" ")
     if name not in COMMANDS:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
-from bedplate.inference.chat.commands import Outcome, run_command
+from bedplate.inference.chat.commands import CommandOutcome, run_command
 from bedplate.inference.chat.conversation import Conversation
 from bedplate.inference.chat.history import line_editing
 from bedplate.inference.chat.partners import Turn
@@ -121,10 +121,10 @@ def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> 
     return 1 if failed else 0
 
 
-def _outcome(conversation: Conversation, content: str) -> Outcome:
+def _outcome(conversation: Conversation, content: str) -> CommandOutcome:
     if content.startswith("//"):
-        return Outcome(ask=content[1:])
-    return run_command(conversation, content) if content.startswith("/") else Outcome(ask=content)
+        return CommandOutcome(ask=content[1:])
+    return run_command(conversation, content) if content.startswith("/") else CommandOutcome(ask=content)
 
 
 def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:

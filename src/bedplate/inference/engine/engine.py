@@ -232,7 +232,13 @@ class Engine(Closing):
         with self._compute:
             self._adapters.check_new(key)
             self._adapters.sweep()
-            self._adapters.add(Loaded(key, self.bank.add(config, tensors)))
+            slot = self.bank.add(config, tensors)
+            try:
+                self._forward.take(slot)
+            except UsageError:
+                self.bank.remove(slot)
+                raise
+            self._adapters.add(Loaded(key, slot))
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand

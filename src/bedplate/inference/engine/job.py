@@ -107,6 +107,8 @@ class Job(ABC, Generic[R]):
         self.number = 0
         self.depth: int | None = None
         """How many blocks are run for it, None all."""
+        self.types: Sequence[int] = ()
+        """Of its tokens, where an encoder tells the parts of a text apart."""
         self.row: int | None = None
         self.done = self.kept = self.shared = 0
         self.marks: tuple[int, ...] = ()

@@ -3,7 +3,7 @@
 from bedplate.inference.engine.kinds.classify import Classification, Classify
 from bedplate.inference.engine.kinds.embed import Embed, Embedding
 from bedplate.inference.engine.kinds.generate import Generate, Generation
-from bedplate.inference.engine.kinds.pooled import Pooling
+from bedplate.inference.engine.kinds.label import Label
 from bedplate.inference.engine.kinds.request import (
     NO_TERMS,
     FinishReason,
@@ -17,6 +17,7 @@ from bedplate.inference.engine.kinds.request import (
 )
 from bedplate.inference.engine.kinds.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling
 from bedplate.inference.engine.kinds.score import Score, Scores
+from bedplate.models.specs.sentence import Pooling
 
 __all__ = [
     "MAX_ALTERNATIVES",
@@ -31,6 +32,7 @@ __all__ = [
     "Generation",
     "Grammar",
     "GrammarKind",
+    "Label",
     "LookedUp",
     "Pooling",
     "Request",

@@ -147,7 +147,8 @@ class Runner:
         if job.depth is None:
             return job.adapter, match
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
-        return ((job.adapter, job.depth), shallow) if shallow.length > match.length else (job.adapter, match)
+        better = (shallow.length, shallow.known) > (match.length, match.known)
+        return ((job.adapter, job.depth), shallow) if better else (job.adapter, match)
 
     def _marks(self, job: Job, match: Match, cache: KVCache) -> tuple[int, ...]:
         """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt
@@ -210,6 +211,7 @@ class Runner:
         spans: list[Span] = []
         adapters: list[Loaded] = []
         sources: list[Source] = []
+        types: list[int] = []
         wanted: list[int] = []
         asked: list[tuple[Wants, int]] = []
         for one in work:
@@ -219,15 +221,18 @@ class Runner:
             if one.tokens:
                 spans.append(Span(row, begin, one.tokens, 0 if job.reads else job.source))
                 adapters.append(job.adapter)
+            if job.types:
+                types += [0] * (len(tokens) - len(types)) + list(job.types[begin : one.end])
             tokens += job.tokens[begin : one.end]
             wanted += range(len(tokens), len(tokens) + len(one.draft))
             tokens += one.draft
             if job.done < job.source <= one.end and not job.reads:
                 sources.append(Source(row, job.tokens[: job.source], job.adapter))
         states, reads = any(one.states for one, _ in asked), work[0].job.reads
+        types += [0] * (len(tokens) - len(types)) if types else []
         out = PassOutput(None)
         if spans or sources:
-            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, sources, reads))
+            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types, sources, reads))
         computed += [(one.job, one.count + len(one.draft)) for one in work]
         self._counters.computed_tokens += len(tokens) + sum(len(one.tokens) for one in sources)
         self._take(work, asked, out)
@@ -269,6 +274,7 @@ class Runner:
         """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
         if self._rows is not None and job.row is not None and not self._rows.cache.rewinds(job.row, job.done):
             _, match = self._match(job, job.done)
+            self._rows.cache.free(job.row)
             self._rows.load(job.row, match)
             job.done = match.length
 

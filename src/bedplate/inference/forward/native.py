@@ -52,12 +52,15 @@ class NativeForward(Forward):
         return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
     def _adapter(self, slot: int) -> NativeAdapter:
-        """The bank's adapter as the kernel reads it, made when it first runs."""
+        """The bank's adapter as the kernel reads it, made once."""
         if slot not in self._adapters:
             assert self._bank is not None  # without one there are no slots
             # Shares the bank's tensors, which are stored the way the kernel reads them.
             self._adapters[slot] = self._decoder.adapter_of(self._bank, slot)
         return self._adapters[slot]
+
+    def take(self, slot: int) -> None:
+        self._adapter(slot)
 
     def forget(self, slot: int) -> None:
         self._adapters.pop(slot, None)

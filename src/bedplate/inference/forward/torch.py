@@ -25,8 +25,9 @@ class FlatBatch:
     """New tokens of several sequences, one after the other.
 
     wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. sources: texts that the encoder reads before, which end up in their rows of the cache.
-    reads: the tokens are whole texts for the encoder themselves, and spans have no rows.
+    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
+    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
+    have no rows.
     """
 
     tokens: Sequence[int]
@@ -35,6 +36,7 @@ class FlatBatch:
     wanted: Sequence[int]
     depth: int | None = None
     states: bool = False
+    types: Sequence[int] = ()
     sources: Sequence[Source] = ()
     reads: bool = False
 
@@ -77,6 +79,9 @@ class Forward(Protocol):
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
 
+    def take(self, slot: int) -> None:
+        """The slot's adapter has come to the bank. Raises UsageError where it cannot be run this way."""
+
     def forget(self, slot: int) -> None:
         """The slot's adapter is leaving the bank: what is kept of it goes."""
 
@@ -109,7 +114,7 @@ class TorchForward(Forward):
         model, device, spans = self._base.model, self._base.device, batch.spans
         if self._cache is None or batch.reads:
             lengths = [span.length for span in spans]
-            return PassOutput(None, self._read(batch.tokens, lengths, batch.adapters, batch.depth))
+            return PassOutput(None, self._read(batch.tokens, lengths, batch.adapters, batch.depth, batch.types))
         if batch.sources:
             self._encode(batch.sources, self._cache)
         if not spans:
@@ -127,7 +132,12 @@ class TorchForward(Forward):
         return PassOutput(logits_WV, hidden_ND)
 
     def _read(
-        self, tokens: Sequence[int], lengths: Sequence[int], adapters: Sequence[Loaded], depth: int | None = None
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        adapters: Sequence[Loaded],
+        depth: int | None = None,
+        types: Sequence[int] = (),
     ) -> Tensor:
         """The states [N, D] of whole texts behind each other, as the model reads them."""
         device = self._base.device
@@ -135,7 +145,8 @@ class TorchForward(Forward):
         segments = torch.arange(1, len(lengths) + 1, device=device).repeat_interleave(count)[None]
         self._select([adapter.slot for adapter in adapters], list(lengths))
         try:
-            inputs = Inputs(torch.tensor([list(tokens)], device=device), segments=segments)
+            kinds = torch.tensor([list(types)], device=device) if types else None
+            inputs = Inputs(torch.tensor([list(tokens)], device=device), segments=segments, types=kinds)
             return self._base.model.encode(inputs, depth=depth).hidden[0]
         finally:
             self._select([], [])

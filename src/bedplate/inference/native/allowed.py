@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 
-from bedplate.inference.native.description import ACTIVATIONS
 from bedplate.models.specs.transformer import (
+    Experts,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -25,6 +25,14 @@ _ANY = (
     *("attention_bias", "key_bias", "output_bias", "feedforward_bias", "qk_norm", "attention_sinks"),
     *("gated", "tied_head", "windows", "rope_layers", "position_rows"),
     "pooling",  # of the states, outside the kernel
+)
+
+
+_EXPERTS = frozenset(
+    {
+        *("count", "per_token", "feedforward_size", "shared_size", "first_dense", "every", "router_bias"),
+        *("selection_bias", "bias", "shared_gate", "scoring", "renormalise", "scale", "groups", "groups_chosen"),
+    }
 )
 
 
@@ -46,14 +54,20 @@ def _scales(spec: TransformerSpec) -> bool:
     )
 
 
+def _experts(spec: TransformerSpec) -> bool:
+    part = spec.experts
+    return part is None or part == Experts(**{name: getattr(part, name) for name in _EXPERTS})
+
+
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     **dict.fromkeys(_ANY, lambda _: True),
     "kind": lambda spec: spec.kind == "decoder",
     "norm_placement": lambda spec: spec.norm_placement in ("pre", "branch", "sandwich"),
     "rope": lambda spec: _turns(spec, spec.rope),
     "local_rope": lambda spec: _turns(spec, spec.local_rope),
-    "activation": lambda spec: spec.activation in ACTIVATIONS,
-    "parallel": lambda spec: not spec.parallel or spec.norm_placement == "pre",
+    # Clamped: what is between an expert's products only.
+    "activation": lambda spec: spec.activation != "clamped_silu" or (spec.gated and spec.experts is not None),
+    "parallel": lambda spec: not spec.parallel or (spec.norm_placement == "pre" and spec.experts is None),
     "scales": _scales,
     "token_types": lambda spec: spec.token_types == 0,
     "pooler": lambda spec: not spec.pooler,
@@ -62,7 +76,7 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "relative_bias": lambda spec: spec.relative_bias is None,
     "relative_projection": lambda spec: not spec.relative_projection,
     "latent": lambda spec: spec.latent is None,
-    "experts": lambda spec: spec.experts is None,
+    "experts": _experts,
     "cross_size": lambda spec: spec.cross_size is None,
     "value_tables": lambda spec: spec.value_tables == 0,
     "sinusoids": lambda spec: not spec.sinusoids,

@@ -26,7 +26,7 @@ int32_t chunk_for(const Shape& s) {
 #endif
     if (cache <= 0) cache = 1 << 20;  // not said: what most processors have
     const Reads form = !s.floats ? BYTES : reads(s.wide ? F32 : BF16);
-    const int64_t bytes = int64_t(std::max(s.hidden, s.feedforward)) * (form == BYTES ? 1 : form == HALVES ? 2 : 4);
+    const int64_t bytes = int64_t(std::max({s.hidden, s.feedforward, s.expert_size})) * (form == BYTES ? 1 : form == HALVES ? 2 : 4);
     return int32_t(std::min<int64_t>(std::max<int64_t>(cache / 2 / bytes / TILE, 4), 64) * TILE);
 }
 
@@ -35,6 +35,20 @@ using Narrow = Pairs;
 #else
 using Narrow = Floats<uint16_t>;
 #endif
+
+void add_matrix(Model& m, Linear& w, int source, int in, int out, const void* data, const float* bias) {
+    w.format = format_of(source), w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
+    w.panel_bytes = panel_size(w.format, in);
+    w.data = m.arena.take(w.panels * w.panel_bytes);
+    // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.
+    Pool& pool = Pool::shared();
+    const int threads = m.shape.threads;
+    std::lock_guard<std::mutex> one(pool.one_at_a_time);
+    pool.run(threads, [&](int thread) {
+        pack(w, source, data, int(share(w.panels, thread, threads)), int(share(w.panels, thread + 1, threads)));
+    });
+    if (bias) w.bias = keep(m.arena, bias, out, w.panels * LANES);
+}
 
 template <class Way>
 void run(Handle& h, const Call& call, Pool& pool) {
@@ -97,18 +111,21 @@ int bedplate_vector(void* handle, int layer, int which, int size, const float* w
 int bedplate_linear(void* handle, int layer, int place, int source, int in, int out, const void* data,
                     const float* bias) try {
     Model& m = static_cast<Handle*>(handle)->model;
-    Linear& w = place < 0 ? m.head : m.layers[size_t(layer)].linear[place];
-    w.format = format_of(source), w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
-    w.panel_bytes = panel_size(w.format, in);
-    w.data = m.arena.take(w.panels * w.panel_bytes);
-    // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.
-    Pool& pool = Pool::shared();
-    const int threads = m.shape.threads;
-    std::lock_guard<std::mutex> one(pool.one_at_a_time);
-    pool.run(threads, [&](int thread) {
-        pack(w, source, data, int(share(w.panels, thread, threads)), int(share(w.panels, thread + 1, threads)));
-    });
-    if (bias) w.bias = keep(m.arena, bias, out, w.panels * LANES);
+    add_matrix(m, place < 0 ? m.head : m.layers[size_t(layer)].linear[place], source, in, out, data, bias);
+    return 0;
+} catch (const std::exception&) {
+    return 1;
+}
+
+// Each expert's first (its gate above the rest) or last matrix: data [experts, out, …], bias [experts, out] or null.
+int bedplate_experts(void* handle, int layer, int last, int source, int in, int out, const void* data,
+                     const float* bias) try {
+    Model& m = static_cast<Handle*>(handle)->model;
+    std::vector<Linear>& all = last ? m.layers[size_t(layer)].down : m.layers[size_t(layer)].gate_up;
+    all.resize(size_t(m.shape.experts));
+    const uint8_t* at = static_cast<const uint8_t*>(data);
+    for (size_t e = 0; e < all.size(); ++e)
+        add_matrix(m, all[e], source, in, out, at + int64_t(e) * out * row_size(source, in), bias ? bias + int64_t(e) * out : nullptr);
     return 0;
 } catch (const std::exception&) {
     return 1;

@@ -88,6 +88,9 @@ def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str
         "feedforward_size": spec.feedforward_size,
         "heads · head_dim": spec.heads * spec.head_dim,
     }
+    if spec.experts is not None:
+        sizes["experts.feedforward_size"] = spec.experts.feedforward_size
+        sizes["experts.shared_size"] = spec.experts.shared_size
     bad = next((name for name, size in sizes.items() if size % _BLOCK), None)
     if bad is not None:
         return f"{bad} is {sizes[bad]}, and the native path needs a multiple of {_BLOCK}"
@@ -161,17 +164,18 @@ class NativeDecoder:
             self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
 
     def _add(self, matrix: Matrix, own: RawBlocks | None, eight: bool) -> None:
-        weight, (out, size) = matrix.weight.detach(), matrix.weight.shape
+        weight, (*experts, out, size) = matrix.weight.detach(), matrix.weight.shape
         bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
         if self.weights in _DTYPES.values():
             kind, raw = _KINDS[self._dtype], weight.contiguous()
         else:
             if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
-                own = quantise_int8(weight) if eight else quantise_int4(weight)
+                flat = weight.flatten(0, -2)
+                own = quantise_int8(flat) if eight else quantise_int4(flat)
             kind, raw = own.kind, own.data
         at = raw.data_ptr(), None if bias is None else bias.data_ptr()
-        code = GGMLQuantizationType[kind]
-        self._done(self._library.linear(self._handle, matrix.layer, matrix.place, code, size, out, *at))
+        add = self._library.experts if experts else self._library.linear
+        self._done(add(self._handle, matrix.layer, matrix.place, GGMLQuantizationType[kind], size, out, *at))
 
     def forward(
         self,
@@ -277,8 +281,13 @@ class NativeDecoder:
         pairs: Mapping[str, tuple[Tensor, Tensor, float]],
         scales: Mapping[str, tuple[Tensor, Tensor | None]] | None = None,
     ) -> NativeAdapter:
-        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared."""
+        """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
+        linears that the kernel adds nothing to (those of experts)."""
         table = (LowRank * (self.spec.layers * _PLACES))()
+        places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
+        other = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        if other is not None:
+            raise UsageError(f"the native path has no adapters at {other}; run this one with kernel torch")
         for layer in range(self.spec.layers):
             for place, name in enumerate(PLACES):
                 pair = pairs.get(f"layers.{layer}.{name}")

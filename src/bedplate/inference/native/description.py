@@ -12,10 +12,12 @@ from bedplate.inference.native.library import PLACES, VECTORS, Shape
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.attention import Attention
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
-from bedplate.models.specs.transformer import Activation, Rope, Scales, TransformerSpec
+from bedplate.models.specs.parts import Scoring
+from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
 
 ACTIVATIONS: dict[Activation, int] = {
     "silu": 0,
@@ -24,8 +26,11 @@ ACTIVATIONS: dict[Activation, int] = {
     "relu": 3,
     "relu2": 4,
     "quick_gelu": 5,
+    "clamped_silu": 6,
 }
 """As activations.h numbers them."""
+SCORINGS: dict[Scoring, int] = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
+"""As routing.h numbers them."""
 OUTER = -1
 """The layer of what belongs to no layer."""
 
@@ -42,7 +47,7 @@ class Vector:
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A product; `name` is its weight's in the model."""
+    """A product, or (of three dimensions) one of each expert; `name` is its weight's in the model."""
 
     layer: int
     place: int
@@ -53,14 +58,14 @@ class Matrix:
 
 def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> Shape:
     """floats: whether the blocks' matrices are kept in the base's dtype."""
-    scales = spec.scales or Scales()
+    scales, part = spec.scales or Scales(), spec.experts
     return Shape(
         layers=spec.layers,
         hidden=spec.hidden_size,
         heads=spec.heads,
         kv_heads=spec.kv_heads,
         head_dim=spec.head_dim,
-        feedforward=spec.feedforward_size,
+        feedforward=max(spec.feedforward_size, 0 if part is None else part.shared_size),
         vocabulary=spec.vocab_size,
         threads=threads,
         floats=floats,
@@ -78,7 +83,21 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         score_scale=spec.head_dim**-0.5 if scales.attention is None else scales.attention,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
+        **({} if part is None else _routing(part)),
     )
+
+
+def _routing(part: Experts) -> dict[str, float]:
+    return {
+        "experts": part.count,
+        "per_token": part.per_token,
+        "expert_size": part.feedforward_size,
+        "scoring": SCORINGS[part.scoring],
+        "renormalise": part.renormalise,
+        "groups": part.groups,
+        "groups_chosen": part.groups_chosen,
+        "expert_scale": part.scale,
+    }
 
 
 def ropes_of(spec: TransformerSpec) -> tuple[list[Rope], list[int]]:
@@ -95,7 +114,7 @@ def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
 
 def vectors(model: Decoder) -> Iterator[Vector]:
     """Norms that are there, and sinks."""
-    spec = model.spec
+    spec = model.spec.main
     if model.embedding_norm is not None:
         yield _norm(OUTER, "embedding_norm", model.embedding_norm, spec.hidden_size)
     if not isinstance(model.norm, nn.Identity):
@@ -120,17 +139,41 @@ def vectors(model: Decoder) -> Iterator[Vector]:
                 yield _norm(layer, name, norm, size)
         if attention.sinks is not None:
             yield Vector(layer, VECTORS.index("sinks"), _floats(attention.sinks), None)
+        if isinstance(block.feedforward, Mixture):
+            yield from _routers(layer, block.feedforward)
+
+
+def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
+    router, gate = mixture.router, mixture.shared_gate
+    parts = {
+        "router": router.weight,
+        "router_bias": router.bias,
+        "selection_bias": router.selection_bias,
+        "shared_gate": None if gate is None else gate.weight,
+    }
+    for name, tensor in parts.items():
+        if tensor is not None:
+            yield Vector(layer, VECTORS.index(name), _floats(tensor), None)
 
 
 def matrices(model: Decoder) -> Iterator[Matrix]:
     """Every product, the head last."""
     for layer, block in enumerate(model.layers):
+        assert isinstance(block, Block)
+        mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
         for place, name in enumerate(PLACES):
-            if name == "feedforward.gate" and not model.spec.gated:
+            part, _, last = name.partition(".")
+            own = mixture if part == "feedforward" else None
+            if (last == "gate" and not model.spec.main.gated) or (own is not None and own.shared is None):
                 continue
-            linear = block.get_submodule(name)
+            path = name if own is None else f"{part}.shared.{last}"
+            linear = block.get_submodule(path)
             assert isinstance(linear, Linear)
-            yield Matrix(layer, place, f"layers.{layer}.{name}.weight", linear.weight, linear.bias)
+            yield Matrix(layer, place, f"layers.{layer}.{path}.weight", linear.weight, linear.bias)
+        if mixture is not None:
+            experts = mixture.experts
+            for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
+                yield Matrix(layer, place, f"layers.{layer}.feedforward.experts.{name}.weight", one.weight, one.bias)
     head = model.lm_head
     if head is None:
         yield Matrix(OUTER, -1, "embedding.weight", model.embedding.weight, None)

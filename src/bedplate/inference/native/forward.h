@@ -1,5 +1,6 @@
 // One forward pass: what each thread does between the barriers.
 #pragma once
+#include "experts.h"
 #include "head.h"
 #include "heads.h"
 #include "low_rank.h"
@@ -14,7 +15,8 @@ public:
     Forward(const Model& model, const Call& call, Arena& memory, int threads)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE),
           form_(m_.form()), updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
-          heads_(model, call, memory, threads, mixing_), head_(model, call, memory, threads) {
+          heads_(model, call, memory, threads, mixing_), experts_(model, call, memory, threads, alone_),
+          head_(model, call, memory, threads) {
         const Reads second = updates_.any() ? Updates<Way>::form : form_;
         delta_ = memory.array<float>(N_ * s_.hidden);
         wide_ = make_inputs(memory, N_, s_.feedforward, form_, second);
@@ -49,10 +51,13 @@ public:
             prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
             updates_.compute(l, s_.gated ? GATE : UP, s_.gated ? 2 : 1, narrow_[me], thread, pool);
             gate(l, thread, narrow_[me]);
+            if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
             warm(layer.linear[DOWN], thread);
             pool.barrier();
-            updates_.compute(l, DOWN, 1, wide_, thread, pool);
-            add_product(l, DOWN, thread, wide_, s_.parallel);
+            const Inputs wide = wide_of(layer);
+            updates_.compute(l, DOWN, 1, wide, thread, pool);
+            add_product(l, DOWN, thread, wide, s_.parallel);
+            if (!layer.down.empty()) experts_.close(l, thread);
             if (l + 1 < depth) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
             pool.barrier();
         }
@@ -94,6 +99,10 @@ private:
     // Adds what the last products gave to the residual stream, normalised where that layer says so.
     void absorb(const Layer& from, int which, int thread, int64_t t) {
         float *x = state(thread, t), *y = delta_ + t * s_.hidden, *row = row_[size_t(thread)];
+        if (!from.down.empty() && which == FEEDFORWARD_AFTER_NORM) {
+            std::memcpy(row, y, size_t(s_.hidden) * 4);  // the sum is everybody's
+            experts_.add(from, t, thread, row), y = row;
+        }
         if (from.weight[which]) norm(from, which, y, row), y = row;
         const F by = set1(s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
@@ -106,7 +115,9 @@ private:
         for (int64_t t = first_of(thread); t < end_of(thread); ++t) {
             if (from) absorb(*from, after, thread, t);
             if (layer.weight[which]) norm(layer, which, state(thread, t), row);
-            put(layer.weight[which] ? row : state(thread, t), to, t, form_, updates_.adapted(t));
+            const float* x = layer.weight[which] ? row : state(thread, t);
+            put(x, to, t, form_, updates_.adapted(t));
+            if (which == FEEDFORWARD_NORM && !layer.down.empty()) experts_.route(layer, t, x, thread);
         }
         if (!alone_) pool.barrier();
     }
@@ -119,18 +130,14 @@ private:
     }
 
     // Writes 32 of one token's activations in the form that products of `form` take, and the token's adapter.
-    INLINE_MEMBER void put_block(F a, F b, const Inputs& to, int64_t at, int block, Reads form, bool adapted) const {
-        if (form == BYTES) quantise_block(a, b, to, at, block);
-        const bool halves = form == HALVES || (adapted && Updates<Way>::form == HALVES);
-        const bool floats = form == FLOATS || (adapted && Updates<Way>::form == FLOATS);
-        const int64_t from = at * to.K + int64_t(block) * BLOCK;
-        if (halves) store(to.half + from, a), store(to.half + from + LANES, b);
-        if (floats) store(to.full + from, a), store(to.full + from + LANES, b);
+    INLINE_MEMBER void put_both(F a, F b, const Inputs& to, int64_t at, int block, Reads form, bool adapted) const {
+        put_block(a, b, to, at, block, form);
+        if (adapted && Updates<Way>::form != form) put_block(a, b, to, at, block, Updates<Way>::form);
     }
 
     void put(const float* x, const Inputs& to, int64_t at, Reads form, bool adapted) const {
         for (int b = 0; b < to.blocks(); ++b)
-            put_block(load(x + b * BLOCK), load(x + b * BLOCK + LANES), to, at, b, form, adapted);
+            put_both(load(x + b * BLOCK), load(x + b * BLOCK + LANES), to, at, b, form, adapted);
     }
 
     // --- products
@@ -178,8 +185,9 @@ private:
     void gate(int l, int thread, const Inputs& x) {
         const Linear &g = m_.layers[size_t(l)].linear[GATE], &u = m_.layers[size_t(l)].linear[UP];
         alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
-        const int blocks = s_.feedforward / BLOCK, first = s_.gated ? s_.feedforward : 0;
-        const int64_t ld = s_.feedforward + int64_t(first);
+        const int blocks = u.out / BLOCK, first = s_.gated ? u.out : 0;
+        const int64_t ld = u.out + int64_t(first);
+        const Inputs to = wide_of(m_.layers[size_t(l)]);
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
@@ -192,9 +200,16 @@ private:
                     updates_.add(l, UP, first, ld, t, M, int(i) * BLOCK, BLOCK, b, BLOCK);
                     for (int m = 0; m < M; ++m) {
                         F y = between(a + m * BLOCK, b + m * BLOCK), z = between(a + m * BLOCK + LANES, b + m * BLOCK + LANES);
-                        put_block(y, z, wide_, t + m, int(i), form_, updates_.adapted(t + m));
+                        put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
                     }
                 }
+    }
+
+    // As many features as this layer has between its products.
+    Inputs wide_of(const Layer& layer) const {
+        Inputs x = wide_;
+        x.K = layer.linear[UP].out;
+        return x;
     }
 
     F between(const float* gate, const float* up) const {
@@ -238,6 +253,7 @@ private:
     Updates<Way> updates_;
     Mixing<Way> mixing_;
     Heads<Way> heads_;
+    Experts experts_;
     Head head_;
     float* delta_;
     Inputs wide_;

@@ -22,6 +22,7 @@ PLACES = (
 VECTORS = (
     *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
     *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
+    *("router", "router_bias", "selection_bias", "shared_gate"),
 )
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
 
@@ -46,6 +47,13 @@ class Shape(ctypes.Structure):
         ("layer_norm", c_int32),
         ("whole_norm", c_int32),
         ("parallel", c_int32),
+        ("experts", c_int32),
+        ("per_token", c_int32),
+        ("expert_size", c_int32),
+        ("scoring", c_int32),
+        ("renormalise", c_int32),
+        ("groups", c_int32),
+        ("groups_chosen", c_int32),
         ("eps", c_float),
         ("embedding_scale", c_float),
         ("residual_scale", c_float),
@@ -53,6 +61,7 @@ class Shape(ctypes.Structure):
         ("score_scale", c_float),
         ("score_cap", c_float),
         ("logit_cap", c_float),
+        ("expert_scale", c_float),
     ]
 
 
@@ -112,6 +121,9 @@ class Library:
         self.linear = library.bedplate_linear
         self.linear.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
         self.linear.restype = c_int
+        self.experts = library.bedplate_experts
+        self.experts.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
+        self.experts.restype = c_int
         self.bytes = library.bedplate_bytes
         self.bytes.argtypes, self.bytes.restype = (c_void_p,), c_int64
         self.free = library.bedplate_free

@@ -23,8 +23,11 @@ struct Shape {
     int32_t layer_norm;         // 1: the norms are layer norms; 0: RMS
     int32_t whole_norm;         // 1: queries and keys are normalised over the whole projection; 0: over each head
     int32_t parallel;           // 1: the feed-forward reads what attention read
+    int32_t experts, per_token, expert_size;       // 0: no layer has experts
+    int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
     float eps, embedding_scale, residual_scale, head_scale;
     float score_scale, score_cap, logit_cap;  // a cap of 0: none
+    float expert_scale;
 };
 // Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
 // and sines.
@@ -105,10 +108,11 @@ private:
     int64_t left_ = 0, used_ = 0;
 };
 
-// Vectors of a layer, or of the model itself (the last two): null where it has none. A norm without a weight is not there.
+// Vectors of a layer, or of the model itself: null where it has none; a router is [experts, hidden]. A norm without a weight is not there.
 enum Vector {
     ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
-    KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, VECTORS = 9
+    KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, ROUTER = 9, ROUTER_BIAS = 10, SELECTION_BIAS = 11,
+    SHARED_GATE = 12, VECTORS = 13
 };
 
 struct Vectors {
@@ -116,7 +120,8 @@ struct Vectors {
 };
 
 struct Layer : Vectors {
-    Linear linear[PLACES];
+    Linear linear[PLACES];               // those of the feed-forward, or of the shared expert, where there is one
+    std::vector<Linear> gate_up, down;   // each expert's: its gate's features before the others
     int32_t window = 0;    // how many tokens a query sees; 0: all
     int32_t turning = -1;  // which of the model's rotary positions; −1: none
 };
@@ -137,6 +142,25 @@ struct Model {
     int q_size() const { return shape.heads * shape.head_dim; }
     int kv_size() const { return shape.kv_heads * shape.head_dim; }
 };
+
+// Writes 32 of a row's activations in the form that products of `form` take.
+INLINE void put_block(F a, F b, const Inputs& to, int64_t at, int block, Reads form) {
+    const int64_t from = at * to.K + int64_t(block) * BLOCK;
+    if (form == BYTES) quantise_block(a, b, to, at, block);
+    else if (form == HALVES) store(to.half + from, a), store(to.half + from + LANES, b);
+    else store(to.full + from, a), store(to.full + from + LANES, b);
+}
+
+// A row of activations to another place.
+inline void copy_row(const Inputs& from, int64_t row, const Inputs& to, int64_t at) {
+    const size_t K = size_t(from.K), blocks = K / BLOCK;
+    const auto copy = [&](auto* target, const auto* source, size_t count) {
+        if (target) std::memcpy(target + size_t(at) * count, source + size_t(row) * count, count * sizeof(*target));
+    };
+    copy(to.q, from.q, K), copy(to.half, from.half, K), copy(to.full, from.full, K);
+    copy(to.scale, from.scale, blocks), copy(to.scaled_sum, from.scaled_sum, blocks);
+    copy(to.offset, from.offset, blocks), copy(to.halves, from.halves, 2 * blocks);
+}
 
 // Room for the forms `first` and `second` (which may be the same).
 inline Inputs make_inputs(Arena& arena, int64_t tokens, int K, Reads first, Reads second) {

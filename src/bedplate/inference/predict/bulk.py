@@ -32,7 +32,7 @@ _OF_A_ROW = (RequestError, TemplateError, SkinError)
 
 
 @dataclass(frozen=True)
-class Row:
+class InputRow:
     """One line of the input, counted from 1."""
 
     line: int
@@ -48,7 +48,7 @@ class Counts:
     resumed: int = 0
 
 
-def read_rows(lines: Iterable[bytes], source: str) -> Iterator[Row]:
+def read_rows(lines: Iterable[bytes], source: str) -> Iterator[InputRow]:
     """The rows of JSON lines as they come; blank lines are skipped. Raises DataError naming the line."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -62,7 +62,7 @@ def read_rows(lines: Iterable[bytes], source: str) -> Iterator[Row]:
             raise DataError(f"{where}: not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise DataError(f"{where}: each line must be a JSON object, this one is {line.strip()[:40]!r}")
-        yield Row(number, value)
+        yield InputRow(number, value)
 
 
 def survey(path: Path) -> tuple[int, str]:
@@ -79,7 +79,7 @@ def survey(path: Path) -> tuple[int, str]:
     return rows, digest.hexdigest()
 
 
-def predict_rows(predictor: Answers, rows: Iterable[Row], batch: int) -> Iterator[list[dict[str, Any]]]:
+def predict_rows(predictor: Answers, rows: Iterable[InputRow], batch: int) -> Iterator[list[dict[str, Any]]]:
     """Batches of output rows: `id` if the row has one, `line`, then the prediction, or `error` for a row that cannot be
     predicted."""
     if batch < 1:
@@ -140,13 +140,13 @@ def write_stream(
 # --- rows
 
 
-def _answers(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, Any]]:
+def _answers(predictor: Answers, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
     if isinstance(predictor, Predictor):
         return _on_engine(predictor, group, tenant)
     return _asked(predictor, group, tenant)
 
 
-def _asked(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, Any]]:
+def _asked(predictor: Answers, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
     """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
     try:
@@ -161,7 +161,7 @@ def _asked(predictor: Answers, group: list[Row], tenant: str) -> list[dict[str, 
         return found
 
 
-def _on_engine(predictor: Predictor, group: list[Row], tenant: str) -> list[dict[str, Any]]:
+def _on_engine(predictor: Predictor, group: list[InputRow], tenant: str) -> list[dict[str, Any]]:
     answers: dict[int, dict[str, Any]] = {}
     requests: dict[int, Request] = {}
     for i, row in enumerate(group):
@@ -191,7 +191,7 @@ def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _head(predictor: Answers, row: Row) -> dict[str, Any]:
+def _head(predictor: Answers, row: InputRow) -> dict[str, Any]:
     named = "id" in row.value and "id" not in predictor.skin.inputs
     return ({"id": row.value["id"]} if named else {}) | {"line": row.line}
 

@@ -12,13 +12,24 @@ from torch import Tensor
 from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.engine import Compute, Engine
-from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Pooling, Sampling, Score, Scores
+from bedplate.inference.engine.requests import (
+    Classification,
+    Embedding,
+    Generate,
+    Generation,
+    Pooling,
+    Sampling,
+    Score,
+    Scores,
+)
 from bedplate.inference.predict.lookup import text_tokens
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.reading import embed_requests, label_requests, label_scores, prompt_of
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.skins.skin import Skin
+from bedplate.text.encoder_inputs import TextOrPair
 from bedplate.text.tokenizer import Tokenizer
 
 
@@ -94,21 +105,38 @@ class LocalModel(Closing):
             scores += cast(Scores, result).totals
         return scores
 
-    def embed(self, texts: Sequence[str], *, pooling: Pooling | None = None) -> np.ndarray:
-        """Vectors float32 [N, D] of unit length.
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        pooling: Pooling | None = None,
+        prompt_name: str | None = None,
+        truncate: bool | int = False,
+    ) -> np.ndarray:
+        """Vectors float32 [N, E]: a sentence encoder's own (what sentence-transformers gives), or means over the states
+        of the tokens after the last norm, of unit length.
 
-        pooling: "mean" over the tokens (the default), "first" or "last" token, of the states after the last norm;
-        special tokens that the tokenizer sets ([CLS], [SEP]) take part, as in sentence-transformers.
+        pooling: another one ("first", "last", "max" …) of the states as they are, to unit length; special tokens that
+        the tokenizer sets ([CLS], [SEP]) take part. prompt_name: which of the encoder's prompts stands before each
+        text; None: its default, if it has one. truncate: cut longer texts, to so many tokens or (True) to what the
+        encoder was trained on, instead of raising ContextLengthExceeded.
         """
         if isinstance(texts, str):
             raise RequestError("embed takes a list of texts; put the text into a list")
-        ids = [self.text_tokens(text) for text in texts]
-        empty = next((i for i, tokens in enumerate(ids) if not tokens), None)
-        if empty is not None:
-            raise RequestError(f"text {empty} has no tokens, so it has no embedding", param="input")
-        results = self.engine.run([Embed(tokens, pooling) for tokens in ids])
-        vectors = [cast(Embedding, result).vector for result in results]
-        return np.array(vectors, dtype=np.float32).reshape(len(vectors), self.base.spec.hidden_size)
+        prompt = prompt_of(self.base, prompt_name)
+        requests = embed_requests(self.base, texts, prompt=prompt, truncate=truncate, pooling=pooling)
+        vectors = [cast(Embedding, result).vector for result in self.engine.run(requests)]
+        size = self.base.embedding_size if pooling is None else self.base.spec.hidden_size
+        return np.array(vectors, dtype=np.float32).reshape(len(vectors), size)
+
+    def classify(self, inputs: Sequence[TextOrPair], *, truncate: bool | int = False) -> list[dict[str, float]]:
+        """Of each text, or pair of texts, the score of every label that the base's own head tells apart: probabilities,
+        or numbers where the head was made for them. RequestError for a base without such a head."""
+        head = self.base.spec.classifier
+        results = self.engine.run(label_requests(self.base, inputs, truncate=truncate))
+        assert head is not None
+        scores = [label_scores(head, cast(Classification, result).scores) for result in results]
+        return [dict(zip(head.labels, one, strict=True)) for one in scores]
 
     def text_tokens(self, text: str) -> tuple[int, ...]:
         """A text as it is embedded: with the special tokens that the tokenizer sets."""

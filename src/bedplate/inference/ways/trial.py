@@ -118,9 +118,12 @@ class Trial:
     def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
         forward = self._forward
 
+        cache = self._cache
+
         def run() -> None:
-            for span in batch.spans if self._cache is not None else ():
-                self._cache.states.assume(span.row, span.start)
+            if cache is not None:
+                for span in batch.spans:
+                    cache.states.assume(span.row, span.start)
             with torch.inference_mode():
                 forward(batch)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,17 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError
-from bedplate.core.files import read_text
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.hub.pull import resolve
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import read_parameters
 from bedplate.models.checkpoints.gguf import GgufReader
-from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash
+from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash, with_dense
+from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
+from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
+from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec
@@ -37,7 +38,8 @@ _OWN_CODE = "the Python code that its auto_map names would have to be run, which
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `tokenizer` is None for a directory without one: such a base takes token ids only.
+    `tokenizer` is None for a directory without one: such a base takes token ids only. `sentence`: what its own library
+    makes vectors by; None where it says nothing of it.
     """
 
     spec: TextSpec
@@ -52,6 +54,13 @@ class Base:
     stored_dtype: str
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
+    sentence: Sentence | None = None
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of a vector that nothing else is asked of."""
+        hidden = self.spec.hidden_size
+        return hidden if self.sentence is None else self.sentence.spec.output_size(hidden)
 
     @property
     def name(self) -> str:
@@ -123,13 +132,15 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     embedding = family.weights.to_external("embedding.weight") or ""
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
-    extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0]}
+    tables = {name: reader.get(name).tolist() for name in reader.names if name.startswith("rope_")}
+    extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0], "tables": tables}
     spec = _spec(family, reader.metadata | extra, reader.names, str(path))
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
     wanted = resolve_dtype(dtype, stored)
     model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
-    tokenizer = Tokenizer.from_fields(reader.metadata) if "tokenizer.ggml.model" in reader.metadata else None
+    vocabulary = reader.metadata.get("tokenizer.ggml.model", "none")
+    tokenizer = None if vocabulary in ("none", "no_vocab") else Tokenizer.from_fields(reader.metadata)
     _refuse_other_tokenizer(tokenizer, spec, str(path))
     return Base(
         spec=spec,
@@ -152,7 +163,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     packing = config.pop("quantization_config", None)
     with SafetensorsReader(path) as files:
         reader = unpacked(files, packing, str(path / "config.json"))
-        spec = _spec(family, config, reader.names, str(path / "config.json"))
+        spec = read_scored(path, _spec(family, config, reader.names, str(path / "config.json")))
         _refuse_own_code(config, family, spec, str(path / "config.json"))
         family = family.of(spec)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
@@ -161,6 +172,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         stored = reader.get(embedding).dtype
         wanted = resolve_dtype(dtype, stored)
         model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
+    sentence = read_sentence(path, spec.hidden_size)
+    weights_id = with_dense(weights_id, sentence)
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
     _refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
@@ -183,6 +196,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         stored_dtype=str(stored).removeprefix("torch."),
         generation_defaults=_generation(config) | _read_json(path / "generation_config.json"),
         lineage=record.get("lineage", {}),
+        sentence=None if sentence is None else sentence.to(device),
     )
 
 
@@ -248,13 +262,7 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
         if required:
             raise CheckpointError(f"{path.parent} has no {path.name}; a base directory needs one (Hugging Face layout)")
         return {}
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, DataError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
+    return read_object(path)
 
 
 def _fill(

@@ -18,6 +18,7 @@ from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.safetensors import write_safetensors
+from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
 
@@ -39,7 +40,9 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
-            base.tokenizer.save(draft)
+            base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
+        if base.sentence is not None:
+            write_sentence(draft, base.sentence, base.spec.hidden_size)
         if "generate" in base.model.can:
             defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")

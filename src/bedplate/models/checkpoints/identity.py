@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bedplate.models.layers.sentence import Sentence
+
 NO_TOKENIZER = NO_TEMPLATE = "none"
 _PART = 1 << 20
 """Values that are widened at a time: few enough for a processor's cache."""
@@ -54,3 +56,13 @@ class WeightsHash:
     def hexdigest(self) -> str:
         lines = "\n".join(f"{name} {digest}" for name, digest in sorted(self._digests.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def with_dense(weights_id: str, sentence: Sentence | None) -> str:
+    """The id of weights together with those that a sentence encoder has behind its model."""
+    if sentence is None or not sentence.spec.denses:
+        return weights_id
+    digest = WeightsHash()
+    for name, tensor in sentence.named_parameters():
+        digest.add(name, tensor)
+    return hashlib.sha256(f"{weights_id} {digest.hexdigest()}".encode()).hexdigest()

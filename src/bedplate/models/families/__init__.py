@@ -4,17 +4,58 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.dense import gemma3_text, llama
+from bedplate.models.families.dense import (
+    gemma2,
+    gemma3_text,
+    gpt2,
+    gpt_neox,
+    granite,
+    llama,
+    ministral3,
+    mistral,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+    starcoder2,
+)
 from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
+from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
+from bedplate.models.families.gguf.table import ARCHITECTURES
+from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
-    ("gguf", "llama"): llama.GGUF,
+    ("hf", "gemma2"): gemma2.HF,
+    ("hf", "gpt2"): gpt2.HF,
+    ("hf", "gpt_neox"): gpt_neox.HF,
+    ("hf", "granite"): granite.HF,
+    ("hf", "ministral3"): ministral3.HF,
+    ("hf", "mistral"): mistral.HF,
+    ("hf", "olmo2"): olmo2.HF,
+    ("hf", "olmo3"): olmo3.HF,
+    ("hf", "phi3"): phi3.HF,
+    ("hf", "qwen2"): qwen2.HF,
+    ("hf", "qwen3"): qwen3.HF,
+    ("hf", "smollm3"): smollm3.HF,
+    ("hf", "starcoder2"): starcoder2.HF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("hf", "mixtral"): mixtral.HF,
+    ("hf", "qwen3_moe"): qwen3_moe.HF,
+    ("hf", "olmoe"): olmoe.HF,
+    ("hf", "gpt_oss"): gpt_oss.HF,
+    ("hf", "glm4_moe"): glm4_moe.HF,
+    ("hf", "deepseek_v3"): deepseek_v3.HF,
+    ("hf", "qwen3_5_text"): qwen3_5_text.HF,
+    ("hf", "qwen3_next"): qwen3_next.HF,
+    ("hf", "lfm2"): lfm2.HF,
+    ("hf", "granitemoehybrid"): granitemoehybrid.HF,
     ("hf", "bert"): bert.HF,
     ("hf", "roberta"): roberta.HF,
     ("hf", "xlm-roberta"): xlm_roberta.HF,
@@ -22,6 +63,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "t5"): t5.HF,
     ("hf", "bart"): bart.HF,
     ("hf", "marian"): marian.HF,
+    **ARCHITECTURES,
 }
 
 

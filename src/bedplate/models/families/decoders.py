@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import Rule, renamed
 from bedplate.models.specs.transformer import Activation, TransformerSpec
+
+T = TypeVar("T")
 
 PARTS = ("weight", "bias")
 LLAMA_NORMS = (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
@@ -117,7 +119,7 @@ def take_windows(
         Fields({"layer_types": kind}, where).only("layer_types", FULL, SLIDING)
     if window is None and SLIDING in types:
         raise UnsupportedModelError(f"{where}: layer_types has {SLIDING!r}, but sliding_window says no size")
-    return shortest([window if kind == SLIDING else None for kind in types])
+    return shortest([window if kind == SLIDING else None for kind in types], None)
 
 
 def window_fields(spec: TransformerSpec) -> dict[str, Any]:
@@ -129,12 +131,21 @@ def window_fields(spec: TransformerSpec) -> dict[str, Any]:
     return {"sliding_window": next(iter(sizes), None), "layer_types": types}
 
 
-def shortest(windows: Sequence[int | None]) -> tuple[int | None, ...]:
-    """The shortest list that makes these windows when it is repeated; () where there is no window at all."""
-    if all(window is None for window in windows):
+def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
+    """The shortest list that makes these values of layers when it is repeated; () where all are the default."""
+    if all(value == default for value in values):
         return ()
-    size = next(n for n in range(1, len(windows) + 1) if all(w == windows[i % n] for i, w in enumerate(windows)))
-    return tuple(windows[:size])
+    size = next(n for n in range(1, len(values) + 1) if all(one == values[i % n] for i, one in enumerate(values)))
+    return tuple(values[:size])
+
+
+def one_window(window: object) -> tuple[int | None, ...]:
+    """The windows of a model whose layers all have this one, or none."""
+    return () if window is None else (int(str(window)),)
+
+
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")
+"""They act in training alone, and Bedplate's models have none."""
 
 
 TINY: Mapping[str, Any] = {

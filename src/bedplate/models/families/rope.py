@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,17 @@ def take_rope(fields: Fields, where: str, *, context: int, theta: float = 10_000
     }
     defaults = {name: value for name, value in given.items() if value is not None}
     return read_rope(defaults | parameters, where, context=context, theta=theta, fraction=fraction)
+
+
+def take_ropes(fields: Fields, where: str, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
+    """Of layers that see everything and of those with a window, where each have their own: by layer type, or (before)
+    `rope_theta` with `rope_scaling`, and `rope_local_base_freq`."""
+    given: dict[str, Any] = dict(fields.take("rope_parameters") or {})
+    found = {"rope_theta": fields.take("rope_theta", theta)} | dict(fields.take("rope_scaling") or {})
+    local: dict[str, Any] = {"rope_theta": fields.take("rope_local_base_freq", local_theta)}
+    found, local = found | (given.pop(FULL, None) or {}), local | (given.pop(SLIDING, None) or {})
+    Fields(given, f"{where} rope_parameters").finish()
+    return read_rope(found, f"{where} {FULL}", context=context), read_rope(local, f"{where} {SLIDING}", context=context)
 
 
 def read_rope(
@@ -76,16 +88,19 @@ def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
         scale_all=None if scale_all is None else float(scale_all),
         attention_factor=None if attention is None else float(attention),
         truncate=bool(fields.take("truncate", True)),
+        query_growth=float(fields.take("llama_4_scaling_beta") or 0.0),
     )
 
 
 def _longrope(fields: Fields, context: int, original: int | None) -> Scaling | None:
     factor, attention, before = fields.take("factor"), fields.take("attention_factor"), original or context
+    if attention is None and factor is not None and float(factor) * before != context:
+        attention = math.sqrt(1 + math.log(float(factor)) / math.log(before)) if float(factor) > 1 else 1.0
     return LongRopeScaling(
         short=tuple(float(one) for one in fields.need("short_factor")),
         long=tuple(float(one) for one in fields.need("long_factor")),
         original_context=before,
-        factor=float(factor) if factor is not None else context / before,
+        factor=context / before,
         attention_factor=None if attention is None else float(attention),
     )
 
@@ -126,12 +141,12 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
             "mscale_all_dim": scaling.scale_all,
             "attention_factor": scaling.attention_factor,
             "truncate": None if scaling.truncate else False,
+            "llama_4_scaling_beta": scaling.query_growth or None,
         }
         found |= {name: value for name, value in more.items() if value is not None}
     elif isinstance(scaling, LongRopeScaling):
         found |= {
             "rope_type": "longrope",
-            "factor": scaling.factor,
             "short_factor": list(scaling.short),
             "long_factor": list(scaling.long),
             "original_max_position_embeddings": scaling.original_context,

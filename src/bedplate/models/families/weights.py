@@ -30,8 +30,9 @@ def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 class Rule:
     """One row: the tensors `theirs` hold what the parameters `ours` do.
 
-    `{i}` stands for a layer's number and `{e}` for an expert's. An index on both sides makes one row of each number; on
-    one side only it stands for all of them in order, as where one tensor of theirs holds every expert.
+    `{i}` stands for a layer's number and `{e}` for an expert's; `{m}` for that of a module that predicts further tokens
+    (theirs count on from the layers). An index on both sides makes one row of each number; on one side only it
+    stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
     reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
     in which checkpoints store them: one is read by that which fits, and written by the first.
@@ -68,15 +69,17 @@ class WeightMap:
 
     def steps(self, spec: TextSpec) -> Iterator[Step]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
-        counts = {"{i}": spec.deepest, "{e}": spec.experts.count if spec.experts is not None else 0}
+        experts = spec.experts.count if spec.experts is not None else 0
+        counts = {"{i}": spec.deepest, "{e}": experts, "{m}": spec.prediction_modules}
         for rule in self.rules:
             sides = "".join(rule.ours), "".join(rule.theirs)
             both = [index for index in counts if index in sides[0] and index in sides[1]]
             for numbers in product(*(range(counts[index]) for index in both)):
                 given = dict(zip(both, numbers, strict=True))
+                behind = given | {"{m}": given["{m}"] + spec.deepest} if "{m}" in given else given
                 ours, theirs = (
-                    tuple(name for one in side for name in _numbered(one, given, counts))
-                    for side in (rule.ours, rule.theirs)
+                    tuple(name for one in side for name in _numbered(one, numbered, counts))
+                    for side, numbered in ((rule.ours, given), (rule.theirs, behind))
                 )
                 yield Step(ours, theirs, rule)
 
@@ -148,6 +151,36 @@ def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:
         return [part.clone() for part in whole.split(wanted)]
 
     return Rule(ours, (theirs,), join, split, rows=True)
+
+
+def fused_heads(ours: tuple[str, ...], theirs: str, heads: Heads) -> Rule:
+    """Projections of as many heads each, that stand in one tensor head by head: the first's rows of head 0, the
+    second's of head 0, …, the first's of head 1 (GPT-NeoX)."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        [whole], many = join(tensors, spec), heads(spec)
+        return [whole.reshape(len(tensors), many, -1, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        (whole,), many, parts = tensors, heads(spec), len(ours)
+        if len(whole) % (many * parts):
+            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be {parts} projections of {many} heads")
+        split = whole.reshape(many, parts, -1, *whole.shape[1:]).transpose(0, 1)
+        return [part.reshape(-1, *whole.shape[1:]).clone() for part in split]
+
+    return Rule(ours, (theirs,), forward, inverse, rows=True)
+
+
+def turned(rule: Rule) -> Rule:
+    """The same, in a matrix that they multiply by from the other side."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return transpose(rule.forward(tensors, spec), spec)
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return rule.inverse(transpose(tensors, spec), spec)
+
+    return Rule(rule.ours, rule.theirs, forward, inverse)
 
 
 def transposed(ours: str, theirs: str) -> Rule:

@@ -231,6 +231,7 @@ class Attention(nn.Module):
         v = self.v(x_BTD).view(B, T, -1, self.head_dim)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
+            q = q if by.query_scale is None else q * by.query_scale
         y = attend(self.layer, q, k, v, self.how).reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 

@@ -99,17 +99,14 @@ class Mixture(nn.Module):
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None
         self.router = Router(spec, layer, device, dtype)
-        self.gated, self.activation = spec.gated, gate(spec)
-        wide = part.feedforward_size * (2 if spec.gated else 1)
-        self.gate_up = ExpertLinear(part.count, hidden, wide, part.bias, device, dtype)
-        self.down = ExpertLinear(part.count, part.feedforward_size, hidden, part.bias, device, dtype)
+        self.experts = FeedForwards(spec, device, dtype)
         self.shared = FeedForward(spec, layer, device, dtype, part.shared_size) if part.shared_size else None
         self.shared_gate = Linear(hidden, 1, False, device, dtype) if part.shared_gate else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         routing = self.router(x_ND)
-        out_ND = self.mixed(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
+        out_ND = self.experts(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
         if self.shared is not None:
             always_ND = self.shared(x_ND)
             if self.shared_gate is not None:
@@ -117,7 +114,20 @@ class Mixture(nn.Module):
             out_ND = out_ND + always_ND
         return out_ND.view(x_BTD.shape)
 
-    def mixed(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+
+class FeedForwards(nn.Module):
+    """The experts: the gate and what it gates are one product."""
+
+    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        part, hidden = spec.experts, spec.hidden_size
+        assert part is not None
+        self.activation = gate(spec)
+        wide = part.feedforward_size * (2 if spec.gated else 1)
+        self.gate_up = ExpertLinear(part.count, hidden, wide, part.bias, device, dtype)
+        self.down = ExpertLinear(part.count, part.feedforward_size, hidden, part.bias, device, dtype)
+
+    def forward(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
         """Σ_j w_nj · expert_nj(x_n), [N, D], on tokens sorted by expert."""
         order = sort_by_expert(chosen_Nk, self.gate_up.experts)
         x_MD: Tensor = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])  # type: ignore[assignment]
@@ -126,8 +136,8 @@ class Mixture(nn.Module):
         found: Any = _Combined.apply(y_MD, weights_Nk, order)
         return found
 
-    def plain_mixed(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
-        """`mixed` written out: every token through the weights of each of its experts. Without `low_rank`."""
+    def plain(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
+        """`forward` written out: every token through the weights of each of its experts. Without `low_rank`."""
         out_ND = torch.zeros_like(x_ND)
         for chosen_N, weights_N in zip(chosen_Nk.unbind(1), weights_Nk.unbind(1), strict=True):
             h_NI = self.activation(_each(x_ND, self.gate_up, chosen_N))

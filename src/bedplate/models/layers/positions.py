@@ -23,11 +23,12 @@ from bedplate.models.specs.transformer import (
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of tokens' angles, each [B, T, 1, R]."""
+    """Cosines and sines of tokens' angles, each [B, T, 1, R]; query_scale: of tokens' queries, [B, T, 1, 1]."""
 
     cos: Tensor
     sin: Tensor
     interleaved: bool = False
+    query_scale: Tensor | None = None
 
 
 def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None, long: bool = False) -> Tensor:
@@ -108,7 +109,15 @@ def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype, rope
     cos, sin = angles[..., None, :].cos(), angles[..., None, :].sin()
     if factor != 1:
         cos, sin = cos * factor, sin * factor
-    return Rotation(cos.to(dtype), sin.to(dtype), rope.interleaved)
+    return Rotation(cos.to(dtype), sin.to(dtype), rope.interleaved, _query_scale(positions_BT, rope, dtype))
+
+
+def _query_scale(positions_BT: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor | None:
+    scaling = rope.scaling
+    if not isinstance(scaling, YarnScaling) or not scaling.query_growth:
+        return None
+    contexts = torch.floor(positions_BT / scaling.original_context)
+    return (1 + scaling.query_growth * torch.log(1 + contexts))[..., None, None].to(dtype)
 
 
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:

@@ -46,10 +46,8 @@ def chunked(
     L = q_SLHK.shape[1]
     size = min(size, L)
     q, k, v, g = (_chunks(x, size) for x in (q_SLHK, k_SLHK, v_SLHV, g_SLH[..., None]))
-    sums = g[..., 0].cumsum(-1)
-    later = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
-    # How much of what token j wrote is left at token i; above the diagonal the difference would overflow.
-    decay = (sums[..., :, None] - sums[..., None, :]).masked_fill(later, -torch.inf).exp()
+    g = g[..., 0]
+    sums, decay = g.cumsum(-1), _decay(g)
     scores = (q @ k.mT) * decay
     reads: Tensor | None = None
     if beta_SLH is not None:
@@ -66,6 +64,17 @@ def chunked(
         out.append(q[:, :, n] @ state_SHKV + scores[:, :, n] @ u)
         state_SHKV = state_SHKV * whole[:, :, n] + k[:, :, n].mT @ u
     return torch.cat(out, dim=2)[:, :, :L].transpose(1, 2), state_SHKV
+
+
+def _decay(g: Tensor) -> Tensor:
+    """How much of what token j wrote is left at token i: e^{g_{j+1} + … + g_i} [..., c, c], 0 above the diagonal.
+
+    Each sum is made by itself: differences of two long ones cancel, and their gradients more so.
+    """
+    size = g.shape[-1]
+    written = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
+    between = g[..., None].expand(*g.shape, size).masked_fill(~written.tril(-1), 0).cumsum(-2)
+    return between.masked_fill(~written, -torch.inf).exp()
 
 
 def _chunks(x_SLHD: Tensor, size: int) -> Tensor:

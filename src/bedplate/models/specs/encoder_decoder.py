@@ -86,6 +86,10 @@ class EncoderDecoderSpec:
         return self.decoder.experts
 
     @property
+    def prediction_modules(self) -> int:
+        return self.decoder.prediction_modules
+
+    @property
     def classifier(self) -> Classifier | None:
         """None is built with one."""
         return None

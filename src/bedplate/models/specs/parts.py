@@ -43,6 +43,8 @@ class YarnScaling:
 
     attention_factor: on cosines and sines; None: what the paper, or the two scales, make of `factor`. truncate: whether
     the bounds between the frequencies that stay and those that are interpolated are whole numbers (gpt-oss: not).
+    query_growth: queries at position p are multiplied by 1 + query_growth · ln(1 + ⌊p / original_context⌋) (Llama 4,
+    Ministral 3).
     """
 
     factor: float
@@ -53,6 +55,7 @@ class YarnScaling:
     scale_all: float | None = None
     attention_factor: float | None = None
     truncate: bool = True
+    query_growth: float = 0.0
 
 
 @dataclass(frozen=True)

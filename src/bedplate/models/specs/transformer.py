@@ -49,7 +49,7 @@ _STATES: dict[type, Mixer] = {ShortConvolution: "convolution", DeltaRule: "delta
 
 
 # Fields of parts that a spec has learned since its hashes were first saved, with what they say by default.
-_SCALING = {"attention_factor": None, "truncate": True}
+_SCALING = {"attention_factor": None, "truncate": True, "query_growth": 0.0}
 _LATER: dict[tuple[str, ...], dict[str, Any]] = {
     ("rope",): {"fraction": 1.0, "interleaved": False},
     ("rope", "scaling"): _SCALING,

@@ -37,7 +37,6 @@ class SkinRequest(RequestFields):
 @router.get("")
 @answers("admin")
 async def list_skins(call: ApiCall) -> Response:
-    call.caller.need_admin()
     registry = call.server.registry
     data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
     return json_response(
@@ -57,7 +56,6 @@ async def list_skins(call: ApiCall) -> Response:
 @router.post("")
 @answers("admin")
 async def put_skin(call: ApiCall) -> Response:
-    call.caller.need_admin()
     asked = read_fields(SkinRequest, await call.body())
     registry, directory = call.server.registry, _skins_directory(call)
 
@@ -74,10 +72,7 @@ async def put_skin(call: ApiCall) -> Response:
     # From here to the reply nothing is awaited: what is looked at is what is changed.
     if served.name in registry.models and not asked.replace:
         raise StatusError(
-            409,
-            f"a model is called {served.name!r} already; give another name, or replace it",
-            "name_taken",
-            "name",
+            409, f"a model is called {served.name!r} already; give another name, or replace it", "name_taken", "name"
         )
     try:
         old = registry.replace(served)
@@ -92,7 +87,6 @@ async def put_skin(call: ApiCall) -> Response:
 @answers("admin")
 async def scan(call: ApiCall) -> Response:
     """Looks through the skins directory again."""
-    call.caller.need_admin()
     directory = _skins_directory(call)
     return json_response(call.server.registry.take(await apart(directory.scan)))
 
@@ -100,7 +94,6 @@ async def scan(call: ApiCall) -> Response:
 @router.get("/{name}")
 @answers("admin")
 async def get_skin(call: ApiCall) -> Response:
-    call.caller.need_admin()
     return json_response(_described(call.server.registry, call.request.path_params["name"]))
 
 
@@ -108,7 +101,6 @@ async def get_skin(call: ApiCall) -> Response:
 @answers("admin")
 async def delete_skin(call: ApiCall) -> Response:
     """Unloads a skin. It comes back when it is posted again, or when the server starts again."""
-    call.caller.need_admin()
     name = call.request.path_params["name"]
     running = call.server.registry.remove(name)
     return json_response({"name": name, "deleted": True, "calls_running": running})

@@ -1,6 +1,8 @@
-"""POST /v1/classify: labels with their probabilities, from a skin that chooses one of some labels, or any of them.
+"""POST /v1/classify: labels with their probabilities, from a skin that chooses one of some labels, or any of them, or
+from a classifier: an encoder with a head of its own.
 
-Reference: vLLM's classification API. `probs` are in the order of the skin's labels, which /v1/models lists. Where any
+Reference: vLLM's classification API. `probs` are in the order of the labels, which /v1/models lists; `scores` stands in
+their place where a head gives numbers that are no probabilities. Where any
 number of labels may be right, each has its own probability, `labels` lists the chosen, and `label` is that as text.
 """
 
@@ -17,8 +19,8 @@ from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers, json_response
-from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
+from bedplate.serving.models.served import Answer, Reading
+from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields, read_fields
 
 router = APIRouter()
 
@@ -39,9 +41,11 @@ def _inputs_of(value: Any) -> Any:
 
 
 class ClassifyRequest(RequestFields):
-    """POST /v1/classify. `input`: a text, an object of a skin's inputs, or a list of either."""
+    """POST /v1/classify. `input`: a text, an object of a skin's inputs (or of `text` and `text_pair`, a pair for a
+    classifier), or a list of either."""
 
     model: str
+    truncate_prompt_tokens: CUT = False
     input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
 
     @property
@@ -55,16 +59,19 @@ class ClassifyRequest(RequestFields):
 async def classify(call: ApiCall) -> Response:
     asked = read_fields(ClassifyRequest, await call.body())
     served = await call.choose(asked.model)
-    plan = await call.prepare(lambda terms: served.classify(asked.input, terms), "input")
+    reading = Reading(truncate=asked.truncate_prompt_tokens)
+    plan = await call.prepare(lambda terms: served.classify(asked.input, terms, reading), "input")
     found = await call.in_turns(plan, "input")
     answers = [served.answer(result) for result in found]
     call.account(asked, found, answers)
     data: list[dict[str, Any]] = []
     for index, answer in enumerate(answers):
-        probabilities = list(label_probabilities(answer).values())
-        row = {"index": index, "label": answer.text, "probs": probabilities, "num_classes": len(probabilities)}
-        chosen = (answer.extension or {}).get("labels")
-        data.append(row if chosen is None else {**row, "labels": chosen})
+        said = answer.extension or {}
+        numbers = said.get("numbers")
+        scores = label_probabilities(answer) if numbers is None else numbers
+        row = {"index": index, "label": answer.text, "probs" if numbers is None else "scores": list(scores.values())}
+        chosen = {"labels": said["labels"]} if "labels" in said else {}
+        data.append({**row, "num_classes": len(scores), **chosen})
     return json_response(
         {
             "id": f"classify-{call.id}",
@@ -80,4 +87,6 @@ async def classify(call: ApiCall) -> Response:
 def label_probabilities(answer: Answer) -> dict[str, float]:
     """Each label's probability, in their order."""
     assert answer.extension is not None
+    if "probabilities" in answer.extension:
+        return dict(answer.extension["probabilities"])
     return {label: math.exp(score) for label, score in answer.extension["scores"].items()}

@@ -3,6 +3,9 @@
 Reference: the OpenAI API's "create embeddings". A base pools as its kind does (a decoder the mean over the tokens, an
 encoder what its own configuration says), and vectors have unit length. `dimensions` keeps the first numbers of each
 vector and gives it unit length again: worth little with a base that was not trained for it, and never done unasked.
+A sentence encoder's vectors are what its own library makes, length included; `prompt_name` is one of its prompts (as
+text-embeddings-inference calls it), and `truncate_prompt_tokens` cuts longer texts (as vLLM calls it); without it they
+are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import ApiCall, answers, json_response
 from bedplate.serving.models.plan import PlanResult
-from bedplate.serving.wire.fields import PROMPTS, RequestFields, read_fields
+from bedplate.serving.models.served import Reading
+from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields, read_fields
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
@@ -32,6 +36,8 @@ class EmbeddingRequest(RequestFields):
     input: Annotated[tuple[str | tuple[int, ...], ...], PROMPTS]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    prompt_name: str | None = None
+    truncate_prompt_tokens: CUT = False
 
 
 @router.post("/embeddings")
@@ -39,18 +45,15 @@ class EmbeddingRequest(RequestFields):
 async def embeddings(call: ApiCall) -> Response:
     asked = read_fields(EmbeddingRequest, await call.body())
     served = await call.choose(asked.model)
-    size = served.engine.base.spec.hidden_size
-    if asked.dimensions is not None and asked.dimensions > size:
-        raise RequestError(f"dimensions is {asked.dimensions}; {served.name} has {size}", param="dimensions")
-    plan = await call.prepare(lambda _: served.embed(asked.input), "input")
+    if asked.dimensions is not None and asked.dimensions > served.dimensions:
+        message = f"dimensions is {asked.dimensions}; {served.name} has {served.dimensions}"
+        raise RequestError(message, param="dimensions")
+    reading = Reading(asked.prompt_name, asked.truncate_prompt_tokens)
+    plan = await call.prepare(lambda _: served.embed(asked.input, reading), "input")
     found = await call.in_turns(plan, "input")
     call.account(asked, found, ())
     data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _written(served.vector(result, asked.dimensions), asked),
-        }
+        {"object": "embedding", "index": index, "embedding": _written(served.vector(result, asked.dimensions), asked)}
         for index, result in enumerate(found)
     ]
     return json_response({"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)})

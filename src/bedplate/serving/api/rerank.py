@@ -1,30 +1,23 @@
 """POST /v1/rerank: documents ordered by how well they fit a query.
 
-Reference: Jina's and Cohere's rerank APIs. With a base, a document's relevance is the cosine between its embedding and
-the query's. With a label skin that has the inputs `query` and `document` and a label `relevant`, it is that label's
-probability.
+Reference: Jina's and Cohere's rerank APIs, and vLLM's. A cross-encoder reads query and document together; its score
+is the relevance. With a base or a sentence encoder it is how near the document's embedding is to the query's: their
+cosine, or what the encoder's publisher compares by, each with its own prompt where there are such. With a label skin
+that has the inputs `query` and `document` and a label `relevant`, it is that label's probability.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests import Terms
-from bedplate.serving.api.classify import label_probabilities
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers, json_response
-from bedplate.serving.models.plan import AnswerPlan
-from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.wire.fields import MAX_PROMPTS, RequestFields, read_fields
-
-RELEVANT = "relevant"
+from bedplate.serving.models.served import Reading
+from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields, read_fields
 
 router = APIRouter()
 
@@ -53,6 +46,7 @@ class RerankRequest(RequestFields):
     documents: Annotated[tuple[str, ...], _DOCUMENTS, Field(min_length=1, max_length=MAX_PROMPTS)]
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
+    truncate_prompt_tokens: CUT = False
 
 
 @router.post("/v1/rerank")
@@ -62,12 +56,12 @@ class RerankRequest(RequestFields):
 async def rerank(call: ApiCall) -> Response:
     asked = read_fields(RerankRequest, await call.body())
     served = await call.choose(asked.model)
-    pairs = _scores_pairs(served)
-    plan = await call.prepare(lambda terms: _plan(served, asked, pairs, terms), "documents")
+    reading = Reading(truncate=asked.truncate_prompt_tokens)
+    plan = await call.prepare(lambda terms: served.rerank(asked.query, asked.documents, terms, reading), "documents")
     found = await call.in_turns(plan, "documents")
-    answers = [served.answer(result) for result in found] if pairs else []
-    call.account(asked, found, answers)
-    scores = _pair_scores(answers) if pairs else _cosines([served.vector(result) for result in found])
+    labelled = "labels" in served.describe()
+    call.account(asked, found, [served.answer(one) for one in found] if labelled else ())
+    scores = served.relevances(found)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
     results: list[dict[str, Any]] = []
     for index in order:
@@ -75,33 +69,3 @@ async def rerank(call: ApiCall) -> Response:
         results.append({"index": index, "relevance_score": scores[index], **document})
     usage = prompt_usage(found)
     return json_response({"id": f"rerank-{call.id}", "model": asked.model, "results": results, "usage": usage})
-
-
-def _scores_pairs(served: Served) -> bool:
-    """Whether the model is a skin that judges (query, document); RequestError for a skin that does something else."""
-    described = served.describe()
-    if described["kind"] == "base" or described["output"] == "embedding":
-        return False
-    if set(described["inputs"]) == {"query", "document"} and RELEVANT in described.get("labels", ()):
-        return True
-    raise RequestError(
-        f"{served.name!r} cannot rerank: ask a base, an embedding skin, or a skin with the inputs query and document "
-        f"and a label {RELEVANT!r}",
-        param="model",
-    )
-
-
-def _plan(served: Served, asked: RerankRequest, pairs: bool, terms: Terms) -> AnswerPlan:
-    if pairs:
-        return served.classify([{"query": asked.query, "document": text} for text in asked.documents], terms)
-    return served.embed((asked.query, *asked.documents))
-
-
-def _pair_scores(answers: Sequence[Answer]) -> list[float]:
-    return [label_probabilities(answer)[RELEVANT] for answer in answers]
-
-
-def _cosines(vectors: Sequence[Sequence[float]]) -> list[float]:
-    """Of the first vector and each of the others. A skin's may have any length."""
-    query, *documents = (np.asarray(vector) / (np.linalg.norm(vector) or 1.0) for vector in vectors)
-    return [float(query @ document) for document in documents]

@@ -16,7 +16,6 @@ router = APIRouter(prefix="/admin/routes")
 @router.get("")
 @answers("admin")
 async def list_routes(call: ApiCall) -> Response:
-    call.caller.need_admin()
     names = call.server.part(Router).names()
     return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
 
@@ -24,6 +23,5 @@ async def list_routes(call: ApiCall) -> Response:
 @router.get("/{name:path}")
 @answers("admin")
 async def get_route(call: ApiCall) -> Response:
-    call.caller.need_admin()
     name = call.request.path_params["name"]
     return json_response(await asyncio.to_thread(call.server.part(Router).report, name))

@@ -330,11 +330,16 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
 def answers(
     endpoint: str, respond: Callable[[Request, str, Work], Awaitable[Response]] = respond
 ) -> Callable[[Work], Callable[[Request], Awaitable[Response]]]:
-    """Makes a route of a function that answers a call. endpoint: what observers and the access log call it."""
+    """Makes a route of a function that answers a call. endpoint: what observers and the access log call it; "admin" is
+    for keys of admins only."""
 
     def made(work: Work) -> Callable[[Request], Awaitable[Response]]:
+        async def as_admin(call: ApiCall) -> Response:
+            call.caller.need_admin()
+            return await work(call)
+
         async def route(request: Request) -> Response:
-            return await respond(request, endpoint, work)
+            return await respond(request, endpoint, as_admin if endpoint == "admin" else work)
 
         route.__name__, route.__doc__ = getattr(work, "__name__", endpoint), work.__doc__
         return route

@@ -15,7 +15,7 @@ from bedplate.serving.settings.config import ResponsesConfig
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptResponse:
     """A reply, and the conversation that it ends, without instructions."""
 
     response: dict[str, Any]
@@ -28,20 +28,20 @@ class ResponseStore:
 
     def __init__(self, config: ResponsesConfig) -> None:
         self.config = config
-        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], KeptResponse] = OrderedDict()
         self._sizes: dict[str, int] = {}
 
     def put(self, tenant: str, response: dict[str, Any], messages: Sequence[dict[str, Any]]) -> None:
         """Keeps a reply; what is too old or too large for the bounds goes."""
         size = len(json.dumps([response, *messages]))
-        self._kept[tenant, response["id"]] = Kept(response, messages, size)
+        self._kept[tenant, response["id"]] = KeptResponse(response, messages, size)
         self._sizes[tenant] = self._sizes.get(tenant, 0) + size
         while self._sizes.get(tenant, 0) > self.config.bytes_per_tenant:
             self._drop(next(key for key in self._kept if key[0] == tenant))
         while sum(self._sizes.values()) > self.config.bytes_in_all:
             self._drop(next(iter(self._kept)))
 
-    def get(self, tenant: str, name: str) -> Kept | None:
+    def get(self, tenant: str, name: str) -> KeptResponse | None:
         """The tenant's own only."""
         return self._kept.get((tenant, name))
 

@@ -11,7 +11,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Result, Terms
 from bedplate.inference.predict.composed import is_unsure
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import Answer
+from bedplate.serving.models.served import PLAIN, Answer, Reading
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.skins.card import Card
@@ -64,11 +64,12 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+        self._refuse(reading)
         given = [self._input(one) if isinstance(one, str) else one for one in inputs]
         return replace(self.first.classify(given, terms), inputs=given, further=self)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
         raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
 
     def _plan(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> AnswerPlan:

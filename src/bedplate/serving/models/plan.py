@@ -69,9 +69,7 @@ class PlanResult:
 
 def _both_usages(a: Usage, b: Usage) -> Usage:
     return Usage(
-        a.prompt_tokens + b.prompt_tokens,
-        a.completion_tokens + b.completion_tokens,
-        a.cached_tokens + b.cached_tokens,
+        a.prompt_tokens + b.prompt_tokens, a.completion_tokens + b.completion_tokens, a.cached_tokens + b.cached_tokens
     )
 
 

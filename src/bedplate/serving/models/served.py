@@ -12,7 +12,6 @@ from bedplate.core.errors import RequestError
 from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
-    Embed,
     Embedding,
     Generate,
     Generation,
@@ -21,12 +20,19 @@ from bedplate.inference.engine.requests import (
     Terms,
     Usage,
 )
+from bedplate.inference.predict.reading import (
+    DOCUMENTS,
+    QUERIES,
+    embed_requests,
+    prompt_of,
+    side_prompt,
+    similarities,
+)
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
-from bedplate.text.tokenizer import Tokenizer
 
 COMPLETION_MAX_TOKENS = 16
 """The API's own default for /v1/completions; a chat goes on to the context's end by default."""
@@ -43,6 +49,18 @@ class Answer:
     extension: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How texts are read that are not continued. prompt_name: of those that a sentence encoder has. truncate: longer
+    texts are cut, to so many tokens or (True) to what the model's publisher says."""
+
+    prompt_name: str | None = None
+    truncate: bool | int = False
+
+
+PLAIN = Reading()
+
+
 class Served(Protocol):
     """One model name. `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for
     these is looked up on the caller's terms."""
@@ -56,9 +74,14 @@ class Served(Protocol):
         """The page that says how it was judged, where there is one."""
         ...
 
+    @property
+    def dimensions(self) -> int:
+        """Numbers of the vectors that it gives."""
+        ...
+
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan: ...
     def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan: ...
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
         """One choice for each text (or its token ids)."""
         ...
 
@@ -66,8 +89,16 @@ class Served(Protocol):
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         ...
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
+        ...
+
+    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+        """How well each document fits the query; `relevances` of its results has the scores."""
+        ...
+
+    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+        """The documents' scores, from all results of `rerank`: the higher the better."""
         ...
 
     def answer(self, found: PlanResult) -> Answer: ...
@@ -117,13 +148,32 @@ class ServedBase:
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
         return AnswerPlan(self.engine, requests)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
-        return AnswerPlan(self.engine, embed_requests(self._tokenizer, inputs))
+    @property
+    def dimensions(self) -> int:
+        return self.engine.base.embedding_size
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+        base = self.engine.base
+        prompt = prompt_of(base, reading.prompt_name)
+        return AnswerPlan(self.engine, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
 
     def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
-        return cut(cast(Embedding, found.last).vector, dimensions)
+        sentence = self.engine.base.sentence
+        normalise = sentence is None or sentence.spec.unit_length
+        return cut(cast(Embedding, found.last).vector, dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+        base, truncate = self.engine.base, reading.truncate
+        asked = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
+        asked += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
+        return AnswerPlan(self.engine, asked)
+
+    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+        sentence = self.engine.base.sentence
+        compared = "cosine" if sentence is None else sentence.spec.similarity
+        return similarities(compared, [self.vector(one) for one in found])
+
+    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
     def answer(self, found: PlanResult) -> Answer:
@@ -138,29 +188,6 @@ class ServedBase:
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "base", "context_length": self.engine.base.spec.context_length}
-
-
-class ServedEmbedder(ServedBase):
-    """An encoder: it gives vectors, and nothing else."""
-
-    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
-        raise self._only_vectors()
-
-    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
-        raise self._only_vectors()
-
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
-        raise self._only_vectors()
-
-    def answer(self, found: PlanResult) -> Answer:
-        raise self._only_vectors()
-
-    def _only_vectors(self) -> RequestError:
-        return RequestError(f"{self.name!r} embeds texts and does nothing else; use /v1/embeddings", param="model")
-
-    def describe(self) -> dict[str, Any]:
-        size = {"dimensions": self.engine.base.spec.hidden_size}
-        return {**super().describe(), "architecture": "encoder", **size}
 
 
 class Stripped:
@@ -178,19 +205,6 @@ class Stripped:
         kept = text.rstrip()
         self._held = text[len(kept) :]
         return kept
-
-
-def embed_requests(tokenizer: Tokenizer, inputs: Sequence[str | tuple[int, ...]]) -> list[Request]:
-    """One request for each text or its token ids."""
-    requests: list[Request] = []
-    for one in inputs:
-        # Control tokens in a text are what their characters say; special tokens that the tokenizer sets belong.
-        given = isinstance(one, str)
-        tokens = tuple(tokenizer.encode(one, add_special_tokens=True, parse_special=False)) if given else one
-        if not tokens:
-            raise RequestError(f"input {len(requests)} has no tokens, so it has no embedding", param="input")
-        requests.append(Embed(tokens))
-    return requests
 
 
 def cut(vector: Sequence[float], dimensions: int | None, *, normalise: bool = True) -> Sequence[float]:

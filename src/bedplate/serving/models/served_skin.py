@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Terms
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
+from bedplate.inference.predict.reading import similarities
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.prefixes import Prefixes
-from bedplate.serving.models.served import Answer, Stripped, choices, cut, finite
+from bedplate.serving.models.served import PLAIN, Answer, Reading, Stripped, choices, cut, finite
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.strict_json import parse_json
@@ -28,6 +30,9 @@ from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput
 from bedplate.skins.skin import ADAPTED, EndpointReference, Skin
 from bedplate.skins.verify import check_base, check_judged
+
+RELEVANT = "relevant"
+"""The label of a skin that judges whether a document fits a query."""
 
 _serial = itertools.count(1)
 
@@ -162,7 +167,16 @@ class ServedSkin:
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
         return self._plan(texts, asked, terms)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]]) -> AnswerPlan:
+    @property
+    def dimensions(self) -> int:
+        output, base = self.card.output, self.engine.base
+        if not isinstance(output, EmbeddingOutput):
+            return base.embedding_size
+        own = output.pooling is None and output.depth is None
+        return output.dimensions or (base.embedding_size if own else base.spec.hidden_size)
+
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+        self._refuse(reading)
         if not isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask its base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
@@ -174,7 +188,32 @@ class ServedSkin:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
         return cut(self._predictor.vector(found.last), dimensions, normalise=normalise)
 
-    def classify(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def _refuse(self, reading: Reading) -> None:
+        """A skin reads its inputs as it was judged."""
+        if reading.prompt_name is not None:
+            raise RequestError(f"{self.name!r} is a skin, with a prompt of its own", param="prompt_name")
+        if reading.truncate is not False:
+            raise RequestError(f"{self.name!r} is a skin and cuts no input", param="truncate_prompt_tokens")
+
+    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+        if isinstance(self.card.output, EmbeddingOutput):
+            return self.embed((query, *documents), reading)
+        if set(self.card.inputs) != {"query", "document"} or RELEVANT not in self.card.labels:
+            raise RequestError(
+                f"{self.name!r} cannot rerank: ask a base, an embedding skin, or a skin with the inputs query and "
+                f"document and a label {RELEVANT!r}",
+                param="model",
+            )
+        return self.classify([{"query": query, "document": text} for text in documents], terms, reading)
+
+    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+        if isinstance(self.card.output, EmbeddingOutput):
+            return similarities("cosine", [self.vector(one) for one in found])
+        scores = [(self.answer(one).extension or {})["scores"][RELEVANT] for one in found]
+        return [math.exp(score) for score in scores]
+
+    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+        self._refuse(reading)
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
@@ -270,7 +309,7 @@ class ServedSkin:
         card, output = self.card, self.card.output
         more: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
         if isinstance(output, EmbeddingOutput):
-            more["dimensions"] = output.dimensions or self.engine.base.spec.hidden_size
+            more["dimensions"] = self.dimensions
         if self.warnings:
             more["warnings"] = self.warnings
         report = {"report": self.report is not None}

@@ -22,7 +22,8 @@ from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.engines import opened, resident
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import apart_now
-from bedplate.serving.models.served import Served, ServedBase, ServedEmbedder
+from bedplate.serving.models.served import Served, ServedBase
+from bedplate.serving.models.served_encoder import ServedClassifier, ServedEncoder
 from bedplate.serving.models.skins_directory import Scanned, SkinsDirectory
 from bedplate.serving.rollout.routing import Router
 from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
@@ -133,4 +134,6 @@ def _whole(cards: Sequence[Card]) -> list[Card]:
 
 
 def _served(engine: Engine, name: str) -> Served:
-    return ServedBase(engine, name) if "generate" in engine.base.model.can else ServedEmbedder(engine, name)
+    if "generate" in engine.base.model.can:
+        return ServedBase(engine, name)
+    return ServedEncoder(engine, name) if engine.base.spec.classifier is None else ServedClassifier(engine, name)

@@ -60,7 +60,7 @@ _FORMS: dict[tuple[str, str], Json] = {
             "purpose": {"const": "batch"},
         },
         "required": ["file", "purpose"],
-    },
+    }
 }
 _QUERIES: dict[tuple[str, str], dict[str, Json]] = {
     ("GET", "/tokenizer_info"): {"model": _TEXT},
@@ -105,11 +105,7 @@ _MESSAGES_ERROR: Json = {
     "required": ["type", "error"],
     "properties": {
         "type": {"const": "error"},
-        "error": {
-            "type": "object",
-            "required": ["type", "message"],
-            "properties": {"type": _TEXT, "message": _TEXT},
-        },
+        "error": {"type": "object", "required": ["type", "message"], "properties": {"type": _TEXT, "message": _TEXT}},
     },
 }
 

@@ -17,14 +17,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bedplate.core.errors import (
-    BedplateError,
-    BusyError,
-    DataError,
-    DeadlineError,
-    RequestError,
-    TemplateError,
-)
+from bedplate.core.errors import BedplateError, BusyError, DataError, DeadlineError, RequestError, TemplateError
 from bedplate.serving.wire.scope import note_error
 from bedplate.serving.wire.strict_json import dump_json
 
@@ -51,12 +44,7 @@ class StatusError(RequestError):
     """A request that HTTP has its own status for (401, 403, 404, 405, 408, 413, 414, 429, 431), with `headers`."""
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message, param=param, code=code)
         self.status = status

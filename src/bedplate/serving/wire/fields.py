@@ -110,6 +110,17 @@ def prompts_of(prompt: Any) -> Any:
     return tuple(one if isinstance(one, str) else tuple(one) for one in prompts)
 
 
+def _cut_of(limit: Any) -> Any:
+    """What `truncate_prompt_tokens` asks for, as vLLM has it: −1 stands for what the model's publisher says."""
+    if limit is None or limit is False:
+        return False
+    if type(limit) is not int or not (limit == -1 or 1 <= limit < TOKEN_LIMIT):
+        raise ValueError("it must be a number of tokens, at least 1, or -1 for what the model was made for")
+    return True if limit == -1 else limit
+
+
+CUT = Annotated[bool | int, BeforeValidator(_cut_of, json_schema_input_type=int | None)]
+
 # What may be sent where validators make one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bedplate.training.objectives.language import NextToken, Sft
+from bedplate.training.objectives.language import Further, NextToken, Sft
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
 
 OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
@@ -13,4 +13,4 @@ OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
     "sft": Sft,
 }
 
-__all__ = ["OBJECTIVES", "AnyModel", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]
+__all__ = ["OBJECTIVES", "AnyModel", "Further", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bedplate.core.errors import DataError
-from bedplate.training.batch import PackedBatch
+from bedplate.core.errors import DataError, UsageError
+from bedplate.models.decoder import Decoder
+from bedplate.models.layers.attention import Attend
+from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
 from bedplate.training.packed_attention import training_attention
 
@@ -34,6 +38,28 @@ def _cross_entropy(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor) -> Ten
     return F.cross_entropy(logits_NV.to(wide), targets_N, reduction="sum")
 
 
+@dataclass(frozen=True)
+class Further:
+    """Tokens after the next are learned too, by the model's `modules` for it (DeepSeek-V3,
+    https://arxiv.org/abs/2412.19437, equation 25): the mean of their losses, times `weight`, is added."""
+
+    modules: int
+    weight: float = 0.3
+
+    def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each module's term: where it has targets in the flattened rows, and those. Where the documents end depends
+        on the batch, which is read."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for number in range(1, self.modules + 1):
+            targets_BT = torch.full_like(batch.targets, NO_TARGET)
+            inside = batch.segments[:, number:] == batch.segments[:, :-number]
+            targets_BT[:, :-number] = torch.where(inside, batch.targets[:, number:], NO_TARGET)
+            targets = targets_BT.reshape(-1)
+            learned = (targets != NO_TARGET).nonzero().squeeze(1)
+            found[f"further_{number}"] = (learned, targets.index_select(0, learned))
+        return found
+
+
 class NextToken:
     """Every token of a document is predicted from the ones before it. The head runs only where there is a target."""
 
@@ -41,9 +67,15 @@ class NextToken:
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
 
+    def __init__(self, further: Further | None = None) -> None:
+        self._further = further
+
     def weights(self, batch: PackedBatch) -> dict[str, float]:
         """The number of targets."""
-        return {self.name: float(batch.target_count)}
+        found = {self.name: float(batch.target_count)}
+        if self._further is None:
+            return found
+        return found | {name: float(len(learned)) for name, (learned, _) in self._further.terms(batch).items()}
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model, learned = models["policy"], batch.learned
@@ -51,7 +83,26 @@ class NextToken:
         hidden_BTD = model(batch.inputs, attend).hidden
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, learned)
         targets_N = batch.targets.reshape(-1).index_select(0, learned)
-        return {self.name: Term(token_losses(model, hidden_ND, targets_N), float(len(learned)))}
+        found = {self.name: Term(token_losses(model, hidden_ND, targets_N), float(len(learned)))}
+        return found if self._further is None else found | self._further_terms(model, batch, hidden_BTD, attend)
+
+    def _further_terms(
+        self, model: AnyModel, batch: PackedBatch, hidden_BTD: Tensor, attend: Attend
+    ) -> dict[str, Term]:
+        further = self._further
+        assert further is not None
+        if not isinstance(model, Decoder) or len(model.predictions) != further.modules:
+            raise UsageError(
+                f"{further.modules} modules that predict further tokens are to learn; this model has others"
+            )
+        states = model.further(hidden_BTD, batch.inputs, attend)
+        found: dict[str, Term] = {}
+        for state_BTD, (name, (learned, targets_N)) in zip(states, further.terms(batch).items(), strict=True):
+            hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
+            lost = token_losses(model, hidden_ND, targets_N)
+            total = lost * (further.weight / further.modules)
+            found[name] = Term(total, float(len(learned)), {"unweighted": lost.detach()})
+        return found
 
 
 class Sft(NextToken):

@@ -37,8 +37,7 @@ RULES: Mapping[Constraint, Exclusion] = {
         lambda option: option.weights != "own" or _runs_elsewhere(option),
     ),
     "data_may_not_leave": Exclusion(
-        "no text may be sent to another's machine: hosted models and hosted embedders are out",
-        _runs_elsewhere,
+        "no text may be sent to another's machine: hosted models and hosted embedders are out", _runs_elsewhere
     ),
     "highly_proprietary_data": Exclusion(
         "no training data and no corpus may be given to another: tuning a hosted model and retrieval that sends "
@@ -50,8 +49,7 @@ RULES: Mapping[Constraint, Exclusion] = {
         lambda option: option.weights != "own",
     ),
     "latency": Exclusion(
-        "the way over a network takes too long by itself: hosted models and hosted embedders are out",
-        _runs_elsewhere,
+        "the way over a network takes too long by itself: hosted models and hosted embedders are out", _runs_elsewhere
     ),
 }
 

@@ -9,12 +9,7 @@ from bedplate.economics.bills.decisions.breakeven import BreakEvenVolume
 from bedplate.economics.bills.decisions.decision import INTERVAL, Decision, OptionOutcome
 from bedplate.economics.bills.decisions.exclusions import RULES
 from bedplate.economics.bills.decisions.formulas import FORMULAS
-from bedplate.economics.bills.decisions.sensitivity import (
-    NOTHING_FEASIBLE,
-    NOTHING_PAYS,
-    Flip,
-    Sensitivity,
-)
+from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, Flip, Sensitivity
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_LINE = 0.05

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from bedplate.adapters.head import Head
 from bedplate.inference.engine.job import Equipment
-from bedplate.inference.engine.kinds.pooled import PooledJob, Pooling
+from bedplate.inference.engine.kinds.pooled import PooledJob
 from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
 from bedplate.inference.forward.adapters import Loaded
+from bedplate.models.specs.sentence import Pooling
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ClassifyJob(PooledJob[Classify]):
     """The head's reading of the pooled state."""
 
     def __init__(self, request: Classify, adapter: Loaded, equipment: Equipment) -> None:
-        super().__init__(request, adapter, equipment, request.pooling, request.depth)
+        super().__init__(request, adapter, equipment, (request.pooling,), request.depth)
 
-    def read(self, pooled_D: Tensor) -> Classification:
-        return Classification(tuple(self.request.head(pooled_D[None])[0].tolist()), *self.account())
+    def read(self, pooled_E: Tensor) -> Classification:
+        return Classification(tuple(self.request.head(pooled_E[None])[0].tolist()), *self.account())

@@ -8,6 +8,7 @@ from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.kinds.classify import Classify, ClassifyJob
 from bedplate.inference.engine.kinds.embed import Embed, EmbedJob
 from bedplate.inference.engine.kinds.generate import Generate, GenerateJob
+from bedplate.inference.engine.kinds.label import Label, LabelJob
 from bedplate.inference.engine.kinds.request import Request
 from bedplate.inference.engine.kinds.score import Score, ScoreJob
 
@@ -16,4 +17,5 @@ KINDS: dict[type[Request], type[Job[Any]]] = {
     Score: ScoreJob,
     Embed: EmbedJob,
     Classify: ClassifyJob,
+    Label: LabelJob,
 }

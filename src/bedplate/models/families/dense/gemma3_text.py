@@ -26,7 +26,7 @@ from bedplate.models.families.decoders import (
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, read_rope, rope_parameters
+from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_ropes
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
@@ -62,7 +62,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     pattern = int(fields.take("sliding_window_pattern", fields.take("_sliding_window_pattern")) or 6)
     window = fields.take("sliding_window", 4096)
     default = [SLIDING] * (pattern - 1) + [FULL]
-    full, sliding = _ropes(fields, sizes["context_length"])
+    context = sizes["context_length"]
+    full, sliding = take_ropes(fields, _WHERE, context=context, theta=1_000_000.0, local_theta=10_000.0)
     cap = fields.take("final_logit_softcapping")
     fields.ignore((*HF_BOOKKEEPING, "cache_implementation"))
     queries = float(fields.take("query_pre_attn_scalar", 256))
@@ -87,19 +88,6 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     return spec
 
 
-def _ropes(fields: Fields, context: int) -> tuple[Rope, Rope]:
-    """Of the layers that see everything, and of those with a window, in both spellings."""
-    given: dict[str, Any] = dict(fields.take("rope_parameters") or {})
-    full = {"rope_theta": fields.take("rope_theta", 1_000_000.0)} | dict(fields.take("rope_scaling") or {})
-    sliding: dict[str, Any] = {"rope_theta": fields.take("rope_local_base_freq", 10_000.0)}
-    full, sliding = full | (given.pop(FULL, None) or {}), sliding | (given.pop(SLIDING, None) or {})
-    Fields(given, f"{_WHERE} rope_parameters").finish()
-    return (
-        read_rope(full, f"{_WHERE} {FULL}", context=context),
-        read_rope(sliding, f"{_WHERE} {SLIDING}", context=context),
-    )
-
-
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     scales, rope = spec.scales or Scales(), spec.rope or Rope()
@@ -122,4 +110,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gemma3"),), examples=EXAMPLES)

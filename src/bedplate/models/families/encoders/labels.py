@@ -63,8 +63,12 @@ def _is_raw(fields: Fields, where: str) -> bool:
     given: Mapping[str, Any] = fields.take(_ACTIVATION) or {}
     older = fields.take(_OLDER)
     name = given.get("activation_fn") or older
-    if name is None:
-        return False
+    return name is not None and is_raw(name, where)
+
+
+def is_raw(name: Any, where: str) -> bool:
+    """Whether torch's function of this name leaves a score as it is; UnsupportedModelError for one that does anything
+    but that or a sigmoid."""
     kind = str(name).rpartition(".")[2]
     if not str(name).startswith("torch.nn.") or kind not in ("Sigmoid", "Identity"):
         raise UnsupportedModelError(f"{where}: the activation {name!r} is not supported (only Sigmoid and Identity)")

@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Measured:
+class SuiteScore:
     """A mean, or a rate by the items' weights. interval: at 95%; None where the groups are too few for one."""
 
     value: float
@@ -31,7 +31,7 @@ class Measured:
 class SuiteResult:
     """A suite's measures by name, and where its items come from. unusable: rows of the source that are no items."""
 
-    measures: dict[str, Measured]
+    measures: dict[str, SuiteScore]
     source: str
     sha256: str
     unusable: int
@@ -55,19 +55,19 @@ def run_suite(model: LocalModel, name: str, limit: int | None = None) -> SuiteRe
     for place, (item, grade) in enumerate(zip(asked.items, grades(model, asked.items, name), strict=True)):
         for measure, (value, weight) in asked.measure(item, grade).items():
             columns[measure].append((value, weight, getattr(item, "group", place)))
-    measures = {measure: _measured(rows) for measure, rows in columns.items()}
+    measures = {measure: _scored(rows) for measure, rows in columns.items()}
     return SuiteResult(measures, asked.source, asked.sha256, asked.unusable)
 
 
-def _measured(rows: list[tuple[float, float, Hashable]]) -> Measured:
+def _scored(rows: list[tuple[float, float, Hashable]]) -> SuiteScore:
     values, weights, groups = map(list, zip(*rows, strict=True))
     zeros, sided = [0.0] * len(rows), (1 + CONFIDENCE) / 2
     if any(weight != 1 for weight in weights):  # a rate, such as nats per token
         found = rate_rise(zeros, values, weights, groups, sided)
-        return Measured(found.value, _ends(found.lower, found.upper), found.n, found.groups)
+        return SuiteScore(found.value, _ends(found.lower, found.upper), found.n, found.groups)
     found = mean_drop(values, zeros, groups, sided)
     ends = _ends(found.lower, found.upper)
-    return Measured(found.value, ends and (max(0.0, ends[0]), min(1.0, ends[1])), found.n, found.groups)
+    return SuiteScore(found.value, ends and (max(0.0, ends[0]), min(1.0, ends[1])), found.n, found.groups)
 
 
 def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:

@@ -12,7 +12,7 @@ from bedplate.core.errors import CheckpointError
 from bedplate.models.families.weights import Rule, Tensors, renamed, stack, transpose, transposed, unstack
 from bedplate.models.specs.transformer import TransformerSpec
 
-GATE_UP, DOWN = "layers.{i}.feedforward.gate_up", "layers.{i}.feedforward.down"
+GATE_UP, DOWN = "layers.{i}.feedforward.experts.gate_up", "layers.{i}.feedforward.experts.down"
 
 # The sixteen values of MXFP4's four bits: two of exponent, one of mantissa, the highest the sign (OCP Microscaling
 # Formats 1.0, section 5.3.3), and the 256 powers of two that one byte scales 32 of them by (section 5.4.1).

@@ -1,0 +1,148 @@
+"""Requests of texts that are read, not continued: their vectors, and the labels of a base's own head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
+from bedplate.inference.engine.requests import Embed, Label, Pooling
+from bedplate.models.checkpoints.base import Base
+from bedplate.models.specs.sentence import Similarity
+from bedplate.models.specs.transformer import Classifier
+from bedplate.text.encoder_inputs import EncoderInput, TextOrPair
+
+QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")
+"""What publishers call the prompts of what is searched with, and of what is searched (as sentence-transformers)."""
+
+Read = TextOrPair | tuple[int, ...]
+"""A text, a pair of texts, or a text's token ids."""
+
+
+def prompt_of(base: Base, name: str | None = None) -> str:
+    """What the base's publisher puts before a text, by its name; None: what is to be put before any. RequestError
+    for a name that it has not."""
+    spec = None if base.sentence is None else base.sentence.spec
+    prompts = {} if spec is None else dict(spec.prompts)
+    name = name if name is not None or spec is None else spec.default_prompt
+    if name is None:
+        return ""
+    if name not in prompts:
+        known = f"it has {', '.join(prompts)}" if prompts else "it has none"
+        raise RequestError(f"{base.name} has no prompt {name!r}; {known}", param="prompt_name")
+    return prompts[name]
+
+
+def side_prompt(base: Base, *names: str) -> str:
+    """The first of these prompts that the base has, or what stands before any text: for queries, and for what is
+    searched, where publishers call them differently."""
+    prompts = {} if base.sentence is None else dict(base.sentence.spec.prompts)
+    return prompt_of(base, next((name for name in names if name in prompts), None))
+
+
+def longest(base: Base, truncate: bool | int) -> int | None:
+    """How many tokens a text is cut to; None where none is cut. True: as its publisher says, or to the context."""
+    if truncate is False:
+        return None
+    own = None if base.sentence is None else base.sentence.spec.max_tokens
+    own = own or base.need_tokenizer().max_length
+    whole = base.spec.context_length
+    return min((own or whole) if truncate is True else truncate, whole)
+
+
+def embed_requests(
+    base: Base,
+    texts: Sequence[str | tuple[int, ...]],
+    *,
+    prompt: str = "",
+    truncate: bool | int = False,
+    pooling: Pooling | None = None,
+    **common: Any,
+) -> list[Embed]:
+    """One request for each text, or its token ids as they are. `prompt`: what stands before each text. `common`: more
+    fields. RequestError for a text without tokens, ContextLengthExceeded for one that the base cannot take whole."""
+    skip = _prompt_tokens(base, prompt)
+    inputs = _tokens(base, [prompt + one if isinstance(one, str) else one for one in texts], truncate)
+    return [
+        Embed(one.ids, pooling, skip=skip if isinstance(text, str) else 0, **common)
+        for text, one in zip(texts, inputs, strict=True)
+    ]
+
+
+def label_requests(base: Base, inputs: Sequence[Read], *, truncate: bool | int = False) -> list[Label]:
+    """One request for each text or pair."""
+    if base.spec.classifier is None:
+        raise RequestError(f"{base.name} has no labels of its own; ask a classifier, or a skin", param="model")
+    tells = base.spec.main.token_types > 1
+    return [Label(one.ids, one.types if tells else ()) for one in _tokens(base, inputs, truncate)]
+
+
+def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[EncoderInput]:
+    written = [_written(one) for one in inputs]
+    texts = [one for one in written if one is not None]
+    if base.sentence is not None and base.sentence.spec.lower:
+        # One character at a time, as the library that did it in training: no letter looks at its neighbours.
+        texts = ["".join(map(str.lower, one)) if isinstance(one, str) else one for one in texts]
+    try:
+        encoded = iter(base.need_tokenizer().encoder_inputs(texts, longest(base, truncate)) if texts else ())
+    except UsageError as error:
+        raise RequestError(str(error), param="truncate_prompt_tokens") from error
+    found = [
+        next(encoded) if text is not None else EncoderInput(cast("tuple[int, ...]", one))
+        for one, text in zip(inputs, written, strict=True)
+    ]
+    for number, one in enumerate(found):
+        if not one.ids:
+            raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
+        if len(one.ids) > base.spec.context_length:
+            raise ContextLengthExceeded(
+                f"input {number} has {len(one.ids):,} tokens; {base.name} reads {base.spec.context_length:,} at most: "
+                "shorten it, or ask for it to be cut",
+                param="input",
+            )
+    return found
+
+
+def _written(one: Read) -> TextOrPair | None:
+    """The text or pair; None for token ids."""
+    return cast(TextOrPair, one) if isinstance(one, str) or (one and isinstance(one[0], str)) else None
+
+
+def _prompt_tokens(base: Base, prompt: str) -> int:
+    """How many first tokens are the prompt's, where these are not to be pooled."""
+    if not prompt or base.sentence is None or base.sentence.spec.pools_prompt:
+        return 0
+    (found,) = _tokens(base, [prompt], False)
+    return len(found.ids) - (found.ids[-1] in base.need_tokenizer().special_ids)
+
+
+def gives_numbers(head: Classifier) -> bool:
+    """Whether a head's scores are numbers, and no probabilities."""
+    return head.problem == "score" and (head.raw or len(head.labels) > 1)
+
+
+def label_scores(head: Classifier, logits: Sequence[float]) -> list[float]:
+    """What a head's logits say of its labels: probabilities that sum to 1 where one is right, each its own where any
+    may be, and of a single one its sigmoid, or the number itself where the head gives that."""
+    if gives_numbers(head):
+        return list(logits)
+    if head.problem == "one":
+        top = max(logits)
+        weights = [math.exp(logit - top) for logit in logits]
+        return [weight / sum(weights) for weight in weights]
+    return [1 / (1 + math.exp(-logit)) if logit > -700 else 0.0 for logit in logits]
+
+
+def similarities(compared: Similarity, vectors: Sequence[Sequence[float]]) -> list[float]:
+    """How near each further vector is to the first one: the higher the nearer, distances with a minus."""
+    query, *others = (np.asarray(vector, dtype=np.float64) for vector in vectors)
+    if compared == "cosine":
+        query = query / (np.linalg.norm(query) or 1.0)
+        return [float(query @ other) / (float(np.linalg.norm(other)) or 1.0) for other in others]
+    if compared == "dot":
+        return [float(query @ other) for other in others]
+    order = 1 if compared == "manhattan" else 2
+    return [-float(np.linalg.norm(query - other, order)) for other in others]

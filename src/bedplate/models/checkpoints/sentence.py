@@ -1,0 +1,267 @@
+"""Directories of sentence-transformers: `modules.json`, what it names, and two config files beside it, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.core.files import atomic_write
+from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
+from bedplate.models.families.encoders.labels import is_raw
+from bedplate.models.families.fields import Fields
+from bedplate.models.layers.sentence import Sentence
+from bedplate.models.specs import TextSpec
+from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
+from bedplate.models.specs.transformer import TransformerSpec
+
+MODULES = "modules.json"
+_CONFIG, _BODY_CONFIG = "config_sentence_transformers.json", "sentence_bert_config.json"
+
+# In the order in which the library puts several side by side, whatever the order in the file.
+_POOLINGS: dict[str, tuple[str, Pooling]] = {
+    "pooling_mode_cls_token": ("cls", "first"),
+    "pooling_mode_max_tokens": ("max", "max"),
+    "pooling_mode_mean_tokens": ("mean", "mean"),
+    "pooling_mode_mean_sqrt_len_tokens": ("mean_sqrt_len_tokens", "root_mean"),
+    "pooling_mode_weightedmean_tokens": ("weightedmean", "weighted_mean"),
+    "pooling_mode_lasttoken": ("lasttoken", "last"),
+}
+_BY_NAME: dict[str, Pooling] = dict(_POOLINGS.values())
+_ACTIVATIONS: dict[str, DenseActivation] = {
+    "torch.nn.modules.activation.Tanh": "tanh",
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.modules.activation.ReLU": "relu",
+    "torch.nn.modules.activation.GELU": "gelu",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+}
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+
+
+def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
+    """How the directory's base makes vectors; None where it says nothing of it, as a cross-encoder does.
+
+    UnsupportedModelError, by name, for a module or a setting that is not supported.
+    """
+    if not (directory / MODULES).is_file():
+        return None
+    modules = _modules(directory / MODULES)
+    (kind, first), rest = modules[0], modules[1:]
+    if kind != "Transformer" or first:
+        raise UnsupportedModelError(
+            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a {kind} in "
+            f"{first!r}"
+        )
+    if not rest:
+        return None
+    if rest[0][0] != "Pooling":
+        raise UnsupportedModelError(f"{directory / MODULES}: a {rest[0][0]} after the Transformer is not supported")
+    poolings, pools_prompt = _pooling(directory / rest[0][1] / "config.json", hidden_size)
+    steps: list[Any] = []
+    denses: list[Path] = []
+    for kind, place in rest[1:]:
+        where = directory / place
+        if kind == "Dense":
+            steps.append(_dense(where / "config.json"))
+            denses.append(where)
+        elif kind == "Normalize":
+            _plain(Fields(_optional(where / "config.json"), str(where / "config.json")))
+            steps.append("normalise")
+        else:
+            raise UnsupportedModelError(
+                f"{directory / MODULES}: the module {kind} is not supported (only Transformer, Pooling, Dense and "
+                "Normalize)"
+            )
+    spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
+    spec.output_size(hidden_size)
+    return _filled(spec, denses)
+
+
+def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
+    """A cross-encoder's spec, with what its library's newer file says of its scores (version 6; before that it stood in
+    `config.json`)."""
+    path = directory / _CONFIG
+    if not isinstance(spec, TransformerSpec) or spec.classifier is None or not path.is_file():
+        return spec
+    fields = Fields(read_object(path), str(path))
+    name = fields.take("activation_fn")
+    if name is None:
+        return spec
+    return spec.with_(classifier=replace(spec.classifier, raw=is_raw(name, str(path))))
+
+
+def _modules(path: Path) -> list[tuple[str, str]]:
+    """(class, place) of each module, in order."""
+    try:
+        listed = sorted(json.loads(path.read_text(encoding="utf-8")), key=lambda one: one["idx"])
+        found = [(str(one["type"]), str(one["path"])) for one in listed]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a list of modules ({error!r})") from error
+    if not found:
+        raise CheckpointError(f"{path} lists no modules")
+    for kind, place in found:
+        if not kind.startswith("sentence_transformers."):
+            raise UnsupportedModelError(
+                f"{path}: {kind} is code of the checkpoint's own, which is not run; only modules of the library are "
+                "supported"
+            )
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise CheckpointError(f"{path} names a module outside the directory: {place!r}")
+    return [(kind.rpartition(".")[2], place) for kind, place in found]
+
+
+def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
+    """Both spellings: a list of names (version 5.5), and a switch for each (before)."""
+    fields = Fields(read_object(path), str(path))
+    size = fields.take("embedding_dimension", fields.take("word_embedding_dimension"))
+    if size is not None and size != hidden_size:
+        raise CheckpointError(f"{path} pools {size} features, but the model has {hidden_size}")
+    named = fields.take("pooling_mode")
+    on = [name for name in _POOLINGS if fields.take(name)]
+    pools_prompt = bool(fields.take("include_prompt", True))
+    fields.finish()
+    if named is None:
+        return tuple(_POOLINGS[name][1] for name in on) or ("mean",), pools_prompt
+    names = [named] if isinstance(named, str) else list(named)
+    for name in names:
+        if name not in _BY_NAME:
+            raise UnsupportedModelError(f"{path}: the pooling {name!r} is not supported (only {', '.join(_BY_NAME)})")
+    return tuple(_BY_NAME[name] for name in names), pools_prompt
+
+
+def _dense(path: Path) -> Dense:
+    fields = Fields(read_object(path), str(path))
+    _plain(fields)
+    fields.only("use_residual", False)
+    name = fields.take("activation_function", next(iter(_ACTIVATIONS)))
+    if name not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{path}: the activation {name!r} is not supported (only {', '.join(_ACTIVATIONS)})"
+        )
+    inputs, outputs = int(fields.need("in_features")), int(fields.need("out_features"))
+    bias = bool(fields.take("bias", True))
+    fields.finish()
+    return Dense(inputs, outputs, bias, _ACTIVATIONS[name])
+
+
+def _plain(fields: Fields) -> None:
+    """Of a module that reads one vector and writes it in its place."""
+    fields.only("module_input_name", "sentence_embedding")
+    fields.only("module_output_name", "sentence_embedding", None)
+
+
+def _texts(directory: Path) -> dict[str, Any]:
+    """What is said of texts and of comparing them."""
+    body = Fields(_optional(directory / _BODY_CONFIG), str(directory / _BODY_CONFIG))
+    longest, lower = body.take("max_seq_length"), bool(body.take("do_lower_case", False))
+    body.only("transformer_task", "feature-extraction")
+    body.only("module_output_name", "token_embeddings")
+    body.ignore(("modality_config",))
+    body.finish()
+    own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
+    own.only("model_type", "SentenceTransformer")
+    own.ignore(("__version__",))
+    prompts: Mapping[str, str] = own.take("prompts") or {}
+    default, similarity = own.take("default_prompt_name"), own.take("similarity_fn_name") or "cosine"
+    own.only("truncate_dim", None)
+    own.finish()
+    Fields({"similarity_fn_name": similarity}, str(directory / _CONFIG)).only("similarity_fn_name", *_SIMILARITIES)
+    return {
+        "max_tokens": None if longest is None else int(longest),
+        "lower": lower,
+        "prompts": tuple((str(name), str(text)) for name, text in prompts.items()),
+        "default_prompt": default,
+        "similarity": similarity,
+    }
+
+
+def _filled(spec: SentenceSpec, denses: list[Path]) -> Sentence:
+    found = Sentence(spec)
+    state: dict[str, Tensor] = {}
+    wanted = dict(found.named_parameters())
+    for number, place in enumerate(denses):
+        names = {f"linear.{part}": f"dense.{number}.{part}" for part in ("weight", "bias")}
+        with SafetensorsReader(place) as reader:
+            for name in reader.names:
+                if names.get(name) not in wanted:
+                    raise CheckpointError(f"{place} holds {name!r}, for which its config has no place")
+                state[names[name]] = reader.get(name).float()
+    for name, parameter in wanted.items():
+        if name not in state:
+            raise CheckpointError(f"{denses[int(name.split('.')[1])]} lacks linear.{name.rpartition('.')[2]}")
+        if state[name].shape != parameter.shape:
+            place = denses[int(name.split(".")[1])]
+            raise CheckpointError(
+                f"{place}: linear.{name.rpartition('.')[2]} is {list(state[name].shape)}, but its config asks for "
+                f"{list(parameter.shape)}"
+            )
+    found.load_state_dict(state)
+    return found.requires_grad_(False).eval()
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.is_file() else {}
+
+
+def write_sentence(directory: Path, sentence: Sentence, hidden_size: int) -> None:
+    """The directory's own weights and config are written already."""
+    spec = sentence.spec
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    _write(directory / "1_Pooling" / "config.json", _pooling_config(spec, hidden_size))
+    weights = iter(sentence.dense)
+    for number, step in enumerate(spec.steps, start=2):
+        kind = "Normalize" if step == "normalise" else "Dense"
+        modules.append((kind, f"{number}_{kind}"))
+        if isinstance(step, Dense):
+            place = directory / f"{number}_{kind}"
+            _write(place / "config.json", _dense_config(step))
+            write_safetensors(place, _tensors(next(weights)))
+    listed = [
+        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{kind}"}
+        for number, (kind, place) in enumerate(modules)
+    ]
+    _write(directory / MODULES, listed)
+    _write(directory / _BODY_CONFIG, {"max_seq_length": spec.max_tokens, "do_lower_case": spec.lower})
+    _write(
+        directory / _CONFIG,
+        {
+            "prompts": dict(spec.prompts),
+            "default_prompt_name": spec.default_prompt,
+            "similarity_fn_name": spec.similarity,
+        },
+    )
+
+
+def _pooling_config(spec: SentenceSpec, hidden_size: int) -> dict[str, Any]:
+    """By switches, which every version of the library reads, where their order is the library's."""
+    fields = {"word_embedding_dimension": hidden_size, "include_prompt": spec.pools_prompt}
+    in_order = tuple(ours for _, ours in _POOLINGS.values() if ours in spec.poolings)
+    if in_order == spec.poolings:
+        return fields | {name: ours in spec.poolings for name, (_, ours) in _POOLINGS.items()}
+    names = {ours: theirs for theirs, ours in _BY_NAME.items()}
+    return fields | {"pooling_mode": [names[one] for one in spec.poolings]}
+
+
+def _dense_config(step: Dense) -> dict[str, Any]:
+    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == step.activation)
+    return {
+        "in_features": step.inputs,
+        "out_features": step.outputs,
+        "bias": step.bias,
+        "activation_function": activation,
+    }
+
+
+def _tensors(linear: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"linear.{name}", parameter) for name, parameter in linear.named_parameters())
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    atomic_write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

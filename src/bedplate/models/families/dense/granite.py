@@ -1,0 +1,101 @@
+"""The granite family (https://arxiv.org/abs/2508.11085): Hugging Face's `GraniteForCausalLM`. Llama with factors on
+embeddings, scores, residuals and logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    GATED,
+    IGNORABLE,
+    LLAMA_NORMS,
+    TINY,
+    activation_name,
+    decoder_rules,
+    size_fields,
+    take_activation,
+    take_sizes,
+)
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.rope import rope_parameters, take_rope
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
+
+_WHERE = "config.json (granite)"
+
+HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
+EXAMPLES = (
+    {
+        **TINY,
+        "embedding_multiplier": 12.0,
+        "logits_scaling": 6.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.2,
+        "tie_word_embeddings": True,
+    },
+    {**TINY, "num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True, "attention_multiplier": 0.125},
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a GraniteForCausalLM → spec."""
+    fields = Fields(config, _WHERE)
+    sizes = take_sizes(fields)
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
+    spec = TransformerSpec(
+        **sizes,
+        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
+        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
+        attention_bias=bool(fields.take("attention_bias", False)),
+        feedforward_bias=bool(fields.take("mlp_bias", False)),
+        scales=take_multipliers(fields),
+    )
+    fields.finish()
+    return spec
+
+
+def take_multipliers(fields: Fields) -> Scales:
+    """Granite's factors; logits are divided by theirs."""
+    return Scales(
+        embedding=float(fields.take("embedding_multiplier", 1.0)),
+        attention=float(fields.take("attention_multiplier", 1.0)),
+        head=1.0 / float(fields.take("logits_scaling", 1.0)),
+        residual=float(fields.take("residual_multiplier", 1.0)),
+    )
+
+
+def multiplier_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The inverse of `take_multipliers`."""
+    scales = spec.scales or Scales()
+    return {
+        "embedding_multiplier": scales.embedding,
+        "attention_multiplier": spec.head_dim**-0.5 if scales.attention is None else scales.attention,
+        "logits_scaling": round(1.0 / scales.head, 9),
+        "residual_multiplier": scales.residual,
+    }
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    rope = spec.rope or Rope()
+    return (
+        size_fields(spec, "granite", "GraniteForCausalLM")
+        | {
+            "rms_norm_eps": spec.norm_eps,
+            "hidden_act": activation_name(spec.activation),
+            "attention_bias": spec.attention_bias,
+            "attention_dropout": 0.0,
+            "mlp_bias": spec.feedforward_bias,
+            "rope_theta": rope.theta,
+            "rope_parameters": rope_parameters(rope),
+        }
+        | multiplier_fields(spec)
+    )
+
+
+HF = Family(("hf", "granite"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

@@ -1,0 +1,48 @@
+"""The ministral3 family (https://arxiv.org/abs/2601.08584): Hugging Face's `Ministral3ForCausalLM`. Mistral with YaRN,
+and queries that grow with the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.decoders import TINY, size_fields
+from bedplate.models.families.dense.mistral import HF_WEIGHTS, mistral_fields, read_mistral
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import Fields
+from bedplate.models.specs.transformer import TransformerSpec
+
+_WHERE = "config.json (ministral3)"
+
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+EXAMPLES = (
+    {**TINY, "head_dim": 16, "rope_parameters": _YARN},
+    {**TINY, "head_dim": 8, "num_key_value_heads": 6, "sliding_window": 9, "rope_parameters": _YARN | {"mscale": 0.5}},
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a Ministral3ForCausalLM → spec."""
+    parameters: dict[str, Any] = dict(config.get("rope_parameters") or {})
+    # The context, once more.
+    parameters.pop("max_position_embeddings", None)
+    return read_mistral(Fields({**config, "rope_parameters": parameters}, _WHERE), _WHERE, window=None, head_dim=128)
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    return size_fields(spec, "ministral3", "Ministral3ForCausalLM") | mistral_fields(spec)
+
+
+HF = Family(("hf", "ministral3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

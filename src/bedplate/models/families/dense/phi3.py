@@ -1,0 +1,120 @@
+"""The phi3 family (https://arxiv.org/abs/2404.14219; Phi-4 as well): Hugging Face's `Phi3ForCausalLM`. Llama with fused
+projections; ropes of a part of each head, and LongRoPE.
+
+Past the original context LongRoPE turns all keys otherwise, those in the cache too: a sequence is served up to there,
+and `context_length` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.decoders import (
+    DROPOUTS,
+    IGNORABLE,
+    LLAMA_NORMS,
+    TINY,
+    activation_name,
+    decoder_rules,
+    one_window,
+    size_fields,
+    take_activation,
+    take_sizes,
+)
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.rope import rope_parameters, take_rope
+from bedplate.models.families.weights import WeightMap, fused
+from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
+
+_WHERE = "config.json (phi3)"
+
+
+def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
+    keys = spec.kv_heads * spec.head_dim
+    return spec.heads * spec.head_dim, keys, keys
+
+
+def _halves(spec: TransformerSpec) -> tuple[int, int]:
+    return spec.feedforward_size, spec.feedforward_size
+
+
+_PAIRS = (("attention.o", "self_attn.o_proj"), ("feedforward.down", "mlp.down_proj"))
+_QKV = tuple(f"layers.{{i}}.attention.{name}.weight" for name in "qkv")
+_GATE_UP = tuple(f"layers.{{i}}.feedforward.{name}.weight" for name in ("gate", "up"))
+HF_WEIGHTS = WeightMap(
+    (
+        *decoder_rules(*_PAIRS, *LLAMA_NORMS),
+        fused(_QKV, "model.layers.{i}.self_attn.qkv_proj.weight", _qkv),
+        fused(_GATE_UP, "model.layers.{i}.mlp.gate_up_proj.weight", _halves),
+    ),
+    IGNORABLE,
+)
+_LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3],
+    "long_factor": [1.0, 2.0, 4.0],
+    "partial_rotary_factor": 0.75,
+}
+EXAMPLES = (
+    {**TINY, "sliding_window": 7, "pad_token_id": 0},
+    {
+        **TINY,
+        "num_key_value_heads": 6,
+        "tie_word_embeddings": True,
+        "original_max_position_embeddings": 64,
+        "rope_parameters": _LONG,
+        "pad_token_id": 0,
+    },
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a Phi3ForCausalLM → spec."""
+    fields = Fields({**config, "rope_scaling": _renamed(config.get("rope_scaling"))}, _WHERE)
+    sizes = take_sizes(fields, context=4096)
+    fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
+    rope = take_rope(fields, _WHERE, context=sizes["context_length"])
+    if isinstance(rope.scaling, LongRopeScaling):
+        sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
+    spec = TransformerSpec(
+        **sizes,
+        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        rope=rope,
+        windows=one_window(fields.take("sliding_window")),
+        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
+    )
+    fields.finish()
+    return spec
+
+
+def _renamed(scaling: Any) -> Any:
+    """LongRoPE under the names that Phi's first files had for it."""
+    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type")
+    return {**scaling, "rope_type": "longrope"} if kind in ("su", "yarn") else scaling
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    rope = spec.rope or Rope()
+    original, longest = spec.context_length, spec.context_length
+    if isinstance(rope.scaling, LongRopeScaling):
+        original = rope.scaling.original_context
+        longest = round(original * rope.scaling.factor)
+    return size_fields(spec, "phi3", "Phi3ForCausalLM") | {
+        "max_position_embeddings": longest,
+        "original_max_position_embeddings": original,
+        "rms_norm_eps": spec.norm_eps,
+        "hidden_act": activation_name(spec.activation),
+        "attention_dropout": 0.0,
+        # Its default is beyond small vocabularies.
+        "pad_token_id": None,
+        "sliding_window": spec.window(0),
+        "rope_theta": rope.theta,
+        "partial_rotary_factor": rope.fraction,
+        "rope_parameters": rope_parameters(rope),
+    }
+
+
+HF = Family(("hf", "phi3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

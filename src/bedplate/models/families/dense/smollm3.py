@@ -1,0 +1,98 @@
+"""The smollm3 family (https://huggingface.co/blog/smollm3): Hugging Face's `SmolLM3ForCausalLM`. Llama, every fourth
+layer without positions (https://arxiv.org/abs/2501.18795).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    GATED,
+    IGNORABLE,
+    LLAMA_NORMS,
+    TINY,
+    activation_name,
+    decoder_rules,
+    shortest,
+    size_fields,
+    take_activation,
+    take_sizes,
+    take_windows,
+    window_fields,
+)
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
+from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs.transformer import Rope, TransformerSpec
+
+_WHERE = "config.json (smollm3)"
+
+HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
+EXAMPLES = (
+    {**TINY, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": 0},
+    {
+        **TINY,
+        "num_key_value_heads": 6,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "no_rope_layers": [0, 1, 1],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+    },
+)
+
+
+def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
+    """`config.json` of a SmolLM3ForCausalLM → spec."""
+    fields = Fields(config, _WHERE)
+    sizes = take_sizes(fields, context=32_768, tied=True)
+    layers, every = sizes["layers"], int(fields.take("no_rope_layer_interval") or 4)
+    # Its name says the contrary: 1 where a layer has a rope.
+    turns = [bool(one) for one in fields.take("no_rope_layers") or [(n + 1) % every for n in range(layers)]]
+    Fields({"no_rope_layers": len(turns)}, _WHERE).only("no_rope_layers", layers)
+    window = fields.take("sliding_window")
+    window = window if fields.take("use_sliding_window", False) else None
+    default = [SLIDING if window is not None and not one else FULL for one in turns]
+    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
+    spec = TransformerSpec(
+        **sizes,
+        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=2_000_000.0),
+        rope_layers=shortest(turns, True),
+        windows=take_windows(fields, layers, window, default, _WHERE),
+        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
+        attention_bias=bool(fields.take("attention_bias", False)),
+        feedforward_bias=bool(fields.take("mlp_bias", False)),
+    )
+    fields.finish()
+    return spec
+
+
+def to_hf(spec: TransformerSpec) -> dict[str, Any]:
+    """Spec → the `config.json` that transformers loads."""
+    rope = spec.rope or Rope()
+    return (
+        size_fields(spec, "smollm3", "SmolLM3ForCausalLM")
+        | {
+            "rms_norm_eps": spec.norm_eps,
+            "hidden_act": activation_name(spec.activation),
+            "attention_bias": spec.attention_bias,
+            "attention_dropout": 0.0,
+            "mlp_bias": spec.feedforward_bias,
+            # Its default is beyond small vocabularies.
+            "pad_token_id": None,
+            "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
+            "use_sliding_window": bool(spec.windows),
+            "rope_theta": rope.theta,
+            "rope_parameters": rope_parameters(rope),
+        }
+        | window_fields(spec)
+    )
+
+
+HF = Family(("hf", "smollm3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

@@ -1,0 +1,82 @@
+"""Fields of config.json that families with experts share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.fields import Fields
+from bedplate.models.specs.transformer import Experts, TransformerSpec
+
+TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
+"""Of training alone."""
+
+
+def take_count(fields: Fields, *names: str) -> int:
+    """A number that goes by several names. UnsupportedModelError where they do not agree, or there is none."""
+    counts = {name: int(count) for name in names if (count := fields.take(name)) is not None}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} = {count}" for name, count in counts.items())
+        raise UnsupportedModelError(f"{said}: they mean the same number; correct one of them")
+    return next(iter(counts.values())) if counts else int(fields.need(names[0]))
+
+
+def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
+    """`first_dense` and `every` of a model whose every `step`th layer has experts, but for those in `dense`."""
+    wanted = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    for first in range(layers):
+        for every in {1, step}:
+            made = Experts(1, 1, 1, first_dense=first, every=every)
+            if [made.in_layer(layer) for layer in range(layers)] == wanted:
+                return first, every
+    raise UnsupportedModelError(
+        f"{where}: mlp_only_layers = {sorted(dense)} with decoder_sparse_step = {step} is not supported "
+        "(only layers without experts before those with)"
+    )
+
+
+def dense_layers(spec: TransformerSpec) -> list[int]:
+    """The layers without experts."""
+    return [layer for layer in range(spec.layers) if not spec.has_experts(layer)]
+
+
+def sigmoid_experts(
+    fields: Fields, size: int, *, first_dense: int, scale: float, groups: int, groups_chosen: int
+) -> Experts:
+    """DeepSeek-V3's router and experts of `size` features (https://arxiv.org/abs/2412.19437, section 2.1.2). The rest
+    is what holds where the config says nothing."""
+    fields.only("scoring_func", "sigmoid")
+    fields.only("topk_method", "noaux_tc")
+    fields.only("moe_layer_freq", 1)
+    return Experts(
+        count=take_count(fields, "n_routed_experts", "num_local_experts"),
+        per_token=int(fields.need("num_experts_per_tok")),
+        feedforward_size=size,
+        shared_size=size * int(fields.take("n_shared_experts", 1) or 0),
+        first_dense=int(fields.take("first_k_dense_replace", first_dense) or 0),
+        selection_bias=True,
+        scoring="sigmoid",
+        renormalise=bool(fields.take("norm_topk_prob", True)),
+        scale=float(fields.take("routed_scaling_factor", scale)),
+        groups=int(fields.take("n_group", groups) or 1),
+        groups_chosen=int(fields.take("topk_group", groups_chosen) or 1),
+    )
+
+
+def sigmoid_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The inverse of `sigmoid_experts`."""
+    part = spec.experts
+    assert part is not None
+    return {
+        "n_routed_experts": part.count,
+        "num_experts_per_tok": part.per_token,
+        "moe_intermediate_size": part.feedforward_size,
+        "n_shared_experts": part.shared_size // part.feedforward_size,
+        "first_k_dense_replace": part.first_dense,
+        "norm_topk_prob": part.renormalise,
+        "routed_scaling_factor": part.scale,
+        "n_group": part.groups,
+        "topk_group": part.groups_chosen,
+        "num_nextn_predict_layers": spec.prediction_modules,
+    }

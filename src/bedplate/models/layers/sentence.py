@@ -1,0 +1,41 @@
+"""What a sentence encoder does to pooled states. Shapes: N texts, D features of all poolings, E of the vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.models.layers.linear import Linear
+from bedplate.models.specs.sentence import DenseActivation, SentenceSpec
+
+_ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+class Sentence(nn.Module):
+    """The spec's steps, in float32: they are small, and their output is what is compared."""
+
+    def __init__(self, spec: SentenceSpec, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dense = nn.ModuleList(
+            Linear(one.inputs, one.outputs, one.bias, device, torch.float32) for one in spec.denses
+        )
+
+    def forward(self, pooled_ND: Tensor) -> Tensor:
+        """[N, D] → [N, E]."""
+        found, products = pooled_ND.float(), iter(self.dense)
+        for step in self.spec.steps:
+            if step == "normalise":
+                found = F.normalize(found, dim=-1)
+            else:
+                found = _ACTIVATIONS[step.activation](next(products)(found))
+        return found

@@ -1,0 +1,100 @@
+"""What dense families' files say in other words than those of their examples, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tests.near import assert_near
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.inference.measure.parity import reference_of
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.decoder import Decoder
+from bedplate.models.families import FAMILIES
+from bedplate.models.families.decoders import shortest
+from bedplate.models.inputs import Inputs
+from bedplate.models.specs.transformer import LinearScaling, LongRopeScaling, Rope, TransformerSpec
+
+
+def spec_of(name: str, **changes: Any) -> TransformerSpec:
+    """Of the first example with other fields; None takes one out."""
+    fields = dict(FAMILIES["hf", name].examples[0]) | changes
+    found = FAMILIES["hf", name].to_spec({key: value for key, value in fields.items() if value is not None})
+    assert isinstance(found, TransformerSpec)
+    return found
+
+
+def test_older_spellings_of_ropes() -> None:
+    old = spec_of("llama", rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
+    assert old.rope == Rope(5e5, LinearScaling(2.0))
+    gemma = spec_of(
+        "gemma3_text", rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling={"rope_type": "linear", "factor": 8}
+    )
+    assert (gemma.rope, gemma.local_rope) == (Rope(1e6, LinearScaling(8.0)), Rope(1e4))
+    scaling = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    phi = spec_of("phi3", rope_scaling=scaling, original_max_position_embeddings=32)
+    assert phi.rope == Rope(1e4, LongRopeScaling((1.0,) * 4, (2.0,) * 4, 32, 4.0))
+    assert phi.context_length == 32  # what a cache can hold
+
+
+def test_windows_by_layer() -> None:
+    assert spec_of("gemma3_text", sliding_window_pattern=3).windows == (7, 7, None)
+    assert spec_of("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1).windows == (None, 8, 8)
+    assert spec_of("qwen2", sliding_window=8).windows == ()  # its use is another field
+    assert shortest([7, None, 7, None, 7], None) == (7, None)
+    assert shortest([7, 7, None, None], None) == (7, 7, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("gemma3_text", "attn_logit_softcapping", 50.0),
+        ("gemma3_text", "use_bidirectional_attention", True),
+        ("gemma2", "layer_types", ["chunked_attention"] * 3),
+        ("mistral", "hidden_act", "prelu"),
+        ("qwen3", "new_gate", True),
+        ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}),
+        ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+        ("smollm3", "no_rope_layers", [1, 0]),
+    ],
+)
+def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value: object) -> None:
+    with pytest.raises(UnsupportedModelError, match="rope type 'dynamic'" if name == "llama" else field):
+        spec_of(name, **{field: value})
+
+
+def test_longrope_past_the_original_context() -> None:
+    example = {**FAMILIES["hf", "phi3"].examples[1], "original_max_position_embeddings": 16}
+    reference = reference_of(FAMILIES["hf", "phi3"], example, 0)
+    tokens = torch.randint(0, 97, (1, 24), generator=torch.Generator().manual_seed(0))
+    spec = FAMILIES["hf", "phi3"].to_spec(reference.config.to_dict())
+    assert isinstance(spec, TransformerSpec)
+    ours = Decoder(spec)
+    ours.embedding.weight.data = reference.model.embed_tokens.weight.data
+    with torch.no_grad():
+        for length in (16, 24):  # up to there, and past it
+            at = torch.arange(length)[None]
+            theirs = reference.model.rotary_emb(ours.embedding(tokens[:, :length]), at)
+            cos, sin, *_ = ours._rotations.at(at, torch.float32)[0] or ()
+            assert_near(cos[:, :, 0], theirs[0])
+            assert_near(sin[:, :, 0], theirs[1])
+
+
+def test_gpt2_without_its_heads_prefix(tmp_path: Path) -> None:
+    """As the first published files are."""
+    reference = reference_of(FAMILIES["hf", "gpt2"], FAMILIES["hf", "gpt2"].examples[0], 0)
+    reference.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file(bare | {"h.0.attn.bias": torch.ones(1, 1, 64, 64)}, tmp_path / "model.safetensors", {"format": "pt"})
+    base = load_base(tmp_path)
+    tokens = torch.arange(10)[None]
+    with torch.no_grad():
+        ours = base.model.head(base.model(Inputs(tokens)).hidden[0])
+        assert_near(ours, reference(tokens).logits[0])
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).config.model_type == "gpt2"

@@ -1,0 +1,98 @@
+"""The loss of modules that predict further tokens: each token's two places on, of documents apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.tiny import tiny_spec
+
+from bedplate.core.errors import UsageError
+from bedplate.models.decoder import Decoder
+from bedplate.models.inputs import Inputs
+from bedplate.models.layers.attention import RowAttention
+from bedplate.models.layers.routing import listening
+from bedplate.models.specs.transformer import Experts
+from bedplate.training.batch import TrainingExample
+from bedplate.training.config import RouterConfig, TrainConfig
+from bedplate.training.loop import train
+from bedplate.training.objectives import Further, NextToken
+from bedplate.training.sources import ExampleSource
+
+SPEC = tiny_spec(
+    vocab_size=61,
+    hidden_size=32,
+    layers=2,
+    heads=4,
+    feedforward_size=48,
+    context_length=64,
+    experts=Experts(4, 2, 16, first_dense=1),
+    prediction_modules=2,
+)
+PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
+
+
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(SPEC, dtype=torch.float64)
+
+
+def examples(count: int) -> list[TrainingExample]:
+    torch.manual_seed(2)
+    ids = [torch.randint(0, 61, (length,)).tolist() for length in range(4, 4 + count)]
+    return [TrainingExample(tuple(one), (False, *(True,) * (len(one) - 1)), str(n)) for n, one in enumerate(ids)]
+
+
+@pytest.mark.parametrize("micro_tokens", [10_000, 12, 1])
+def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_path: Path) -> None:
+    """Two steps against torch's AdamW on documents one by one, with an auxiliary loss of the modules' routers too."""
+    config = PLAIN.model_copy(update={"router": RouterConfig(z=0.1)})
+    model, documents = decoder(), examples(5)
+    source = ExampleSource(documents, 5, epochs=2, micro_tokens=micro_tokens)
+    train(model, source, NextToken(Further(2, 0.4)), config, tmp_path, model.named_parameters())
+    plain = decoder()
+    adamw = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.0)
+    for _ in range(2):
+        lost, counts, z, tokens = [torch.zeros(()).double() for _ in range(3)], [0, 0, 0], torch.zeros(()).double(), 0
+        for one in documents:
+            ids = torch.tensor([one.ids])
+            out = plain(Inputs(ids))
+            routings = list(out.aux)
+            states = [out.hidden]
+            for number, module in enumerate(plain.predictions, start=1):
+                known = torch.cat((ids[:, number:], ids[:, -1:].expand(-1, min(number, ids.shape[1]))), 1)
+                x = plain.embedding(known)
+                by = plain._rotations.at(torch.arange(ids.shape[1])[None], x.dtype)[-1]
+                joined = torch.cat((module.token_norm(x), module.state_norm(states[-1])), -1)
+                with listening() as heard:
+                    states.append(module.norm(module.block(module.join(joined), by, RowAttention(True))))
+                routings += heard
+            for place, state in enumerate(states):
+                targets = ids[0, 1 + place :]
+                logits = plain.head(state[0, : len(targets)])
+                lost[place] = lost[place] + F.cross_entropy(logits, targets, reduction="sum")
+                counts[place] += len(targets)
+            z = z + sum(one.logits_NE.logsumexp(-1).square().sum() for one in routings) / len(routings)
+            tokens += ids.shape[1]
+        mean = [one / count for one, count in zip(lost, counts, strict=True)]
+        (mean[0] + 0.4 * (mean[1] + mean[2]) / 2 + 0.1 * z / tokens).backward()
+        adamw.step()
+        adamw.zero_grad()
+    for (name, ours), theirs in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
+def test_a_model_without_the_modules_is_refused(make_decoder: Callable[..., Decoder], tmp_path: Path) -> None:
+    model = make_decoder()
+    with pytest.raises(UsageError, match="2 modules that predict further tokens"):
+        train(
+            model,
+            ExampleSource(examples(3), 3),
+            NextToken(Further(2)),
+            PLAIN,
+            tmp_path,
+            model.named_parameters(),
+        )
