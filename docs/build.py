@@ -23,6 +23,7 @@ PAGES = (
     "index",
     "python-api",
     "cli",
+    "families",
     "task-file",
     "examples",
     "report-json",
@@ -109,6 +110,24 @@ def _house() -> ModuleType:
     if str(DOCS) not in sys.path:
         sys.path.insert(0, str(DOCS))
     return importlib.import_module("house")
+
+
+def _families() -> str:
+    from bedplate.inference.measure.support import supported
+
+    head = ("family", "kind", "can", "adapters", "kernel", "gguf")
+    rows = (
+        (
+            f"`{one.family}`",
+            one.kind,
+            ", ".join(one.can),
+            ", ".join(one.adapters),
+            "yes" if one.kernel is None else f"`{one.kernel}`",
+            "" if one.gguf is None else f"`{one.gguf}`",
+        )
+        for one in supported()
+    )
+    return _table(head, rows)
 
 
 def _formulas() -> str:
@@ -244,6 +263,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "throughputs": _throughputs,
     "summary": _summary,
     "rooms": lambda: _house().table(),
+    "families": _families,
 }
 
 

@@ -37,6 +37,8 @@ from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PARTS = ("economics", "predictions", "architecture", "families")
+"""Pages with generated parts."""
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
 
 
@@ -180,14 +182,14 @@ def test_the_command_line_page_is_current(builder: ModuleType) -> None:
     assert (DOCS / "cli.md").read_text("utf-8") == builder.command_line(), "run `make docs`"
 
 
-@pytest.mark.parametrize("page", ["economics", "predictions", "architecture"])
-def test_parts_that_the_cost_model_writes_are_current(builder: ModuleType, page: str) -> None:
+@pytest.mark.parametrize("page", PARTS)
+def test_parts_that_are_generated_are_current(builder: ModuleType, page: str) -> None:
     text = (DOCS / f"{page}.md").read_text("utf-8")
     assert builder.filled(text) == text, "run `make docs`"
 
 
 def test_every_part_is_in_a_page_and_changes_in_it_are_seen(builder: ModuleType) -> None:
-    text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in ("economics", "predictions", "architecture"))
+    text = "".join((DOCS / f"{page}.md").read_text("utf-8") for page in PARTS)
     assert sorted(re.findall(r"<!-- (\w+) -->", text)) == sorted([*builder.GENERATED, "measured"])
     for name in builder.GENERATED:
         changed = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\nstale ")

@@ -87,7 +87,7 @@ def test_unknown_names_say_what_is_near(tmp_path: Path) -> None:
     [
         ("{", "is not a JSON file"),
         ("[]", "must hold a JSON object"),
-        ({"model_type": "mamba"}, "model type 'mamba' is not supported; supported are: bert, llama"),
+        ({"model_type": "mamba"}, "model type 'mamba' is not supported; supported are: .*llama"),
         ({"model_type": ["llama"]}, "is not supported"),
         ({"model_type": "llama"}, "the field 'hidden_size' is missing"),
         ({"model_type": "llama", "hidden_size": "many"}, "missing|wrong kind"),

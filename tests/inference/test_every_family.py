@@ -65,9 +65,9 @@ def requests(base: Base) -> list[Request]:
     shared, said = tuple(random[:33]), Sampling(max_tokens=9, ignore_eos=True)
     head = Head(torch.randn(3, size, generator=generator), torch.zeros(3), ("a", "b", "c"))
     return [
-        Generate((*shared, *random[40:75]), said, shared_tokens=33),
+        Generate((*shared, *random[40:55]), said, shared_tokens=33),
         Generate((*random[80:84], *random[90:96] * 8), said),
-        Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:82])), shared_tokens=33),
+        Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:78])), shared_tokens=33),
         Generate(tuple(random[110:145]), Sampling(max_tokens=9, temperature=0.8, seed=3, ignore_eos=True)),
         Generate(tuple(random[150:186]), said),
         Classify((*shared, *random[120:140]), head, 2, shared_tokens=33),
@@ -97,6 +97,8 @@ def same(ours: list[Result], alone: list[Result], what: str) -> None:
 def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of(name)
     asked, states = requests(base), base.spec.state is not None
+    monkeypatch.setattr(runner, "HEADROOM", 3)
+    monkeypatch.setattr(runner, "SNAPSHOT", 8)
     with Engine(base, kernel="torch", cache_bytes=0, speculate=False) as engine:
         alone = [engine.run([one])[0] for one in asked]
     with Engine(base, kernel="torch", max_step_tokens=13, speculate=not states) as engine:
@@ -105,7 +107,6 @@ def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert before >= 33  # what two of three begin with
         same(engine.run(asked), alone, "from the prefix cache")
         assert engine.stats().prefix_hits - before >= 3 * 33
-    monkeypatch.setattr(runner, "HEADROOM", 3)
     little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes(2, 40)
     with Engine(base, kernel="torch", slot_bytes=little, speculate=False) as engine:
         same(engine.run([asked[i] for i in GROWING]), [alone[i] for i in GROWING], "put out and computed again")

@@ -178,12 +178,10 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
         family = family.of(spec)
     elif key[1] in encoders:
         spec = encoder_of(encoders[key[1]].make(0, torch.float32), torch.float32)[0].spec
-    elif family.examples:
-        spec = family.to_spec(AutoConfig.for_model(family.name, **family.examples[0]).to_dict())
-    else:
+    else:  # a GGUF architecture's examples are configurations of its partner
         theirs = in_format(family, "hf")
         assert theirs is not None
-        spec = theirs.to_spec(theirs.examples[-1])
+        spec = theirs.to_spec(AutoConfig.for_model(family.name, **family.examples[0]).to_dict())
     # of several ways to store the same parameters, the one that is written
     steps = list({step.ours: step for step in reversed(list(family.weights.steps(spec)))}.values())
     for side in (0, 1):
@@ -194,7 +192,8 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
     stored = dict(write_parameters(family, spec, parameters))
     again = dict(read_parameters(family, spec, list(stored), stored.__getitem__, parameters, "here"))
     assert again.keys() == parameters.keys()
-    assert all(torch.equal(again[name], value) for name, value in parameters.items())
+    for name, value in parameters.items():  # a vector that is stored with 1 added loses what is finer than that
+        torch.testing.assert_close(again[name], value, atol=1e-7 if key[0] == "gguf" else 0, rtol=0)
 
 
 def test_partners_are_each_others_and_are_there() -> None:

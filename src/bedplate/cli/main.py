@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, ways to run it, the choice."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
+    "families": ("bedplate.cli.families", "The published families of models that are supported, and their proof."),
     "feedback": ("bedplate.cli.feedback", "List, export or purge what a server kept of replies and what users said."),
     "generate": ("bedplate.cli.generate", "Let a base continue a text or answer a message."),
     "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),

@@ -110,13 +110,15 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     embedding = family.weights.to_external("embedding.weight") or ""
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
-    extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0]}
+    tables = {name: reader.get(name).tolist() for name in reader.names if name.startswith("rope_")}
+    extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0], "tables": tables}
     spec = _spec(family, reader.metadata | extra, reader.names, str(path))
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
     wanted = resolve_dtype(dtype, stored)
     model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
-    tokenizer = Tokenizer.from_fields(reader.metadata) if "tokenizer.ggml.model" in reader.metadata else None
+    vocabulary = reader.metadata.get("tokenizer.ggml.model", "none")
+    tokenizer = None if vocabulary in ("none", "no_vocab") else Tokenizer.from_fields(reader.metadata)
     _refuse_other_tokenizer(tokenizer, spec, str(path))
     return Base(
         spec=spec,

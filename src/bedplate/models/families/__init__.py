@@ -25,13 +25,13 @@ from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
-from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text
+from bedplate.models.families.gguf.table import ARCHITECTURES
+from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
 FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "llama"): llama.HF,
-    ("gguf", "llama"): llama.GGUF,
     ("hf", "gemma2"): gemma2.HF,
     ("hf", "gpt2"): gpt2.HF,
     ("hf", "gpt_neox"): gpt_neox.HF,
@@ -53,6 +53,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "glm4_moe"): glm4_moe.HF,
     ("hf", "deepseek_v3"): deepseek_v3.HF,
     ("hf", "qwen3_5_text"): qwen3_5_text.HF,
+    ("hf", "qwen3_next"): qwen3_next.HF,
     ("hf", "lfm2"): lfm2.HF,
     ("hf", "granitemoehybrid"): granitemoehybrid.HF,
     ("hf", "bert"): bert.HF,
@@ -62,6 +63,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "t5"): t5.HF,
     ("hf", "bart"): bart.HF,
     ("hf", "marian"): marian.HF,
+    **ARCHITECTURES,
 }
 
 

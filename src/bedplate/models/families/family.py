@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,10 @@ def _as_configured(spec: Any, names: Collection[str]) -> Any:
     return spec
 
 
+def _no_tables(spec: TextSpec) -> Mapping[str, Sequence[float]]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Family:
     """A published family in one format: config ↔ spec, and the rules of its weights.
@@ -21,9 +25,10 @@ class Family:
     `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
     adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity). `noise`: how far the reference's gradients are from exact,
-    relative to a parameter's largest, where it computes in float32 in a model of any dtype. `weights_of`: the rules of
-    one spec, where names depend on it.
+    transformers (`bedplate families --check`, tests/parity); a GGUF family's are its partner's. `noise`: how far the
+    reference's gradients are from exact, relative to a parameter's largest, where it computes in float32 in a model of
+    any dtype. `weights_of`: the rules of one spec, where names depend on it. `tables`: small tensors of the format that
+    say what the spec does (GGUF's rope_freqs), by name.
     """
 
     key: tuple[str, str]
@@ -35,6 +40,7 @@ class Family:
     examples: tuple[Mapping[str, Any], ...] = ()
     noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
+    tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
 
     @property
     def name(self) -> str:

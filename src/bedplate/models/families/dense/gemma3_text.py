@@ -110,4 +110,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gemma3"),), examples=EXAMPLES)

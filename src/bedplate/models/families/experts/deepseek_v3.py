@@ -84,7 +84,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     heads, context = int(fields.need("num_attention_heads")), int(fields.take("max_position_embeddings", 4096))
     fields.only("hidden_act", "silu")
     fields.only("num_key_value_heads", heads, None)
-    part = sigmoid_experts(fields, int(fields.take("moe_intermediate_size", 2048)))
+    size = int(fields.take("moe_intermediate_size", 2048))
+    part = sigmoid_experts(fields, size, first_dense=3, scale=2.5, groups=8, groups_chosen=4)
     latent, turned = _latent(fields), bool(fields.take("rope_interleave", True))
     # Where it ran, and what it was trained by.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size", "seq_aux"))

@@ -41,8 +41,11 @@ def dense_layers(spec: TransformerSpec) -> list[int]:
     return [layer for layer in range(spec.layers) if not spec.has_experts(layer)]
 
 
-def sigmoid_experts(fields: Fields, size: int) -> Experts:
-    """DeepSeek-V3's router and experts of `size` features (https://arxiv.org/abs/2412.19437, section 2.1.2)."""
+def sigmoid_experts(
+    fields: Fields, size: int, *, first_dense: int, scale: float, groups: int, groups_chosen: int
+) -> Experts:
+    """DeepSeek-V3's router and experts of `size` features (https://arxiv.org/abs/2412.19437, section 2.1.2). The rest
+    is what holds where the config says nothing."""
     fields.only("scoring_func", "sigmoid")
     fields.only("topk_method", "noaux_tc")
     fields.only("moe_layer_freq", 1)
@@ -50,14 +53,14 @@ def sigmoid_experts(fields: Fields, size: int) -> Experts:
         count=take_count(fields, "n_routed_experts", "num_local_experts"),
         per_token=int(fields.need("num_experts_per_tok")),
         feedforward_size=size,
-        shared_size=size * int(fields.take("n_shared_experts") or 0),
-        first_dense=int(fields.take("first_k_dense_replace") or 0),
+        shared_size=size * int(fields.take("n_shared_experts", 1) or 0),
+        first_dense=int(fields.take("first_k_dense_replace", first_dense) or 0),
         selection_bias=True,
         scoring="sigmoid",
         renormalise=bool(fields.take("norm_topk_prob", True)),
-        scale=float(fields.take("routed_scaling_factor", 1.0)),
-        groups=int(fields.take("n_group") or 1),
-        groups_chosen=int(fields.take("topk_group") or 1),
+        scale=float(fields.take("routed_scaling_factor", scale)),
+        groups=int(fields.take("n_group", groups) or 1),
+        groups_chosen=int(fields.take("topk_group", groups_chosen) or 1),
     )
 
 

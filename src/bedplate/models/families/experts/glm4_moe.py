@@ -55,7 +55,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = Fields(config, _WHERE)
     sizes = take_sizes(fields, context=131_072)
     fields.only("hidden_act", "silu")
-    part = sigmoid_experts(fields, int(fields.take("moe_intermediate_size", 1408)))
+    size = int(fields.take("moe_intermediate_size", 1408))
+    part = sigmoid_experts(fields, size, first_dense=1, scale=1.0, groups=1, groups_chosen=1)
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
     modules = fields.take("num_mtp_layers")
     spec = TransformerSpec(

@@ -11,18 +11,20 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import ATTENTION, LLAMA_NORMS, TINY, decoder_rules, size_fields, take_sizes
+from bedplate.models.families.experts.expert_weights import DOWN, GATE_UP
+from bedplate.models.families.experts.fields import TRAINING
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.mixed.layers import convolution, layer_types, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused, renamed
 from bedplate.models.specs.states import Mamba2
-from bedplate.models.specs.transformer import Scales, TransformerSpec
+from bedplate.models.specs.transformer import Experts, Scales, TransformerSpec
 
 _WHERE = "config.json (granitemoehybrid)"
 _LINEAR = "linear_attention"
 _KINDS = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
-_MAMBA = "model.layers.{i}.mamba"
+_MAMBA, _EXPERTS = "model.layers.{i}.mamba", "model.layers.{i}.block_sparse_moe"
 
 HF_WEIGHTS = WeightMap(
     (
@@ -33,11 +35,25 @@ HF_WEIGHTS = WeightMap(
             ("attention.norm", "mamba.norm"),
             ("attention.output", "mamba.out_proj"),
             ("feedforward.down", "shared_mlp.output_linear"),
+            ("feedforward.shared.down", "shared_mlp.output_linear"),
         ),
-        fused(
-            ("layers.{i}.feedforward.gate.weight", "layers.{i}.feedforward.up.weight"),
-            "model.layers.{i}.shared_mlp.input_linear.weight",
-            lambda spec: (spec.feedforward_size, spec.feedforward_size),
+        # The shared expert, or all of the feed-forward where there are no others.
+        *(
+            fused(
+                (f"layers.{{i}}.{ours}.gate.weight", f"layers.{{i}}.{ours}.up.weight"),
+                "model.layers.{i}.shared_mlp.input_linear.weight",
+                lambda spec: (spec.feedforward_size, spec.feedforward_size),
+            )
+            for ours in ("feedforward", "feedforward.shared")
+        ),
+        *(
+            renamed(ours, f"{_EXPERTS}.{theirs}")
+            for ours, *names in (
+                (f"{GATE_UP}.weight", "input_linear.weight", "experts.gate_up_proj"),
+                (f"{DOWN}.weight", "output_linear.weight", "experts.down_proj"),
+                ("layers.{i}.feedforward.router.weight", "router.layer.weight", "router.weight"),
+            )
+            for theirs in names
         ),
         convolution("layers.{i}.attention.convolution.weight", f"{_MAMBA}.conv1d.weight"),
         renamed("layers.{i}.attention.convolution.bias", f"{_MAMBA}.conv1d.bias"),
@@ -64,6 +80,9 @@ EXAMPLES = (
         "residual_multiplier": 0.4,
         "logits_scaling": 2.0,
         "tie_word_embeddings": True,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 24,
     },
     {
         **_TINY,
@@ -90,10 +109,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore(("layers_block_type",))
     fields.only("hidden_act", "silu")
     fields.only("attention_dropout", 0.0, 0, None)
-    fields.only("num_local_experts", 0, None)
-    fields.ignore((*HF_BOOKKEEPING, "num_experts_per_tok", "output_router_logits", "router_aux_loss_coef"))
-    fields.ignore(("mamba_chunk_size",))
-    sizes["feedforward_size"] = int(fields.take("shared_intermediate_size", 1024))
+    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "mamba_chunk_size"))
+    shared = int(fields.take("shared_intermediate_size", 1024))
+    count, chosen = int(fields.take("num_local_experts") or 0), int(fields.take("num_experts_per_tok") or 0)
+    wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared
     rope = take_rope(fields, _WHERE, context=sizes["context_length"])
     rotates = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
     pattern = state_layers(types, sizes["layers"], _KINDS, _WHERE)
@@ -109,6 +128,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
             residual=float(fields.take("residual_multiplier", 1.0)),
             head=1 / float(fields.take("logits_scaling", 1.0)),
         ),
+        experts=Experts(count, chosen, wide, shared_size=shared, scoring="softmax_chosen") if count else None,
         state=part if any(pattern) else None,
         state_layers=pattern if any(pattern) else (),
     )
@@ -142,7 +162,7 @@ def _number(value: Any) -> float:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    part, scales = spec.state, spec.scales or Scales()
+    part, scales, experts = spec.state, spec.scales or Scales(), spec.experts
     if not isinstance(part, Mamba2) or part.inner % spec.hidden_size:
         raise UnsupportedModelError(f"{_WHERE}: only a model with Mamba-2 layers, a multiple of its features wide")
     found = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
@@ -150,8 +170,9 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "rms_norm_eps": spec.norm_eps,
         "attention_bias": spec.attention_bias,
         "shared_intermediate_size": spec.feedforward_size,
-        "num_local_experts": 0,
-        "num_experts_per_tok": 0,
+        "num_local_experts": 0 if experts is None else experts.count,
+        "num_experts_per_tok": 0 if experts is None else experts.per_token,
+        "intermediate_size": spec.feedforward_size if experts is None else experts.feedforward_size,
         "layer_types": layer_types(spec, _LINEAR, FULL),
         "position_embedding_type": None if spec.rope is None else "rope",
         "embedding_multiplier": scales.embedding,

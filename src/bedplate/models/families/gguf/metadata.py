@@ -1,0 +1,250 @@
+"""What the metadata of GGUF files shares from one architecture to the next: sizes, norms, rotary positions.
+
+The keys are llama.cpp's (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), here without the architecture that
+they begin with. The reader adds three of its own: `tensor_names`, `embedding_rows` and `tables`, the values of the
+small tensors that say how positions turn; a reader of headers alone has no tables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.decoders import shortest
+from bedplate.models.families.fields import Fields
+from bedplate.models.specs.parts import Scaling
+from bedplate.models.specs.transformer import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    TransformerSpec,
+    YarnScaling,
+)
+
+FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+TABLES = (FREQUENCIES, SHORT, LONG)
+_CLOSE = 1e-5
+"""How far a table may be from what a scaling makes: it is stored in single precision."""
+
+
+def where(architecture: str) -> str:
+    return f"GGUF metadata ({architecture})"
+
+
+def read(config: Mapping[str, Any], architecture: str) -> Fields:
+    """The architecture's own keys, without its name."""
+    begin = f"{architecture}."
+    own = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+    return Fields(own, where(architecture))
+
+
+def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys as a file has them; those without a value are left out."""
+    return {f"{architecture}.{key}": value for key, value in fields.items() if value is not None}
+
+
+def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_forward_length") -> dict[str, Any]:
+    """The fields of a spec that are sizes, its tied head, and the norms' epsilon. width: the feed-forward's key."""
+    heads, hidden = uniform(fields, "attention.head_count"), int(fields.need("embedding_length"))
+    head_dim = int(fields.take("attention.key_length") or hidden // heads)
+    fields.only("attention.value_length", head_dim)
+    fields.ignore(("vocab_size",))  # written by some converters; it repeats the number of token rows
+    given = fields.take("attention.head_count_kv")
+    return {
+        "kind": "decoder",
+        "vocab_size": int(config["embedding_rows"]),
+        "hidden_size": hidden,
+        "layers": int(fields.need("block_count")),
+        "heads": heads,
+        "kv_heads": _one(given, "attention.head_count_kv") or heads,
+        "head_dim": head_dim,
+        "feedforward_size": uniform(fields, width),
+        "context_length": int(fields.need("context_length")),
+        "tied_head": "output.weight" not in config["tensor_names"],
+        "norm_eps": decimal(fields.take("attention.layer_norm_rms_epsilon") or 1e-6),
+    }
+
+
+def size_fields(spec: TransformerSpec, *, width: str = "feed_forward_length") -> dict[str, Any]:
+    """The inverse of `take_sizes`."""
+    return {
+        "vocab_size": spec.vocab_size,
+        "context_length": spec.context_length,
+        "embedding_length": spec.hidden_size,
+        "block_count": spec.layers,
+        width: spec.feedforward_size,
+        "attention.head_count": spec.heads,
+        "attention.head_count_kv": spec.kv_heads,
+        "attention.key_length": spec.head_dim,
+        "attention.value_length": spec.head_dim,
+        "attention.layer_norm_rms_epsilon": spec.norm_eps,
+    }
+
+
+def uniform(fields: Fields, name: str) -> int:
+    """A number that a file may give for each layer: only one and the same for all is supported."""
+    return _one(fields.need(name), name)
+
+
+def _one(value: Any, name: str) -> int:
+    if isinstance(value, list | tuple):
+        if len(set(value)) != 1:
+            raise UnsupportedModelError(f"{name} differs from layer to layer ({value}), which is not supported")
+        return int(value[0])
+    return int(value or 0)
+
+
+def decimal(value: float) -> float:
+    """A decimal number that went through single precision."""
+    return float(f"{value:.7g}")
+
+
+# --- windows
+
+
+def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = None) -> tuple[int | None, ...]:
+    """The window of each layer. pattern: of so many layers the last sees everything, where the file does not say which;
+    size: of the window, where the file does not say."""
+    window = int(fields.take("attention.sliding_window") or size or 0)
+    which: Any = fields.take("attention.sliding_window_pattern", pattern)
+    if not window:
+        return ()
+    slides = which if isinstance(which, list | tuple) else [layer % which < which - 1 for layer in range(layers)]
+    return shortest([window if slides[layer] else None for layer in range(layers)], None)
+
+
+def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
+    """The inverse: the size, and which layers have it where that is not the architecture's own pattern."""
+    windows = [spec.window(layer) for layer in range(spec.layers)]
+    sizes = {window for window in windows if window is not None}
+    if len(sizes) > 1:
+        raise UnsupportedModelError(f"windows of {sorted(sizes)} tokens: GGUF can say only one size")
+    if not sizes:
+        return {"attention.sliding_window": None}
+    own = [layer % pattern < pattern - 1 for layer in range(spec.layers)]
+    slides = [window is not None for window in windows]
+    return {
+        "attention.sliding_window": next(iter(sizes)),
+        "attention.sliding_window_pattern": None if slides == own else slides,
+    }
+
+
+# --- rotary positions
+
+
+def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, theta: float = 10_000.0) -> Rope:
+    """The rope of a model, its tables read back as the scaling that they were made from."""
+    base = decimal(fields.take("rope.freq_base") or theta)
+    turned = int(fields.take("rope.dimension_count") or head_dim)
+    plain = Rope(base, None, turned / head_dim)
+    return Rope(base, _scaling(fields, config, plain, turned), plain.fraction)
+
+
+def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int) -> Scaling | None:
+    tables: Mapping[str, Sequence[float]] = config.get("tables", {})
+    kind = fields.take("rope.scaling.type") or "none"
+    factor = float(fields.take("rope.scaling.factor") or 1.0)
+    original = fields.take("rope.scaling.original_context_length")
+    attention = fields.take("rope.scaling.attn_factor")
+    if SHORT in tables and LONG in tables:
+        before = int(original or fields.need("rope.scaling.original_context_length"))
+        return LongRopeScaling(
+            tuple(map(decimal, tables[SHORT])),
+            tuple(map(decimal, tables[LONG])),
+            before,
+            attention_factor=None if attention is None else decimal(attention),
+        )
+    if FREQUENCIES in tables:
+        return scaling_of(tables[FREQUENCIES], rope.theta, turned)
+    readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
+    if kind == "yarn":
+        return YarnScaling(
+            factor=factor,
+            original_context=int(original or fields.need("rope.scaling.original_context_length")),
+            beta_fast=decimal(fields.take("rope.scaling.yarn_beta_fast") or 32.0),
+            beta_slow=decimal(fields.take("rope.scaling.yarn_beta_slow") or 1.0),
+        )
+    Fields({"rope.scaling.type": kind}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
+    return readers[kind]
+
+
+def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The inverse of `take_rope`, without the tables."""
+    rope = spec.rope or Rope()
+    found: dict[str, Any] = {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": rope.theta}
+    scaling = rope.scaling
+    if isinstance(scaling, LinearScaling):
+        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+    elif isinstance(scaling, YarnScaling):
+        if scaling.scale is not None or scaling.scale_all is not None or scaling.attention_factor is not None:
+            raise UnsupportedModelError(
+                "this YaRN rope scales its cosines by a factor of its own; GGUF cannot say that"
+            )
+        found |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": scaling.factor,
+            "rope.scaling.original_context_length": scaling.original_context,
+            "rope.scaling.yarn_beta_fast": scaling.beta_fast,
+            "rope.scaling.yarn_beta_slow": scaling.beta_slow,
+        }
+    elif isinstance(scaling, LongRopeScaling):
+        found |= {
+            "rope.scaling.original_context_length": scaling.original_context,
+            "rope.scaling.attn_factor": scaling.attention_factor,
+        }
+    return found
+
+
+def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
+    """The tensors that say how positions turn, where metadata cannot."""
+    scaling = None if spec.rope is None else spec.rope.scaling
+    if spec.rope is not None and isinstance(scaling, Llama3Scaling):
+        return {FREQUENCIES: llama3_factors(scaling, spec.rope.theta, spec.rotary_dim)}
+    if isinstance(scaling, LongRopeScaling):
+        return {SHORT: list(scaling.short), LONG: list(scaling.long)}
+    return {}
+
+
+def llama3_factors(scaling: Llama3Scaling, theta: float, turned: int) -> list[float]:
+    """What each pair's frequency is divided by in Llama-3's scaling (https://arxiv.org/abs/2407.21783)."""
+    found: list[float] = []
+    for turns in _turns(theta, turned):
+        smooth = (scaling.original_context * turns - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        found.append(1 / ((1 - min(max(smooth, 0), 1)) / scaling.factor + min(max(smooth, 0), 1)))
+    return found
+
+
+def scaling_of(factors: Sequence[float], theta: float, turned: int) -> Scaling:
+    """The scaling that makes these factors: Llama-3's, up to a common multiple of its lengths (its low_freq_factor is
+    taken to be 1, as in every published model), or else the factors themselves, as LongRoPE says them."""
+    highest = max(factors)
+    # Between its two bounds, Llama-3's blend of 1 and `highest` is a line over the pair's turns per token.
+    blended = [
+        (turns, (1 / factor - 1 / highest) / (1 - 1 / highest))
+        for turns, factor in zip(_turns(theta, turned), factors, strict=True)
+        if 1 + _CLOSE < factor < highest * (1 - _CLOSE)
+    ]
+    if len(blended) > 1:
+        (first, top), (last, bottom) = blended[0], blended[-1]
+        slope = (top - bottom) / (first - last)
+        low = last - bottom / slope
+        found = Llama3Scaling(_short(highest), 1.0, _short((low + 1 / slope) / low), round(1 / low))
+        again = llama3_factors(found, theta, turned)
+        if all(math.isclose(one, other, rel_tol=_CLOSE) for one, other in zip(again, factors, strict=True)):
+            return found
+    exact = tuple(map(decimal, factors))
+    return LongRopeScaling(exact, exact, original_context=1, attention_factor=1.0)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _turns(theta: float, turned: int) -> list[float]:
+    """Turns per token of each pair of features."""
+    return [theta ** (-2 * pair / turned) / (2 * math.pi) for pair in range(turned // 2)]

@@ -1,0 +1,60 @@
+"""The names of tensors in GGUF files, and what is done to some of them on the way."""
+
+from __future__ import annotations
+
+import re
+from operator import attrgetter
+
+from bedplate.models.families.gguf.metadata import TABLES
+from bedplate.models.families.weights import Rule, Tensors, interleaved, renamed
+from bedplate.models.specs.transformer import TransformerSpec
+
+PARTS = ("weight", "bias")
+ATTENTION = (
+    ("attention.q", "attn_q"),
+    ("attention.k", "attn_k"),
+    ("attention.v", "attn_v"),
+    ("attention.o", "attn_output"),
+)
+QK_NORMS = (("attention.q_norm", "attn_q_norm"), ("attention.k_norm", "attn_k_norm"))
+GATED = tuple((f"feedforward.{name}", f"ffn_{name}") for name in ("gate", "up", "down"))
+PRE_NORMS = (("attention_norm", "attn_norm"), ("feedforward_norm", "ffn_norm"))
+AFTER_NORMS = (("attention_after_norm", "post_attention_norm"), ("feedforward_after_norm", "post_ffw_norm"))
+IGNORABLE = tuple(re.escape(name) for name in TABLES)
+"""What the spec says already."""
+
+
+def decoder_rules(*pairs: tuple[str, str], offset: float = 0.0, turned: bool = False) -> tuple[Rule, ...]:
+    """The tables and the head, and of each layer these pairs of our names and theirs.
+
+    offset: what norms are stored with beside ours (Gemma: 1). turned: rows of queries and keys are stored for
+    interleaved pairs, as llama.cpp's first architectures have them.
+    """
+    layers = ((f"layers.{{i}}.{ours}", f"blk.{{i}}.{theirs}") for ours, theirs in pairs)
+    named = (("norm", "output_norm"), *layers)
+    return (
+        renamed("embedding.weight", "token_embd.weight"),
+        *(_rule(ours, theirs, part, offset, turned) for ours, theirs in named for part in PARTS),
+        renamed("lm_head.weight", "output.weight"),
+    )
+
+
+def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rule:
+    ours, theirs, kind = f"{ours}.{part}", f"{theirs}.{part}", ours.rpartition(".")[2]
+    if offset and part == "weight" and kind.endswith("norm"):
+        return shifted(ours, theirs, offset)
+    if turned and kind in ("q", "k"):
+        return interleaved(ours, theirs, attrgetter("heads" if kind == "q" else "kv_heads"))
+    return renamed(ours, theirs)
+
+
+def shifted(ours: str, theirs: str, by: float) -> Rule:
+    """A vector that they store with a number added, in single precision."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [one.float() + by for one in tensors]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [one - by for one in tensors]
+
+    return Rule((ours,), (theirs,), forward, inverse)

@@ -1,0 +1,151 @@
+"""GGUF files of every architecture: read back as the model that was written, and run by llama.cpp with its logits."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.build import build
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.conversion import write_parameters
+from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
+from bedplate.models.families import FAMILIES, Family, in_format
+from bedplate.models.families.gguf.metadata import llama3_factors, scaling_of
+from bedplate.models.inputs import Inputs
+from bedplate.models.model import Model
+from bedplate.models.specs.transformer import Llama3Scaling, LongRopeScaling, TransformerSpec
+
+CASES = [
+    pytest.param(family, number, id=f"{name}-{number}")
+    for (format_, name), family in FAMILIES.items()
+    if format_ == "gguf"
+    for number in range(len(family.examples))
+]
+ROUNDED = {"gelu_tanh": 2e-3}
+"""llama.cpp looks this activation up in half precision."""
+
+
+def partner(family: Family) -> Family:
+    """The same family in Hugging Face's format, whose config the examples are."""
+    found = in_format(family, "hf")
+    assert found is not None
+    return found
+
+
+def spec_of(family: Family, **more: Any) -> TransformerSpec:
+    """The spec of one of the examples' fields."""
+    spec = partner(family).to_spec(transformers.AutoConfig.for_model(family.name, **more).to_dict())
+    assert isinstance(spec, TransformerSpec)
+    return spec
+
+
+def written(family: Family, number: int, path: Path, seed: int = 0) -> tuple[TransformerSpec, Model]:
+    """A file of a random model without a vocabulary, and the model."""
+    spec = spec_of(family, **family.examples[number])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build(spec)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    parameters = write_parameters(family, spec, dict(model.named_parameters()))
+    tables = [(name, torch.tensor(values)) for name, values in family.tables(spec).items()]
+    metadata = family.to_config(spec) | {"tokenizer.ggml.model": "none"}
+    write_gguf(path, family.key[1], metadata, [*tables, *parameters], "f32")
+    return spec, model.eval()
+
+
+def logits(model: Model, tokens: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return model.head(model(Inputs(tokens[None])).hidden[0])
+
+
+@pytest.mark.parametrize(("family", "number"), CASES)
+def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_path: Path) -> None:
+    spec, model = written(family, number, tmp_path / "x.gguf")
+    base = load_base(tmp_path / "x.gguf", dtype="float32")
+    assert base.spec == spec
+    for (name, ours), theirs in zip(model.named_parameters(), base.model.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, atol=2e-7, rtol=0, msg=name)
+    assert set(GgufReader(tmp_path / "x.gguf").metadata) >= set(family.to_config(spec))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "number"), CASES)
+def test_llamacpp_gives_the_same_logits(family: Family, number: int, tmp_path: Path) -> None:
+    if importlib.util.find_spec("llama_cpp") is None:
+        pytest.skip("llama-cpp-python is not installed (the bench extra)")
+    for seed in range(3):
+        path = tmp_path / f"{seed}.gguf"
+        spec, model = written(family, number, path, seed)
+        tokens = torch.randint(0, spec.vocab_size, (40,), generator=torch.Generator().manual_seed(seed))
+        expected = by_llamacpp(path, tokens)
+        ours = logits(model, tokens)
+        assert float((ours - expected).norm() / expected.norm()) < ROUNDED.get(spec.activation, 1e-5)
+
+
+def by_llamacpp(path: Path, tokens: Tensor) -> Tensor:
+    """llama.cpp's logits, its cache in single precision too."""
+    from llama_cpp import Llama
+
+    model = Llama(str(path), n_ctx=128, logits_all=True, type_k=0, type_v=0, n_threads=1, verbose=False)
+    try:
+        model.eval(tokens.tolist())
+        return torch.from_numpy(np.array(model.scores[: len(tokens)]))
+    finally:
+        model.close()
+
+
+# --- rotary positions that a tensor scales
+
+
+@pytest.mark.parametrize(("factor", "head_dim"), [(8.0, 128), (32.0, 64)])  # Llama 3.1 and 3.2
+def test_llama3s_scaling_is_read_back_from_its_divisors(factor: float, head_dim: int) -> None:
+    fields: dict[str, Any] = {
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "rope_theta": 500_000.0,
+    }
+    config = transformers.LlamaConfig(
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        max_position_embeddings=131_072,
+        rope_parameters={"rope_type": "llama3", "original_max_position_embeddings": 8192, **fields},
+    )
+    scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    divisors = (plain / scaled).tolist()
+    wanted = Llama3Scaling(factor, 1.0, 4.0, 8192)
+    assert scaling_of(divisors, 500_000.0, head_dim) == wanted
+    np.testing.assert_allclose(llama3_factors(wanted, 500_000.0, head_dim), divisors, rtol=1e-5)
+
+
+def test_other_divisors_are_kept_as_they_are() -> None:
+    divisors = [1.0, 1.5, 2.5, 3.0]
+    found = scaling_of(divisors, 10_000.0, 8)
+    assert isinstance(found, LongRopeScaling)
+    assert found.short == found.long == tuple(divisors)
+
+
+def test_what_the_format_cannot_say_is_refused() -> None:
+    gemma = FAMILIES["gguf", "gemma3"]
+    spec = spec_of(gemma, **gemma.examples[0])
+    with pytest.raises(UnsupportedModelError, match="has no field for that"):
+        gemma.to_config(spec_of(gemma, **{**gemma.examples[0], "query_pre_attn_scalar": 3}))
+    with pytest.raises(UnsupportedModelError, match="cannot say that layers see a window"):
+        FAMILIES["gguf", "llama"].to_config(spec)
+    metadata = gemma.to_config(spec) | {"tensor_names": (), "embedding_rows": 97, "tables": {}}
+    assert gemma.to_spec(metadata) == spec
+    with pytest.raises(UnsupportedModelError, match=r"attention\.unheard_of"):
+        gemma.to_spec({**metadata, "gemma3.attention.unheard_of": 1})
+    with pytest.raises(UnsupportedModelError, match="differs from layer to layer"):
+        gemma.to_spec({**metadata, "gemma3.attention.head_count": [1, 2, 3]})
