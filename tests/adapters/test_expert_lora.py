@@ -24,7 +24,7 @@ TOKENS = torch.arange(24).reshape(3, 8) * 3 % 90 + 3
 BOTH = ("experts.gate_up", "experts.down")
 CONFIGS = {
     "experts": LoraConfig(r=2, alpha=3, targets=BOTH),
-    "one of them, and linears": LoraConfig(r=3, alpha=6, rslora=True, targets=("experts.gate_up", "q", "o")),
+    "one of them, and linears": LoraConfig(r=3, alpha=6, rslora=True, targets=("experts.gate_up", "o")),
     "one layer": LoraConfig(r=2, alpha=4, targets=("layers.2.feedforward.experts.down", "layers.1.attention.o")),
 }
 
@@ -133,8 +133,7 @@ def test_only_the_experts_weights_are_trained(tmp_path: Path) -> None:
     assert len(trained) == 4 * base.spec.layers
     assert all(p.grad is not None for name, p in trained.items() if name.endswith("lora_B"))
     assert all(p.grad is None for p in base.model.parameters())
-    fresh = [name for name in bank.state(bank.add(LoraConfig()) if False else slot)]
-    assert all("experts" in name for name in fresh)
+    assert all("experts" in name for name in trained)
 
 
 def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
