@@ -23,6 +23,7 @@ from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_byt
 from bedplate.core.errors import SkinError
 from bedplate.models.families.weights import WeightMap
 
+TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 _KEY = re.compile(
@@ -61,7 +62,7 @@ def peft_files(
     weights: WeightMap,
     *,
     base_name: str,
-    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    task_type: TaskType = "CAUSAL_LM",
 ) -> dict[str, bytes]:
     """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table."""
     paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
@@ -112,6 +113,13 @@ def _stored_tensors(
     return found
 
 
+def task_type_of(weights: WeightMap) -> TaskType:
+    """What peft wraps a model of a family as."""
+    if weights.to_external("decoder.layers.0.cross.q.weight") is not None:
+        return "SEQ_2_SEQ_LM"
+    return "FEATURE_EXTRACTION" if weights.to_external("lm_head.weight") is None else "CAUSAL_LM"
+
+
 def write_peft(
     directory: Path,
     config: LoraConfig,
@@ -119,7 +127,7 @@ def write_peft(
     weights: WeightMap,
     *,
     base_name: str,
-    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    task_type: TaskType = "CAUSAL_LM",
 ) -> None:
     """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
     from bedplate.core.files import atomic_directory
@@ -206,7 +214,7 @@ def _named_tensors(
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
         parameter = experts.get(found["module"])
         ours = weights.from_external(found["module"] + ".weight" if parameter is None else parameter)
-        if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
+        if ours is None or "layers" not in ours.split(".") or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
         name = f"{module}.{found['side'] or MAGNITUDE}"
