@@ -114,7 +114,8 @@ def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
 
 def vectors(model: Decoder) -> Iterator[Vector]:
     """Norms that are there, and sinks."""
-    spec = model.spec
+    spec = model.spec.main
+    assert isinstance(spec, TransformerSpec)
     if model.embedding_norm is not None:
         yield _norm(OUTER, "embedding_norm", model.embedding_norm, spec.hidden_size)
     if not isinstance(model.norm, nn.Identity):
@@ -158,13 +159,15 @@ def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
 
 def matrices(model: Decoder) -> Iterator[Matrix]:
     """Every product, the head last."""
+    spec = model.spec.main
+    assert isinstance(spec, TransformerSpec)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")
             own = mixture if part == "feedforward" else None
-            if (last == "gate" and not model.spec.gated) or (own is not None and own.shared is None):
+            if (last == "gate" and not spec.gated) or (own is not None and own.shared is None):
                 continue
             path = name if own is None else f"{part}.shared.{last}"
             linear = block.get_submodule(path)

@@ -37,7 +37,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     parameters: dict[str, Any] = dict(config.get("rope_parameters") or {})
     # The context, once more.
     parameters.pop("max_position_embeddings", None)
-    return read_mistral(Fields({**config, "rope_parameters": parameters}, _WHERE), _WHERE, window=None, head_dim=128)
+    fields = Fields({**config, "rope_parameters": parameters}, _WHERE)
+    return read_mistral(fields, _WHERE, window=None, eps=1e-5, head_dim=128)
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

@@ -40,13 +40,13 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     return read_mistral(Fields(config, _WHERE), _WHERE, window=4096)
 
 
-def read_mistral(fields: Fields, where: str, window: int | None, **defaults: Any) -> TransformerSpec:
+def read_mistral(fields: Fields, where: str, window: int | None, eps: float = 1e-6, **defaults: Any) -> TransformerSpec:
     """The fields that Mistral's families have in common."""
     sizes = take_sizes(fields, context=131_072, **defaults)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
+        norm_eps=float(fields.take("rms_norm_eps", eps)),
         rope=take_rope(fields, where, context=sizes["context_length"]),
         windows=one_window(fields.take("sliding_window", window)),
         activation=take_activation(fields, "hidden_act", "silu", where),
