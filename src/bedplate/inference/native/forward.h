@@ -142,6 +142,11 @@ private:
 
     // --- products
 
+    Turn turn(int64_t chunk, int64_t t) const {
+        const int64_t tokens = std::min<int64_t>(N_ - chunk, s_.chunk);
+        return {int((t - chunk) / TILE), int((tokens + TILE - 1) / TILE)};
+    }
+
     void project(int l, int thread, const Inputs& x) {
         const Layer& layer = m_.layers[size_t(l)];
         const int D = s_.head_dim, panels = D / LANES, all = s_.heads + 2 * s_.kv_heads;
@@ -154,7 +159,7 @@ private:
                 const int64_t column = place == Q ? 0 : m_.q_size() + (place == V ? m_.kv_size() : 0);
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
-                    tile_product(layer.linear[place], head * panels, panels, x, t, M, t == chunk, tile, D);
+                    tile_product(layer.linear[place], head * panels, panels, x, t, M, turn(chunk, t), tile, D);
                     updates_.add(l, place, column, ld, t, M, head * D, D, tile, D);
                     for (int m = 0; m < M; ++m) heads_.keep(l, place, head, t + m, tile + m * D);
                 }
@@ -170,7 +175,7 @@ private:
             for (int p = from; p < end; p += 4)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t})), count = std::min(4, end - p);
-                    tile_product(w, p, count, x, t, M, t == chunk, tile, 64);
+                    tile_product(w, p, count, x, t, M, turn(chunk, t), tile, 64);
                     updates_.add(l, place, 0, w.out, t, M, p * LANES, count * LANES, tile, 64);
                     for (int m = 0; m < M; ++m)
                         for (int i = 0; i < count * LANES; i += LANES) {
@@ -193,10 +198,10 @@ private:
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
                     if (s_.gated) {
-                        tile_product(g, int(2 * i), 2, x, t, M, t == chunk, a, BLOCK);
+                        tile_product(g, int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
                         updates_.add(l, GATE, 0, ld, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
                     }
-                    tile_product(u, int(2 * i), 2, x, t, M, t == chunk, b, BLOCK);
+                    tile_product(u, int(2 * i), 2, x, t, M, turn(chunk, t), b, BLOCK);
                     updates_.add(l, UP, first, ld, t, M, int(i) * BLOCK, BLOCK, b, BLOCK);
                     for (int m = 0; m < M; ++m) {
                         F y = between(a + m * BLOCK, b + m * BLOCK), z = between(a + m * BLOCK + LANES, b + m * BLOCK + LANES);
