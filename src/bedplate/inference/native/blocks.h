@@ -1,5 +1,7 @@
 // Products of weights in blocks with activations in bytes.
 #pragma once
+#include <type_traits>
+
 #include "formats.h"
 
 constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is asked for
@@ -82,6 +84,7 @@ struct Own : Values {
 template <class Values, bool Two>
 struct Spanned : Values {
     static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN;
+    template <int M> using Dot = std::conditional_t<Two, ByteSums, SumsOf<M, typename Values::template Dot<M>>>;
     static constexpr bool HALVED = Two;
     struct Scale { F d, least; };
     static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
