@@ -90,9 +90,7 @@ def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
     whole = logits(cache.run(native, [(1, 0, tokens)], adapters=adapters))
     for wanted in ([COUNT - 1], [3, 100, COUNT - 2], list(range(5, 90)), []):
         other = Cache(model.spec, dtype=torch.float32)
-        out = native.forward(
-            tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters
-        )
+        out = native.forward(tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters)
         assert not wanted or torch.equal(logits(out), whole[wanted])
         for found, expected in zip((*other.keys, *other.values), (*cache.keys, *cache.values), strict=True):
             assert torch.equal(found[2, :, :COUNT], expected[1, :, :COUNT])
