@@ -39,8 +39,39 @@ WEIGHTS = WeightMap(
     ),
     IGNORABLE,
 )
-# A context longer than any test's, so that the short divisors hold in llama.cpp, which chooses by what it has room for.
+# A context longer than any test's: llama.cpp chooses the divisors by what it has room for.
 EXAMPLES = (
     {**phi3.EXAMPLES[0], "sliding_window": 64},
     {**phi3.EXAMPLES[1], "original_max_position_embeddings": 512, "max_position_embeddings": 2048},
+)
+
+
+def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
+    """Metadata → spec."""
+    fields = read(config, _NAME)
+    sizes = take_sizes(fields, config)
+    rope = take_rope(fields, config, sizes["head_dim"], longest=sizes["context_length"])
+    if isinstance(rope.scaling, LongRopeScaling):
+        sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
+    # a file without the key may still name the context that it began with
+    fields.ignore(("rope.scaling.original_context_length", "rope.scaling.attn_factor"))
+    windows = one_window(fields.take("attention.sliding_window") or None)
+    spec = TransformerSpec(**sizes, rope=rope, windows=windows)
+    fields.finish()
+    return spec
+
+
+def _keys(spec: TransformerSpec) -> dict[str, Any]:
+    own = {"context_length": longest_context(spec), "attention.sliding_window": spec.window(0)}
+    return size_fields(spec) | rope_fields(spec) | own
+
+
+GGUF = Family(
+    ("gguf", _NAME),
+    from_gguf,
+    writer(_NAME, from_gguf, _keys),
+    WEIGHTS,
+    (("hf", "phi3"),),
+    examples=EXAMPLES,
+    tables=rope_tables,
 )
