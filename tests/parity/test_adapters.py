@@ -25,7 +25,9 @@ from bedplate.training.packing import pack_examples
 
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
 LATER = {
-    **dict.fromkeys(("gpt2", "gpt_neox", "phi3", "granitemoehybrid", "qwen3_next"), "projections that stand in one matrix"),
+    **dict.fromkeys(
+        ("gpt2", "gpt_neox", "phi3", "granitemoehybrid", "qwen3_next"), "projections that stand in one matrix"
+    ),
     **dict.fromkeys(("glm4_moe", "deepseek_v3"), "peft takes the shared expert for one of the others"),
 }
 """Whose adapters cannot leave for peft yet, and why."""

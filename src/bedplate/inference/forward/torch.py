@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.texts import WholeTexts
 from bedplate.models.model import Model
 
 
@@ -98,14 +100,11 @@ class TorchForward(Forward):
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""
+        if self._cache is None:
+            return self._read_whole(batch)
         model, device, spans = self._base.model, self._base.device, batch.spans
         tokens = torch.tensor([list(batch.tokens)], device=device)
         positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
-        if self._cache is None:
-            segments = torch.tensor([[i + 1 for i, s in enumerate(spans) for _ in range(s.length)]], device=device)
-            types = torch.tensor([list(batch.types)], device=device) if batch.types else None
-            inputs = Inputs(tokens, positions, segments, types=types)
-            return PassOutput(None, model(inputs, depth=batch.depth).hidden[0])
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans)
@@ -115,6 +114,31 @@ class TorchForward(Forward):
             self._select([], [])
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
         return PassOutput(logits_WV, hidden_ND)
+
+    def _read_whole(self, batch: FlatBatch) -> PassOutput:
+        """Texts of which nothing is kept, the shortest first, so that those of one length are side by side."""
+        spans, device = batch.spans, self._base.device
+        ends = list(accumulate(span.length for span in spans))
+        order = sorted(range(len(spans)), key=lambda number: spans[number].length)
+        at = [token for number in order for token in range(ends[number] - spans[number].length, ends[number])]
+        lengths = [spans[number].length for number in order]
+        tokens, types = (
+            torch.tensor([[given[token] for token in at]], device=device) if given else None
+            for given in (batch.tokens, batch.types)
+        )
+        assert tokens is not None
+        positions = torch.tensor([[place for length in lengths for place in range(length)]], device=device)
+        self._select([batch.adapters[number].slot for number in order], lengths)
+        try:
+            out = self._base.model(Inputs(tokens, positions, types=types), WholeTexts(lengths), depth=batch.depth)
+        finally:
+            self._select([], [])
+        hidden_ND = out.hidden[0]
+        if order != list(range(len(spans))):
+            back = torch.empty(len(at), dtype=torch.int64)
+            back[torch.tensor(at)] = torch.arange(len(at))
+            hidden_ND = hidden_ND.index_select(0, back.to(device))
+        return PassOutput(None, hidden_ND)
 
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
         """Keys and values of vectors in the place of the embeddings of a span's tokens."""
