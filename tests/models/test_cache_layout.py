@@ -6,7 +6,6 @@ import pytest
 import torch
 from tests.tiny import tiny_spec
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.economics.model.footprint import kv_bytes, kv_bytes_per_token
 from bedplate.inference.forward import kv_cache, paged
 from bedplate.inference.forward.kv_cache import SlotCache, SlotSegment
@@ -78,12 +77,6 @@ def test_slots_and_blocks_take_what_the_cost_model_says(dtype: torch.dtype, chan
 
 def _bytes(cache: SlotCache | PagedCache) -> int:
     return sum(x.numel() * x.element_size() for x in (*cache.keys, *cache.values))
-
-
-@pytest.mark.parametrize("make", [SlotCache, lambda *given: PagedCache(*given, 1 << 20)])
-def test_what_a_cache_cannot_hold_is_refused_by_name(make: type) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"layer 0 keeps a cache of kind 'cross', which a cache of "):
-        make(tiny_spec(cross_size=48), torch.float32, CPU)
 
 
 def test_layers_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

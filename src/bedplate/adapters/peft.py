@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, check_tensors, match_targets
+from bedplate.adapters.linear_adapter import Adaptable
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, check_tensors, match_targets
+from bedplate.adapters.peft_experts import expert_keys, from_peft, parameter_names, to_peft
 from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.layers.linear import Linear
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
@@ -36,7 +37,6 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
     "use_qalora": (None, False),
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
@@ -66,9 +66,8 @@ def peft_files(
     """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table."""
     paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
     hf = {path: hf_module_name(weights, path) for path in paths}
-    named = {
-        f"base_model.model.{hf[path]}.lora_{x}.weight": tensors[f"{path}.lora_{x}"] for path in paths for x in "AB"
-    }
+    experts = {path: name for path, name in hf.items() if are_experts(path)}
+    named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
         named |= {f"base_model.model.{hf[path]}.{MAGNITUDE}": tensors[f"{path}.{MAGNITUDE}"] for path in paths}
     fields: dict[str, Any] = {
@@ -86,7 +85,7 @@ def peft_files(
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "target_modules": _target_modules(config, hf.values(), weights),
+        "target_modules": _target_modules(config, [name for path, name in hf.items() if path not in experts], weights),
         "exclude_modules": None,
         "modules_to_save": None,
         "layers_to_transform": None,
@@ -95,8 +94,22 @@ def peft_files(
         "rank_pattern": {re.escape(hf[p]): r for p, r in sorted(config.ranks.items())},
         "alpha_pattern": {re.escape(hf[p]): a for p, a in sorted(config.alphas.items())},
     }
+    if experts:
+        fields["target_parameters"] = _target_parameters(config, experts.values())
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
     return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named)}
+
+
+def _stored_tensors(
+    tensors: Mapping[str, Tensor], weights: WeightMap, hf: Mapping[str, str], experts: Mapping[str, str]
+) -> dict[str, Tensor]:
+    places = {**hf, **expert_keys(experts)}
+    found: dict[str, Tensor] = {}
+    for path, place in places.items():
+        pair = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]
+        a, b = to_peft(weights, path, *pair) if path in experts else pair
+        found |= {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
+    return found
 
 
 def write_peft(
@@ -120,7 +133,7 @@ def write_peft(
 def read_peft(
     directory: Path,
     weights: WeightMap,
-    modules: Mapping[str, Linear] | None = None,
+    modules: Mapping[str, Adaptable] | None = None,
     *,
     contents: Mapping[str, bytes] | None = None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
@@ -141,10 +154,17 @@ def read_peft(
     fields = read_json_object(config_path, given.get(CONFIG_FILE))
     _refuse_other_kinds(fields, config_path)
     stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
-    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")))
-    _check_targets(fields.get("target_modules"), hf, config_path)
+    places = [found["module"] for key in stored if (found := _KEY.fullmatch(key))]
+    experts = parameter_names(places, fields.get("target_parameters"), config_path)
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), experts)
+    linears = {path: name for path, name in hf.items() if not are_experts(path)}
+    _check_targets(fields.get("target_modules"), linears, config_path)
     config = _config(fields, hf, config_path)
-    _check_ranks(config, hf, tensors, tensors_path)
+    for path in hf.keys() - linears.keys():
+        names = f"{path}.lora_A", f"{path}.lora_B"
+        pair = from_peft(weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path)
+        tensors |= dict(zip(names, pair, strict=True))
+    _check_ranks(config, linears, tensors, tensors_path)
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
@@ -157,7 +177,7 @@ def read_peft(
 def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-linear"] | tuple[str, ...]:
     """The shortest `LoraConfig.targets` that name exactly `paths` among a model's `modules`."""
     chosen, every = set(paths), list(modules)
-    if chosen == set(every):
+    if chosen == {path for path in every if not are_experts(path)}:
         return ALL_LINEAR
     endings = sorted({re.sub(r"^.*\.\d+\.", "", path) for path in chosen})
     if set(match_targets(endings, every)) == chosen:
@@ -170,11 +190,12 @@ def _refuse_other_kinds(fields: Mapping[str, Any], path: Path) -> None:
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
     for name, inert in _INERT.items():
         if fields.get(name) not in inert:
-            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only LoRA and DoRA on linears are")
+            what = "LoRA and DoRA on linears, and LoRA on experts,"
+            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {what} are")
 
 
 def _named_tensors(
-    stored: Mapping[str, Tensor], weights: WeightMap, path: Path, dora: bool
+    stored: Mapping[str, Tensor], weights: WeightMap, path: Path, dora: bool, experts: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
@@ -183,14 +204,15 @@ def _named_tensors(
         found = _KEY.fullmatch(key)
         if found is None or (found["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
-        ours = weights.from_external(found["module"] + ".weight")
+        parameter = experts.get(found["module"])
+        ours = weights.from_external(found["module"] + ".weight" if parameter is None else parameter)
         if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
         name = f"{module}.{found['side'] or MAGNITUDE}"
         if name in tensors:
             raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
-        tensors[name], hf[module] = tensor, found["module"]
+        tensors[name], hf[module] = tensor, found["module"] if parameter is None else parameter
     for module, theirs in hf.items():
         for part in ("lora_A", "lora_B", *([MAGNITUDE] if dora else [])):
             if f"{module}.{part}" not in tensors:
@@ -293,6 +315,12 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
             return names
         endings.add(fit)
     return sorted(endings)
+
+
+def _target_parameters(config: LoraConfig, names: Iterable[str]) -> list[str]:
+    """The parameters' names from their layers on, or whole ones where some target picks single layers."""
+    single_layers = any(re.search(r"(^|\.)\d+(\.|$)", target) for target in config.targets)
+    return sorted({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names}, key=_natural)
 
 
 def _pattern(name: str) -> str:

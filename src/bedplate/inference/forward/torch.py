@@ -27,7 +27,9 @@ class FlatBatch:
     """New tokens of several sequences, one after the other.
 
     wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. types: of the tokens; () where all are 0.
+    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
+    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
+    have no rows.
     """
 
     tokens: Sequence[int]
@@ -37,6 +39,17 @@ class FlatBatch:
     depth: int | None = None
     states: bool = False
     types: Sequence[int] = ()
+    sources: Sequence[Source] = ()
+    reads: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an encoder reads for one sequence: it stands at the beginning of the row."""
+
+    row: int
+    tokens: Sequence[int]
+    adapter: Loaded
 
 
 @dataclass(frozen=True)
@@ -100,11 +113,16 @@ class TorchForward(Forward):
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""
-        if self._cache is None:
-            return self._read_whole(batch)
         model, device, spans = self._base.model, self._base.device, batch.spans
+        if self._cache is None or batch.reads:
+            lengths = [span.length for span in spans]
+            return PassOutput(None, self._read(batch.tokens, lengths, batch.adapters, batch.depth, batch.types))
+        if batch.sources:
+            self._encode(batch.sources, self._cache)
+        if not spans:
+            return PassOutput(None)
         tokens = torch.tensor([list(batch.tokens)], device=device)
-        positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
+        positions = torch.tensor([[i - s.source for s in spans for i in range(s.start, s.end)]], device=device)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans)
@@ -115,30 +133,50 @@ class TorchForward(Forward):
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
         return PassOutput(logits_WV, hidden_ND)
 
-    def _read_whole(self, batch: FlatBatch) -> PassOutput:
-        """Texts of which nothing is kept, the shortest first, so that those of one length are side by side."""
-        spans, device = batch.spans, self._base.device
-        ends = list(accumulate(span.length for span in spans))
-        order = sorted(range(len(spans)), key=lambda number: spans[number].length)
-        at = [token for number in order for token in range(ends[number] - spans[number].length, ends[number])]
-        lengths = [spans[number].length for number in order]
-        tokens, types = (
-            torch.tensor([[given[token] for token in at]], device=device) if given else None
-            for given in (batch.tokens, batch.types)
+    def _read(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        adapters: Sequence[Loaded],
+        depth: int | None = None,
+        types: Sequence[int] = (),
+    ) -> Tensor:
+        """The states [N, D] of whole texts behind each other, as the model reads them: the shortest first, so that those
+        of one length are side by side."""
+        device = self._base.device
+        ends = list(accumulate(lengths))
+        order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+        at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
+        inside = [lengths[number] for number in order]
+        kinds = torch.tensor([[types[token] for token in at]], device=device) if types else None
+        inputs = Inputs(
+            torch.tensor([[tokens[token] for token in at]], device=device),
+            torch.tensor([[place for length in inside for place in range(length)]], device=device),
+            types=kinds,
         )
-        assert tokens is not None
-        positions = torch.tensor([[place for length in lengths for place in range(length)]], device=device)
-        self._select([batch.adapters[number].slot for number in order], lengths)
+        self._select([adapters[number].slot for number in order], inside)
         try:
-            out = self._base.model(Inputs(tokens, positions, types=types), WholeTexts(lengths), depth=batch.depth)
+            found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]
         finally:
             self._select([], [])
-        hidden_ND = out.hidden[0]
-        if order != list(range(len(spans))):
-            back = torch.empty(len(at), dtype=torch.int64)
-            back[torch.tensor(at)] = torch.arange(len(at))
-            hidden_ND = hidden_ND.index_select(0, back.to(device))
-        return PassOutput(None, hidden_ND)
+        if order == list(range(len(order))):
+            return found_ND
+        back = torch.empty(len(at), dtype=torch.int64)
+        back[torch.tensor(at)] = torch.arange(len(at))
+        return found_ND.index_select(0, back.to(device))
+
+    def _encode(self, sources: Sequence[Source], cache: KVCache) -> None:
+        """Puts keys and values of what the encoder reads into the cache, for attention across."""
+        lengths, adapters = [len(one.tokens) for one in sources], [one.adapter for one in sources]
+        states_ND = self._read([token for one in sources for token in one.tokens], lengths, adapters)
+        rows = cache.attend([Span(one.row, 0, length) for one, length in zip(sources, lengths, strict=True)])
+        self._select([adapter.slot for adapter in adapters], lengths)
+        try:
+            for layer, (k_BNGD, v_BNGD) in enumerate(self._base.model.across(states_ND[None])):
+                rows.write(layer, k_BNGD[0], v_BNGD[0])
+            cache.commit()
+        finally:
+            self._select([], [])
 
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
         """Keys and values of vectors in the place of the embeddings of a span's tokens."""

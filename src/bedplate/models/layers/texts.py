@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.layers.attention import whole_attention
+from bedplate.models.layers.attention import distances, whole_attention
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
 
@@ -34,6 +34,7 @@ class WholeTexts:
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self._runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        self._distances: dict[int, Tensor] = {}
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         found: list[Tensor] = []
@@ -41,18 +42,20 @@ class WholeTexts:
         for length, count in self._runs:
             end = begin + length * count
             q, k, v = (x[0, begin:end].view(count, length, *x.shape[2:]) for x in (q_BTHD, k_BTGD, v_BTGV))
-            found.append(_within(q, k, v, how).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3]))
+            found.append(self._within(q, k, v, how).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3]))
             begin = end
         return (found[0] if len(found) == 1 else torch.cat(found))[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         raise UnsupportedModelError("layers that keep a state do not read whole texts at once")
 
-
-def _within(q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: How) -> Tensor:
-    (S, L, H, D), V = q_SLHD.shape, v_SLGV.shape[3]
-    if not (how.plain and q_SLHD.is_cpu and k_SLGD.shape[2] == H and _LONGEST.get(q_SLHD.dtype, 0) >= L):
-        return whole_attention(q_SLHD, k_SLGD, v_SLGV, how, causal=False)
-    q, k, v = (x.transpose(1, 2).reshape(S * H, L, x.shape[3]) for x in (q_SLHD, k_SLGD, v_SLGV))
-    scores = torch.bmm(q * (D**-0.5 if how.scale is None else how.scale), k.transpose(1, 2))
-    return torch.bmm(scores.softmax(-1), v).view(S, H, L, V).transpose(1, 2)
+    def _within(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: How) -> Tensor:
+        (S, L, H, D), V = q_SLHD.shape, v_SLGV.shape[3]
+        if how.plain and q_SLHD.is_cpu and H == k_SLGD.shape[2] and _LONGEST.get(q_SLHD.dtype, 0) >= L:
+            q, k, v = (x.transpose(1, 2).reshape(S * H, L, x.shape[3]) for x in (q_SLHD, k_SLGD, v_SLGV))
+            scores = torch.bmm(q * (D**-0.5 if how.scale is None else how.scale), k.transpose(1, 2))
+            return torch.bmm(scores.softmax(-1), v).view(S, H, L, V).transpose(1, 2)
+        if not how.plain and L not in self._distances:
+            # One for all layers: what a layer makes of it, all of them may use.
+            self._distances[L] = distances(L, q_SLHD.device)
+        return whole_attention(q_SLHD, k_SLGD, v_SLGV, how, causal=False, distance=self._distances.get(L))
