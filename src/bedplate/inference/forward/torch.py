@@ -141,8 +141,8 @@ class TorchForward(Forward):
         depth: int | None = None,
         types: Sequence[int] = (),
     ) -> Tensor:
-        """The states [N, D] of whole texts behind each other, as the model reads them: the shortest first, so that those
-        of one length are side by side."""
+        """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
+        those of one length are side by side."""
         device = self._base.device
         ends = list(accumulate(lengths))
         order = sorted(range(len(lengths)), key=lambda number: lengths[number])

@@ -51,7 +51,7 @@ class WholeTexts:
 
     def _within(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: How) -> Tensor:
         (S, L, H, D), V = q_SLHD.shape, v_SLGV.shape[3]
-        if how.plain and q_SLHD.is_cpu and H == k_SLGD.shape[2] and _LONGEST.get(q_SLHD.dtype, 0) >= L:
+        if how.plain and q_SLHD.is_cpu and k_SLGD.shape[2] == H and _LONGEST.get(q_SLHD.dtype, 0) >= L:
             q, k, v = (x.transpose(1, 2).reshape(S * H, L, x.shape[3]) for x in (q_SLHD, k_SLGD, v_SLGV))
             scores = torch.bmm(q * (D**-0.5 if how.scale is None else how.scale), k.transpose(1, 2))
             return torch.bmm(scores.softmax(-1), v).view(S, H, L, V).transpose(1, 2)
