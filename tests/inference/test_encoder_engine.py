@@ -47,6 +47,7 @@ def test_texts_in_company_are_texts_alone(tmp_path: Path, name: str, dtype: str)
         assert_near([one.result(timeout=60).vector for one in streams], expected, rel=near)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_adapters_of_peft_beside_each_other(tmp_path: Path) -> None:
     """What peft saved of an encoder is read, serves rows of a batch, and is written as peft reads it again."""
     reference = ENCODERS["bert"].make(0, torch.float32)
