@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +16,20 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
+from bedplate.adapters.fused import apart, is_part, joined, row_counts
 from bedplate.adapters.linear_adapter import Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, check_tensors, match_targets
 from bedplate.adapters.peft_experts import expert_keys, from_peft, parameter_names, to_peft
-from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
-from bedplate.core.errors import SkinError
+from bedplate.adapters.tensors import read_json_object, read_metadata, read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError, UnsupportedModelError
 from bedplate.models.families.weights import WeightMap
+from bedplate.models.specs import TextSpec
+from bedplate.models.specs.written import spec_of, spec_text
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+SPEC = "bedplate.spec"
+"""In the tensors' metadata: the model's shape, where rows must be cut by it."""
 _KEY = re.compile(
     rf"base_model\.model\.(?P<module>.+)\.(?:(?P<side>lora_[AB])\.weight|(?P<magnitude>{MAGNITUDE})(?:\.weight)?)"
 )
@@ -48,8 +53,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
 
 
 def hf_module_name(weights: WeightMap, path: str) -> str:
-    """A module path of ours → its Hugging Face name. SkinError when the family has no such module."""
-    name = weights.to_external(f"{path}.weight")
+    """A module path of ours → its Hugging Face name, which several share that stand in one matrix. SkinError when the
+    family has no such module."""
+    name = weights.holder(f"{path}.weight")
     if name is None:
         raise SkinError(f"the family has no Hugging Face name for {path}; an adapter on it cannot be exported")
     return name.removesuffix(".weight")
@@ -62,10 +68,14 @@ def peft_files(
     *,
     base_name: str,
     task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    spec: TextSpec | None = None,
 ) -> dict[str, bytes]:
-    """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table."""
+    """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table. spec: of
+    the model, where its family keeps several adapted projections in one matrix; the file then says it."""
+    groups = any(is_part(weights, name.rsplit(".", 1)[0]) for name in tensors)
+    config, tensors = joined(config, tensors, weights, spec)
     paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
-    hf = {path: hf_module_name(weights, path) for path in paths}
+    hf = {path: path if weights.is_group(f"{path}.weight") else hf_module_name(weights, path) for path in paths}
     experts = {path: name for path, name in hf.items() if are_experts(path)}
     named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
@@ -83,7 +93,7 @@ def peft_files(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(weights.is_turned(f"{name}.weight") for name in hf.values()),
         "init_lora_weights": True,
         "target_modules": _target_modules(config, [name for path, name in hf.items() if path not in experts], weights),
         "exclude_modules": None,
@@ -97,7 +107,8 @@ def peft_files(
     if experts:
         fields["target_parameters"] = _target_parameters(config, experts.values())
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named)}
+    said = {SPEC: spec_text(spec)} if groups and spec is not None else {}
+    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named, said)}
 
 
 def _stored_tensors(
@@ -120,12 +131,13 @@ def write_peft(
     *,
     base_name: str,
     task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    spec: TextSpec | None = None,
 ) -> None:
     """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
     from bedplate.core.files import atomic_directory
 
     with atomic_directory(directory) as temporary:
-        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type)
+        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type, spec=spec)
         for name, content in files.items():
             (temporary / name).write_bytes(content)
 
@@ -136,12 +148,14 @@ def read_peft(
     modules: Mapping[str, Adaptable] | None = None,
     *,
     contents: Mapping[str, bytes] | None = None,
+    spec: TextSpec | None = None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Read an adapter: its configuration and its tensors by our names (`{path}.lora_A` [r, in], `.lora_B` [out, r], and
     with DoRA `.lora_magnitude_vector` [out]).
 
     With `modules` (the model's `block_linears`) names and shapes are checked against the model at once; otherwise
-    `Bank.add` does. `contents` holds the files' bytes when they are at hand. Raises SkinError for other adapter kinds,
+    `Bank.add` does. `contents` holds the files' bytes when they are at hand. spec: as `peft_files` has it, where the
+    file does not say it itself (peft's do not). Raises SkinError for other adapter kinds,
     modules that do not match, missing halves, wrong shapes or ranks, NaN, pickles, links.
     """
     given = contents or {}
@@ -152,11 +166,13 @@ def read_peft(
             "save the adapter as safetensors (peft: save_pretrained(..., safe_serialization=True))"
         )
     fields = read_json_object(config_path, given.get(CONFIG_FILE))
-    _refuse_other_kinds(fields, config_path)
+    _refuse_other_kinds(fields, config_path, weights)
     stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
     places = [found["module"] for key in stored if (found := _KEY.fullmatch(key))]
     experts = parameter_names(places, fields.get("target_parameters"), config_path)
-    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), experts)
+    of = read_spec(directory, contents) if spec is None else spec
+    known = None if of is None else set(row_counts(of))
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), experts, known)
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
     _check_targets(fields.get("target_modules"), linears, config_path)
     config = _config(fields, hf, config_path)
@@ -165,6 +181,9 @@ def read_peft(
         pair = from_peft(weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path)
         tensors |= dict(zip(names, pair, strict=True))
     _check_ranks(config, linears, tensors, tensors_path)
+    if any(weights.is_group(f"{path}.weight") for path in linears):
+        config, tensors = apart(config, tensors, weights, of, str(tensors_path))
+        hf = {path: hf_module_name(weights, path) for path in config.targets}
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
@@ -172,6 +191,16 @@ def read_peft(
         config = config.model_copy(update={"targets": short_targets(hf, modules)})
         check_tensors(config, {path: modules[path] for path in modules if path in hf}, tensors)
     return config, tensors
+
+
+def read_spec(directory: Path, contents: Mapping[str, bytes] | None = None) -> TextSpec | None:
+    """Of the model that an adapter's file is for, where it says it (see `peft_files`)."""
+    path = directory / TENSORS_FILE
+    said = read_metadata(path, (contents or {}).get(TENSORS_FILE)).get(SPEC)
+    try:
+        return None if said is None else spec_of(said)
+    except UnsupportedModelError as error:
+        raise SkinError(f"{path}: its metadata {SPEC}: {error}") from error
 
 
 def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-linear"] | tuple[str, ...]:
@@ -185,17 +214,24 @@ def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-
     return tuple(sorted(chosen, key=_natural))
 
 
-def _refuse_other_kinds(fields: Mapping[str, Any], path: Path) -> None:
+def _refuse_other_kinds(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> None:
     if fields.get("peft_type") != "LORA":
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
+    turned = any(rule.turned for rule in weights.rules)
     for name, inert in _INERT.items():
-        if fields.get(name) not in inert:
+        # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
+        if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
             what = "LoRA and DoRA on linears, and LoRA on experts,"
             raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {what} are")
 
 
 def _named_tensors(
-    stored: Mapping[str, Tensor], weights: WeightMap, path: Path, dora: bool, experts: Mapping[str, str]
+    stored: Mapping[str, Tensor],
+    weights: WeightMap,
+    path: Path,
+    dora: bool,
+    experts: Mapping[str, str],
+    known: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
@@ -205,8 +241,9 @@ def _named_tensors(
         if found is None or (found["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
         parameter = experts.get(found["module"])
-        ours = weights.from_external(found["module"] + ".weight" if parameter is None else parameter)
-        if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
+        name = found["module"] + ".weight" if parameter is None else parameter
+        ours = name if parameter is None and weights.is_group(name) else weights.from_external(name, known)
+        if ours is None or not (ours.startswith("layers.") or ours == name) or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
         name = f"{module}.{found['side'] or MAGNITUDE}"
