@@ -283,7 +283,7 @@ class Engine(Closing):
     def _free(self, loaded: Loaded) -> None:
         """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
         self._tree.drop(loaded)
-        for layers in range(self.base.spec.layers + 1):
+        for layers in range(self.base.spec.deepest + 1):
             self._tree.drop((loaded, layers))
         if loaded.parent is None:
             self._forward.forget(loaded.slot)
