@@ -14,6 +14,8 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, adaptable
 from bedplate.adapters.peft import hf_module_name, read_peft, write_peft
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.families import FAMILIES
@@ -102,7 +104,7 @@ def test_an_adapter_of_peft_is_read(family: str, tmp_path: Path) -> None:
 def test_rows_with_different_adapters_are_separate_runs(flat: bool, tmp_path: Path) -> None:
     """On experts, linears and the latents' product, whose absorbed form needs the weights themselves."""
     _, base = pair("deepseek_v3", tmp_path)
-    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up"))
+    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up", "shared.down"))
     bank = a_bank(base, 2)
     slots = [bank.add(config, filled(bank, config, seed)) for seed in (1, 2)]
     rows = [slots[0], -1, slots[1]]
@@ -153,3 +155,25 @@ def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
     peft.get_peft_model(reference, config).save_pretrained(tmp_path / "router")
     with pytest.raises(SkinError, match="target_parameters names 'weight'"):
         read_peft(tmp_path / "router", base.family.weights, adaptable(base.model))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "gpt_oss"])
+def test_the_engine_runs_adapters_on_experts_together_as_alone(family: str, tmp_path: Path) -> None:
+    """Two adapters and the base in one batch, over cached latents or windows: the tokens of each by itself."""
+    _, base = pair(family, tmp_path)
+    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "o"))
+    adapters = {name: filled(a_bank(base), config, seed) for seed, name in enumerate("ab")}
+    prompts = [tuple(row.tolist()) for row in TOKENS]
+    sampling = Sampling(max_tokens=12, ignore_eos=True)
+    requests = [
+        Generate(prompt, sampling, adapter=name) for prompt, name in zip(prompts, (None, "a", "b"), strict=True)
+    ]
+    with Engine(base, weights="float32", kernel="torch", speculate=False) as engine:
+        for name, tensors in adapters.items():
+            engine.load_adapter(name, config, tensors)
+        together = engine.run(requests)
+        alone = [engine.run([request])[0] for request in requests]
+    for one, other in zip(together, alone, strict=True):
+        assert one.token_ids == other.token_ids
+        assert_near(torch.tensor(one.logprobs), torch.tensor(other.logprobs), 1e-4)
+    assert len({one.token_ids for one in together}) == 3
