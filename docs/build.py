@@ -24,6 +24,7 @@ PAGES = (
     "python-api",
     "cli",
     "families",
+    "adding-a-family",
     "task-file",
     "examples",
     "report-json",

@@ -9,6 +9,7 @@ import torch
 import transformers as hf
 from torch import nn
 
+from bedplate.models.families import FAMILIES
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,
@@ -315,6 +316,17 @@ def sd3(spec: DiffusionSpec) -> nn.Module:
     )
 
 
+def of_family(name: str) -> Oracle:
+    """Of families whose config is made from the spec as an export's is; what it then builds is transformers' own."""
+
+    def make(spec: TransformerSpec) -> nn.Module:
+        fields = FAMILIES["hf", name].to_config(spec)
+        config = hf.AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+    return make
+
+
 Oracle = Callable[[Any], nn.Module]
 
 # Which class is the oracle of a preset, by the beginning of its name; the longest that fits counts.
@@ -350,6 +362,9 @@ BY_PREFIX: dict[str, Oracle] = {
     "clip": clip,
     "siglip": siglip,
     "llava": llava,
+    "lfm2": of_family("lfm2"),
+    "granite-4.0-h": of_family("granitemoehybrid"),
+    "qwen3-next": of_family("qwen3_next"),
 }
 
 

@@ -39,6 +39,9 @@ EXACT = {
     "phi-3-mini": 3_821_079_552,
     "pythia-6.9b": 6_857_302_016,
     "bert-base": 109_482_240,
+    "lfm2-350m": 354_483_968,
+    "lfm2-700m": 742_489_344,
+    "lfm2-1.2b": 1_170_340_608,
     "vit-b-16": 86_567_656,
     "qwen2-vl-7b": 8_291_375_616,
     # One number an expert and layer of the file is the load balancer's, no parameter: 58 · 256.

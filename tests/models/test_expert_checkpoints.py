@@ -3,6 +3,7 @@ one tensor. Oracle: transformers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def test_mxfp4_blocks_are_the_numbers_that_they_stand_for(tmp_path: Path) -> Non
         with torch.no_grad():
             model.get_parameter(name).copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
     save_file(tensors, tmp_path / FILE, {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    # as published: what is quantised, and names of fields that transformers no longer writes
+    config |= {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}
+    config |= {"experts_per_token": config["num_experts_per_tok"], "initial_context_length": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     base = load_base(tmp_path, "float32", "cpu")
     tokens = torch.randint(0, base.spec.vocab_size, (2, 12))
     with torch.no_grad():

@@ -258,7 +258,19 @@ def test_saying_what_is_done_anyway_changes_nothing() -> None:
     build(encoder_spec(position_rows=512, embedding_norm=True, final_norm=False), device="meta")
 
 
-BUILT = ("llama", "smollm2", "bert", "minilm", "modernbert", "mixtral", "qwen3", "deepseek", "gpt-oss")
+BUILT = (
+    "llama",
+    "smollm2",
+    "bert",
+    "minilm",
+    "modernbert",
+    "mixtral",
+    "qwen3",
+    "deepseek",
+    "gpt-oss",
+    "lfm2",
+    "granite",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(BUILT)])

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bedplate.adapters.expert_site import ExpertSite
 from bedplate.adapters.linear_adapter import AdapterConfig
-from bedplate.adapters.lora import block_linears, check_tensors, initial_tensors
+from bedplate.adapters.lora import adaptable, attached_experts, check_tensors, initial_tensors
 from bedplate.adapters.low_rank import LowRank
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import UsageError
+from bedplate.models.layers.linear import Linear
 
 __all__ = ["BASE_ROW", "Bank"]
 
@@ -42,7 +44,10 @@ class Bank:
     def __init__(self, model: nn.Module, slots: int = 1, *, hf_name: Callable[[str], str] | None = None) -> None:
         if slots < 1:
             raise UsageError(f"a bank needs at least one slot, got {slots}")
-        self._sites = {path: Site(path, module) for path, module in block_linears(model).items()}
+        self._sites: dict[str, Site | ExpertSite] = {
+            path: Site(path, module) if isinstance(module, Linear) else ExpertSite(path, module)
+            for path, module in adaptable(model).items()
+        }
         if not self._sites:
             raise UsageError("this model has no linear layers that an adapter could attach to")
         self._hf_name = hf_name
@@ -83,7 +88,11 @@ class Bank:
         with torch.inference_mode(False):
             for path, module in modules.items():
                 own = {end: values[f"{path}.{end}"] for end in config.shapes(path, module)}
-                self._sites[path].adapters[free] = config.attach(path, module, own, train)
+                site = self._sites[path]
+                if isinstance(site, ExpertSite):
+                    site.adapters[free] = attached_experts(config, path, site.module, own, train)
+                else:
+                    site.adapters[free] = config.attach(path, site.module, own, train)
         self._slots[free] = Slot(paths)
         return free
 

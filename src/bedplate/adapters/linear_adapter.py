@@ -6,12 +6,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.linear import Linear
+
+Adaptable = Linear | ExpertLinear
+"""What adapters attach to; experts take LoRA alone."""
 
 
 class LinearAdapter(ABC):
@@ -51,11 +55,11 @@ class AdapterConfig(Protocol):
         """The module paths that it adapts, in the order of `modules`. SkinError or UsageError for one that is none."""
         ...
 
-    def shapes(self, path: str, module: Linear) -> dict[str, tuple[int, ...]]:
+    def shapes(self, path: str, module: Any) -> dict[str, tuple[int, ...]]:
         """Its tensors at one linear."""
         ...
 
-    def initial(self, path: str, module: Linear, generator: torch.Generator) -> dict[str, Tensor]:
+    def initial(self, path: str, module: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """A fresh adapter at one linear, float32 on the CPU, with which the model is as without."""
         ...
 
@@ -65,7 +69,7 @@ class AdapterConfig(Protocol):
         ...
 
 
-def stored(value: Tensor, module: Linear, trainable: bool, by_columns: bool = False) -> nn.Parameter:
+def stored(value: Tensor, module: Adaptable, trainable: bool, by_columns: bool = False) -> nn.Parameter:
     """A copy as a bank keeps it; `by_columns` makes its transpose contiguous."""
     dtype = module.weight.dtype if module.weight.is_floating_point() and not trainable else torch.float32
     value = value.t() if by_columns else value

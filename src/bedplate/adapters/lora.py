@@ -16,11 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bedplate.adapters.dora import MAGNITUDE, Magnitude, row_norms
-from bedplate.adapters.linear_adapter import AdapterConfig, stored
+from bedplate.adapters.expert_site import ExpertLowRank
+from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, stored
 from bedplate.adapters.low_rank import LowRank
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.linear import Linear
 
 ALL_LINEAR = "all-linear"
@@ -63,15 +65,29 @@ class LoraConfig(Grown):
             raise UsageError(f"LoRA ranks or alphas are set for {unknown[0]!r}, which is not among its targets")
         return found
 
-    def shapes(self, path: str, module: Linear) -> dict[str, tuple[int, ...]]:
-        """A [r, in], B [out, r], and with DoRA magnitudes [out]."""
+    def shapes(self, path: str, module: Adaptable) -> dict[str, tuple[int, ...]]:
+        """A [r, in], B [out, r], and with DoRA magnitudes [out]; of experts A [experts, r, in], B [experts, out, r]."""
         r, out = self.rank(path), module.out_features
+        if isinstance(module, ExpertLinear):
+            self._check_experts(path)
+            return {"lora_A": (module.experts, r, module.in_features), "lora_B": (module.experts, out, r)}
         found: dict[str, tuple[int, ...]] = {"lora_A": (r, module.in_features), "lora_B": (out, r)}
         return found | {MAGNITUDE: (out,)} if self.dora else found
 
-    def initial(self, path: str, module: Linear, generator: torch.Generator) -> dict[str, Tensor]:
+    def _check_experts(self, path: str) -> None:
+        if self.dora or self.dropout:
+            what = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
+            raise UsageError(
+                f"LoRA with {what} is not supported on experts, as {path} is; leave it out, or the experts"
+            )
+
+    def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
         """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""
         bound = 1.0 / math.sqrt(module.in_features)
+        if isinstance(module, ExpertLinear):
+            shapes = self.shapes(path, module)
+            a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
+            return {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
         a = torch.empty(self.rank(path), module.in_features).uniform_(-bound, bound, generator=generator)
         b = torch.zeros(module.out_features, self.rank(path))
         if not self.dora:
@@ -90,6 +106,30 @@ class LoraConfig(Grown):
         return LowRank(a, b, self.scaling(path), self.dropout, magnitude)
 
 
+def attached_experts(
+    config: AdapterConfig, path: str, module: ExpertLinear, tensors: Mapping[str, Tensor], trainable: bool
+) -> ExpertLowRank:
+    """A and B at experts, as `LoraConfig.attach` makes those of a linear. UsageError for other kinds of adapters."""
+    if not isinstance(config, LoraConfig):
+        raise UsageError(f"{path} is experts, which only LoRA adapts")
+    a, b = (stored(tensors[name], module, trainable) for name in ("lora_A", "lora_B"))
+    return ExpertLowRank(a, b, config.scaling(path))
+
+
+def adaptable(model: nn.Module) -> dict[str, Adaptable]:
+    """`block_linears`, and the experts inside the blocks, in the model's order."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, Linear | ExpertLinear) and "layers" in path.split(".")[:-1]
+    }
+
+
+def are_experts(path: str) -> bool:
+    """Whether a module path is that of experts (`….experts.down`)."""
+    return path.split(".")[-2:-1] == ["experts"]
+
+
 def block_linears(model: nn.Module) -> dict[str, Linear]:
     """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
     return {
@@ -104,17 +144,22 @@ def match_targets(
 ) -> list[str]:
     """The module paths that `targets` name, in the order of `paths`.
 
-    `hf_name` gives a path's Hugging Face module name, when the family is known.
+    `hf_name` gives a path's Hugging Face module name, when the family is known. Experts are named as such
+    ("experts.down"): "all-linear" does not mean them, and the end alone does neither.
     Raises SkinError for a target that names nothing, with the names there are.
     """
     every = list(paths)
     if targets == ALL_LINEAR:
-        return every
+        return [path for path in every if not are_experts(path)]
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    names = {path: (path, hf_name(path)) if hf_name is not None else (path,) for path in every}
+    names = {path: _forms(path, hf_name) for path in every}
     chosen: set[str] = set()
     for target in wanted:
-        found = [p for p, forms in names.items() if any(n == target or n.endswith("." + target) for n in forms)]
+        found = [
+            path
+            for path, forms in names.items()
+            if any(n == target or n.endswith("." + target) for n in forms) and ("." in target or not are_experts(path))
+        ]
         if not found:
             leaves = sorted({name.rsplit(".", 1)[-1] for forms in names.values() for name in forms})
             hint = did_you_mean(nearest(target, leaves), f"use {ALL_LINEAR!r} or one of: {', '.join(leaves)}")
@@ -125,7 +170,19 @@ def match_targets(
     return [path for path in every if path in chosen]
 
 
-def initial_tensors(config: AdapterConfig, modules: Mapping[str, Linear], seed: int) -> dict[str, Tensor]:
+def _forms(path: str, hf_name: Callable[[str], str] | None) -> tuple[str, ...]:
+    """A module's path, and its Hugging Face name, which experts that are stored in pieces have not."""
+    if hf_name is None:
+        return (path,)
+    try:
+        return path, hf_name(path)
+    except SkinError:
+        if are_experts(path):
+            return (path,)
+        raise
+
+
+def initial_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], seed: int) -> dict[str, Tensor]:
     """A fresh adapter, float32 on the CPU, with which the model equals the base."""
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -135,7 +192,7 @@ def initial_tensors(config: AdapterConfig, modules: Mapping[str, Linear], seed: 
     }
 
 
-def check_tensors(config: AdapterConfig, modules: Mapping[str, Linear], tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], tensors: Mapping[str, Tensor]) -> None:
     """Raise SkinError unless `tensors` holds exactly what the configuration says for every module, finite."""
     expected = {
         f"{path}.{end}": shape for path, module in modules.items() for end, shape in config.shapes(path, module).items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,20 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, check_tensors, match_targets
-from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
-from bedplate.core.errors import SkinError
+from bedplate.adapters.fused import apart, is_part, joined, row_counts
+from bedplate.adapters.linear_adapter import Adaptable
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, check_tensors, match_targets
+from bedplate.adapters.peft_experts import expert_keys, from_peft, parameter_names, to_peft
+from bedplate.adapters.tensors import read_json_object, read_metadata, read_tensors, tensor_bytes
+from bedplate.core.errors import SkinError, UnsupportedModelError
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.layers.linear import Linear
+from bedplate.models.specs import TextSpec
+from bedplate.models.specs.written import spec_of, spec_text
 
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
+SPEC = "bedplate.spec"
+"""In the tensors' metadata: the model's shape, where rows must be cut by it."""
 _KEY = re.compile(
     rf"base_model\.model\.(?P<module>.+)\.(?:(?P<side>lora_[AB])\.weight|(?P<magnitude>{MAGNITUDE})(?:\.weight)?)"
 )
@@ -36,7 +42,6 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
     "use_qalora": (None, False),
     "use_bdlora": (None, False),
     "alora_invocation_tokens": (None, []),
@@ -48,8 +53,9 @@ _INERT: dict[str, tuple[Any, ...]] = {
 
 
 def hf_module_name(weights: WeightMap, path: str) -> str:
-    """A module path of ours → its Hugging Face name. SkinError when the family has no such module."""
-    name = weights.to_external(f"{path}.weight")
+    """A module path of ours → its Hugging Face name, which several share that stand in one matrix. SkinError when the
+    family has no such module."""
+    name = weights.holder(f"{path}.weight")
     if name is None:
         raise SkinError(f"the family has no Hugging Face name for {path}; an adapter on it cannot be exported")
     return name.removesuffix(".weight")
@@ -62,13 +68,16 @@ def peft_files(
     *,
     base_name: str,
     task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    spec: TextSpec | None = None,
 ) -> dict[str, bytes]:
-    """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table."""
+    """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table. spec: of
+    the model, where its family keeps several adapted projections in one matrix; the file then says it."""
+    groups = any(is_part(weights, name.rsplit(".", 1)[0]) for name in tensors)
+    config, tensors = joined(config, tensors, weights, spec)
     paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
-    hf = {path: hf_module_name(weights, path) for path in paths}
-    named = {
-        f"base_model.model.{hf[path]}.lora_{x}.weight": tensors[f"{path}.lora_{x}"] for path in paths for x in "AB"
-    }
+    hf = {path: path if weights.is_group(f"{path}.weight") else hf_module_name(weights, path) for path in paths}
+    experts = {path: name for path, name in hf.items() if are_experts(path)}
+    named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
         named |= {f"base_model.model.{hf[path]}.{MAGNITUDE}": tensors[f"{path}.{MAGNITUDE}"] for path in paths}
     fields: dict[str, Any] = {
@@ -84,9 +93,9 @@ def peft_files(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(weights.is_turned(f"{name}.weight") for name in hf.values()),
         "init_lora_weights": True,
-        "target_modules": _target_modules(config, hf.values(), weights),
+        "target_modules": _target_modules(config, [name for path, name in hf.items() if path not in experts], weights),
         "exclude_modules": None,
         "modules_to_save": None,
         "layers_to_transform": None,
@@ -95,8 +104,23 @@ def peft_files(
         "rank_pattern": {re.escape(hf[p]): r for p, r in sorted(config.ranks.items())},
         "alpha_pattern": {re.escape(hf[p]): a for p, a in sorted(config.alphas.items())},
     }
+    if experts:
+        fields["target_parameters"] = _target_parameters(config, experts.values())
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named)}
+    said = {SPEC: spec_text(spec)} if groups and spec is not None else {}
+    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named, said)}
+
+
+def _stored_tensors(
+    tensors: Mapping[str, Tensor], weights: WeightMap, hf: Mapping[str, str], experts: Mapping[str, str]
+) -> dict[str, Tensor]:
+    places = {**hf, **expert_keys(experts)}
+    found: dict[str, Tensor] = {}
+    for path, place in places.items():
+        pair = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]
+        a, b = to_peft(weights, path, *pair) if path in experts else pair
+        found |= {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
+    return found
 
 
 def write_peft(
@@ -107,12 +131,13 @@ def write_peft(
     *,
     base_name: str,
     task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    spec: TextSpec | None = None,
 ) -> None:
     """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
     from bedplate.core.files import atomic_directory
 
     with atomic_directory(directory) as temporary:
-        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type)
+        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type, spec=spec)
         for name, content in files.items():
             (temporary / name).write_bytes(content)
 
@@ -120,15 +145,17 @@ def write_peft(
 def read_peft(
     directory: Path,
     weights: WeightMap,
-    modules: Mapping[str, Linear] | None = None,
+    modules: Mapping[str, Adaptable] | None = None,
     *,
     contents: Mapping[str, bytes] | None = None,
+    spec: TextSpec | None = None,
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """Read an adapter: its configuration and its tensors by our names (`{path}.lora_A` [r, in], `.lora_B` [out, r], and
     with DoRA `.lora_magnitude_vector` [out]).
 
     With `modules` (the model's `block_linears`) names and shapes are checked against the model at once; otherwise
-    `Bank.add` does. `contents` holds the files' bytes when they are at hand. Raises SkinError for other adapter kinds,
+    `Bank.add` does. `contents` holds the files' bytes when they are at hand. spec: as `peft_files` has it, where the
+    file does not say it itself (peft's do not). Raises SkinError for other adapter kinds,
     modules that do not match, missing halves, wrong shapes or ranks, NaN, pickles, links.
     """
     given = contents or {}
@@ -139,12 +166,24 @@ def read_peft(
             "save the adapter as safetensors (peft: save_pretrained(..., safe_serialization=True))"
         )
     fields = read_json_object(config_path, given.get(CONFIG_FILE))
-    _refuse_other_kinds(fields, config_path)
+    _refuse_other_kinds(fields, config_path, weights)
     stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
-    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")))
-    _check_targets(fields.get("target_modules"), hf, config_path)
+    places = [found["module"] for key in stored if (found := _KEY.fullmatch(key))]
+    experts = parameter_names(places, fields.get("target_parameters"), config_path)
+    of = read_spec(directory, contents) if spec is None else spec
+    known = None if of is None else set(row_counts(of))
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), experts, known)
+    linears = {path: name for path, name in hf.items() if not are_experts(path)}
+    _check_targets(fields.get("target_modules"), linears, config_path)
     config = _config(fields, hf, config_path)
-    _check_ranks(config, hf, tensors, tensors_path)
+    for path in hf.keys() - linears.keys():
+        names = f"{path}.lora_A", f"{path}.lora_B"
+        pair = from_peft(weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path)
+        tensors |= dict(zip(names, pair, strict=True))
+    _check_ranks(config, linears, tensors, tensors_path)
+    if any(weights.is_group(f"{path}.weight") for path in linears):
+        config, tensors = apart(config, tensors, weights, of, str(tensors_path))
+        hf = {path: hf_module_name(weights, path) for path in config.targets}
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
@@ -154,10 +193,20 @@ def read_peft(
     return config, tensors
 
 
+def read_spec(directory: Path, contents: Mapping[str, bytes] | None = None) -> TextSpec | None:
+    """Of the model that an adapter's file is for, where it says it (see `peft_files`)."""
+    path = directory / TENSORS_FILE
+    said = read_metadata(path, (contents or {}).get(TENSORS_FILE)).get(SPEC)
+    try:
+        return None if said is None else spec_of(said)
+    except UnsupportedModelError as error:
+        raise SkinError(f"{path}: its metadata {SPEC}: {error}") from error
+
+
 def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-linear"] | tuple[str, ...]:
     """The shortest `LoraConfig.targets` that name exactly `paths` among a model's `modules`."""
     chosen, every = set(paths), list(modules)
-    if chosen == set(every):
+    if chosen == {path for path in every if not are_experts(path)}:
         return ALL_LINEAR
     endings = sorted({re.sub(r"^.*\.\d+\.", "", path) for path in chosen})
     if set(match_targets(endings, every)) == chosen:
@@ -165,16 +214,24 @@ def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-
     return tuple(sorted(chosen, key=_natural))
 
 
-def _refuse_other_kinds(fields: Mapping[str, Any], path: Path) -> None:
+def _refuse_other_kinds(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> None:
     if fields.get("peft_type") != "LORA":
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
+    turned = any(rule.turned for rule in weights.rules)
     for name, inert in _INERT.items():
-        if fields.get(name) not in inert:
-            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only LoRA and DoRA on linears are")
+        # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
+        if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
+            what = "LoRA and DoRA on linears, and LoRA on experts,"
+            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {what} are")
 
 
 def _named_tensors(
-    stored: Mapping[str, Tensor], weights: WeightMap, path: Path, dora: bool
+    stored: Mapping[str, Tensor],
+    weights: WeightMap,
+    path: Path,
+    dora: bool,
+    experts: Mapping[str, str],
+    known: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
@@ -183,14 +240,16 @@ def _named_tensors(
         found = _KEY.fullmatch(key)
         if found is None or (found["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
-        ours = weights.from_external(found["module"] + ".weight")
-        if ours is None or not ours.startswith("layers.") or "norm" in ours.split(".")[-2]:
+        parameter = experts.get(found["module"])
+        name = found["module"] + ".weight" if parameter is None else parameter
+        ours = name if parameter is None and weights.is_group(name) else weights.from_external(name, known)
+        if ours is None or not (ours.startswith("layers.") or ours == name) or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
         name = f"{module}.{found['side'] or MAGNITUDE}"
         if name in tensors:
             raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
-        tensors[name], hf[module] = tensor, found["module"]
+        tensors[name], hf[module] = tensor, found["module"] if parameter is None else parameter
     for module, theirs in hf.items():
         for part in ("lora_A", "lora_B", *([MAGNITUDE] if dora else [])):
             if f"{module}.{part}" not in tensors:
@@ -293,6 +352,12 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
             return names
         endings.add(fit)
     return sorted(endings)
+
+
+def _target_parameters(config: LoraConfig, names: Iterable[str]) -> list[str]:
+    """The parameters' names from their layers on, or whole ones where some target picks single layers."""
+    single_layers = any(re.search(r"(^|\.)\d+(\.|$)", target) for target in config.targets)
+    return sorted({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names}, key=_natural)
 
 
 def _pattern(name: str) -> str:

@@ -9,7 +9,7 @@ tokens, and segments sorted by adapter for many, and where some are not low-rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.adapters.low_rank import LowRank, without_bias
 from bedplate.core.errors import UsageError
-from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.linear import Linear, LowRankHook
 
 BASE_ROW = -1
 MASK_TOKENS = 64
@@ -72,10 +72,11 @@ class Site:
         self.path = path
         self.module = module
         self.adapters: dict[int, LinearAdapter] = {}
-        self._hook: Callable[[Tensor], Tensor] | None = None
+        self._hook: LowRankHook | None = None
+        self._merged: dict[int, tuple[object, Tensor]] = {}
         self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
 
-    def set_hook(self, hook: Callable[[Tensor], Tensor] | None) -> None:
+    def set_hook(self, hook: LowRankHook | None) -> None:
         if self.module.low_rank is not self._hook:
             raise UsageError(
                 f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
@@ -87,15 +88,27 @@ class Site:
         if adapter is None:
             self.set_hook(None)
             return
-        self.set_hook(lambda x: adapter.output(x, self.module))
+        self.set_hook(_One(self, slot))
 
     def select_rows(self, rows: AdapterRows) -> None:
         if any(slot in self.adapters for slot in rows.slots):
-            self.set_hook(lambda x: self._mixed_output(x, rows))
+            self.set_hook(_Rows(self, rows))
         else:
             self.set_hook(None)
 
-    def _mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
+    @torch.no_grad()
+    def whole(self, slot: int) -> Tensor:
+        """The linear's weight with the slot's adapter in it, in its own dtype; kept while neither changes."""
+        weight, adapter = self.module.weight, self.adapters.get(slot)
+        if adapter is None:
+            return weight
+        key = (id(adapter), weight._version, *(p._version for p in adapter.parameters().values()))
+        held = self._merged.get(slot)
+        if held is None or held[0] != key:
+            held = self._merged[slot] = (key, adapter.merged(weight.float()).to(weight.dtype))
+        return held[1]
+
+    def mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
         y = self.module.plain(x)
         return y + self._mixed(x, y, rows)
 
@@ -170,3 +183,32 @@ class Site:
 
     def drop_stack(self) -> None:
         self._stack = None
+        self._merged = {slot: held for slot, held in self._merged.items() if slot in self.adapters}
+
+
+class _One:
+    """The hook of one adapter for all rows."""
+
+    def __init__(self, site: Site, slot: int) -> None:
+        self._site, self._slot = site, slot
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._site.adapters[self._slot].output(x, self._site.module)
+
+    def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
+        return [(None, self._site.whole(self._slot))]
+
+
+class _Rows:
+    """The hook of a batch that mixes adapters."""
+
+    def __init__(self, site: Site, rows: AdapterRows) -> None:
+        self._site, self._rows = site, rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._site.mixed_output(x, self._rows)
+
+    def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
+        index_N = self._rows.index_N
+        found = [((index_N == slot).nonzero().squeeze(1), slot) for slot in (BASE_ROW, *self._rows.slots)]
+        return [(rows, self._site.whole(slot)) for rows, slot in found if len(rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +19,17 @@ MAX_TENSOR_BYTES = 8 * 1024**3
 MAX_JSON_BYTES = 16 * 1024**2
 
 
-def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file: the same for the same tensors, whatever their order."""
     own = {name: t.detach().to("cpu").contiguous().clone() for name, t in sorted(tensors.items())}
-    return safetensors.torch.save(own, metadata={"format": "pt"})
+    data = safetensors.torch.save(own, metadata={"format": "pt", **(metadata or {})})
+    if not metadata:
+        return data
+    # The library writes several metadata in any order.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -56,6 +64,16 @@ def read_tensors(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
             raise SkinError(f"{path}: tensor {name!r} holds NaN or infinity; the file is refused")
         read[name] = wide
     return read
+
+
+def read_metadata(path: Path, content: bytes | None = None) -> dict[str, str]:
+    """What a safetensors file says beside its tensors. `content` as in `read_tensors`, which checks the file."""
+    data = read_bytes(path, MAX_TENSOR_BYTES) if content is None else content
+    size = int.from_bytes(data[:8], "little")
+    if size > MAX_JSON_BYTES:
+        raise SkinError(f"{path}: its header has {size:,} bytes, more than the {MAX_JSON_BYTES:,} that are allowed")
+    header = read_json_object(path, data[8 : 8 + size])
+    return cast("dict[str, str]", header.get("__metadata__", {}))
 
 
 def read_json_object(path: Path, content: bytes | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import cast
 from bedplate.adapters import ADAPTERS
 from bedplate.adapters.head import HEAD_FILE, read_head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft
+from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.errors import BedplateError, SkinError
@@ -74,6 +74,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
             family.weights,
             base_name=skin.base.name,
             task_type="FEATURE_EXTRACTION" if encoder else "CAUSAL_LM",
+            spec=skin.lora.spec,
         )
     if skin.probe is not None:
         files[HEAD_FILE] = skin.probe.head.to_bytes()
@@ -279,7 +280,7 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
         ours = (config.rank(path), config.scaling(path), config.dropout, config.dora)
         if ours != (peft_config.rank(path), peft_config.scaling(path), peft_config.dropout, peft_config.dora):
             raise SkinError(f"{directory}: {CONFIG_FILE} and {SKIN_FILE} disagree about the adapter of {path}")
-    return LoraPart(config, tensors)
+    return LoraPart(config, tensors, read_spec(directory, contents))
 
 
 def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:

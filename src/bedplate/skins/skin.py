@@ -18,6 +18,7 @@ from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint import EndpointSpec
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.specs import TextSpec
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import EmbeddingOutput, LabelOutput, LabelsOutput, Output, labels_by_score
 from bedplate.skins.passages import Passages
@@ -124,10 +125,12 @@ class Limits(Strict):
 @dataclass(frozen=True, eq=False)
 class LoraPart:
     """LoRA weights by our names: `{module path}.lora_A` [r, in], `.lora_B` [out, r]; with DoRA also
-    `.lora_magnitude_vector` [out]."""
+    `.lora_magnitude_vector` [out]. spec: of the base, which is needed where its family's files keep several of the
+    adapted projections in one matrix."""
 
     config: LoraConfig
     tensors: Mapping[str, Tensor]
+    spec: TextSpec | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +336,7 @@ class Skin:
 
     def without_weights(self) -> Skin:
         """The same without the adapter's tensors: what is left to keep once an engine holds them."""
-        return self if self.lora is None else replace(self, lora=LoraPart(self.lora.config, {}))
+        return self if self.lora is None else replace(self, lora=replace(self.lora, tensors={}))
 
 
 def cascaded(name: str, first: Skin, second: Skin, threshold: float, provenance: Provenance | None = None) -> Skin:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from bedplate.adapters.lora import block_linears, check_tensors, match_targets
+from bedplate.adapters.lora import adaptable, check_tensors, match_targets
 from bedplate.adapters.peft import hf_module_name
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
@@ -122,7 +122,7 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
         raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} needs a decoder; this base is an encoder")
     if skin.lora is not None:
         weights = family_of(skin.base.family).weights
-        modules = block_linears(base.model)
+        modules = adaptable(base.model)
         paths = match_targets(skin.lora.config.targets, modules, lambda path: hf_module_name(weights, path))
         check_tensors(skin.lora.config, {path: modules[path] for path in paths}, skin.lora.tensors)
     if skin.soft_prompt is not None:

@@ -72,6 +72,10 @@ def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightForma
     expected = wanted_logits(reference_of(model, weights), tokens)
     error = ((whole - expected).norm(dim=1) / expected.norm(dim=1)).median()
     assert error < 0.05
+    some = list(range(7, 60, 4))
+    cache = Cache(model.spec)
+    few = native.forward(tokens, [2] * COUNT, range(COUNT), cache.keys, cache.values, some)
+    assert torch.equal(logits(few), whole[some])
     assert torch.equal(in_pieces(native, Cache(model.spec), tokens), whole)
 
 

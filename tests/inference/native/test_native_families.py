@@ -78,6 +78,24 @@ def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightForma
     assert torch.equal(in_pieces(native, Cache(model.spec), tokens), whole)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
+    model = made(name)
+    bank = Bank(model)
+    native = NativeDecoder(model, "float32", threads=2)
+    adapted = native.adapter_of(bank, random_adapter(model, bank, 5, r=4))
+    tokens = some_tokens(COUNT, model.spec)
+    adapters = [adapted if i % 3 == 0 else None for i in range(COUNT)]
+    cache = Cache(model.spec, dtype=torch.float32)
+    whole = logits(cache.run(native, [(1, 0, tokens)], adapters=adapters))
+    for wanted in ([COUNT - 1], [3, 100, COUNT - 2], list(range(5, 90)), []):
+        other = Cache(model.spec, dtype=torch.float32)
+        out = native.forward(tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters)
+        assert not wanted or torch.equal(logits(out), whole[wanted])
+        for found, expected in zip((*other.keys, *other.values), (*cache.keys, *cache.values), strict=True):
+            assert torch.equal(found[2, :, :COUNT], expected[1, :, :COUNT])
+
+
 @pytest.mark.parametrize("name", ["sandwich", "sinks"])
 def test_windows_need_few_places(name: str) -> None:
     """A ring of the last tokens, in which a piece of a row and what its first token sees have room."""

@@ -60,7 +60,7 @@ class Lora(TuningRung):
                     },
                     description=f"{self.name}, seed {config.seed}",
                 )
-                return {"lora": LoraPart(self.config, bank.state(slot))}, result
+                return {"lora": LoraPart(self.config, bank.state(slot), base.spec)}, result
             finally:
                 bank.select(None)
                 bank.remove(slot)

@@ -23,12 +23,37 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0)
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
     check_ids(base, tokens)
-    if len(tokens) + virtual + more > base.spec.context_length:
+    if "encode" in base.model.can:
+        _check_sides(base, len(tokens), more)
+    elif len(tokens) + virtual + more > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
         raise ContextLengthExceeded(
             f"the prompt has {len(tokens)} tokens{behind} and {more} more are asked for, but the context of "
             f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer",
             param="max_tokens" if more else "prompt",
+        )
+
+
+def answer_room(base: Base, prompt: int) -> int:
+    """How many tokens can follow a prompt of so many."""
+    if "encode" in base.model.can:
+        return base.spec.main.context_length - len(base.decoder_start)
+    return base.spec.context_length - prompt
+
+
+def _check_sides(base: Base, prompt: int, more: int) -> None:
+    """ContextLengthExceeded where a prompt is too long for the encoder, or an answer for the decoder."""
+    if prompt > base.spec.context_length:
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens, but the encoder of {base.name} reads {base.spec.context_length}; "
+            "shorten it",
+            param="prompt",
+        )
+    if more > answer_room(base, prompt):
+        raise ContextLengthExceeded(
+            f"{more} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; ask for "
+            "fewer",
+            param="max_tokens",
         )
 
 

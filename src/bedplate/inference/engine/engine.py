@@ -90,7 +90,7 @@ class Engine(Closing):
             )
         ends = _end_ids(base)
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
-        self._equipment = Equipment(base, self._grammars, ends, speculates)
+        self._equipment = Equipment(base, self._grammars, ends, speculates, base.never_written)
         self._runner = Runner(
             cache,
             self._forward,
@@ -246,6 +246,8 @@ class Engine(Closing):
         of the context."""
         if self.bank is None:
             raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
+        if "encode" in self.base.model.can:
+            raise UsageError(f"{self.base.name} is an encoder–decoder; soft prompts are for decoders alone")
         with self._compute:
             self._adapters.check_new(key)
             vectors = check_vectors(self.base, vectors)
@@ -294,7 +296,7 @@ class Engine(Closing):
 
         What is pinned is everybody's: requests of any tenant that begin so use it.
         """
-        if not tokens or self.bank is None:
+        if not tokens or self.bank is None or "encode" in self.base.model.can:
             return
         with self._compute:
             loaded = self._adapters.get(adapter)
@@ -349,12 +351,12 @@ def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: in
     if "generate" not in base.model.can:
         return RadixTree(cache_bytes), None
     if not paged:
-        slots = SlotCache(base.spec.main, base.dtype, base.device, slot_bytes, step)
+        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
         return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec.main)))
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
-        base.spec.main, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
+        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
     )
     return tree, cache
 

@@ -27,12 +27,13 @@ R = TypeVar("R", bound=Request)
 @dataclass(frozen=True)
 class Equipment:
     """What the requests of one engine are computed with. ends: tokens that end a text. speculates: whether the next
-    tokens are guessed."""
+    tokens are guessed. never: tokens that are no part of any text."""
 
     base: Base
     grammars: Grammars
     ends: frozenset[int]
     speculates: bool
+    never: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -79,7 +80,8 @@ class Job(ABC, Generic[R]):
     made of this one, and one row in `kinds.table.KINDS`: what is asked of a kind stands here, and what only one of them
     needs stands there.
 
-    tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it. done:
+    tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it.
+    source: how many first ones an encoder reads: all of the prompt, behind which the decoder starts, or none. done:
     how many of them have keys and values in `row`. cached: of the prompt's tokens, those that were found in the prefix
     cache; kept: those of `tokens` that are saved there; marks: where states are saved on the way. begun: the prompt is
     computed, and an answer has begun that outlasts its row. ended, failed: how it is to leave at the end of the step.
@@ -90,6 +92,8 @@ class Job(ABC, Generic[R]):
     it stands in the prefix cache, and a field of `Wants` that says what it puts into a pass.
     """
 
+    writes: ClassVar[bool] = False
+    """Whether it asks what follows the prompt, and not for the prompt's own states."""
     lasting: ClassVar[bool] = False
     """Whether it holds its row for many steps: such rows are counted, and put out where memory is scarce."""
 
@@ -97,7 +101,9 @@ class Job(ABC, Generic[R]):
         """Raises RequestError for what cannot run."""
         self.request, self.adapter, self.equipment = request, adapter, equipment
         self.stream = Stream(request)
-        self.tokens = [*adapter.virtual_tokens, *request.tokens]
+        self.source = len(request.tokens) if "encode" in equipment.base.model.can else 0
+        self.starts = equipment.base.decoder_start if self.source and self.writes else ()
+        self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0
         self.depth: int | None = None
         """How many blocks are run for it, None all."""
@@ -142,8 +148,13 @@ class Job(ABC, Generic[R]):
 
     @property
     def prompt_end(self) -> int:
-        """Position after the prompt's last token."""
-        return self.adapter.virtual + len(self.request.tokens)
+        """Position after the prompt's last token, and what a decoder starts with behind it."""
+        return self.adapter.virtual + len(self.request.tokens) + len(self.starts)
+
+    @property
+    def reads(self) -> bool:
+        """Whether an encoder reads its tokens, and nothing is written behind them."""
+        return self.source > 0 and not self.writes
 
     @property
     def reusable(self) -> int | None:

@@ -22,9 +22,9 @@ from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
-from bedplate.inference.forward.radix import Match, RadixTree, Segment, salted
+from bedplate.inference.forward.radix import Key, Match, RadixTree, Segment, read_whole, salted
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, TorchForward
+from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, Source, TorchForward
 
 # Shorter common beginnings are not worth waiting for.
 MIN_SHARED = 16
@@ -45,6 +45,25 @@ class Share:
     job: Job
     count: int
     draft: Sequence[int] = ()
+
+    @property
+    def end(self) -> int:
+        """Position after the job's last token of it."""
+        return self.job.done + self.count
+
+    @property
+    def begin(self) -> int:
+        """Position of the first token that goes through the model as one of a sequence. What an encoder reads is read
+        as a whole when the last share of it is given."""
+        job = self.job
+        if job.reads:
+            return 0 if self.end == job.source else self.end
+        return min(max(job.done, job.source), self.end)
+
+    @property
+    def tokens(self) -> int:
+        """How many go through the model so."""
+        return self.end - self.begin + len(self.draft)
 
 
 class Runner:
@@ -77,7 +96,7 @@ class Runner:
     @torch.inference_mode()
     def admit(self, job: Job) -> Admission:
         """Gives a job a row that begins with what is cached of it."""
-        if self._rows is None:
+        if self._rows is None or job.reads:
             self._enter(job)
             return Admission.IN
         if self._is_full(job, self._rows):
@@ -87,8 +106,8 @@ class Runner:
             return Admission.CAPPED
         virtual = job.adapter.virtual
         public = self.tree.public_length(job.adapter, job.tokens[: job.prompt_end])
-        job.shared = min(max(virtual + job.request.shared_tokens, public), job.prompt_end)
-        job.key = salted(job.tokens, job.shared, job.request.tenant)
+        job.shared = 0 if job.source else min(max(virtual + job.request.shared_tokens, public), job.prompt_end)
+        job.key = _key(job, job.tokens)
         reusable = job.reusable
         namespace, match = self._match(job, virtual if reusable is None else reusable)
         job.marks = self._marks(job, match, self._rows.cache)
@@ -100,7 +119,7 @@ class Runner:
             job.failed = error
             self._rows.give_up(job, namespace)
         if job.cached is None:
-            job.cached = max(match.length - virtual, 0)
+            job.cached = min(max(match.length - virtual, 0), len(job.request.tokens))
             if reusable is not None:
                 self._counters.prefix_queries += len(job.request.tokens)
                 self._counters.prefix_hits += job.cached
@@ -123,6 +142,8 @@ class Runner:
     def _match(self, job: Job, limit: int) -> tuple[object, Match]:
         """The namespace with the longest match: states of fewer layers are in one of their own."""
         match = self.tree.match(job.adapter, job.key, limit)
+        if match.length < job.source:  # part of what an encoder reads is of no use
+            match = Match()
         if job.depth is None:
             return job.adapter, match
         shallow = self.tree.match((job.adapter, job.depth), job.key, limit)
@@ -163,7 +184,7 @@ class Runner:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[Job, int]] = []
-        for depth, part in _by_depth([one for one in work if one.job.failed is None]).items():
+        for (depth, _), part in _alike([one for one in work if one.job.failed is None]).items():
             fitting = self._make_room(part)
             if fitting:
                 self._attempt(fitting, depth, computed)
@@ -188,35 +209,41 @@ class Runner:
     def _pass(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
         tokens: list[int] = []
         spans: list[Span] = []
+        adapters: list[Loaded] = []
+        sources: list[Source] = []
         types: list[int] = []
         wanted: list[int] = []
         asked: list[tuple[Wants, int]] = []
         for one in work:
-            job, begin = one.job, one.job.done
-            end = begin + one.count
-            asked.append((job.wanted(begin, end), len(wanted)))
+            job, begin, row = one.job, one.begin, 0 if one.job.row is None else one.job.row
+            asked.append((job.wanted(job.done, one.end), len(wanted)))
             wanted += [len(tokens) - begin + at for at in asked[-1][0].logits]
+            if one.tokens:
+                spans.append(Span(row, begin, one.tokens, 0 if job.reads else job.source))
+                adapters.append(job.adapter)
             if job.types:
-                types += [0] * (len(tokens) - len(types)) + list(job.types[begin:end])
-            tokens += job.tokens[begin:end]
+                types += [0] * (len(tokens) - len(types)) + list(job.types[begin : one.end])
+            tokens += job.tokens[begin : one.end]
             wanted += range(len(tokens), len(tokens) + len(one.draft))
             tokens += one.draft
-            spans.append(Span(0 if job.row is None else job.row, begin, one.count + len(one.draft)))
-        states = any(one.states for one, _ in asked)
+            if job.done < job.source <= one.end and not job.reads:
+                sources.append(Source(row, job.tokens[: job.source], job.adapter))
+        states, reads = any(one.states for one, _ in asked), work[0].job.reads
         types += [0] * (len(tokens) - len(types)) if types else []
-        adapters = [one.job.adapter for one in work]
-        out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types))
-        computed += [(one.job, span.length) for one, span in zip(work, spans, strict=True)]
-        self._counters.computed_tokens += len(tokens)
+        out = PassOutput(None)
+        if spans or sources:
+            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, states, types, sources, reads))
+        computed += [(one.job, one.count + len(one.draft)) for one in work]
+        self._counters.computed_tokens += len(tokens) + sum(len(one.tokens) for one in sources)
         self._take(work, asked, out)
 
     def _take(self, work: list[Share], asked: list[tuple[Wants, int]], out: PassOutput) -> None:
         rows: list[tuple[Job, WritingRow]] = []
         at = 0
         for one, (wanted, first) in zip(work, asked, strict=True):
-            job, begin = one.job, one.job.done
-            seen = Seen(begin, begin + one.count, wanted.logits, one.draft, out, first, at)
-            at += one.count + len(one.draft)
+            seen = Seen(one.begin, one.end, wanted.logits, one.draft, out, first, at)
+            at += one.tokens
+            job = one.job
             try:
                 row = self._progress(job, seen)
             except Exception as error:
@@ -232,13 +259,13 @@ class Runner:
 
     def _progress(self, job: Job, seen: Seen) -> WritingRow | None:
         """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
-        whole, job.done = seen.end == len(job.tokens), seen.end
-        self._counters.prompt_tokens += 0 if job.begun else seen.end - seen.begin
-        row = job.take(seen)
+        whole, before, job.done = seen.end == len(job.tokens), job.done, seen.end
+        self._counters.prompt_tokens += 0 if job.begun else seen.end - before
+        row = job.take(seen) if seen.end > seen.begin else None
         if seen.end in job.marks:
             self._keep(job, seen.end, snapshot=True)
         if whole:
-            self._keep(job, job.keeps(seen.begin, seen.end))
+            self._keep(job, job.keeps(before, seen.end))
         if job.done < seen.end:
             self._rewind(job)
         return row
@@ -302,7 +329,7 @@ class Runner:
             return
         key = job.key[:length]
         if length > len(key):
-            key = salted(job.tokens[:length], job.shared, job.request.tenant)
+            key = _key(job, job.tokens[:length])
         depth = job.depth
 
         def save(begin: int, end: int) -> Segment | None:
@@ -370,14 +397,22 @@ class Runner:
         cache.free(row)
 
 
+def _key(job: Job, tokens: Sequence[int]) -> Key:
+    """The key of a job's first tokens in the prefix cache."""
+    if job.source:
+        return read_whole(tokens, job.source, job.request.tenant)
+    return salted(tokens, job.shared, job.request.tenant)
+
+
 def _namespace(job: Job) -> object:
     return job.adapter if job.depth is None else (job.adapter, job.depth)
 
 
-def _by_depth(work: Sequence[Share]) -> dict[int | None, list[Share]]:
-    parts: dict[int | None, list[Share]] = defaultdict(list)
+def _alike(work: Sequence[Share]) -> dict[tuple[int | None, bool], list[Share]]:
+    """What can go through the model together: to one depth, and on one side of an encoder–decoder."""
+    parts: dict[tuple[int | None, bool], list[Share]] = defaultdict(list)
     for one in work:
-        parts[one.job.depth].append(one)
+        parts[one.job.depth, one.job.reads].append(one)
     return parts
 
 

@@ -32,7 +32,7 @@ _NEVER = np.float32(-np.inf)
 class RowState:
     """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to.
 
-    end_ids: the base's own end tokens.
+    end_ids: the base's own end tokens. never: tokens that its publisher says are no part of any text.
     """
 
     sampling: Sampling
@@ -40,6 +40,7 @@ class RowState:
     output: list[int] = field(default_factory=list[int])
     matcher: Matcher | None = None
     end_ids: frozenset[int] = frozenset()
+    never: frozenset[int] = frozenset()
     generator: torch.Generator | None = None
     number: Tensor | None = None
 
@@ -92,12 +93,12 @@ class RowState:
 
     @property
     def withheld(self) -> frozenset[int]:
-        """Tokens that may not be chosen now: ends before `min_tokens`."""
+        """Tokens that may not be chosen now: those that never may, and ends before `min_tokens`."""
         settings = self.sampling
         if len(self.output) < settings.min_tokens:
-            return self.end_ids.union(settings.stop_token_ids)
+            return self.never.union(self.end_ids, settings.stop_token_ids)
         # The end of a grammar is an end token; ignored, it would become part of a text that has no place for it.
-        return self.end_ids if self.matcher is not None and settings.ignore_eos else frozenset()
+        return self.never | self.end_ids if self.matcher is not None and settings.ignore_eos else self.never
 
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,13 +23,23 @@ from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
 from bedplate.inference.forward.states import Snapshot, States
 from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.cross import Across, KeysOf
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import Kept, held
-from bedplate.models.specs.transformer import TransformerSpec
 
 STEP = 512
 """Tokens of one row in one pass, where nothing else is said."""
+
+
+class CachedAttend(Attend, Across, Protocol):
+    """Attention of a flat batch over a cache."""
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
+        """Keeps keys and values of the batch's tokens: of what an encoder has read (a decoder's own are kept when it
+        attends)."""
+        ...
 
 
 class KVCache(Protocol):
@@ -77,7 +88,7 @@ class KVCache(Protocol):
         """The row is no longer used."""
         ...
 
-    def attend(self, spans: Sequence[Span]) -> Attend:
+    def attend(self, spans: Sequence[Span]) -> CachedAttend:
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
         ...
 
@@ -134,14 +145,14 @@ class SlotCache:
 
     def __init__(
         self,
-        spec: TransformerSpec,
+        spec: TextSpec,
         dtype: torch.dtype,
         device: torch.device,
         limit_bytes: int = 1 << 40,
         step: int = STEP,
     ) -> None:
         self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
-        layout = held(spec, "a cache of slots")
+        layout = held(spec)
         self._layout = [one for one in layout if not one.of_sequence]
         self.states = States(layout, dtype, device)
         self.forgets = any(one.window is not None for one in self._layout)
@@ -153,7 +164,7 @@ class SlotCache:
         self.latents = frozenset(one.layer for one in self._layout if one.kind == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._allocate(1, min(256, spec.context_length), ())
+        self._allocate(1, min(256, spec.sequence_length), ())
 
     def saved_bytes(self, depth: int | None) -> int:
         return sum(one.values for one in self._of(depth)) * self.dtype.itemsize
@@ -186,7 +197,7 @@ class SlotCache:
             return {}
         wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
         wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
-        wanted = max(longest, min(wanted, self._spec.context_length))
+        wanted = max(longest, min(wanted, self._spec.sequence_length))
         if self._bytes(wanted_rows, wanted) <= self.limit_bytes:
             self._allocate(wanted_rows, wanted, list(range(self.rows)))
             return {}
@@ -262,7 +273,7 @@ class SlotCache:
     def free(self, row: int) -> None:
         """A slot has nothing to give back."""
 
-    def attend(self, spans: Sequence[Span]) -> Attend:
+    def attend(self, spans: Sequence[Span]) -> CachedAttend:
         self.note(spans)
         self.states.begin(spans)
         return SlotAttention(self, spans)
@@ -302,23 +313,36 @@ class SlotAttention:
         self._rings: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
-        total = len(self._rows_N)
-        self._groups = [] if self._alone else [_SlotGroup(g, total, device, cache.dtype) for g in grouped(spans)]
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    @cached_property
+    def _groups(self) -> list[_SlotGroup]:
+        total, cache = len(self._rows_N), self._cache
+        return [] if self._alone else [_SlotGroup(g, total, cache.device, cache.dtype) for g in grouped(self._spans)]
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         written, rows, places = self._places(keys.shape[2])
-        k, v = k_BTGD[0], v_BTGV[0]
-        keys[rows, :, places] = k if written is None else k[written]
+        keys[rows, :, places] = k_NGD if written is None else k_NGD[written]
         if layer not in self._cache.latents:  # their values are the ends of their keys
-            values[rows, :, places] = v if written is None else v[written]
+            values[rows, :, places] = v_NGV if written is None else v_NGV[written]
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        self.write(layer, k_BTGD[0], v_BTGV[0])
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
+        return self._each(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
+
+    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+        return self._each(layer, q_BTHD, lambda group, q, keys, values: group.across(q, keys, values, how))
+
+    def _each(self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._groups[0].padded.whole:
-            return self._groups[0](q_BTHD[0], keys, values, how)[None]
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
+            return mix(self._groups[0], q_BTHD[0], keys, values)[None]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
         for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+            out_NHV[group.padded.tokens_N] = mix(group, q_BTHD[0], keys, values)
         return out_NHV[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -357,9 +381,15 @@ class _SlotGroup:
             if K > C or 2 * near.position_SK.shape[1] < K:
                 at = (self._rows_S[:, None], slice(None), near.position_SK % C)
                 return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
+        own = slice(self.padded.first, K)
+        return self.padded.attend(q_NHD, self._picked(keys, own), self._picked(values, own), how)
+
+    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        read = slice(self.padded.sources)
+        return self.padded.across(q_NHD, self._picked(keys, read), self._picked(values, read), how)
+
+    def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
+        """The rows' keys or values at these places."""
         if self._view is not None:
-            k_SGKD, v_SGKV = keys[self._view, :, :K], values[self._view, :, :K]
-        else:
-            k_SGKD = keys[:, :, :K].index_select(0, self._rows_S)
-            v_SGKV = values[:, :, :K].index_select(0, self._rows_S)
-        return self.padded.attend(q_NHD, k_SGKD, v_SGKV, how)
+            return kept_RGCD[self._view, :, places]
+        return kept_RGCD[:, :, places].index_select(0, self._rows_S)

@@ -10,20 +10,22 @@ key-value heads, H query heads, D features of one head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.forward.kv_cache import STEP
+from bedplate.inference.forward.kv_cache import STEP, CachedAttend
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
 from bedplate.inference.forward.states import Snapshot, States
-from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.attention import whole_attention
+from bedplate.models.layers.cross import KeysOf
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import held
-from bedplate.models.specs.transformer import TransformerSpec
 
 BLOCK = 16
 
@@ -63,7 +65,7 @@ class PagedCache:
 
     def __init__(
         self,
-        spec: TransformerSpec,
+        spec: TextSpec,
         dtype: torch.dtype,
         device: torch.device,
         limit_bytes: int,
@@ -74,7 +76,7 @@ class PagedCache:
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block, self.step = block, step
-        layout = held(spec, "a cache of blocks")
+        layout = held(spec)
         self.states = States(layout, dtype, device)
         of_tokens = [one for one in layout if not one.of_sequence]
         if not of_tokens:
@@ -84,7 +86,7 @@ class PagedCache:
         self.dtype, self.device = dtype, device
         self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
         nothing = torch.empty(0, dtype=dtype, device=device)
-        self.keys, self.values = [nothing] * spec.layers, [nothing] * spec.layers
+        self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
         for one in of_tokens:
             latent = one.kind == "latent"  # one key, whose last features are the value
             keys = self.keys[one.layer] = self._pool(one.heads, one.key_size + one.value_size * latent)
@@ -169,7 +171,7 @@ class PagedCache:
         self.let_go(self._tables.pop(row, ()))
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span]) -> Attend:
+    def attend(self, spans: Sequence[Span]) -> CachedAttend:
         self.states.begin(spans)
         return PagedAttention(self, spans)
 
@@ -193,19 +195,33 @@ class PagedAttention:
         self._blocks_N = torch.tensor(blocks, device=device)
         self._offsets_N = torch.tensor(positions, device=device) % b
         self._alone = len(spans) == 1 and spans[0].start == 0
-        groups = [] if self._alone else grouped(spans)
-        self._groups = [_PagedGroup(cache, group, len(blocks)) for group in groups]
+        self._spans = spans
+
+    @cached_property
+    def _groups(self) -> list[_PagedGroup]:
+        groups = [] if self._alone else grouped(self._spans)
+        return [_PagedGroup(self._cache, group, len(self._blocks_N)) for group in groups]
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
+        self._cache.keys[layer][self._blocks_N, self._offsets_N] = k_NGD
+        if layer not in self._cache.latents:
+            self._cache.values[layer][self._blocks_N, self._offsets_N] = v_NGV
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        self.write(layer, k_BTGD[0], v_BTGV[0])
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._blocks_N, self._offsets_N] = k_BTGD[0]
-        if layer not in self._cache.latents:
-            values[self._blocks_N, self._offsets_N] = v_BTGV[0]
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+        return out_NHV[None]
+
+    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
+        for group in self._groups:
+            out_NHV[group.padded.tokens_N] = group.across(q_BTHD[0], keys, values, how)
         return out_NHV[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -223,7 +239,12 @@ class _PagedGroup:
         self._tables_SP = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=cache.device)
 
     def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        return self.padded.attend(q_NHD, self._gathered(keys), self._gathered(values), how)
+        own = slice(self.padded.first, self.padded.keys)
+        return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
 
-    def _gathered(self, pool_PbGD: Tensor) -> Tensor:
-        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, : self.padded.keys].transpose(1, 2)
+    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        read = slice(self.padded.sources)
+        return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
+
+    def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
+        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, places].transpose(1, 2)

@@ -55,6 +55,13 @@ def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
     return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
 
 
+def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
+    """The key of tokens of which an encoder reads the first `source` as one text: what it makes of each depends on all
+    of them, so that only the same text of the same tenant begins alike."""
+    digest = hashlib.blake2b(repr((tenant, list(tokens[:source]))).encode("utf-8", "surrogatepass"), digest_size=16)
+    return (tokens[0] + (int.from_bytes(digest.digest(), "big") << _SALT_SHIFT), *tokens[1:])
+
+
 @dataclass(eq=False)
 class Node:
     """An edge and its end; children by their first block. `pins` counts the pinned keys that run through it, `ends`

@@ -19,11 +19,16 @@ from bedplate.models.layers.how import How
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache."""
+    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache.
+
+    source: how many tokens stand before the sequence in its row, which an encoder has read: only attention across sees
+    them, and positions are counted after them.
+    """
 
     row: int
     start: int
     length: int
+    source: int = 0
 
     @property
     def end(self) -> int:
@@ -37,7 +42,7 @@ class Padded:
         self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         spans = self.spans = [span for _, span in numbered]
-        S, self._T, self.keys = len(spans), max(s.length for s in spans), max(s.end for s in spans)
+        self._T, self.keys = max(s.length for s in spans), max(s.end for s in spans)
         begin_S = torch.tensor([begin for begin, _ in numbered])
         start_S = torch.tensor([span.start for span in spans])
         length_S = torch.tensor([span.length for span in spans])
@@ -55,16 +60,21 @@ class Padded:
         sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
         self._sees_ST, self._device = sees_ST, device
         self._starts, self._ends = [span.start for span in spans], [span.end for span in spans]
+        self._source_S = torch.tensor([span.source for span in spans])
+        self.first, self.sources = int(self._source_S.min()), int(self._source_S.max())
+        """The first key of a sequence, and the most tokens that an encoder has read."""
         self._mask_STK: Tensor | None = None
-        if self._T > 1 or bool((start_S + 1 != self.keys).any()):
-            seen = torch.arange(self.keys) <= sees_ST[:, :, None]
-            mask = torch.zeros(S, self._T, self.keys, dtype=dtype).masked_fill(~seen, -torch.inf)
+        if self._T > 1 or self.sources > self.first or bool((start_S + 1 != self.keys).any()):
+            at_K = torch.arange(self.first, self.keys)
+            seen = (at_K <= sees_ST[:, :, None]) & (at_K >= self._source_S[:, None, None])
+            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
             self._mask_STK = mask.to(device)
+        self._read_STK: Tensor | None = None
         self._folded: Tensor | None = None
         self._nearby: dict[int | None, Nearby] = {}
 
     def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
-        """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`, over keys from position 0."""
+        """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`, over keys from `first` on."""
         (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
         if not how.plain:
             return self.attend_near(q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.near(None))
@@ -77,17 +87,28 @@ class Padded:
 
     def attend_near(self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: How, near: Nearby) -> Tensor:
         """The same over the keys of `near`."""
-        seen = how.within(near.distance_STK <= 0, near.distance_STK, True)
+        seen = how.within(near.seen_STK, near.distance_STK, True)
         return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, seen, how, near.distance_STK))
+
+    def across(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
+        """Attention outputs [N', H, V] over what the encoder has read, keys from position 0 to before `sources`."""
+        if self._read_STK is None:
+            read_SK = torch.arange(self.sources) < self._source_S[:, None]
+            self._read_STK = read_SK[:, None].expand(-1, self._T, -1).to(self._device)
+        k_SKGD, v_SKGV = k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, self._read_STK, how))
 
     def near(self, window: int | None) -> Nearby:
         """The keys from the first one on that a span's first token sees in its window, made once for each window."""
         if window not in self._nearby:
-            first_S = [0 if window is None else max(start - window + 1, 0) for start in self._starts]
-            most = self.keys if window is None else max(map(int.__sub__, self._ends, first_S))
+            low = self.first
+            first_S = [low if window is None else max(start - window + 1, low) for start in self._starts]
+            most = self.keys - low if window is None else max(map(int.__sub__, self._ends, first_S))
             position_SK = torch.tensor(first_S)[:, None] + torch.arange(most)
             distance_STK = position_SK[:, None] - self._sees_ST[:, :, None]
-            self._nearby[window] = Nearby(position_SK.to(self._device), distance_STK.to(self._device))
+            seen_STK = (distance_STK <= 0) & (position_SK >= self._source_S[:, None])[:, None]
+            made = (one.to(self._device) for one in (position_SK, distance_STK, seen_STK))
+            self._nearby[window] = Nearby(*made)
         return self._nearby[window]
 
     def block(self, x_N: Tensor) -> Tensor:
@@ -103,10 +124,12 @@ class Padded:
 
 @dataclass(frozen=True, eq=False)
 class Nearby:
-    """Positions of the keys that a group's spans read, and how far they are from each query (0 is the query's own)."""
+    """Positions of the keys that a group's spans read, how far they are from each query (0 is the query's own), and
+    which of them a query may see."""
 
     position_SK: Tensor
     distance_STK: Tensor
+    seen_STK: Tensor
 
 
 def span_index(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,9 @@ class FlatBatch:
     """New tokens of several sequences, one after the other.
 
     wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. types: of the tokens; () where all are 0.
+    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
+    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
+    have no rows.
     """
 
     tokens: Sequence[int]
@@ -35,6 +37,17 @@ class FlatBatch:
     depth: int | None = None
     states: bool = False
     types: Sequence[int] = ()
+    sources: Sequence[Source] = ()
+    reads: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an encoder reads for one sequence: it stands at the beginning of the row."""
+
+    row: int
+    tokens: Sequence[int]
+    adapter: Loaded
 
 
 @dataclass(frozen=True)
@@ -99,13 +112,15 @@ class TorchForward(Forward):
     def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""
         model, device, spans = self._base.model, self._base.device, batch.spans
+        if self._cache is None or batch.reads:
+            lengths = [span.length for span in spans]
+            return PassOutput(None, self._read(batch.tokens, lengths, batch.adapters, batch.depth, batch.types))
+        if batch.sources:
+            self._encode(batch.sources, self._cache)
+        if not spans:
+            return PassOutput(None)
         tokens = torch.tensor([list(batch.tokens)], device=device)
-        positions = torch.tensor([[i for s in spans for i in range(s.start, s.end)]], device=device)
-        if self._cache is None:
-            segments = torch.tensor([[i + 1 for i, s in enumerate(spans) for _ in range(s.length)]], device=device)
-            types = torch.tensor([list(batch.types)], device=device) if batch.types else None
-            inputs = Inputs(tokens, positions, segments, types=types)
-            return PassOutput(None, model(inputs, depth=batch.depth).hidden[0])
+        positions = torch.tensor([[i - s.source for s in spans for i in range(s.start, s.end)]], device=device)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans)
@@ -115,6 +130,39 @@ class TorchForward(Forward):
             self._select([], [])
         logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
         return PassOutput(logits_WV, hidden_ND)
+
+    def _read(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        adapters: Sequence[Loaded],
+        depth: int | None = None,
+        types: Sequence[int] = (),
+    ) -> Tensor:
+        """The states [N, D] of whole texts behind each other, as the model reads them."""
+        device = self._base.device
+        count = torch.tensor(lengths, device=device)
+        segments = torch.arange(1, len(lengths) + 1, device=device).repeat_interleave(count)[None]
+        self._select([adapter.slot for adapter in adapters], list(lengths))
+        try:
+            kinds = torch.tensor([list(types)], device=device) if types else None
+            inputs = Inputs(torch.tensor([list(tokens)], device=device), segments=segments, types=kinds)
+            return self._base.model.encode(inputs, depth=depth).hidden[0]
+        finally:
+            self._select([], [])
+
+    def _encode(self, sources: Sequence[Source], cache: KVCache) -> None:
+        """Puts keys and values of what the encoder reads into the cache, for attention across."""
+        lengths, adapters = [len(one.tokens) for one in sources], [one.adapter for one in sources]
+        states_ND = self._read([token for one in sources for token in one.tokens], lengths, adapters)
+        rows = cache.attend([Span(one.row, 0, length) for one, length in zip(sources, lengths, strict=True)])
+        self._select([adapter.slot for adapter in adapters], lengths)
+        try:
+            for layer, (k_BNGD, v_BNGD) in enumerate(self._base.model.across(states_ND[None])):
+                rows.write(layer, k_BNGD[0], v_BNGD[0])
+            cache.commit()
+        finally:
+            self._select([], [])
 
     def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
         """Keys and values of vectors in the place of the embeddings of a span's tokens."""

@@ -1,8 +1,10 @@
 // Products of weights in blocks with activations in bytes.
 #pragma once
+#include <type_traits>
+
 #include "formats.h"
 
-constexpr int AHEAD = 4096;  // bytes between what is read and what is prefetched
+constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is asked for
 
 // Activations of several tokens: int8 `q` [T, K], per block of 32 `scale` and `scaled_sum` (scale · Σq), `offset` (−128 Σq)
 // and `halves` (−32 Σq of its first 16, and of its last); `half` [T, K] in bfloat16; `full` [T, K] in float32. Which of them
@@ -35,7 +37,7 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
 
 struct Nibbles {
     static constexpr int BYTES = 256;
-    using Dot = NibbleDot;
+    template <int M> using Dot = NibbleDot;
     struct High {};
     static INLINE_MEMBER High high(const uint8_t*) { return {}; }
     static INLINE_MEMBER void words(const uint8_t* at, const High&, int i, I& lo, I& hi) {
@@ -45,7 +47,7 @@ struct Nibbles {
 };
 struct FiveBits {
     static constexpr int BYTES = 320;
-    using Dot = ByteSums;
+    template <int M> using Dot = SumsOf<M, ByteSums>;
     struct High { I bits; };
     static INLINE_MEMBER High high(const uint8_t* at) { return {iload(at + 256)}; }
     static INLINE_MEMBER void words(const uint8_t* at, const High& h, int i, I& lo, I& hi) {
@@ -56,7 +58,7 @@ struct FiveBits {
 };
 struct SixBits {
     static constexpr int BYTES = 384;
-    using Dot = ByteSums;
+    template <int M> using Dot = ByteSums;
     struct High { I first, second; };
     static INLINE_MEMBER High high(const uint8_t* at) { return {iload(at + 256), iload(at + 320)}; }
     static INLINE_MEMBER I above(I bits, int i) {
@@ -82,6 +84,7 @@ struct Own : Values {
 template <class Values, bool Two>
 struct Spanned : Values {
     static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN;
+    template <int M> using Dot = std::conditional_t<Two, ByteSums, SumsOf<M, typename Values::template Dot<M>>>;
     static constexpr bool HALVED = Two;
     struct Scale { F d, least; };
     static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
@@ -92,9 +95,9 @@ struct Spanned : Values {
     }
 };
 
-// `cold`: the weights come from memory, so they are asked for before they are needed.
+// ahead: the weights come from memory, so they are asked for so many bytes before they are needed; 0: not now.
 template <class Form, int M, int P>
-void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const int blocks = x.blocks();
     const int8_t* q = x.q + token * x.K;
     const float *scale = x.scale + token * blocks, *total = x.scaled_sum + token * blocks;
@@ -107,16 +110,16 @@ void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
         if constexpr (Form::BEFORE > 0)
             if (b % SPAN == 0) {
                 before = w, w += Form::BEFORE;
-                if (cold)
-                    for (int p = 0; p < P; ++p) prefetch_bytes(before + p * panel_bytes + AHEAD, Form::BEFORE);
+                if (ahead)
+                    for (int p = 0; p < P; ++p) prefetch_bytes(before + p * panel_bytes + ahead, Form::BEFORE);
             }
-        typename Form::Dot dot[M][P];
+        typename Form::template Dot<M> dot[M][P];
         typename Form::Scale by[P];
         typename Form::High high[P];
         for (int p = 0; p < P; ++p) {
             const uint8_t* at = w + p * panel_bytes;
-            if (cold)
-                for (int i = 0; i < Form::SIZE / 64; ++i) prefetch(at + AHEAD + 64 * i);
+            if (ahead)
+                for (int i = 0; i < Form::SIZE / 64; ++i) prefetch(at + ahead + 64 * i);
             by[p] = Form::scale(at, before + p * panel_bytes, b % SPAN), high[p] = Form::high(at);
             if constexpr (Form::HALVED)
                 for (int m = 0; m < M; ++m) dot[m][p].start(halves + (m * blocks + b) * 2);
@@ -158,7 +161,7 @@ void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
 }
 
 template <int M, int P>
-void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const int blocks = x.blocks();
     const int8_t* q = x.q + token * x.K;
     const float* scale = x.scale + token * blocks;
@@ -169,8 +172,8 @@ void int8_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
     for (int b = 0; b < blocks; w += b % 2 ? 576 : 512, ++b) {
         F d[P];
         for (int p = 0; p < P; ++p) {
-            if (cold)
-                for (int i = 0; i < 9; ++i) prefetch(w + p * panel_bytes + AHEAD + 64 * i);
+            if (ahead)
+                for (int i = 0; i < 9; ++i) prefetch(w + p * panel_bytes + ahead + 64 * i);
             d[p] = load_half(w + p * panel_bytes + (b % 2 ? 544 : 1024));
         }
         auto bytes = [&](int p, int i) { return ready_bytes(iload(w + p * panel_bytes + 64 * i)); };

@@ -1,6 +1,7 @@
 // The decoder's forward pass on a CPU as one call; what of it a model has is data (Shape, Layer). LoRA by token.
 // Results do not depend on how tokens are batched or chunked: see products.h and attention.h.
 #include <exception>
+#include <optional>
 
 #include "forward.h"
 
@@ -55,7 +56,10 @@ void run(Handle& h, const Call& call, Pool& pool) {
     const int most = h.model.shape.threads;
     Pace& pace = h.paces[call.tokens_count < ALONE ? 0 : call.tokens_count < 32 ? 1 : 2];
     const int threads = pace.threads(most);
-    Forward<Way> forward(h.model, call, h.memory, threads);
+    std::optional<Wanted> wanted;
+    std::optional<Forward<Way>> last;
+    if (Wanted::few(call)) last.emplace(h.model, wanted.emplace(call).call, h.memory, threads);
+    Forward<Way> forward(h.model, call, h.memory, threads, last ? &*last : nullptr);
     pool.run(threads, [&](int thread) { forward.work(thread, pool); }, &pace);
 }
 }  // namespace

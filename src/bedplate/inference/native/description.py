@@ -114,7 +114,7 @@ def turning(rope: Rope, head_dim: int) -> tuple[float, Tensor]:
 
 def vectors(model: Decoder) -> Iterator[Vector]:
     """Norms that are there, and sinks."""
-    spec = model.spec
+    spec = model.spec.main
     assert isinstance(spec, TransformerSpec)
     if model.embedding_norm is not None:
         yield _norm(OUTER, "embedding_norm", model.embedding_norm, spec.hidden_size)
@@ -159,7 +159,7 @@ def _routers(layer: int, mixture: Mixture) -> Iterator[Vector]:
 
 def matrices(model: Decoder) -> Iterator[Matrix]:
     """Every product, the head last."""
-    spec = model.spec
+    spec = model.spec.main
     assert isinstance(spec, TransformerSpec)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)

@@ -53,7 +53,7 @@ public:
                     for (int m = 0; m < M; ++m) copy_row(x, own.order[size_t(i + m)] / k_, own.few, m);
                 const int64_t at = one ? own.order[size_t(i)] / k_ : 0;
                 for (int b = from; b < end; ++b)
-                    between(w, b, one ? x : own.few, at, M, i == own.begin[size_t(e)], i);
+                    between(w, b, one ? x : own.few, at, M, own.turn(e, i), i);
             }
         });
     }
@@ -67,7 +67,7 @@ public:
                 const int M = int(std::min<int64_t>(TILE, own.begin[size_t(e) + 1] - i));
                 for (int p = from; p < end; p += 4) {
                     const int count = std::min(4, end - p);
-                    tile_product(w, p, count, between_, i, M, i == own.begin[size_t(e)], tile, 64);
+                    tile_product(w, p, count, between_, i, M, own.turn(e, i), tile, 64);
                     for (int m = 0; m < M; ++m)
                         std::memcpy(given_ + own.order[size_t(i + m)] * s_.hidden + p * LANES, tile + m * 64,
                                     size_t(count) * LANES * 4);
@@ -96,6 +96,10 @@ private:
         float* logits = nullptr;
         std::unique_ptr<Router> router;
         std::vector<int64_t> begin, order;  // where an expert's rows begin; which (token · k + choice) stands at a row
+        Turn turn(int e, int64_t row) const {
+            const int64_t first = begin[size_t(e)], rows = begin[size_t(e) + 1] - first;
+            return {int((row - first) / TILE), int((rows + TILE - 1) / TILE)};
+        }
     };
 
     size_t me(int thread) const { return size_t(alone_ ? thread : 0); }
@@ -136,10 +140,10 @@ private:
     }
 
     // 32 of the features between an expert's products, of M rows from `row` on.
-    void between(const Linear& w, int block, const Inputs& x, int64_t at, int M, bool cold, int64_t row) {
+    void between(const Linear& w, int block, const Inputs& x, int64_t at, int M, const Turn& turn, int64_t row) {
         alignas(64) float a[TILE * BLOCK], b[TILE * BLOCK];
-        tile_product(w, 2 * block, 2, x, at, M, cold, a, BLOCK);
-        if (s_.gated) tile_product(w, 2 * block + s_.expert_size / LANES, 2, x, at, M, cold, b, BLOCK);
+        tile_product(w, 2 * block, 2, x, at, M, turn, a, BLOCK);
+        if (s_.gated) tile_product(w, 2 * block + s_.expert_size / LANES, 2, x, at, M, turn, b, BLOCK);
         for (int m = 0; m < M; ++m) {
             F out[2];
             for (int h = 0; h < 2; ++h) {

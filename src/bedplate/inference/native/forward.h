@@ -7,16 +7,45 @@
 
 constexpr int ALONE = 4;    // below so many tokens each thread does the small per-token work for itself: no barrier
 
+// Of a call the wanted tokens alone.
+class Wanted {
+public:
+    explicit Wanted(const Call& all) : call(all) {
+        for (int i = 0; i < all.wanted_count; ++i) {
+            const int64_t t = all.wanted[i];
+            numbers_.push_back(i), tokens_.push_back(all.tokens[t]), rows_.push_back(all.rows[t]);
+            positions_.push_back(all.positions[t]);
+            if (all.adapters) adapters_.push_back(all.adapters[t]);
+        }
+        call.tokens_count = all.wanted_count, call.wanted = numbers_.data(), call.tokens = tokens_.data();
+        call.rows = rows_.data(), call.positions = positions_.data();
+        if (all.adapters) call.adapters = adapters_.data();
+    }
+    Wanted(const Wanted&) = delete;
+
+    // Whether most tokens of a call only leave their keys and values behind.
+    static bool few(const Call& all) {
+        return !all.hidden && all.depth < 0 && all.tokens_count >= ALONE && 2 * all.wanted_count <= all.tokens_count;
+    }
+
+    Call call;
+
+private:
+    std::vector<int64_t> numbers_, tokens_, rows_, positions_;
+    std::vector<const LowRank*> adapters_;
+};
+
 template <class Way>
 class Forward {
 public:
     using T = typename Way::Cached;
 
-    Forward(const Model& model, const Call& call, Arena& memory, int threads)
+    // last: a pass of the wanted tokens alone, which then are all that the last layer is computed for; or null.
+    Forward(const Model& model, const Call& call, Arena& memory, int threads, Forward* last = nullptr)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE),
           form_(m_.form()), updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
           heads_(model, call, memory, threads, mixing_), experts_(model, call, memory, threads, alone_),
-          head_(model, call, memory, threads) {
+          head_(model, call, memory, threads), last_(last) {
         const Reads second = updates_.any() ? Updates<Way>::form : form_;
         delta_ = memory.array<float>(N_ * s_.hidden);
         wide_ = make_inputs(memory, N_, s_.feedforward, form_, second);
@@ -33,38 +62,68 @@ public:
         begin(thread);
         pool.barrier();
         const int depth = c_.depth < 0 ? s_.layers : c_.depth;
-        const size_t me = size_t(alone_ ? thread : 0);
         for (int l = 0; l < depth; ++l) {
-            const Layer& layer = m_.layers[size_t(l)];
-            prepare(layer, ATTENTION_NORM, l ? &m_.layers[size_t(l) - 1] : nullptr, FEEDFORWARD_AFTER_NORM, thread, pool);
-            updates_.compute(l, Q, 3, narrow_[me], thread, pool);
-            project(l, thread, narrow_[me]);
-            warm(layer.linear[O], thread);
-            pool.barrier();
-            heads_.keep_waiting(l, thread, pool);
-            mixing_.run(l, thread, pool, mixed_[me]);
-            prepare_mixed(thread, pool);
-            updates_.compute(l, O, 1, mixed_inputs_[me], thread, pool);
-            add_product(l, O, thread, mixed_inputs_[me], false);
-            warm(layer.linear[s_.gated ? GATE : UP], thread);
-            pool.barrier();
-            prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
-            updates_.compute(l, s_.gated ? GATE : UP, s_.gated ? 2 : 1, narrow_[me], thread, pool);
-            gate(l, thread, narrow_[me]);
-            if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
-            warm(layer.linear[DOWN], thread);
-            pool.barrier();
-            const Inputs wide = wide_of(layer);
-            updates_.compute(l, DOWN, 1, wide, thread, pool);
-            add_product(l, DOWN, thread, wide, s_.parallel);
-            if (!layer.down.empty()) experts_.close(l, thread);
-            if (l + 1 < depth) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
-            pool.barrier();
+            const Layer* before = l ? &m_.layers[size_t(l) - 1] : nullptr;
+            if (last_ && l + 1 == depth) {
+                open(l, before, K, thread, pool);
+                return last_->end(*this, thread, pool);
+            }
+            open(l, before, Q, thread, pool);
+            close(l, l + 1 < depth, thread, pool);
         }
         finish(depth, thread, pool);
     }
 
 private:
+    // The last layer for the tokens that are wanted, which are this pass's own; of all of `whole` there are keys and values.
+    void end(const Forward& whole, int thread, Pool& pool) {
+        if (!N_) return;
+        const int l = s_.layers - 1;
+        for (int64_t t = share(N_, thread, threads_); t < share(N_, thread + 1, threads_); ++t) heads_.prepare(t);
+        for (int64_t t = first_of(thread); t < end_of(thread); ++t)
+            std::memcpy(state(thread, t), whole.state(0, whole.c_.wanted[t]), size_t(s_.hidden) * 4);
+        pool.barrier();
+        open(l, nullptr, V, thread, pool);
+        close(l, false, thread, pool);
+        finish(s_.layers, thread, pool);
+    }
+
+    // A layer up to its queries, keys and values. only: Q: all three; K: keys and values; V: queries.
+    void open(int l, const Layer* before, Place only, int thread, Pool& pool) {
+        const Layer& layer = m_.layers[size_t(l)];
+        const size_t me = size_t(alone_ ? thread : 0);
+        prepare(layer, ATTENTION_NORM, before, FEEDFORWARD_AFTER_NORM, thread, pool);
+        updates_.compute(l, Q, 3, narrow_[me], thread, pool);
+        project(l, only == K ? s_.heads : 0, only == V ? s_.heads : s_.heads + 2 * s_.kv_heads, thread, narrow_[me]);
+        warm(layer.linear[O], thread);
+        pool.barrier();
+        heads_.keep_waiting(l, only != K, only != V, thread, pool);
+    }
+
+    // The rest of it. more: another one follows.
+    void close(int l, bool more, int thread, Pool& pool) {
+        const Layer& layer = m_.layers[size_t(l)];
+        const size_t me = size_t(alone_ ? thread : 0);
+        mixing_.run(l, thread, pool, mixed_[me]);
+        prepare_mixed(thread, pool);
+        updates_.compute(l, O, 1, mixed_inputs_[me], thread, pool);
+        add_product(l, O, thread, mixed_inputs_[me], false);
+        warm(layer.linear[s_.gated ? GATE : UP], thread);
+        pool.barrier();
+        prepare(layer, FEEDFORWARD_NORM, s_.parallel ? nullptr : &layer, ATTENTION_AFTER_NORM, thread, pool);
+        updates_.compute(l, s_.gated ? GATE : UP, s_.gated ? 2 : 1, narrow_[me], thread, pool);
+        gate(l, thread, narrow_[me]);
+        if (!layer.down.empty()) experts_.open(l, thread, narrow_[me]);
+        warm(layer.linear[DOWN], thread);
+        pool.barrier();
+        const Inputs wide = wide_of(layer);
+        updates_.compute(l, DOWN, 1, wide, thread, pool);
+        add_product(l, DOWN, thread, wide, s_.parallel);
+        if (!layer.down.empty()) experts_.close(l, thread);
+        if (more) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
+        pool.barrier();
+    }
+
     // Asks for the beginning of a thread's share of the next product, so that it arrives during the barrier.
     void warm(const Linear& w, int thread) const {
         const int at = int(share(w.panels, thread, threads_));
@@ -142,19 +201,25 @@ private:
 
     // --- products
 
-    void project(int l, int thread, const Inputs& x) {
+    Turn turn(int64_t chunk, int64_t t) const {
+        const int64_t tokens = std::min<int64_t>(N_ - chunk, s_.chunk);
+        return {int((t - chunk) / TILE), int((tokens + TILE - 1) / TILE)};
+    }
+
+    // Heads from … end − 1 of queries, keys and values.
+    void project(int l, int from, int end, int thread, const Inputs& x) {
         const Layer& layer = m_.layers[size_t(l)];
-        const int D = s_.head_dim, panels = D / LANES, all = s_.heads + 2 * s_.kv_heads;
+        const int D = s_.head_dim, panels = D / LANES, all = end - from;
         const int64_t ld = m_.q_size() + 2 * m_.kv_size();
         alignas(64) float tile[TILE * WIDTH];
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
-            for (int64_t u = share(all, thread, threads_); u < share(all, thread + 1, threads_); ++u) {
+            for (int64_t u = from + share(all, thread, threads_); u < from + share(all, thread + 1, threads_); ++u) {
                 const int place = u < s_.heads ? Q : u < s_.heads + s_.kv_heads ? K : V;
                 const int head = int(place == Q ? u : place == K ? u - s_.heads : u - s_.heads - s_.kv_heads);
                 const int64_t column = place == Q ? 0 : m_.q_size() + (place == V ? m_.kv_size() : 0);
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
-                    tile_product(layer.linear[place], head * panels, panels, x, t, M, t == chunk, tile, D);
+                    tile_product(layer.linear[place], head * panels, panels, x, t, M, turn(chunk, t), tile, D);
                     updates_.add(l, place, column, ld, t, M, head * D, D, tile, D);
                     for (int m = 0; m < M; ++m) heads_.keep(l, place, head, t + m, tile + m * D);
                 }
@@ -170,7 +235,7 @@ private:
             for (int p = from; p < end; p += 4)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t})), count = std::min(4, end - p);
-                    tile_product(w, p, count, x, t, M, t == chunk, tile, 64);
+                    tile_product(w, p, count, x, t, M, turn(chunk, t), tile, 64);
                     updates_.add(l, place, 0, w.out, t, M, p * LANES, count * LANES, tile, 64);
                     for (int m = 0; m < M; ++m)
                         for (int i = 0; i < count * LANES; i += LANES) {
@@ -193,10 +258,10 @@ private:
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
                     if (s_.gated) {
-                        tile_product(g, int(2 * i), 2, x, t, M, t == chunk, a, BLOCK);
+                        tile_product(g, int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
                         updates_.add(l, GATE, 0, ld, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
                     }
-                    tile_product(u, int(2 * i), 2, x, t, M, t == chunk, b, BLOCK);
+                    tile_product(u, int(2 * i), 2, x, t, M, turn(chunk, t), b, BLOCK);
                     updates_.add(l, UP, first, ld, t, M, int(i) * BLOCK, BLOCK, b, BLOCK);
                     for (int m = 0; m < M; ++m) {
                         F y = between(a + m * BLOCK, b + m * BLOCK), z = between(a + m * BLOCK + LANES, b + m * BLOCK + LANES);
@@ -255,6 +320,7 @@ private:
     Heads<Way> heads_;
     Experts experts_;
     Head head_;
+    Forward* const last_;
     float* delta_;
     Inputs wide_;
     std::vector<Inputs> narrow_, mixed_inputs_;

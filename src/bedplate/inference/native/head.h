@@ -48,7 +48,7 @@ private:
         for (int p = 0; p < panels; p += 4)
             for (int64_t i = 0; i < W_; i += TILE) {
                 const int M = int(std::min<int64_t>(TILE, W_ - i)), count = std::min(4, panels - p);
-                tile_product(m_.head, first + p, count, x_, i, M, i == 0, tile, 64);
+                tile_product(m_.head, first + p, count, x_, i, M, {int(i / TILE), int((W_ + TILE - 1) / TILE)}, tile, 64);
                 if (m_.shape.logit_cap > 0)
                     for (int m = 0; m < M; ++m)
                         for (int j = 0; j < count * LANES; j += LANES)

@@ -36,11 +36,12 @@ public:
     }
 
     // Those that waited. Ends with a barrier where there are any.
-    void keep_waiting(int l, int thread, Pool& pool) {
+    void keep_waiting(int l, bool queries, bool keys, int thread, Pool& pool) {
         if (!s_.whole_norm) return;
         const int64_t items = 2 * int64_t(c_.tokens_count);
         for (int64_t i = share(items, thread, threads_); i < share(items, thread + 1, threads_); ++i) {
             const int place = i % 2 ? K : Q, heads = place == Q ? s_.heads : s_.kv_heads;
+            if (!(place == Q ? queries : keys)) continue;
             float* row = waiting(place, i / 2);
             norm(l, place, heads * s_.head_dim, row);
             for (int h = 0; h < heads; ++h) finish(l, place, h, i / 2, row + h * s_.head_dim);

@@ -15,7 +15,7 @@ constexpr int WIDTH = 256;         // features of one tile row, at most
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
 template <int M, int P>
-void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const float* a = x.full + token * x.K;
     F acc[M][P];
     UNROLL
@@ -27,7 +27,7 @@ void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
         UNROLL
         for (int p = 0; p < P; ++p) {
             u[p] = load(reinterpret_cast<const float*>(w + p * panel_bytes));
-            if (cold) prefetch(w + p * panel_bytes + AHEAD);
+            if (ahead) prefetch(w + p * panel_bytes + ahead);
         }
         UNROLL
         for (int m = 0; m < M; ++m) {
@@ -44,7 +44,7 @@ void float_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
 
 #ifdef BEDPLATE_BF16
 template <int M, int P>
-void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const uint16_t* h = x.half + token * x.K;
     F acc[M][P];
     for (int m = 0; m < M; ++m)
@@ -53,7 +53,7 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
         I u[P];
         for (int p = 0; p < P; ++p) {
             u[p] = iload(w + p * panel_bytes);
-            if (cold) prefetch(w + p * panel_bytes + AHEAD);
+            if (ahead) prefetch(w + p * panel_bytes + ahead);
         }
         for (int m = 0; m < M; ++m) {
             I a = bcast(h + m * x.K + 2 * k);
@@ -66,7 +66,7 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
 #else
 // The weights are widened in registers.
 template <int M, int P>
-void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const float* a = x.full + token * x.K;
     F acc[M][P];
     UNROLL
@@ -79,7 +79,7 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
         for (int p = 0; p < P; ++p) {
             I both = iload(w + p * panel_bytes);
             even[p] = lower(both), odd[p] = upper(both);
-            if (cold) prefetch(w + p * panel_bytes + AHEAD);
+            if (ahead) prefetch(w + p * panel_bytes + ahead);
         }
         UNROLL
         for (int m = 0; m < M; ++m) {
@@ -96,42 +96,54 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
 #endif
 
 template <int M, int P>
-INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const uint8_t* at = w.panel(panel);
     switch (w.format) {
-        case BF16: return bf16_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case F32: return float_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case INT8: return int8_panels<M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case INT4: return block_panels<Own<Nibbles>, M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case INT5: return block_panels<Own<FiveBits>, M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case K4: return block_panels<Spanned<Nibbles, false>, M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        case K5: return block_panels<Spanned<FiveBits, false>, M, P>(at, w.panel_bytes, x, token, cold, out, ld);
-        default: return block_panels<Spanned<SixBits, true>, M, P>(at, w.panel_bytes, x, token, cold, out, ld);
+        case BF16: return bf16_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case F32: return float_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case INT8: return int8_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case INT4: return block_panels<Own<Nibbles>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case INT5: return block_panels<Own<FiveBits>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case K4: return block_panels<Spanned<Nibbles, false>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        case K5: return block_panels<Spanned<FiveBits, false>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        default: return block_panels<Spanned<SixBits, true>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
     }
 }
 
+// Of `tiles` tiles of tokens that meet the same panels one after the other, this one. A lone one asks for its own weights a
+// little ahead; of several each asks for a part of the next panels, so that memory is never idle.
+constexpr int MAX_TILES = 1 << 20;
+struct Turn {
+    int tile, tiles;
+    int64_t ahead(const Linear& w, int panel, int count) const {
+        if (tiles == 1) return AHEAD;
+        return panel % tiles == tile ? count * w.panel_bytes : 0;
+    }
+};
+constexpr Turn NO_TURN{MAX_TILES, MAX_TILES};  // asks for nothing
+
 // Floats take several panels at once, so that enough sums are under way to hide each addition's latency.
 template <int M>
-void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, bool cold, float* out, int64_t ld) {
+void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, const Turn& turn, float* out, int64_t ld) {
     int p = 0;
     constexpr int P = panels_beside(M);
     if (reads(w.format) != BYTES)
-        for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, cold, out + p * LANES, ld);
-    for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, cold, out + p * LANES, ld);
+        for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
+    for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
 }
 
 // Features [16 panel, 16 (panel + count)) of tokens [token, token + M) (M ≤ TILE) into out [M, ld], bias added.
-inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, bool cold,
+inline void tile_product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, int M, const Turn& turn,
                          float* out, int64_t ld) {
     const int most = reads(w.format) == BYTES ? BYTE_TILE : FLOAT_TILE;
     int done = 0;
     while (done < M) {
         int left = std::min(M - done, most), now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         float* to = out + done * ld;
-        if (now == 8) product<8>(w, panel, count, x, token + done, cold && !done, to, ld);
-        else if (now == 4) product<4>(w, panel, count, x, token + done, cold && !done, to, ld);
-        else if (now == 2) product<2>(w, panel, count, x, token + done, cold && !done, to, ld);
-        else product<1>(w, panel, count, x, token + done, cold && !done, to, ld);
+        if (now == 8) product<8>(w, panel, count, x, token + done, done ? NO_TURN : turn, to, ld);
+        else if (now == 4) product<4>(w, panel, count, x, token + done, done ? NO_TURN : turn, to, ld);
+        else if (now == 2) product<2>(w, panel, count, x, token + done, done ? NO_TURN : turn, to, ld);
+        else product<1>(w, panel, count, x, token + done, done ? NO_TURN : turn, to, ld);
         done += now;
     }
     if (w.bias)

@@ -33,6 +33,10 @@ INLINE float half_value(uint16_t h) {
 #include "simd_plain.h"
 #endif
 
+#ifndef BEDPLATE_AVX512
+template <int, class Apart> using SumsOf = Apart;  // sums of products of so many tokens
+#endif
+
 // Whether bfloat16 weights, keys and values are multiplied as they are; else they are widened to float32 first.
 #ifdef BEDPLATE_BF16
 constexpr bool PAIRS = true;

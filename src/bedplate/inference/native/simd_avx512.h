@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <type_traits>
+
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 8;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 4 ? 2 : 4; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = false;  // each word of weights meets all tokens of a tile before the next is read
@@ -104,7 +106,7 @@ INLINE void transpose(I* x) {
 }
 INLINE I words(F x) { return _mm512_castps_si512(x); }
 INLINE F floats(I x) { return _mm512_castsi512_ps(x); }
-INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }  // the second-level cache
 
 // Σ of 32 products of nibbles 0 … 15 and signed bytes, per lane: four words each of the first and the second 16 inputs.
 // Two sums, so that two additions are under way at once.
@@ -121,6 +123,15 @@ struct ByteSums : NibbleDot {
     INLINE_MEMBER I first() const { return s; }
     INLINE_MEMBER I second() const { return t; }
 };
+// Of many tokens there are additions enough under way, and one sum leaves registers for other things.
+struct OneSum {
+    I s = izero();
+    INLINE_MEMBER void add(I lo, I hi, I first, I second) {
+        s = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s, lo, first), hi, second);
+    }
+    INLINE_MEMBER I total() const { return s; }
+};
+template <int M, class Apart> using SumsOf = std::conditional_t<(M >= 4), OneSum, Apart>;
 // The same of bytes, stored as q + 128; `offset` is −128 Σ of the signed bytes.
 INLINE I ready_bytes(I stored) { return stored; }
 struct ByteDot {

@@ -68,6 +68,28 @@ class Base:
         last = self.source.rstrip("/").rsplit("/", 1)[-1]
         return last.removesuffix(".gguf")
 
+    @property
+    def decoder_start(self) -> tuple[int, ...]:
+        """What the decoder of an encoder–decoder writes after: its start, and a first token that is forced where the
+        files name one. () for others. CheckpointError where the files do not say."""
+        if "encode" not in self.model.can:
+            return ()
+        defaults = self.generation_defaults
+        start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
+        if not isinstance(start, int):
+            raise CheckpointError(
+                f"{self.source} does not say what its decoder starts with; add decoder_start_token_id to its "
+                "generation_config.json"
+            )
+        first = defaults.get("forced_bos_token_id")
+        return (start,) if first is None else (start, int(first))
+
+    @property
+    def never_written(self) -> frozenset[int]:
+        """Tokens that the files say are no part of any text: Marian's padding, whose logit nobody trained."""
+        bad = self.generation_defaults.get("bad_words_ids") or ()
+        return frozenset(ids[0] for ids in bad if len(ids) == 1)
+
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or a CheckpointError for a base that came without one."""
         if self.tokenizer is None:

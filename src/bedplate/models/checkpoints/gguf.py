@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageEr
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
 from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header
 from bedplate.models.checkpoints.gguf_values import dequantise
-from bedplate.models.families.weights import WeightMap, same
+from bedplate.models.families.weights import Step, WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
 
 # What gguf.quants.quantize can write; the K types are read only.
@@ -133,12 +133,22 @@ def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[s
     held = set(reader.names)
     found: dict[str, RawBlocks] = {}
     for step in weights.steps(spec):
-        blocks = reader.blocks(step.theirs[0]) if len(step.theirs) == 1 and step.theirs[0] in held else None
-        if blocks is None:
+        stored = [reader.blocks(name) for name in step.theirs if name in held]
+        blocks = [one for one in stored if one is not None]
+        if len(blocks) < len(step.theirs) or len({one.kind for one in blocks}) != 1:
             continue
         if step.rule.inverse is same:
-            found[step.ours[0]] = blocks
+            found |= dict(zip(step.ours, blocks, strict=True))
         elif step.rule.rows:
-            orders = step.rule.inverse([torch.arange(len(blocks.data))], spec)
-            found |= {name: blocks.rows(order) for name, order in zip(step.ours, orders, strict=True)}
+            found |= dict(zip(step.ours, _moved(blocks, step, spec), strict=True))
     return found
+
+
+def _moved(blocks: Sequence[RawBlocks], step: Step, spec: TransformerSpec) -> list[RawBlocks]:
+    """Matrices of one type whose rows the step's rule cuts, joins and reorders."""
+    whole = RawBlocks(blocks[0].kind, torch.cat([one.data.flatten(0, -3) for one in blocks]))
+    numbers = torch.arange(len(whole.data))
+    shapes = [one.data.shape[:-2] for one in blocks]
+    parts = numbers.split([shape.numel() for shape in shapes])
+    orders = step.rule.inverse([part.view(shape) for part, shape in zip(parts, shapes, strict=True)], spec)
+    return [whole.rows(order) for order in orders]

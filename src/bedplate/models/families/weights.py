@@ -6,7 +6,7 @@ Plain data and small functions, without torch: a change uses nothing but the met
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -34,7 +34,8 @@ class Rule:
     (theirs count on from the layers). An index on both sides makes one row of each number; on one side only it
     stands for all of them in order, as where one tensor of theirs holds every expert.
     forward makes theirs of ours, inverse ours of theirs, each in the order of the names. rows: both only cut, join and
-    reorder first dimensions, so that a matrix quantised along its rows can follow. Rules with the same `ours` are ways
+    reorder first dimensions, so that a matrix quantised along its rows can follow. turned: theirs is a matrix that is
+    multiplied by from the other side, so that its rows are our columns. Rules with the same `ours` are ways
     in which checkpoints store them: one is read by that which fits, and written by the first.
     """
 
@@ -43,6 +44,7 @@ class Rule:
     forward: Change = same
     inverse: Change = same
     rows: bool = False
+    turned: bool = False
 
 
 class Step(NamedTuple):
@@ -96,13 +98,33 @@ class WeightMap:
         """Bedplate's name → the other format's, or None where no tensor of theirs holds just this parameter."""
         return _translated(name, self._pairs)
 
-    def from_external(self, name: str) -> str | None:
-        """The inverse of `to_external`. A known prefix may be present or not."""
-        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs])
+    def from_external(self, name: str, among: Collection[str] | None = None) -> str | None:
+        """The inverse of `to_external`, where several stand for it the first that is `among` a model's parameters. A
+        known prefix may be present or not."""
+        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs], among)
+
+    def holder(self, name: str) -> str | None:
+        """The other format's tensor that holds this parameter, alone or together with others; None where there is none,
+        or several hold it."""
+        return self.to_external(name) or _translated(name, self._groups)
+
+    def is_group(self, name: str) -> bool:
+        """Whether the other format's tensor holds several parameters."""
+        return any(_pattern(theirs).fullmatch(name) is not None for _, theirs in self._groups)
+
+    def is_turned(self, name: str) -> bool:
+        """Whether the other format's tensor is multiplied by from the other side."""
+        return any(rule.turned and _pattern(rule.theirs[0]).fullmatch(name) is not None for rule in self.rules)
 
     def is_ignorable(self, name: str) -> bool:
         """Whether the other format's tensor holds nothing that the model uses (derived tables, unused parts)."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignorable)
+
+    @cached_property
+    def _groups(self) -> list[tuple[str, str]]:
+        """Names of ours, each with that of theirs that holds it together with others."""
+        shared = ((ours, r.theirs[0]) for r in self.rules if len(r.theirs) == 1 < len(r.ours) for ours in r.ours)
+        return [(a, b) for a, b in shared if all((index in a) == (index in b) for index in ("{i}", "{e}"))]
 
     @cached_property
     def _pairs(self) -> list[tuple[str, str]]:
@@ -128,9 +150,10 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)"))
 
 
-def _translated(name: str, table: Sequence[tuple[str, str]]) -> str | None:
-    found = ((_pattern(one).fullmatch(name), other) for one, other in table)
-    return next((other.format(**match.groupdict()) for match, other in found if match is not None), None)
+def _translated(name: str, table: Sequence[tuple[str, str]], among: Collection[str] | None = None) -> str | None:
+    matches = ((_pattern(one).fullmatch(name), other) for one, other in table)
+    found = (other.format(**match.groupdict()) for match, other in matches if match is not None)
+    return next((one for one in found if among is None or one in among), None)
 
 
 # Rules and changes that families share
@@ -180,12 +203,12 @@ def turned(rule: Rule) -> Rule:
     def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
         return rule.inverse(transpose(tensors, spec), spec)
 
-    return Rule(rule.ours, rule.theirs, forward, inverse)
+    return Rule(rule.ours, rule.theirs, forward, inverse, turned=True)
 
 
 def transposed(ours: str, theirs: str) -> Rule:
     """A matrix that they multiply by from the other side."""
-    return Rule((ours,), (theirs,), transpose, transpose)
+    return Rule((ours,), (theirs,), transpose, transpose, turned=True)
 
 
 def interleaved(ours: str, theirs: str, heads: Heads) -> Rule:

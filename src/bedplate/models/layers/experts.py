@@ -70,11 +70,12 @@ class ExpertLinear(nn.Module):
 
 
 class Order(NamedTuple):
-    """Copies of tokens sorted by expert: order_M is the copy that stands there, inverse_M where a copy stands; copy
-    n·k + j is of token n for its j-th expert."""
+    """Copies of tokens sorted by expert: order_M is the copy that stands there, inverse_M where a copy stands, tokens_M
+    of which token it is; copy n·k + j is of token n for its j-th expert."""
 
     order_M: Tensor
     inverse_M: Tensor
+    tokens_M: Tensor
     segments: Segments
 
 
@@ -86,7 +87,8 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
     inverse_M[order_M] = torch.arange(len(order_M), device=order_M.device)
     counts_E = torch.zeros(experts, dtype=torch.int64, device=flat_M.device)
     counts_E.scatter_add_(0, flat_M, torch.ones_like(flat_M))
-    return Order(order_M, inverse_M, Segments(counts_E))
+    tokens_M = order_M // chosen_Nk.shape[1]
+    return Order(order_M, inverse_M, tokens_M, Segments(counts_E, tokens_M, len(chosen_Nk)))
 
 
 class Mixture(nn.Module):
@@ -178,7 +180,7 @@ class _Sorted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, order: Order, k: int) -> Tensor:  # type: ignore[override]
         ctx.order, ctx.k = order, k
-        return x_ND.index_select(0, order.order_M // k)
+        return x_ND.index_select(0, order.tokens_M)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -200,7 +202,7 @@ class _Combined(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         y_MD, weights_Nk = ctx.saved_tensors
         order: Order = ctx.order
-        grad_MD = grad.index_select(0, order.order_M // weights_Nk.shape[1])
+        grad_MD = grad.index_select(0, order.tokens_M)
         to_weights: Tensor | None = None
         if ctx.needs_input_grad[1]:
             to_weights = torch.linalg.vecdot(grad_MD, y_MD).index_select(0, order.inverse_M).view_as(weights_Nk)

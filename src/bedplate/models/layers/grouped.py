@@ -17,12 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bedplate.core.errors import UsageError
+
 
 class Segments:
-    """How many of the sorted tokens belong to each expert, int64 [E]."""
+    """How many of the sorted tokens belong to each expert, int64 [E].
 
-    def __init__(self, counts_E: Tensor) -> None:
-        self.counts_E = counts_E
+    tokens_M: of which of `tokens` tokens each is a copy, where that is known.
+    """
+
+    def __init__(self, counts_E: Tensor, tokens_M: Tensor | None = None, tokens: int = 0) -> None:
+        self.counts_E, self.tokens_M, self.tokens = counts_E, tokens_M, tokens
         self._ends: Tensor | None = None
         self._spans: list[tuple[int, int, int]] | None = None
 
@@ -32,6 +37,13 @@ class Segments:
         if self._ends is None:
             self._ends = self.counts_E.cumsum(0).to(torch.int32)
         return self._ends
+
+    def rows_of(self, rows: int) -> Tensor:
+        """Of each sorted token its row, where the tokens are so many rows of one length, int64 [M]."""
+        assert self.tokens_M is not None
+        if not rows or self.tokens % rows:
+            raise UsageError(f"{self.tokens} tokens cannot be {rows} rows of one length")
+        return self.tokens_M // (self.tokens // rows)
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:

@@ -71,14 +71,35 @@ class LatentAttention(nn.Module):
 
     def absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """`naive`, over the latents: the one key is the rotated part before the latent, the value the latent."""
-        part = self.part
-        weight_HOC = self.kv_up.weight.unflatten(0, (self.heads, part.nope_dim + part.value_dim))
-        to_key_HNC, to_value_HVC = weight_HOC.split((part.nope_dim, part.value_dim), dim=1)
-        q_BTHC = torch.einsum("bthn,hnc->bthc", q_BTHN, to_key_HNC)
+        q_BTHC = self._through_weights(q_BTHN, keys=True)
         latent_BT1C = latent_BTC[:, :, None]
         q, k = torch.cat((q_BTHP, q_BTHC), dim=-1), torch.cat((key_BT1P, latent_BT1C), dim=-1)
         mixed_BTHC = attend(self.layer, q, k, latent_BT1C, self.how)
-        return torch.einsum("bthc,hvc->bthv", mixed_BTHC, to_value_HVC)
+        return self._through_weights(mixed_BTHC, keys=False)
+
+    def _through_weights(self, x_BTHX: Tensor, keys: bool) -> Tensor:
+        """Queries through the transposed product that makes keys, or latents through that which makes values; rows with
+        an adapter through that product with it."""
+        hook = self.kv_up.low_rank
+        groups = [(None, self.kv_up.weight)] if hook is None else hook.weights()
+        if len(groups) == 1 and groups[0][0] is None:
+            return self._product(x_BTHX, groups[0][1], keys)
+        # Rows are numbered along the batch, or along the tokens of a flat one.
+        flat = len(x_BTHX) == 1
+        x_RTHX = x_BTHX.transpose(0, 1) if flat else x_BTHX
+        out_RTHX = x_RTHX.new_empty(*x_RTHX.shape[:3], self.part.kv_rank if keys else self.part.value_dim)
+        for rows, weight in groups:
+            assert rows is not None
+            out_RTHX[rows] = self._product(x_RTHX[rows], weight, keys)
+        return out_RTHX.transpose(0, 1) if flat else out_RTHX
+
+    def _product(self, x_BTHX: Tensor, weight: Tensor, keys: bool) -> Tensor:
+        part = self.part
+        weight_HOC = weight.unflatten(0, (self.heads, part.nope_dim + part.value_dim))
+        to_key_HNC, to_value_HVC = weight_HOC.split((part.nope_dim, part.value_dim), dim=1)
+        if keys:
+            return torch.einsum("bthn,hnc->bthc", x_BTHX, to_key_HNC)
+        return torch.einsum("bthc,hvc->bthv", x_BTHX, to_value_HVC)
 
 
 def score_scale(spec: TransformerSpec) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,29 @@ from torch import Tensor, nn
 from bedplate.models.layers.products import FrozenProduct, Products
 
 
+class LowRankHook(Protocol):
+    """What changes a linear's output."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The whole output [..., out_features] of an input [..., in_features]."""
+        ...
+
+    def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
+        """The whole weight of each group of rows of the next input: their numbers, or None for all."""
+        ...
+
+
 class Linear(nn.Module):
     """`y = x Wᵀ + b`, or what `low_rank` makes of it.
 
-    `low_rank` is None, or a function from the layer's input [..., in_features] to the whole output [..., out_features],
-    for which it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies by weights
+    `low_rank` is None, or makes of the layer's input [..., in_features] the whole output [..., out_features], for which
+    it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies by weights
     that are not trained, while gradients are recorded. Neither is part of the module's state.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
-    low_rank: Callable[[Tensor], Tensor] | None
+    low_rank: LowRankHook | None
     products: Products
 
     def __init__(

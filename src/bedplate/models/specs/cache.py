@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs import TextSpec
 from bedplate.models.specs.states import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -44,9 +44,10 @@ class Kept:
         return self.heads * (self.key_size + self.value_size)
 
 
-def cache_layout(spec: TransformerSpec) -> tuple[Kept, ...]:
+def cache_layout(spec: TextSpec) -> tuple[Kept, ...]:
     """In the order of the layers; nothing for what sees all its tokens at once."""
-    return tuple(one for layer in range(spec.layers) for one in _layer(spec, layer)) if spec.kind == "decoder" else ()
+    main = spec.main
+    return tuple(one for layer in range(main.layers) for one in _layer(main, layer)) if main.kind == "decoder" else ()
 
 
 def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
@@ -65,13 +66,10 @@ def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
         yield Kept(layer, "cross", heads, size, size)
 
 
-def held(spec: TransformerSpec, by: str) -> tuple[Kept, ...]:
-    """The layout for a cache that keeps keys and values (or their latents) of tokens, and states of sequences.
+def held(spec: TextSpec) -> tuple[Kept, ...]:
+    """The layout for a cache of rows: keys and values (or their latents) of tokens, and states of sequences.
 
-    UnsupportedModelError naming the first layer that needs anything else, and `by`, which cannot keep it.
+    An encoder's tokens stand before the decoder's in the row, where attention to them and to the row's own tokens have
+    keys and values of the same sizes: what is "cross" needs no room of its own.
     """
-    layout = cache_layout(spec)
-    other = next((one for one in layout if one.kind == "cross"), None)
-    if other is not None:
-        raise UnsupportedModelError(f"layer {other.layer} keeps a cache of kind {other.kind!r}, which {by} cannot hold")
-    return layout
+    return tuple(one for one in cache_layout(spec) if one.kind != "cross")

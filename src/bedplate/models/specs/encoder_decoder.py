@@ -99,6 +99,11 @@ class EncoderDecoderSpec:
         """Blocks of the deeper side."""
         return max(self.stack.layers, self.decoder.layers)
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of one sequence in a cache at most: what is read and what is written."""
+        return self.stack.context_length + self.decoder.context_length
+
     def key(self) -> dict[str, Any]:
         """The fields as plain data, for hashes."""
         encoder = asdict(self.encoder) if isinstance(self.encoder, AudioSpec) else self.encoder.key()

@@ -255,6 +255,11 @@ class TransformerSpec:
         """Blocks of the deepest stack."""
         return self.layers
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of one sequence in a cache at most: what is read and what is written."""
+        return self.context_length
+
     def window(self, layer: int) -> int | None:
         """How many tokens this layer's queries see; None: all."""
         return self.windows[layer % len(self.windows)] if self.windows else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt
+from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt
 from bedplate.inference.engine.choosing import Alternatives, WritingRow
 from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import (
@@ -60,12 +60,15 @@ class Generation(Result):
 class GenerateJob(Job[Generate]):
     """limit: tokens to generate at most."""
 
+    writes: ClassVar[bool] = True
     lasting: ClassVar[bool] = True
 
     def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
         self.limit = 0
         super().__init__(request, adapter, equipment)
-        self.state = RowState(request.sampling, request.tokens, end_ids=equipment.ends)
+        # What an encoder has read is no beginning of the text.
+        begun = self.starts if self.source else request.tokens
+        self.state = RowState(request.sampling, begun, end_ids=equipment.ends, never=equipment.never)
         self.text = TextStream(equipment.base.tokenizer, request.sampling.stop)
         self.plain = is_plain(request.sampling)
         self._drafter: Drafter | None = None
@@ -81,9 +84,14 @@ class GenerateJob(Job[Generate]):
         check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         asked = request.sampling.max_tokens
-        left = base.spec.context_length - virtual - len(request.tokens)
+        left = answer_room(base, virtual + len(request.tokens))
         self.limit = max(left, 1) if asked is None else asked
         check_prompt(base, request.tokens, virtual, self.limit)
+        if request.sampling.prompt_logprobs is not None and self.source:
+            raise RequestError(
+                f"the encoder of {base.name} predicts no tokens, so a prompt has no log-probabilities",
+                param="prompt_logprobs",
+            )
         if request.grammar is not None:
             self.equipment.grammars.compile(request.grammar)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class ScoreJob(Job[Score]):
 
     branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far.
     """
+
+    writes: ClassVar[bool] = True
 
     def __init__(self, request: Score, adapter: Loaded, equipment: Equipment) -> None:
         super().__init__(request, adapter, equipment)

@@ -88,7 +88,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     part = sigmoid_experts(fields, size, first_dense=3, scale=2.5, groups=8, groups_chosen=4)
     latent, turned = _latent(fields), bool(fields.take("rope_interleave", True))
     # Where it ran, and what it was trained by.
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size", "seq_aux"))
+    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size"))
+    fields.ignore(("seq_aux", "aux_loss_alpha"))
     modules = fields.take("num_mtp_layers")
     spec = TransformerSpec(
         kind="decoder",

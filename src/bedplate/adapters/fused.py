@@ -1,0 +1,154 @@
+"""LoRA on projections that stand apart in our models and in one matrix in theirs (GPT-2's c_attn, Phi-3's qkv_proj).
+
+Together, several adapters are one: their A below each other, their B on the diagonal of a matrix of blocks, whose rows
+go where the projections' own rows go. Apart, an adapter on the whole is one on each part, with the same A and that
+part's rows of B; columns of B that are zero for a part, and the rows of A that go with them, are none of that part's.
+Neither changes what is computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bedplate.adapters.dora import MAGNITUDE
+from bedplate.adapters.lora import LoraConfig
+from bedplate.core.errors import CheckpointError, SkinError, UnsupportedModelError
+from bedplate.models.build import build
+from bedplate.models.families.weights import Step, WeightMap
+from bedplate.models.specs import TextSpec
+
+DEEPEST = 1000
+"""Layers: an adapter's file, which may be a stranger's, says of which model it is, and that model is laid out."""
+Adapter = tuple[LoraConfig, dict[str, Tensor]]
+
+
+def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None) -> Adapter:
+    """The adapter with each such group under the name of their module, in place of the parts' paths.
+
+    SkinError for DoRA on a part of a group, whose other rows' lengths it does not know.
+    """
+    paths = {name.rsplit(".", 1)[0] for name in tensors}
+    whole = [path for path in paths if is_part(weights, path)]
+    if not whole:
+        return config, dict(tensors)
+    if spec is None:
+        raise SkinError(f"{min(whole)} stands in a matrix with others; say of which model the adapter is (its spec)")
+    found, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
+    for step in _groups(weights, spec):
+        parts = [name.removesuffix(".weight") for name in step.ours]
+        here = [path for path in parts if path in paths]
+        if not here:
+            continue
+        place = step.theirs[0].removesuffix(".weight")
+        own = [{side: found.pop(f"{path}.{side}") for side in _sides(config)} for path in here]
+        scale, total = config.scaling(here[0]), sum(len(one["lora_A"]) for one in own)
+        blocks = [torch.zeros(row_counts(spec)[name], total) for name in step.ours]
+        begin = 0
+        for path, one in zip(here, own, strict=True):
+            block = one["lora_B"] if config.scaling(path) == scale else one["lora_B"] * (config.scaling(path) / scale)
+            blocks[parts.index(path)][:, begin : begin + block.shape[1]] = block
+            begin += block.shape[1]
+        found[f"{place}.lora_A"] = torch.cat([one["lora_A"] for one in own])
+        found[f"{place}.lora_B"] = _forward(step, blocks, spec)
+        if config.dora:
+            if len(here) < len(parts):
+                raise SkinError(f"DoRA on {', '.join(here)} alone cannot leave: {place} is one matrix with others")
+            found[f"{place}.{MAGNITUDE}"] = _forward(step, [one[MAGNITUDE][:, None] for one in own], spec)[:, 0]
+        root = math.sqrt(total / config.rank(here[0])) if config.rslora else total / config.rank(here[0])
+        alphas[place], ranks[place] = config.alphas.get(here[0], config.alpha) * root, total
+        for path in here:
+            ranks.pop(path, None)
+            alphas.pop(path, None)
+    return config.model_copy(update={"ranks": ranks, "alphas": alphas}), found
+
+
+def is_part(weights: WeightMap, path: str) -> bool:
+    """Whether a module of ours stands in one matrix of theirs together with others."""
+    name = f"{path}.weight"
+    return weights.to_external(name) is None and weights.holder(name) is not None
+
+
+def apart(
+    config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None, where: str
+) -> Adapter:
+    """The inverse: paths of ours in place of the names of their modules, which `config.targets` holds as well."""
+    places = {place for name in tensors if weights.is_group(f"{(place := name.rsplit('.', 1)[0])}.weight")}
+    if not places:
+        return config, dict(tensors)
+    if spec is None:
+        raise SkinError(f"{where}: {min(places)} is several projections in one; say of which model the adapter is")
+    found, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
+    targets = [path for path in config.targets if path not in places]
+    for step in _groups(weights, spec):
+        place = step.theirs[0].removesuffix(".weight")
+        if place not in places:
+            continue
+        places.discard(place)
+        own = {side: found.pop(f"{place}.{side}") for side in _sides(config)}
+        rank, alpha = ranks.pop(place, config.r), alphas.pop(place, config.alpha)
+        blocks = _inverse(step, own["lora_B"], spec, where)
+        lengths = _inverse(step, own[MAGNITUDE][:, None], spec, where) if config.dora else [None] * len(blocks)
+        used = [(block != 0).any(0) for block in blocks]
+        if not any(bool(one.any()) for one in used):  # an adapter at its start
+            used = [torch.ones_like(one) for one in used]
+        for name, block, length, columns in zip(step.ours, blocks, lengths, used, strict=True):
+            if not bool(columns.any()) and length is None:
+                continue
+            kept = columns if bool(columns.any()) else torch.ones_like(columns)
+            path, own_rank = name.removesuffix(".weight"), int(kept.sum())
+            found[f"{path}.lora_A"] = own["lora_A"][kept].contiguous()
+            found[f"{path}.lora_B"] = block[:, kept].contiguous()
+            if length is not None:
+                found[f"{path}.{MAGNITUDE}"] = length[:, 0].contiguous()
+            own_alpha = alpha * (math.sqrt(own_rank / rank) if config.rslora else own_rank / rank)
+            targets.append(path)
+            if own_rank != config.r:
+                ranks[path] = own_rank
+            if own_alpha != config.alpha:
+                alphas[path] = own_alpha
+    if places:
+        raise SkinError(f"{where}: {min(places)} is not a linear inside this family's blocks")
+    return config.model_copy(update={"ranks": ranks, "alphas": alphas, "targets": tuple(targets)}), found
+
+
+def _sides(config: LoraConfig) -> tuple[str, ...]:
+    return ("lora_A", "lora_B", MAGNITUDE) if config.dora else ("lora_A", "lora_B")
+
+
+def _groups(weights: WeightMap, spec: TextSpec) -> Iterator[Step]:
+    """Matrices of theirs that hold several of ours, each parameter's first rule."""
+    seen, known = set[str](), row_counts(spec)
+    for step in weights.steps(spec):
+        together = len(step.ours) > 1 and len(step.theirs) == 1 and step.theirs[0].endswith(".weight")
+        if together and seen.isdisjoint(step.ours) and known.keys() >= set(step.ours):
+            seen.update(step.ours)
+            yield step
+
+
+@lru_cache(4)
+def row_counts(spec: TextSpec) -> Mapping[str, int]:
+    """The parameters of such a model, each with its rows. SkinError for more layers than any model has."""
+    if spec.deepest > DEEPEST:
+        raise SkinError(f"an adapter for a model of {spec.deepest} layers; at most {DEEPEST} are read")
+    return {name: len(one) for name, one in build(spec, device="meta").named_parameters() if one.dim()}
+
+
+def _forward(step: Step, parts: list[Tensor], spec: TextSpec) -> Tensor:
+    whole: Any = step.rule.forward(parts, spec)[0]
+    return (whole.T if step.rule.turned else whole).contiguous()
+
+
+def _inverse(step: Step, whole: Tensor, spec: TextSpec, where: str) -> list[Tensor]:
+    try:
+        return list(step.rule.inverse([whole.T if step.rule.turned else whole], spec))
+    except (RuntimeError, ValueError) as error:
+        sizes = list(whole.shape)
+        raise SkinError(f"{where}: {step.theirs[0]} cannot be cut out of a tensor {sizes} ({error})") from error
+    except (CheckpointError, UnsupportedModelError) as error:
+        raise SkinError(f"{where}: {error}") from error

@@ -1,0 +1,97 @@
+"""Low-rank weights of experts as PEFT stores them: on a module's parameters (`target_parameters`), all experts in one A
+[experts · r, in] and one B [out, r · experts].
+
+Several parameters of one module are wrapped in each other in their order, so that the last one's tensors stand at the
+module and those of the one before it a `base_layer` further in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bedplate.core.errors import SkinError
+from bedplate.models.families.weights import Rule, WeightMap
+
+_ORDER = ("gate_up_proj", "down_proj")
+"""How transformers' modules hold them."""
+_INNER = ".base_layer"
+
+
+def expert_keys(hf: Mapping[str, str]) -> dict[str, str]:
+    """Where the tensors of each adapted path of ours stand, given the name of its parameter."""
+    return {path: _place(name, hf.values()) for path, name in hf.items()}
+
+
+def _place(name: str, every: Iterable[str]) -> str:
+    module, parameter = name.rsplit(".", 1)
+    beside = sorted((one.rsplit(".", 1)[1] for one in every if one.rsplit(".", 1)[0] == module), key=_ORDER.index)
+    return module + _INNER * (len(beside) - 1 - beside.index(parameter))
+
+
+def to_peft(weights: WeightMap, path: str, a_ErI: Tensor, b_EOr: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B as PEFT has them, B's features in their order."""
+    [b] = _rule(weights, path).forward([b_EOr], None)  # type: ignore[arg-type]  # these do not read the spec
+    b_EOr = b.transpose(1, 2) if _exchanges(_rule(weights, path), a_ErI) else b
+    return a_ErI.flatten(0, 1).contiguous(), b_EOr.permute(1, 2, 0).flatten(1).contiguous()
+
+
+def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, where: Path) -> tuple[Tensor, Tensor]:
+    """The inverse. SkinError for shapes that are not of this rank."""
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] % rank or a.shape[0] != b.shape[1]:
+        raise SkinError(
+            f"{where}: {path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but the configuration says rank "
+            f"{rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
+        )
+    a_ErI, b_EOr = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
+    rule = _rule(weights, path)
+    theirs = b_EOr.transpose(1, 2) if _exchanges(rule, a) else b_EOr
+    [b_EOr] = rule.inverse([theirs.contiguous()], None)  # type: ignore[arg-type]
+    return a_ErI.contiguous(), b_EOr.contiguous()
+
+
+def _rule(weights: WeightMap, path: str) -> Rule:
+    """That by which all experts stand in one tensor of theirs."""
+    pattern = re.sub(r"\.\d+\.", ".{i}.", path, count=1) + ".weight"
+    found = (rule for rule in weights.rules if rule.ours == (pattern,) and len(rule.theirs) == 1)
+    rule = next((rule for rule in found if "{e}" not in rule.theirs[0]), None)
+    if rule is None:
+        raise SkinError(f"the family has no tensor of all experts for {path}; an adapter on them cannot be exported")
+    return rule
+
+
+def _exchanges(rule: Rule, like: Tensor) -> bool:
+    """Whether theirs has inputs before outputs."""
+    [probe] = rule.forward([like.new_zeros(1, 4, 3)], None)  # type: ignore[arg-type]
+    return tuple(probe.shape) == (1, 3, 4)
+
+
+def parameter_names(stored: Iterable[str], targets: Any, where: Path) -> dict[str, str]:
+    """Of the modules that the tensors' keys name, those with `target_parameters`: what stands there → the parameter's
+    name. SkinError for targets that no tensor has, or tensors that no target names."""
+    if not targets:
+        return {}
+    if not isinstance(targets, list) or not all(isinstance(one, str) and "." in one for one in targets):
+        raise SkinError(f"{where}: target_parameters must be a list of names with their module's, got {targets!r}")
+    named = {one.rsplit(".", 1)[0] for one in targets}
+    found: dict[str, str] = {}
+    modules = {re.sub(rf"({re.escape(_INNER)})+$", "", place) for place in stored}
+    for module in sorted(one for one in modules if any(one == name or one.endswith("." + name) for name in named)):
+        own = {target.rsplit(".", 1)[1] for target in targets if _is_end(target.rsplit(".", 1)[0], module)}
+        unknown = sorted(own - set(_ORDER))
+        if unknown:
+            raise SkinError(f"{where}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported")
+        names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in own}
+        found |= {place: name for name, place in expert_keys(names).items()}
+    lost = sorted(found.keys() - set(stored))
+    if lost or not found:
+        raise SkinError(f"{where}: target_parameters names {lost or targets}, but the adapter has no tensors for it")
+    return found
+
+
+def _is_end(name: str, module: str) -> bool:
+    return module == name or module.endswith("." + name)

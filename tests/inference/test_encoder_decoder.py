@@ -1,0 +1,180 @@
+"""Encoder–decoders on the engine: transformers' own greedy texts, however requests are cut, mixed and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Request, Sampling, Score, Scores
+from bedplate.inference.measure.parity import reference_of
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.families import FAMILIES
+
+LENGTH, PENALTY = 40, 1.5
+SAMPLING = Sampling(max_tokens=LENGTH, ignore_eos=True, repetition_penalty=PENALTY)
+"""A random model repeats itself; what it has said is made unlikely."""
+
+NOISE = {"t5": 0.4, "bart": 0.7, "marian": 0.2}
+"""So much that what is written depends on what was read."""
+
+
+def pair(directory: Path, name: str, **generation: Any) -> tuple[Any, Base]:
+    """A tiny random model of transformers, and the base that is loaded of it."""
+    family = FAMILIES["hf", name]
+    # transformers' caches have as many layers on both sides.
+    [example] = (one for one in family.examples if family.to_spec(one).layers == family.to_spec(one).main.layers)
+    reference = reference_of(family, example, 0)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in reference.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * NOISE[name])
+    # At the length limit transformers ends a text by force; here it ends for its length.
+    for field, value in ({"forced_eos_token_id": None} | generation).items():
+        setattr(reference.generation_config, field, value)
+    reference.save_pretrained(directory)
+    reference.generation_config.eos_token_id = None
+    return reference, load_base(directory, "float32", "cpu")
+
+
+@pytest.fixture(scope="module", params=["t5", "bart", "marian"])
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Base]:
+    return pair(tmp_path_factory.mktemp("base"), request.param)
+
+
+def prompts(base: Base, lengths: Sequence[int] = (5, 40, 17, 40, 3, 29)) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(3)
+    return [tuple(torch.randint(3, base.spec.vocab_size, (n,), generator=generator).tolist()) for n in lengths]
+
+
+def theirs(reference: Any, prompt: Sequence[int], **how: Any) -> list[int]:
+    """What transformers writes, without the decoder's start."""
+    from transformers import GenerationConfig
+
+    start = reference.config.decoder_start_token_id
+    settings = (
+        {"max_new_tokens": LENGTH, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+        | {"repetition_penalty": PENALTY}
+        | how
+    )
+    config = GenerationConfig(decoder_start_token_id=start, **settings)
+    with torch.no_grad():
+        return reference.generate(torch.tensor([prompt]), generation_config=config)[0, 1:].tolist()
+
+
+def texts(results: Sequence[object]) -> list[list[int]]:
+    return [list(cast(Generation, one).token_ids) for one in results]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"max_step_tokens": 7, "max_rows": 2},
+        {"speculate": True},
+        {"paged": True, "max_step_tokens": 7, "slot_tokens": 400, "cache_bytes": 0},
+        {"slot_tokens": 150, "cache_bytes": 0},
+    ],
+    ids=str,
+)
+def test_greedy_texts_are_transformers_own(loaded: tuple[Any, Base], how: dict[str, Any]) -> None:
+    """Batched, in chunks, in few rows, in blocks, preempted and computed again, guessed ahead."""
+    reference, base = loaded
+    asked = prompts(base)
+    expected = [theirs(reference, prompt) for prompt in asked]
+    assert len({tuple(text) for text in expected}) == len(asked)
+    if "slot_tokens" in how:
+        main = base.spec.main
+        token_bytes = 2 * 4 * main.layers * main.kv_heads * main.head_dim
+        tokens, how = how["slot_tokens"], {name: value for name, value in how.items() if name != "slot_tokens"}
+        how["slot_bytes"] = tokens * token_bytes
+    requests: list[Request] = [Generate(prompt, SAMPLING) for prompt in asked]
+    with Engine(base, **how) as engine:
+        assert texts(engine.run(requests)) == expected
+        assert texts(engine.run(requests[::-1])) == expected[::-1]
+        stats = engine.stats()
+        assert (stats.prefix_hits > 0) == ("cache_bytes" not in how)
+        assert (stats.preemptions > 0) == (how.get("slot_bytes") is not None and "paged" not in how)
+
+
+def test_what_is_read_is_shared_whole_and_by_one_tenant_only(loaded: tuple[Any, Base]) -> None:
+    _, base = loaded
+    prompt = prompts(base)[1]
+    with Engine(base) as engine:
+        cached = [
+            engine.run([Generate(tokens, SAMPLING, tenant=tenant)])[0].usage.cached_tokens
+            for tokens, tenant in ((prompt, "a"), (prompt, "a"), (prompt, "b"), (prompt[:-1], "a"), (prompt[:-1], "a"))
+        ]
+    assert cached == [0, len(prompt), 0, 0, len(prompt) - 1]
+
+
+def test_scores_are_the_loss_of_each_output(loaded: tuple[Any, Base]) -> None:
+    reference, base = loaded
+    source, *outputs = prompts(base, (30, 4, 1, 9))
+    expected: list[float] = []
+    for output in outputs:
+        with torch.no_grad():
+            loss = reference(torch.tensor([source]), labels=torch.tensor([output])).loss
+        expected.append(-float(loss) * len(output))
+    more: list[dict[str, Any]] = [{}, {"max_step_tokens": 5}, {"paged": True, "slot_bytes": 1 << 20, "cache_bytes": 0}]
+    for how in more:
+        with Engine(base, **how) as engine:
+            [found] = engine.run([Score(source, tuple(outputs))])
+        assert cast(Scores, found).totals == pytest.approx(expected, rel=1e-5)
+
+
+def test_embeddings_are_of_the_encoders_states(loaded: tuple[Any, Base]) -> None:
+    reference, base = loaded
+    asked = prompts(base)
+    with Engine(base, max_step_tokens=16) as engine:
+        mixed: list[Request] = [Embed(prompt, normalise=False) for prompt in asked]
+        found = engine.run([*mixed, Generate(asked[0], SAMPLING), Embed(asked[1], "last", 1, normalise=False)])
+    encoder = reference.get_encoder()
+    for prompt, one in zip(asked, found, strict=False):
+        with torch.no_grad():
+            states = encoder(torch.tensor([prompt])).last_hidden_state[0]
+        torch.testing.assert_close(torch.tensor(cast(Embedding, one).vector), states.mean(0), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        hidden = encoder(torch.tensor([asked[1]]), output_hidden_states=True).hidden_states[1][0, -1]
+    torch.testing.assert_close(torch.tensor(cast(Embedding, found[-1]).vector), hidden, rtol=1e-4, atol=1e-5)
+    assert texts([found[-2]]) == [theirs(reference, asked[0])]
+
+
+def test_a_first_token_may_be_forced_and_some_never_come(tmp_path: Path) -> None:
+    """`forced_bos_token_id` and `bad_words_ids` of generation_config.json; penalties look at the text written."""
+    reference, plain = pair(tmp_path / "plain", "bart")
+    prompt = prompts(plain)[2]
+    never = [[token] for token in theirs(reference, prompt)[:2]]
+    reference, base = pair(tmp_path / "forced", "bart", forced_bos_token_id=11, bad_words_ids=never)
+    assert base.decoder_start == (2, 11)
+    expected = theirs(reference, prompt, forced_bos_token_id=11, bad_words_ids=never)
+    sampling = Sampling(max_tokens=LENGTH - 1, ignore_eos=True, repetition_penalty=PENALTY)
+    with Engine(base) as engine:
+        found = texts(engine.run([Generate(prompt, sampling), Generate(prompt, SAMPLING)]))
+    assert [11, *found[0]] == expected
+    assert not {token for [token] in never} & set(found[1])
+    assert len(expected) == LENGTH
+
+
+def test_what_it_cannot_do_is_refused(loaded: tuple[Any, Base]) -> None:
+    _, base = loaded
+    [prompt] = prompts(base, (4,))
+    room = base.spec.main.context_length - 1
+    with Engine(base) as engine:
+        [whole] = engine.run([Generate(prompt, Sampling(max_tokens=None, ignore_eos=True))])
+        assert len(cast(Generation, whole).token_ids) == room
+        for request, error, words in (
+            (Generate(prompt, Sampling(max_tokens=room + 1)), ContextLengthExceeded, "the decoder of .* writes"),
+            (Generate(prompt * 200), ContextLengthExceeded, "the encoder of .* reads"),
+            (Generate(prompt, Sampling(4, prompt_logprobs=1)), RequestError, "no log-probabilities"),
+        ):
+            with pytest.raises(error, match=words):
+                engine.run([request])
+        with pytest.raises(UsageError, match="soft prompts are for decoders alone"):
+            engine.load_soft_prompt("p", torch.zeros(4, base.spec.hidden_size))
