@@ -13,6 +13,7 @@ from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
+from bedplate.models.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def _no_config(directory: Path) -> str:
 def _other_type(directory: Path) -> str:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    return "supported are: bert, llama"
+    return f"supported are: {', '.join(sorted(name for format_, name in FAMILIES if format_ == 'hf'))}\n"
 
 
 def _truncated(directory: Path) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.forked import CONTEXT
+from tests.inference.native.native_builds import build_beside
 from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
@@ -475,15 +477,6 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
 # Building
 
 
-def _build(home: str, compiler_path: str, both: Any, queue: Any) -> None:
-    import os
-
-    os.environ |= {"BEDPLATE_HOME": home, "CXX": compiler_path}
-    both.wait(240)
-    built = compiler.build(None)
-    queue.put(built if isinstance(built, str) else (str(built.path), built.path.stat().st_mtime_ns))
-
-
 def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
     found, calls = compiler.find_compiler(), tmp_path / "calls"
     assert found is not None
@@ -491,10 +484,9 @@ def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
     said = f'[ "$1" = --version ] || {{ echo compiled >> {calls}; sleep 1; }}'
     counting.write_text(f'#!/bin/sh\n{said}\nexec {shlex.join(found)} "$@"\n')
     counting.chmod(0o755)
-    context = multiprocessing.get_context("spawn")
-    queue, both = context.Queue(), context.Barrier(2)
+    queue, both = CONTEXT.Queue(), CONTEXT.Barrier(2)
     arguments = (str(tmp_path / "home"), str(counting), both, queue)
-    processes = [context.Process(target=_build, args=arguments) for _ in range(2)]
+    processes = [CONTEXT.Process(target=build_beside, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     first, second = (queue.get(timeout=240) for _ in processes)
