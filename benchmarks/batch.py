@@ -4,7 +4,7 @@ Engine against engine in one process: ours, llama.cpp's batch API on the same GG
 here) as one static batch and with its continuous batching. Beside it the whole of our server over HTTP on the same
 cores, with the share of the time that the load client's own process took.
 
-usage: batch.py [--weights int4] [--repeats 3] [--no-http]
+usage: batch.py [--base gemma3-270m] [--weights int4] [--repeats 3] [--no-http]
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.base import locate
 from comparison import Row, interleaved, report, start
 from peers import (
-    BASE,
     THREADS,
     LlamaCppBatch,
     Transformers,
+    add_base,
     exported,
     fastest,
     generations,
     our_base,
     prompt_tokens,
+    titled,
     versions_of_peers,
 )
 from servers import load, running
@@ -42,13 +43,14 @@ def main() -> None:
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-http", action="store_true")
+    add_base(parser)
     started = start(parser)
     arguments = started.options
     versions = versions_of_peers()
-    path, base = locate(BASE), our_base()
+    path, base = locate(arguments.base), our_base(arguments.base)
     prompts = [prompt_tokens(PROMPT, base.spec.vocab_size, seed) for seed in range(SEQUENCES)]
     with (
-        exported() as directory,
+        exported(base=arguments.base) as directory,
         Engine(base, weights=arguments.weights, max_rows=SEQUENCES, speculate=False) as engine,
     ):
         llama = LlamaCppBatch(path, SEQUENCES, PROMPT + OUTPUT)
@@ -87,24 +89,25 @@ def main() -> None:
     print(roof.decode(base.spec, arguments.weights, context, SEQUENCES, speed["ours"], started.machine))
     if parts is not None:
         print(parts)
-    goal = goals.of(started.machine.level)
+    goal = goals.of_base(started.machine.level, arguments.base)
     peers = (
         ("batch16", "llama.cpp", "llama-cpp-python", goal["batch16"], ""),
         ("batch16_static", "transformers, static", "transformers", goal["batch16_transformers"], dtype),
         ("batch16_continuous", "transformers, continuous", "transformers", goal["batch16_transformers"], dtype),
     )
     rows = [
-        Row(n, speed["ours"], speed[p], "tokens/s", p, versions[v], goal=g, peer_setting=s) for n, p, v, g, s in peers
+        Row(titled(arguments.base, n), speed["ours"], speed[p], "tokens/s", p, versions[v], goal=g, peer_setting=s)
+        for n, p, v, g, s in peers
     ]
     if not arguments.no_http:
-        over_http(arguments.weights, arguments.repeats, speed["ours"])
+        over_http(arguments.base, arguments.weights, arguments.repeats, speed["ours"])
     report(rows)
 
 
-def over_http(weights: str, repeats: int, engine_speed: float) -> None:
+def over_http(base: str, weights: str, repeats: int, engine_speed: float) -> None:
     """Prints the whole server's speed, the load client on the same cores."""
-    with running(BASE, "--dtype", "bfloat16", "--weights", weights, "--allow-other-weights") as url:
-        speed, share = load(url, [BASE], repeats)
+    with running(base, "--dtype", "bfloat16", "--weights", weights, "--allow-other-weights") as url:
+        speed, share = load(url, [base], repeats)
     print(
         f"the same over HTTP: {speed:.0f} tokens/s, {speed / engine_speed:.2f} of the engine alone; the load client "
         f"computed {100 * share:.0f}% of one core's time"

@@ -3,7 +3,7 @@ per second; and how far that is from reading the weights at the memory's bandwid
 
 Each turn runs the prompt alone and then the prompt with its continuation; the difference is the decode.
 
-usage: decode.py [--tokens 128] [--repeats 5] [--weights int4]
+usage: decode.py [--base gemma3-270m] [--tokens 128] [--repeats 5] [--weights int4]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import goals
 import roof
 import sampling
 from comparison import interleaved, report, start
-from peers import THREADS, LlamaCpp, Transformers, contest
+from peers import THREADS, LlamaCpp, Transformers, add_base, contest
 
 PROMPT, TRIAL = 512, 16
 
@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--weights", default="int4", choices=("bfloat16", "int8", "int4"))
+    add_base(parser)
     started = start(parser)
     arguments = started.options
     count: int = arguments.tokens
-    with contest(PROMPT, arguments.weights, trial) as sides:
+    with contest(PROMPT, arguments.weights, trial, arguments.base) as sides:
 
         def whole(peer: LlamaCpp | Transformers) -> Callable[[], None]:
             def run() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
         print(roof.decode(spec, arguments.weights, context, 1, speed["ours"], started.machine))
         if arguments.profile:
             print(sampling.largest_parts(lambda: sides.ours(count + 1)))
-        report(sides.rows("decode", speed, goals.of(started.machine.level)["decode"]))
+        report(sides.rows("decode", speed, goals.of_base(started.machine.level, arguments.base)["decode"]))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def their_step(part: Experts, dtype: torch.dtype, rows: list[list[int]], product
     """The same of transformers, rows unpadded, with torch's own AdamW."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": DENSE.hidden_size,
         "num_hidden_layers": DENSE.layers,
@@ -78,7 +78,8 @@ def their_step(part: Experts, dtype: torch.dtype, rows: list[list[int]], product
     torch.manual_seed(0)
     config: Any = MixtralConfig(**sizes)
     config._experts_implementation = products
-    model = MixtralForCausalLM(config).to(dtype).train()
+    model: Any = MixtralForCausalLM(config)
+    model.to(dtype).train()
     adamw = torch.optim.AdamW(model.parameters(), lr=CONFIG.learning_rate, fused=True)
     tokens = torch.tensor(rows)
 

@@ -23,6 +23,17 @@ GOALS: Mapping[str, Mapping[str, float | None]] = {
 """By the level of our kernel. Levels that are not here are held to none."""
 
 
+OF_BASES: Mapping[str, Mapping[str, float | None]] = {
+    "gemma3-270m": {"prefill": 3.0, "decode": 1.3, "batch16": 3.0},
+}
+"""Where a base has goals of its own against llama.cpp, at every level; what is not here is held to none."""
+
+
+def of_base(level: str, base: str) -> Mapping[str, float | None]:
+    """The goals of a base: of the one that the levels' goals are for, unless it has its own."""
+    return of(level) if base not in OF_BASES else dict.fromkeys(WORK) | OF_BASES[base]
+
+
 def of(level: str) -> Mapping[str, float | None]:
     """The goals of a level, under each name that a kernel gives it (`avx512_vnni_bf16`, `avx2_vnni`)."""
     if level.startswith("avx512"):

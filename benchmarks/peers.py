@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import warnings
@@ -24,14 +25,25 @@ from comparison import Row, best_seconds, need
 THREADS = torch.get_num_threads()
 """One for each core, as torch finds them (or OMP_NUM_THREADS says): every contestant gets as many."""
 BASE = "smollm2-135m"
+BASES = (BASE, "gemma3-270m")
 DTYPES = ("float32", "bfloat16")
 _T = TypeVar("_T")
 
 
-def our_base() -> Base:
+def add_base(parser: argparse.ArgumentParser) -> None:
+    """The option that says which base of the catalogue is compared."""
+    parser.add_argument("--base", default=BASE, choices=BASES)
+
+
+def titled(base: str, name: str) -> str:
+    """A row's name: the base stands before it where it is another one."""
+    return name if base == BASE else f"{base} {name}"
+
+
+def our_base(name: str = BASE) -> Base:
     """The base as the native kernel takes it, on every machine: what is compared is int4 from the same GGUF, and which
     dtype would be chosen without being asked is another question (defaults.py)."""
-    return load_base(locate(BASE), dtype="bfloat16")
+    return load_base(locate(name), dtype="bfloat16")
 
 
 def fastest(make: Callable[[str], _T], trial: Callable[[_T], object]) -> tuple[_T, str]:
@@ -177,10 +189,10 @@ class Transformers:
 
 
 @contextmanager
-def exported(dtype: str = "float32") -> Generator[Path]:
+def exported(dtype: str = "float32", base: str = BASE) -> Generator[Path]:
     """The base as a directory that transformers loads."""
     with tempfile.TemporaryDirectory() as scratch:
-        yield export_base(load_base(locate(BASE), dtype=dtype), Path(scratch) / "base")
+        yield export_base(load_base(locate(base), dtype=dtype), Path(scratch) / "base")
 
 
 def generations(prompts: Sequence[Sequence[int]], count: int, adapters: Sequence[str | None] = ()) -> list[Generate]:
@@ -200,6 +212,7 @@ class Contest:
     transformers: Transformers
     dtype: str
     versions: dict[str, str]
+    base: str = BASE
     _seeds: Iterator[int] = field(default_factory=count)
 
     def ours(self, length: int) -> None:
@@ -218,7 +231,7 @@ class Contest:
         }
         return [
             Row(
-                title,
+                titled(self.base, title),
                 speed["ours"],
                 speed[peer],
                 "tokens/s",
@@ -247,12 +260,14 @@ def versions_of_peers() -> dict[str, str]:
 
 
 @contextmanager
-def contest(prompt: int, weights: str, trial: Callable[[Transformers, Sequence[int]], object]) -> Generator[Contest]:
-    """SmolLM2-135M as ours (with weights of this form, no guessing), llama.cpp's and transformers', and `prompt` tokens
+def contest(
+    prompt: int, weights: str, trial: Callable[[Transformers, Sequence[int]], object], name: str = BASE
+) -> Generator[Contest]:
+    """One base as ours (with weights of this form, no guessing), llama.cpp's and transformers', and `prompt` tokens
     to begin with. trial: what transformers' dtype is chosen by."""
     versions = versions_of_peers()
-    path, base = locate(BASE), our_base()
+    path, base = locate(name), our_base(name)
     tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
-    with exported() as directory, Engine(base, weights=weights, speculate=False) as engine:
+    with exported(base=name) as directory, Engine(base, weights=weights, speculate=False) as engine:
         peer, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda one: trial(one, tokens))
-        yield Contest(engine, tokens, LlamaCpp(path), peer, dtype, versions)
+        yield Contest(engine, tokens, LlamaCpp(path), peer, dtype, versions, name)

@@ -104,6 +104,12 @@ def vader_amazon() -> Path:
     return _real("vader-amazon")
 
 
+@pytest.fixture(scope="session")
+def vader_news() -> Path:
+    """Rated editorial sentences: prose, a tab-separated file."""
+    return _real("vader-news")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import sys
 

@@ -104,7 +104,7 @@ def test_an_adapter_of_peft_is_read(family: str, tmp_path: Path) -> None:
 def test_rows_with_different_adapters_are_separate_runs(flat: bool, tmp_path: Path) -> None:
     """On experts, linears and the latents' product, whose absorbed form needs the weights themselves."""
     _, base = pair("deepseek_v3", tmp_path)
-    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up"))
+    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up", "shared.down"))
     bank = a_bank(base, 2)
     slots = [bank.add(config, filled(bank, config, seed)) for seed in (1, 2)]
     rows = [slots[0], -1, slots[1]]

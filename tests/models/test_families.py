@@ -201,8 +201,11 @@ def test_partners_are_each_others_and_are_there() -> None:
         assert family.key == key
         for partner in family.partners:
             assert key in FAMILIES[partner].partners
-            assert in_format(family, partner[0]) is FAMILIES[partner]
-            assert FAMILIES[partner].name == family.name
+            # of several (Mistral's files are llama's in GGUF) the first is what it is written as, and called
+            first = next(one for one in family.partners if one[0] == partner[0])
+            assert in_format(family, partner[0]) is FAMILIES[first]
+            if in_format(FAMILIES[partner], key[0]) is family and in_format(family, partner[0]) is FAMILIES[partner]:
+                assert FAMILIES[partner].name == family.name
         assert in_format(family, key[0]) is family
         assert in_format(family, "no such format") is None
 

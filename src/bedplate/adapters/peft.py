@@ -26,6 +26,7 @@ from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.written import spec_of, spec_text
 
+TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
 CONFIG_FILE = "adapter_config.json"
 TENSORS_FILE = "adapter_model.safetensors"
 SPEC = "bedplate.spec"
@@ -67,7 +68,7 @@ def peft_files(
     weights: WeightMap,
     *,
     base_name: str,
-    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    task_type: TaskType = "CAUSAL_LM",
     spec: TextSpec | None = None,
 ) -> dict[str, bytes]:
     """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table. spec: of
@@ -123,6 +124,13 @@ def _stored_tensors(
     return found
 
 
+def task_type_of(weights: WeightMap) -> TaskType:
+    """What peft wraps a model of a family as."""
+    if weights.to_external("decoder.layers.0.cross.q.weight") is not None:
+        return "SEQ_2_SEQ_LM"
+    return "FEATURE_EXTRACTION" if weights.to_external("lm_head.weight") is None else "CAUSAL_LM"
+
+
 def write_peft(
     directory: Path,
     config: LoraConfig,
@@ -130,7 +138,7 @@ def write_peft(
     weights: WeightMap,
     *,
     base_name: str,
-    task_type: Literal["CAUSAL_LM", "FEATURE_EXTRACTION"] = "CAUSAL_LM",
+    task_type: TaskType = "CAUSAL_LM",
     spec: TextSpec | None = None,
 ) -> None:
     """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
@@ -243,7 +251,8 @@ def _named_tensors(
         parameter = experts.get(found["module"])
         name = found["module"] + ".weight" if parameter is None else parameter
         ours = name if parameter is None and weights.is_group(name) else weights.from_external(name, known)
-        if ours is None or not (ours.startswith("layers.") or ours == name) or "norm" in ours.split(".")[-2]:
+        inside = ours is not None and ("layers" in ours.split(".") or ours == name)
+        if ours is None or not inside or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
         name = f"{module}.{found['side'] or MAGNITUDE}"

@@ -59,7 +59,7 @@ def generate(
                 messages.insert(0, {"role": "system", "content": system})
             tokens = model.tokenizer.encode_chat(messages)
         else:
-            tokens = [*model.tokenizer.prompt_start, *model.tokenizer.encode(text)]
+            tokens = model.tokenizer.encode_prompt(text)
         stream = model.engine.submit(Generate(tuple(tokens), sampling))
         for step in stream:
             if not as_json:

@@ -108,9 +108,15 @@ class EncoderDecoder(Model):
         if not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)
 
-    def encode(self, inputs: Inputs, capture: Collection[str] = (), depth: int | None = None) -> Outputs:
+    def encode(
+        self,
+        inputs: Inputs,
+        attend: Attend | None = None,
+        capture: Collection[str] = (),
+        depth: int | None = None,
+    ) -> Outputs:
         """The encoder's states [B, S, D] of what it reads; with `depth`, after that many of its blocks."""
-        attend = row_or_segment_attention(inputs.segments, causal=False)
+        attend = row_or_segment_attention(inputs.segments, causal=False) if attend is None else attend
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
     def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

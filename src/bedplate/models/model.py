@@ -33,9 +33,16 @@ class Model(nn.Module, ABC):
     ) -> Outputs:
         """Hidden states [B, T, D]: of the last block, or after `depth` blocks; those named in `capture` beside them."""
 
-    def encode(self, inputs: Inputs, capture: Collection[str] = (), depth: int | None = None) -> Outputs:
-        """The states of what is read: for all but an encoder–decoder, those that it has anyway."""
-        return self(inputs, None, capture, depth)
+    def encode(
+        self,
+        inputs: Inputs,
+        attend: Attend | None = None,
+        capture: Collection[str] = (),
+        depth: int | None = None,
+    ) -> Outputs:
+        """The states of what is read: for all but an encoder–decoder, those that it has anyway. attend: who sees whom,
+        where that is not for `inputs.segments` to say."""
+        return self(inputs, attend, capture, depth)
 
     def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each of a decoder's layers, the keys and values of an encoder's states. UsageError without an encoder."""

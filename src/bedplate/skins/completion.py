@@ -43,11 +43,13 @@ def completion_tokens(
 ) -> tuple[list[int], list[int]]:
     """Ids of the prompt, exactly as generation is given them, and of the answer with the token that ends it.
 
-    plain: the answer's ids are those of the joined text where it begins with the prompt's, else the answer's own. chat:
-    as the template writes an answer. ContextLengthExceeded for more than `limit` in all, TemplateError where the chat
-    template writes the prompt differently before an answer.
+    plain: the answer's ids are those of the joined text where it begins with the prompt's, else the answer's own; an
+    encoder–decoder's answer is a text of its own. chat: as the template writes an answer. ContextLengthExceeded for
+    more than `limit` in all, TemplateError where the chat template writes the prompt differently before an answer.
     """
     found = prompt.text(inputs, demonstrations)
+    if isinstance(found, str) and tokenizer.answers_apart:
+        return prompt.tokens(tokenizer, inputs, demonstrations, limit=limit), tokenizer.encode_answer(answer)
     if isinstance(found, str):
         ids = prompt.tokens(tokenizer, inputs, demonstrations)
         start = len(tokenizer.prompt_start)

@@ -15,7 +15,7 @@ from typing import cast
 from bedplate.adapters import ADAPTERS
 from bedplate.adapters.head import HEAD_FILE, read_head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec
+from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec, task_type_of
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.errors import BedplateError, SkinError
@@ -67,13 +67,13 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files[DEMONSTRATIONS_FILE] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if skin.lora is not None:
         family = family_of(skin.base.family)
-        encoder = family.weights.to_external("lm_head.weight") is None
+        weights = family.weights_with(skin.lora.tensors)
         files |= peft_files(
             skin.lora.config,
             skin.lora.tensors,
-            family.weights,
+            weights,
             base_name=skin.base.name,
-            task_type="FEATURE_EXTRACTION" if encoder else "CAUSAL_LM",
+            task_type=task_type_of(weights),
             spec=skin.lora.spec,
         )
     if skin.probe is not None:

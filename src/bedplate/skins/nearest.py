@@ -19,7 +19,8 @@ _TENSOR = "vectors"
 _UNIT = 1e-3
 """How far from 1 a vector's length may be."""
 
-PoolPooling = Literal["mean", "first"]
+PoolPooling = Literal["mean", "first", "own"]
+"""How texts of an index are pooled; own: as the base's own library makes vectors of them."""
 
 
 def check_vectors(vectors: np.ndarray, count: int, k: int, what: str) -> None:

@@ -140,13 +140,17 @@ class Prompt:
         """Prompt ids, and the ids of each label's continuation, tokenised jointly with the prompt.
 
         Prompt ids followed by a continuation's are exactly the ids of the joined text. Where the two would merge at a
-        white space, that space is moved into the continuations. ContextLengthExceeded when the prompt with the longest
+        white space, that space is moved into the continuations. For an encoder–decoder each continuation is a text of
+        its own, with the token that ends it. ContextLengthExceeded when the prompt with the longest
         continuation has more than `limit` tokens.
         """
         found = self.text(inputs, demonstrations, passages)
         if not output.continuations:
             raise SkinError("this output names no text to score for its labels; give it continuations")
         if isinstance(found, str):
+            if tokenizer.answers_apart:
+                prompt = self._encode(tokenizer, found)
+                return _within(prompt, 0, limit), tuple(tuple(tokenizer.encode_answer(c)) for c in output.continuations)
             self.check_continuations(output.continuations)
             prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), found, output.continuations)
         else:
@@ -164,6 +168,8 @@ class Prompt:
 
         `fields`: the input names, when the template does not name each of them.
         """
+        if tokenizer.answers_apart:  # what an encoder reads has no beginning that stays the same
+            return []
         names = sorted(self.variables - GIVEN) if fields is None else list(fields)
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
         prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
@@ -187,7 +193,7 @@ class Prompt:
         if not isinstance(prompt, str):
             return tokenizer.encode_chat(prompt)
         _refuse_control_tokens(tokenizer, self.template)
-        return [*tokenizer.prompt_start, *tokenizer.encode(prompt, parse_special=False)]
+        return tokenizer.encode_prompt(prompt, parse_special=False)
 
 
 def _texts(inputs: Values) -> dict[str, str]:

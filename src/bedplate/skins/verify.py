@@ -30,6 +30,8 @@ class OnBase(Protocol):
     def model(self) -> nn.Module: ...
     @property
     def dtype(self) -> torch.dtype: ...
+    @property
+    def embedding_size(self) -> int: ...
 
 
 def verify_skin(
@@ -62,7 +64,7 @@ def verify_embedder(
     """Check that `base` is what embedded the pool of a skin with a second base, as `verify_skin` does for the first."""
     assert skin.embedder is not None
     check_base(skin.name, skin.embedder, "plain", base)
-    _check_pool(skin, base.spec)
+    _check_pool(skin, base)
     held = weights or dtype_name(base.dtype)
     return check_judged(skin.name, skin.embedded_with, held, kernel, allow_other_weights, dtype_name(base.dtype))
 
@@ -138,20 +140,23 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
         if skin.probe.head.weight.shape[1] != spec.hidden_size:
             raise _sizes(skin.name, f"a head for features of size {skin.probe.head.weight.shape[1]}", spec.hidden_size)
     if skin.embedder is None:
-        _check_pool(skin, spec)
+        _check_pool(skin, base)
     if isinstance(skin.output, EmbeddingOutput):
         _check_depth(skin.name, skin.output.depth or 0, spec)
-        if (skin.output.dimensions or 0) > spec.hidden_size:
-            raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", spec.hidden_size)
+        own = skin.output.pooling is None and skin.output.depth is None
+        size = base.embedding_size if own else spec.hidden_size
+        if (skin.output.dimensions or 0) > size:
+            raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", size)
 
 
-def _check_pool(skin: Skin, spec: TextSpec) -> None:
+def _check_pool(skin: Skin, base: OnBase) -> None:
     pool = skin.index
     if pool is None:
         return
-    _check_depth(skin.name, pool.depth or 0, spec)
-    if pool.size != spec.hidden_size:
-        raise _sizes(skin.name, f"an index of vectors of size {pool.size}", spec.hidden_size)
+    _check_depth(skin.name, pool.depth or 0, base.spec)
+    size = base.embedding_size if pool.pooling == "own" else base.spec.hidden_size
+    if pool.size != size:
+        raise _sizes(skin.name, f"an index of vectors of size {pool.size}", size)
 
 
 def _check_depth(name: str, depth: int, spec: TextSpec) -> None:

@@ -7,6 +7,7 @@ The work is done by the `tokenizers` library. Special tokens written in plain te
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,20 @@ from bedplate.text.sandbox import MARK_VARIABLE
 from bedplate.text.training_chat import TrainingChat, conversation
 
 
+@dataclass(frozen=True)
+class Around:
+    """What stands around whole texts: before and behind a prompt, and before an answer."""
+
+    prompt_start: tuple[int, ...]
+    prompt_end: tuple[int, ...]
+    answer_start: tuple[int, ...]
+
+
 class Tokenizer:
     """One tokenizer. Immutable; safe to share between threads."""
 
-    def __init__(self, made_of: tokenizer_parts.TokenizerParts) -> None:
+    def __init__(self, made_of: tokenizer_parts.TokenizerParts, around: Around | None = None) -> None:
+        self._around = around
         self._parts = made_of
         self._backend = made_of.backend
         self._decoding = Decoding(made_of.backend)
@@ -45,6 +56,15 @@ class Tokenizer:
     def from_directory(cls, directory: Path | str) -> Tokenizer:
         """From a Hugging Face directory. Raises TokenizerError for files that are missing or corrupt."""
         return cls(parts_from_directory(Path(directory)))
+
+    def for_encoder(self, first_is_forced: bool) -> Tokenizer:
+        """The same for an encoder–decoder: prompts and answers are whole texts, each with what the post-processor sets
+        around it. first_is_forced: an answer's first token is the decoder's start's, and no part of it."""
+        inside, whole = self.encode("a"), self.encode("a", add_special_tokens=True)
+        places = range(len(whole) - len(inside) + 1)
+        at = next((i for i in places if whole[i : i + len(inside)] == inside), 0)
+        before, after = tuple(whole[:at]), tuple(whole[at + len(inside) :])
+        return Tokenizer(self._parts, Around(before, after, () if first_is_forced else before))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -106,9 +126,31 @@ class Tokenizer:
     @cached_property
     def prompt_start(self) -> tuple[int, ...]:
         """The ids that a plain prompt begins with: BOS where the post-processor sets it, else nothing. (An end token
-        that a post-processor sets does not belong in a prompt.)"""
+        that a post-processor sets does not belong in a prompt that is continued.)"""
+        if self._around is not None:
+            return self._around.prompt_start
         starts = self.encode("a", add_special_tokens=True)[:1]
         return (self.bos_id,) if self.bos_id is not None and starts == [self.bos_id] else ()
+
+    @property
+    def prompt_end(self) -> tuple[int, ...]:
+        """The ids that a plain prompt ends with: none, unless an encoder reads it as a whole text."""
+        return () if self._around is None else self._around.prompt_end
+
+    @property
+    def answers_apart(self) -> bool:
+        """Whether an answer is a text of its own, for a decoder beside the encoder that reads the prompt."""
+        return self._around is not None
+
+    def encode_prompt(self, text: str, *, parse_special: bool = True) -> list[int]:
+        """The ids of a plain prompt: of the text, and what begins and ends it."""
+        return [*self.prompt_start, *self.encode(text, parse_special=parse_special), *self.prompt_end]
+
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of an answer that is a text of its own (`answers_apart`), with the token that ends it."""
+        start = () if self._around is None else self._around.answer_start
+        ends = [] if self.eos_id is None else [self.eos_id]
+        return [*start, *self.encode(text.strip(), parse_special=False), *ends]
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = False, parse_special: bool = True

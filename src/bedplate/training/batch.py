@@ -20,12 +20,15 @@ NO_TARGET = -100
 class TrainingExample:
     """Token ids with the ones to be learned: `loss[i]` says that token i is predicted from the tokens before it.
 
+    source: what an encoder reads, where there is one; the tokens are then the decoder's.
+
     Raises DataError when the two differ in length, none carries loss, or the first does (nothing stands before it).
     """
 
     ids: tuple[int, ...]
     loss: tuple[bool, ...]
     id: str
+    source: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.loss):
@@ -67,7 +70,8 @@ class PackedBatch:
     tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the token that
     follows in the same document where it carries loss, else −100; learned: int64 [N], where those are in the flattened
     rows. ids: the examples (or pieces) by row and segment; lengths: tokens of each in these rows, after those of the
-    prefix that they share; losses: tokens of each that carry loss.
+    prefix that they share; losses: tokens of each that carry loss. sources, source_segments: int64 [B, S], what an
+    encoder reads for each, under its number.
     """
 
     tokens: Tensor
@@ -78,6 +82,8 @@ class PackedBatch:
     ids: tuple[str, ...]
     lengths: tuple[int, ...]
     losses: tuple[int, ...]
+    sources: Tensor | None = None
+    source_segments: Tensor | None = None
 
     @classmethod
     def of(
@@ -97,7 +103,8 @@ class PackedBatch:
     @property
     def inputs(self) -> Inputs:
         """The model's side of the batch."""
-        return Inputs(self.tokens, self.positions, self.segments)
+        read = None if self.sources is None else Inputs(self.sources, segments=self.source_segments)
+        return Inputs(self.tokens, self.positions, self.segments, encoder=read)
 
     @property
     def token_count(self) -> int:
@@ -111,7 +118,8 @@ class PackedBatch:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        return {"tokens": self.token_count, "targets": self.target_count}
+        read = 0 if self.sources is None else self.sources.numel()
+        return {"tokens": self.token_count + read, "targets": self.target_count}
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, its subclasses' tensors as well."""

@@ -17,6 +17,15 @@ def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str
     return TrainingExample((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion), id)
 
 
+def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence[int], id: str) -> TrainingExample:
+    """For an encoder–decoder: the encoder reads `source`, and after its start the decoder learns the answer's tokens.
+    Raises DataError when one is empty."""
+    if not start or not source or not answer:
+        raise DataError(f"example {id!r}: its {'answer' if source else 'prompt'} is empty")
+    loss = (False,) * len(start) + (True,) * len(answer)
+    return TrainingExample((*start, *answer), loss, id, tuple(source))
+
+
 def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
     """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
 

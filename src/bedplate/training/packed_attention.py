@@ -51,6 +51,8 @@ class TokenBlock:
 def training_attention(batch: PackedBatch, dtype: torch.dtype) -> Attend:
     """How to attend while training: on CPU in blocks where one row has no padding, else as the model does; elsewhere by
     a mask, since the others would read lengths back from the device."""
+    if batch.sources is not None:  # layers may want more than the faster ways do, such as T5's bias
+        return SegmentAttention(batch.segments, causal=True)
     if batch.segments.device.type != "cpu":
         return MaskAttention(batch.segments)
     if len(batch.tokens) == 1 and batch.token_count == batch.tokens.numel():

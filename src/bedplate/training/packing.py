@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -56,6 +56,8 @@ def pack_examples(
         raise DataError("a batch needs at least one example")
     for example in examples:
         check_length(example, context_length)
+    sources = [example.source for example in examples]
+    share_prefix = share_prefix and not any(sources)  # what follows another text is no shared beginning
     prefix = common_prefix(examples) if share_prefix and len(examples) > 1 else 0
     prefix = prefix if prefix >= min_prefix else 0
     tokens = list(examples[0].ids[:prefix])
@@ -66,7 +68,7 @@ def pack_examples(
         following = zip(example.ids[prefix + 1 :], example.loss[prefix + 1 :], strict=True)
         targets += [token if learned else NO_TARGET for token, learned in following]
         targets.append(NO_TARGET)
-    return PackedBatch.of(
+    batch = PackedBatch.of(
         torch.tensor([tokens]),
         torch.tensor([segments]),
         torch.tensor([targets]),
@@ -74,6 +76,14 @@ def pack_examples(
         [prefix, *(len(example.ids) - prefix for example in examples)],
         [sum(example.loss) for example in examples],
     )
+    if not any(sources):
+        return batch
+    if not all(sources):
+        missing = next(example.id for example in examples if not example.source)
+        raise DataError(f"example {missing!r} has no text for the encoder, but others of its batch do")
+    numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(one) for one in sources]))
+    read = torch.tensor([[token for one in sources for token in one]])
+    return replace(batch, sources=read, source_segments=numbers[None])
 
 
 # --- documents in rows of one length

@@ -163,7 +163,7 @@ class ExampleSource(_EpochSource):
         super().__init__(len(examples), batch_size, epochs, shard, content, settings)
 
     def _everything(self) -> Any:
-        return [[e.id, list(e.ids), list(e.loss)] for e in self._examples]
+        return [[e.id, list(e.ids), list(e.loss), *([list(e.source)] if e.source else [])] for e in self._examples]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         size, order = self._step_size, list(range(len(self._examples)))

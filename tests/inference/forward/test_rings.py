@@ -16,7 +16,7 @@ from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.how import How
 from bedplate.models.specs.cache import cache_layout
-from bedplate.models.specs.transformer import LatentAttention
+from bedplate.models.specs.transformer import LatentAttention, TransformerSpec
 
 CPU = torch.device("cpu")
 STEP = 8
@@ -24,12 +24,19 @@ WINDOW = 5
 LATENT = tiny_spec(layers=1, kv_heads=6, head_dim=12, latent=LatentAttention(16, 8, 4, 8))
 
 
+def made(kind: str, spec: TransformerSpec) -> SlotCache | PagedCache:
+    if kind == "slots":
+        return SlotCache(spec, torch.float32, CPU, step=STEP)
+    return PagedCache(spec, torch.float32, CPU, 1 << 20, block=4, step=STEP)
+
+
+@pytest.mark.parametrize("kind", ["slots", "blocks"])
 @settings(max_examples=25, deadline=None)
-@given(st.data())
-def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
+@given(data=st.data())
+def test_bounded_rows_are_as_whole_ones(kind: str, data: st.DataObject) -> None:
     """Rows in steps, some taken back a little, some given to another row by way of the prefix cache."""
     spec = tiny_spec(layers=2, windows=(WINDOW, None))
-    cache = SlotCache(spec, torch.float32, CPU, step=STEP)
+    cache = made(kind, spec)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     wholes = [torch.randn(3, 1, 90, 6, 8, generator=generator) for _ in range(4)]
     done = dict.fromkeys(range(data.draw(st.integers(1, 3))), 0)
@@ -51,14 +58,33 @@ def test_rings_are_as_whole_rows(data: st.DataObject) -> None:
             assert cache.rewinds(span.row, done[span.row])
         if data.draw(st.booleans()):
             row, to = data.draw(st.permutations(range(4)))[:2]
-            at = done.get(row, 0)
-            segment = cache.save(row, 0, at) if at > 1 else None
+            at = done.get(row, 0) // cache.block * cache.block
+            segment = cache.save(row, 0, at) if at > cache.block else None
             if segment is not None:
+                cut = data.draw(st.integers(1, at // cache.block - 1)) * cache.block
+                parts = segment.split(cut)
                 wholes[to], done[to] = wholes[row], at
-                cache.reserve(done)
-                cut = data.draw(st.integers(1, at - 1))
-                for begin, part in zip((0, cut), segment.split(cut), strict=True):
+                cache.free(to)
+                if cache.copies:
+                    cache.reserve(done)
+                for begin, part in zip((0, cut), parts, strict=True):
                     cache.load(to, begin, part, cut if begin == 0 else at - cut)
+                    part.release()
+    for row in done:
+        cache.free(row)
+    assert not isinstance(cache, PagedCache) or all(len(pool.free) == pool.blocks for pool in cache.pools.values())
+
+
+def test_blocks_of_windows_are_let_go() -> None:
+    cache = PagedCache(tiny_spec(layers=2, windows=(WINDOW, None)), torch.float32, CPU, 1 << 20, block=4, step=STEP)
+    assert cache.pools[WINDOW].blocks == cache.blocks // 4
+    for start in range(0, 8 * cache.blocks // 4, STEP):
+        cache.reserve({0: start + STEP})
+        cache.attend([Span(0, start, STEP)])
+        assert cache.pools[WINDOW].blocks - len(cache.pools[WINDOW].free) <= cache._held(start + STEP, WINDOW)
+    assert cache.save(0, 0, STEP) is None
+    assert cache.room([8 * cache.blocks // 4] * 2)
+    assert not cache.room([8 * cache.blocks // 4 + 4] * 2)
 
 
 def test_rings_stay_small_and_say_what_they_have_not() -> None:
@@ -86,15 +112,17 @@ def test_rings_stay_small_and_say_what_they_have_not() -> None:
 
 @pytest.mark.parametrize("kind", ["slots", "blocks"])
 def test_a_latent_is_one_key_and_its_end_the_value(kind: str) -> None:
-    made = SlotCache(LATENT, torch.float32, CPU) if kind == "slots" else PagedCache(LATENT, torch.float32, CPU, 1 << 20)
-    made.reserve({0: 32})
-    assert made.token_bytes == 20 * 4
+    cache = (
+        SlotCache(LATENT, torch.float32, CPU) if kind == "slots" else PagedCache(LATENT, torch.float32, CPU, 1 << 20)
+    )
+    cache.reserve({0: 32})
+    assert cache.token_bytes == 20 * 4
     q, k = torch.randn(1, 32, 6, 20), torch.randn(1, 32, 1, 20)
     whole = RowAttention(causal=True)(0, q, k, k[..., 4:])
     for start, length in ((0, 16), (16, 1), (17, 15)):
         at = slice(start, start + length)
-        found = made.attend([Span(0, start, length)])(0, q[:, at], k[:, at], k[:, at, :, 4:])
+        found = cache.attend([Span(0, start, length)])(0, q[:, at], k[:, at], k[:, at, :, 4:])
         assert_near(found, whole[:, at])
-    segment = made.save(0, 0, 16)
+    segment = cache.save(0, 0, 16)
     assert segment is not None
-    assert segment.nbytes == 16 * made.token_bytes
+    assert segment.nbytes == 16 * cache.token_bytes

@@ -16,6 +16,7 @@ from bedplate.core.files import atomic_write
 from bedplate.core.progress import progress
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.lookup import embed_texts, text_tokens
+from bedplate.models.checkpoints.base import Base
 from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
 from bedplate.skins.neighbours import text_of
 
@@ -73,8 +74,15 @@ def embedders_of(context: Context) -> list[Embedder]:
         for depth in depths:
             name = given if depth is None else f"{given} after {depth} layers"
             pace = pace_of(model.engine, texts, depth)
-            found.append(Embedder(name, None if own else source, "mean", depth, pace))
+            pooling = "mean" if depth is not None else _pooling(model.base)
+            found.append(Embedder(name, None if own else source, pooling, depth, pace))
     return found
+
+
+def _pooling(base: Base) -> PoolPooling:
+    """The mean, unless the base's publisher makes vectors in another way."""
+    spec = None if base.sentence is None else base.sentence.spec
+    return "mean" if spec is None or (spec.poolings == ("mean",) and not spec.denses) else "own"
 
 
 def named_weights(context: Context, given: Sequence[str]) -> list[list[str]]:

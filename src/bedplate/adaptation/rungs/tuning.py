@@ -24,7 +24,7 @@ from bedplate.skins.skin import Skin
 from bedplate.training.arithmetic import token_seconds
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.examples import completion_example
+from bedplate.training.examples import answer_example, completion_example
 from bedplate.training.loop import TrainResult
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import StateFile
@@ -210,7 +210,10 @@ class TuningRung(Rung):
             else:
                 text = answer_text(prompt, output, example.target)
                 ids, answer = completion_tokens(prompt, tokenizer, example.inputs, text, limit=limit)
-            found.append(completion_example(ids, answer, example.id))
+            if tokenizer.answers_apart:
+                found.append(answer_example(context.model.base.decoder_start, ids, answer, example.id))
+            else:
+                found.append(completion_example(ids, answer, example.id))
         return found
 
     @staticmethod

@@ -74,6 +74,8 @@ def accuracies(_: Question, grade: Scored) -> Mapping[str, tuple[float, float]]:
 
 def tokens_of(tokenizer: Tokenizer, context: str, choice: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids of the context and of the choice after it. Spaces at the end of the context belong to the choice."""
+    if tokenizer.answers_apart:  # for an encoder–decoder both are texts of their own
+        return tuple(tokenizer.encode_prompt(context)), tuple(tokenizer.encode(choice))
     text = context.rstrip()
     spaces = context[len(text) :]
     start = tokenizer.prompt_start

@@ -118,7 +118,7 @@ class RefusalPrompt:
         if tokenizer.chat is not None:
             ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
         else:
-            ids = (*tokenizer.prompt_start, *tokenizer.encode(f"Question: {self.text}\nAnswer:"))
+            ids = tuple(tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:"))
         return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
 
     def grade(self, results: Sequence[Result]) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from bedplate.core.errors import RequestError
 from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.suites.suite import Items
 from bedplate.inference.engine.requests import Result, Score, Scores
@@ -25,6 +26,8 @@ class GeneralText:
     def requests(self, model: LocalModel) -> list[Score]:
         """The text, or what is longer than a window in windows that do not overlap; where the base has no BOS, the
         first token of a window is only looked at."""
+        if model.tokenizer.answers_apart:
+            raise RequestError(f"{model.base.name} has an encoder: a text by itself has no likelihood")
         start = model.tokenizer.prompt_start
         window, seen = min(WINDOW, model.base.spec.context_length) - len(start), max(1, len(start))
         ids = tuple(model.tokenizer.encode(self.text, parse_special=False))

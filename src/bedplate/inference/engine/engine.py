@@ -75,7 +75,7 @@ class Engine(Closing):
     ) -> None:
         self.base = base
         causal = "generate" in base.model.can
-        self.bank = Bank(base.model, adapters, hf_name=_hf_names(base)) if causal else None
+        self.bank = Bank(base.model, adapters, hf_name=_hf_names(base))
         self._adapters = Adapters(self._free)
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
@@ -101,8 +101,9 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        # An encoder's documents are not cut, so the longest must fit a step.
-        budget = max_step_tokens if causal else max(max_step_tokens, base.spec.context_length)
+        # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
+        # products of more tokens use more cores.
+        budget = max_step_tokens if causal else max(2 * max_step_tokens, base.spec.context_length)
         scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
@@ -227,8 +228,6 @@ class Engine(Closing):
 
     def load_adapter(self, key: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
         """Makes an adapter available to requests under `key`. A key is never reused for other weights while loaded."""
-        if self.bank is None:
-            raise UsageError(f"{self.base.name} is an encoder; adapters are for decoders")
         with self._compute:
             self._adapters.check_new(key)
             self._adapters.sweep()
@@ -244,7 +243,7 @@ class Engine(Closing):
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
         before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
         of the context."""
-        if self.bank is None:
+        if "generate" not in self.base.model.can:
             raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
         if "encode" in self.base.model.can:
             raise UsageError(f"{self.base.name} is an encoder–decoder; soft prompts are for decoders alone")
@@ -284,10 +283,9 @@ class Engine(Closing):
     def _free(self, loaded: Loaded) -> None:
         """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
         self._tree.drop(loaded)
-        for layers in range(self.base.spec.layers + 1):
+        for layers in range(self.base.spec.deepest + 1):
             self._tree.drop((loaded, layers))
         if loaded.parent is None:
-            assert self.bank is not None
             self._forward.forget(loaded.slot)
             self.bank.remove(loaded.slot)
 
@@ -296,7 +294,7 @@ class Engine(Closing):
 
         What is pinned is everybody's: requests of any tenant that begin so use it.
         """
-        if not tokens or self.bank is None or "encode" in self.base.model.can:
+        if not tokens or "generate" not in self.base.model.can or "encode" in self.base.model.can:
             return
         with self._compute:
             loaded = self._adapters.get(adapter)
@@ -341,8 +339,7 @@ class Engine(Closing):
             self._lock.notify_all()
         self._thread.join()
         self._forward.close()
-        if self.bank is not None:
-            self.bank.close()
+        self.bank.close()
 
 
 def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:

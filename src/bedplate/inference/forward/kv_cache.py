@@ -224,7 +224,7 @@ class SlotCache:
         self.rows, self.capacity = rows, capacity
         each = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.keys, self.values = [nothing] * self._spec.layers, [nothing] * self._spec.layers
+        self.keys, self.values = [nothing] * self._spec.main.layers, [nothing] * self._spec.main.layers
         for one in self._layout:
             found = [next(each[store]) for store in _stores(one)]
             self.keys[one.layer] = found[0]

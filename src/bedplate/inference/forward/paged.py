@@ -30,15 +30,27 @@ from bedplate.models.specs.cache import held
 BLOCK = 16
 
 
+Blocks = dict[int | None, tuple[int, ...]]
+"""Of each window that layers have (None: of those that see everything), blocks in order."""
+WINDOWED = 4
+"""Where some layers see everything, those with a window have room for one token in so many: a running row needs no more
+than its window, and what is saved of earlier tokens for others is let go first."""
+
+
 class PagedSegment:
     """Whole blocks of a sequence, counted as used for as long as this is held; and the states after the last token."""
 
-    def __init__(self, cache: PagedCache, blocks: Sequence[int], snapshot: Snapshot | None = None) -> None:
-        self._cache, self.blocks, self.snapshot = cache, tuple(blocks), snapshot
+    def __init__(self, cache: PagedCache, blocks: Blocks, snapshot: Snapshot | None = None) -> None:
+        self._cache, self.blocks, self.snapshot = cache, blocks, snapshot
+
+    @property
+    def count(self) -> int:
+        """How many blocks its tokens are."""
+        return max(map(len, self.blocks.values()))
 
     @property
     def nbytes(self) -> int:
-        own = len(self.blocks) * self._cache.block * self._cache.token_bytes
+        own = self.count * self._cache.block * self._cache.token_bytes
         return own + (0 if self.snapshot is None else self.snapshot.nbytes)
 
     @property
@@ -47,7 +59,8 @@ class PagedSegment:
 
     def split(self, at: int) -> tuple[PagedSegment, PagedSegment]:
         at //= self._cache.block
-        first, second = PagedSegment(self._cache, self.blocks[:at]), PagedSegment(self._cache, self.blocks[at:])
+        first = PagedSegment(self._cache, {window: blocks[:at] for window, blocks in self.blocks.items()})
+        second = PagedSegment(self._cache, {window: blocks[at:] for window, blocks in self.blocks.items()})
         second.snapshot = self.snapshot
         return first, second
 
@@ -56,12 +69,38 @@ class PagedSegment:
         self._cache.let_go(self.blocks)
 
 
+class Pool:
+    """Blocks of the layers of one window, and how many use each."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+        self.free = list(range(blocks - 1, -1, -1))
+        self._uses = [0] * blocks
+
+    def take(self) -> int:
+        found = self.free.pop()
+        self._uses[found] = 1
+        return found
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """One user more of each."""
+        for block in blocks:
+            self._uses[block] += 1
+
+    def let_go(self, blocks: Sequence[int]) -> None:
+        """One user less of each."""
+        for block in blocks:
+            self._uses[block] -= 1
+            if self._uses[block] == 0:
+                self.free.append(block)
+
+
 class PagedCache:
-    """A pool of blocks. reclaim: asks the prefix cache to let go of so many
-    bytes, and says whether it did. pinned: bytes that it never will."""
+    """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
+    and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
+    to let go of so many bytes, and says whether it did. pinned: bytes that it never will."""
 
     copies = False
-    forgets = False
 
     def __init__(
         self,
@@ -82,27 +121,34 @@ class PagedCache:
         if not of_tokens:
             raise UnsupportedModelError("a cache of blocks is for keys and values, and no layer has any: use slots")
         self.token_bytes = sum(one.values for one in of_tokens) * dtype.itemsize
-        self.blocks = max(limit_bytes // (block * self.token_bytes), 1)
+        self.windows = {one.layer: one.window for one in of_tokens}
+        self.forgets = any(window is not None for window in self.windows.values())
+        each = {window: 1 if window is None else WINDOWED for window in self.windows.values()}
+        each = each if None in each else dict.fromkeys(each, 1)
+        taken = sum(one.values / each[one.window] for one in of_tokens) * dtype.itemsize
+        self.blocks = max(int(limit_bytes // (block * taken)), 1)
+        self.pools = {window: Pool(max(self.blocks // part, 1)) for window, part in each.items()}
         self.dtype, self.device = dtype, device
         self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
         nothing = torch.empty(0, dtype=dtype, device=device)
         self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
         for one in of_tokens:
             latent = one.kind == "latent"  # one key, whose last features are the value
-            keys = self.keys[one.layer] = self._pool(one.heads, one.key_size + one.value_size * latent)
-            self.values[one.layer] = keys[..., one.key_size :] if latent else self._pool(one.heads, one.value_size)
+            keys = self._room(one.window, one.heads, one.key_size + one.value_size * latent)
+            values = keys[..., one.key_size :] if latent else self._room(one.window, one.heads, one.value_size)
+            self.keys[one.layer], self.values[one.layer] = keys, values
         self._reclaim, self._pinned = reclaim, pinned
-        self._free = list(range(self.blocks - 1, -1, -1))
-        self._uses = [0] * self.blocks
-        self._tables: dict[int, list[int]] = {}
+        self._tables: dict[int, dict[int | None, list[int]]] = {}
 
-    def _pool(self, heads: int, size: int) -> Tensor:
+    def _room(self, window: int | None, heads: int, size: int) -> Tensor:
         # Zeros: masked positions take part in products, where NaN would spread.
-        return torch.zeros(self.blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
+        blocks = self.pools[window].blocks
+        return torch.zeros(blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
 
     @property
     def free_blocks(self) -> int:
-        return len(self._free)
+        """Of the layers that see everything, or else of those that have most room."""
+        return len(max(self.pools.values(), key=lambda pool: pool.blocks).free)
 
     def saved_bytes(self, depth: int | None) -> int:
         """Of one saved token: blocks hold all layers, whatever is in them."""
@@ -110,77 +156,112 @@ class PagedCache:
 
     def room(self, lengths: Sequence[int]) -> bool:
         """Whether the rows fit beside what is pinned; shared blocks are counted for each of them, and states, which
-        stand beside the pool, as if they were in it."""
-        each = self.block * self.token_bytes
-        beside = self._pinned() + len(lengths) * self.states.nbytes
-        return len(lengths) <= 1 or sum(self._count(length) for length in lengths) <= self.blocks - beside // each
+        stand beside the pools, as if they were in them."""
+        beside = (self._pinned() + len(lengths) * self.states.nbytes) // (self.block * self.token_bytes)
+        return len(lengths) <= 1 or all(
+            sum(self._held(length, window) for length in lengths) <= pool.blocks - beside
+            for window, pool in self.pools.items()
+        )
+
+    def _held(self, length: int, window: int | None) -> int:
+        """Blocks of a row at most: its window, a step, and as much again that is not saved yet."""
+        count = self._count(length)
+        return count if window is None else min(count, self._count(window + 2 * self.step) + 1)
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
         if self.states and max(lengths, default=-1) >= self.states.rows:
             self.states.reserve(max(max(lengths) + 1, 2 * self.states.rows))
         for row, length in lengths.items():
-            table = self._tables.setdefault(row, [])
-            while len(table) < self._count(length):
-                table.append(self._take())
+            tables = self._row(row)
+            if None in tables:
+                self._grow(tables[None], None, length)
         return {}
+
+    def _row(self, row: int) -> dict[int | None, list[int]]:
+        if row not in self._tables:
+            self._tables[row] = {window: [] for window in self.pools}
+        return self._tables[row]
+
+    def _grow(self, table: list[int], window: int | None, length: int) -> None:
+        while len(table) < self._count(length):
+            table.append(self._take(window))
 
     def _count(self, length: int) -> int:
         return -(-length // self.block)
 
-    def _take(self) -> int:
+    def _take(self, window: int | None) -> int:
+        pool = self.pools[window]
         # A segment's blocks may still be used by rows, so that giving it up frees nothing yet.
-        while not self._free and self._reclaim(self.block * self.token_bytes):
+        while not pool.free and self._reclaim(self.block * self.token_bytes):
             pass
-        if not self._free:
-            raise MemoryError(f"all {self.blocks} blocks of the cache are in use; ask for less at once")
-        found = self._free.pop()
-        self._uses[found] = 1
-        return found
+        if not pool.free:
+            raise MemoryError(f"all {pool.blocks} blocks of the cache are in use; ask for less at once")
+        return pool.take()
 
-    def let_go(self, blocks: Sequence[int]) -> None:
+    def let_go(self, blocks: Blocks) -> None:
         """One user less of each block."""
-        for block in blocks:
-            self._uses[block] -= 1
-            if self._uses[block] == 0:
-                self._free.append(block)
+        for window, of_window in blocks.items():
+            self.pools[window].let_go(of_window)
 
     def rewinds(self, row: int, to: int) -> bool:
-        return to == 0 or self.states.is_at(row, to)
+        if to and not self.states.is_at(row, to):
+            return False
+        tables, b = self._row(row), self.block
+        return all(-1 not in tables[w][max(to - w + 1, 0) // b : self._count(to)] for w in tables if w is not None)
 
-    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> PagedSegment:
-        blocks = self._tables[row][begin // self.block : end // self.block]
-        for block in blocks:
-            self._uses[block] += 1
+    def save(
+        self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
+    ) -> PagedSegment | None:
+        part = slice(begin // self.block, end // self.block)
+        blocks: Blocks = {window: tuple(table[part]) for window, table in self._row(row).items()}
+        if any(-1 in of_window for of_window in blocks.values()):
+            return None
+        for window, of_window in blocks.items():
+            self.pools[window].share(of_window)
         return PagedSegment(self, blocks, self.states.save(row, end, depth) if snapshot else None)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         """Hands over whole blocks. The row has exactly `begin` tokens."""
         assert isinstance(segment, PagedSegment)
-        table = self._tables.setdefault(row, [])
-        assert len(table) * self.block == begin
-        for block in segment.blocks[: count // self.block]:
-            self._uses[block] += 1
-            table.append(block)
+        for window, table in self._row(row).items():
+            assert len(table) * self.block == begin
+            blocks = segment.blocks[window][: count // self.block]
+            self.pools[window].share(blocks)
+            table.extend(blocks)
         if self.states:
             if row >= self.states.rows:
                 self.states.reserve(max(row + 1, 2 * self.states.rows))
-            whole = count == len(segment.blocks) * self.block
+            whole = count == segment.count * self.block
             self.states.load(row, begin + count, segment.snapshot if whole else None)
 
     def free(self, row: int) -> None:
-        self.let_go(self._tables.pop(row, ()))
+        tables = self._tables.pop(row, {})
+        self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
     def attend(self, spans: Sequence[Span]) -> CachedAttend:
+        for span in spans if self.forgets else ():
+            self._move_on(span)
         self.states.begin(spans)
         return PagedAttention(self, spans)
+
+    def _move_on(self, span: Span) -> None:
+        """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
+        not be saved yet, let go."""
+        for window, table in self._row(span.row).items():
+            if window is None:
+                continue
+            gone = max(span.start - window + 1 - self.step, 0) // self.block
+            self.pools[window].let_go([block for block in table[:gone] if block >= 0])
+            table[:gone] = [-1] * len(table[:gone])
+            self._grow(table, window, span.end)
 
     def commit(self) -> None:
         self.states.commit()
 
-    def table(self, row: int) -> Sequence[int]:
-        """The row's blocks, in order."""
-        return self._tables[row]
+    def table(self, row: int, window: int | None = None) -> Sequence[int]:
+        """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        return self._tables[row][window]
 
 
 class PagedAttention:
@@ -189,23 +270,30 @@ class PagedAttention:
     keeps = True
 
     def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
-        self._cache, device, b = cache, cache.device, cache.block
+        self._cache, self._spans = cache, spans
         rows, positions = (index.tolist() for index in span_index(spans, torch.device("cpu")))
-        blocks = [cache.table(row)[at // b] for row, at in zip(rows, positions, strict=True)]
-        self._blocks_N = torch.tensor(blocks, device=device)
-        self._offsets_N = torch.tensor(positions, device=device) % b
+        self._places = list(zip(rows, positions, strict=True))
+        self._offsets_N = torch.tensor(positions, device=cache.device) % cache.block
+        self._blocks: dict[int | None, Tensor] = {}
         self._alone = len(spans) == 1 and spans[0].start == 0
-        self._spans = spans
 
     @cached_property
     def _groups(self) -> list[_PagedGroup]:
         groups = [] if self._alone else grouped(self._spans)
-        return [_PagedGroup(self._cache, group, len(self._blocks_N)) for group in groups]
+        return [_PagedGroup(self._cache, group, len(self._places)) for group in groups]
+
+    def _blocks_N(self, window: int | None) -> Tensor:
+        if window not in self._blocks:
+            b = self._cache.block
+            found = [self._cache.table(row, window)[at // b] for row, at in self._places]
+            self._blocks[window] = torch.tensor(found, device=self._cache.device)
+        return self._blocks[window]
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        self._cache.keys[layer][self._blocks_N, self._offsets_N] = k_NGD
+        blocks_N = self._blocks_N(self._cache.windows[layer])
+        self._cache.keys[layer][blocks_N, self._offsets_N] = k_NGD
         if layer not in self._cache.latents:
-            self._cache.values[layer][self._blocks_N, self._offsets_N] = v_NGV
+            self._cache.values[layer][blocks_N, self._offsets_N] = v_NGV
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
         self.write(layer, k_BTGD[0], v_BTGV[0])
@@ -214,7 +302,7 @@ class PagedAttention:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how)
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, self._cache.windows[layer])
         return out_NHV[None]
 
     def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
@@ -232,13 +320,26 @@ class _PagedGroup:
     """Spans padded to one length, with the tables of the blocks they read."""
 
     def __init__(self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int) -> None:
-        self.padded = Padded(numbered, total, cache.device, cache.dtype)
-        most = -(-self.padded.keys // cache.block)
-        tables = [list(cache.table(span.row)[:most]) for _, span in numbered]
-        # Shorter rows are filled up with any block: what they would see there is masked.
-        self._tables_SP = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=cache.device)
+        self._cache, self.padded = cache, Padded(numbered, total, cache.device, cache.dtype)
+        self._tables: dict[int | None, Tensor] = {}
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+    def _tables_SP(self, window: int | None) -> Tensor:
+        """Tables of one length. Where a row has no block, any stands: what would be seen there is masked."""
+        if window not in self._tables:
+            most = -(-self.padded.keys // self._cache.block)
+            tables = [list(self._cache.table(span.row, window)[:most]) for span in self.padded.spans]
+            filled = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=self._cache.device)
+            self._tables[window] = filled.clamp(min=0)
+        return self._tables[window]
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How, window: int | None) -> Tensor:
+        if window is not None and how.window is not None:
+            near, b = self.padded.near(how.window), self._cache.block
+            tables_SP = self._tables_SP(window)
+            # A shorter row's positions go on behind its last block, where they are masked.
+            blocks_SK = tables_SP.gather(1, (near.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
+            at = (blocks_SK, near.position_SK % b)
+            return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
         own = slice(self.padded.first, self.padded.keys)
         return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
 
@@ -247,4 +348,4 @@ class _PagedGroup:
         return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
 
     def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
-        return pool_PbGD[self._tables_SP].flatten(1, 2)[:, places].transpose(1, 2)
+        return pool_PbGD[self._tables_SP(None)].flatten(1, 2)[:, places].transpose(1, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.texts import WholeTexts
 from bedplate.models.model import Model
 
 
@@ -139,17 +141,29 @@ class TorchForward(Forward):
         depth: int | None = None,
         types: Sequence[int] = (),
     ) -> Tensor:
-        """The states [N, D] of whole texts behind each other, as the model reads them."""
+        """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
+        those of one length are side by side."""
         device = self._base.device
-        count = torch.tensor(lengths, device=device)
-        segments = torch.arange(1, len(lengths) + 1, device=device).repeat_interleave(count)[None]
-        self._select([adapter.slot for adapter in adapters], list(lengths))
+        ends = list(accumulate(lengths))
+        order = sorted(range(len(lengths)), key=lambda number: lengths[number])
+        at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
+        inside = [lengths[number] for number in order]
+        kinds = torch.tensor([[types[token] for token in at]], device=device) if types else None
+        inputs = Inputs(
+            torch.tensor([[tokens[token] for token in at]], device=device),
+            torch.tensor([[place for length in inside for place in range(length)]], device=device),
+            types=kinds,
+        )
+        self._select([adapters[number].slot for number in order], inside)
         try:
-            kinds = torch.tensor([list(types)], device=device) if types else None
-            inputs = Inputs(torch.tensor([list(tokens)], device=device), segments=segments, types=kinds)
-            return self._base.model.encode(inputs, depth=depth).hidden[0]
+            found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]
         finally:
             self._select([], [])
+        if order == list(range(len(order))):
+            return found_ND
+        back = torch.empty(len(at), dtype=torch.int64)
+        back[torch.tensor(at)] = torch.arange(len(at))
+        return found_ND.index_select(0, back.to(device))
 
     def _encode(self, sources: Sequence[Source], cache: KVCache) -> None:
         """Puts keys and values of what the encoder reads into the cache, for attention across."""

@@ -160,7 +160,6 @@ def measure_engine(
 
 def _load_adapters(engine: Engine, count: int, rank: int) -> list[str]:
     """So many adapters of all linears with random weights; their keys."""
-    assert engine.bank is not None
     config = LoraConfig(r=rank, alpha=2.0 * rank)
     keys = [f"adapter-{number}" for number in range(count)]
     slot = engine.bank.add(config, None, 0)

@@ -58,4 +58,6 @@ def _attaches(name: str, model: Model) -> bool:
     on = ADAPTERS[name].on
     if on == "linears":
         return any(isinstance(module, Linear) for module in model.modules())
-    return "generate" in model.can if on == "inputs" else "embed" in model.can
+    if on == "inputs":  # before what a decoder continues
+        return "generate" in model.can and "encode" not in model.can
+    return "embed" in model.can

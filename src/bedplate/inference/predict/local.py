@@ -94,6 +94,9 @@ class LocalModel(Closing):
         """
         scores: list[float] = []
         requests: list[Score] = []
+        if self.tokenizer.answers_apart:
+            answers = [tuple(self.tokenizer.encode_answer(continuation)) for continuation in continuations]
+            return list(cast(Scores, self.engine.run([Score(self._ids(prompt), tuple(answers))])[0]).totals)
         alone = self._ids(prompt)
         for continuation in continuations:
             whole = self._ids(prompt + continuation)
@@ -162,7 +165,7 @@ class LocalModel(Closing):
 
     def _ids(self, prompt: str | Sequence[Mapping[str, str]] | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return (*self.tokenizer.prompt_start, *self.tokenizer.encode(prompt))
+            return tuple(self.tokenizer.encode_prompt(prompt))
         if prompt and isinstance(prompt[0], Mapping):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))

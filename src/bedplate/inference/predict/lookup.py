@@ -120,7 +120,8 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
     """Vectors float32 [N, D] of unit length; raises what `embedded` raises."""
-    found = np.empty((len(texts), engine.base.spec.hidden_size), dtype=np.float32)
+    size = engine.base.embedding_size if pooling == "own" else engine.base.spec.hidden_size
+    found = np.empty((len(texts), size), dtype=np.float32)
     for i, one in enumerate(embedded(engine, texts, pooling, depth)):
         found[i] = one.vector
     return found
@@ -156,7 +157,8 @@ def embedded(
                     f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
                     param="input",
                 )
-            requests.append(Embed(ids, pooling, depth, skin=skin, tenant=terms.tenant, deadline=terms.deadline))
+            how = None if pooling == "own" else pooling
+            requests.append(Embed(ids, how, depth, True, skin=skin, tenant=terms.tenant, deadline=terms.deadline))
         for result in _queued(engine, requests) if queued else engine.run(requests):
             yield cast(Embedding, result)
 

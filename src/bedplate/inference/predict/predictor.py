@@ -234,7 +234,7 @@ class Predictor(Closing):
     @property
     def _reads_only(self) -> bool:
         """Whether the base is an encoder."""
-        return self.engine.bank is None
+        return "generate" not in self.engine.base.model.can
 
     @property
     def _common(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bedplate.economics.model.named_model import resolve
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.precision import DTYPES
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs import TextSpec
 
 Weights = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 Kernel = Literal["auto", "torch", "native"]
@@ -48,7 +48,7 @@ class Stored(NamedTuple):
     """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …)."""
 
     path: Path
-    spec: TransformerSpec
+    spec: TextSpec
     types: frozenset[str]
 
 
@@ -56,7 +56,7 @@ def read_stored(source: str | Path) -> Stored:
     """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
     path = locate(source)
     _, spec = resolve(str(path.absolute()))
-    if not isinstance(spec, TransformerSpec):
+    if not isinstance(spec, TextSpec):
         raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
     if path.is_file():
         types: tuple[str, ...] = read_gguf_header(path)["matrix_types"]

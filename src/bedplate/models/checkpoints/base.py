@@ -176,6 +176,9 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     weights_id = with_dense(weights_id, sentence)
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
     _refuse_other_tokenizer(tokenizer, spec, str(path))
+    defaults = _generation(config) | _read_json(path / "generation_config.json")
+    if tokenizer is not None and "encode" in model.can:
+        tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
     record = _read_json(path / BASE_FILE)
     identity = _identify(weights_id, tokenizer, record.get("equivalent_of"))
     if record and record.get("weights_id") != identity.weights_id:
@@ -194,7 +197,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         dtype=wanted,
         device=device,
         stored_dtype=str(stored).removeprefix("torch."),
-        generation_defaults=_generation(config) | _read_json(path / "generation_config.json"),
+        generation_defaults=defaults,
         lineage=record.get("lineage", {}),
         sentence=None if sentence is None else sentence.to(device),
     )

@@ -27,7 +27,8 @@ class Family:
     other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
     transformers (`bedplate families --check`, tests/parity); a GGUF family's are its partner's. `noise`: how far the
     reference's gradients are from exact, relative to a parameter's largest, where it computes in float32 in a model of
-    any dtype. `weights_of`: the rules of one spec, where names depend on it. `tables`: small tensors of the format that
+    any dtype. `weights_of`: the rules of one spec, where names depend on it; `weights_by`: as far as our names of some
+    parameters tell it. `tables`: small tensors of the format that
     say what the spec does (GGUF's rope_freqs), by name.
     """
 
@@ -40,12 +41,17 @@ class Family:
     examples: tuple[Mapping[str, Any], ...] = ()
     noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
+    weights_by: Callable[[Collection[str]], WeightMap] | None = None
     tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
 
     @property
     def name(self) -> str:
         """What skins and reports call it: Hugging Face's name, where it has one."""
         return next((name for format_, name in (self.key, *self.partners) if format_ == "hf"), self.key[1])
+
+    def weights_with(self, names: Collection[str]) -> WeightMap:
+        """The rules for parameters of these names of ours, such as an adapter's."""
+        return self.weights if self.weights_by is None else self.weights_by(names)
 
     def of(self, spec: TextSpec) -> Family:
         """The family with the rules of this spec's weights."""

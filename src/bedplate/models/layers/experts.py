@@ -108,13 +108,15 @@ class Mixture(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         routing = self.router(x_ND)
-        out_ND = self.experts(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
-        if self.shared is not None:
-            always_ND = self.shared(x_ND)
-            if self.shared_gate is not None:
-                always_ND = always_ND * self.shared_gate(x_ND).sigmoid()
-            out_ND = out_ND + always_ND
-        return out_ND.view(x_BTD.shape)
+        weights_Nk = routing.weights_Nk.to(x_ND.dtype)
+        out_BTD = self.experts(x_ND, routing.chosen_Nk, weights_Nk).view(x_BTD.shape)
+        if self.shared is None:
+            return out_BTD
+        # Rows as they came, which is how adapters on these linears know them.
+        always_BTD = self.shared(x_BTD)
+        if self.shared_gate is not None:
+            always_BTD = always_BTD * self.shared_gate(x_BTD).sigmoid()
+        return out_BTD + always_BTD
 
 
 class FeedForwards(nn.Module):

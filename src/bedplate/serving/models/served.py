@@ -124,14 +124,26 @@ class ServedBase:
         self._tokenizer = engine.base.need_tokenizer()
 
     def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
-        if self._tokenizer.chat is None:
-            raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         messages = [message.plain() for message in asked.messages]
-        tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
+        if self._tokenizer.chat is None and self._tokenizer.answers_apart:
+            tokens = self._tokenizer.encode_prompt(self._only_text(messages, bool(asked.usable_tools)))
+        elif self._tokenizer.chat is None:
+            raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
+        else:
+            tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
         grammar = compiled(self.engine, asked.grammar)
         request = Generate(tuple(tokens), Sampling(**settings), grammar)
         return AnswerPlan(self.engine, choices(request, asked.choices))
+
+    def _only_text(self, messages: Sequence[Mapping[str, Any]], tools: bool) -> str:
+        """What an encoder–decoder without a template reads of a conversation: its only message."""
+        if len(messages) == 1 and not tools and messages[0]["role"] == "user":
+            return str(messages[0]["content"])
+        raise RequestError(
+            f"the model {self.name!r} reads one text and has no chat template: give one user message, and no tools",
+            param="messages",
+        )
 
     def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
@@ -144,7 +156,7 @@ class ServedBase:
         for prompt in asked.prompt:
             tokens = prompt
             if isinstance(prompt, str):
-                tokens = (*self._tokenizer.prompt_start, *self._tokenizer.encode(prompt))
+                tokens = tuple(self._tokenizer.encode_prompt(prompt))
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
         return AnswerPlan(self.engine, requests)
 

@@ -93,4 +93,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "gemma2"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "gemma2"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gemma2"),), examples=EXAMPLES)

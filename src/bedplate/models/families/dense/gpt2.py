@@ -105,4 +105,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "gpt2"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "gpt2"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gpt2"),), examples=EXAMPLES)

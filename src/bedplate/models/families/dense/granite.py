@@ -98,4 +98,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "granite"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "granite"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "granite"),), examples=EXAMPLES)

@@ -73,4 +73,4 @@ def mistral_fields(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "mistral"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "mistral"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "llama"),), examples=EXAMPLES)

@@ -117,4 +117,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "phi3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "phi3"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "phi3"),), examples=EXAMPLES)

@@ -80,4 +80,4 @@ def qwen_fields(spec: TransformerSpec) -> dict[str, Any]:
     } | window_fields(spec)
 
 
-HF = Family(("hf", "qwen2"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "qwen2"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "qwen2"),), examples=EXAMPLES)

@@ -45,4 +45,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     return size_fields(spec, "qwen3", "Qwen3ForCausalLM") | qwen_fields(spec) | own
 
 
-HF = Family(("hf", "qwen3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "qwen3"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "qwen3"),), examples=EXAMPLES)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
 
 _WHERE = "config.json (t5)"
-_PLAIN, _GATED = {"up": "wi", "down": "wo"}, {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+_PLAIN = (("up", "wi"), ("down", "wo"))
+_GATED = (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 _HEAD = "lm_head.weight"
 _HINTS = ("dropout_rate", "classifier_dropout", "initializer_factor", "task_specific_params", "output_past", "prefix")
 
 
-def _weights(feedforward: Mapping[str, str]) -> WeightMap:
+def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
     sides = (("encoder", ("attention",)), ("decoder", ("attention", "cross")))
     rules = [renamed("embedding.weight", "shared.weight")]
     for side, attentions in sides:
@@ -36,7 +37,7 @@ def _weights(feedforward: Mapping[str, str]) -> WeightMap:
         rules.append(renamed(f"{side}.layers.{{i}}.feedforward_norm.weight", f"{last}.layer_norm.weight"))
         rules += [
             renamed(f"{side}.layers.{{i}}.feedforward.{ours}.weight", f"{last}.DenseReluDense.{theirs}.weight")
-            for ours, theirs in feedforward.items()
+            for ours, theirs in feedforward
         ]
         bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         rules.append(renamed(f"{side}.relative_positions.weight", bias))
@@ -49,12 +50,13 @@ def _weights(feedforward: Mapping[str, str]) -> WeightMap:
     )
 
 
-HF_WEIGHTS, _HF_PLAIN = _weights(_GATED), _weights(_PLAIN)
+# What is read may be either.
+HF_WEIGHTS, _HF_GATED, _HF_PLAIN = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
 
 
 def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     """By whether the feed-forward is gated."""
-    return HF_WEIGHTS if spec.decoder.gated else _HF_PLAIN
+    return _HF_GATED if spec.decoder.gated else _HF_PLAIN
 
 
 _TINY: dict[str, Any] = {
@@ -72,6 +74,12 @@ EXAMPLES = (
     _TINY | {"num_decoder_layers": 3},
     _TINY | {"d_kv": 4, "num_heads": 6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 )
+
+
+def weights_by(names: Collection[str]) -> WeightMap:
+    """By whether there is a gate among them, or nothing of the feed-forward's first part."""
+    gated = any(".feedforward.gate." in name for name in names)
+    return HF_WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _HF_PLAIN
 
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
@@ -155,4 +163,13 @@ def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "t5"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, weights_of=weights_of)
+HF = Family(
+    ("hf", "t5"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    weights_of=weights_of,
+    weights_by=weights_by,
+)

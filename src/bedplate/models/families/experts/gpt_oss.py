@@ -106,4 +106,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "gpt_oss"), from_hf, to_hf, WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "gpt_oss"), from_hf, to_hf, WEIGHTS, (("gguf", "gpt-oss"),), examples=EXAMPLES)

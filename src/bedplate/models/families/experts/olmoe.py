@@ -79,4 +79,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "olmoe"), from_hf, to_hf, WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "olmoe"), from_hf, to_hf, WEIGHTS, (("gguf", "olmoe"),), examples=EXAMPLES)

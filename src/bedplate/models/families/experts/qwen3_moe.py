@@ -93,4 +93,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "qwen3_moe"), from_hf, to_hf, WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "qwen3_moe"), from_hf, to_hf, WEIGHTS, (("gguf", "qwen3moe"),), examples=EXAMPLES)

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import gemma3_text
 from bedplate.models.families.family import Family
 from bedplate.models.families.gguf.metadata import (
     decimal,
-    named,
     read,
     rope_fields,
     rope_tables,
@@ -30,6 +28,7 @@ from bedplate.models.families.gguf.tensors import (
     QK_NORMS,
     decoder_rules,
 )
+from bedplate.models.families.gguf.writing import writer
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
@@ -72,29 +71,22 @@ def _scale(layers: int, hidden: int, heads: int, head_dim: int) -> float | None:
     return None if size == head_dim else size**-0.5
 
 
-def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → metadata."""
+def _keys(spec: TransformerSpec) -> dict[str, Any]:
     scales, local = spec.scales or Scales(), spec.local_rope or spec.rope or Rope()
-    if scales.attention != _scale(spec.layers, spec.hidden_size, spec.heads, spec.head_dim):
-        raise UnsupportedModelError(
-            f"attention scores times {scales.attention}: GGUF's {_NAME} has no field for that, so llama.cpp would take "
-            "another factor; export to safetensors"
-        )
-    if spec.attention_bias or spec.activation != "gelu_tanh" or local.scaling is not None:
-        raise UnsupportedModelError(f"GGUF's {_NAME} has no biases, no other gate, and no scaled rope in its windows")
-    return named(
-        _NAME,
-        size_fields(spec)
-        | rope_fields(spec)
-        | window_fields(spec, _PATTERN)
-        | {
-            "rope.freq_base_swa": local.theta if spec.windows else None,
-            "final_logit_softcapping": scales.logit_cap,
-        },
-    )
+    own = {
+        "rope.freq_base_swa": local.theta if spec.windows else None,
+        "final_logit_softcapping": scales.logit_cap,
+    }
+    return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | own
 
 
 EXAMPLES = ({**gemma3_text.EXAMPLES[0], "query_pre_attn_scalar": 8}, gemma3_text.EXAMPLES[1])
 GGUF = Family(
-    ("gguf", _NAME), from_gguf, to_gguf, WEIGHTS, (("hf", "gemma3_text"),), examples=EXAMPLES, tables=rope_tables
+    ("gguf", _NAME),
+    from_gguf,
+    writer(_NAME, from_gguf, _keys),
+    WEIGHTS,
+    (("hf", "gemma3_text"),),
+    examples=EXAMPLES,
+    tables=rope_tables,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
@@ -135,28 +136,23 @@ def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
 # --- rotary positions
 
 
-def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, theta: float = 10_000.0) -> Rope:
-    """The rope of a model, its tables read back as the scaling that they were made from."""
-    base = decimal(fields.take("rope.freq_base") or theta)
+def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest: int | None = None) -> Rope:
+    """The rope of a model, its tables read back as the scaling that they were made from. longest: the context after
+    LongRoPE has extended it."""
+    base = decimal(fields.take("rope.freq_base") or 10_000.0)
     turned = int(fields.take("rope.dimension_count") or head_dim)
     plain = Rope(base, None, turned / head_dim)
-    return Rope(base, _scaling(fields, config, plain, turned), plain.fraction)
+    return Rope(base, _scaling(fields, config, plain, turned, longest), plain.fraction)
 
 
-def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int) -> Scaling | None:
+def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int, longest: int | None) -> Scaling | None:
     tables: Mapping[str, Sequence[float]] = config.get("tables", {})
     kind = fields.take("rope.scaling.type") or "none"
     factor = float(fields.take("rope.scaling.factor") or 1.0)
     original = fields.take("rope.scaling.original_context_length")
-    attention = fields.take("rope.scaling.attn_factor")
     if SHORT in tables and LONG in tables:
         before = int(original or fields.need("rope.scaling.original_context_length"))
-        return LongRopeScaling(
-            tuple(map(decimal, tables[SHORT])),
-            tuple(map(decimal, tables[LONG])),
-            before,
-            attention_factor=None if attention is None else decimal(attention),
-        )
+        return _longrope(tables, before, (longest or before) / before, fields.take("rope.scaling.attn_factor"))
     if FREQUENCIES in tables:
         return scaling_of(tables[FREQUENCIES], rope.theta, turned)
     readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
@@ -169,6 +165,34 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int)
         )
     Fields({"rope.scaling.type": kind}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
     return readers[kind]
+
+
+def _longrope(
+    tables: Mapping[str, Sequence[float]], original: int, factor: float, attention: float | None
+) -> LongRopeScaling:
+    short, long = (tuple(map(decimal, tables[name])) for name in (SHORT, LONG))
+    made = LongRopeScaling(short, long, original, factor)
+    usual = _attention_factor(made)
+    if attention is None or math.isclose(attention, usual, rel_tol=_CLOSE):
+        return made
+    return replace(made, attention_factor=decimal(attention))
+
+
+def _attention_factor(scaling: LongRopeScaling) -> float:
+    """What cosines and sines are multiplied by (https://arxiv.org/abs/2402.13753)."""
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
+
+
+def longest_context(spec: TransformerSpec) -> int:
+    """The context after LongRoPE has extended it."""
+    scaling = None if spec.rope is None else spec.rope.scaling
+    if isinstance(scaling, LongRopeScaling):
+        return round(scaling.original_context * scaling.factor)
+    return spec.context_length
 
 
 def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
@@ -193,7 +217,7 @@ def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
     elif isinstance(scaling, LongRopeScaling):
         found |= {
             "rope.scaling.original_context_length": scaling.original_context,
-            "rope.scaling.attn_factor": scaling.attention_factor,
+            "rope.scaling.attn_factor": _attention_factor(scaling),
         }
     return found
 
@@ -206,6 +230,14 @@ def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
     if isinstance(scaling, LongRopeScaling):
         return {SHORT: list(scaling.short), LONG: list(scaling.long)}
     return {}
+
+
+def divisors_of(spec: TransformerSpec) -> list[float] | None:
+    """What each pair's frequency is divided by, where that is the same at every position."""
+    scaling = None if spec.rope is None else spec.rope.scaling
+    if isinstance(scaling, LongRopeScaling) and scaling.short == scaling.long and scaling.attention_factor == 1.0:
+        return list(scaling.short)
+    return rope_tables(spec).get(FREQUENCIES)
 
 
 def llama3_factors(scaling: Llama3Scaling, theta: float, turned: int) -> list[float]:

@@ -20,6 +20,7 @@ QK_NORMS = (("attention.q_norm", "attn_q_norm"), ("attention.k_norm", "attn_k_no
 GATED = tuple((f"feedforward.{name}", f"ffn_{name}") for name in ("gate", "up", "down"))
 PRE_NORMS = (("attention_norm", "attn_norm"), ("feedforward_norm", "ffn_norm"))
 AFTER_NORMS = (("attention_after_norm", "post_attention_norm"), ("feedforward_after_norm", "post_ffw_norm"))
+ROUTER = (("feedforward.router", "ffn_gate_inp"),)
 IGNORABLE = tuple(re.escape(name) for name in TABLES)
 """What the spec says already."""
 
@@ -58,3 +59,35 @@ def shifted(ours: str, theirs: str, by: float) -> Rule:
         return [one - by for one in tensors]
 
     return Rule((ours,), (theirs,), forward, inverse)
+
+
+def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
+    """Of queries, keys and values that are one tensor."""
+    keys = spec.kv_heads * spec.head_dim
+    return spec.heads * spec.head_dim, keys, keys
+
+
+def expert_rules() -> tuple[Rule, ...]:
+    """All experts' gates in one tensor, their other products in another; ours are one, the gates of each on top."""
+    held, pair = "layers.{i}.feedforward.experts", ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps")
+    return tuple(
+        rule
+        for part in PARTS
+        for rule in (
+            Rule((f"{held}.gate_up.{part}",), tuple(f"{name}.{part}" for name in pair), _apart, _on_top),
+            renamed(f"{held}.down.{part}", f"blk.{{i}}.ffn_down_exps.{part}"),
+        )
+    )
+
+
+def _apart(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    (whole,) = tensors
+    return [half.clone() for half in whole.chunk(2, dim=1)]
+
+
+def _on_top(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+    gate, up = tensors
+    rows = gate.shape[1]
+    whole = gate.new_empty((gate.shape[0], 2 * rows, *gate.shape[2:]))
+    whole[:, :rows], whole[:, rows:] = gate, up
+    return [whole]

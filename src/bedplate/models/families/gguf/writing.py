@@ -1,0 +1,89 @@
+"""From a spec to the metadata of a GGUF file, read back at once: what an architecture has no key for is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.gguf.metadata import divisors_of, named, rope_tables
+from bedplate.models.specs.transformer import TransformerSpec
+
+_SINGLE = 1e-5
+"""Relative precision of the numbers in metadata, and of what is computed from them."""
+
+
+def writer(
+    architecture: str,
+    from_gguf: Callable[[Mapping[str, Any]], TransformerSpec],
+    keys: Callable[[TransformerSpec], Mapping[str, Any]],
+    *,
+    needs_head: bool = False,
+) -> Callable[[TransformerSpec], dict[str, Any]]:
+    """The inverse of `from_gguf`. keys: of a spec, without the architecture's name. needs_head: llama.cpp does not load
+    the architecture with a tied head."""
+
+    def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
+        if needs_head and spec.tied_head:
+            raise UnsupportedModelError(f"GGUF's {architecture} needs a head of its own; this model's is its embedding")
+        metadata = named(architecture, keys(spec))
+        again = from_gguf(
+            {
+                **metadata,
+                "tensor_names": _telling_names(spec),
+                "embedding_rows": spec.vocab_size,
+                "tables": rope_tables(spec),
+            }
+        )
+        for field in fields(spec):
+            said, meant = getattr(again, field.name), getattr(spec, field.name)
+            if not _alike(said, meant) and not (field.name == "rope" and _turns_alike(again, spec)):
+                raise UnsupportedModelError(
+                    f"GGUF's {architecture} cannot say that {field.name} is {meant!r}: it would be {said!r}. "
+                    "Export a Hugging Face directory instead"
+                )
+        return metadata
+
+    return to_gguf
+
+
+def _turns_alike(one: TransformerSpec, other: TransformerSpec) -> bool:
+    """Whether two ropes, one of them of Llama-3's scaling, divide the frequencies by the same numbers."""
+    divisors = [divisors_of(spec) for spec in (one, other)]
+    same = one.rope is not None and other.rope is not None and one.rope.theta == other.rope.theta
+    return same and divisors[0] is not None and _alike(*(tuple(found or ()) for found in divisors))
+
+
+def _telling_names(spec: TransformerSpec) -> set[str]:
+    """The tensors whose presence says what metadata does not."""
+    there = {
+        "output.weight": not spec.tied_head,
+        "blk.0.attn_q.bias": spec.attention_bias,
+        "blk.0.attn_k.bias": spec.has_key_bias,
+        "blk.0.attn_output.bias": spec.has_output_bias,
+        "blk.0.ffn_up.bias": spec.feedforward_bias,
+    }
+    return {name for name, is_there in there.items() if is_there}
+
+
+def take_biases(names: Any) -> dict[str, Any]:
+    """The fields of a spec that say which projections have biases, from the names of tensors."""
+    queries, outputs = "blk.0.attn_q.bias" in names, "blk.0.attn_output.bias" in names
+    return {
+        "attention_bias": queries,
+        "output_bias": None if outputs == queries else outputs,
+        "feedforward_bias": "blk.0.ffn_up.bias" in names,
+    }
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal, but for what single precision loses."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_SINGLE)
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if is_dataclass(one) and type(one) is type(other):
+        return all(_alike(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return bool(one == other)

@@ -1,0 +1,75 @@
+"""The ladder on an encoder–decoder in Flan-T5's shape: prompts without a template, answers that are texts of their own,
+LoRA on both sides; and its skin served and asked again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+from tests.adaptation.written import write_rows, write_task
+from tests.seq2seq import write_tiny_t5
+from transformers import AutoTokenizer
+
+from bedplate.adaptation.ladder import adapt
+from bedplate.inference.engine.requests import Generation
+from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.local import LocalModel
+from bedplate.models.checkpoints.base import load_base
+from bedplate.skins.completion import completion_tokens
+from bedplate.skins.output import LabelOutput
+from bedplate.skins.prompt import Prompt
+
+RUNGS = ["majority", "from_scratch", "zero_shot", "few_shot", "soft_prompt", "lora"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", "text", groups=60)
+
+
+@pytest.fixture(scope="module")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Path:
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    texts = [one[name] for one in found for name in ("text", "answer")]
+    asked = "Say which fruit it is and how many there are. note: Answer: Note answer positive negative"
+    return write_tiny_t5(tmp_path_factory.mktemp("base") / "t5", [*texts, *[asked] * 8])
+
+
+def test_what_is_read_and_written_is_tokenised_as_transformers_does(tiny_t5: Path) -> None:
+    theirs, base = AutoTokenizer.from_pretrained(tiny_t5), load_base(tiny_t5)
+    tokenizer = base.need_tokenizer()
+    assert tokenizer.encode_prompt("3 apples, twice\nAnswer:") == theirs("3 apples, twice\nAnswer:").input_ids
+    prompt = Prompt("{{ note }}\nAnswer:")
+    ids, answer = completion_tokens(prompt, tokenizer, {"note": "4 figs"}, " figs: 4")
+    assert ids == theirs("4 figs\nAnswer:").input_ids
+    assert answer == theirs(text_target="figs: 4").input_ids
+    output = LabelOutput(labels=("a", "b"), continuations=(" positive", " negative"))
+    ids, answers = prompt.label_tokens(tokenizer, {"note": "4 figs"}, (), output)
+    assert [list(one) for one in answers] == theirs(text_target=["positive", "negative"]).input_ids
+    assert tokenizer.decode(answers[0]) == "positive"
+    with LocalModel(base) as model:
+        whole = model.score("4 figs", ["positive"])
+        assert whole == model.score("4 figs", [" positive"])
+        assert model.generate("4 figs", max_tokens=4).usage.prompt_tokens == len(theirs("4 figs").input_ids)
+
+
+def test_a_ladder_on_an_encoder_decoder(
+    tiny_t5: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)
+    report = adapt(write_task(tmp_path / "task", tiny_t5, "text", rows=rows), tmp_path / "out", rungs=RUNGS)
+    found = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    status = {one["rung"]: one["status"] for one in found["rungs"]}
+    assert status == dict.fromkeys(RUNGS, "done") | {"soft_prompt": "skipped"}
+    assert report
+    directory = tmp_path / "out" / "skins" / "lora"
+    assert json.loads((directory / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+    with load(directory) as skin:
+        assert isinstance(skin, LoadedSkin)
+        [one] = skin.predict(["3 plums 1 1"])
+        request = skin.request("3 plums 1 1")
+        plain = cast(Generation, skin.engine.run([request])[0])
+    assert one.text == plain.text
