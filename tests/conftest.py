@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.homes import link_machine
 
 from bedplate.core.errors import LicenceError, UnreachableError
 from bedplate.core.files import bedplate_home
@@ -33,9 +34,7 @@ def _share_machine(home: Path, factory: pytest.TempPathFactory) -> None:
     test. Workers' folders lie side by side in the run's."""
     base = factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    for name in ("native", "machine"):
-        (run / "of-this-machine" / name).mkdir(parents=True, exist_ok=True)
-        (home / name).symlink_to(run / "of-this-machine" / name)
+    link_machine(home, run / "of-this-machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

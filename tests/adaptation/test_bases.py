@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 from tests.serving.conformance.conftest import write_tiny_encoder
@@ -52,7 +53,7 @@ def run(
     """A large decoder first, a small one, and an encoder."""
     directory = tmp_path_factory.mktemp("bases")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(directory, larger, bases=[str(larger), str(tiny_base), str(encoder)], rungs=PICK)
         report = adapt(task, directory / "out")
     return report, directory, task

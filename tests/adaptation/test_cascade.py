@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_rows, write_task
 from tests.adaptation.test_bases import endpoint
+from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 from tests.tiny import write_tiny_base
@@ -95,7 +96,7 @@ def skins(tmp_path_factory: pytest.TempPathFactory, bases: tuple[Path, Path]) ->
     """Two probes of one task on two bases, made by the ladder."""
     place = tmp_path_factory.mktemp("skins")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(place / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(place / "home")))
         task = write_task(place, bases[0], bases=[str(base) for base in bases], rungs=["zero_shot", "probe"])
         report = adapt(task, place / "out")
     shutil.copytree(place / "out" / report.row("probe@two")["skin"], place / "dear")

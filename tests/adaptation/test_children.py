@@ -17,6 +17,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
 from tests.near import assert_near
 
 from bedplate.adaptation.after.reproduce import reproduce
@@ -71,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     directory = tmp_path_factory.mktemp("trained")
     raw = {"source": str(write_text(directory / "text.jsonl")), "tokens": 3000}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         rows = write_rows(directory / "some.jsonl", groups=80)
         task = write_task(directory, tiny_base, rows=rows, raw_text=raw, guards={"retention": None, "loss": None})
         report = adapt(task, directory / "out", rungs=["zero_shot", *TRAINED])

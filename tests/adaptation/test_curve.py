@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
+from tests.homes import new_home
 
 from bedplate.adaptation.context import context as contexts
 from bedplate.adaptation.curve import learning_curve as curves
@@ -252,7 +253,7 @@ def test_break_even_is_extra_cost_over_saving(
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path, Path]:
     directory = tmp_path_factory.mktemp("curve")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(directory, tiny_base)
         patch.setattr(curves, "DRAWS", 2)
         patch.setattr(contexts, "LATENCY_CALLS", 12)

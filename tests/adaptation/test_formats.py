@@ -19,6 +19,7 @@ from scipy import stats
 from tests.adaptation.conftest import write_rows, write_task
 from tests.adaptation.ladders import VALID_SIZES
 from tests.adaptation.test_gate import evaluation
+from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.after.reproduce import reproduce
@@ -84,7 +85,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, wide: Path, many: Path) -> tu
     """A ladder whose nominees keep int8: report, task file, home."""
     root = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(root / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(root / "home")))
         make_quick(patch)
         task = write_task(root / "task", wide, rows=many, formats={"margin": MARGIN}, **EASY)
         return adapt(task, root / "out", rungs=RUNGS), task, root / "home"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
 
@@ -46,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, encoder: Path
     """The rung with an encoder that embeds for it."""
     directory = tmp_path_factory.mktemp("knn")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(directory, tiny_base, embedders=[str(encoder)], rungs=["zero_shot", "knn_few_shot"])
         report = adapt(task, directory / "out", seed=0)
     return report, directory, task

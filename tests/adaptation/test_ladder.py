@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
 
 from bedplate.adaptation.climb.start import LOCK_FILE
 from bedplate.adaptation.climb.task_file import load_adapt_task
@@ -45,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     """One ladder of these rungs, shared by the tests that only look at it."""
     directory = tmp_path_factory.mktemp("ladder")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(directory, tiny_base, prompt=OWN_PROMPT)
         report = adapt(task, directory / "out", seed=0, rungs=ALONE)
     return report, directory, task
@@ -137,7 +138,7 @@ def test_exported_skins_give_the_reports_answers(run: tuple[Report, Path, Path])
 def own_copy(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of the shared run and its home, for a test that adds to them: others look at what the run left, in any order."""
     for name in ("home", "out"):
-        shutil.copytree(directory / name, tmp_path / name)
+        shutil.copytree(directory / name, tmp_path / name, symlinks=True)
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
     return tmp_path / "out"
 

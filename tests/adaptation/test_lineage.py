@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from tests.adaptation.conftest import write_rows, write_task
+from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.after.reproduce import judged, reproduce
@@ -41,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A finished run in `run`, its task in `task`, its base in `base`."""
     place = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(place / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(place / "home")))
         patch.setattr(LORA, "recipe", replace(LORA.recipe, seeds=1))
         base = write_tiny_base(place / "base" / "tiny")
         (place / "task").mkdir()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.adaptation.conftest import write_task
+from tests.homes import new_home
 from tests.inference.fake_server import Fake, fake_server
 
 from bedplate.adaptation.ladder import adapt
@@ -45,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     """With the base itself as the proposer."""
     directory = tmp_path_factory.mktemp("prompts")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(directory, tiny_base, rungs=RUNGS)
         report = adapt(task, directory / "out", seed=0)
     return report, directory, task

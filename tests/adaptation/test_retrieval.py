@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_knn_few_shot import TELL
+from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
 
@@ -52,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, encoder: Path
         "k": [2, 1],
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         task = write_task(
             directory, tiny_base, embedders=[str(encoder)], documents=documents, rungs=["zero_shot", "retrieval"]
         )

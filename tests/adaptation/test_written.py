@@ -12,6 +12,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
 from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
+from tests.homes import new_home
 
 from bedplate.adaptation.context.throughput import Throughput, measure_throughput
 from bedplate.adaptation.ladder import adapt
@@ -55,7 +56,7 @@ def run(
     """One ladder of each kind of output."""
     directory = tmp_path_factory.mktemp(f"ladder-{request.param}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BEDPLATE_HOME", str(directory / "home"))
+        patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
         patch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)  # test has more rows than are timed
         task = write_task(directory, tiny_base, request.param)
         report = adapt(task, directory / "out", rungs=RUNGS_RUN)

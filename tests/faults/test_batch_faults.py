@@ -7,8 +7,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,8 @@ from typing import Any
 
 import openai
 import pytest
+from tests.forked import Command
+from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 CHAT = "/v1/chat/completions"
@@ -30,31 +30,16 @@ def body(number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def served(base: Path, home: Path) -> Iterator[tuple[subprocess.Popen[str], openai.OpenAI]]:
+def served(base: Path, home: Path) -> Iterator[tuple[Command, openai.OpenAI]]:
     """`bedplate serve` in a process of its own; killed at the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "bedplate.cli.main",
-        "serve",
-        str(base),
-        "--port",
-        "0",
-        "--dtype",
-        "float32",
-        "--json",
-    ]
-    environment = {**os.environ, "BEDPLATE_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    arguments = ("serve", base, "--port", "0", "--dtype", "float32", "--json")
+    process = Command(home.parent / "said", *arguments, BEDPLATE_HOME=str(home))
     try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
-        yield process, openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30)
+        url = json.loads(process.first_line())["url"]
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=30) as client:
+            yield process, client
     finally:
         process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def done(client: openai.OpenAI, id_: str) -> int:
@@ -73,7 +58,7 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
 
 @pytest.mark.timeout(240)
 def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
-    base, home = write_tiny_base(tmp_path / "tiny"), tmp_path / "home"
+    base, home = write_tiny_base(tmp_path / "tiny"), new_home(tmp_path / "home")
     draw = random.Random(int.from_bytes(os.urandom(4)))
     lines = [json.dumps({"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": body(i)}) for i in range(ROWS)]
     id_, seen = "", 0
@@ -120,7 +105,7 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_within_the_grace_and_the_next_server_goes_on(tmp_path: Path) -> None:
-    base, home = write_tiny_base(tmp_path / "tiny"), tmp_path / "home"
+    base, home = write_tiny_base(tmp_path / "tiny"), new_home(tmp_path / "home")
     lines = [json.dumps({"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": body(i)}) for i in range(ROWS)]
     with served(base, home) as (process, client):
         file = client.files.create(file=("rows.jsonl", BytesIO("\n".join(lines).encode())), purpose="batch")
@@ -128,7 +113,7 @@ def test_sigterm_ends_within_the_grace_and_the_next_server_goes_on(tmp_path: Pat
         wait_for(lambda: done(client, id_) > 10)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(20) == 0
         assert time.monotonic() - start < 10
     with served(base, home) as (_, client):
         wait_for(lambda: client.batches.retrieve(id_).status == "completed")

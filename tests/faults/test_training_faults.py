@@ -6,33 +6,32 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.forked import Command
 
 from bedplate.training.state import STATE_FILE, StateFile
 
-SCRIPT = Path(__file__).with_name("training_run.py")
 STEPS = 20
 
 
-def _run(out: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), str(out), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=_environment(), check=False)
+def _start(out: Path, *arguments: object) -> Command:
+    return Command(out.parent / f"{out.name}-said", out, *map(str, arguments), main="tests.faults.training_run")
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def _run(out: Path, *arguments: object) -> tuple[int, str]:
+    """Its exit code, and what it said on stderr."""
+    command = _start(out, *arguments)
+    return command.wait(), command.errors
 
 
 def _finish(out: Path) -> tuple[str, int | None]:
     """Runs to the end; the weights' hash, and the step it resumed at."""
-    done = _run(out)
-    assert done.returncode == 0, done.stderr
-    weights, steps, resumed, lines = done.stdout.split()
+    done = _start(out)
+    assert done.wait() == 0, done.errors
+    weights, steps, resumed, lines = done.said.split()
     assert (int(steps), int(lines)) == (STEPS, STEPS)
     numbers = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert numbers == list(range(1, STEPS + 1))
@@ -54,7 +53,7 @@ def test_killed_in_a_step_in_a_save_and_after_a_save(unbroken: str, tmp_path: Pa
         ("--kill-after-save", 2),
         ("--at-step", 9),
     ):
-        assert _run(tmp_path, *arguments).returncode == -signal.SIGKILL
+        assert _run(tmp_path, *arguments)[0] == -signal.SIGKILL
     weights, resumed = _finish(tmp_path)
     assert resumed is not None
     assert resumed >= 6
@@ -66,23 +65,20 @@ def test_killed_in_a_step_in_a_save_and_after_a_save(unbroken: str, tmp_path: Pa
 def test_killed_at_random_moments(unbroken: str, tmp_path: Path) -> None:
     draw = random.Random(int.from_bytes(os.urandom(4)))
     for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(tmp_path)], stdout=subprocess.DEVNULL, env=_environment()
-        )
+        process = _start(tmp_path)
         limit = time.monotonic() + 60
         while not (tmp_path / STATE_FILE).exists() and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.3))
         process.kill()
-        process.wait()
     assert _finish(tmp_path)[0] == unbroken
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) -> None:
-    stopped = _run(tmp_path, "--signal", name, "--at-step", 13)
-    assert stopped.returncode != 0
-    assert "KeyboardInterrupt" in stopped.stderr
+    code, said = _run(tmp_path, "--signal", name, "--at-step", 13)
+    assert code != 0
+    assert "KeyboardInterrupt" in said
     step = StateFile(tmp_path).latest()
     assert step is not None
     assert StateFile(tmp_path).load(step).values["tally"]["step"] == step
@@ -93,20 +89,19 @@ def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) ->
 
 
 def test_another_runs_state_is_refused_naming_what_changed(tmp_path: Path) -> None:
-    assert _run(tmp_path, "--signal", "SIGINT", "--at-step", 4).returncode != 0
+    assert _run(tmp_path, "--signal", "SIGINT", "--at-step", 4)[0] != 0
     before = (tmp_path / STATE_FILE).read_bytes()
     for arguments, what in (
         (("--learning-rate", 0.02), "changed: config.learning_rate: saved 0.01, now 0.02"),
         (("--first-word", 9), "changed: source.examples: saved"),
     ):
-        refused = _run(tmp_path, *arguments)
-        assert refused.returncode != 0
-        assert "TrainingError" in refused.stderr
-        assert what in refused.stderr
+        code, said = _run(tmp_path, *arguments)
+        assert code != 0
+        assert "TrainingError" in said
+        assert what in said
     assert (tmp_path / STATE_FILE).read_bytes() == before
     (tmp_path / STATE_FILE).write_bytes(before[: len(before) // 2])
-    torn = _run(tmp_path)
-    assert "not a training state that can be read" in torn.stderr
+    assert "not a training state that can be read" in _run(tmp_path)[1]
     (tmp_path / STATE_FILE).write_bytes(before)
     (tmp_path / "metrics.jsonl").unlink()
-    assert "is shorter (0 bytes) than when the state was saved" in _run(tmp_path).stderr
+    assert "is shorter (0 bytes) than when the state was saved" in _run(tmp_path)[1]

@@ -39,6 +39,7 @@ class Watched(Sft):
     """Sends this process a signal in the middle of a step."""
 
     def __init__(self, step: int | None, number: signal.Signals) -> None:
+        super().__init__()
         self._left, self._number = step, number
 
     def __call__(self, models, batch):  # type: ignore[no-untyped-def]

@@ -173,11 +173,11 @@ def test_a_flat_nucleus_is_a_share_of_all_that_there_is() -> None:
 )
 def test_draws_follow_the_distribution(vocabulary: int, extra: dict[str, Any]) -> None:
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(1)) * 2
-    row = RowState(Sampling(temperature=0.8, seed=3, **extra), ())
+    rows = [RowState(Sampling(temperature=0.8, seed=seed, **extra), ()) for seed in range(16)]
     count = 4000
-    drawn = torch.cat([sample(logits, [row]) for _ in range(count)])
+    drawn = torch.cat([sample(logits.expand(len(rows), -1), rows) for _ in range(count // len(rows))])
     values, order = (logits / 0.8).softmax(-1)[0].sort(descending=True, stable=True)
-    kept = truncate(values[None], [row.sampling])[0]
+    kept = truncate(values[None], [rows[0].sampling])[0]
     expected = torch.zeros(vocabulary).index_copy(0, order, kept / kept.sum())
     frequency = torch.bincount(drawn, minlength=vocabulary) / count
     assert bool((frequency[expected == 0] == 0).all())

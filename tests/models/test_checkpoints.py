@@ -23,6 +23,7 @@ from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
 from bedplate.models.families.weights import interleaved
 from bedplate.models.inputs import Inputs
+from bedplate.models.specs.transformer import Llama3Scaling, Rope
 
 TEXTS = ["Hello, world!", "  two  spaces\n\ttab", "naïve café 数字 ½ 🙂", "<|im_start|>user\nhi<|im_end|>"]
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
@@ -240,6 +241,17 @@ def test_gguf_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="bert family cannot be written as gguf"):
         export_gguf(load_base(tmp_path / "bert"), tmp_path / "x.gguf", "f16")
     assert not list(tmp_path.glob("x.gguf*"))
+
+
+def test_a_gguf_export_keeps_llama3s_scaling_and_the_name(tmp_path: Path) -> None:
+    rope = Rope(500_000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    sizes = {"heads": 2, "kv_heads": 1, "head_dim": 64, "rope": rope}
+    base = load_base(write_tiny_base(tmp_path / "a", **sizes))
+    export_gguf(base, tmp_path / "x.gguf", "f32")
+    again = load_base(tmp_path / "x.gguf", dtype="float32")
+    assert "rope_freqs.weight" in GgufReader(tmp_path / "x.gguf").names
+    assert (again.spec, again.lineage["name"]) == (base.spec, "a")
+    assert_bitwise(base, again)
 
 
 # --- the real ones

@@ -6,8 +6,6 @@ import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from typing import Any
 
 import httpx
 import yaml
+from tests.forked import Command
+from tests.homes import new_home
 
 from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
 
@@ -25,7 +25,7 @@ class Process:
     """A running server and the secrets of its keys: `one` and `two` are tenants, `slow` may ask twice a minute, `few`
     may use the skin `prompted` only, `admin` everything."""
 
-    process: subprocess.Popen[bytes]
+    process: Command
     url: str
     secrets: Mapping[str, str]
     shelf: Path
@@ -90,15 +90,11 @@ def serving(base: Path, skins: list[Path], directory: Path, **settings: Any) -> 
         **settings,
     }
     (directory / "server.yaml").write_text(yaml.safe_dump(file))
-    line = [sys.executable, "-m", "bedplate.cli.main", "serve", "--config", str(directory / "server.yaml"), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BEDPLATE_HOME": str(directory / "home")}
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, env=environment)
+    home = new_home(directory / "home")
+    arguments = ("serve", "--config", directory / "server.yaml", "--json")
+    process = Command(directory / "said", *arguments, BEDPLATE_HOME=str(home))
     try:
-        assert process.stdout is not None
-        announced = process.stdout.readline()
-        assert announced, (directory / "log").read_text()
+        announced = process.first_line()
         yield Process(process, json.loads(announced)["url"].removesuffix("/v1"), secrets, shelf)
     finally:
         process.kill()
-        process.communicate()

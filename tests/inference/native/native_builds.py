@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +33,11 @@ def compile_driver(command: Sequence[str], to: Path) -> None:
     source, headers = Path(__file__).parent / "native_driver.cpp", compiler.sources()[0].parent
     flags = ["-std=c++17", "-O1", "-Wno-psabi", *STRICT, f"-I{headers}", str(source), "-o", str(to), "-ldl"]
     subprocess.run([*command, *flags], check=True, timeout=250)
+
+
+def build_beside(home: str, compiler_path: str, both: Any, queue: Any) -> None:
+    """In a process of its own: builds, once another is as far, and puts what was built and when into the queue."""
+    os.environ |= {"BEDPLATE_HOME": home, "CXX": compiler_path}
+    both.wait(240)
+    built = compiler.build(None)
+    queue.put(built if isinstance(built, str) else (str(built.path), built.path.stat().st_mtime_ns))

@@ -4,12 +4,15 @@ however its work is batched."""
 from __future__ import annotations
 
 import multiprocessing
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.forked import CONTEXT
+from tests.inference.native.native_builds import build_beside
 from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
@@ -474,28 +477,25 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
 # Building
 
 
-def _build(home: str, queue: Any) -> None:
-    import os
-
-    os.environ["BEDPLATE_HOME"] = home
-    built = compiler.build(LEVELS["plain"])
-    queue.put(built if isinstance(built, str) else (str(built.path), built.path.stat().st_mtime_ns))
-
-
 def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_build, args=(str(tmp_path), queue)) for _ in range(2)]
+    found, calls = compiler.find_compiler(), tmp_path / "calls"
+    assert found is not None
+    counting = tmp_path / "counting"
+    said = f'[ "$1" = --version ] || {{ echo compiled >> {calls}; sleep 1; }}'
+    counting.write_text(f'#!/bin/sh\n{said}\nexec {shlex.join(found)} "$@"\n')
+    counting.chmod(0o755)
+    queue, both = CONTEXT.Queue(), CONTEXT.Barrier(2)
+    arguments = (str(tmp_path / "home"), str(counting), both, queue)
+    processes = [CONTEXT.Process(target=build_beside, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     first, second = (queue.get(timeout=240) for _ in processes)
     for process in processes:
         process.join()
     assert first == second
-    assert sorted(path.suffix for path in (tmp_path / "native").iterdir() if path.suffix != ".lock") == [
-        ".sha256",
-        ".so",
-    ]
+    assert calls.read_text() == "compiled\n"
+    kept = (tmp_path / "home" / "native").iterdir()
+    assert sorted(path.suffix for path in kept if path.suffix != ".lock") == [".sha256", ".so"]
 
 
 def test_a_file_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

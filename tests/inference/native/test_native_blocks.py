@@ -90,6 +90,6 @@ def test_eight_bits_take_only_blocks_of_eight() -> None:
         kind: NativeDecoder(model, "int8", blocks={name: random_blocks(kind, 192, 96)}) for kind in ("Q4_0", "Q8_0")
     }
     assert held["Q4_0"].weight_bytes == held["Q8_0"].weight_bytes
-    outs = [logits(Cache(model.spec).run(one, [(0, 0, [1, 2, 3])])) for one in held.values()]
-    assert torch.equal(outs[0], logits(Cache(model.spec).run(NativeDecoder(model, "int8"), [(0, 0, [1, 2, 3])])))
+    outs = [logits(Cache(SPECS["grouped"]).run(one, [(0, 0, [1, 2, 3])])) for one in held.values()]
+    assert torch.equal(outs[0], logits(Cache(SPECS["grouped"]).run(NativeDecoder(model, "int8"), [(0, 0, [1, 2, 3])])))
     assert not torch.equal(outs[0], outs[1])

@@ -55,10 +55,10 @@ def reference_of(model: Decoder, weights: WeightFormat) -> Decoder:
 def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
     model = made(name)
     native = NativeDecoder(model, "float32", threads=2, library=library)
-    tokens = some_tokens(COUNT, model.spec)
-    whole = logits(Cache(model.spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
+    tokens = some_tokens(COUNT, EXPERTS[name])
+    whole = logits(Cache(EXPERTS[name], dtype=torch.float32).run(native, [(1, 0, tokens)]))
     assert relative(whole, wanted_logits(model, tokens)) < 1e-5
-    assert torch.equal(in_pieces(native, Cache(model.spec, dtype=torch.float32), tokens), whole)
+    assert torch.equal(in_pieces(native, Cache(EXPERTS[name], dtype=torch.float32), tokens), whole)
 
 
 @pytest.mark.parametrize("weights", FORMATS[1:])
@@ -67,16 +67,16 @@ def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightForma
     """But for tokens whose nearly even experts rounding swaps."""
     model = made(name, base_dtype(weights))
     native = NativeDecoder(model, weights, threads=3)
-    tokens = some_tokens(COUNT, model.spec)
-    whole = logits(Cache(model.spec).run(native, [(1, 0, tokens)]))
+    tokens = some_tokens(COUNT, EXPERTS[name])
+    whole = logits(Cache(EXPERTS[name]).run(native, [(1, 0, tokens)]))
     expected = wanted_logits(reference_of(model, weights), tokens)
     error = ((whole - expected).norm(dim=1) / expected.norm(dim=1)).median()
     assert error < 0.05
     some = list(range(7, 60, 4))
-    cache = Cache(model.spec)
+    cache = Cache(EXPERTS[name])
     few = native.forward(tokens, [2] * COUNT, range(COUNT), cache.keys, cache.values, some)
     assert torch.equal(logits(few), whole[some])
-    assert torch.equal(in_pieces(native, Cache(model.spec), tokens), whole)
+    assert torch.equal(in_pieces(native, Cache(EXPERTS[name]), tokens), whole)
 
 
 def test_what_experts_cannot_have() -> None:
@@ -84,5 +84,5 @@ def test_what_experts_cannot_have() -> None:
     native = NativeDecoder(model, "float32")
     with pytest.raises(UsageError, match=r"no adapters at layers\.0\.feedforward\.experts\.gate_up"):
         native.adapter({"layers.0.feedforward.experts.gate_up": (torch.zeros(2, 96), torch.zeros(128, 2), 1.0)})
-    spec = model.spec.with_(experts=Experts(4, 2, 48))
+    spec = EXPERTS["softmax"].with_(experts=Experts(4, 2, 48))
     assert "experts.feedforward_size is 48" in (unsupported(spec, torch.float32, torch.device("cpu")) or "")

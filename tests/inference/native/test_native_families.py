@@ -61,10 +61,10 @@ def in_pieces(native: NativeDecoder, cache: Cache, tokens: list[int]) -> Tensor:
 def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
     model = made(name)
     native = NativeDecoder(model, "float32", threads=2, library=library)
-    tokens = some_tokens(COUNT, model.spec)
-    whole = logits(Cache(model.spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
+    tokens = some_tokens(COUNT, FAMILIES[name])
+    whole = logits(Cache(FAMILIES[name], dtype=torch.float32).run(native, [(1, 0, tokens)]))
     assert relative(whole, wanted_logits(model, tokens)) < 1e-5
-    assert torch.equal(in_pieces(native, Cache(model.spec, dtype=torch.float32), tokens), whole)
+    assert torch.equal(in_pieces(native, Cache(FAMILIES[name], dtype=torch.float32), tokens), whole)
 
 
 @pytest.mark.parametrize("weights", FORMATS[1:])
@@ -72,10 +72,10 @@ def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
     model = made(name, base_dtype(weights))
     native = NativeDecoder(model, weights, threads=3)
-    tokens = some_tokens(COUNT, model.spec)
-    whole = logits(Cache(model.spec).run(native, [(1, 0, tokens)]))
+    tokens = some_tokens(COUNT, FAMILIES[name])
+    whole = logits(Cache(FAMILIES[name]).run(native, [(1, 0, tokens)]))
     assert relative(whole, wanted_logits(in_float32(model, weights), tokens)) < 3 * TOLERANCE[weights]
-    assert torch.equal(in_pieces(native, Cache(model.spec), tokens), whole)
+    assert torch.equal(in_pieces(native, Cache(FAMILIES[name]), tokens), whole)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -84,12 +84,12 @@ def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
     bank = Bank(model)
     native = NativeDecoder(model, "float32", threads=2)
     adapted = native.adapter_of(bank, random_adapter(model, bank, 5, r=4))
-    tokens = some_tokens(COUNT, model.spec)
+    tokens = some_tokens(COUNT, FAMILIES[name])
     adapters = [adapted if i % 3 == 0 else None for i in range(COUNT)]
-    cache = Cache(model.spec, dtype=torch.float32)
+    cache = Cache(FAMILIES[name], dtype=torch.float32)
     whole = logits(cache.run(native, [(1, 0, tokens)], adapters=adapters))
     for wanted in ([COUNT - 1], [3, 100, COUNT - 2], list(range(5, 90)), []):
-        other = Cache(model.spec, dtype=torch.float32)
+        other = Cache(FAMILIES[name], dtype=torch.float32)
         out = native.forward(tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters)
         assert not wanted or torch.equal(logits(out), whole[wanted])
         for found, expected in zip((*other.keys, *other.values), (*cache.keys, *cache.values), strict=True):
@@ -100,7 +100,7 @@ def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
 def test_windows_need_few_places(name: str) -> None:
     """A ring of the last tokens, in which a piece of a row and what its first token sees have room."""
     model = made(name)
-    spec, tokens = model.spec, some_tokens(COUNT, model.spec)
+    spec, tokens = FAMILIES[name], some_tokens(COUNT, FAMILIES[name])
     native = NativeDecoder(model, "float32", threads=2)
     whole = logits(Cache(spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
     cache = Cache(spec, dtype=torch.float32)
@@ -122,8 +122,8 @@ def test_adapters_and_states(name: str) -> None:
     bank = Bank(model)
     slot = random_adapter(model, bank, 5, r=4)
     native = NativeDecoder(model, "float32", threads=2)
-    tokens = some_tokens(40, model.spec)
-    cache = Cache(model.spec, dtype=torch.float32)
+    tokens = some_tokens(40, FAMILIES[name])
+    cache = Cache(FAMILIES[name], dtype=torch.float32)
     adapted = native.adapter_of(bank, slot)
     for depth in (1, None):
         out = native.forward(tokens, [0] * 40, range(40), cache.keys, cache.values, [], [adapted] * 40, depth, True)

@@ -22,7 +22,7 @@ from bedplate.inference.native.library import load
 from bedplate.inference.ways.calibrate import Measured, Use, measure, measured
 from bedplate.inference.ways.choice import fitting, impossible, pick, why
 from bedplate.inference.ways.threads import engine_threads, said
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, product_weights, read_bytes
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.ways.way import QUANTISED, Way, float_ways, own_ways, read_stored
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
@@ -109,14 +109,15 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         assert isinstance(spec, TransformerSpec)
     else:
         _, spec, types = read_stored(base)
+    shape = timed_as(spec)
     machine = measure_machine()
     own = own_ways(types)
-    others = _others(spec, own)
+    others = _others(shape, own)
     reasons = {way: impossible(spec, way, _CPU) for way in (*own, *others)}
     possible, _ = fitting(spec, [way for way in own if reasons[way] is None])
     found = measured(spec, possible, again=True)
     rest = [way for way in (*own, *others) if reasons[way] is None and way not in possible]
-    beside = measure(spec, rest) if rest else Measured({})
+    beside = measure(shape, rest) if rest else Measured({})
     best = pick(spec, found, possible, use)
     readings: list[Reading] = []
     for way in (*own, *others):
@@ -124,7 +125,7 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         if reason is not None:
             readings.append(Reading(way, way in own, {}, {}, reason=reason))
         else:
-            readings.append(_reading(spec, way, found if way in possible else beside, machine, way in own))
+            readings.append(_reading(shape, way, found if way in possible else beside, machine, way in own))
     return Findings(
         processor(),
         (engine_threads(), torch.get_num_threads()),

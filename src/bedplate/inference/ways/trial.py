@@ -229,13 +229,13 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     scale = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
     tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
-        if p.dim() != 2:
+        if p.dim() < 2 or p.shape[-1] % BLOCK:
             continue
-        out, size = p.shape
+        *rows, size = p.shape  # of experts one matrix each
         eight = weights == "int8" or name in ("embedding.weight", "lm_head.weight")
         width = BLOCK if eight else BLOCK // 2
-        count = out * (size // BLOCK)
+        count = p.numel() // BLOCK
         quants = _tiled(tile, count * width).view(count, width)
-        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(out, size // BLOCK, -1)
+        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(*rows, size // BLOCK, -1)
         found[name] = RawBlocks("Q8_0" if eight else "Q4_0", raw)
     return found

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,13 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     if path.exists():
         raise UsageError(f"{path} exists already; choose another name or remove it")
     draft = path.with_name(path.name + ".tmp")
-    metadata = family.to_config(base.spec) | dict(tokenizer_fields(base))
+    about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}
+    named = {key: str(value) for key, value in about.items() if value is not None}
+    metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
+    tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(draft, family.key[1], metadata, _tensors(base, family), kind)
+        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), kind)
         draft.replace(path)
     except OSError as error:
         # numpy reports a short write without the system's reason

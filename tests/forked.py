@@ -1,0 +1,93 @@
+"""Commands in processes of its own that are there at once: forked off one that has imported what the verbs load.
+
+They are killed, interrupted and waited for like any process; only the seconds of imports are spared. That a command
+also starts from nothing is the matter of the tests of the command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "bedplate.cli.adapt",
+        "bedplate.adaptation.ladder",
+        "bedplate.training.loop",
+        "bedplate.serving.server.app",
+        "sklearn.linear_model",
+        "scipy.stats",
+        "torch._dynamo",  # an optimizer's first step loads it
+        "uvicorn",
+        "matplotlib.figure",
+    ]
+)
+
+
+def _main(arguments: list[str], environment: Mapping[str, str], out: str, errors: str, main: str) -> None:
+    for name, descriptor in ((out, 1), (errors, 2)):
+        opened = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [main, *arguments]
+    importlib.import_module(main).main()
+
+
+class Command:
+    """A running `bedplate ...`, or another module's main(); what it prints goes to `directory`, made if need be."""
+
+    def __init__(
+        self, directory: Path, *arguments: str | Path, main: str = "bedplate.cli.main", **environment: str
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        number = sum(1 for _ in directory.glob("*.out"))
+        self._out, self._errors = (directory / f"{number}.{name}" for name in ("out", "errors"))
+        whole = {**os.environ, **environment}
+        said = (str(self._out), str(self._errors), main)
+        self._process = CONTEXT.Process(target=_main, args=([*map(str, arguments)], whole, *said))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        self._process.join(seconds)
+        code = self.poll()
+        assert code is not None, f"still running after {seconds} s; it said: {self.errors}"
+        return code
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+        self._process.close()
+
+    @property
+    def said(self) -> str:
+        return self._out.read_text() if self._out.exists() else ""
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text() if self._errors.exists() else ""
+
+    def first_line(self, seconds: float = 120) -> str:
+        end = time.monotonic() + seconds
+        while "\n" not in (said := self.said):
+            assert self.poll() is None, f"ended with {self.poll()}: {self.errors}"
+            assert time.monotonic() < end, f"nothing was said in {seconds} s: {self.errors}"
+            time.sleep(0.01)
+        return said.partition("\n")[0]

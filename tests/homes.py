@@ -1,0 +1,23 @@
+"""Homes that a test makes for itself share what depends on no test: the kernels built, and what was measured, here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bedplate.core.files import bedplate_home
+
+OF_THIS_MACHINE = ("native", "machine")
+
+
+def link_machine(home: Path, shared: Path) -> None:
+    """What a home keeps of this machine lies in `shared`."""
+    for name in OF_THIS_MACHINE:
+        (shared / name).mkdir(parents=True, exist_ok=True)
+        (home / name).symlink_to(shared / name)
+
+
+def new_home(directory: Path) -> Path:
+    """An empty BEDPLATE_HOME for which no kernel is built, and nothing measured, anew."""
+    directory.mkdir(parents=True)
+    link_machine(directory, (bedplate_home() / OF_THIS_MACHINE[0]).resolve().parent)
+    return directory
