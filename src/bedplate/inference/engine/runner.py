@@ -7,9 +7,7 @@ prefix cache when its prompt is done and when it ends. An encoder's texts are wh
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from bedplate.inference.engine.choosing import WritingRow, choose
 from bedplate.inference.engine.job import Job, Seen, Wants, fail_all
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduler import Admission
+from bedplate.inference.engine.share import Share, alike
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
@@ -36,34 +35,6 @@ SNAPSHOT = 64
 SPECULATED_TOKENS = 16
 # Rows are let in only where all may grow by so much, lest they be put out again at once.
 HEADROOM = 32
-
-
-@dataclass(frozen=True)
-class Share:
-    """`count` next tokens of a job, and what is guessed to follow them."""
-
-    job: Job
-    count: int
-    draft: Sequence[int] = ()
-
-    @property
-    def end(self) -> int:
-        """Position after the job's last token of it."""
-        return self.job.done + self.count
-
-    @property
-    def begin(self) -> int:
-        """Position of the first token that goes through the model as one of a sequence. What an encoder reads is read
-        as a whole when the last share of it is given."""
-        job = self.job
-        if job.reads:
-            return 0 if self.end == job.source else self.end
-        return min(max(job.done, job.source), self.end)
-
-    @property
-    def tokens(self) -> int:
-        """How many go through the model so."""
-        return self.end - self.begin + len(self.draft)
 
 
 class Runner:
@@ -111,7 +82,7 @@ class Runner:
         reusable = job.reusable
         namespace, match = self._match(job, virtual if reusable is None else reusable)
         job.marks = self._marks(job, match, self._rows.cache)
-        if reusable is not None and any(self._begins_alike(job, other, match.length) for other in self.active):
+        if reusable is not None and any(self._beginsalike(job, other, match.length) for other in self.active):
             return Admission.LATER
         try:
             self._rows.give(job, namespace, match)
@@ -163,7 +134,7 @@ class Runner:
         return tuple(sorted(at for at in rounded if match.length < at < len(job.tokens) or at == job.returns_to))
 
     @staticmethod
-    def _begins_alike(job: Job, other: Job, known: int) -> bool:
+    def _beginsalike(job: Job, other: Job, known: int) -> bool:
         """Whether another is just computing, for all to use, what this job would compute again."""
         if other.adapter is not job.adapter or other.depth != job.depth or other.done >= other.prompt_end:
             return False
@@ -184,7 +155,7 @@ class Runner:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[Job, int]] = []
-        for (depth, _), part in _alike([one for one in work if one.job.failed is None]).items():
+        for (depth, _), part in alike([one for one in work if one.job.failed is None]).items():
             fitting = self._make_room(part)
             if fitting:
                 self._attempt(fitting, depth, computed)
@@ -406,14 +377,6 @@ def _key(job: Job, tokens: Sequence[int]) -> Key:
 
 def _namespace(job: Job) -> object:
     return job.adapter if job.depth is None else (job.adapter, job.depth)
-
-
-def _alike(work: Sequence[Share]) -> dict[tuple[int | None, bool], list[Share]]:
-    """What can go through the model together: to one depth, and on one side of an encoder–decoder."""
-    parts: dict[tuple[int | None, bool], list[Share]] = defaultdict(list)
-    for one in work:
-        parts[one.job.depth, one.job.reads].append(one)
-    return parts
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,8 +13,9 @@ from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError
 from bedplate.inference.engine.job import Job, fail_all
-from bedplate.inference.engine.runner import Runner, Share
+from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduler import Scheduler
+from bedplate.inference.engine.share import Share
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.forward.adapters import Adapters
 

@@ -35,8 +35,9 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec."""
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
+    sizes["norm_eps"] = decimal(fields.take("attention.layer_norm_epsilon") or 1e-5)
     spec = TransformerSpec(
-        **sizes | {"norm_eps": decimal(fields.take("attention.layer_norm_epsilon") or 1e-5)},
+        **sizes,
         position_rows=sizes["context_length"],
         norm="layer",
         activation="gelu_tanh",
