@@ -20,6 +20,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
 from bedplate.training.arithmetic import Arithmetic
 from bedplate.training.objectives import Models
+from bedplate.training.optimizers import Optimization
 
 ROOM = 1.1
 """Of the memory that the weights take, which must be free."""
@@ -103,3 +104,25 @@ def of_one_dtype(models: Models) -> bool:
 def _changed(models: Models, wanted: torch.dtype) -> list[nn.Parameter]:
     every = {id(p): p for model in models.values() for p in model.parameters()}
     return [p for p in every.values() if p.dtype != wanted] if of_one_dtype(models) else []
+
+
+@contextmanager
+def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
+    """Gradients on exactly the trained parameters, the policy in training mode; all as before afterwards."""
+    every = {id(p): p for model in models.values() for p in model.parameters()}
+    every |= {id(p): p for p in optimization.parameters.values()}
+    before = [(p, p.requires_grad) for p in every.values()]
+    modes = [(m, m.training) for model in models.values() for m in model.modules()]
+    trained = {id(p) for p in optimization.parameters.values()}
+    try:
+        for p in every.values():
+            p.requires_grad_(id(p) in trained)
+        for role, model in models.items():
+            model.train(role == "policy")
+        yield
+    finally:
+        for p, required in before:
+            p.requires_grad_(required)
+            p.grad = None
+        for module, mode in modes:
+            module.training = mode

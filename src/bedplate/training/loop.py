@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,7 +17,7 @@ from bedplate.core.progress import Progress
 from bedplate.models.layers.routing import listening
 from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.batch import MicroBatch
-from bedplate.training.computing import computing, lacks_room, of_one_dtype
+from bedplate.training.computing import computing, lacks_room, of_one_dtype, only_trained
 from bedplate.training.config import TrainConfig
 from bedplate.training.interrupts import Interrupts
 from bedplate.training.metrics_log import MetricsLog
@@ -114,23 +113,11 @@ def train(
         arithmetic = _arithmetic(roles, config, store, saved, trained)
         with computing(roles, arithmetic) as originals:
             optimization = Optimization(trained.items(), config, originals)
-            with _only_trained(roles, optimization), seeded(config.seed):
+            with only_trained(roles, optimization), seeded(config.seed):
                 shared = None if reduce is own_sums else reduce
                 routers = Routers.of(policy_of(roles), config.router, trained.values(), shared)
-                run = _Run(
-                    roles,
-                    source,
-                    objective,
-                    config,
-                    out,
-                    store,
-                    optimization,
-                    on_checkpoint,
-                    about,
-                    arithmetic,
-                    reduce,
-                    routers,
-                )
+                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, reduce, routers)
+                run = _Run(roles, source, objective, *made)
                 if saved is not None:
                     run.restore(saved)
                     del saved  # it is as large as what is trained
@@ -169,28 +156,6 @@ def _arithmetic(
 def policy_of(models: Models) -> AnyModel:
     """The model that is trained."""
     return models.get("policy", next(iter(models.values())))
-
-
-@contextmanager
-def _only_trained(models: Models, optimization: Optimization) -> Generator[None]:
-    """Gradients on exactly the trained parameters, the policy in training mode; all as before afterwards."""
-    every = {id(p): p for model in models.values() for p in model.parameters()}
-    every |= {id(p): p for p in optimization.parameters.values()}
-    before = [(p, p.requires_grad) for p in every.values()]
-    modes = [(m, m.training) for model in models.values() for m in model.modules()]
-    trained = {id(p) for p in optimization.parameters.values()}
-    try:
-        for p in every.values():
-            p.requires_grad_(id(p) in trained)
-        for role, model in models.items():
-            model.train(role == "policy")
-        yield
-    finally:
-        for p, required in before:
-            p.requires_grad_(required)
-            p.grad = None
-        for module, mode in modes:
-            module.training = mode
 
 
 class _Run(Generic[B]):

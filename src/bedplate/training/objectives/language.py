@@ -66,6 +66,7 @@ class NextToken:
     name: str = "next_token"
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
+    _further: Further | None = None
 
     def __init__(self, further: Further | None = None) -> None:
         self._further = further
