@@ -184,11 +184,11 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
         spec = theirs.to_spec(AutoConfig.for_model(family.name, **family.examples[0]).to_dict())
     # of several ways to store the same parameters, the one that is written
     steps = list({step.ours: step for step in reversed(list(family.weights.steps(spec)))}.values())
-    for side in (0, 1):
-        names = [name for step in steps for name in step[side]]
-        assert len(names) == len(set(names))
     model = build(spec)
     parameters = model.state_dict()
+    for side in (0, 1):
+        names = [name for step in steps if parameters.keys() >= set(step.ours) for name in step[side]]
+        assert len(names) == len(set(names))
     stored = dict(write_parameters(family, spec, parameters))
     again = dict(read_parameters(family, spec, list(stored), stored.__getitem__, parameters, "here"))
     assert again.keys() == parameters.keys()

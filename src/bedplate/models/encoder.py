@@ -13,11 +13,10 @@ from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, row_or_segment_attention
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.classifier import ClassifierHead
-from bedplate.models.layers.embedding import Embedding
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
-from bedplate.models.model import Model
+from bedplate.models.model import Embedding, Model
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
