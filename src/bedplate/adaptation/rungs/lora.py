@@ -13,7 +13,6 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.lora import LoraConfig
-from bedplate.core.errors import UsageError
 from bedplate.skins.skin import LoraPart, Skin
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
@@ -38,8 +37,6 @@ class Lora(TuningRung):
         self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         engine, bank = context.model.engine, context.model.engine.bank
-        if bank is None:
-            raise UsageError(f"{self.name} needs a decoder")
         with engine.exclusive() as base:
             parent = self.start(context)
             before = None if parent is None or parent.lora is None else parent.lora.tensors
