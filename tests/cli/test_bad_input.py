@@ -18,6 +18,7 @@ from bedplate.cli.main import main
 from bedplate.core.errors import BedplateError
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
+from bedplate.models.families import FAMILIES
 
 
 def edit_config(path: Path, **changes: object) -> None:
@@ -39,6 +40,7 @@ def truncate(path: Path) -> None:
     (path / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
+KNOWN = "supported are: " + ", ".join(sorted(name for format_, name in FAMILIES if format_ == "hf"))
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda p: (p / "config.json").unlink(), "has no config.json"),
     "config not JSON": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
@@ -46,10 +48,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config a list": (lambda p: (p / "config.json").write_text("[]"), "JSON object"),
     "unsupported": (
         lambda p: edit_config(p, model_type="mamba"),
-        "'mamba' is not supported; supported are: bert, llama",
+        f"'mamba' is not supported; {KNOWN}",
     ),
-    "no model_type": (lambda p: edit_config(p, model_type=None), "supported are: bert, llama"),
-    "odd model_type": (lambda p: edit_config(p, model_type=["llama"]), "supported are: bert, llama"),
+    "no model_type": (lambda p: edit_config(p, model_type=None), KNOWN),
+    "odd model_type": (lambda p: edit_config(p, model_type=["llama"]), KNOWN),
     "unknown field": (lambda p: edit_config(p, sliding_window=64), "'sliding_window'"),
     "wrong kind": (lambda p: edit_config(p, hidden_size="big"), "wrong kind"),
     "odd scaling": (lambda p: edit_config(p, rope_parameters="yarn"), "wrong kind"),

@@ -115,7 +115,7 @@ def test_encoders_and_their_classifiers_have_as_many_parameters_as_the_reference
     assert parameters(model.spec).total == oracles.count(reference)
 
 
-@pytest.mark.parametrize("key", [key for key, family in FAMILIES.items() if family.examples])
+@pytest.mark.parametrize("key", [key for key, family in FAMILIES.items() if family.examples and key[0] == "hf"])
 def test_families_have_as_many_parameters_as_we_count(key: tuple[str, str]) -> None:
     for example in FAMILIES[key].examples:
         spec = FAMILIES[key].to_spec(example)

@@ -56,6 +56,10 @@ class TinyBase:
     identity: Identity
     dtype: torch.dtype = torch.float32
 
+    @property
+    def embedding_size(self) -> int:
+        return self.spec.hidden_size
+
 
 @pytest.fixture(scope="session")
 def base(tokenizer) -> TinyBase:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, Self
 
 import torch
@@ -82,8 +82,8 @@ class PackedBatch:
     ids: tuple[str, ...]
     lengths: tuple[int, ...]
     losses: tuple[int, ...]
-    sources: Tensor | None = None
-    source_segments: Tensor | None = None
+    sources: Tensor | None = field(default=None, kw_only=True)
+    source_segments: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(
