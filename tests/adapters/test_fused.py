@@ -97,3 +97,7 @@ def test_what_cannot_be_told_is_refused(pair: tuple[str, Any, Base], tmp_path: P
         write_peft(tmp_path / "a", config, state, base.family.weights, base_name="tiny")
     with pytest.raises(SkinError, match="at most 1000 are read"):
         row_counts(base.spec.main.with_(layers=10**9))
+    with pytest.raises(SkinError, match="at most 1000 are read"):
+        row_counts(base.spec.main.with_(prediction_modules=10**9))
+    with pytest.raises(SkinError, match="cannot be built"):
+        row_counts(base.spec.main.with_(vocab_size=2**62))

@@ -27,7 +27,10 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     change(directory, auto_map={"AutoModelForCausalLM": "modeling.MyModel"})
     with pytest.raises(UnsupportedModelError, match=r"its model is 'MyModel', not 'LlamaForCausalLM'; the Python code"):
         load_base(directory)
-    change(directory, model_type="mine")
+    change(directory, auto_map=["modeling.MyModel"])
+    with pytest.raises(CheckpointError, match="auto_map must be an object"):
+        load_base(directory)
+    change(directory, auto_map={"AutoModelForCausalLM": "modeling.MyModel"}, model_type="mine")
     with pytest.raises(UnsupportedModelError, match=r"'mine' is not supported.*Python code that its auto_map names"):
         load_base(directory)
 

@@ -91,6 +91,15 @@ def test_a_cut_file_is_told_wherever_it_ends(whole: tuple[Path, bytes]) -> None:
             read_header(path)
 
 
+def test_a_tensor_without_values_is_told(whole: tuple[Path, bytes]) -> None:
+    directory, data = whole
+    at = data.index(b"a.weight") + len(b"a.weight") + 4  # behind the name and the count of dimensions
+    path = directory / "none.gguf"
+    path.write_bytes(data[:at] + struct.pack("<Q", 0) + data[at + 8 :])
+    with pytest.raises(CheckpointError, match=r"'a\.weight' has the shape \[3, 0\]"):
+        read_header(path)
+
+
 @pytest.mark.parametrize(
     ("begin", "said"),
     [

@@ -140,6 +140,26 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
             load_base(directory)
 
 
+@pytest.mark.parametrize("config", [[1], "awq", AWQ | {"group_size": "many"}, FP8 | {"weight_block_size": 16}])
+def test_a_damaged_description_is_one_clear_line(tmp_path: Path, config: object) -> None:
+    directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
+    known = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(known | {"quantization_config": config}))
+    with pytest.raises(CheckpointError, match="quantization_config"):
+        load_base(directory)
+
+
+def test_a_group_below_the_first_is_refused(tmp_path: Path) -> None:
+    directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
+    quantise(directory, lambda o, i: gptq(o, i, 4, False, "gptq"), GPTQ)
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("o_proj.g_idx"))
+    save_file(tensors | {name: tensors[name] - 1}, path)
+    with pytest.raises(CheckpointError, match="a group below 0"):
+        load_base(directory)
+
+
 def test_parts_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
     quantise(directory, lambda o, i: gptq(o, i, 4, False, "gptq"), GPTQ)

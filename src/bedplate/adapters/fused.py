@@ -134,9 +134,13 @@ def _groups(weights: WeightMap, spec: TextSpec) -> Iterator[Step]:
 @lru_cache(4)
 def row_counts(spec: TextSpec) -> Mapping[str, int]:
     """The parameters of such a model, each with its rows. SkinError for more layers than any model has."""
-    if spec.deepest > DEEPEST:
-        raise SkinError(f"an adapter for a model of {spec.deepest} layers; at most {DEEPEST} are read")
-    return {name: len(one) for name, one in build(spec, device="meta").named_parameters() if one.dim()}
+    layers = spec.deepest + spec.prediction_modules
+    if layers > DEEPEST:
+        raise SkinError(f"an adapter for a model of {layers} layers; at most {DEEPEST} are read")
+    try:
+        return {name: len(one) for name, one in build(spec, device="meta").named_parameters() if one.dim()}
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        raise SkinError(f"an adapter for a model that cannot be built ({str(error).splitlines()[0]})") from error
 
 
 def _forward(step: Step, parts: list[Tensor], spec: TextSpec) -> Tensor:

@@ -216,6 +216,8 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, 
     """A config may name code of the checkpoint's own (`auto_map`), as published models do that a family reads all the
     same; where the class is of another name, nobody knows what it computes."""
     named = config.get("auto_map") or {}
+    if not isinstance(named, Mapping):
+        raise CheckpointError(f"{where}: auto_map must be an object, not {named!r}")
     classes = [str(name).rpartition(".")[2] for key, name in dict(named).items() if key.startswith("AutoModel")]
     if not classes:
         return

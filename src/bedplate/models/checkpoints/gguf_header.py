@@ -93,6 +93,8 @@ class _Parser:
         if not 1 <= dimensions <= 8:
             raise self.damaged(f"the tensor {name!r} has {dimensions} dimensions")
         shape = tuple(self.number("<Q") for _ in range(dimensions))[::-1]
+        if 0 in shape:
+            raise self.damaged(f"the tensor {name!r} has the shape {list(shape)}")
         return name, shape, self.number("<I"), self.number("<Q")
 
     def placed(self, entries: list[tuple[str, tuple[int, ...], int, int]], alignment: Any) -> dict[str, Placed]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -121,6 +121,8 @@ class Gptq(Packed):
         inputs = len(values_IO)
         group = self.group if self.group > 0 else inputs
         index_I = parts[".g_idx"].long() if ".g_idx" in parts else torch.arange(inputs) // group
+        if bool((index_I < 0).any()):
+            raise IndexError("g_idx names a group below 0")
         return ((values_IO - zeros_GO[index_I]).float() * scales.float()[index_I]).T.contiguous()
 
 
@@ -180,17 +182,23 @@ PACKED: Mapping[str, Callable[[TensorSource, Mapping[str, Any], str], TensorSour
 }
 
 
-def unpacked(source: TensorSource, config: Mapping[str, Any] | None, where: str) -> TensorSource:
+def unpacked(source: TensorSource, config: object, where: str) -> TensorSource:
     """The tensors as those of a checkpoint that was never quantised. config: of how it was, or None.
 
     UnsupportedModelError for a method or a setting that is not known.
     """
     if config is None:
         return source
-    method = str(config.get("quant_method"))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: quantization_config must be an object, not {config!r}")
+    fields = cast("dict[str, Any]", config)
+    method = str(fields.get("quant_method"))
     if method == "mxfp4":  # of experts, whose blocks a family's own rules read
         return source
     if method not in PACKED:
         known = ", ".join(PACKED)
         raise UnsupportedModelError(f"{where}: weights quantised by {method!r} are not supported (only {known})")
-    return PACKED[method](source, config, where)
+    try:
+        return PACKED[method](source, fields, where)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: quantization_config has a value of the wrong kind ({error})") from error
