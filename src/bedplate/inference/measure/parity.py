@@ -207,7 +207,8 @@ def _exported(pair: Pair) -> Found:
 def _both_sides(pair: Pair) -> Found:
     """Of an encoder–decoder: logits, loss and gradients of whole rows, and of rows packed into one."""
     source, labels = pair.tokens(3, _ROW), pair.tokens(3, _ROW - 7).flip(1)
-    theirs = pair.reference(source, labels=labels)
+    with _uncast(pair.reference):
+        theirs = pair.reference(source, labels=labels)
     theirs.loss.backward()
     start = torch.full((len(labels), 1), pair.reference.config.decoder_start_token_id)
     tokens = torch.cat((start, labels[:, :-1]), dim=1)
