@@ -64,7 +64,7 @@ def test_starts_that_leave_the_base_alone_are_read(tmp_path, start):
 def test_starts_that_change_the_base_are_refused_until_converted(tmp_path, start):
     """What peft itself computes is far from base + B A; with its own conversion it is that."""
     saved_by_peft(tmp_path / "as it is", 2, init_lora_weights=start)
-    with pytest.raises(SkinError, match="init_lora_weights.*path_initial_model_for_weight_conversion"):
+    with pytest.raises(SkinError, match=r"init_lora_weights.*path_initial_model_for_weight_conversion"):
         read_peft(tmp_path / "as it is", LLAMA.weights)
     expected, base = saved_by_peft(tmp_path / "plain", 2, tmp_path / "start", init_lora_weights=start)
     assert_equal(tmp_path / "plain", expected, base)
