@@ -35,7 +35,7 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
 
 struct Nibbles {
     static constexpr int BYTES = 256;
-    template <int M> using Dot = NibbleDot;
+    template <int M> using Dot = SumsOf<M, NibbleDot>;
     struct High {};
     static INLINE_MEMBER High high(const uint8_t*) { return {}; }
     static INLINE_MEMBER void words(const uint8_t* at, const High&, int i, I& lo, I& hi) {
@@ -95,8 +95,10 @@ struct Known {
     const int32_t* halves;
 };
 
+// How sums become numbers. TURNS: whether a token's are best finished before the next one's begin.
 // Products of values 0 … n, times a scale, and a minimum that is added.
 struct WithLeast {
+    static constexpr bool TURNS = false;
     struct Scale { F d, least; };
     template <class Dot> static INLINE_MEMBER void start(Dot&, const Known&) {}
     template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
@@ -106,6 +108,7 @@ struct WithLeast {
 };
 // Of values about −128 Σ, times a scale.
 struct AboutByte {
+    static constexpr bool TURNS = true;
     struct Scale { F d; };
     template <class Dot> static INLINE_MEMBER void start(Dot& dot, const Known& x) { dot.start(x.offset); }
     template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
@@ -115,6 +118,7 @@ struct AboutByte {
 // The same of values about 32 or (DOWN = 3) 4, with a scale for each 16 inputs.
 template <int DOWN>
 struct HalvesAbout {
+    static constexpr bool TURNS = true;
     struct Scale { F first, second; };
     template <class Dot> static INLINE_MEMBER void start(Dot& dot, const Known& x) {
         const int32_t about[] = {x.halves[0] >> DOWN, x.halves[1] >> DOWN};
@@ -127,6 +131,7 @@ struct HalvesAbout {
 };
 // Scales and minima for each 16 inputs; the minima are of −32 Σ.
 struct HalvesWithLeast {
+    static constexpr bool TURNS = true;
     struct Scale { F first, second, first_least, second_least; };
     template <class Dot> static INLINE_MEMBER void start(Dot&, const Known&) {}
     template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
@@ -238,34 +243,33 @@ void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
                 for (int i = 0; i < Form::SIZE / 64; ++i) prefetch(at + ahead + 64 * i);
             by[p] = Form::scale(at, before + p * panel_bytes, b % Form::IN_SPAN), high[p] = Form::high(at);
         }
-        auto use = [&](int i, int m, int p, I lo, I hi) {
-            const int8_t* a = q + m * x.K + b * BLOCK + 4 * i;
-            dot[m][p].add(lo, hi, bcast(a), bcast(a + 16));
-        };
+        auto input = [&](int m, int at) { return bcast(q + m * x.K + b * BLOCK + at); };
         auto start = [&](int m) { for (int p = 0; p < P; ++p) Form::start(dot[m][p], known(m, b)); };
         auto finish = [&](int m) {
             for (int p = 0; p < P; ++p) acc[m][p] = Form::added(acc[m][p], dot[m][p], by[p], known(m, b));
         };
-        if constexpr (WORDS_FIRST) {
+        constexpr bool words_first = WORDS_FIRST || P > 1;
+        if constexpr (words_first) {  // of several panels each input is read once
             for (int m = 0; m < M; ++m) start(m);
-            for (int i = 0; i < 4; ++i)
-                for (int p = 0; p < P; ++p) {
-                    I lo, hi;
-                    Form::words(w + p * panel_bytes, high[p], i, lo, hi);
-                    for (int m = 0; m < M; ++m) use(i, m, p, lo, hi);
+            for (int i = 0; i < 4; ++i) {
+                I lo[P], hi[P];
+                for (int p = 0; p < P; ++p) Form::words(w + p * panel_bytes, high[p], i, lo[p], hi[p]);
+                for (int m = 0; m < M; ++m) {
+                    const I first = input(m, 4 * i), second = input(m, 4 * i + 16);
+                    for (int p = 0; p < P; ++p) dot[m][p].add(lo[p], hi[p], first, second);
                 }
-            for (int m = 0; m < M; ++m) finish(m);
+            }
         } else {
-            I lo[P][4], hi[P][4];
-            for (int p = 0; p < P; ++p)
-                for (int i = 0; i < 4; ++i) Form::words(w + p * panel_bytes, high[p], i, lo[p][i], hi[p][i]);
+            I lo[4], hi[4];
+            for (int i = 0; i < 4; ++i) Form::words(w, high[0], i, lo[i], hi[i]);
             for (int m = 0; m < M; ++m) {
                 start(m);
-                for (int i = 0; i < 4; ++i)
-                    for (int p = 0; p < P; ++p) use(i, m, p, lo[p][i], hi[p][i]);
-                finish(m);
+                for (int i = 0; i < 4; ++i) dot[m][0].add(lo[i], hi[i], input(m, 4 * i), input(m, 4 * i + 16));
+                if constexpr (Form::TURNS) finish(m);
             }
         }
+        if constexpr (words_first || !Form::TURNS)
+            for (int m = 0; m < M; ++m) finish(m);
     }
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);
