@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.documents import Documents, Recurrence
+from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, make_norm
@@ -205,6 +206,7 @@ class Attention(nn.Module):
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype)
         self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype)
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+        self.joined = Joined(self.q, self.k, self.v)
         self.whole_norm = spec.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (spec.head_dim, spec.head_dim)
         self.q_norm, self.k_norm = (
@@ -224,15 +226,23 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, gate = self.q(x_BTD), None
-        if self.gated:
-            q, gate = (part.flatten(2) for part in q.view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1))
-        q, k = self._normed(q, self.q_norm), self._normed(self.k(x_BTD), self.k_norm)
-        v = self.v(x_BTD).view(B, T, -1, self.head_dim)
-        if by is not None:
-            q, k = rotate(q, by), rotate(k, by)
-            q = q if by.query_scale is None else q * by.query_scale
-        y = attend(self.layer, q, k, v, self.how).reshape(B, T, -1)
+        whole, sizes = self.joined(x_BTD), (self.q.out_features, self.k.out_features, self.v.out_features)
+        gate: Tensor | None = None
+        if whole is not None and self.q_norm is None and not self.gated:
+            # Queries and keys lie side by side, and turn together.
+            turning, v = whole.split((sizes[0] + sizes[1], sizes[2]), dim=-1)
+            turning = turning.unflatten(-1, (-1, self.head_dim))
+            turning = turning if by is None else rotate(turning, by)
+            q, k = turning.split((sizes[0] // self.head_dim, sizes[1] // self.head_dim), dim=2)
+        else:
+            parts = (one(x_BTD) for one in (self.q, self.k, self.v)) if whole is None else whole.split(sizes, dim=-1)
+            q, k, v = parts
+            if self.gated:
+                q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
+            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+            q, k = (q, k) if by is None else (rotate(q, by), rotate(k, by))
+        q = q if by is None or by.query_scale is None else q * by.query_scale
+        y = attend(self.layer, q, k, v.unflatten(-1, (-1, self.head_dim)), self.how).reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
     def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
