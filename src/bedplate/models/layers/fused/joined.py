@@ -31,8 +31,8 @@ class Joined(nn.Module):
         # Not inference tensors, as the parameters may be trained later.
         with torch.inference_mode(False):
             weight_OI = torch.cat(tuple(part.weight for part in self._parts))
-            biases = [part.bias for part in self._parts if part.bias is not None]
-            bias_O = torch.cat(biases) if biases else None
+            biases: list[torch.Tensor] = [part.bias for part in self._parts if part.bias is not None]
+            bias_O = torch.cat(tuple(biases)) if biases else None
             begin = 0
             for part in self._parts:
                 own = slice(begin, begin + part.out_features)
