@@ -109,9 +109,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Gemma4ForCausalLM → spec."""
     fields = Fields(_DEFAULTS | {name: value for name, value in config.items() if value is not None}, _WHERE)
     sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
-    layers = sizes["layers"]
-    default = [FULL if (layer + 1) % 6 == 0 or layer == layers - 1 else SLIDING for layer in range(layers)]
-    windows = take_windows(fields, layers, int(fields.take("sliding_window")), default, _WHERE)
+    windows = _take_windows(fields, sizes["layers"])
     full, sliding = take_ropes(fields, _WHERE, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0)
     # Images alone are seen in both directions.
     fields.only("use_bidirectional_attention", None, "vision")
@@ -142,16 +140,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     )
     spec = replace(spec, full=_take_full(fields, spec))
     fields.finish()
-    _check(spec)
+    for rope in (full, sliding):
+        if rope.fraction != 1 and not rope.proportional:
+            raise UnsupportedModelError(f"{_WHERE}: partial_rotary_factor is for the rope_type 'proportional' alone")
     return spec
 
 
-def _check(spec: TransformerSpec) -> None:
-    if spec.window(spec.layers - 1) is not None:
-        raise UnsupportedModelError(f"{_WHERE}: the last of layer_types must be {FULL!r}, and transformers makes it so")
-    for rope in (spec.rope, spec.local_rope):
-        if rope is not None and rope.fraction != 1 and not rope.proportional:
-            raise UnsupportedModelError(f"{_WHERE}: partial_rotary_factor is for the rope_type 'proportional' alone")
+def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
+    """Of the layers, the last of which sees everything."""
+    default = [FULL if (layer + 1) % 6 == 0 or layer == layers - 1 else SLIDING for layer in range(layers)]
+    found = take_windows(fields, layers, int(fields.take("sliding_window")), default, _WHERE)
+    if found and found[(layers - 1) % len(found)] is not None:
+        raise UnsupportedModelError(f"{_WHERE}: the last of layer_types must be {FULL!r}; transformers makes it so")
+    return found
 
 
 def _take_experts(fields: Fields, shared: int) -> Experts | None:
