@@ -15,7 +15,7 @@ from tests.tiny import tiny_spec
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, initial_tensors
+from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
@@ -32,6 +32,7 @@ FAMILIES_WITH = {
     "gpt_neox": "a parallel residual, part of each head turning",
     "olmo2": "norms of the branches alone",
     "qwen3_next": "a gate on the queries, experts",
+    "gemma4_text": "keys of other layers, values that are keys, inputs of layers",
     "deepseek_v3": "latents",
 }
 
@@ -72,7 +73,7 @@ def test_adapters_on_joined_projections(dora: bool) -> None:
     bank = Bank(model, 3)
     for seed, targets in enumerate([("q", "v", "up"), ("k", "gate", "down"), "all-linear"]):
         config = LoraConfig(r=2 + seed, targets=targets, dora=dora and seed != 1)
-        modules = {path: model.get_submodule(path) for path in config.paths(_linears(model), None)}
+        modules = {path: model.get_submodule(path) for path in config.paths([*block_linears(model)], None)}
         start: dict[str, Any] = initial_tensors(config, modules, seed)  # type: ignore[arg-type]
         bank.add(config, {name: value + 0.3 * torch.randn(value.shape) for name, value in start.items()})
     inputs, rows = Inputs(torch.randint(3, 300, (1, 9))), torch.tensor([0, 0, -1, 2, 1, 1, 0, 2, -1])
@@ -90,14 +91,6 @@ def test_adapters_on_joined_projections(dora: bool) -> None:
     bank.merge(1)
     with torch.no_grad():
         assert_near(model(inputs).hidden, before[2], 1e-5)  # merged in float32
-
-
-def _linears(model: Model) -> list[str]:
-    return [
-        path
-        for path, _ in model.named_modules()
-        if path.rsplit(".", 1)[-1] in ("q", "k", "v", "o", "gate", "up", "down")
-    ]
 
 
 def test_weights_that_were_given_anew_are_not_read_where_they_were() -> None:

@@ -20,9 +20,11 @@ def run_blocks(
     attend: Attend,
     capture: Collection[str],
     depth: int | None,
+    given_BTLE: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden state after `depth` blocks (all by default), and the captured ones: "layers.i" is the state after
-    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError."""
+    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError.
+    given: what each of L layers is told of its tokens beside its input."""
     depth = len(blocks) if depth is None else depth
     if not 0 <= depth <= len(blocks):
         raise UsageError(f"depth {depth} is not between 0 and the model's {len(blocks)} blocks")
@@ -39,9 +41,9 @@ def run_blocks(
             captured[f"layers.{i}"] = x_BTD
         if i == depth:
             break
-        block = blocks[i]
+        block, told = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
         if isinstance(block, Block) and not torch.is_grad_enabled():
-            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend)
+            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *told)
         else:
-            x_BTD = block(x_BTD, by[i], attend)
+            x_BTD = block(x_BTD, by[i], attend, *told)
     return x_BTD, captured
