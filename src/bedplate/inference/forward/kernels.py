@@ -232,7 +232,7 @@ def _step(queries, k_DJ, v_JV, seen, mixed, total, top, scale, cap, CAPPED: tl.c
     """Some keys more: the mix so far, the sum of its weights and the largest score, of each query."""
     scores = tl.dot(queries, k_DJ, input_precision="ieee") * scale
     if CAPPED:
-        scores = cap * (1.0 - 2.0 / (1.0 + tl.exp2(2.0 * LOG2E * scores / cap)))  # tanh
+        scores = cap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / cap * LOG2E * 2.0)))  # tanh
     scores = tl.where(seen, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, axis=1))
     level = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
