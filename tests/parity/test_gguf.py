@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.families.gguf.metadata import llama3_factors, scaling_of
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import Llama3Scaling, LongRopeScaling, TransformerSpec
 
@@ -29,8 +31,8 @@ CASES = [
     if format_ == "gguf"
     for number in range(len(family.examples))
 ]
-ROUNDED = {"gelu_tanh": 2e-3}
-"""llama.cpp looks this activation up in half precision."""
+ROUNDED = {"gelu_tanh": 2e-4}
+"""llama.cpp looks this activation up in half precision: what is rounded up here may be rounded down there."""
 
 
 def partner(family: Family) -> Family:
@@ -54,13 +56,18 @@ def written(family: Family, number: int, path: Path, seed: int = 0) -> tuple[Tra
         torch.manual_seed(seed)
         model = build(spec)
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    parameters = write_parameters(family, spec, dict(model.named_parameters()))
+            for stored in model.state_dict().values():
+                stored.add_(torch.randn_like(stored) * 0.1)
+    parameters = write_parameters(family, spec, model.state_dict(keep_vars=True))
     tables = [(name, torch.tensor(values)) for name, values in family.tables(spec).items()]
     metadata = family.to_config(spec) | {"tokenizer.ggml.model": "none"}
     write_gguf(path, family.key[1], metadata, [*tables, *parameters], "f32")
     return spec, model.eval()
+
+
+def looked_up(x: Tensor) -> Tensor:
+    """gelu_tanh as llama.cpp's table has it."""
+    return F.gelu(x.half().float(), approximate="tanh").half().float()
 
 
 def logits(model: Model, tokens: Tensor) -> Tensor:
@@ -73,16 +80,21 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
     spec, model = written(family, number, tmp_path / "x.gguf")
     base = load_base(tmp_path / "x.gguf", dtype="float32")
     assert base.spec == spec
-    for (name, ours), theirs in zip(model.named_parameters(), base.model.parameters(), strict=True):
-        torch.testing.assert_close(theirs, ours, atol=2e-7, rtol=0, msg=name)
+    read = base.model.state_dict()
+    assert read.keys() == model.state_dict().keys()
+    for name, ours in model.state_dict().items():
+        torch.testing.assert_close(read[name], ours, atol=2e-7, rtol=0, msg=name)
     assert set(GgufReader(tmp_path / "x.gguf").metadata) >= set(family.to_config(spec))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "number"), CASES)
-def test_llamacpp_gives_the_same_logits(family: Family, number: int, tmp_path: Path) -> None:
+def test_llamacpp_gives_the_same_logits(
+    family: Family, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed (the bench extra)")
+    monkeypatch.setitem(ACTIVATIONS, "gelu_tanh", looked_up)
     for seed in range(3):
         path = tmp_path / f"{seed}.gguf"
         spec, model = written(family, number, path, seed)
