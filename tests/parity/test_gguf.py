@@ -161,3 +161,37 @@ def test_what_the_format_cannot_say_is_refused() -> None:
         gemma.to_spec({**metadata, "gemma3.attention.unheard_of": 1})
     with pytest.raises(UnsupportedModelError, match="differs from layer to layer"):
         gemma.to_spec({**metadata, "gemma3.attention.head_count": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "attention.sliding_window_pattern",
+            [True, False, True, True, False],
+            "needs a layer with a window and then one without",
+        ),
+        ("attention.head_count_kv", [2, 2, 2, 2, 1], r"attention\.head_count_kv = .* is not supported"),
+        ("feed_forward_length", [80, 80, 80, 160, 80], r"feed_forward_length = .* is not supported"),
+        ("attention.value_length_swa", 4, "attention.value_length_swa"),
+    ],
+)
+def test_layers_of_shapes_that_llamacpp_does_not_have(key: str, value: object, message: str) -> None:
+    family = FAMILIES["gguf", "gemma4"]
+    spec = spec_of(family, **family.examples[0])
+    names = [f"blk.{layer}.attn_v.weight" for layer in range(5)]
+    metadata = family.to_config(spec) | {"tensor_names": names, "embedding_rows": 97, "tables": family.tables(spec)}
+    with pytest.raises(UnsupportedModelError, match=message):
+        family.to_spec(metadata | {f"gemma4.{key}": value})
+
+
+def test_gemma4s_defaults() -> None:
+    """What llama.cpp takes for what a file does not say: a cap of logits."""
+    family = FAMILIES["gguf", "gemma4"]
+    spec = spec_of(family, **family.examples[1])
+    metadata = family.to_config(spec) | {"tensor_names": ("blk.0.layer_output_scale.weight",), "embedding_rows": 97}
+    del metadata["gemma4.final_logit_softcapping"]
+    found = family.to_spec(metadata)
+    assert found.scales.logit_cap == 30.0
+    with pytest.raises(UnsupportedModelError, match="only 1, and then"):
+        family.to_spec({**metadata, "tables": {"rope_freqs.weight": [1.0, 2.0, 1e30, 1e30]}})
