@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.kept import runs_again
 from bedplate.models.layers.positions import Rotation
 
 
@@ -32,5 +34,12 @@ def run_blocks(
         if f"layers.{i}" in capture:
             captured[f"layers.{i}"] = x_BTD
         if i < depth:
-            x_BTD = blocks[i](x_BTD, by[i], attend)
+            x_BTD = _run(blocks[i], x_BTD, by[i], attend)
     return x_BTD, captured
+
+
+def _run(block: nn.Module, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    if not runs_again():
+        return block(x_BTD, by, attend)
+    # What is random in it is drawn again as it was.
+    return checkpoint(block, x_BTD, by, attend, use_reentrant=False, preserve_rng_state=True)

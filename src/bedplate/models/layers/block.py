@@ -17,6 +17,7 @@ from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
 from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.feedforward import FeedForward
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.latent import LatentAttention
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import make_norm
@@ -71,21 +72,28 @@ class Block(nn.Module):
             return x_BTD + self._mixed(x_BTD, by, attend) + self._fed(x_BTD)
         x_BTD = x_BTD + self._mixed(x_BTD, by, attend)
         if self.cross is not None and self.cross_norm is not None:
-            x_BTD = x_BTD + self._scaled(self.cross(self.cross_norm(x_BTD), by, attend))
+            normed_BTD = self.cross_norm(x_BTD)
+            with made_again(normed_BTD, self.cross_norm, x_BTD):
+                crossed_BTD = self.cross(normed_BTD, by, attend)
+            x_BTD = x_BTD + self._scaled(crossed_BTD)
         return x_BTD + self._fed(x_BTD)
 
     def _mixed(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         """What the mixer adds."""
         if self.placement == "branch":
             return self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
-        y_BTD = self.attention(self.attention_norm(x_BTD), by, attend)
+        normed_BTD = self.attention_norm(x_BTD)
+        with made_again(normed_BTD, self.attention_norm, x_BTD):
+            y_BTD = self.attention(normed_BTD, by, attend)
         return self._scaled(y_BTD if self.attention_after_norm is None else self.attention_after_norm(y_BTD))
 
     def _fed(self, x_BTD: Tensor) -> Tensor:
         """What the feed-forward adds."""
         if self.placement == "branch":
             return self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
-        y_BTD = self.feedforward(self.feedforward_norm(x_BTD))
+        normed_BTD = self.feedforward_norm(x_BTD)
+        with made_again(normed_BTD, self.feedforward_norm, x_BTD):
+            y_BTD = self.feedforward(normed_BTD)
         return self._scaled(y_BTD if self.feedforward_after_norm is None else self.feedforward_after_norm(y_BTD))
 
     def _scaled(self, y_BTD: Tensor) -> Tensor:

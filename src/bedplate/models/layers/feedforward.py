@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.gradients import gated
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
@@ -53,6 +55,15 @@ class FeedForward(nn.Module):
         self.down = Linear(wide, hidden, bias, device, dtype)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        up_BTI = self.up(x_BTD)
         if self.gate is None:
-            return self.down(self.activation(self.up(x_BTD)))
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+            h_BTI = self.activation(up_BTI)
+            with made_again(h_BTI, self.activation, up_BTI):
+                return self.down(h_BTI)
+        gate_BTI = self.gate(x_BTD)
+        h_BTI = gated(gate_BTI, up_BTI, self.activation)
+        with made_again(h_BTI, self._gated, gate_BTI, up_BTI):
+            return self.down(h_BTI)
+
+    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gated(gate, up, self.activation)

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, H heads, D features of one head, R of them that turn.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -142,18 +143,21 @@ class Rotations:
         self._size = spec.head_dim if spec.latent is None else spec.latent.rope_dim
         self._frequencies: dict[tuple[Rope, bool], Tensor] = {}
 
-    def at(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
-        """For tokens at these positions, in the order of the layers."""
+    def at(
+        self, positions_BT: Tensor, dtype: torch.dtype, last: Callable[[], int] | None = None
+    ) -> list[Rotation | None]:
+        """For tokens at these positions, in the order of the layers. last: gives the largest of them, where that may
+        be known without reading them."""
         made: dict[Rope | None, Rotation | None] = {None: None}
         for rope in self._ropes:
             if rope is not None and rope not in made:
-                made[rope] = rotation(positions_BT, self._of(rope, positions_BT), dtype, rope)
+                made[rope] = rotation(positions_BT, self._of(rope, positions_BT, last), dtype, rope)
         return [made[rope] for rope in self._ropes]
 
-    def _of(self, rope: Rope, positions_BT: Tensor) -> Tensor:
+    def _of(self, rope: Rope, positions_BT: Tensor, last: Callable[[], int] | None) -> Tensor:
         scaling, long = rope.scaling, False
         if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
-            long = int(positions_BT.max()) >= scaling.original_context
+            long = (int(positions_BT.max()) if last is None else last()) >= scaling.original_context
         found = self._frequencies.get((rope, long))
         if found is None or found.device != positions_BT.device:
             found = rotary_frequencies(rope, self._size, positions_BT.device, long)
