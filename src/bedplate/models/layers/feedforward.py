@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
@@ -35,6 +37,21 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _gated(both: Tensor, activation: Activation) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from bedplate.models.layers.fused.kernels import gated
+
+    return gated
+
+
+_GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated, _kernel)
+"""act(gate) ⊙ up of [..., gate and up behind it]."""
+
+
 class FeedForward(nn.Module):
     """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: of the features between, where it is not
     the spec's."""
@@ -49,12 +66,16 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation, self._named = ACTIVATIONS[spec.activation], spec.activation
         self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
         self.up = Linear(hidden, wide, bias, device, dtype)
         self.down = Linear(wide, hidden, bias, device, dtype)
+        self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        both = None if self.joined is None else self.joined(x_BTD)
+        if both is not None:
+            return self.down(_GATED(both, self._named))
         up_BTI = self.up(x_BTD)
         if self.gate is None:
             h_BTI = self.activation(up_BTI)
@@ -62,10 +83,10 @@ class FeedForward(nn.Module):
                 return self.down(h_BTI)
         gate_BTI = self.gate(x_BTD)
         h_BTI = gated(gate_BTI, up_BTI, self.activation)
-        with made_again(h_BTI, self._gated, gate_BTI, up_BTI):
+        with made_again(h_BTI, self._made, gate_BTI, up_BTI):
             return self.down(h_BTI)
 
-    def _gated(self, gate: Tensor, up: Tensor) -> Tensor:
+    def _made(self, gate: Tensor, up: Tensor) -> Tensor:
         return gated(gate, up, self.activation)
 
 
