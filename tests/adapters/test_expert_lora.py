@@ -29,6 +29,19 @@ CONFIGS = {
     "one of them, and linears": LoraConfig(r=3, alpha=6, rslora=True, targets=("experts.gate_up", "o")),
     "one layer": LoraConfig(r=2, alpha=4, targets=("layers.2.feedforward.experts.down", "layers.1.attention.o")),
 }
+SHARED = {
+    "with experts": LoraConfig(r=2, alpha=3, targets=(*BOTH, "gate", "up", "down", "o")),
+    "other ranks": LoraConfig(
+        r=3,
+        alpha=6,
+        rslora=True,
+        targets=("up", "down"),
+        ranks={"layers.2.feedforward.shared.down": 2},
+        alphas={"layers.1.feedforward.shared.up": 9},
+    ),
+    "one layer": LoraConfig(r=2, alpha=4, targets=("layers.0.feedforward.up", "layers.2.feedforward.shared.down")),
+}
+"""On linears that are named like the matrices of single experts."""
 
 
 def pair(name: str, path: Path, **changes: Any) -> tuple[Any, Base]:
@@ -55,10 +68,16 @@ def a_bank(base: Base, slots: int = 1) -> Bank:
     return Bank(base.model, slots, hf_name=lambda path: hf_module_name(base.family.weights, path))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
-@pytest.mark.parametrize("how", CONFIGS)
-def test_our_adapter_in_peft_and_back(how: str, family: str, tmp_path: Path) -> None:
-    config, (reference, base) = CONFIGS[how], pair(family, tmp_path)
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        *((config, family) for config in CONFIGS.values() for family in ("mixtral", "gpt_oss", "deepseek_v3")),
+        *((config, "deepseek_v3") for config in SHARED.values()),
+    ],
+)
+def test_our_adapter_in_peft_and_back(config: LoraConfig, family: str, tmp_path: Path) -> None:
+    reference, base = pair(family, tmp_path)
     bank, plain = a_bank(base), logits(base)
     tensors = filled(bank, config)
     slot = bank.add(config, tensors)
@@ -74,19 +93,32 @@ def test_our_adapter_in_peft_and_back(how: str, family: str, tmp_path: Path) -> 
     bank.unmerge(slot)
     assert torch.equal(logits(base), plain)
     again, read = read_peft(tmp_path / "a", base.family.weights, adaptable(base.model))
-    assert (again.r, again.scaling(next(iter(again.paths(adaptable(base.model), None))))) == (
-        config.r,
-        config.scaling("any"),
+    paths = again.paths(adaptable(base.model), None)
+    assert again.r == config.r
+    assert all(
+        (again.rank(path), again.scaling(path)) == (config.rank(path), pytest.approx(config.scaling(path)))
+        for path in paths
     )
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
-def test_an_adapter_of_peft_is_read(family: str, tmp_path: Path) -> None:
+PARAMETERS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [
+        ("qwen3_moe", {"target_modules": ["v_proj"], "target_parameters": PARAMETERS}),
+        ("gpt_oss", {"target_modules": ["v_proj"], "target_parameters": PARAMETERS}),
+        # peft makes of these names those of the parameters that hold all experts, with a rank of its own
+        ("qwen3_moe", {"target_modules": ["v_proj", "gate_proj", "up_proj", "down_proj"]}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
+def test_an_adapter_of_peft_is_read(family: str, targets: dict[str, Any], tmp_path: Path) -> None:
     reference, base = pair(family, tmp_path)
-    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["v_proj"], target_parameters=names)
+    config = peft.LoraConfig(r=3, lora_alpha=5, **targets)
     theirs = peft.get_peft_model(reference, config).eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -153,7 +185,7 @@ def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
         LoraConfig(targets=("down",)).paths(adaptable(base.model), None)
     config = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.gate.weight"])
     peft.get_peft_model(reference, config).save_pretrained(tmp_path / "router")
-    with pytest.raises(SkinError, match="target_parameters names 'weight'"):
+    with pytest.raises(SkinError, match=r"gate\.weight, which is no linear"):
         read_peft(tmp_path / "router", base.family.weights, adaptable(base.model))
 
 

@@ -24,12 +24,8 @@ from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.packing import pack_examples
 
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
-LATER = {
-    **dict.fromkeys(("glm4_moe", "deepseek_v3", "qwen3_next"), "peft takes the shared expert for one of the others"),
-}
-"""Whose adapters cannot leave for peft yet, and why."""
 NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LATER[name]) if name in LATER else ())
+    name
     for (format_, name), family in FAMILIES.items()
     if format_ == "hf" and getattr(family.to_spec(family.examples[0]), "kind", None) == "decoder"
 ]

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bedplate.adapters.expert_site import ExpertSite
-from bedplate.adapters.linear_adapter import AdapterConfig
+from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
+from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
 from bedplate.adapters.lora import adaptable, attached_experts, check_tensors, initial_tensors
 from bedplate.adapters.low_rank import LowRank
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.layers.linear import Linear
 
 __all__ = ["BASE_ROW", "Bank"]
@@ -86,15 +86,22 @@ class Bank:
         values = initial_tensors(config, modules, seed) if tensors is None else tensors
         check_tensors(config, modules, values)
         with torch.inference_mode(False):
-            for path, module in modules.items():
-                own = {end: values[f"{path}.{end}"] for end in config.shapes(path, module)}
-                site = self._sites[path]
-                if isinstance(site, ExpertSite):
-                    site.adapters[free] = attached_experts(config, path, site.module, own, train)
-                else:
-                    site.adapters[free] = config.attach(path, site.module, own, train)
+            attached = {path: self._attached(config, path, values, train) for path in paths}
+        for path, adapter in attached.items():
+            _check_held(path, adapter, values)
+        for path, adapter in attached.items():
+            self._sites[path].adapters[free] = adapter  # type: ignore[assignment]  # each made for its site
         self._slots[free] = Slot(paths)
         return free
+
+    def _attached(
+        self, config: AdapterConfig, path: str, values: Mapping[str, Tensor], train: bool
+    ) -> LinearAdapter | ExpertLowRank:
+        site = self._sites[path]
+        own = {end: values[f"{path}.{end}"] for end in config.shapes(path, site.module)}
+        if isinstance(site, ExpertSite):
+            return attached_experts(config, path, site.module, own, train)
+        return config.attach(path, site.module, own, train)
 
     def remove(self, slot: int) -> None:
         """Free a slot. Raises UsageError while it is selected or merged."""
@@ -211,3 +218,14 @@ class Bank:
         if slot not in self._slots:
             raise UsageError(f"adapter slot {slot} holds nothing; slots in use: {sorted(self._slots) or 'none'}")
         return self._slots[slot]
+
+
+def _check_held(path: str, adapter: LinearAdapter | ExpertLowRank, values: Mapping[str, Tensor]) -> None:
+    """SkinError where the dtype in which an adapter is kept does not hold what it was given."""
+    for end, parameter in adapter.parameters().items():
+        if parameter.dtype is not torch.float32 and not bool(torch.isfinite(parameter).all()):
+            largest = float(values[f"{path}.{end}"].abs().max())
+            raise SkinError(
+                f"adapter tensor {path}.{end} has a value of {largest:g}, which overflows in {parameter.dtype}, the "
+                "base's dtype; load the base in float32, or train the adapter at a lower learning rate"
+            )

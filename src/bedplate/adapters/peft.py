@@ -12,14 +12,21 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.fused import apart, is_part, joined, row_counts
 from bedplate.adapters.linear_adapter import Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, check_tensors, match_targets
-from bedplate.adapters.peft_experts import expert_keys, from_peft, parameter_names, to_peft
+from bedplate.adapters.peft_experts import (
+    expert_keys,
+    from_peft,
+    is_taken_for_experts,
+    linear_parameters,
+    parameter_names,
+    to_peft,
+)
+from bedplate.adapters.peft_fields import check_fields, check_targets, in_order, lora_config
 from bedplate.adapters.tensors import read_json_object, read_metadata, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UnsupportedModelError
 from bedplate.models.families.weights import WeightMap
@@ -34,23 +41,6 @@ SPEC = "bedplate.spec"
 _KEY = re.compile(
     rf"base_model\.model\.(?P<module>.+)\.(?:(?P<side>lora_[AB])\.weight|(?P<magnitude>{MAGNITUDE})(?:\.weight)?)"
 )
-
-# Fields that change what the adapter computes, with the values under which they change nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None, []),
-    "arrow_config": (None,),
-    "velora_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-}
 
 
 def hf_module_name(weights: WeightMap, path: str) -> str:
@@ -75,9 +65,12 @@ def peft_files(
     the model, where its family keeps several adapted projections in one matrix; the file then says it."""
     groups = any(is_part(weights, name.rsplit(".", 1)[0]) for name in tensors)
     config, tensors = joined(config, tensors, weights, spec)
-    paths = sorted({name.rsplit(".", 1)[0] for name in tensors}, key=_natural)
+    paths = in_order({name.rsplit(".", 1)[0] for name in tensors})
     hf = {path: path if weights.is_group(f"{path}.weight") else hf_module_name(weights, path) for path in paths}
     experts = {path: name for path, name in hf.items() if are_experts(path)}
+    # These peft reaches by their weights only, which take neither magnitudes nor dropout there.
+    alike = () if config.dora or config.dropout else (p for p in hf if is_taken_for_experts(weights, p, hf[p]))
+    parameters = experts | {path: f"{hf[path]}.weight" for path in alike}
     named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
         named |= {f"base_model.model.{hf[path]}.{MAGNITUDE}": tensors[f"{path}.{MAGNITUDE}"] for path in paths}
@@ -96,17 +89,17 @@ def peft_files(
         "bias": "none",
         "fan_in_fan_out": any(weights.is_turned(f"{name}.weight") for name in hf.values()),
         "init_lora_weights": True,
-        "target_modules": _target_modules(config, [name for path, name in hf.items() if path not in experts], weights),
+        "target_modules": _target_modules(config, [hf[path] for path in paths if path not in parameters], weights),
         "exclude_modules": None,
         "modules_to_save": None,
         "layers_to_transform": None,
         "layers_pattern": None,
         # peft reads these keys as regular expressions
-        "rank_pattern": {re.escape(hf[p]): r for p, r in sorted(config.ranks.items())},
-        "alpha_pattern": {re.escape(hf[p]): a for p, a in sorted(config.alphas.items())},
+        "rank_pattern": {re.escape((hf | parameters)[p]): r for p, r in sorted(config.ranks.items())},
+        "alpha_pattern": {re.escape((hf | parameters)[p]): a for p, a in sorted(config.alphas.items())},
     }
-    if experts:
-        fields["target_parameters"] = _target_parameters(config, experts.values())
+    if parameters:
+        fields["target_parameters"] = _target_parameters(config, parameters.values())
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
     said = {SPEC: spec_text(spec)} if groups and spec is not None else {}
     return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named, said)}
@@ -174,16 +167,18 @@ def read_peft(
             "save the adapter as safetensors (peft: save_pretrained(..., safe_serialization=True))"
         )
     fields = read_json_object(config_path, given.get(CONFIG_FILE))
-    _refuse_other_kinds(fields, config_path, weights)
+    check_fields(fields, config_path, weights)
     stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
     places = [found["module"] for key in stored if (found := _KEY.fullmatch(key))]
-    experts = parameter_names(places, fields.get("target_parameters"), config_path)
+    parameters = linear_parameters(places, fields.get("target_parameters"), config_path)
+    parameters |= parameter_names(places, fields.get("target_parameters"), config_path)
     of = read_spec(directory, contents) if spec is None else spec
     known = None if of is None else set(row_counts(of))
-    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), experts, known)
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, known)
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
-    _check_targets(fields.get("target_modules"), linears, config_path)
-    config = _config(fields, hf, config_path)
+    by_module = {path: name for path, name in linears.items() if name not in parameters.values()}
+    check_targets(fields.get("target_modules"), by_module, config_path)
+    config = lora_config(fields, hf, config_path)
     for path in hf.keys() - linears.keys():
         names = f"{path}.lora_A", f"{path}.lora_B"
         pair = from_peft(weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path)
@@ -195,7 +190,7 @@ def read_peft(
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
-            raise SkinError(f"{tensors_path} adapts {hf[unknown[0]]}, which this base does not have")
+            raise SkinError(f"{tensors_path} adapts {hf[unknown[0]]}, which is no linear and no experts of this base")
         config = config.model_copy(update={"targets": short_targets(hf, modules)})
         check_tensors(config, {path: modules[path] for path in modules if path in hf}, tensors)
     return config, tensors
@@ -219,18 +214,7 @@ def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-
     endings = sorted({re.sub(r"^.*\.\d+\.", "", path) for path in chosen})
     if set(match_targets(endings, every)) == chosen:
         return tuple(endings)
-    return tuple(sorted(chosen, key=_natural))
-
-
-def _refuse_other_kinds(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> None:
-    if fields.get("peft_type") != "LORA":
-        raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
-    turned = any(rule.turned for rule in weights.rules)
-    for name, inert in _INERT.items():
-        # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
-        if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
-            what = "LoRA and DoRA on linears, and LoRA on experts,"
-            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {what} are")
+    return tuple(in_order(chosen))
 
 
 def _named_tensors(
@@ -238,7 +222,7 @@ def _named_tensors(
     weights: WeightMap,
     path: Path,
     dora: bool,
-    experts: Mapping[str, str],
+    parameters: Mapping[str, str],
     known: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
@@ -248,9 +232,9 @@ def _named_tensors(
         found = _KEY.fullmatch(key)
         if found is None or (found["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
-        parameter = experts.get(found["module"])
-        name = found["module"] + ".weight" if parameter is None else parameter
-        ours = name if parameter is None and weights.is_group(name) else weights.from_external(name, known)
+        parameter = parameters.get(found["module"])
+        name = parameter or found["module"] + ".weight"
+        ours = name if weights.is_group(name) else weights.from_external(name, known)
         inside = ours is not None and ("layers" in ours.split(".") or ours == name)
         if ours is None or not inside or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
@@ -258,7 +242,7 @@ def _named_tensors(
         name = f"{module}.{found['side'] or MAGNITUDE}"
         if name in tensors:
             raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
-        tensors[name], hf[module] = tensor, found["module"] if parameter is None else parameter
+        tensors[name], hf[module] = tensor, parameter or found["module"]
     for module, theirs in hf.items():
         for part in ("lora_A", "lora_B", *([MAGNITUDE] if dora else [])):
             if f"{module}.{part}" not in tensors:
@@ -267,65 +251,6 @@ def _named_tensors(
     if not tensors:
         raise SkinError(f"{path} holds no adapter tensors")
     return tensors, hf
-
-
-def _check_targets(targets: Any, hf: Mapping[str, str], path: Path) -> None:
-    """Every module must be one that `target_modules` names, and every name must be that of some module."""
-    if targets == ALL_LINEAR or targets is None:
-        return
-    if isinstance(targets, str):
-        raise SkinError(
-            f"{path}: target_modules is the regular expression {targets!r}; write the module names as a list"
-        )
-    if isinstance(targets, list) and all(isinstance(t, str) for t in targets):
-        matches = {t: [n for n in hf.values() if n == t or n.endswith("." + t)] for t in targets}
-        empty = [t for t, found in matches.items() if not found]
-        if empty:
-            raise SkinError(f"{path}: target_modules names {empty[0]!r}, but the adapter has no tensors for it")
-        named = {name for found in matches.values() for name in found}
-        unnamed = [name for name in hf.values() if name not in named]
-    else:
-        raise SkinError(f"{path}: target_modules must be a list of names or a regular expression, got {targets!r}")
-    if unnamed:
-        raise SkinError(f"{path}: the adapter has tensors for {unnamed[0]}, which target_modules does not name")
-
-
-def _config(fields: Mapping[str, Any], hf: Mapping[str, str], path: Path) -> LoraConfig:
-    ranks, alphas = (_by_path(fields.get(name) or {}, hf, path) for name in ("rank_pattern", "alpha_pattern"))
-    try:
-        return LoraConfig(
-            r=fields.get("r", 8),
-            alpha=fields.get("lora_alpha", 8),
-            dropout=fields.get("lora_dropout") or 0.0,
-            rslora=fields.get("use_rslora") or False,
-            dora=fields.get("use_dora") or False,
-            targets=tuple(sorted(hf, key=_natural)),
-            ranks=ranks,
-            alphas=alphas,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SkinError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _by_path(patterns: Any, hf: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """peft's name → value table, resolved for each module: the first name that is a module's, or the end of it.
-
-    peft reads the names as regular expressions; only escaped and plain names are accepted here, because a stranger's
-    expression can take for ever.
-    """
-    if not isinstance(patterns, dict):
-        raise SkinError(f"{path}: rank_pattern and alpha_pattern must be objects, got {patterns!r}")
-    names = {pattern.replace("\\.", ".").removeprefix("^"): value for pattern, value in patterns.items()}
-    odd = [name for name in names if not re.fullmatch(r"[\w.-]+", name)]
-    if odd:
-        raise SkinError(f"{path}: {odd[0]!r} in rank_pattern or alpha_pattern is not a module name; write plain names")
-    resolved: dict[str, Any] = {}
-    for module, theirs in hf.items():
-        found = next((n for n in names if theirs == n or theirs.endswith("." + n)), None)
-        if found is not None:
-            resolved[module] = names[found]
-    return resolved
 
 
 def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -346,7 +271,7 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
 
     Full names when some target picks single layers, or when an ending would match too much.
     """
-    names = sorted(hf, key=_natural)
+    names = in_order(hf)
     single_layers = config.targets != ALL_LINEAR and any(re.search(r"(^|\.)\d+(\.|$)", t) for t in config.targets)
     if single_layers:
         return names
@@ -366,13 +291,8 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
 def _target_parameters(config: LoraConfig, names: Iterable[str]) -> list[str]:
     """The parameters' names from their layers on, or whole ones where some target picks single layers."""
     single_layers = any(re.search(r"(^|\.)\d+(\.|$)", target) for target in config.targets)
-    return sorted({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names}, key=_natural)
+    return in_order({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names})
 
 
 def _pattern(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1)
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which layer 10 comes after layer 9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]

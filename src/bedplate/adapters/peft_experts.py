@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bedplate.adapters.lora import are_experts
 from bedplate.core.errors import SkinError
 from bedplate.models.families.weights import Rule, WeightMap
 
@@ -70,27 +71,51 @@ def _exchanges(rule: Rule, like: Tensor) -> bool:
     return tuple(probe.shape) == (1, 3, 4)
 
 
+def is_taken_for_experts(weights: WeightMap, path: str, name: str) -> bool:
+    """Whether peft takes a linear's name, as `target_modules` has it, for that of experts: its end is that of a matrix
+    which files have of each expert, and peft looks for those in the parameter that holds them all. A linear so named
+    (of an expert for all tokens, or a layer without experts) is reached as `target_parameters` alone, by its weight."""
+    end = name.rsplit(".", 1)[-1]
+    each = (one.split(".") for rule in weights.rules for one in rule.theirs if "{e}" in one)
+    return not are_experts(path) and any(parts[-2] == end for parts in each if len(parts) > 1)
+
+
+def linear_parameters(stored: Iterable[str], targets: Any, where: Path) -> dict[str, str]:
+    """Of the modules that the tensors' keys name, those that are linears and are named by their weights: what stands
+    there → the parameter's name."""
+    ends = [one.removesuffix(".weight") for one in _names(targets, where) if one.endswith(".weight")]
+    return {place: f"{place}.weight" for place in stored if any(_is_end(end, place) for end in ends)}
+
+
 def parameter_names(stored: Iterable[str], targets: Any, where: Path) -> dict[str, str]:
-    """Of the modules that the tensors' keys name, those with `target_parameters`: what stands there → the parameter's
-    name. SkinError for targets that no tensor has, or tensors that no target names."""
-    if not targets:
+    """Of the modules that the tensors' keys name, experts with `target_parameters`: what stands there → the parameter's
+    name. SkinError for targets that no tensor has, or tensors that no target names. A target without a module's name
+    is that of any experts, as peft writes it who was given the names of single experts' matrices."""
+    stored = set(stored)
+    named = [one.rpartition(".")[::2] for one in _names(targets, where) if not one.endswith(".weight")]
+    if not named:
         return {}
-    if not isinstance(targets, list) or not all(isinstance(one, str) and "." in one for one in targets):
-        raise SkinError(f"{where}: target_parameters must be a list of names with their module's, got {targets!r}")
-    named = {one.rsplit(".", 1)[0] for one in targets}
     found: dict[str, str] = {}
     modules = {re.sub(rf"({re.escape(_INNER)})+$", "", place) for place in stored}
-    for module in sorted(one for one in modules if any(one == name or one.endswith("." + name) for name in named)):
-        own = {target.rsplit(".", 1)[1] for target in targets if _is_end(target.rsplit(".", 1)[0], module)}
+    for module in sorted(modules):
+        own = {parameter for end, parameter in named if (_is_end(end, module) if end else _is_end("experts", module))}
         unknown = sorted(own - set(_ORDER))
         if unknown:
             raise SkinError(f"{where}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported")
         names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in own}
         found |= {place: name for name, place in expert_keys(names).items()}
-    lost = sorted(found.keys() - set(stored))
+    lost = sorted(found.keys() - stored)
     if lost or not found:
         raise SkinError(f"{where}: target_parameters names {lost or targets}, but the adapter has no tensors for it")
     return found
+
+
+def _names(targets: Any, where: Path) -> list[str]:
+    if not targets:
+        return []
+    if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
+        raise SkinError(f"{where}: target_parameters must be a list of names, got {targets!r}")
+    return targets
 
 
 def _is_end(name: str, module: str) -> bool:

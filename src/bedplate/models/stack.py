@@ -18,9 +18,11 @@ def run_blocks(
     attend: Attend,
     capture: Collection[str],
     depth: int | None,
+    given_BTLE: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden state after `depth` blocks (all by default), and the captured ones: "layers.i" is the state after
-    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError."""
+    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError.
+    given: what each of L layers is told of its tokens beside its input."""
     depth = len(blocks) if depth is None else depth
     if not 0 <= depth <= len(blocks):
         raise UsageError(f"depth {depth} is not between 0 and the model's {len(blocks)} blocks")
@@ -32,5 +34,6 @@ def run_blocks(
         if f"layers.{i}" in capture:
             captured[f"layers.{i}"] = x_BTD
         if i < depth:
-            x_BTD = blocks[i](x_BTD, by[i], attend)
+            told = () if given_BTLE is None else (given_BTLE[:, :, i],)
+            x_BTD = blocks[i](x_BTD, by[i], attend, *told)
     return x_BTD, captured

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bedplate.inference.engine.sampler import RowState
+from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.forward.torch import Greedy
 
 Alternatives = tuple[tuple[int, float], ...]

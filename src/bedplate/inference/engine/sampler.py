@@ -2,103 +2,31 @@
 
 A row's draw depends only on its own logits, settings and generator, never on its neighbours. On an accelerator nothing
 is read back here.
-Shapes: B rows, V vocabulary, K likeliest tokens.
+Shapes: B rows, C of them that are held to a mask of W words, V vocabulary, K likeliest tokens.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.inference.engine.grammar import Matcher, allowed_ids, mask_words, unpack, withhold
+from bedplate.inference.engine.grammar import allowed_ids, mask_words, unpack, withhold
 from bedplate.inference.engine.kinds.sampling import Sampling
+from bedplate.inference.engine.row_state import Occurrences, RowState
+from bedplate.inference.engine.truncation import keep, limits, placed
 
 HEAD = 256
-"""Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its draw."""
+"""Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its limit."""
 MANY_WORDS = 64
 """Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
+COLDEST = 1e-30
+"""A smaller temperature would make infinities of logits, and chooses no other tokens."""
 _NEVER = np.float32(-np.inf)
-
-
-@dataclass
-class RowState:
-    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to.
-
-    end_ids: the base's own end tokens. never: tokens that its publisher says are no part of any text.
-    """
-
-    sampling: Sampling
-    prompt: Sequence[int]
-    output: list[int] = field(default_factory=list[int])
-    matcher: Matcher | None = None
-    end_ids: frozenset[int] = frozenset()
-    never: frozenset[int] = frozenset()
-    generator: torch.Generator | None = None
-    number: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.sampling.temperature > 0:
-            self.generator = torch.Generator()
-            if self.sampling.seed is None:
-                self.generator.seed()
-            else:
-                self.generator.manual_seed(self.sampling.seed)
-
-    def ends(self, token: int) -> bool:
-        """Whether this token ends the row: it is then no part of the output."""
-        settings = self.sampling
-        return token in settings.stop_token_ids or (token in self.end_ids and not settings.ignore_eos)
-
-    def take(self, token: int) -> None:
-        """Makes a chosen token part of the output."""
-        self.output.append(token)
-        if self.matcher is not None:
-            self.matcher.advance(token)
-
-    def uniform(self) -> Tensor:
-        """The number that a token is drawn by: float64 [], from 0 to below 1. It stays the same until one was drawn, so
-        that another row's failure in the same step does not change it."""
-        if self.number is None:
-            self.number = torch.rand((), generator=self.generator, dtype=torch.float64)
-        return self.number
-
-    def without_mask(self, token: int) -> int | None:
-        """The likeliest token that may be chosen, where that can be told without a mask: `token`, the likeliest of all,
-        or the only one. None where it cannot."""
-        if token in self.withheld:
-            return None
-        if self.matcher is None:
-            return token
-        found = None if token in self.end_ids else self.matcher.without_mask(token)
-        return None if found in self.end_ids else found
-
-    @property
-    def complete(self) -> bool:
-        """Nothing may follow any more: the grammar has come to its end."""
-        return self.matcher is not None and self.matcher.complete
-
-    @property
-    def failure(self) -> str | None:
-        """Why the row cannot go on: its grammar became too costly."""
-        failure = None if self.matcher is None else self.matcher.failure
-        return None if failure is None else f"the grammar became too costly to follow: {failure}"
-
-    @property
-    def withheld(self) -> frozenset[int]:
-        """Tokens that may not be chosen now: those that never may, and ends before `min_tokens`."""
-        settings = self.sampling
-        if len(self.output) < settings.min_tokens:
-            return self.never.union(self.end_ids, settings.stop_token_ids)
-        # The end of a grammar is an end token; ignored, it would become part of a text that has no place for it.
-        return self.never | self.end_ids if self.matcher is not None and settings.ignore_eos else self.never
 
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
@@ -121,6 +49,8 @@ def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: S
     if logits_BV.is_cpu:
         logits = logits_BV.numpy()
         return torch.tensor([_likeliest(logits[i], allowed.get(i)) for i in rows])
+    if len(rows) == len(logits_BV) and not allowed:
+        return logits_BV.argmax(dim=-1)
     picked = logits_BV[list(rows)]
     _hold(picked, [allowed.get(i) for i in rows])
     return picked.argmax(dim=-1)
@@ -161,39 +91,53 @@ def _hold(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> Non
     """Sets minus infinity where a row may not choose. Rows that may choose everything are not touched."""
     held = [i for i, words_W in enumerate(allowed) if words_W is not None]
     if held:
-        masks = np.stack([words_W for words_W in allowed if words_W is not None])
-        mask_CV = torch.from_numpy(unpack(masks, logits_BV.shape[-1])).to(logits_BV.device)
-        index = torch.tensor(held, device=logits_BV.device)
+        masks_CW = np.stack([words_W for words_W in allowed if words_W is not None])
+        index, V = torch.tensor(held, device=logits_BV.device), logits_BV.shape[-1]
+        if logits_BV.is_cpu:
+            mask_CV = torch.from_numpy(unpack(masks_CW, V))
+        else:
+            mask_CV = unpack_on(torch.from_numpy(masks_CW).to(logits_BV.device), V)
         logits_BV[index] = logits_BV[index].masked_fill_(~mask_CV, -torch.inf)
+
+
+def unpack_on(masks_CW: Tensor, vocab_size: int) -> Tensor:
+    """`unpack`, where the words are: an eighth of what the booleans would be is sent there."""
+    bits = torch.arange(32, dtype=torch.int32, device=masks_CW.device)
+    return ((masks_CW[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()
 
 
 def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """The logits with each row's bias, then its penalties applied; a copy where any row has one."""
     settings = [row.sampling for row in rows]
-    repeats = [one.repetition_penalty != 1.0 for one in settings]
-    counts = [one.presence_penalty != 0 or one.frequency_penalty != 0 for one in settings]
-    if not (any(repeats) or any(counts) or any(one.logit_bias for one in settings)):
+    biased = any(one.logit_bias for one in settings)
+    penalised = [
+        one.repetition_penalty != 1.0 or one.presence_penalty != 0 or one.frequency_penalty != 0 for one in settings
+    ]
+    if not biased and not any(penalised):
         return logits_BV
-    logits_BV, numbers = logits_BV.clone(), partial(torch.tensor, dtype=torch.float32, device=logits_BV.device)
-    at = _places([[token for token, _ in one.logit_bias] for one in settings], logits_BV.device)
-    logits_BV[at] += numbers([bias for one in settings for _, bias in one.logit_bias])
-    seen = [{*row.prompt, *row.output} if asked else () for row, asked in zip(rows, repeats, strict=True)]
-    at = _places(seen, logits_BV.device)
-    scores, rate = logits_BV[at], numbers([one.repetition_penalty for one in settings])[at[0]]
-    logits_BV[at] = torch.where(scores < 0, scores * rate, scores / rate)
-    said = [Counter(row.output if asked else ()) for row, asked in zip(rows, counts, strict=True)]
-    at = _places(said, logits_BV.device)
-    presence = numbers([one.presence_penalty for one in settings])[at[0]]
-    frequency = numbers([one.frequency_penalty for one in settings])[at[0]]
-    logits_BV[at] -= presence + frequency * numbers([times for one in said for times in one.values()])
+    logits_BV, device = logits_BV.clone(), logits_BV.device
+    numbers = partial(torch.tensor, dtype=torch.float32, device=device)
+    if biased:
+        at = _places([np.array([token for token, _ in one.logit_bias], dtype=np.int64) for one in settings], device)
+        logits_BV.index_put_(at, numbers([bias for one in settings for _, bias in one.logit_bias]), accumulate=True)
+    if any(penalised):
+        none = Occurrences(())
+        known = [row.occurrences() if asked else none for row, asked in zip(rows, penalised, strict=True)]
+        at = _places([one.ids for one in known], device)
+        times = torch.from_numpy(np.concatenate([one.times for one in known])).to(device)
+        wanted = [(one.repetition_penalty, one.presence_penalty, one.frequency_penalty) for one in settings]
+        rate, presence, frequency = numbers(wanted)[at[0]].unbind(-1)
+        scores = logits_BV[at]
+        scores = torch.where(scores < 0, scores * rate, scores / rate)
+        logits_BV.index_put_(at, scores - (presence * (times > 0) + frequency * times))
     return logits_BV
 
 
-def _places(tokens: Sequence[Collection[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where the logits of each row's tokens are: the numbers of the rows, and of the tokens."""
-    rows = torch.arange(len(tokens)).repeat_interleave(torch.tensor([len(one) for one in tokens]))
-    ids = np.fromiter(chain.from_iterable(tokens), dtype=np.int64)
-    return rows.to(device), torch.from_numpy(ids).to(device)
+    rows = np.repeat(np.arange(len(tokens)), [len(one) for one in tokens])
+    both = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
+    return both[0], both[1]
 
 
 def _draw(
@@ -201,78 +145,74 @@ def _draw(
 ) -> Tensor:
     """A token of each row that draws, int64 [B] of them, by one number from the row's own generator: what it draws is
     its own."""
-    uniform_B = torch.stack([rows[i].uniform() for i in drawing])
+    device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
+    uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
+    temperature_B = torch.tensor([max(one.temperature, COLDEST) for one in settings], device=device)
     picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
-    chosen_B = _drawn_by(uniform_B, picked_BV, [allowed.get(i) for i in drawing], [rows[i].sampling for i in drawing])
+    scaled_BV = picked_BV / temperature_B[:, None]
+    _hold(scaled_BV, [allowed.get(i) for i in drawing])
+    chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
     for i in drawing:
         rows[i].number = None
     return chosen_B
 
 
-def _drawn_by(
-    uniform_B: Tensor, logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None], settings: Sequence[Sampling]
-) -> Tensor:
-    device = logits_BV.device
-    # A smaller one would make infinities of logits, and chooses no other tokens.
-    temperature = torch.tensor([max(one.temperature, 1e-30) for one in settings], device=device)
-    scaled_BV = logits_BV / temperature[:, None]
-    _hold(scaled_BV, allowed)
-    probabilities_BV, uniform_B = scaled_BV.softmax(dim=-1), uniform_B.to(device)
-    if not logits_BV.is_cpu or logits_BV.shape[-1] <= HEAD:
-        return _placed(*probabilities_BV.sort(descending=True, stable=True), settings, uniform_B)[0]
+def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
+    """The tokens in whose shares of what each row keeps the uniform numbers fall, int64 [B]."""
+    cut = [i for i, one in enumerate(settings) if one.top_k or one.top_p < 1.0]
+    if not cut:
+        return placed(_above(probabilities_BV, settings), uniform_B)
+    if not probabilities_BV.is_cpu or probabilities_BV.shape[-1] <= HEAD:
+        return drawn_at_once(probabilities_BV, settings, uniform_B)
+    chosen_B = torch.empty(len(settings), dtype=torch.int64)
+    found_B, told = _from_head(probabilities_BV[cut], [settings[i] for i in cut], uniform_B[cut])
+    chosen_B[cut] = found_B
+    free = sorted(set(range(len(settings))).difference(cut))
+    if free:
+        chosen_B[free] = placed(_above(probabilities_BV[free], [settings[i] for i in free]), uniform_B[free])
+    rest = [i for i, known in zip(cut, told, strict=True) if not known]
+    if rest:
+        picked_BV = probabilities_BV[rest]
+        # numpy sorts values alone many times faster than torch does with their places, which are not asked for.
+        sorted_BV = torch.from_numpy(-np.sort(-picked_BV.numpy(), axis=-1))
+        kept_BV = keep(picked_BV, limits(sorted_BV, [settings[i] for i in rest]))
+        chosen_B[rest] = placed(kept_BV, uniform_B[rest])
+    return chosen_B
+
+
+def drawn_at_once(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
+    """The same, all rows alike and without waiting for what the first of them show."""
+    return placed(keep(probabilities_BV, limits(_descending(probabilities_BV, settings), settings)), uniform_B)
+
+
+def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    """As many of the likeliest as tell what each row keeps."""
+    most = max(one.top_k or probabilities_BV.shape[-1] for one in settings)
+    if most <= min(HEAD, probabilities_BV.shape[-1]):
+        return probabilities_BV.topk(most, dim=-1).values
+    return probabilities_BV.sort(dim=-1, descending=True).values
+
+
+def _above(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    """What min-p alone keeps."""
+    if not any(one.min_p > 0 for one in settings):
+        return probabilities_BV
+    least = torch.tensor([one.min_p for one in settings], device=probabilities_BV.device)
+    least_B1 = least[:, None] * probabilities_BV.amax(dim=-1, keepdim=True)
+    return torch.where(probabilities_BV >= least_B1, probabilities_BV, 0)
+
+
+def _from_head(
+    probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor
+) -> tuple[Tensor, Sequence[bool]]:
+    """The tokens drawn, and for which rows the likeliest few tell them: where the limit is among them for certain."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
     # By numpy, which makes no copy of all probabilities in this type.
     whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
-    chosen, told = _placed(values_BK, ids_BK, settings, uniform_B, whole_B)
-    rest = [i for i, known in enumerate(told.tolist()) if not known]
-    if rest:
-        values_BV, ids_BV = probabilities_BV[rest].sort(descending=True, stable=True)
-        chosen[rest] = _placed(values_BV, ids_BV, [settings[i] for i in rest], uniform_B[rest])[0]
-    return chosen
-
-
-def _placed(
-    sorted_BK: Tensor, ids_BK: Tensor, settings: Sequence[Sampling], uniform_B: Tensor, whole_B: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The tokens in whose share of what is kept the uniform numbers fall, and whether the K likeliest tell it: where a
-    filter ends within them, or the number falls on one of them and nothing is cut from the row.
-
-    whole_B: the sum of all probabilities, None where these are all.
-    """
-    kept_BK = truncate(sorted_BK, settings, whole_B)
-    cumulative_BK = kept_BK.double().cumsum(dim=-1)
-    whole = [0 < one.top_k <= kept_BK.shape[-1] for one in settings]
-    ended_B = (kept_BK[:, -1] == 0) | torch.tensor(whole, device=kept_BK.device)
-    total_B = cumulative_BK[:, -1] if whole_B is None else torch.where(ended_B, cumulative_BK[:, -1], whole_B)
-    place_B = uniform_B * total_B
-    free = [one.top_k == 0 and one.top_p == 1.0 and one.min_p == 0 for one in settings]
-    more = [one.top_k > kept_BK.shape[-1] for one in settings]  # what top-p and min-p are shares of is not known
-    free_B, more_B = torch.tensor([free, more], device=kept_BK.device)
-    told_B = (ended_B & ~more_B) | (free_B & (place_B < cumulative_BK[:, -1]))
-    at_B = torch.searchsorted(cumulative_BK, place_B[:, None], right=True)[:, 0]
-    last_B = ((kept_BK > 0).sum(dim=-1) - 1).clamp(min=0)  # a row of NaN keeps nothing
-    return ids_BK.gather(1, torch.minimum(at_B, last_B)[:, None])[:, 0], told_B
-
-
-def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Tensor:
-    """Zeroes what top-k, then top-p (https://arxiv.org/abs/1904.09751), then min-p (https://arxiv.org/abs/2407.01082)
-    cut from each row's descending probabilities; at least the first stays. Each filter acts on what the last one left,
-    renormalised, as in transformers. whole_B: the sum of all probabilities where these are only the largest of them."""
-    kept_BK, device = sorted_BK, sorted_BK.device
-    if any(one.top_k for one in settings):
-        count = torch.tensor([one.top_k or kept_BK.shape[-1] for one in settings], device=device)
-        kept_BK = kept_BK.masked_fill(torch.arange(kept_BK.shape[-1], device=device) >= count[:, None], 0)
-    if any(one.top_p < 1.0 for one in settings):
-        most = torch.tensor([one.top_p if one.top_p < 1.0 else torch.inf for one in settings], device=device)
-        mass_B = kept_BK.sum(dim=-1)
-        if whole_B is not None:
-            cut = torch.tensor([one.top_k > 0 for one in settings], device=device)
-            mass_B = torch.where(cut, mass_B, whole_B.float())
-        # A token stays while the mass before it is below top_p of the whole.
-        beyond_BK = kept_BK.cumsum(dim=-1) - kept_BK >= (most * mass_B)[:, None]
-        beyond_BK[:, 0] = False
-        kept_BK = kept_BK.masked_fill(beyond_BK, 0)
-    if any(one.min_p > 0 for one in settings):
-        least = torch.tensor([one.min_p for one in settings], device=device)
-        kept_BK = kept_BK.masked_fill(kept_BK < least[:, None] * kept_BK[:, :1], 0)
-    return kept_BK
+    found = limits(values_BK, settings, whole_B)
+    ids_BK, order_BK = ids_BK.sort(dim=-1)
+    at_B = placed(keep(values_BK.gather(1, order_BK), found), uniform_B)
+    # Beyond the head there may be more that are as likely as its last; of what would top-p be a share is not known.
+    told_B = found.least_B > values_BK[:, -1]
+    told = [known and one.top_k <= HEAD for known, one in zip(told_B.tolist(), settings, strict=True)]
+    return ids_BK.gather(1, at_B[:, None])[:, 0], told

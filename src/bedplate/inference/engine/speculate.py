@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 LONGEST, SHORTEST = 4, 2
 MOST = 8
 REST = 16
@@ -16,41 +18,55 @@ REST = 16
 
 
 class Drafter:
-    """One row's guesses. It keeps where each run of tokens occurred last, so that a step costs a few look-ups."""
+    """One row's guesses. It keeps where each run of tokens that it was told of occurred last, so that a step costs a
+    few look-ups; what it starts with is searched instead, lest a long prompt hold up others while it is indexed."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
+        self._start = np.fromiter(tokens, dtype=np.int64, count=len(tokens))
         self._last: dict[tuple[int, ...], int] = {}
-        self._indexed = 0
         self._size = 2
         self._rest = REST
         self._wait = 0
-        self._index()
-
-    def _index(self) -> None:
-        """Notes every run that has a successor."""
-        for end in range(max(self._indexed, SHORTEST), len(self._tokens)):
-            for n in range(SHORTEST, min(LONGEST, end) + 1):
-                self._last[tuple(self._tokens[end - n : end])] = end
-        self._indexed = len(self._tokens)
 
     def push(self, token: int) -> None:
-        """A token that was really said."""
+        """A token that was really said. The runs before it have a successor now."""
+        end = len(self._tokens)
+        for n in range(SHORTEST, min(LONGEST, end) + 1):
+            self._last[tuple(self._tokens[end - n :])] = end
         self._tokens.append(token)
-        self._index()
         self._wait -= self._wait > 0
 
     def draft(self, most: int) -> list[int]:
         """Up to `most` tokens that may come next; often none."""
-        if self._wait:
+        if self._wait or most < 1:
             return []
+        at = self._last_time()
+        if at is None:
+            return []
+        period = len(self._tokens) - at
+        # What came last may be followed by what is being guessed: a loop goes on as a loop.
+        return [self._tokens[at + i % period] for i in range(min(most, self._size))]
+
+    def _last_time(self) -> int | None:
+        """Where the longest run that the tokens end with ended before, the last time of several."""
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._last.get(tuple(self._tokens[-n:]))
-            if at is not None:
-                period = len(self._tokens) - at
-                # What came last may be followed by what is being guessed: a loop goes on as a loop.
-                return [self._tokens[at + i % period] for i in range(min(most, self._size))]
-        return []
+            found = self._in_start(n) if at is None else at
+            if found is not None:
+                return found
+        return None
+
+    def _in_start(self, n: int) -> int | None:
+        """The end of the last run, in what it started with, of the n tokens that have come last."""
+        count = len(self._start) - n  # of runs with a successor in it
+        if count < 1:
+            return None
+        found = self._start[n - 1 : n - 1 + count] == self._tokens[-1]
+        ends = found.nonzero()[0] + n
+        for back in range(2, n + 1):
+            ends = ends[self._start[ends - back] == self._tokens[-back]]
+        return int(ends[-1]) if len(ends) else None
 
     def learn(self, drafted: int, accepted: int) -> None:
         """Guess more while guesses hold, less when they fail, and rest when none did."""

@@ -37,7 +37,7 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
 
 struct Nibbles {
     static constexpr int BYTES = 256;
-    template <int M> using Dot = NibbleDot;
+    template <int M> using Dot = SumsOf<M, NibbleDot>;
     struct High {};
     static INLINE_MEMBER High high(const uint8_t*) { return {}; }
     static INLINE_MEMBER void words(const uint8_t* at, const High&, int i, I& lo, I& hi) {
@@ -124,24 +124,21 @@ void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
             if constexpr (Form::HALVED)
                 for (int m = 0; m < M; ++m) dot[m][p].start(halves + (m * blocks + b) * 2);
         }
-        auto use = [&](int i, int m, int p, I lo, I hi) {
-            const int8_t* a = q + m * x.K + b * BLOCK + 4 * i;
-            dot[m][p].add(lo, hi, bcast(a), bcast(a + 16));
-        };
-        if constexpr (WORDS_FIRST) {
-            for (int i = 0; i < 4; ++i)
-                for (int p = 0; p < P; ++p) {
-                    I lo, hi;
-                    Form::words(w + p * panel_bytes, high[p], i, lo, hi);
-                    for (int m = 0; m < M; ++m) use(i, m, p, lo, hi);
+        auto input = [&](int m, int at) { return bcast(q + m * x.K + b * BLOCK + at); };
+        if constexpr (WORDS_FIRST || P > 1) {  // of several panels each input is read once
+            for (int i = 0; i < 4; ++i) {
+                I lo[P], hi[P];
+                for (int p = 0; p < P; ++p) Form::words(w + p * panel_bytes, high[p], i, lo[p], hi[p]);
+                for (int m = 0; m < M; ++m) {
+                    const I first = input(m, 4 * i), second = input(m, 4 * i + 16);
+                    for (int p = 0; p < P; ++p) dot[m][p].add(lo[p], hi[p], first, second);
                 }
+            }
         } else {
-            I lo[P][4], hi[P][4];
-            for (int p = 0; p < P; ++p)
-                for (int i = 0; i < 4; ++i) Form::words(w + p * panel_bytes, high[p], i, lo[p][i], hi[p][i]);
+            I lo[4], hi[4];
+            for (int i = 0; i < 4; ++i) Form::words(w, high[0], i, lo[i], hi[i]);
             for (int m = 0; m < M; ++m)
-                for (int i = 0; i < 4; ++i)
-                    for (int p = 0; p < P; ++p) use(i, m, p, lo[p][i], hi[p][i]);
+                for (int i = 0; i < 4; ++i) dot[m][0].add(lo[i], hi[i], input(m, 4 * i), input(m, 4 * i + 16));
         }
         for (int m = 0; m < M; ++m) {
             F times = set1(scale[m * blocks + b]), sums = set1(total[m * blocks + b]);

@@ -122,13 +122,19 @@ struct Turn {
 };
 constexpr Turn NO_TURN{MAX_TILES, MAX_TILES};  // asks for nothing
 
-// Floats take several panels at once, so that enough sums are under way to hide each addition's latency.
+// Floats take several panels at once, so that enough sums are under way to hide each addition's latency; of eight tokens
+// nibbles take half of them with two panels, so that each input is read once for both.
 template <int M>
 void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, const Turn& turn, float* out, int64_t ld) {
     int p = 0;
     constexpr int P = panels_beside(M);
     if (reads(w.format) != BYTES)
         for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
+    if constexpr (M == 8 && NIBBLES_BY_TWO)
+        for (; w.format == INT4 && p + 2 <= count; p += 2) {
+            panels<4, 2>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
+            panels<4, 2>(w, panel + p, x, token + 4, 0, out + 4 * ld + p * LANES, ld);
+        }
     for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
 }
 

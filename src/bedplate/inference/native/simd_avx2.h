@@ -5,6 +5,7 @@
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 4;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 2 ? 1 : 2; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = false;
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 struct F { __m256 a, b; };

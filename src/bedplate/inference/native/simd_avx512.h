@@ -7,6 +7,7 @@
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 8;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 4 ? 2 : 4; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = false;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = true;  // two panels beside each other, where there are eight tokens
 constexpr int GROUP_SUMS = 16;  // sums of 16 lanes at once in attention
 
 using F = __m512;

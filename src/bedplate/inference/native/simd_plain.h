@@ -4,6 +4,7 @@
 constexpr int BYTE_TILE = 4, FLOAT_TILE = 4;
 constexpr int panels_beside(int) { return 1; }
 constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = false;
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 typedef float F __attribute__((vector_size(64)));

@@ -188,7 +188,7 @@ def timed_as(spec: TextSpec) -> TransformerSpec:
 def shortened(spec: TransformerSpec) -> TransformerSpec:
     """A few blocks and part of the head; of huge blocks smaller ones in the same proportions."""
     size = block_weights(spec)
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     if size > _BLOCK_WEIGHTS:
         part, shared = math.sqrt(_BLOCK_WEIGHTS / size), max(spec.heads // spec.kv_heads, 1)
         groups = max(round(part * spec.kv_heads), 1)
@@ -198,7 +198,8 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
             "kv_heads": groups,
             "heads": groups * shared,
         }
-    small = spec.with_(**changes) if changes else spec
+    # Few layers do not hold those that others refer to, nor all their shapes.
+    small = spec.with_(**changes, shared_keys=None, full=None)
     vocabulary = min(spec.vocab_size, max(_HEAD_WEIGHTS // small.hidden_size, 64))
     blocks = 2 if block_weights(small) <= _FEW_BLOCKS else 1
     return small.with_(layers=min(blocks, spec.layers), vocab_size=vocabulary)

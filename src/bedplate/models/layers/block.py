@@ -16,7 +16,7 @@ from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
 from bedplate.models.layers.experts import Mixture
-from bedplate.models.layers.feedforward import FeedForward
+from bedplate.models.layers.feedforward import FeedForward, LayerInput
 from bedplate.models.layers.latent import LatentAttention
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import make_norm
@@ -41,7 +41,10 @@ FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward, "experts":
 class Block(nn.Module):
     """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
     the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX). Between them, in a decoder that has
-    an encoder, attention to its states ("pre" and "post" only)."""
+    an encoder, attention to its states ("pre" and "post" only). Last, where layers are given more of a token than their
+    input, that, with a norm behind it, and the number that all of it is multiplied by."""
+
+    output_scale: Tensor | None
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -57,11 +60,24 @@ class Block(nn.Module):
         crosses = spec.cross_size is not None
         self.cross_norm = make_norm(spec, device, dtype) if crosses else None
         self.cross = CrossAttention(spec, layer, device, dtype) if crosses else None
-        self.feedforward_norm = make_norm(spec, device, dtype)
+        apart = spec.experts is not None and spec.experts.apart and spec.has_experts(layer)
+        self.feedforward_norm = nn.Identity() if apart else make_norm(spec, device, dtype)
         self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
+        given = spec.layer_input_size > 0
+        self.layer_input = LayerInput(spec, device, dtype) if given else None
+        self.layer_input_norm = make_norm(spec, device, dtype) if given else None
+        self.register_buffer("output_scale", torch.ones(1, device=device, dtype=dtype) if spec.output_scales else None)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend, given_BTE: Tensor | None = None) -> Tensor:
+        """given: what the layer is told of its tokens beside its input, where it is told anything."""
+        y_BTD = self._parts(x_BTD, by, attend)
+        if self.layer_input is not None and self.layer_input_norm is not None and given_BTE is not None:
+            y_BTD = y_BTD + self.layer_input_norm(self.layer_input(y_BTD, given_BTE))
+        return y_BTD if self.output_scale is None else y_BTD * self.output_scale
+
+    def _parts(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+        """The mixer and the feed-forward, each with its residual."""
         if self.placement == "post":
             x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
             if self.cross is not None and self.cross_norm is not None:

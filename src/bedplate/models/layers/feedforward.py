@@ -1,4 +1,4 @@
-"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202)."""
+"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202), by itself or by what it is given."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size, spec.feedforward_bias
+        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
         self.activation = ACTIVATIONS[spec.activation]
         self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
         self.up = Linear(hidden, wide, bias, device, dtype)
@@ -56,3 +56,18 @@ class FeedForward(nn.Module):
         if self.gate is None:
             return self.down(self.activation(self.up(x_BTD)))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+class LayerInput(nn.Module):
+    """`down(act(gate x) ⊙ e)`: a gated feed-forward whose second half is given, as what a layer is told of its tokens
+    beside its input (Gemma 3n, https://huggingface.co/docs/transformers/model_doc/gemma3n). x [B, T, D], e [B, T, E].
+    """
+
+    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.gate = Linear(spec.hidden_size, spec.layer_input_size, False, device, dtype)
+        self.down = Linear(spec.layer_input_size, spec.hidden_size, False, device, dtype)
+
+    def forward(self, x_BTD: Tensor, given_BTE: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x_BTD)) * given_BTE)

@@ -33,13 +33,15 @@ class Rotation(NamedTuple):
 
 def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None, long: bool = False) -> Tensor:
     """Radians per token of each feature pair, float32 [R/2]. long: past the original context (LongRoPE)."""
-    size = int(head_dim * rope.fraction)
+    size = head_dim if rope.proportional else int(head_dim * rope.fraction)
     exponent = torch.arange(0, size, 2, dtype=torch.int64, device=device).float() / size
     scaling = rope.scaling
     if isinstance(scaling, LongRopeScaling):
         factors = scaling.long if long else scaling.short
         return 1.0 / (torch.tensor(factors, dtype=torch.float32, device=device) * rope.theta**exponent)
     frequencies = 1.0 / (rope.theta**exponent)
+    if rope.proportional:
+        frequencies[int(rope.fraction * head_dim // 2) :] = 0
     if isinstance(scaling, LinearScaling):
         return frequencies / scaling.factor
     if isinstance(scaling, Llama3Scaling):
@@ -139,25 +141,29 @@ class Rotations:
 
     def __init__(self, spec: TransformerSpec) -> None:
         self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
-        self._size = spec.head_dim if spec.latent is None else spec.latent.rope_dim
-        self._frequencies: dict[tuple[Rope, bool], Tensor] = {}
+        latent = spec.latent
+        self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
+        self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
     def at(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
         """For tokens at these positions, in the order of the layers."""
-        made: dict[Rope | None, Rotation | None] = {None: None}
-        for rope in self._ropes:
-            if rope is not None and rope not in made:
-                made[rope] = rotation(positions_BT, self._of(rope, positions_BT), dtype, rope)
-        return [made[rope] for rope in self._ropes]
+        made: dict[tuple[Rope | None, int], Rotation | None] = {}
+        each = list(zip(self._ropes, self._sizes, strict=True))
+        for rope, size in each:
+            if rope is None:
+                made[rope, size] = None
+            elif (rope, size) not in made:
+                made[rope, size] = rotation(positions_BT, self._of(rope, size, positions_BT), dtype, rope)
+        return [made[one] for one in each]
 
-    def _of(self, rope: Rope, positions_BT: Tensor) -> Tensor:
+    def _of(self, rope: Rope, size: int, positions_BT: Tensor) -> Tensor:
         scaling, long = rope.scaling, False
         if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
             long = int(positions_BT.max()) >= scaling.original_context
-        found = self._frequencies.get((rope, long))
+        found = self._frequencies.get((rope, size, long))
         if found is None or found.device != positions_BT.device:
-            found = rotary_frequencies(rope, self._size, positions_BT.device, long)
-            self._frequencies[rope, long] = found
+            found = rotary_frequencies(rope, size, positions_BT.device, long)
+            self._frequencies[rope, size, long] = found
         return found
 
 
