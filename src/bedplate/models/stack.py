@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.block import Block
 from bedplate.models.layers.positions import Rotation
 
 
@@ -30,10 +32,18 @@ def run_blocks(
     if unknown:
         raise UsageError(f"cannot capture {', '.join(sorted(unknown))}: the names are layers.0 to layers.{depth}")
     captured: dict[str, Tensor] = {}
+    late: Tensor | None = None
+    """What is still to be added to x: a block's last sum is made with the next one's first norm."""
     for i in range(depth + 1):
+        if late is not None and (i == depth or f"layers.{i}" in capture):
+            x_BTD, late = x_BTD + late, None
         if f"layers.{i}" in capture:
             captured[f"layers.{i}"] = x_BTD
-        if i < depth:
-            told = () if given_BTLE is None else (given_BTLE[:, :, i],)
-            x_BTD = blocks[i](x_BTD, by[i], attend, *told)
+        if i == depth:
+            break
+        block, told = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
+        if isinstance(block, Block) and not torch.is_grad_enabled():
+            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *told)
+        else:
+            x_BTD = block(x_BTD, by[i], attend, *told)
     return x_BTD, captured

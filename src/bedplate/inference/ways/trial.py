@@ -227,7 +227,7 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     if weights not in QUANTISED:
         return {}
     found: dict[str, RawBlocks] = {}
-    scale = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
+    scale, minimum = torch.tensor([0.001, -0.008], dtype=torch.float16).view(torch.uint8).split(2)
     tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
         if p.dim() < 2 or p.shape[-1] % BLOCK:
@@ -237,6 +237,7 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
         width = BLOCK if eight else BLOCK // 2
         count = p.numel() // BLOCK
         quants = _tiled(tile, count * width).view(count, width)
-        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(*rows, size // BLOCK, -1)
-        found[name] = RawBlocks("Q8_0" if eight else "Q4_0", raw)
+        before = scale if eight else torch.cat((scale, minimum))
+        raw = torch.cat((before.expand(count, -1), quants), dim=1).view(*rows, size // BLOCK, -1)
+        found[name] = RawBlocks("Q8_0" if eight else "Q4_1", raw)
     return found

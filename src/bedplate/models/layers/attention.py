@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.documents import Documents, Recurrence
+from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
@@ -233,6 +234,8 @@ class Attention(nn.Module):
         valued = own and not spec.keys_are_values(layer)
         self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+        read = [one for one in (self.q, self.k, self.v) if one is not None]
+        self.joined = Joined(*read) if len(read) > 1 else None
         self.whole_norm = spec.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
@@ -254,24 +257,48 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, gate = self.q(x_BTD), None
-        if self.gated:
-            q, gate = (part.flatten(2) for part in q.view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1))
-        q = self._normed(q, self.q_norm)
-        if by is not None:
-            q = rotate(q, by)
-            q = q if by.query_scale is None else q * by.query_scale
-        y = self._attended(x_BTD, q, by, attend).reshape(B, T, -1)
+        whole = None if self.joined is None else self.joined(x_BTD)
+        gate: Tensor | None = None
+        if whole is not None and not (self.gated or self.q_norm is not None or self.v_norm is not None):
+            y = attend(self.layer, *self._side_by_side(whole, by), self.how)
+        else:
+            q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
+            if self.gated:
+                q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
+            q = self._normed(q, self.q_norm)
+            q = q if by is None else rotate(q, by)
+            q = q if by is None or by.query_scale is None else q * by.query_scale
+            y = self._attended(q, k, v, by, attend)
+        y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
-    def _attended(self, x_BTD: Tensor, q_BTHD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def _products(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        k = None if self.k is None else self.k(x_BTD)
+        return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
+
+    def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same of the joined product."""
+        sizes = [one.out_features for one in (self.q, self.k, self.v) if one is not None]
+        q, k, *v = whole_BTO.split(sizes, dim=-1)
+        return q, k, v[0] if v else k
+
+    def _side_by_side(self, whole_BTO: Tensor, by: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by heads, of the joined product: queries and keys turn as one."""
+        heads, size = whole_BTO.unflatten(-1, (-1, self.head_dim)), self.q.out_features // self.head_dim
+        shared = (heads.shape[2] - size) // (1 if self.v is None else 2)
+        turning, v = heads[:, :, : size + shared], heads[:, :, -shared:]
+        turned = turning if by is None else rotate(turning, by)
+        q, k = turned[:, :, :size], turned[:, :, size:]
+        return q if by is None or by.query_scale is None else q * by.query_scale, k, v
+
+    def _attended(
+        self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, by: Rotation | None, attend: Attend
+    ) -> Tensor:
         """What the queries get of this layer's keys and values, or of those that it shares."""
-        if self.k is None:
+        if k is None or v is None:
             assert isinstance(attend, SharingAttend)
             return attend.again(self.keys_of, q_BTHD, self.how)
-        k = self.k(x_BTD)
-        v_BTGD = (k if self.v is None else self.v(x_BTD)).unflatten(-1, (-1, self.head_dim))
-        k_BTGD = self._normed(k, self.k_norm)
+        v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
         k_BTGD = k_BTGD if by is None else rotate(k_BTGD, by)
         v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)
         return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.how)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
@@ -33,6 +35,21 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _gated(both: Tensor, activation: Activation) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from bedplate.models.layers.fused.kernels import gated
+
+    return gated
+
+
+_GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated, _kernel)
+"""act(gate) ⊙ up of [..., gate and up behind it]."""
+
+
 class FeedForward(nn.Module):
     """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: of the features between, where it is not
     the spec's."""
@@ -47,14 +64,18 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation, self._named = ACTIVATIONS[spec.activation], spec.activation
         self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
         self.up = Linear(hidden, wide, bias, device, dtype)
         self.down = Linear(wide, hidden, bias, device, dtype)
+        self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gate is None:
+        if self.gate is None or self.joined is None:
             return self.down(self.activation(self.up(x_BTD)))
+        both = self.joined(x_BTD)
+        if both is not None:
+            return self.down(_GATED(both, self._named))
         return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
 
 

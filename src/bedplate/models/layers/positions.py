@@ -6,11 +6,13 @@ Shapes: B rows, T tokens, H heads, D features of one head, R of them that turn.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import rotate_halves
 from bedplate.models.specs.transformer import (
     LinearScaling,
@@ -123,17 +125,31 @@ def _query_scale(positions_BT: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor
 
 
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
-    """`x` with its first R features turned by its tokens' angles."""
-    size = by.cos.shape[-1]
+    """`x` with its first R features turned by its tokens' angles: one operation where no gradients are recorded."""
+    turn = _rotated if torch.is_grad_enabled() else _ROTATE
+    return turn(x_BTHD, by.cos, by.sin, by.interleaved)
+
+
+def _rotated(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    size = cos.shape[-1]
     if size < x_BTHD.shape[-1]:
-        return torch.cat((rotate(x_BTHD[..., :size], by), x_BTHD[..., size:]), dim=-1)
-    if by.interleaved:
+        return torch.cat((_rotated(x_BTHD[..., :size], cos, sin, interleaved), x_BTHD[..., size:]), dim=-1)
+    if interleaved:
         turned = torch.stack((-x_BTHD[..., 1::2], x_BTHD[..., ::2]), dim=-1).flatten(-2)
-        return x_BTHD * by.cos + turned * by.sin
+        return x_BTHD * cos + turned * sin
     if x_BTHD.is_cpu and x_BTHD.requires_grad and torch.is_grad_enabled():
-        return rotate_halves(x_BTHD, by.cos, by.sin)
+        return rotate_halves(x_BTHD, cos, sin)
     first, second = x_BTHD.chunk(2, dim=-1)
-    return x_BTHD * by.cos + torch.cat((-second, first), dim=-1) * by.sin
+    return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from bedplate.models.layers.fused.kernels import rotate
+
+    return rotate
+
+
+_ROTATE = operation("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", _rotated, _kernel)
 
 
 class Rotations:
