@@ -58,8 +58,11 @@ class KVCache(Protocol):
     """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
     states: States
     """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
-    longest: int | None
-    """Tokens of a row that has all of the cache to itself; None: any number."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a row that has all of the cache to itself; None: any number."""
+        ...
 
     def saved_bytes(self, depth: int | None) -> int:
         """Bytes of one token of a segment saved with this depth, without its snapshot."""
