@@ -65,8 +65,6 @@ HF_WEIGHTS = WeightMap(
     ),
     IGNORABLE,
 )
-_OWN = ("k_proj", "v_proj", "k_norm", "v_norm")
-"""What files hold of layers that share keys and values, too; nothing reads it."""
 _ROPES = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
     SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
@@ -238,11 +236,23 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-def weights_of(spec: TransformerSpec) -> WeightMap:
-    """The rules; what files hold of keys and values that a layer takes from another is passed over."""
+def with_unread(weights: WeightMap, spec: TransformerSpec, names: str) -> WeightMap:
+    """The rules; what files hold of the keys and values of layers that take another one's, too, is passed over. names:
+    of such tensors, a pattern with the layers' numbers left out."""
     shared = "|".join(str(layer) for layer in range(spec.layers) if spec.keys_of(layer) != layer)
-    unread = rf"model\.layers\.({shared})\.self_attn\.({'|'.join(_OWN)})\.(weight|bias)"
-    return replace(HF_WEIGHTS, ignorable=(*IGNORABLE, unread)) if shared else HF_WEIGHTS
+    return replace(weights, ignorable=(*weights.ignorable, names.format(f"({shared})"))) if shared else weights
 
 
-HF = Family(("hf", "gemma4_text"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES, weights_of=weights_of)
+def _weights_of(spec: TransformerSpec) -> WeightMap:
+    return with_unread(HF_WEIGHTS, spec, r"model\.layers\.{}\.self_attn\.([kv]_proj|[kv]_norm)\.(weight|bias)")
+
+
+HF = Family(
+    ("hf", "gemma4_text"),
+    from_hf,
+    to_hf,
+    HF_WEIGHTS,
+    (("gguf", "gemma4"),),
+    examples=EXAMPLES,
+    weights_of=_weights_of,
+)
