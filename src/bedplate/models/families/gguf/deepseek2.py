@@ -115,6 +115,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         "attention.layer_norm_rms_epsilon", _EPS
     )
     experts = _take_experts(fields, sizes["layers"], names)
+    sizes["kv_heads"], sizes["head_dim"] = sizes["heads"], part.key_dim
     rope = take_rope(fields, config, part.rope_dim)
     multiplier = fields.take(_LOG_MULTIPLIER)
     if isinstance(rope.scaling, YarnScaling):
@@ -123,7 +124,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
             raise UnsupportedModelError(f"GGUF metadata ({_NAME}): YaRN without {_LOG_MULTIPLIER} is not supported")
         rope = replace(rope, scaling=replace(rope.scaling, scale=weight, scale_all=weight))
     spec = TransformerSpec(
-        **sizes | {"kv_heads": sizes["heads"], "head_dim": part.key_dim},
+        **sizes,
         rope=replace(rope, interleaved=True),
         latent=part,
         experts=experts,
