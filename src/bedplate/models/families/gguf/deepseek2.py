@@ -91,7 +91,7 @@ WEIGHTS = WeightMap(
     ),
     IGNORABLE,
 )
-_FIRST = deepseek_v3.EXAMPLES[0] | {"num_nextn_predict_layers": 0}
+_FIRST: dict[str, Any] = deepseek_v3.EXAMPLES[0] | {"num_nextn_predict_layers": 0}
 EXAMPLES = (
     {**_FIRST, "rope_parameters": {**_FIRST["rope_parameters"], "mscale": 0.8}},
     {

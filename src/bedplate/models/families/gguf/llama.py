@@ -58,7 +58,7 @@ GGUF = Family(
     from_gguf,
     writer(_NAME, from_gguf, _keys),
     WEIGHTS,
-    (("hf", "llama"), ("hf", "mistral")),
+    (("hf", "llama"), ("hf", "mistral"), ("hf", "mixtral")),
     examples=EXAMPLES,
     sibling=_sibling,
     tables=rope_tables,

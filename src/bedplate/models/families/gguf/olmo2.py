@@ -71,7 +71,7 @@ GGUF = Family(
     from_gguf,
     writer(_NAME, from_gguf, _keys, needs_head=True),
     WEIGHTS,
-    (("hf", "olmo2"),),
+    (("hf", "olmo2"), ("hf", "olmo3")),
     examples=EXAMPLES,
     sibling=_sibling,
     tables=rope_tables,
