@@ -77,8 +77,9 @@ class TorchForward(Forward):
         self._base, self._bank, self._cache = base, bank, cache
         if joined:
             lay_together(base.model)
-        recorded = record is not None and isinstance(cache, PagedCache)
-        self._recorded = Recorded(base.model, cache, record) if recorded else None
+        self._recorded: Recorded | None = None
+        if record is not None and isinstance(cache, PagedCache):
+            self._recorded = Recorded(base.model, cache, record)
         self.weights = str(base.dtype).removeprefix("torch.")
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
@@ -111,6 +112,10 @@ class TorchForward(Forward):
             return PassOutput(None, hidden_ND)
         asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
         return PassOutput(model.head(asked_WD).float(), hidden_ND)
+
+    def close(self) -> None:
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _read(
         self,
