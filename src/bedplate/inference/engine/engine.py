@@ -28,6 +28,7 @@ from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
@@ -80,7 +81,7 @@ class Engine(Closing):
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         self._tree, cache = _caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
-        self._torch = TorchForward(base, self.bank, cache, joined=paged)
+        self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
