@@ -31,6 +31,7 @@ from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
 from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
@@ -86,7 +87,7 @@ class Engine(Closing):
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         self._tree, cache = open_caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
-        self._torch = TorchForward(base, self.bank, cache, joined=paged)
+        self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:

@@ -29,6 +29,8 @@ from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import held
 
 BLOCK = 16
+NOBODY = -1
+"""The row whose only block is nobody's."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
@@ -74,7 +76,8 @@ class PagedCache:
     """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
     and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
     to let go of so many bytes, and says whether it did. pinned: bytes that it never will. scratch: each pool has
-    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute."""
+    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute. By
+    default where steps are recorded, on CUDA devices."""
 
     copies = False
 
@@ -87,11 +90,12 @@ class PagedCache:
         *,
         block: int = BLOCK,
         step: int = STEP,
-        scratch: bool = False,
+        scratch: bool | None = None,
         reclaim: Callable[[int], bool] = lambda n: False,
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.block, self.step, self.scratch = block, step, scratch
+        self.block, self.step = block, step
+        self.scratch = device.type == "cuda" if scratch is None else scratch
         layout = held(spec)
         self.states = States(layout, dtype, device)
         of_tokens = [one for one in layout if not one.of_sequence]
@@ -255,6 +259,13 @@ class PagedCache:
         self.states.begin(spans)
         return PagedAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
 
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: Parcel) -> CachedAttend:
+        """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
+        for span in spans if self.forgets else ():
+            self._move_on(span)
+        every = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        return PagedAttention(self, every, parcel, most=blocks * self.block)
+
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
         not be saved yet, let go."""
@@ -276,4 +287,6 @@ class PagedCache:
 
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
         """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        if row == NOBODY:
+            return (self.pools[window].blocks,)
         return self._tables[row][window]
