@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
-from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header
+from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header, read_tensors
 from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import Step, WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
@@ -30,13 +30,18 @@ _CHUNK = 1 << 22
 
 
 class GgufReader:
-    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32."""
+    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32.
 
-    def __init__(self, path: Path) -> None:
+    tensors_only: its metadata are not read."""
+
+    def __init__(self, path: Path, *, tensors_only: bool = False) -> None:
         self.path = path
-        header = read_header(path)
-        self.metadata: dict[str, Any] = header.metadata
-        self._tensors = header.tensors
+        self.metadata: Mapping[str, Any] = {}
+        if tensors_only:
+            self._tensors = read_tensors(path)
+        else:
+            self._header = read_header(path)
+            self.metadata, self._tensors = self._header.metadata, self._header.tensors
         self._bytes = map_bytes(path)
 
     @property
@@ -129,7 +134,7 @@ def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[s
 
     Rows come in our order. Raises CheckpointError for a file that cannot be read.
     """
-    reader = GgufReader(path)
+    reader = GgufReader(path, tensors_only=True)
     held = set(reader.names)
     found: dict[str, RawBlocks] = {}
     for step in weights.steps(spec):
