@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.attention import Attend, row_or_segment_attention
+from bedplate.models.layer_inputs import LayerInputs
+from bedplate.models.layers.attention import Attend, SharingAttend, row_or_segment_attention
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
@@ -40,6 +41,8 @@ class Decoder(Model):
             Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
         )
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
+        self.layer_inputs = LayerInputs(spec, device, dtype) if spec.layer_input_size else None
+        self._shared = frozenset(source for n in range(spec.layers) if (source := spec.keys_of(n)) != n)
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
         self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self.lm_head = None if spec.tied_head else Linear(spec.hidden_size, spec.vocab_size, False, device, dtype)
@@ -67,8 +70,10 @@ class Decoder(Model):
         x_BTD = self._embedded(inputs, positions_BT)
         by = self._rotations.at(positions_BT, x_BTD.dtype)
         attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+        attend = SharingAttend(attend, self._shared) if self._shared else attend
+        given = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
         with listening() as routings:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth, given)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def further(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.fused.joined import lay_together
 from bedplate.models.layers.texts import WholeTexts
 from bedplate.models.model import Model
 
@@ -103,12 +104,18 @@ class Resident(Protocol):
 
 
 class TorchForward(Forward):
-    """The base's own module."""
+    """The base's own module.
+
+    joined: linears that read the same input are one product, for which their weights are moved together. On a CPU that
+    gains nothing (a decode step of 135 million parameters takes as long, bound by memory).
+    """
 
     name = "torch"
 
-    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None) -> None:
+    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None, joined: bool = False) -> None:
         self._base, self._bank, self._cache = base, bank, cache
+        if joined:
+            lay_together(base.model)
         self.weights = str(base.dtype).removeprefix("torch.")
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
