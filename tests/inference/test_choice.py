@@ -57,7 +57,7 @@ def said(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Way, float | tuple[fl
     """This machine's measurement is made up, and every way possible; returns what was asked for."""
     asked: list[Sequence[Way]] = []
 
-    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False, **_: object) -> Measured:
         asked.append(tuple(ways))
         pairs = {way: seconds.get(way, 9.0) for way in ways}
         return Measured({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})

@@ -44,8 +44,8 @@ given up; how far ahead of all others one is taken without more turns."""
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn. brief: the use
-    for which it ended as soon as its fastest way was clear; the times themselves need not have agreed."""
+    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn. brief: the
+    use for which it ended as soon as its fastest way was clear; the times themselves need not have agreed."""
 
     seconds: Mapping[Way, Mapping[Pass, float]]
     dropped: tuple[Way, ...] = ()
@@ -138,8 +138,8 @@ def measure(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None = None
 
 
 def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float], brief: Use | None = None) -> Measured:
-    """Times every part of every trial, by turns, until the two best times of each agree or patience ends; brief: or, for
-    this use, one way is clearly the fastest."""
+    """Times every part of every trial, by turns, until the two best times of each agree or patience ends; brief: or,
+    for this use, one way is clearly the fastest."""
     swept = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
     times: dict[Way, dict[tuple[Pass, str], list[float]]] = {way: {} for way in trials}
     running, until = list(trials), clock() + _LONGEST

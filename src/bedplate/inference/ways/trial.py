@@ -209,7 +209,7 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
 def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     """A model of ordinary numbers, made faster than random ones."""
     model = build(spec, dtype, "meta")
-    # ones_like of what is on the meta device would load torch's decompositions, and with them a computer algebra system.
+    # ones_like of what is on the meta device would load torch's decompositions, and with them computer algebra.
     tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
     state = {
         name: torch.ones(p.shape, dtype=p.dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)

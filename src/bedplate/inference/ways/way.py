@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.gguf_header import read_gguf_header
-from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.named_model import resolve, spec_of
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.gguf_header import read_header
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
@@ -59,11 +58,11 @@ def read_stored(source: str | Path) -> Stored:
     """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
     path = locate(source)
     header = read_header(path) if path.is_file() else None
-    _, spec = resolve(str(path.absolute()))
+    spec = resolve(str(path.absolute()))[1] if header is None else spec_of("gguf", header.fields(), path)
     if not isinstance(spec, TextSpec):
         raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
-    if path.is_file():
-        types: tuple[str, ...] = read_gguf_header(path)["matrix_types"]
+    if header is not None:
+        types = {tensor.kind.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
         return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types), header)
     with SafetensorsReader(path) as reader:
         matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())

@@ -50,10 +50,16 @@ class Header:
     metadata: Mapping[str, Any]
     tensors: Mapping[str, Placed]
 
+    def fields(self) -> dict[str, Any]:
+        """What a family's `to_spec` reads, where the tensors' values are not there to be looked at."""
+        embedding = self.tensors.get("token_embd.weight")
+        rows = {} if embedding is None else {"embedding_rows": embedding.shape[0]}
+        return {**self.metadata, "tensor_names": tuple(self.tensors), **rows}
+
 
 _HELD: WeakValueDictionary[FileState, Header] = WeakValueDictionary()
-"""Headers that somebody still holds: choosing how a file is run and loading it read it once. A vocabulary of hundreds of
-thousands of tokens takes tenths of a second and tens of megabytes, so it goes with them."""
+"""Headers that somebody still holds: choosing how a file is run and loading it read it once. A vocabulary of
+hundreds of thousands of tokens takes tenths of a second and tens of megabytes, so it goes with them."""
 _PLACED: dict[FileState, Mapping[str, Placed]] = {}
 """Where the tensors of the latest file lie, which is little."""
 
