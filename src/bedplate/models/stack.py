@@ -6,10 +6,12 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.kept import runs_again
 from bedplate.models.layers.positions import Rotation
 
 
@@ -45,5 +47,12 @@ def run_blocks(
         if isinstance(block, Block) and not torch.is_grad_enabled():
             x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *told)
         else:
-            x_BTD = block(x_BTD, by[i], attend, *told)
+            x_BTD = _run(block, x_BTD, by[i], attend, *told)
     return x_BTD, captured
+
+
+def _run(block: nn.Module, x_BTD: Tensor, by: Rotation | None, attend: Attend, *told: Tensor) -> Tensor:
+    if not runs_again():
+        return block(x_BTD, by, attend, *told)
+    # What is random in it is drawn again as it was.
+    return checkpoint(block, x_BTD, by, attend, *told, use_reentrant=False, preserve_rng_state=True)

@@ -13,8 +13,6 @@ fused attention does by itself; "full" keeps a block's input only.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from bedplate.core.errors import UsageError
 from bedplate.economics.model.state_mixers import attends, state_values
 from bedplate.models.specs import (
@@ -26,8 +24,7 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
-
-Recompute = Literal["none", "selective", "full"]
+from bedplate.models.specs.recompute import Recompute
 
 
 def activation_bytes(

@@ -16,6 +16,7 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
+from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.joined import lay_together
@@ -128,17 +129,23 @@ class TorchForward(Forward):
             self._encode(batch.sources, self._cache)
         if not spans:
             return PassOutput(None)
-        tokens = torch.tensor([list(batch.tokens)], device=device)
-        positions = torch.tensor([[i - s.source for s in spans for i in range(s.start, s.end)]], device=device)
+        parcel = Parcel(device)
+        tokens = parcel.add([list(batch.tokens)])
+        positions = parcel.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
+        every = list(batch.wanted) == list(range(len(batch.tokens)))
+        wanted = None if every or not batch.wanted else parcel.add(batch.wanted)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
-            attend = self._cache.attend(spans)
-            hidden_ND = model(Inputs(tokens, positions), cache=attend, depth=batch.depth).hidden[0]
+            attend = self._cache.attend(spans, parcel)
+            inputs = Inputs(tokens.tensor, positions.tensor)
+            hidden_ND = model(inputs, cache=attend, depth=batch.depth).hidden[0]
             self._cache.commit()
         finally:
             self._select([], [])
-        logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
-        return PassOutput(logits_WV, hidden_ND)
+        if not batch.wanted:
+            return PassOutput(None, hidden_ND)
+        asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
+        return PassOutput(model.head(asked_WD).float(), hidden_ND)
 
     def _read(
         self,

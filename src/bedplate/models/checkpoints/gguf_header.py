@@ -18,7 +18,6 @@ from weakref import WeakValueDictionary
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
 from bedplate.core.errors import CheckpointError
 from bedplate.core.files import FileState, file_state
@@ -99,11 +98,6 @@ def _parsed(path: Path) -> Header:
                 return _Parser(path, data).header()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def map_bytes(path: Path) -> NDArray[np.uint8]:
-    """The whole file, mapped."""
-    return np.memmap(path, mode="r", dtype=np.uint8)
 
 
 class _Parser:

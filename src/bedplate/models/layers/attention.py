@@ -1,27 +1,25 @@
 """Softmax attention, and the layouts that say which token sees which.
 
 A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
-model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G
-key-value heads, D features of one head's query and key, V of its value.
+model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S keys, H query heads, G key-value
+heads, D features of one head's query and key, V of its value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.documents import Documents, Recurrence
+from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
-from bedplate.models.layers.padded import PaddedDocuments
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -107,82 +105,6 @@ class RowAttention:
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return run(x_BTC, None, None)[0]
-
-
-class SegmentAttention:
-    """Rows hold several documents, a prefix that they share, and padding (see `Inputs.segments`).
-
-    Documents are gathered into a padded [S, L] block for the softmax alone; everything else in the model runs on the
-    packed tokens. Padding's outputs are zero.
-    """
-
-    keeps = False
-
-    def __init__(self, segments_BT: Tensor, causal: bool) -> None:
-        self._shape, self._segments_BT = segments_BT.shape, segments_BT
-        self._block = block = PaddedDocuments(segments_BT)
-        offsets, L = block.offsets, len(block.offsets)
-        self._causal = causal
-        own = block.inside_PL[:, None, :].expand(-1, L, -1)
-        self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
-        # Padding slots stand where the document's first token does, so that they see that one in every window.
-        self._query_SL = torch.where(block.inside_PL, offsets, torch.zeros_like(offsets))
-        self._set_prefix(segments_BT)
-
-    def _set_prefix(self, segments_BT: Tensor) -> None:
-        B, T = self._shape
-        sizes = (segments_BT == 0).sum(1)
-        P = int(sizes.max()) if B else 0
-        self._prefix_SP: Tensor | None = None
-        self._one_prefix = B == 1
-        if P == 0:
-            return
-        first = self._block.tokens[self._block.begin]
-        row = first // T
-        offsets = torch.arange(P, device=segments_BT.device)
-        is_prefix = segments_BT.reshape(-1)[first] == 0
-        seen = (offsets < sizes[row, None]) & ~is_prefix[:, None]
-        source = (row * T)[:, None] + torch.where(offsets < sizes[row, None], offsets, torch.zeros_like(offsets))
-        self._prefix_SP = source[:1] if self._one_prefix else source
-        L = self._mask_SLK.shape[1]
-        self._mask_SLK = torch.cat((seen[:, None, :].expand(-1, L, -1), self._mask_SLK), dim=2)
-        self._before_S = sizes[row]
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        distance = None if how.plain else self._distance_SLK
-        seen = how.within(self._mask_SLK, distance, self._causal)
-        q = PaddedDocuments.rows(q_BTHD, self._block.gather_PL)
-        return self._block.back(masked_attention(q, self._keys(k_BTGD), self._keys(v_BTGV), seen, how, distance))
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._documents.recur(run, x_BTC)
-
-    @cached_property
-    def _documents(self) -> Documents:
-        return Documents(self._segments_BT)
-
-    @cached_property
-    def _distance_SLK(self) -> Tensor:
-        query_SL1, device = self._query_SL[:, :, None], self._query_SL.device
-        own = torch.arange(query_SL1.shape[1], device=device) - query_SL1
-        if self._prefix_SP is None:
-            return own
-        prefix = torch.arange(self._prefix_SP.shape[1], device=device) - query_SL1 - self._before_S[:, None, None]
-        return torch.cat((prefix, own), dim=2)
-
-    def _keys(self, x_BTGD: Tensor) -> Tensor:
-        own_SLGD = PaddedDocuments.rows(x_BTGD, self._block.gather_PL)
-        if self._prefix_SP is None:
-            return own_SLGD
-        prefix_SPGD = PaddedDocuments.rows(x_BTGD, self._prefix_SP)
-        if self._one_prefix:
-            prefix_SPGD = prefix_SPGD.expand(own_SLGD.shape[0], -1, -1, -1)
-        return torch.cat((prefix_SPGD, own_SLGD), dim=1)
-
-
-def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend:
-    """The layout of a forward pass without a cache."""
-    return RowAttention(causal) if segments_BT is None else SegmentAttention(segments_BT, causal)
 
 
 class SharingAttend:

@@ -17,6 +17,7 @@ from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
 from bedplate.models.layers.experts import Mixture
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.latent import LatentAttention
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import added, make_norm
@@ -102,15 +103,24 @@ class Block(nn.Module):
             x_BTD = x_BTD + self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
             return x_BTD, self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
         x_BTD, normed = added(x_BTD, y_BTD, self.attention_norm)
-        mixed = self._branch(self.attention(normed, by, attend), self.attention_after_norm)
+        with made_again(normed, self.attention_norm, x_BTD):
+            mixed = self.attention(normed, by, attend)
+        mixed = self._branch(mixed, self.attention_after_norm)
         if self.parallel:
-            fed = self._branch(self.feedforward(self.feedforward_norm(x_BTD)), self.feedforward_after_norm)
-            return x_BTD + mixed, fed
+            return x_BTD + mixed, self._fed(x_BTD, self.feedforward_norm(x_BTD))
         if self.cross is not None and self.cross_norm is not None:
             x_BTD, normed = added(x_BTD, mixed, self.cross_norm)
-            mixed = self._scaled(self.cross(normed, by, attend))
+            with made_again(normed, self.cross_norm, x_BTD):
+                mixed = self.cross(normed, by, attend)
+            mixed = self._scaled(mixed)
         x_BTD, normed = added(x_BTD, mixed, self.feedforward_norm)
-        return x_BTD, self._branch(self.feedforward(normed), self.feedforward_after_norm)
+        return x_BTD, self._fed(x_BTD, normed)
+
+    def _fed(self, x_BTD: Tensor, normed_BTD: Tensor) -> Tensor:
+        """What the feed-forward adds."""
+        with made_again(normed_BTD, self.feedforward_norm, x_BTD):
+            fed_BTD = self.feedforward(normed_BTD)
+        return self._branch(fed_BTD, self.feedforward_after_norm)
 
     def _normed_after(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))

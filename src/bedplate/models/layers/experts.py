@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
+from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.grouped import Segments, grouped_product
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.routing import Router
@@ -142,9 +144,17 @@ class FeedForwards(nn.Module):
     def forward(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
         """Σ_j w_nj · expert_nj(x_n), [N, D], on tokens sorted by expert."""
         order = sort_by_expert(chosen_Nk, self.gate_up.experts)
-        x_MD: Tensor = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])  # type: ignore[assignment]
-        h_MI = self.activation(self.gate_up(x_MD, order.segments))
-        y_MD = self.down(h_MI, order.segments)
+
+        def copied(x_ND: Tensor) -> Tensor:
+            found: Any = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])
+            return found
+
+        x_MD = copied(x_ND)
+        with made_again(x_MD, copied, x_ND):
+            both_MI = self.gate_up(x_MD, order.segments)
+        h_MI = self.activation(both_MI)
+        with made_again(h_MI, self.activation, both_MI):
+            y_MD = self.down(h_MI, order.segments)
         found: Any = _Combined.apply(y_MD, weights_Nk, order)
         return found
 
@@ -170,11 +180,11 @@ def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
     if not spec.gated:
         return act
 
-    def gated(x: Tensor) -> Tensor:
+    def both(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
-        return act(first) * second
+        return gated(first, second, act)
 
-    return gated
+    return both
 
 
 def clamped_silu(x: Tensor) -> Tensor:

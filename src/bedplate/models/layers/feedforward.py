@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.fused.operation import operation
+from bedplate.models.layers.gradients import gated
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
@@ -71,12 +73,21 @@ class FeedForward(nn.Module):
         self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if self.gate is None or self.joined is None:
-            return self.down(self.activation(self.up(x_BTD)))
-        both = self.joined(x_BTD)
+        both = None if self.joined is None else self.joined(x_BTD)
         if both is not None:
             return self.down(_GATED(both, self._named))
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+        up_BTI = self.up(x_BTD)
+        if self.gate is None:
+            h_BTI = self.activation(up_BTI)
+            with made_again(h_BTI, self.activation, up_BTI):
+                return self.down(h_BTI)
+        gate_BTI = self.gate(x_BTD)
+        h_BTI = gated(gate_BTI, up_BTI, self.activation)
+        with made_again(h_BTI, self._made, gate_BTI, up_BTI):
+            return self.down(h_BTI)
+
+    def _made(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gated(gate, up, self.activation)
 
 
 class LayerInput(nn.Module):
@@ -91,4 +102,5 @@ class LayerInput(nn.Module):
         self.down = Linear(spec.layer_input_size, spec.hidden_size, False, device, dtype)
 
     def forward(self, x_BTD: Tensor, given_BTE: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x_BTD)) * given_BTE)
+        gate_BTE = self.gate(x_BTD)
+        return self.down(gated(gate_BTE, given_BTE, self.activation))

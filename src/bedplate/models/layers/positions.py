@@ -161,21 +161,25 @@ class Rotations:
         self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
         self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
-    def at(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
-        """For tokens at these positions, in the order of the layers."""
+    def at(
+        self, positions_BT: Tensor, dtype: torch.dtype, last: Callable[[], int] | None = None
+    ) -> list[Rotation | None]:
+        """For tokens at these positions, in the order of the layers. last: gives the largest of them, where that may
+        be known without reading them."""
         made: dict[tuple[Rope | None, int], Rotation | None] = {}
         each = list(zip(self._ropes, self._sizes, strict=True))
         for rope, size in each:
             if rope is None:
                 made[rope, size] = None
             elif (rope, size) not in made:
-                made[rope, size] = rotation(positions_BT, self._of(rope, size, positions_BT), dtype, rope)
+                frequencies = self._of(rope, size, positions_BT, last)
+                made[rope, size] = rotation(positions_BT, frequencies, dtype, rope)
         return [made[one] for one in each]
 
-    def _of(self, rope: Rope, size: int, positions_BT: Tensor) -> Tensor:
+    def _of(self, rope: Rope, size: int, positions_BT: Tensor, last: Callable[[], int] | None) -> Tensor:
         scaling, long = rope.scaling, False
         if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
-            long = int(positions_BT.max()) >= scaling.original_context
+            long = (int(positions_BT.max()) if last is None else last()) >= scaling.original_context
         found = self._frequencies.get((rope, size, long))
         if found is None or found.device != positions_BT.device:
             found = rotary_frequencies(rope, size, positions_BT.device, long)
