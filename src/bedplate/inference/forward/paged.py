@@ -9,25 +9,28 @@ key-value heads, H query heads, D features of one head.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.forward.kv_cache import STEP, CachedAttend
+from bedplate.inference.forward.keeping import CachedAttend
+from bedplate.inference.forward.kv_cache import STEP
+from bedplate.inference.forward.paged_attention import PagedAttention
+from bedplate.inference.forward.parcel import Parcel
+from bedplate.inference.forward.pool import Pool
 from bedplate.inference.forward.radix import Segment
-from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.states import Snapshot, States
-from bedplate.models.layers.attention import whole_attention
-from bedplate.models.layers.cross import KeysOf
-from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.inference.forward.stores import stores_of
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import held
 
 BLOCK = 16
+NOBODY = -1
+"""The row whose only block is nobody's."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
@@ -69,36 +72,12 @@ class PagedSegment:
         self._cache.let_go(self.blocks)
 
 
-class Pool:
-    """Blocks of the layers of one window, and how many use each."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-        self.free = list(range(blocks - 1, -1, -1))
-        self._uses = [0] * blocks
-
-    def take(self) -> int:
-        found = self.free.pop()
-        self._uses[found] = 1
-        return found
-
-    def share(self, blocks: Sequence[int]) -> None:
-        """One user more of each."""
-        for block in blocks:
-            self._uses[block] += 1
-
-    def let_go(self, blocks: Sequence[int]) -> None:
-        """One user less of each."""
-        for block in blocks:
-            self._uses[block] -= 1
-            if self._uses[block] == 0:
-                self.free.append(block)
-
-
 class PagedCache:
     """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
     and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
-    to let go of so many bytes, and says whether it did. pinned: bytes that it never will."""
+    to let go of so many bytes, and says whether it did. pinned: bytes that it never will. scratch: each pool has
+    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute. By
+    default where steps are recorded, on CUDA devices."""
 
     copies = False
 
@@ -111,10 +90,12 @@ class PagedCache:
         *,
         block: int = BLOCK,
         step: int = STEP,
+        scratch: bool | None = None,
         reclaim: Callable[[int], bool] = lambda n: False,
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block, self.step = block, step
+        self.scratch = device.type == "cuda" if scratch is None else scratch
         layout = held(spec)
         self.states = States(layout, dtype, device)
         of_tokens = [one for one in layout if not one.of_sequence]
@@ -127,28 +108,60 @@ class PagedCache:
         each = each if None in each else dict.fromkeys(each, 1)
         taken = sum(one.values / each[one.window] for one in of_tokens) * dtype.itemsize
         self.blocks = max(int(limit_bytes // (block * taken)), 1)
-        self.pools = {window: Pool(max(self.blocks // part, 1)) for window, part in each.items()}
+        self.pools = {
+            window: Pool(max(self.blocks // part, 1), partial(self._clear, window)) for window, part in each.items()
+        }
         self.dtype, self.device = dtype, device
         self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
+        # Memory that is not touched: most of a large pool may never be used.
+        self._data = {
+            store: torch.empty(
+                *(count, self.pools[store.window].blocks + self.scratch, block, store.heads, store.size),
+                dtype=dtype,
+                device=device,
+            )
+            for store, count in Counter(store for one in of_tokens for store in stores_of(one)).items()
+        }
+        layers = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=dtype, device=device)
         self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
         for one in of_tokens:
-            latent = one.kind == "latent"  # one key, whose last features are the value
-            keys = self._room(one.window, one.heads, one.key_size + one.value_size * latent)
-            values = keys[..., one.key_size :] if latent else self._room(one.window, one.heads, one.value_size)
-            self.keys[one.layer], self.values[one.layer] = keys, values
+            found = [next(layers[store]) for store in stores_of(one)]
+            self.keys[one.layer] = found[0]
+            # A latent is one key, whose last features are the value.
+            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
+        if self.scratch:
+            for window, pool in self.pools.items():
+                self._clear(window, [pool.blocks])
         self._reclaim, self._pinned = reclaim, pinned
         self._tables: dict[int, dict[int | None, list[int]]] = {}
 
-    def _room(self, window: int | None, heads: int, size: int) -> Tensor:
-        # Zeros: masked positions take part in products, where NaN would spread.
-        blocks = self.pools[window].blocks
-        return torch.zeros(blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
+    def _clear(self, window: int | None, blocks: Sequence[int]) -> None:
+        """Zeros in these blocks of the layers with this window."""
+        index = Parcel(self.device).add(blocks).tensor
+        for store, data in self._data.items():
+            if store.window == window:
+                data.index_fill_(1, index, 0)
+
+    @property
+    def longest(self) -> int | None:
+        """Of a row that has all of the pools."""
+        bound = [
+            pool.blocks * self.block
+            for window, pool in self.pools.items()
+            if window is None or pool.blocks < self._most(window)
+        ]
+        return min(bound, default=None)
+
+    def _most(self, window: int) -> int:
+        """Blocks that a row has of the layers with this window, however long it is: its window, a step, and as much
+        again that is not saved yet."""
+        return self._count(window + 2 * self.step) + 1
 
     @property
     def free_blocks(self) -> int:
         """Of the layers that see everything, or else of those that have most room."""
-        return len(max(self.pools.values(), key=lambda pool: pool.blocks).free)
+        return max(self.pools.values(), key=lambda pool: pool.blocks).free
 
     def saved_bytes(self, depth: int | None) -> int:
         """Of one saved token: blocks hold all layers, whatever is in them."""
@@ -164,9 +177,9 @@ class PagedCache:
         )
 
     def _held(self, length: int, window: int | None) -> int:
-        """Blocks of a row at most: its window, a step, and as much again that is not saved yet."""
+        """Blocks of a row at most."""
         count = self._count(length)
-        return count if window is None else min(count, self._count(window + 2 * self.step) + 1)
+        return count if window is None else min(count, self._most(window))
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
         if self.states and max(lengths, default=-1) >= self.states.rows:
@@ -216,9 +229,10 @@ class PagedCache:
         blocks: Blocks = {window: tuple(table[part]) for window, table in self._row(row).items()}
         if any(-1 in of_window for of_window in blocks.values()):
             return None
+        kept = self.states.save(row, end, depth) if snapshot else None
         for window, of_window in blocks.items():
             self.pools[window].share(of_window)
-        return PagedSegment(self, blocks, self.states.save(row, end, depth) if snapshot else None)
+        return PagedSegment(self, blocks, kept)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         """Hands over whole blocks. The row has exactly `begin` tokens."""
@@ -239,11 +253,18 @@ class PagedCache:
         self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span]) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
         for span in spans if self.forgets else ():
             self._move_on(span)
         self.states.begin(spans)
-        return PagedAttention(self, spans)
+        return PagedAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
+
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: Parcel) -> CachedAttend:
+        """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
+        for span in spans if self.forgets else ():
+            self._move_on(span)
+        every = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        return PagedAttention(self, every, parcel, most=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
@@ -259,93 +280,13 @@ class PagedCache:
     def commit(self) -> None:
         self.states.commit()
 
+    def close(self) -> None:
+        self._data, self.keys, self.values, self.pools, self._tables = {}, [], [], {}, {}
+        self._reclaim, self._pinned = lambda n: False, lambda: 0
+        self.states.close()
+
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
         """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        if row == NOBODY:
+            return (self.pools[window].blocks,)
         return self._tables[row][window]
-
-
-class PagedAttention:
-    """Writes a flat batch's keys and values into the rows' blocks, then attends group by group over gathered ones."""
-
-    keeps = True
-
-    def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
-        self._cache, self._spans = cache, spans
-        rows, positions = (index.tolist() for index in span_index(spans, torch.device("cpu")))
-        self._places = list(zip(rows, positions, strict=True))
-        self._offsets_N = torch.tensor(positions, device=cache.device) % cache.block
-        self._blocks: dict[int | None, Tensor] = {}
-        self._alone = len(spans) == 1 and spans[0].start == 0
-
-    @cached_property
-    def _groups(self) -> list[_PagedGroup]:
-        groups = [] if self._alone else grouped(self._spans)
-        return [_PagedGroup(self._cache, group, len(self._places)) for group in groups]
-
-    def _blocks_N(self, window: int | None) -> Tensor:
-        if window not in self._blocks:
-            b = self._cache.block
-            found = [self._cache.table(row, window)[at // b] for row, at in self._places]
-            self._blocks[window] = torch.tensor(found, device=self._cache.device)
-        return self._blocks[window]
-
-    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        blocks_N = self._blocks_N(self._cache.windows[layer])
-        self._cache.keys[layer][blocks_N, self._offsets_N] = k_NGD
-        if layer not in self._cache.latents:
-            self._cache.values[layer][blocks_N, self._offsets_N] = v_NGV
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        self.write(layer, k_BTGD[0], v_BTGV[0])
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if self._alone:
-            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
-        for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, self._cache.windows[layer])
-        return out_NHV[None]
-
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
-        for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group.across(q_BTHD[0], keys, values, how)
-        return out_NHV[None]
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
-
-
-class _PagedGroup:
-    """Spans padded to one length, with the tables of the blocks they read."""
-
-    def __init__(self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int) -> None:
-        self._cache, self.padded = cache, Padded(numbered, total, cache.device, cache.dtype)
-        self._tables: dict[int | None, Tensor] = {}
-
-    def _tables_SP(self, window: int | None) -> Tensor:
-        """Tables of one length. Where a row has no block, any stands: what would be seen there is masked."""
-        if window not in self._tables:
-            most = -(-self.padded.keys // self._cache.block)
-            tables = [list(self._cache.table(span.row, window)[:most]) for span in self.padded.spans]
-            filled = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=self._cache.device)
-            self._tables[window] = filled.clamp(min=0)
-        return self._tables[window]
-
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How, window: int | None) -> Tensor:
-        if window is not None and how.window is not None:
-            near, b = self.padded.near(how.window), self._cache.block
-            tables_SP = self._tables_SP(window)
-            # A shorter row's positions go on behind its last block, where they are masked.
-            blocks_SK = tables_SP.gather(1, (near.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
-            at = (blocks_SK, near.position_SK % b)
-            return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
-        own = slice(self.padded.first, self.padded.keys)
-        return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
-
-    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        read = slice(self.padded.sources)
-        return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
-
-    def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
-        return pool_PbGD[self._tables_SP(None)].flatten(1, 2)[:, places].transpose(1, 2)

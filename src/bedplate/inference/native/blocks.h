@@ -17,11 +17,14 @@ struct Inputs {
     int blocks() const { return K / BLOCK; }
 };
 
-// The int8 form of one block of 32 values, as two vectors. NaN and infinity reach the scale, so they are not lost.
+// The int8 form of one block of 32 values, as two vectors. NaN and infinity reach the scale, so they are not lost; the
+// bytes are then 0, as they are where the inverse of the scale would be infinite.
 INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block) {
     float top = any_nan(add(a, b)) ? NAN : largest(fmax(fabs(a), fabs(b)));
-    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-    I x = to_int(mul(a, set1(inverse))), y = to_int(mul(b, set1(inverse)));
+    float scale = top / 127.0f;
+    const bool fine = top > 1e-36f && top <= 3.4e38f;
+    const F inverse = set1(fine ? 127.0f / top : 0.0f);
+    I x = fine ? to_int(mul(a, inverse)) : izero(), y = fine ? to_int(mul(b, inverse)) : izero();
     int8_t* q = to.q + token * to.K + block * BLOCK;
     store_bytes(q, x), store_bytes(q + 16, y);
     int32_t first = isum(x), second = isum(y), total = first + second;
