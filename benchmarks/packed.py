@@ -100,7 +100,8 @@ def main() -> None:
     if "--one" in sys.argv:
         parser.add_argument("--one", nargs=2)
         options = parser.parse_args()
-        print(json.dumps(one(*options.one, options.turns, options.layers)))
+        shape, way = options.one
+        print(json.dumps(one(shape, way, options.turns, options.layers)))
         return
     options = start(parser).options
     rows: list[Row] = []
