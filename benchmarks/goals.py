@@ -28,6 +28,9 @@ OF_BASES: Mapping[str, Mapping[str, float | None]] = {
 }
 """Where a base has goals of its own against llama.cpp, at every level; what is not here is held to none."""
 
+EXPERTS: Mapping[str, float] = {"decode": 1.2, "batch16": 2.0}
+"""A mixture's, against llama.cpp, at every level."""
+
 
 def of_base(level: str, base: str) -> Mapping[str, float | None]:
     """The goals of a base: of the one that the levels' goals are for, unless it has its own."""

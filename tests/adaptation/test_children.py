@@ -192,7 +192,7 @@ def test_too_little_memory_or_disk_is_a_reason(
     run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task = run[1].parent / "task.yaml"
-    monkeypatch.setattr(children, "free_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(children, "free_on", lambda _: 1_000_000)
     report = adapt(task, tmp_path / "memory", rungs=["majority", "full", "continued_pretrain"])
     for name in CHILDREN:
         assert "of memory are free" in report.row(name)["reason"]

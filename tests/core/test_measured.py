@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bedplate.core.measured import measured_once
-from bedplate.core.memory import free_bytes
 
 pytestmark = pytest.mark.usefixtures("own_machine")
 
@@ -32,8 +31,3 @@ def test_a_home_that_cannot_be_written(monkeypatch, tmp_path: Path, caplog: pyte
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "file"))
     assert measured_once("a", {}, lambda: 1.5, str, float) == 1.5
     assert "is not kept, and is made again next time" in caplog.text
-
-
-def test_free_memory_is_a_number_of_bytes() -> None:
-    found = free_bytes()
-    assert found is None or found > 1_000_000

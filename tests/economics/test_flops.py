@@ -23,7 +23,9 @@ from bedplate.economics.model import flops as economics
 from bedplate.economics.model.attention_pairs import causal_pairs, square_pairs, two_sided_pairs
 from bedplate.economics.model.flops import decode_flops, prefill_flops, training_flops_per_token
 from bedplate.economics.model.parameters import parameters
+from bedplate.inference.measure.parity import reference_of
 from bedplate.models.build import build
+from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (
     AudioSpec,
@@ -88,6 +90,15 @@ def test_forward_and_training_equal_the_counter_on_random_reference_models(famil
         assert counted(lambda: model(**given_)) == expected
     # Backwards, each product is done twice more; only the gradient of pixels and spectrograms is not asked for.
     assert counted(lambda: _backward(model(**given_))) == 3 * expected - _stem_flops(spec)
+
+
+@pytest.mark.parametrize("example", [0, 1])
+def test_layers_of_several_shapes_equal_the_counter(example: int) -> None:
+    family = FAMILIES["hf", "gemma4_text"]
+    given_ = {**family.examples[example], "sliding_window": 32}
+    model, spec = reference_of(family, given_, 0), family.to_spec(given_)
+    with torch.no_grad():
+        assert counted(lambda: model(torch.zeros(1, TOKENS, dtype=torch.long))) == forward(spec, TOKENS)
 
 
 def _backward(out: Any) -> None:

@@ -30,7 +30,7 @@ from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.transformer import Experts
+from bedplate.models.specs.transformer import Experts, FullAttention, SharedKeys
 
 
 def spec_of(name: str) -> TransformerSpec:
@@ -171,10 +171,19 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("layers", [1, 3])
 def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> None:
-    """Our decoder with layer norms: torch's RMS norm on CPUs keeps its output once more."""
+    """Our decoder with layer norms: torch's RMS norm on CPUs keeps its output once more. Our gate makes its activation
+    again, which published ones keep."""
     spec = SHAPES[name].with_(layers=layers)
-    ours = activation_bytes(spec, 2 * 32, 32, bytes_per_value=4)
-    assert kept_for_backward(spec, 2, 32) == ours
+    made_again = spec.gated * layers * spec.feedforward_size * 4
+    assert kept_for_backward(spec, 2, 32) == activation_bytes(spec, 2 * 32, 32, bytes_per_value=4) - 2 * 32 * made_again
+
+
+def test_activations_of_layers_that_share_and_are_given() -> None:
+    spec = tiny_spec(norm="layer", rope=None, full=FullAttention(16, 1), output_scales=True, layer_input_size=12)
+    spec = spec.with_(shared_keys=SharedKeys(2, 160))
+    gates = sum(spec.feedforward_size_of(layer) + spec.layer_input_size for layer in range(spec.layers))
+    kept = activation_bytes(spec, 2 * 32, 32, bytes_per_value=4) - 2 * 32 * gates * 4  # as above
+    assert kept_for_backward(spec, 2, 32) == kept
 
 
 def test_one_gpt_layer_as_in_the_paper() -> None:

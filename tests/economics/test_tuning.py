@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.economics import oracles
 from torch.utils.flop_counter import FlopCounterMode
 
+from bedplate.adapters.lora import block_linears
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.adapter_size import lora_parameters
@@ -20,6 +21,8 @@ from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.layout_search import DoesNotFit
 from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning, tuning_flops_per_token
+from bedplate.models.build import build
+from bedplate.models.families import FAMILIES
 from bedplate.models.specs import TransformerSpec
 from bedplate.models.specs.transformer import Rope
 
@@ -50,6 +53,14 @@ def peft_model(rank: int) -> torch.nn.Module:
 def test_adapters_have_pefts_parameters(rank: int) -> None:
     trainable = sum(p.numel() for p in peft_model(rank).parameters() if p.requires_grad)
     assert lora_parameters(TINY, rank) == trainable
+
+
+@pytest.mark.parametrize("example", [0, 1])
+def test_adapters_of_layers_of_several_shapes(example: int) -> None:
+    family = FAMILIES["hf", "gemma4_text"]
+    spec = family.to_spec(family.examples[example])
+    linears = block_linears(build(spec, device="meta")).values()
+    assert lora_parameters(spec, 2) == 2 * sum(one.in_features + one.out_features for one in linears)
 
 
 def test_our_own_adapters_of_smollm2() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.near import assert_near
 from tests.references import reference_llama
 from tests.tiny import tiny_spec
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -25,9 +27,11 @@ from bedplate.inference.forward.spans import Span
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.attention import Attend, RowAttention, SegmentAttention
+from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.how import PLAIN, How, plain_attention
-from bedplate.training.packed_attention import BlockAttention, MaskAttention
+from bedplate.models.packed.block_attention import BlockAttention
+from bedplate.models.packed.blocks import BLOCK
+from bedplate.models.packed.placement import Placement
 
 H, G, D, V = 6, 2, 8, 5
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
@@ -204,7 +208,7 @@ def test_packed_documents(how: str, causal: bool, rows: list[tuple[int, list[int
         numbers = [0] * prefix + [i + 1 for i, n in enumerate(lengths) for _ in range(n)]
         row[: len(numbers)] = torch.tensor(numbers)
     q, k, v = (x.requires_grad_() for x in some(len(rows) * 100 + T, T, B=len(rows)))
-    found = SegmentAttention(segments, causal)(0, q, k, v, HOWS[how])
+    found = BlockAttention(Placement.of(segments), causal)(0, q, k, v, HOWS[how])
     for b, (_, lengths) in enumerate(rows):
         for i in range(len(lengths)):
             picked = (segments[b] == 0) | (segments[b] == i + 1)
@@ -240,32 +244,86 @@ def test_cached_sequences(how: str, kind: str, data: st.DataObject) -> None:
             done[span.row] = span.end
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("scale", [None, 0.4])
-def test_blocks_for_training_scale_and_have_values_of_their_own_size(dtype: torch.dtype, scale: float | None) -> None:
-    segments = torch.tensor([0] * 4 + [1] * 7 + [2] * 3 + [3] * 120)
-    grads: list[list[Tensor | None]] = []
-    outs: list[Tensor] = []
-    ways: list[Attend] = [BlockAttention([4, 7, 3, 120], dtype), SegmentAttention(segments[None], causal=True)]
-    for attend in ways:
-        q, k, v = (x.requires_grad_() for x in some(3, len(segments), dtype=dtype))
-        outs.append(attend(0, q, k, v, How(scale=scale)))
-        (outs[-1] * torch.linspace(-1, 1, V).to(dtype)).sum().backward()
-        grads.append([q.grad, k.grad, v.grad])
-    assert_near(*outs, TOLERANCE[dtype])
-    for ours, theirs in zip(*grads, strict=True):
-        assert_near(ours, theirs, 10 * TOLERANCE[dtype])
+LONG = ((0, (5, 9, 120, 3)), (7, (5, 230, 9, 9)), (150, (5, 100, 3)))
+"""Rows of a prefix and documents: pieces of long ones, short ones beside each other, and a long prefix."""
 
 
-@pytest.mark.parametrize("how", [*HOWS, "wide"])
-def test_training_does_what_layers_want(how: str) -> None:
-    """On CPU and on GPU as the model does by itself; a window that all documents lie in is none."""
-    wanted = HOWS.get(how, How(window=13))
-    segments = torch.tensor([0] * 4 + [1] * 7 + [2] * 3 + [3] * 9)
-    q, k, v = some(3, len(segments))
-    theirs = SegmentAttention(segments[None], causal=True)(0, q, k, v, wanted)
-    assert_near(BlockAttention([4, 7, 3, 9], torch.float32)(0, q, k, v, wanted), theirs)
-    assert_near(MaskAttention(segments[None])(0, q, k, v, wanted), theirs)
+def along(rows: tuple[tuple[int, tuple[int, ...]], ...], left: int = 2) -> Tensor:
+    """Their segments, [B, T], with padding before and behind them."""
+    T = max(prefix + sum(lengths) for prefix, lengths in rows) + left + 1
+    segments = torch.full((len(rows), T), -1)
+    for row, (prefix, lengths) in zip(segments, rows, strict=True):
+        numbers = [0] * prefix + [i for i, n in enumerate(lengths, 1) for _ in range(n)]
+        row[left : left + len(numbers)] = torch.tensor(numbers)
+    return segments
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("how", ["plain", "cap", "window", "bias", "sinks", "all"])
+def test_gradients_of_blocks_are_those_of_the_plain_way(how: str, dtype: torch.dtype, causal: bool) -> None:
+    """To queries, keys, values, sinks and biases, of documents that are cut into blocks and of ones that share one; the
+    same bit by bit each time."""
+    segments = along(LONG if causal else ((0, LONG[0][1]), (0, LONG[1][1])))
+    placement, far = Placement.of(segments), segments.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(H, 2 * far, generator=generator, dtype=dtype, requires_grad=True)
+    sinks = torch.randn(H, generator=generator, dtype=dtype, requires_grad=True)
+    q, k, v = (x.requires_grad_() for x in some(2, far, B=len(segments), dtype=dtype))
+    wanted = replace(
+        HOWS[how],
+        bias=None if HOWS[how].bias is None else lambda distance: table[:, distance + far].transpose(0, 1),
+        sinks=None if HOWS[how].sinks is None else sinks,
+        window=None if HOWS[how].window is None else 40,
+    )
+    given = [x for x, used in ((q, 1), (k, 1), (v, 1), (table, wanted.bias), (sinks, wanted.sinks)) if used is not None]
+    ours = BlockAttention(placement, causal)(0, q, k, v, wanted)
+    theirs = torch.zeros_like(ours)
+    for document in placement.documents:
+        T, (row, at) = segments.shape[1], divmod(document.start, segments.shape[1])
+        own = list(range(document.prefix, document.prefix + document.shared))
+        own = [i % T for i in own] + list(range(at, at + document.own))
+        alone = expected(wanted, *(x[row : row + 1, own] for x in (q, k, v)), causal)[0, document.shared :]
+        theirs = theirs.index_put((torch.tensor(row), torch.tensor(own[document.shared :])), alone)
+    assert_near(ours, theirs, TOLERANCE[dtype])
+    weight = torch.randn(ours.shape, generator=generator, dtype=dtype)
+    found, again, plain = (
+        torch.autograd.grad((x * weight).sum(), given, retain_graph=True) for x in (ours, ours, theirs)
+    )
+    for one, other, right in zip(found, again, plain, strict=True):
+        assert torch.equal(one, other)
+        assert_near(one, right, 10 * TOLERANCE[dtype])
+
+
+class Products(TorchDispatchMode):
+    """Counts the elements that batched products give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.bmm.default:
+            self.elements += out.numel()
+        return out
+
+
+def test_work_follows_tokens_and_not_the_longest_document() -> None:
+    """What is computed of one long document beside many short ones, forwards and backwards, is less than of as many
+    tokens in one document; scores are hardly more than documents have pairs."""
+    computed: dict[str, float] = {}
+    for name, lengths in {"uneven": [1500] + [8] * 68, "one": [2044], "short": [8] * 256}.items():
+        T = sum(lengths)
+        q, k, v = (x.requires_grad_() for x in some(0, T))
+        with Products() as products:
+            out = BlockAttention(Placement.of_lengths([0, *lengths]))(0, q, k, v)
+        scores = products.elements / H - T * V
+        assert scores <= sum(n * (n + 1) / 2 for n in lengths) + BLOCK * T, name
+        with products:
+            out.sum().backward()
+        computed[name] = products.elements / H / T
+    assert computed["short"] < computed["uneven"] < computed["one"]
 
 
 def test_what_is_wanted_is_said() -> None:

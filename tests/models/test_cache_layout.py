@@ -16,7 +16,7 @@ from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, TransformerSpec
 from bedplate.models.specs.cache import Kept, cache_layout
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.states import Mamba2
-from bedplate.models.specs.transformer import LatentAttention
+from bedplate.models.specs.transformer import FullAttention, LatentAttention, SharedKeys
 
 CPU = torch.device("cpu")
 LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)
@@ -49,6 +49,9 @@ def test_what_layers_keep() -> None:
         Kept(1, "kv", 2, 8, 8),
     )
     assert [one.values for one in cache_layout(mamba)] == [136 * 3, 960, 32]
+    shared = tiny_spec(layers=4, windows=(4, None), full=FullAttention(16, 1), shared_keys=SharedKeys(2))
+    assert cache_layout(shared) == (Kept(0, "window", 2, 8, 8, 4), Kept(1, "kv", 1, 16, 16))
+    assert kv_bytes_per_token(shared, 1) == 64
 
 
 @pytest.mark.parametrize(

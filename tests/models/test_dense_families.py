@@ -11,14 +11,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tests.near import assert_near
 
-from bedplate.core.errors import UnsupportedModelError
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.families.decoders import shortest
 from bedplate.models.inputs import Inputs
-from bedplate.models.specs.transformer import LinearScaling, LongRopeScaling, Rope, TransformerSpec
+from bedplate.models.specs.transformer import FullAttention, LinearScaling, LongRopeScaling, Rope, TransformerSpec
 
 
 def spec_of(name: str, **changes: Any) -> TransformerSpec:
@@ -61,10 +61,17 @@ def test_windows_by_layer() -> None:
         ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}),
         ("gpt2", "scale_attn_by_inverse_layer_idx", True),
         ("smollm3", "no_rope_layers", [1, 0]),
+        ("gemma4_text", "layer_types", ["full_attention"] * 4 + ["sliding_attention"]),
+        ("gemma4_text", "use_bidirectional_attention", "all"),
+        ("gemma4_text", "vocab_size_per_layer_input", 64),
+        ("gemma4_text", "per_layer_config", {"1": {"head_dim": 16}}),
+        ("gemma4_text", "per_layer_config", {"1": {"skip": ["mlp"]}, "4": {"skip": ["mlp"]}}),
+        ("gemma4_text", "rope_parameters", {"full_attention": {"partial_rotary_factor": 0.5}}),
     ],
 )
 def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value: object) -> None:
-    with pytest.raises(UnsupportedModelError, match="rope type 'dynamic'" if name == "llama" else field):
+    said = {"llama": "rope type 'dynamic'", "gemma4_text": f"{field}|partial_rotary_factor"}
+    with pytest.raises(UnsupportedModelError, match=said.get(name, field)):
         spec_of(name, **{field: value})
 
 
@@ -83,6 +90,31 @@ def test_longrope_past_the_original_context() -> None:
             cos, sin, *_ = ours._rotations.at(at, torch.float32)[0] or ()
             assert_near(cos[:, :, 0], theirs[0])
             assert_near(sin[:, :, 0], theirs[1])
+
+
+def test_gemma4s_own_layer_types_and_shapes() -> None:
+    bare = {"head_dim": None, "global_head_dim": None, "layer_types": None, "num_kv_shared_layers": 0}
+    spec = spec_of("gemma4_text", **bare, num_hidden_layers=8, num_key_value_heads=None, num_attention_heads=8)
+    assert [spec.window(layer) for layer in range(8)] == [7, 7, 7, 7, 7, None, 7, None]
+    assert (spec.head_dim, spec.kv_heads, spec.full) == (256, 4, FullAttention(512))
+    wide = spec_of("gemma4_text", attention_k_eq_v=True, num_global_key_value_heads=3)
+    assert wide.full == FullAttention(16, 3, True)
+    plain = spec_of("gemma4_text", per_layer_config={})
+    assert plain.full is None
+
+
+def test_gemma4s_files_hold_keys_of_layers_that_share_them(tmp_path: Path) -> None:
+    """As published ones do: they are passed over, of these layers alone."""
+    family = FAMILIES["hf", "gemma4_text"]
+    reference_of(family, family.examples[0], 0).save_pretrained(tmp_path)
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.{}.self_attn.k_proj.weight"
+    before = load_base(tmp_path).identity
+    tensors[name.format(3)] = torch.zeros_like(tensors[name.format(2)])
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert load_base(tmp_path).identity == before
+    save_file(tensors | {name.format(7): torch.zeros(2, 2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.7\.self_attn"):
+        load_base(tmp_path)
 
 
 def test_gpt2_without_its_heads_prefix(tmp_path: Path) -> None:

@@ -30,10 +30,12 @@ from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,
+    FullAttention,
     LatentAttention,
     RelativeBias,
     Rope,
     Scales,
+    SharedKeys,
 )
 
 
@@ -56,6 +58,17 @@ def test_windows_repeat_over_the_layers() -> None:
     spec = tiny_spec(layers=7, windows=(64, 64, None))
     assert [spec.window(layer) for layer in range(7)] == [64, 64, None, 64, 64, None, 64]
     assert tiny_spec().window(2) is None
+
+
+def test_what_layers_have_of_their_own_and_of_others() -> None:
+    full = FullAttention(head_dim=16, kv_heads=1, keys_are_values=True)
+    spec = tiny_spec(layers=7, windows=(64, 64, None), full=full, shared_keys=SharedKeys(3, 40))
+    assert [spec.head_dim_of(layer) for layer in range(7)] == [8, 8, 16, 8, 8, 16, 8]
+    assert [spec.kv_heads_of(layer) for layer in range(3)] == [2, 2, 1]
+    assert [spec.keys_are_values(layer) for layer in range(3)] == [False, False, True]
+    assert [spec.keys_of(layer) for layer in range(7)] == [0, 1, 2, 3, 3, 2, 3]
+    assert [spec.feedforward_size_of(layer) for layer in (3, 4)] == [spec.feedforward_size, 40]
+    assert tiny_spec().keys_of(2) == 2
 
 
 def test_which_layers_have_experts() -> None:
@@ -144,6 +157,13 @@ def test_tokens_of_images_and_sound() -> None:
         ({"cross_size": 0}, "cross_size is 0"),
         ({"kind": "encoder", "cross_size": 8}, "cross_size is for decoders"),
         ({"kind": "encoder", "prediction_modules": 1}, "prediction_modules are for decoders"),
+        ({"full": FullAttention(kv_heads=4)}, "6 attention heads cannot share 4 key-value heads"),
+        ({"full": FullAttention(head_dim=16), "attention_gate": True}, "full is for self-attention"),
+        ({"value_norm": True, "cross_size": 8}, "value_norm is for self-attention .* not beside cross_size"),
+        ({"windows": (4, 4, None), "shared_keys": SharedKeys(1)}, "layer 2 shares keys .* window of None"),
+        ({"shared_keys": SharedKeys(3)}, "none of the 0 layers that have their own"),
+        ({"shared_keys": SharedKeys(1), "prediction_modules": 1}, "prediction_modules have no place beside"),
+        ({"kind": "encoder", "output_scales": True}, "are for decoders"),
     ],
 )
 def test_impossible_transformers_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -159,6 +179,9 @@ def test_impossible_parts_are_refused() -> None:
     refused("3 experts per token, but there are only 2", Experts, 2, 3, 8)
     refused("every is 0", Experts, 2, 1, 8, every=0)
     refused("shared_gate needs a shared expert", Experts, 2, 1, 8, shared_gate=True)
+    refused("experts that stand apart need a shared one", Experts, 2, 1, 8, apart=True)
+    refused("head_dim is 0", FullAttention, 0)
+    refused("layers is 0", SharedKeys, 0)
     refused("q_rank is 0", LatentAttention, 8, 4, 4, 4, 0)
     refused("kv_rank is 0", LatentAttention, 0, 4, 4, 4)
     refused("rotary fraction is 0", Rope, fraction=0)
@@ -200,7 +223,7 @@ READ = {
     *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
     *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
     *("attention_sinks", "rope_layers", "position_rows", "embedding_norm", "final_norm", "scales", "latent"),
-    *("experts", "prediction_modules"),
+    *("experts", "prediction_modules", "full", "shared_keys", "value_norm", "layer_input_size", "output_scales"),
     *("position_offset", "classifier", "attention_gate", "state", "state_layers"),
 }
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
 from bedplate.models.inputs import Inputs
+from bedplate.models.packed.block_attention import BlockAttention
+from bedplate.models.packed.placement import Placement
 from bedplate.training.batch import NO_TARGET, TrainingExample
 from bedplate.training.objectives import Sft
-from bedplate.training.packed_attention import BlockAttention, training_attention
 from bedplate.training.packing import common_prefix, pack_documents, pack_examples, rows_batch
 
 
@@ -112,7 +113,7 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
     results = []
     for neighbour in (other, changed):
         batch = pack_examples([neighbour, kept], share_prefix=False)
-        hidden = model(batch.inputs, training_attention(batch, torch.float64)).hidden
+        hidden = model(batch.inputs).hidden
         own = hidden[0, len(neighbour.ids) :]
         embedded = torch.autograd.grad(own.square().sum(), list(model.parameters()))
         results.append((own.detach(), embedded))
@@ -127,7 +128,7 @@ def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
     st.lists(st.one_of(st.integers(1, 60), st.integers(90, 300)), min_size=1, max_size=5),
     st.sampled_from([(4, 2), (3, 3), (4, 1)]),
 )
-@hypothesis.example(150, [300, 20, 97], (4, 2))  # pieces whose weights are kept, and ones whose are computed again
+@hypothesis.example(150, [300, 20, 97], (4, 2))
 def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], heads: tuple[int, int]) -> None:
     """Values and gradients, against the definition with one mask over the whole row."""
     segments = torch.tensor([0] * prefix + [i for i, n in enumerate(lengths, 1) for _ in range(n)])
@@ -139,7 +140,7 @@ def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], 
     wide_k, wide_v = (x[0].repeat_interleave(H // G, dim=1) for x in (k, v))
     scores = torch.einsum("thd,shd->hts", q[0], wide_k) / D**0.5
     expected = torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), wide_v)
-    out = BlockAttention([prefix, *lengths], torch.float64)(0, q, k, v)
+    out = BlockAttention(Placement.of_lengths([prefix, *lengths]))(0, q, k, v)
     torch.testing.assert_close(out[0], expected)
     weight = torch.randn_like(expected)
     ours = torch.autograd.grad((out[0] * weight).sum(), (q, k, v))

@@ -13,8 +13,6 @@ from bedplate.core.errors import TrainingError
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft, Term
-from bedplate.training.packed_attention import MaskAttention, training_attention
-from bedplate.training.packing import pack_documents, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")
@@ -90,21 +88,6 @@ def test_nothing_is_applied_from_a_step_on_that_is_not_finite(make_decoder, make
         )
     for (name, value), other in zip(model.named_parameters(), after_one.parameters(), strict=True):
         assert torch.equal(value, other), name
-
-
-def test_attention_by_a_mask_is_that_of_the_packed_rows(make_decoder, make_examples) -> None:
-    """What runs where lengths would have to be read back."""
-    model = make_decoder()
-    documents = [[(3 * d + i) % 61 for i in range(n)] for d, n in enumerate((5, 9, 3, 12, 7))]
-    padded = rows_batch(pack_documents([len(d) for d in documents], 16).rows, documents, list("abcde"), 16)
-    (shared,) = next(iter(ExampleSource(make_examples(5), 5)))
-    assert bool((padded.segments < 0).any())
-    assert shared.lengths[0] > 0
-    for batch in (padded, shared):
-        inside = batch.segments >= 0
-        expected = model(batch.inputs, training_attention(batch, torch.float64)).hidden[inside]
-        found = model(batch.inputs, MaskAttention(batch.segments)).hidden[inside]
-        torch.testing.assert_close(found, expected)
 
 
 def test_documents_in_padded_rows_are_read_once_a_step_too(make_decoder, tmp_path) -> None:

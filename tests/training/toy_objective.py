@@ -12,7 +12,6 @@ from torch import Tensor
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives import Models, Scope, Term
 from bedplate.training.objectives.language import token_losses
-from bedplate.training.packed_attention import training_attention
 from bedplate.training.sources import ExampleSource
 
 
@@ -42,7 +41,7 @@ class LikelihoodAndRating:
         return {"likelihood": float(batch.target_count), "rating": float(len(batch.ids))}
 
     def __call__(self, models: Models, batch: RatedBatch) -> dict[str, Term]:
-        policy, attend = models["policy"], training_attention(batch, next(models["policy"].parameters()).dtype)
+        policy, attend = models["policy"], batch.inputs.layout(causal=True)
         hidden_TD = policy(batch.inputs, attend).hidden[0]
         targets_N = batch.targets[0, batch.learned]
         said = token_losses(policy, hidden_TD[batch.learned], targets_N)

@@ -110,9 +110,10 @@ class Site:
 
     def mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
         y = self.module.plain(x)
-        return y + self._mixed(x, y, rows)
+        return y + self.mixed_update(x, y, rows)
 
-    def _mixed(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
+    def mixed_update(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
+        """What each row's adapter adds to the linear's output y."""
         n = rows.index_N.numel()
         # [1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0.
         flat = x.dim() == 3 and x.shape[0] == 1 and n == x.shape[1]
@@ -195,6 +196,9 @@ class _One:
     def __call__(self, x: Tensor) -> Tensor:
         return self._site.adapters[self._slot].output(x, self._site.module)
 
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        y += self._site.adapters[self._slot].update(x, y, self._site.module)
+
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         return [(None, self._site.whole(self._slot))]
 
@@ -207,6 +211,9 @@ class _Rows:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._site.mixed_output(x, self._rows)
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        y += self._site.mixed_update(x, y, self._rows)
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         index_N = self._rows.index_N

@@ -1,16 +1,45 @@
-"""How much memory this machine has left."""
+"""How much memory this process may still take: what the machine has left, or the control group that it is in."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from bedplate.core.control_groups import Group, lines, own_groups, text
 
-def free_bytes() -> int | None:
+
+def free_bytes(root: Path = Path("/")) -> int | None:
     """Memory that may still be taken, or None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    return min(_left(root), default=None)
+
+
+def _left(root: Path) -> Iterator[int]:
+    available = _named(root / "proc/meminfo", "MemAvailable:")
+    if available is not None:
+        yield available * 1024
+    for group in own_groups("memory", root):
+        left = _left_of(group)
+        if left is not None:
+            yield left
+
+
+def _left_of(group: Group) -> int | None:
+    """What a group's limit leaves. Pages of files that are not in use are let go of before the limit is reached."""
+    limit, used, unused = (
+        ("memory.max", "memory.current", "inactive_file")
+        if group.version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    most, now = (_number(text(group.directory / name)) for name in (limit, used))
+    if most is None or now is None:
+        return None
+    return max(most - now + (_named(group.directory / "memory.stat", unused) or 0), 0)
+
+
+def _named(path: Path, name: str) -> int | None:
+    found = (line.split() for line in lines(path))
+    return next((_number(words[1]) for words in found if len(words) > 1 and words[0] == name), None)
+
+
+def _number(value: str | None) -> int | None:
+    return int(value) if value is not None and value.isdecimal() else None

@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.control_groups import lines, own_groups, text
+
 _CPUS = Path("sys/devices/system/cpu")
 _NODES = Path("sys/devices/system/node")
-_GROUPS = Path("sys/fs/cgroup")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 # (implementer, part) of /proc/cpuinfo → name, from Linux's arch/arm64/include/asm/cputype.h.
@@ -116,7 +117,7 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
 def processor_name(root: Path = Path("/")) -> str:
     """As the system gives it, such as "AMD EPYC 9654"; of an ARM core the name of its design."""
     fields: dict[str, str] = {}
-    for line in _lines(root / "proc/cpuinfo"):
+    for line in lines(root / "proc/cpuinfo"):
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     for key in ("model name", "cpu model", "cpu"):
@@ -132,7 +133,7 @@ def processor_name(root: Path = Path("/")) -> str:
 
 
 def _online(root: Path) -> set[int]:
-    listed = cpu_list(_text(root / _CPUS / "online") or "")
+    listed = cpu_list(text(root / _CPUS / "online") or "")
     return listed or set(range(os.cpu_count() or 1))
 
 
@@ -140,20 +141,20 @@ def _core(root: Path, cpu: int) -> object:
     """What hyperthreads of one core have in common; a processor of its own where the system does not say."""
     topology = root / _CPUS / f"cpu{cpu}" / "topology"
     for name in ("core_cpus_list", "thread_siblings_list"):  # the second is the older name
-        siblings = cpu_list(_text(topology / name) or "")
+        siblings = cpu_list(text(topology / name) or "")
         if cpu in siblings:
             return frozenset(siblings)
-    package, core = _text(topology / "physical_package_id"), _text(topology / "core_id")
+    package, core = text(topology / "physical_package_id"), text(topology / "core_id")
     return (package, core) if core else cpu
 
 
 def _package(root: Path, cpu: int) -> str:
-    return _text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0"
+    return text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0"
 
 
 def _nodes(root: Path, mask: Collection[int]) -> int:
     nodes = [path for path in _children(root / _NODES) if re.fullmatch(r"node\d+", path.name)]
-    return sum(bool(cpu_list(_text(node / "cpulist") or "") & set(mask)) for node in nodes)
+    return sum(bool(cpu_list(text(node / "cpulist") or "") & set(mask)) for node in nodes)
 
 
 def cpu_list(text: str) -> set[int]:
@@ -173,7 +174,7 @@ def cpu_list(text: str) -> set[int]:
 def _caches(root: Path, cpu: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for index in _children(root / _CPUS / f"cpu{cpu}" / "cache"):
-        kind, level, size = (_text(index / name) for name in ("type", "level", "size"))
+        kind, level, size = (text(index / name) for name in ("type", "level", "size"))
         bytes_ = _bytes(size or "")
         if bytes_ and level and kind in ("Data", "Unified"):
             found["L1d" if level == "1" else f"L{level}"] = bytes_
@@ -194,34 +195,19 @@ def _quota(root: Path) -> float | None:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    for line in _lines(root / "proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            for mount in (_GROUPS, _GROUPS / "unified"):  # the second where both versions are mounted
-                yield from _limits(root / mount, path, _limit_v2)
-        elif "cpu" in controllers.split(","):
-            for mount in {controllers, "cpu", "cpu,cpuacct"}:
-                yield from _limits(root / _GROUPS / mount, path, _limit_v1)
-
-
-def _limits(mount: Path, path: str, limit: Any) -> Iterator[float]:
-    """Of a group and all above it. In a container the path may be the host's, which is not there: its mount then begins
-    with the container's own group."""
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-    for depth in range(len(parts), -1, -1):
-        found: float | None = limit(mount.joinpath(*parts[:depth]))
+    for group in own_groups("cpu", root):
+        found = _limit_v2(group.directory) if group.version == 2 else _limit_v1(group.directory)
         if found is not None:
             yield found
 
 
 def _limit_v2(group: Path) -> float | None:
-    quota, _, period = (_text(group / "cpu.max") or "max").partition(" ")
+    quota, _, period = (text(group / "cpu.max") or "max").partition(" ")
     return _cores(quota, period or "100000")
 
 
 def _limit_v1(group: Path) -> float | None:
-    return _cores(_text(group / "cpu.cfs_quota_us") or "-1", _text(group / "cpu.cfs_period_us") or "")
+    return _cores(text(group / "cpu.cfs_quota_us") or "-1", text(group / "cpu.cfs_period_us") or "")
 
 
 def _cores(quota: str, period: str) -> float | None:
@@ -238,7 +224,7 @@ def _cores(quota: str, period: str) -> float | None:
 
 def _load(root: Path) -> float | None:
     try:
-        return float((_text(root / "proc/loadavg") or "").split()[0])
+        return float((text(root / "proc/loadavg") or "").split()[0])
     except (ValueError, IndexError):
         return None
 
@@ -255,14 +241,3 @@ def _children(path: Path) -> list[Path]:
         return sorted(path.iterdir())
     except OSError:
         return []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8", "replace").strip()
-    except OSError:
-        return None
-
-
-def _lines(path: Path) -> list[str]:
-    return (_text(path) or "").splitlines()

@@ -25,13 +25,15 @@ _BLOCKS = frozenset(
         *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
         *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
         *("attention_sinks", "rope_layers", "latent", "experts", "prediction_modules", "attention_gate"),
+        *("full", "value_norm"),
     )
 )
+_STACK = _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
 _READ = {
-    "decoder": _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"},
+    "decoder": _STACK | {"shared_keys", "layer_input_size", "output_scales"},
     "encoder": _BLOCKS | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier"},
 }
-_SIDE = _READ["decoder"] | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
+_SIDE = _STACK | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
 
 
 def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.attention import Attend, row_or_segment_attention
+from bedplate.models.layer_inputs import LayerInputs
+from bedplate.models.layers.attention import Attend, SharingAttend
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
@@ -40,6 +41,8 @@ class Decoder(Model):
             Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
         )
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
+        self.layer_inputs = LayerInputs(spec, device, dtype) if spec.layer_input_size else None
+        self._shared = frozenset(source for n in range(spec.layers) if (source := spec.keys_of(n)) != n)
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
         self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self.lm_head = None if spec.tied_head else Linear(spec.hidden_size, spec.vocab_size, False, device, dtype)
@@ -65,10 +68,12 @@ class Decoder(Model):
         """
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype)
-        attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.last_position)
+        attend = inputs.layout(causal=True) if cache is None else cache
+        attend = SharingAttend(attend, self._shared) if self._shared else attend
+        given = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
         with listening() as routings:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth, given)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def further(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
@@ -78,11 +83,12 @@ class Decoder(Model):
         hidden: what `forward` gave for these inputs. UsageError for a shared prefix: what follows on its last token is
         not one token.
         """
-        if inputs.segments is not None and bool((inputs.segments == 0).any()):
+        placement = inputs.placed()
+        if placement is not None and any(document.segment == 0 for document in placement.documents):
             raise UsageError("further tokens cannot be predicted after a prefix that several documents share")
         positions_BT = inputs.resolved_positions()
-        by = self._rotations.at(positions_BT, hidden_BTD.dtype)[-1]
-        attend = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+        by = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.last_position)[-1]
+        attend = inputs.layout(causal=True) if cache is None else cache
         x_BTD, found = self._embedded(inputs, positions_BT), [hidden_BTD]
         for module in self.predictions:
             x_BTD = _following(x_BTD, inputs.segments)
@@ -102,12 +108,12 @@ class Decoder(Model):
         """What the first block gets."""
         x_BTD = inputs.embedded(self.embedding, self.scales.embedding)
         if self.position_embedding is not None:
-            at_BT, rows = positions_BT, self.position_embedding.num_embeddings
-            if at_BT.numel() and int(at_BT.max()) >= rows:
+            last, rows = inputs.last_position(), self.position_embedding.num_embeddings
+            if last >= rows:
                 raise ContextLengthExceeded(
-                    f"a text of {int(at_BT.max()) + 1} tokens is longer than the model's {rows} learned positions"
+                    f"a text of {last + 1} tokens is longer than the model's {rows} learned positions"
                 )
-            x_BTD = x_BTD + self.position_embedding(at_BT)
+            x_BTD = x_BTD + self.position_embedding(positions_BT)
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.attention import Attend, row_or_segment_attention
+from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.classifier import ClassifierHead
 from bedplate.models.layers.linear import Linear
@@ -68,13 +68,14 @@ class Encoder(Model):
         """Hidden states [B, T, D]: after the final norm where there is one, or, with `depth`, after that many blocks
         and before it."""
         positions = inputs.resolved_positions()
-        if positions.numel() and int(positions.max()) >= self.spec.context_length:
+        last = inputs.last_position()
+        if last >= self.spec.context_length:
             raise ContextLengthExceeded(
-                f"a text of {int(positions.max()) + 1} tokens is longer than the encoder's {self.spec.context_length}"
+                f"a text of {last + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
         x_BTD = self._embedded(inputs, positions)
-        by = self._rotations.at(positions, x_BTD.dtype)
-        attend = row_or_segment_attention(inputs.segments, causal=False) if cache is None else cache
+        by = self._rotations.at(positions, x_BTD.dtype, inputs.last_position)
+        attend = inputs.layout(causal=False) if cache is None else cache
         x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.attention import Attend, Attention, row_or_segment_attention
+from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.cross import FromStates
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations, sinusoids
 from bedplate.models.layers.relative import RelativePositions
 from bedplate.models.model import Model
+from bedplate.models.packed.across import FromStates
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -60,7 +60,7 @@ class Side(nn.Module):
         """States [B, T, D]: after the last norm, or, with `depth`, after that many blocks and before it."""
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, table, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype)
+        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.last_position)
         try:
             x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
         finally:
@@ -71,13 +71,12 @@ class Side(nn.Module):
     def _embedded(self, inputs: Inputs, table: nn.Embedding, positions_BT: Tensor) -> Tensor:
         x_BTD = inputs.embedded(table, self.scales.embedding)
         if self.position_embedding is not None:
-            at_BT, rows = positions_BT + self.spec.position_offset, self.position_embedding.num_embeddings
-            if at_BT.numel() and int(at_BT.max()) >= rows:
+            last, rows = inputs.last_position(), self.position_embedding.num_embeddings - self.spec.position_offset
+            if last >= rows:
                 raise ContextLengthExceeded(
-                    f"a text of {int(positions_BT.max()) + 1} tokens is longer than the {self.spec.kind}'s "
-                    f"{rows - self.spec.position_offset} learned positions"
+                    f"a text of {last + 1} tokens is longer than the {self.spec.kind}'s {rows} learned positions"
                 )
-            x_BTD = x_BTD + self.position_embedding(at_BT)
+            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.position_offset)
         if self.spec.sinusoids:
             x_BTD = x_BTD + sinusoids(positions_BT, self.spec.hidden_size, x_BTD.dtype)
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
@@ -116,7 +115,7 @@ class EncoderDecoder(Model):
         depth: int | None = None,
     ) -> Outputs:
         """The encoder's states [B, S, D] of what it reads; with `depth`, after that many of its blocks."""
-        attend = row_or_segment_attention(inputs.segments, causal=False) if attend is None else attend
+        attend = inputs.layout(causal=False) if attend is None else attend
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
     def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -135,9 +134,9 @@ class EncoderDecoder(Model):
         """The decoder's states [B, T, D], where the encoder reads `inputs.encoder` or a `cache` has read it before."""
         attend = cache
         if inputs.encoder is not None:
-            own = row_or_segment_attention(inputs.segments, causal=True) if cache is None else cache
+            own = inputs.layout(causal=True) if cache is None else cache
             states_BSD = self.encode(inputs.encoder).hidden
-            attend = FromStates(own, states_BSD, inputs.segments, inputs.encoder.segments)
+            attend = FromStates(own, states_BSD, inputs.placed(), inputs.encoder.placed())
         if attend is None:
             raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
         return self.decoder(inputs, self.embedding, attend, capture, depth)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.layers.attention import Attend, RowAttention
 from bedplate.models.layers.routing import Routing
+from bedplate.models.packed.layouts import packed_attention
+from bedplate.models.packed.placement import Placement
+from bedplate.models.precision import rounded
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Inputs:
     segments: int64 [B, T], or None when each row is one whole document. −1 is padding; 0 the row's shared prefix, at
         its start; 1, 2, … the row's documents, each contiguous. A token sees its own document and the row's prefix,
         and nothing else, so that packed documents equal separate ones.
+    placement: where the segments' documents stand, known without reading them; positions are the default ones then.
     types: int64 [B, T], of which part of its document a token is (0, 1, …), for models that tell them apart; None: all
         are 0.
     encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where
@@ -34,12 +39,13 @@ class Inputs:
     given: Tensor | None = None
     types: Tensor | None = None
     encoder: Inputs | None = None
+    placement: Placement | None = None
 
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
         are given. The scale is rounded to the table's dtype first, as Gemma's is."""
         rows = table(self.tokens if self.given is None else self.tokens.masked_fill(self.given, 0))
-        rows = rows if scale == 1 else rows * torch.tensor(scale, dtype=rows.dtype, device=rows.device)
+        rows = rows if scale == 1 else rows * rounded(scale, rows.dtype)
         if self.vectors is None or self.given is None:
             return rows
         return torch.where(self.given[..., None], self.vectors.to(rows.dtype), rows)
@@ -50,6 +56,23 @@ class Inputs:
             return self.positions
         count = torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
         return count if self.segments is None else segment_positions(self.segments)
+
+    def last_position(self) -> int:
+        """The largest of the positions, which are read where there is no placement; −1 where there is none."""
+        if self.placement is not None:
+            return self.placement.longest - 1
+        return int(self.resolved_positions().max()) if self.tokens.numel() else -1
+
+    def placed(self) -> Placement | None:
+        """`placement`, or what the segments say, which are read then; None where each row is one document."""
+        if self.segments is None or self.placement is not None:
+            return self.placement
+        return Placement.of(self.segments)
+
+    def layout(self, causal: bool) -> Attend:
+        """Who sees whom in a pass that keeps nothing."""
+        placement = self.placed()
+        return RowAttention(causal) if placement is None else packed_attention(placement, causal)
 
 
 @dataclass

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend
+from bedplate.models.layers.block import Block
+from bedplate.models.layers.kept import runs_again
 from bedplate.models.layers.positions import Rotation
 
 
@@ -18,9 +22,11 @@ def run_blocks(
     attend: Attend,
     capture: Collection[str],
     depth: int | None,
+    given_BTLE: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden state after `depth` blocks (all by default), and the captured ones: "layers.i" is the state after
-    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError."""
+    i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError.
+    given: what each of L layers is told of its tokens beside its input."""
     depth = len(blocks) if depth is None else depth
     if not 0 <= depth <= len(blocks):
         raise UsageError(f"depth {depth} is not between 0 and the model's {len(blocks)} blocks")
@@ -28,9 +34,25 @@ def run_blocks(
     if unknown:
         raise UsageError(f"cannot capture {', '.join(sorted(unknown))}: the names are layers.0 to layers.{depth}")
     captured: dict[str, Tensor] = {}
+    late: Tensor | None = None
+    """What is still to be added to x: a block's last sum is made with the next one's first norm."""
     for i in range(depth + 1):
+        if late is not None and (i == depth or f"layers.{i}" in capture):
+            x_BTD, late = x_BTD + late, None
         if f"layers.{i}" in capture:
             captured[f"layers.{i}"] = x_BTD
-        if i < depth:
-            x_BTD = blocks[i](x_BTD, by[i], attend)
+        if i == depth:
+            break
+        block, told = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
+        if isinstance(block, Block) and not torch.is_grad_enabled():
+            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *told)
+        else:
+            x_BTD = _run(block, x_BTD, by[i], attend, *told)
     return x_BTD, captured
+
+
+def _run(block: nn.Module, x_BTD: Tensor, by: Rotation | None, attend: Attend, *told: Tensor) -> Tensor:
+    if not runs_again():
+        return block(x_BTD, by, attend, *told)
+    # What is random in it is drawn again as it was.
+    return checkpoint(block, x_BTD, by, attend, *told, use_reentrant=False, preserve_rng_state=True)

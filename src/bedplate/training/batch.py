@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bedplate.core.errors import DataError
 from bedplate.models.inputs import Inputs, segment_positions
+from bedplate.models.packed.placement import Placement
 
 NO_TARGET = -100
 """In `PackedBatch.targets`: no loss here (torch's own `ignore_index`)."""
@@ -70,8 +71,8 @@ class PackedBatch:
     tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the token that
     follows in the same document where it carries loss, else −100; learned: int64 [N], where those are in the flattened
     rows. ids: the examples (or pieces) by row and segment; lengths: tokens of each in these rows, after those of the
-    prefix that they share; losses: tokens of each that carry loss. sources, source_segments: int64 [B, S], what an
-    encoder reads for each, under its number.
+    prefix that they share; losses: tokens of each that carry loss. placement: where they stand. sources,
+    source_segments: int64 [B, S], what an encoder reads for each, under its number, at `source_placement`.
     """
 
     tokens: Tensor
@@ -82,8 +83,10 @@ class PackedBatch:
     ids: tuple[str, ...]
     lengths: tuple[int, ...]
     losses: tuple[int, ...]
+    placement: Placement
     sources: Tensor | None = field(default=None, kw_only=True)
     source_segments: Tensor | None = field(default=None, kw_only=True)
+    source_placement: Placement | None = field(default=None, kw_only=True)
 
     @classmethod
     def of(
@@ -92,19 +95,23 @@ class PackedBatch:
         segments: Tensor,
         targets: Tensor,
         ids: Sequence[str],
-        lengths: Sequence[int],
         losses: Sequence[int],
+        placement: Placement,
     ) -> PackedBatch:
         """From what the rows hold, on the CPU: positions, and where the targets are, follow from it."""
         learned = (targets.reshape(-1) != NO_TARGET).nonzero().squeeze(1)
         positions = segment_positions(segments)
-        return cls(tokens, segments, positions, targets, learned, tuple(ids), tuple(lengths), tuple(losses))
+        prefix = sum(document.own for document in placement.documents if not document.segment)
+        lengths = (prefix, *(document.own for document in placement.documents if document.segment))
+        return cls(tokens, segments, positions, targets, learned, tuple(ids), lengths, tuple(losses), placement)
 
     @property
     def inputs(self) -> Inputs:
         """The model's side of the batch."""
-        read = None if self.sources is None else Inputs(self.sources, segments=self.source_segments)
-        return Inputs(self.tokens, self.positions, self.segments, encoder=read)
+        read: Inputs | None = None
+        if self.sources is not None:
+            read = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
+        return Inputs(self.tokens, self.positions, self.segments, encoder=read, placement=self.placement)
 
     @property
     def token_count(self) -> int:

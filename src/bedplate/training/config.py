@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from bedplate.core.config import Grown, Strict
+from bedplate.models.specs.recompute import Recompute
 from bedplate.training.arithmetic import Asked
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-_NO_MATTER = ("save_steps", "save_seconds", "log_steps")
+_NO_MATTER = ("save_steps", "save_seconds", "log_steps", "recompute")
 
 
 class RouterConfig(Strict):
@@ -37,10 +38,12 @@ class TrainConfig(Grown):
     steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
     log_steps: so many steps are read back from the device and written together, a line each, and checked then.
     dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
-    router: of models with experts.
+    router: of models with experts. recompute: what of a forward pass is made again for the backward pass, instead of
+    being kept: nothing, what costs no product ("selective"), or all of each block ("full"); the gradients are the same
+    (`economics.model.activations` says how much memory each takes).
     """
 
-    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps", "router")
+    LATE: ClassVar[tuple[str, ...]] = ("dtype", "log_steps", "router", "recompute")
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     schedule: ScheduleName = "cosine"
@@ -59,6 +62,7 @@ class TrainConfig(Grown):
     log_steps: Annotated[int, Field(ge=1)] = 1
     dtype: Asked = "auto"
     router: RouterConfig = RouterConfig()
+    recompute: Recompute = "none"
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that
@@ -69,5 +73,6 @@ class TrainConfig(Grown):
         )
 
     def numbers(self) -> dict[str, Any]:
-        """What decides the outcome: all fields but how often the state is saved and steps are written."""
+        """What decides the outcome: all fields but how often the state is saved and steps are written, and what is
+        made again."""
         return self.model_dump(mode="json", exclude=set(_NO_MATTER))

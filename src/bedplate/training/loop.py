@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.models.layers.kept import recomputing
 from bedplate.models.layers.routing import listening
 from bedplate.training.arithmetic import Arithmetic, choose, held
 from bedplate.training.batch import MicroBatch
@@ -257,7 +258,8 @@ class _Run(Generic[B]):
                 counts[name] = counts.get(name, 0) + count
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights = self._weights(number, batches)
-        parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
+        with recomputing(self.config.recompute):
+            parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
         rate = self.config.learning_rate_at(number - 1, self.total)
         step = UnreadStep(number, rate, counts, parts, self.optimization.clip())
         self.void = torch.maximum(self.void, step.sound().logical_not().to(self.void.dtype))

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from bedplate.core.errors import DataError
+from bedplate.models.packed.placement import PlacedDocument, Placement
 from bedplate.training.batch import NO_TARGET, PackedBatch, TrainingExample
 from bedplate.training.texts import LabelledText
 
@@ -74,8 +75,8 @@ def pack_examples(
         torch.tensor([segments]),
         torch.tensor([targets]),
         [example.id for example in examples],
-        [prefix, *(len(example.ids) - prefix for example in examples)],
         [sum(example.loss) for example in examples],
+        Placement.of_lengths([prefix, *(len(example.ids) - prefix for example in examples)]),
     )
     if not any(sources):
         return batch
@@ -84,7 +85,8 @@ def pack_examples(
         raise DataError(f"example {missing!r} has no text for the encoder, but others of its batch do")
     numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(one) for one in sources]))
     read = torch.tensor([[token for one in sources for token in one]])
-    return replace(batch, sources=read, source_segments=numbers[None])
+    placement = Placement.of_lengths([0, *map(len, sources)])
+    return replace(batch, sources=read, source_segments=numbers[None], source_placement=placement)
 
 
 # --- documents in rows of one length
@@ -193,6 +195,7 @@ def rows_batch(
     targets = torch.full(shape, NO_TARGET)
     names: list[str] = []
     losses: list[int] = []
+    placed: list[PlacedDocument] = []
     for r, row in enumerate(rows):
         at = 0
         for number, piece in enumerate(row, start=1):
@@ -203,6 +206,6 @@ def rows_batch(
             targets[r, at : at + len(following)] = torch.tensor(following, dtype=torch.int64)
             names.append(ids[piece.document])
             losses.append(len(following))
+            placed.append(PlacedDocument(r * row_length + at, r * row_length + end, row=r, segment=number))
             at = end
-    lengths = [0, *(len(piece) for row in rows for piece in row)]
-    return PackedBatch.of(tokens, segments, targets, names, lengths, losses)
+    return PackedBatch.of(tokens, segments, targets, names, losses, Placement(shape, tuple(placed)))

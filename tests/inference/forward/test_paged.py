@@ -109,7 +109,8 @@ def test_a_soft_prompt_takes_whole_blocks(base: Base) -> None:
 
 
 def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> None:
-    requests = [Generate(random_prompt(i, 10), Sampling(max_tokens=90, temperature=1.0, seed=i)) for i in range(6)]
+    said = [Sampling(max_tokens=90, temperature=1.0, seed=i, ignore_eos=True) for i in range(6)]
+    requests = [Generate(random_prompt(i, 10), one) for i, one in enumerate(said)]
     with Engine(base, paged=True, slot_bytes=14 * BLOCK * TOKEN, cache_bytes=0) as engine:
         together = [_numbers(result) for result in engine.run(requests)]
         assert engine.stats().preemptions > 0

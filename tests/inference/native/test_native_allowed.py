@@ -15,6 +15,7 @@ from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,
+    FullAttention,
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
@@ -22,6 +23,7 @@ from bedplate.models.specs.transformer import (
     RelativeBias,
     Rope,
     Scales,
+    SharedKeys,
     TransformerSpec,
     YarnScaling,
 )
@@ -33,7 +35,7 @@ LONG = LongRopeScaling((1.0,) * 16, (2.0,) * 16, 128)
 REFUSED: dict[str, tuple[Any, ...]] = {
     "kind": ("encoder",),
     "norm_placement": ("post",),
-    "rope": (Rope(scaling=LONG),),
+    "rope": (Rope(scaling=LONG), Rope(fraction=0.25, proportional=True)),
     "local_rope": (Rope(scaling=LONG),),
     "activation": ("clamped_silu",),
     "token_types": (2,),
@@ -51,6 +53,12 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "state_layers": ((True, False),),
     "sinusoids": (True,),
     "head_bias": (True,),
+    "full": (FullAttention(head_dim=32),),
+    "shared_keys": (SharedKeys(1),),
+    "value_norm": (True,),
+    "layer_input_size": (16,),
+    "output_scales": (True,),
+    "experts": (Experts(4, 2, 32, 32, apart=True), Experts(4, 2, 32, router_scales=True)),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf import GgufReader, read_blocks, write_gguf
+from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks, write_gguf
 from bedplate.models.families import FAMILIES
+from bedplate.models.specs.transformer import Experts
 
 
 def matrix(rows: int = 64, columns: int = 96, seed: int = 0) -> Tensor:
@@ -78,7 +79,7 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> No
     names = ("layers.0.attention.q.weight", "layers.0.attention.k.weight", "layers.0.feedforward.up.weight")
     tensors = {family.weights.to_external(name) or "": matrix(64, 96, i) for i, name in enumerate(names)}
     write_gguf(path, "llama", {}, (tensors | {"output_norm.weight": torch.ones(96)}).items(), kind)
-    reader, blocks = GgufReader(path), read_blocks(path, family.weights, tiny_spec(heads=4))
+    reader, blocks = GgufReader(path), StoredBlocks(path, family.weights, tiny_spec(heads=4))
     assert sorted(blocks) == sorted(names)
     for name, heads in zip(names, (4, 2, 0), strict=True):
         expected = reader.get(family.weights.to_external(name) or "")
@@ -88,3 +89,21 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> No
             expected = expected[order]
         assert blocks[name].bits == int(kind[1])
         np.testing.assert_allclose(blocks[name].dequantised(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+def test_experts_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> None:
+    """Of each the gates on top of the rest, which the file has in another tensor."""
+    family, held = FAMILIES["gguf", "olmoe"], "layers.0.feedforward.experts"
+    spec = tiny_spec(heads=4, kv_heads=4, layers=1, experts=Experts(4, 2, 32))
+    names = {"gate": (4, 32, 64), "up": (4, 32, 64), "down": (4, 64, 32)}
+    tensors = {
+        f"blk.0.ffn_{n}_exps.weight": matrix(s[0] * s[1], s[2], i).view(s) for i, (n, s) in enumerate(names.items())
+    }
+    write_gguf(tmp_path / "x.gguf", "olmoe", {}, tensors.items(), kind)
+    reader = GgufReader(tmp_path / "x.gguf")
+    blocks = StoredBlocks(tmp_path / "x.gguf", family.weights, spec)
+    assert set(blocks) == {f"{held}.gate_up.weight", f"{held}.down.weight"}
+    gate, up, down = map(reader.get, tensors)
+    assert torch.equal(blocks[f"{held}.gate_up.weight"].dequantised(), torch.cat((gate, up), 1))
+    assert torch.equal(blocks[f"{held}.down.weight"].dequantised(), down)

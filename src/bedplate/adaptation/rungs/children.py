@@ -16,11 +16,11 @@ import torch
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Skip
-from bedplate.core.memory import free_bytes
 from bedplate.economics.model.activations import activation_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base
+from bedplate.models.device_memory import free_on
 from bedplate.models.model import Model
 
 CHILDREN = "children"
@@ -44,7 +44,7 @@ def no_room(context: Context, step_tokens: int) -> Skip | None:
     base = context.model.base
     if "generate" not in base.model.can:
         return Skip("every weight is trained of decoders only")
-    memory, needed = _free_memory(base), training_bytes(base, step_tokens)
+    memory, needed = free_on(base.device), training_bytes(base, step_tokens)
     if memory is not None and needed > memory:
         return Skip(
             f"its weights, gradients and optimizer need about {needed / 1e9:.1f} GB beside the base, "
@@ -59,13 +59,6 @@ def no_room(context: Context, step_tokens: int) -> Skip | None:
     if disk > free:
         return Skip(f"its state and the child need about {disk / 1e9:.1f} GB on disk, {free / 1e9:.1f} GB are free")
     return None
-
-
-def _free_memory(base: Base) -> int | None:
-    """Bytes that are free where the base computes, or None where that is not known."""
-    if base.device.type == "cuda":
-        return torch.cuda.mem_get_info(base.device)[0]
-    return free_bytes() if base.device.type == "cpu" else None
 
 
 def trainable_copy(base: Base) -> Model:

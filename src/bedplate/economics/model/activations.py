@@ -13,8 +13,6 @@ fused attention does by itself; "full" keeps a block's input only.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from bedplate.core.errors import UsageError
 from bedplate.economics.model.state_mixers import attends, state_values
 from bedplate.models.specs import (
@@ -26,8 +24,7 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
-
-Recompute = Literal["none", "selective", "full"]
+from bedplate.models.specs.recompute import Recompute
 
 
 def activation_bytes(
@@ -68,8 +65,8 @@ def layer_activation_bytes(
     """Bytes a token that one block keeps."""
     if recompute == "full":
         return spec.hidden_size * bytes_per_value
-    mixed = _attention_values(spec) if attends(spec, layer) else state_values(spec)
-    values = _norm_values(spec) + mixed + _feedforward_values(spec, layer)
+    mixed = _attention_values(spec, layer) if attends(spec, layer) else state_values(spec)
+    values = _norm_values(spec) + mixed + _feedforward_values(spec, layer) + _given_values(spec)
     if not attends(spec, layer):
         return values * bytes_per_value
     if recompute == "none":
@@ -108,15 +105,24 @@ def _norm_values(spec: TransformerSpec) -> int:
     return norms * (2 if spec.norm_placement == "sandwich" else 1) * spec.hidden_size
 
 
-def _attention_values(spec: TransformerSpec) -> int:
-    """The input of the projections, q, k, v, and what attention gives (the output projection's input)."""
+def _given_values(spec: TransformerSpec) -> int:
+    """Of what the layer is told beside its input: the gate's input, the last norm's, and what is given, before and
+    after its own norm, the gate, its activation, and their product."""
+    return 2 * spec.hidden_size + 5 * spec.layer_input_size if spec.layer_input_size else 0
+
+
+def _attention_values(spec: TransformerSpec, layer: int) -> int:
+    """The input of the projections, q, k, v, and what attention gives (the output projection's input). What is another
+    layer's is kept there."""
     hidden = spec.hidden_size
     if spec.latent is not None:
         part = spec.latent
         latents = 2 * part.kv_rank + part.rope_dim + 2 * (part.q_rank or 0)  # before and after their norms
         return hidden + latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    size, own = spec.head_dim_of(layer), spec.keys_of(layer) == layer
+    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size * own
     normed = 0 if spec.qk_norm is None else q + kv  # before their norms
+    normed += kv if spec.value_norm and not spec.keys_are_values(layer) else 0
     cross = 0 if spec.cross_size is None else hidden + 2 * q + 2 * kv
     gate = q if spec.attention_gate else 0
     return hidden + 2 * q + 2 * kv + normed + cross + gate
@@ -125,11 +131,13 @@ def _attention_values(spec: TransformerSpec) -> int:
 def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
     hidden, per_feature = spec.hidden_size, 4 if spec.gated else 2
     if not spec.has_experts(layer) or spec.experts is None:
-        return hidden + per_feature * spec.feedforward_size
+        return hidden + per_feature * spec.feedforward_size_of(layer)
     part = spec.experts
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     chosen = part.per_token * (2 * hidden + per_feature * part.feedforward_size)
-    return hidden + part.count + chosen + per_feature * part.shared_size
+    # Apart: one norm's input and output, and the inputs of the two norms behind, beside what is counted as dense.
+    apart = 4 * hidden if part.apart else 0
+    return hidden + part.count + chosen + per_feature * part.shared_size + apart + hidden * part.router_scales
 
 
 def _diffusion_bytes(spec: DiffusionSpec, sequence_tokens: int, bytes_per_value: float, recompute: Recompute) -> float:

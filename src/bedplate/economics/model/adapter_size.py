@@ -23,12 +23,14 @@ def lora_parameters(spec: Spec, rank: int) -> int:
 
 def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
     """(inputs, outputs) of each linear map of a block."""
-    hidden, q, kv = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    size = spec.head_dim_of(layer)
+    hidden, q, kv = spec.hidden_size, spec.heads * size, spec.kv_heads_of(layer) * size
     part = spec.latent
     if not attends(spec, layer):
         yield from ((inputs, outputs) for _, inputs, outputs, _ in linear_maps(spec))
     elif part is None:
-        yield from ((hidden, q * (1 + spec.attention_gate)), (hidden, kv), (hidden, kv), (q, hidden))
+        keys = 0 if spec.keys_of(layer) != layer else 2 - spec.keys_are_values(layer)
+        yield from ((hidden, q * (1 + spec.attention_gate)), *((hidden, kv),) * keys, (q, hidden))
     else:
         queries = spec.heads * part.key_dim
         yield from ((hidden, queries),) if part.q_rank is None else ((hidden, part.q_rank), (part.q_rank, queries))
@@ -37,7 +39,10 @@ def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
         yield spec.heads * part.value_dim, hidden
     if spec.cross_size is not None:
         yield from ((hidden, q), (spec.cross_size, kv), (spec.cross_size, kv), (q, hidden))
-    wide = spec.experts.shared_size if spec.has_experts(layer) and spec.experts is not None else spec.feedforward_size
+    if spec.layer_input_size:
+        yield from ((hidden, spec.layer_input_size), (spec.layer_input_size, hidden))
+    experts = spec.experts if spec.has_experts(layer) else None
+    wide = spec.feedforward_size_of(layer) if experts is None else experts.shared_size
     if wide:
         yield from ((hidden, wide),) * (2 if spec.gated else 1)
         yield wide, hidden

@@ -6,6 +6,7 @@ the full square and mask it do more; `causal=False` counts that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -40,22 +41,21 @@ def two_sided_pairs(tokens: int, window: int | None) -> int:
 
 
 @lru_cache(maxsize=256)
-def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int], ...]:
-    """The windows of layers with attention, each with the number of those that have it; prediction modules see all."""
-    found: dict[int | None, int] = {}
-    for layer in (layer for layer in range(spec.layers) if attends(spec, layer)):
-        window = spec.window(layer)
-        found[window] = found.get(window, 0) + 1
+def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int, int], ...]:
+    """The windows of layers with attention, each with the operations of a pair there, and the number of layers that
+    have both; prediction modules see all."""
+    layers = (layer for layer in range(spec.layers) if attends(spec, layer))
+    found = Counter((spec.window(layer), pair_flops(spec, layer)) for layer in layers)
     if spec.prediction_modules:
-        found[None] = found.get(None, 0) + spec.prediction_modules
-    return tuple(found.items())
+        found[None, pair_flops(spec, spec.layers)] += spec.prediction_modules
+    return tuple((window, pair, count) for (window, pair), count in found.items())
 
 
-def pair_flops(spec: TransformerSpec) -> int:
-    """Operations of one pair in one layer: the score and the weighted value of every head, 2 a feature."""
+def pair_flops(spec: TransformerSpec, layer: int) -> int:
+    """Operations of one pair in this layer: the score and the weighted value of every head, 2 a feature."""
     if spec.latent is not None:
         return 2 * spec.heads * (spec.latent.key_dim + spec.latent.value_dim)
-    return 4 * spec.heads * spec.head_dim
+    return 4 * spec.heads * spec.head_dim_of(layer)
 
 
 def absorbed_pair_flops(spec: TransformerSpec) -> int:
@@ -72,15 +72,15 @@ def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bo
     causal: None: exact for the spec's kind; False: the full square of a decoder. An encoder has no cache.
     """
     states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state is not None else 0
-    pairs = sum(layers * _layer(spec, new, cached, window, causal) for window, layers in windows(spec))
+    pairs = sum(layers * _layer(spec, new, cached, window, pair, causal) for window, pair, layers in windows(spec))
     return pairs + states * recurrent_flops(spec) * new
 
 
-def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, causal: bool | None) -> float:
+def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, pair: int, causal: bool | None) -> float:
     if spec.kind != "decoder":
-        return pair_flops(spec) * two_sided_pairs(new, window)
+        return pair * two_sided_pairs(new, window)
     pairs = square_pairs(new, cached, window) if causal is False else causal_pairs(new, cached, window)
-    plain = pair_flops(spec) * pairs
+    plain = pair * pairs
     if spec.latent is None or not cached:
         return plain
     # Keys and values of the cached latents must be made anew, or attention reads the latents: the cheaper of the two.
@@ -90,13 +90,12 @@ def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, cau
 
 
 def cached_features(spec: TransformerSpec) -> Iterator[tuple[int | None, int]]:
-    """(window, values that each token leaves in the cache) of each group of layers with one window."""
-    if spec.latent is not None:
-        size = spec.latent.kv_rank + spec.latent.rope_dim
-    else:
-        size = 2 * spec.kv_heads * spec.head_dim
-    layers = dict(windows(spec))
-    if spec.prediction_modules:
-        layers[None] -= spec.prediction_modules
-    for window, count in layers.items():
-        yield window, size * count
+    """(window, values that each token leaves in the cache) of each group of layers with one window; a layer that uses
+    another one's keys and values leaves none."""
+    found: dict[int | None, int] = {}
+    for layer in (layer for layer in range(spec.layers) if attends(spec, layer)):
+        size = 2 * spec.kv_heads_of(layer) * spec.head_dim_of(layer) if spec.keys_of(layer) == layer else 0
+        if spec.latent is not None:
+            size = spec.latent.kv_rank + spec.latent.rope_dim
+        found[spec.window(layer)] = found.get(spec.window(layer), 0) + size
+    yield from found.items()

@@ -182,7 +182,7 @@ def _encoder_flops(spec: EncoderDecoderSpec, source_tokens: int) -> float:
 
 
 def _cross_flops(decoder: TransformerSpec, target_tokens: int, source_tokens: int) -> float:
-    return decoder.layers * pair_flops(decoder) * target_tokens * source_tokens
+    return decoder.layers * pair_flops(decoder, 0) * target_tokens * source_tokens
 
 
 def _stack_flops(spec: TransformerSpec, new: int, cached: int, head_rows: int, causal: bool | None) -> float:

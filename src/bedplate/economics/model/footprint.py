@@ -81,7 +81,8 @@ def step_reads(spec: Spec, weights: WeightFormat = "bfloat16") -> Callable[[int]
 
 
 def _row(one: Weight, stack: TransformerSpec) -> int:
-    return stack.kv_heads * stack.head_dim if one.name == "value_tables" else stack.hidden_size
+    rows = {"value_tables": stack.kv_heads * stack.head_dim, "layer_inputs": stack.layers * stack.layer_input_size}
+    return rows.get(one.name, stack.hidden_size)
 
 
 def kv_bytes_per_token(spec: Spec, bytes_per_value: float = 2.0) -> float:

@@ -131,7 +131,7 @@ def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Layo
         expert_count=1 if part is None else part.count,
         expert_layers=0 if part is None else sum(main.has_experts(n) for n in range(main.layers)),
         expert_features=0 if part is None else part.per_token * main.hidden_size,
-        kv_features=2 * main.kv_heads * main.head_dim,
+        kv_features=2 * max(main.kv_heads_of(n) * main.head_dim_of(n) for n in range(main.layers)),
         activation_bytes=kept,
         block_activation_bytes=max(
             layer_activation_bytes(main, n, sequence_tokens, value_bytes, "selective") for n in range(main.layers)

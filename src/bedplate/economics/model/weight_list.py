@@ -67,6 +67,11 @@ def _tables(spec: TransformerSpec) -> Iterator[Weight]:
         yield Weight("positions", spec.positions * hidden, "table")
     if spec.token_types:
         yield Weight("token_types", spec.token_types * hidden, "table")
+    if spec.layer_input_size:
+        wide = spec.layers * spec.layer_input_size
+        yield Weight("layer_inputs", spec.vocab_size * wide, "table")
+        yield Weight("layer_inputs.projection", hidden * wide)
+        yield _norm(spec, "layer_inputs.norm", spec.layer_input_size)
     if spec.value_tables:
         size = spec.vocab_size * spec.kv_heads * spec.head_dim
         yield Weight("value_tables", size, "table", copies=spec.value_tables, used=spec.value_tables)
@@ -111,7 +116,8 @@ def _blocks(spec: TransformerSpec) -> Iterator[Weight]:
 
 def block_weights(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     """One block's weights."""
-    for weight in (*_block_norms(spec, layer), *_mixer(spec, layer), *_feedforward(spec, layer)):
+    parts = _block_norms(spec, layer), _mixer(spec, layer), _feedforward(spec, layer), _layer_input(spec)
+    for weight in (weight for part in parts for weight in part):
         yield replace(weight, layer=layer)
 
 
@@ -123,15 +129,28 @@ def _norm(spec: TransformerSpec, name: str, size: int | None = None, layer: int 
 def _block_norms(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     parts = ["attention", "feedforward"] if spec.cross_size is None else ["attention", "cross", "feedforward"]
     for part in parts:
-        if layer or spec.first_norm or part != "attention" or spec.norm_placement == "sandwich":
+        first = layer or spec.first_norm or part != "attention" or spec.norm_placement == "sandwich"
+        if first and not (part == "feedforward" and _stands_apart(spec, layer)):
             yield _norm(spec, f"{part}_norm")
         if spec.norm_placement == "sandwich":
             yield _norm(spec, f"{part}_after_norm")
 
 
+def _stands_apart(spec: TransformerSpec, layer: int) -> bool:
+    """Whether the feed-forward's parts have norms of their own in the place of the block's."""
+    return spec.experts is not None and spec.experts.apart and spec.has_experts(layer)
+
+
+def _layer_input(spec: TransformerSpec) -> Iterator[Weight]:
+    if spec.layer_input_size:
+        yield Weight("layer_input.gate", spec.hidden_size * spec.layer_input_size)
+        yield Weight("layer_input.down", spec.layer_input_size * spec.hidden_size)
+        yield _norm(spec, "layer_input_norm")
+
+
 def _mixer(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     if attends(spec, layer):
-        yield from _attention(spec)
+        yield from _attention(spec, layer)
         return
     for name, inputs, outputs, bias in linear_maps(spec):
         yield from affine(f"attention.{name}", inputs, outputs, bias)
@@ -139,19 +158,24 @@ def _mixer(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
         yield Weight(f"attention.{name}", size, "vector")
 
 
-def _attention(spec: TransformerSpec) -> Iterator[Weight]:
-    hidden, q, kv = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+def _attention(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
+    size = spec.head_dim_of(layer)
+    hidden, q, kv = spec.hidden_size, spec.heads * size, spec.kv_heads_of(layer) * size
+    own = spec.keys_of(layer) == layer
     if spec.latent is not None:
         yield from _latent(spec)
     else:
         yield from affine("attention.q", hidden, q * (1 + spec.attention_gate), spec.attention_bias)
-        yield from affine("attention.k", hidden, kv, spec.has_key_bias)
-        yield from affine("attention.v", hidden, kv, spec.attention_bias)
+        if own:
+            yield from affine("attention.k", hidden, kv, spec.has_key_bias)
+        if own and not spec.keys_are_values(layer):
+            yield from affine("attention.v", hidden, kv, spec.attention_bias)
         yield from affine("attention.o", q, hidden, spec.has_output_bias)
     if spec.qk_norm is not None:
         whole = spec.qk_norm == "projection"
-        yield _norm(spec, "attention.q_norm", q if whole else spec.head_dim)
-        yield _norm(spec, "attention.k_norm", kv if whole else spec.head_dim)
+        yield _norm(spec, "attention.q_norm", q if whole else size)
+        if own:
+            yield _norm(spec, "attention.k_norm", kv if whole else size)
     if spec.relative_projection:
         yield Weight("attention.relative", hidden * q)
         yield Weight("attention.relative.bias", 2 * q, "vector")
@@ -184,7 +208,7 @@ def _feedforward(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     if spec.has_experts(layer):
         yield from _experts(spec)
     else:
-        yield from _dense(spec, "feedforward", spec.feedforward_size, spec.feedforward_bias)
+        yield from _dense(spec, "feedforward", spec.feedforward_size_of(layer), spec.feedforward_bias)
 
 
 def _dense(spec: TransformerSpec, name: str, size: int, bias: bool, **fields: object) -> Iterator[Weight]:
@@ -197,6 +221,11 @@ def _experts(spec: TransformerSpec) -> Iterator[Weight]:
     part = spec.experts
     assert part is not None
     yield from affine("router", spec.hidden_size, part.count, part.router_bias)
+    if part.router_scales:
+        yield Weight("router.scale", spec.hidden_size, "vector")
+        yield Weight("router.expert_scale", part.count, "vector")
+    for name in ("experts_norm", "experts_after_norm", "shared_norm", "shared_after_norm") if part.apart else ():
+        yield _norm(spec, name)
     yield from _dense(spec, "experts", part.feedforward_size, part.bias, copies=part.count, used=part.per_token)
     if part.shared_size:
         yield from _dense(spec, "shared", part.shared_size, spec.feedforward_bias)

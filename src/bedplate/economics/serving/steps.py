@@ -106,7 +106,7 @@ class RooflineSteps:
     def _counts(self) -> tuple[int, int, int, float]:
         """Weights of blocks and head in products, operations of a pair, bytes of a key, over all layers."""
         found = parameters(self.spec)
-        pair = self.spec.layers * pair_flops(self.spec)
+        pair = sum(pair_flops(self.spec, layer) for layer in range(self.spec.layers))
         return found.products - found.head, found.head, pair, kv_bytes_per_token(self.spec, self.kv_value_bytes)
 
     @cached_property
@@ -150,5 +150,5 @@ def shape_of(spec: TransformerSpec) -> StepShape:
         blocks=counts.products - counts.head,
         head=counts.head,
         key_features=round(kv_bytes_per_token(spec, 1.0)),
-        query_features=spec.layers * spec.heads * spec.head_dim,
+        query_features=spec.heads * sum(map(spec.head_dim_of, range(spec.layers))),
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.row_state import RowState
-from bedplate.inference.forward.torch import Greedy
+from bedplate.inference.forward.batch import Greedy
 
 Alternatives = tuple[tuple[int, float], ...]
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]

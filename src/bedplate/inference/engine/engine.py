@@ -28,6 +28,7 @@ from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
@@ -50,9 +51,9 @@ class Engine(Closing):
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
-    does not depend on it. paged: keep keys and values in shared blocks; by default on GPUs. compute: a lock to share
-    with other engines of this machine. on_step: told of every step, in the thread that ran it. Close it, or use it as a
-    context manager.
+    does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
+    by default on GPUs. compute: a lock to share with other engines of this machine. on_step: told of every step, in the
+    thread that ran it. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Engine(Closing):
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         self._tree, cache = _caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
-        self._torch = TorchForward(base, self.bank, cache)
+        self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:

@@ -11,35 +11,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.forward.keeping import CachedAttend
+from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.radix import Segment
-from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.slot_attention import SlotAttention
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.states import Snapshot, States
-from bedplate.models.layers.attention import Attend, whole_attention
-from bedplate.models.layers.cross import Across, KeysOf
-from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import Kept, held
 
 STEP = 512
 """Tokens of one row in one pass, where nothing else is said."""
-
-
-class CachedAttend(Attend, Across, Protocol):
-    """Attention of a flat batch over a cache."""
-
-    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        """Keeps keys and values of the batch's tokens: of what an encoder has read (a decoder's own are kept when it
-        attends)."""
-        ...
 
 
 class KVCache(Protocol):
@@ -88,8 +77,9 @@ class KVCache(Protocol):
         """The row is no longer used."""
         ...
 
-    def attend(self, spans: Sequence[Span]) -> CachedAttend:
-        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself."""
+    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
+        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
+        parcel: what the device is to know of them goes with it."""
         ...
 
     def commit(self) -> None:
@@ -273,10 +263,10 @@ class SlotCache:
     def free(self, row: int) -> None:
         """A slot has nothing to give back."""
 
-    def attend(self, spans: Sequence[Span]) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
         self.note(spans)
         self.states.begin(spans)
-        return SlotAttention(self, spans)
+        return SlotAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
 
     def commit(self) -> None:
         self.states.commit()
@@ -298,98 +288,3 @@ def _stores(one: Kept) -> tuple[Store, ...]:
     if one.kind == "latent":
         return (Store(1, one.key_size + one.value_size, None),)
     return Store(one.heads, one.key_size, one.window), Store(one.heads, one.value_size, one.window)
-
-
-class SlotAttention:
-    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
-
-    keeps = True
-
-    def __init__(self, cache: SlotCache, spans: Sequence[Span]) -> None:
-        self._cache, self._spans, device = cache, spans, cache.device
-        self._rows_N, self._positions_N = span_index(spans, device)
-        self._end = max(span.end for span in spans)
-        self._longest = max(span.length for span in spans)
-        self._rings: dict[int, tuple[Tensor | None, Tensor, Tensor]] = {}
-        # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
-        self._alone = len(spans) == 1 and spans[0].start == 0
-
-    @cached_property
-    def _groups(self) -> list[_SlotGroup]:
-        total, cache = len(self._rows_N), self._cache
-        return [] if self._alone else [_SlotGroup(g, total, cache.device, cache.dtype) for g in grouped(self._spans)]
-
-    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        written, rows, places = self._places(keys.shape[2])
-        keys[rows, :, places] = k_NGD if written is None else k_NGD[written]
-        if layer not in self._cache.latents:  # their values are the ends of their keys
-            values[rows, :, places] = v_NGV if written is None else v_NGV[written]
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        self.write(layer, k_BTGD[0], v_BTGV[0])
-        if self._alone:
-            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
-        return self._each(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
-
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
-        return self._each(layer, q_BTHD, lambda group, q, keys, values: group.across(q, keys, values, how))
-
-    def _each(self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if self._groups[0].padded.whole:
-            return mix(self._groups[0], q_BTHD[0], keys, values)[None]
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
-        for group in self._groups:
-            out_NHV[group.padded.tokens_N] = mix(group, q_BTHD[0], keys, values)
-        return out_NHV[None]
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
-
-    def _places(self, C: int) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Which tokens are written (None: all; never two to one place), and where to: their rows and places."""
-        if self._end <= C:
-            return None, self._rows_N, self._positions_N
-        if C not in self._rings:
-            ends = torch.tensor([span.end for span in self._spans for _ in range(span.length)])
-            kept = (self._positions_N >= ends.to(self._positions_N.device) - C) if self._longest > C else None
-            rows, at = (x if kept is None else x[kept] for x in (self._rows_N, self._positions_N))
-            self._rings[C] = kept, rows, at % C
-        return self._rings[C]
-
-
-class _SlotGroup:
-    """Spans padded to one length T, with the rows they read."""
-
-    def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        spans = [span for _, span in numbered]
-        self.padded = Padded(numbered, total, device, dtype)
-        rows = [span.row for span in spans]
-        together = rows == list(range(rows[0], rows[0] + len(rows)))
-        self._view = slice(rows[0], rows[0] + len(rows)) if together else None
-        self._rows_S = torch.tensor(rows, device=device)
-
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        K, C = self.padded.keys, keys.shape[2]
-        if how.window is not None:
-            near = self.padded.near(how.window)
-            # To read all of the row and mask most is cheaper than to gather, where most is not much more.
-            if K > C or 2 * near.position_SK.shape[1] < K:
-                at = (self._rows_S[:, None], slice(None), near.position_SK % C)
-                return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
-        own = slice(self.padded.first, K)
-        return self.padded.attend(q_NHD, self._picked(keys, own), self._picked(values, own), how)
-
-    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        read = slice(self.padded.sources)
-        return self.padded.across(q_NHD, self._picked(keys, read), self._picked(values, read), how)
-
-    def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
-        """The rows' keys or values at these places."""
-        if self._view is not None:
-            return kept_RGCD[self._view, :, places]
-        return kept_RGCD[:, :, places].index_select(0, self._rows_S)

@@ -10,24 +10,24 @@ key-value heads, H query heads, D features of one head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.forward.kv_cache import STEP, CachedAttend
+from bedplate.inference.forward.keeping import CachedAttend
+from bedplate.inference.forward.kv_cache import STEP
+from bedplate.inference.forward.paged_attention import PagedAttention
+from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.radix import Segment
-from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.states import Snapshot, States
-from bedplate.models.layers.attention import whole_attention
-from bedplate.models.layers.cross import KeysOf
-from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import held
 
 BLOCK = 16
+NOBODY = -1
+"""The row whose only block is nobody's."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
@@ -98,7 +98,9 @@ class Pool:
 class PagedCache:
     """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
     and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
-    to let go of so many bytes, and says whether it did. pinned: bytes that it never will."""
+    to let go of so many bytes, and says whether it did. pinned: bytes that it never will. scratch: each pool has
+    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute. By
+    default where steps are recorded, on CUDA devices."""
 
     copies = False
 
@@ -111,10 +113,12 @@ class PagedCache:
         *,
         block: int = BLOCK,
         step: int = STEP,
+        scratch: bool | None = None,
         reclaim: Callable[[int], bool] = lambda n: False,
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
         self.block, self.step = block, step
+        self.scratch = device.type == "cuda" if scratch is None else scratch
         layout = held(spec)
         self.states = States(layout, dtype, device)
         of_tokens = [one for one in layout if not one.of_sequence]
@@ -142,7 +146,7 @@ class PagedCache:
 
     def _room(self, window: int | None, heads: int, size: int) -> Tensor:
         # Zeros: masked positions take part in products, where NaN would spread.
-        blocks = self.pools[window].blocks
+        blocks = self.pools[window].blocks + self.scratch
         return torch.zeros(blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
 
     @property
@@ -239,11 +243,18 @@ class PagedCache:
         self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span]) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
         for span in spans if self.forgets else ():
             self._move_on(span)
         self.states.begin(spans)
-        return PagedAttention(self, spans)
+        return PagedAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
+
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: Parcel) -> CachedAttend:
+        """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
+        for span in spans if self.forgets else ():
+            self._move_on(span)
+        every = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        return PagedAttention(self, every, parcel, most=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
@@ -261,91 +272,6 @@ class PagedCache:
 
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
         """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        if row == NOBODY:
+            return (self.pools[window].blocks,)
         return self._tables[row][window]
-
-
-class PagedAttention:
-    """Writes a flat batch's keys and values into the rows' blocks, then attends group by group over gathered ones."""
-
-    keeps = True
-
-    def __init__(self, cache: PagedCache, spans: Sequence[Span]) -> None:
-        self._cache, self._spans = cache, spans
-        rows, positions = (index.tolist() for index in span_index(spans, torch.device("cpu")))
-        self._places = list(zip(rows, positions, strict=True))
-        self._offsets_N = torch.tensor(positions, device=cache.device) % cache.block
-        self._blocks: dict[int | None, Tensor] = {}
-        self._alone = len(spans) == 1 and spans[0].start == 0
-
-    @cached_property
-    def _groups(self) -> list[_PagedGroup]:
-        groups = [] if self._alone else grouped(self._spans)
-        return [_PagedGroup(self._cache, group, len(self._places)) for group in groups]
-
-    def _blocks_N(self, window: int | None) -> Tensor:
-        if window not in self._blocks:
-            b = self._cache.block
-            found = [self._cache.table(row, window)[at // b] for row, at in self._places]
-            self._blocks[window] = torch.tensor(found, device=self._cache.device)
-        return self._blocks[window]
-
-    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        blocks_N = self._blocks_N(self._cache.windows[layer])
-        self._cache.keys[layer][blocks_N, self._offsets_N] = k_NGD
-        if layer not in self._cache.latents:
-            self._cache.values[layer][blocks_N, self._offsets_N] = v_NGV
-
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        self.write(layer, k_BTGD[0], v_BTGV[0])
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        if self._alone:
-            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
-        for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, self._cache.windows[layer])
-        return out_NHV[None]
-
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
-        for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group.across(q_BTHD[0], keys, values, how)
-        return out_NHV[None]
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
-
-
-class _PagedGroup:
-    """Spans padded to one length, with the tables of the blocks they read."""
-
-    def __init__(self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int) -> None:
-        self._cache, self.padded = cache, Padded(numbered, total, cache.device, cache.dtype)
-        self._tables: dict[int | None, Tensor] = {}
-
-    def _tables_SP(self, window: int | None) -> Tensor:
-        """Tables of one length. Where a row has no block, any stands: what would be seen there is masked."""
-        if window not in self._tables:
-            most = -(-self.padded.keys // self._cache.block)
-            tables = [list(self._cache.table(span.row, window)[:most]) for span in self.padded.spans]
-            filled = torch.tensor([t + [0] * (most - len(t)) for t in tables], device=self._cache.device)
-            self._tables[window] = filled.clamp(min=0)
-        return self._tables[window]
-
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How, window: int | None) -> Tensor:
-        if window is not None and how.window is not None:
-            near, b = self.padded.near(how.window), self._cache.block
-            tables_SP = self._tables_SP(window)
-            # A shorter row's positions go on behind its last block, where they are masked.
-            blocks_SK = tables_SP.gather(1, (near.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
-            at = (blocks_SK, near.position_SK % b)
-            return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
-        own = slice(self.padded.first, self.padded.keys)
-        return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
-
-    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
-        read = slice(self.padded.sources)
-        return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
-
-    def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
-        return pool_PbGD[self._tables_SP(None)].flatten(1, 2)[:, places].transpose(1, 2)

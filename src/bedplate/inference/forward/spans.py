@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bedplate.inference.forward.parcel import Numbers, Parcel
 from bedplate.models.layers.attention import masked_attention
 from bedplate.models.layers.how import How
 
@@ -36,42 +38,56 @@ class Span:
 
 
 class Padded:
-    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens."""
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens.
 
-    def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    What the device is to know of them goes with a parcel, if nothing of it was asked for before that was sent.
+    """
+
+    def __init__(self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: Parcel) -> None:
         spans = self.spans = [span for _, span in numbered]
         self._T, self.keys = max(s.length for s in spans), max(s.end for s in spans)
-        begin_S = torch.tensor([begin for begin, _ in numbered])
-        start_S = torch.tensor([span.start for span in spans])
-        length_S = torch.tensor([span.length for span in spans])
-        offset_T = torch.arange(self._T)
+        begin_S = np.array([begin for begin, _ in numbered])
+        self._start_S, length_S = np.array([s.start for s in spans]), np.array([s.length for s in spans])
+        offset_T = np.arange(self._T)
         inside_ST = offset_T < length_S[:, None]
-        query_ST = begin_S[:, None] + torch.where(inside_ST, offset_T, torch.zeros_like(offset_T))
-        self.tokens_N = query_ST[inside_ST].to(device)
+        query_ST = begin_S[:, None] + np.where(inside_ST, offset_T, 0)
         self._even = bool(inside_ST.all())
-        self.lengths_S = None if self._even else length_S.to(device)
-        """Of the spans, where they differ."""
-        self.whole = torch.equal(query_ST.reshape(-1), torch.arange(total))
-        self._query_SxT = query_ST.reshape(-1).to(device)
-        self._back_N = inside_ST.reshape(-1).nonzero()[:, 0].to(device)
+        self.whole = np.array_equal(query_ST.reshape(-1), np.arange(total))
+        self._tokens_N = parcel.add(query_ST[inside_ST])
+        self._lengths_S = None if self._even else parcel.add(length_S)
+        self._query_SxT = parcel.add(query_ST.reshape(-1))
+        self._back_N = parcel.add(inside_ST.reshape(-1).nonzero()[0])
         # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
-        sees_ST = torch.where(inside_ST, start_S[:, None] + offset_T, start_S[:, None])
-        self._sees_ST, self._device = sees_ST, device
-        self._starts, self._ends = [span.start for span in spans], [span.end for span in spans]
-        self._source_S = torch.tensor([span.source for span in spans])
-        self.first, self.sources = int(self._source_S.min()), int(self._source_S.max())
+        self._sees_ST = np.where(inside_ST, self._start_S[:, None] + offset_T, self._start_S[:, None])
+        self._see_ST = parcel.add(self._sees_ST)
+        self._ends_S = np.array([span.end for span in spans])
+        source_S = np.array([span.source for span in spans])
+        self._source_S = parcel.add(source_S)
+        self.first, self.sources = int(source_S.min()), int(source_S.max())
         """The first key of a sequence, and the most tokens that an encoder has read."""
-        self._mask_STK: Tensor | None = None
-        if self._T > 1 or self.sources > self.first or bool((start_S + 1 != self.keys).any()):
-            at_K = torch.arange(self.first, self.keys)
-            seen = (at_K <= sees_ST[:, :, None]) & (at_K >= self._source_S[:, None, None])
-            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)
-            self._mask_STK = mask.to(device)
-        self._read_STK: Tensor | None = None
+        self._masked = self._T > 1 or self.sources > self.first or bool((self._start_S + 1 != self.keys).any())
+        self._dtype = dtype
         self._folded: Tensor | None = None
         self._nearby: dict[int | None, Nearby] = {}
+
+    @property
+    def tokens_N(self) -> Tensor:
+        """The flat numbers of the group's tokens."""
+        return self._tokens_N.tensor
+
+    @property
+    def lengths_S(self) -> Tensor | None:
+        """Of the spans, where they differ."""
+        return None if self._lengths_S is None else self._lengths_S.tensor
+
+    def _mask(self, repeats: int) -> Tensor | None:
+        """What is added to the scores [S, 1, repeats · T, K], made where the keys are; None where all are seen."""
+        if self._folded is None and self._masked:
+            seen_STK = self.near(None).seen_STK
+            mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)
+            mask_STK.masked_fill_(~seen_STK, -torch.inf)
+            self._folded = mask_STK[:, None].repeat(1, 1, repeats, 1)
+        return self._folded
 
     def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
         """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`, over keys from `first` on."""
@@ -80,9 +96,7 @@ class Padded:
             return self.attend_near(q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.near(None))
         # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
         q = self.block(q_NHD).view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
-        if self._mask_STK is not None and self._folded is None:
-            self._folded = self._mask_STK[:, None].repeat(1, 1, H // G, 1)
-        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._folded, scale=how.scale)
+        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._mask(H // G), scale=how.scale)
         return self.flat(out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S, T, H, V))
 
     def attend_near(self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: How, near: Nearby) -> Tensor:
@@ -92,34 +106,35 @@ class Padded:
 
     def across(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
         """Attention outputs [N', H, V] over what the encoder has read, keys from position 0 to before `sources`."""
-        if self._read_STK is None:
-            read_SK = torch.arange(self.sources) < self._source_S[:, None]
-            self._read_STK = read_SK[:, None].expand(-1, self._T, -1).to(self._device)
+        source_S = self._source_S.tensor
+        read_SK = torch.arange(self.sources, device=source_S.device) < source_S[:, None]
+        read_STK = read_SK[:, None].expand(-1, self._T, -1)
         k_SKGD, v_SKGV = k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
-        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, self._read_STK, how))
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, read_STK, how))
 
     def near(self, window: int | None) -> Nearby:
         """The keys from the first one on that a span's first token sees in its window, made once for each window."""
         if window not in self._nearby:
             low = self.first
-            first_S = [low if window is None else max(start - window + 1, low) for start in self._starts]
-            most = self.keys - low if window is None else max(map(int.__sub__, self._ends, first_S))
-            position_SK = torch.tensor(first_S)[:, None] + torch.arange(most)
-            distance_STK = position_SK[:, None] - self._sees_ST[:, :, None]
-            seen_STK = (distance_STK <= 0) & (position_SK >= self._source_S[:, None])[:, None]
-            made = (one.to(self._device) for one in (position_SK, distance_STK, seen_STK))
-            self._nearby[window] = Nearby(*made)
+            nearest = low if window is None else np.maximum(self._start_S - window + 1, low)
+            most, sees_ST = int((self._ends_S - nearest).max()), self._see_ST.tensor
+            # Behind the first key that a span's first token sees: padding stands where that does.
+            position_SK = torch.arange(most, device=sees_ST.device).expand(len(self.spans), -1)
+            position_SK = position_SK + (low if window is None else (sees_ST[:, :1] - window + 1).clamp(min=low))
+            distance_STK = position_SK[:, None] - sees_ST[:, :, None]
+            seen_STK = (distance_STK <= 0) & (position_SK >= self._source_S.tensor[:, None])[:, None]
+            self._nearby[window] = Nearby(position_SK, distance_STK, seen_STK)
         return self._nearby[window]
 
     def block(self, x_N: Tensor) -> Tensor:
         """Rows of flat tokens [N, ...] as a block [S, T, ...], padded with a span's first token."""
-        found = x_N if self.whole else x_N.index_select(0, self._query_SxT)
+        found = x_N if self.whole else x_N.index_select(0, self._query_SxT.tensor)
         return found.view(len(self.spans), self._T, *x_N.shape[1:])
 
     def flat(self, x_ST: Tensor) -> Tensor:
         """A block [S, T, ...] as the group's tokens [N', ...], in the order of `tokens_N`."""
         found = x_ST.flatten(0, 1)
-        return found if self._even else found.index_select(0, self._back_N)
+        return found if self._even else found.index_select(0, self._back_N.tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +147,12 @@ class Nearby:
     seen_STK: Tensor
 
 
-def span_index(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:
+def span_index(spans: Sequence[Span]) -> tuple[Numbers, Numbers]:
     """Row and position of every token of a flat batch, int64 [N] each."""
-    lengths = torch.tensor([span.length for span in spans])
-    rows = torch.tensor([span.row for span in spans]).repeat_interleave(lengths)
-    starts = torch.tensor([span.start for span in spans])
-    begins = lengths.cumsum(0) - lengths
-    positions = torch.arange(int(lengths.sum())) + (starts - begins).repeat_interleave(lengths)
-    return rows.to(device), positions.to(device)
+    lengths = np.array([span.length for span in spans])
+    rows = np.repeat([span.row for span in spans], lengths)
+    begins = np.array([span.start for span in spans]) - (lengths.cumsum() - lengths)
+    return rows, np.arange(len(rows)) + np.repeat(begins, lengths)
 
 
 # One more group costs some ten small operations in every layer: worth it where it saves so many padded scores.

@@ -6,7 +6,6 @@ Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -15,61 +14,16 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.batch import FlatBatch, PassOutput, Source
+from bedplate.inference.forward.graphs import Recorded, Recorder
 from bedplate.inference.forward.kv_cache import KVCache
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.fused.joined import lay_together
 from bedplate.models.layers.texts import WholeTexts
 from bedplate.models.model import Model
-
-
-@dataclass(frozen=True)
-class FlatBatch:
-    """New tokens of several sequences, one after the other.
-
-    wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
-    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
-    have no rows.
-    """
-
-    tokens: Sequence[int]
-    spans: Sequence[Span]
-    adapters: Sequence[Loaded]
-    wanted: Sequence[int]
-    depth: int | None = None
-    states: bool = False
-    types: Sequence[int] = ()
-    sources: Sequence[Source] = ()
-    reads: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an encoder reads for one sequence: it stands at the beginning of the row."""
-
-    row: int
-    tokens: Sequence[int]
-    adapter: Loaded
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """What rows need of their logits: each wanted token's likeliest successor, its log-probability, and the log of the
-    sum that makes logits into log-probabilities."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    logsumexp: list[float]
-
-
-@dataclass(frozen=True)
-class PassOutput:
-    """logits_WV: float32. hidden_ND: the last norm's output, or the state after `depth` blocks. greedy: where the
-    forward found it on the way."""
-
-    logits_WV: Tensor | None
-    hidden_ND: Tensor | None = None
-    greedy: Greedy | None = None
 
 
 class Forward(Protocol):
@@ -103,12 +57,29 @@ class Resident(Protocol):
 
 
 class TorchForward(Forward):
-    """The base's own module."""
+    """The base's own module.
+
+    joined: linears that read the same input are one product, for which their weights are moved together. On a CPU that
+    gains nothing (a decode step of 135 million parameters takes as long, bound by memory). record: decode steps over
+    blocks are recorded and replayed.
+    """
 
     name = "torch"
 
-    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None) -> None:
+    def __init__(
+        self,
+        base: Resident,
+        bank: Bank | None,
+        cache: KVCache | None,
+        joined: bool = False,
+        record: Recorder | None = None,
+    ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
+        if joined:
+            lay_together(base.model)
+        self._recorded: Recorded | None = None
+        if record is not None and isinstance(cache, PagedCache):
+            self._recorded = Recorded(base.model, cache, record)
         self.weights = str(base.dtype).removeprefix("torch.")
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
@@ -121,17 +92,30 @@ class TorchForward(Forward):
             self._encode(batch.sources, self._cache)
         if not spans:
             return PassOutput(None)
-        tokens = torch.tensor([list(batch.tokens)], device=device)
-        positions = torch.tensor([[i - s.source for s in spans for i in range(s.start, s.end)]], device=device)
+        found = None if self._recorded is None else self._recorded(batch)
+        if found is not None:
+            return found
+        parcel = Parcel(device)
+        tokens = parcel.add([list(batch.tokens)])
+        positions = parcel.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
+        every = list(batch.wanted) == list(range(len(batch.tokens)))
+        wanted = None if every or not batch.wanted else parcel.add(batch.wanted)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
-            attend = self._cache.attend(spans)
-            hidden_ND = model(Inputs(tokens, positions), cache=attend, depth=batch.depth).hidden[0]
+            attend = self._cache.attend(spans, parcel)
+            inputs = Inputs(tokens.tensor, positions.tensor)
+            hidden_ND = model(inputs, cache=attend, depth=batch.depth).hidden[0]
             self._cache.commit()
         finally:
             self._select([], [])
-        logits_WV = model.head(hidden_ND[list(batch.wanted)]).float() if batch.wanted else None
-        return PassOutput(logits_WV, hidden_ND)
+        if not batch.wanted:
+            return PassOutput(None, hidden_ND)
+        asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
+        return PassOutput(model.head(asked_WD).float(), hidden_ND)
+
+    def close(self) -> None:
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _read(
         self,

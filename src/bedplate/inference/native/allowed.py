@@ -84,6 +84,11 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     "attention_gate": lambda spec: not spec.attention_gate,
     "state": lambda spec: spec.state is None,
     "state_layers": lambda spec: not spec.state_layers,
+    "full": lambda spec: spec.full is None,
+    "shared_keys": lambda spec: spec.shared_keys is None,
+    "value_norm": lambda spec: not spec.value_norm,
+    "layer_input_size": lambda spec: spec.layer_input_size == 0,
+    "output_scales": lambda spec: not spec.output_scales,
     "prediction_modules": lambda spec: spec.prediction_modules == 0,
 }
 

@@ -5,6 +5,7 @@
 // has that instruction. Floats: they are bfloat16 or float32, and the products are float32. A way has the types of its
 // cache, of its queries and of its weights, a Block of keys (and values) turned to what scores and mix read.
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
 #include "activations.h"
@@ -20,12 +21,15 @@ struct Running {
     float* values;
 };
 
-// 16 rows of D from `from`, of which n exist, in `spare` where rows that do not exist would be read.
+// 16 rows of D from `from`, of which n exist, in `spare` where rows that do not exist would be read. The first `unseen` are
+// zeros: what stands there may be anything, and no weight of 0 makes nothing of a NaN.
 template <class T>
-const T* whole_group(const T* from, int n, int D, T* spare) {
-    if (n >= 16) return from;
+const T* whole_group(const T* from, int n, int D, T* spare, int unseen = 0) {
+    if (n >= 16 && unseen <= 0) return from;
+    n = std::min(n, 16), unseen = std::clamp(unseen, 0, 16);
     std::memcpy(spare, from, size_t(n) * size_t(D) * sizeof(T));
     std::memset(spare + n * D, 0, size_t(16 - n) * size_t(D) * sizeof(T));
+    std::memset(spare, 0, size_t(unseen) * size_t(D) * sizeof(T));
     return spare;
 }
 
@@ -38,11 +42,13 @@ struct Floats {
     struct Block {
         alignas(64) float keys[MAX_HEAD][KEYS];
         const T* values;
+        int first;
     };
 
-    static void load_block(const T* k, const T* v, int count, int D, Block& to) {
+    // k, v: [count, D] of the block's keys; values before `first` are seen by nobody, and not read.
+    static void load_block(const T* k, const T* v, int first, int count, int D, Block& to) {
         const int groups = (count + 15) / 16;
-        to.values = v;
+        to.values = v, to.first = first;
         for (int g = 0; g < groups; ++g) {
             alignas(64) T spare[16 * MAX_HEAD];
             prefetch_bytes(k + int64_t(g + NEXT) * 16 * D, int64_t(sizeof(T)) * 16 * D);
@@ -80,7 +86,7 @@ struct Floats {
         F acc[N][G];
         for (int n = 0; n < N; ++n)
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
-        for (int i = 0; i < count; ++i) {
+        for (int i = block.first; i < count; ++i) {
             F v[G];
             for (int g = 0; g < G; ++g) v[g] = load(block.values + int64_t(i) * D + feature + g * 16);
             for (int n = 0; n < N; ++n) {
@@ -102,11 +108,14 @@ struct Pairs {
     struct Block {
         alignas(64) uint32_t keys[MAX_HEAD / 2][KEYS];
         alignas(64) uint32_t values[KEYS / 2][MAX_HEAD];
+        int first;
     };
 
-    // k, v: [count, D] of the block's keys; those beyond count become zeros where a whole group of 16 is read.
-    static void load_block(const uint16_t* k, const uint16_t* v, int count, int D, Block& to) {
+    // k, v: [count, D] of the block's keys; those beyond count become zeros where a whole group of 16 is read, and so do
+    // values before `first`, which nobody sees.
+    static void load_block(const uint16_t* k, const uint16_t* v, int first, int count, int D, Block& to) {
         const int groups = (count + 15) / 16;
+        to.first = first;
         for (int g = 0; g < groups; ++g) {
             const int n = count - g * 16;
             const int64_t ahead = int64_t(g + NEXT) * 16 * D;  // the next block follows this one
@@ -122,7 +131,7 @@ struct Pairs {
             }
             for (; c < D; c += 2)
                 for (int r = 0; r < 16; ++r) std::memcpy(&to.keys[c / 2][g * 16 + r], from + r * D + c, 4);
-            const uint16_t* values = whole_group(v + int64_t(g) * 16 * D, n, D, spare);
+            const uint16_t* values = whole_group(v + int64_t(g) * 16 * D, n, D, spare, first - g * 16);
             for (int r = 0; r < 16; r += 2)
                 for (int d = 0; d < D; d += 16)
                     istore(&to.values[(g * 16 + r) / 2][d], interleave(values + r * D + d, values + (r + 1) * D + d));
@@ -153,7 +162,7 @@ struct Pairs {
         F acc[N][G];
         for (int n = 0; n < N; ++n)
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
-        for (int i = 0; i < pairs; ++i) {
+        for (int i = block.first / 2; i < pairs; ++i) {
             I v[G];
             for (int g = 0; g < G; ++g) v[g] = iload(&block.values[i][feature + g * 16]);
             for (int n = 0; n < N; ++n) {

@@ -1,7 +1,5 @@
 // Products of weights in blocks with activations in bytes.
 #pragma once
-#include <type_traits>
-
 #include "formats.h"
 
 constexpr int64_t AHEAD = 4096;  // bytes between what is read and what is asked for
@@ -19,11 +17,14 @@ struct Inputs {
     int blocks() const { return K / BLOCK; }
 };
 
-// The int8 form of one block of 32 values, as two vectors. NaN and infinity reach the scale, so they are not lost.
+// The int8 form of one block of 32 values, as two vectors. NaN and infinity reach the scale, so they are not lost; the
+// bytes are then 0, as they are where the inverse of the scale would be infinite.
 INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block) {
     float top = any_nan(add(a, b)) ? NAN : largest(fmax(fabs(a), fabs(b)));
-    float scale = top / 127.0f, inverse = top > 0 ? 127.0f / top : 0.0f;
-    I x = to_int(mul(a, set1(inverse))), y = to_int(mul(b, set1(inverse)));
+    float scale = top / 127.0f;
+    const bool fine = top > 1e-36f && top <= 3.4e38f;
+    const F inverse = set1(fine ? 127.0f / top : 0.0f);
+    I x = fine ? to_int(mul(a, inverse)) : izero(), y = fine ? to_int(mul(b, inverse)) : izero();
     int8_t* q = to.q + token * to.K + block * BLOCK;
     store_bytes(q, x), store_bytes(q + 16, y);
     int32_t first = isum(x), second = isum(y), total = first + second;
@@ -37,7 +38,7 @@ INLINE void quantise_block(F a, F b, const Inputs& to, int64_t token, int block)
 
 struct Nibbles {
     static constexpr int BYTES = 256;
-    template <int M> using Dot = NibbleDot;
+    template <int M> using Dot = SumsOf<M, NibbleDot>;
     struct High {};
     static INLINE_MEMBER High high(const uint8_t*) { return {}; }
     static INLINE_MEMBER void words(const uint8_t* at, const High&, int i, I& lo, I& hi) {
@@ -56,6 +57,26 @@ struct FiveBits {
         hi = ior(high_nibbles(both), iand(shifted_right(h.bits, i), 0x10101010));
     }
 };
+struct TwoBits {
+    static constexpr int BYTES = 128;
+    template <int M> using Dot = ByteSums;
+    struct High { I first, second; };
+    static INLINE_MEMBER High high(const uint8_t* at) { return {iload(at), iload(at + 64)}; }
+    static INLINE_MEMBER void words(const uint8_t*, const High& h, int i, I& lo, I& hi) {
+        lo = iand(shifted_right(h.first, 2 * i), 0x03030303), hi = iand(shifted_right(h.second, 2 * i), 0x03030303);
+    }
+};
+struct ThreeBits {
+    static constexpr int BYTES = 192;
+    template <int M> using Dot = ByteSums;
+    struct High { I first, second, third; };
+    static INLINE_MEMBER High high(const uint8_t* at) { return {iload(at), iload(at + 64), iload(at + 128)}; }
+    static INLINE_MEMBER void words(const uint8_t*, const High& h, int i, I& lo, I& hi) {
+        I third = i < 2 ? shifted_left(h.third, 2 - i) : shifted_right(h.third, i - 2);
+        lo = ior(iand(shifted_right(h.first, 2 * i), 0x03030303), iand(third, 0x04040404));
+        hi = ior(iand(shifted_right(h.second, 2 * i), 0x03030303), iand(shifted_right(h.third, i + 2), 0x04040404));
+    }
+};
 struct SixBits {
     static constexpr int BYTES = 384;
     template <int M> using Dot = ByteSums;
@@ -70,28 +91,129 @@ struct SixBits {
     }
 };
 
-// Scales in the block itself.
-template <class Values>
-struct Own : Values {
-    static constexpr int SIZE = Values::BYTES + 64, BEFORE = 0;
-    static constexpr bool HALVED = false;
+// What is known of one token's activations in a block (see Inputs).
+struct Known {
+    float scale, scaled_sum;
+    int32_t offset;
+    const int32_t* halves;
+};
+
+// How sums become numbers. TURNS: whether a token's are best finished before the next one's begin.
+// Products of values 0 … n, times a scale, and a minimum that is added.
+struct WithLeast {
+    static constexpr bool TURNS = false;
     struct Scale { F d, least; };
+    template <class Dot> static INLINE_MEMBER void start(Dot&, const Known&) {}
+    template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
+        to = fma(to_float(dot.total()), mul(by.d, set1(x.scale)), to);
+        return fma(by.least, set1(x.scaled_sum), to);
+    }
+};
+// Of values about −128 Σ, times a scale.
+struct AboutByte {
+    static constexpr bool TURNS = true;
+    struct Scale { F d; };
+    template <class Dot> static INLINE_MEMBER void start(Dot& dot, const Known& x) { dot.start(x.offset); }
+    template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
+        return fma(to_float(dot.total()), mul(by.d, set1(x.scale)), to);
+    }
+};
+// The same of values about 32 or (DOWN = 3) 4, with a scale for each 16 inputs.
+template <int DOWN>
+struct HalvesAbout {
+    static constexpr bool TURNS = true;
+    struct Scale { F first, second; };
+    template <class Dot> static INLINE_MEMBER void start(Dot& dot, const Known& x) {
+        const int32_t about[] = {x.halves[0] >> DOWN, x.halves[1] >> DOWN};
+        dot.start(about);
+    }
+    template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
+        to = fma(to_float(dot.first()), mul(by.first, set1(x.scale)), to);
+        return fma(to_float(dot.second()), mul(by.second, set1(x.scale)), to);
+    }
+};
+// Scales and minima for each 16 inputs; the minima are of −32 Σ.
+struct HalvesWithLeast {
+    static constexpr bool TURNS = true;
+    struct Scale { F first, second, first_least, second_least; };
+    template <class Dot> static INLINE_MEMBER void start(Dot&, const Known&) {}
+    template <class Dot> static INLINE_MEMBER F added(F to, const Dot& dot, const Scale& by, const Known& x) {
+        to = fma(to_float(dot.first()), mul(by.first, set1(x.scale)), to);
+        to = fma(to_float(dot.second()), mul(by.second, set1(x.scale)), to);
+        to = fma(by.first_least, set1(x.scale * static_cast<float>(x.halves[0])), to);
+        return fma(by.second_least, set1(x.scale * static_cast<float>(x.halves[1])), to);
+    }
+};
+
+// A form: values of blocks, how sums of their products are scaled, and where the scales are: SIZE bytes of a block, BEFORE
+// bytes before each IN_SPAN of them.
+template <class Values>
+struct Own : Values, WithLeast {
+    static constexpr int SIZE = Values::BYTES + 64, BEFORE = 0, IN_SPAN = 1;
     static INLINE_MEMBER Scale scale(const uint8_t* at, const uint8_t*, int) {
         return {load_half(at + Values::BYTES), load_half(at + Values::BYTES + 32)};
     }
 };
-// Scales of a span, times those of its blocks; HALVED: one of each 16 inputs, and no minimum.
-template <class Values, bool Two>
-struct Spanned : Values {
-    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN;
-    template <int M> using Dot = std::conditional_t<Two, ByteSums, SumsOf<M, typename Values::template Dot<M>>>;
-    static constexpr bool HALVED = Two;
-    struct Scale { F d, least; };
+// Values about a centre, which is taken away as a minimum.
+template <class Values, int Centre>
+struct Centred : Values, WithLeast {
+    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_FEW, IN_SPAN = 2;
+    static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
+        F d = load_half(before + 32 * block);
+        return {d, mul(d, set1(-Centre))};
+    }
+};
+// Nibbles are numbers of values.
+template <class Table>
+struct LookedUp : Nibbles, AboutByte {
+    static constexpr int SIZE = Nibbles::BYTES, BEFORE = BEFORE_FEW, IN_SPAN = Table::IN_SPAN;
+    template <int> using Dot = ByteDot;
+    static INLINE_MEMBER void words(const uint8_t* at, const High& h, int i, I& lo, I& hi) {
+        Nibbles::words(at, h, i, lo, hi);
+        lo = ready_bytes(looked_up(Table::VALUES, lo)), hi = ready_bytes(looked_up(Table::VALUES, hi));
+    }
+    static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) { return {Table::scale(before, block)}; }
+};
+// Values as bytes + 128: those of IQ4_NL, and twice those of MXFP4.
+struct NonLinear {
+    static constexpr int IN_SPAN = 2;
+    static constexpr uint8_t VALUES[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+    static INLINE_MEMBER F scale(const uint8_t* before, int block) { return load_half(before + 32 * block); }
+};
+struct FourBitFloats {
+    static constexpr int IN_SPAN = 4;
+    static constexpr uint8_t VALUES[16] = {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116};
+    static INLINE_MEMBER F scale(const uint8_t* before, int block) {
+        return floats(shifted_left(load_bytes(before + 16 * block), 23));
+    }
+};
+// Of K types: scales of a span, times factors of its blocks.
+template <class Values>
+struct Spanned : Values, WithLeast {
+    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN, IN_SPAN = SPAN;
+    template <int M> using Dot = SumsOf<M, typename Values::template Dot<M>>;
+    static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
+        const uint8_t* factors = before + 64 + block * 32;
+        return {mul(load_half(before), load_unsigned(factors)), mul(load_half(before + 32), load_unsigned(factors + 16))};
+    }
+};
+template <class Values, int DOWN>
+struct SpannedHalves : Values, HalvesAbout<DOWN> {
+    static constexpr int SIZE = Values::BYTES, BEFORE = BEFORE_SPAN, IN_SPAN = SPAN;
+    using Scale = typename HalvesAbout<DOWN>::Scale;
     static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
         const uint8_t* factors = before + 64 + block * 32;
         F d = load_half(before);
-        if constexpr (Two) return {mul(d, load_signed(factors)), mul(d, load_signed(factors + 16))};
-        else return {mul(d, load_unsigned(factors)), mul(load_half(before + 32), load_unsigned(factors + 16))};
+        return {mul(d, load_signed(factors)), mul(d, load_signed(factors + 16))};
+    }
+};
+struct SpannedTwoBits : TwoBits, HalvesWithLeast {
+    static constexpr int SIZE = TwoBits::BYTES, BEFORE = BEFORE_SPAN, IN_SPAN = SPAN;
+    static INLINE_MEMBER Scale scale(const uint8_t*, const uint8_t* before, int block) {
+        I first = load_bytes(before + 64 + block * 32), second = load_bytes(before + 80 + block * 32);
+        F d = load_half(before), least = mul(load_half(before + 32), set1(1.0f / 32));
+        return {mul(d, to_float(iand(first, 15))), mul(d, to_float(iand(second, 15))),
+                mul(least, to_float(shifted_right(first, 4))), mul(least, to_float(shifted_right(second, 4)))};
     }
 };
 
@@ -100,15 +222,17 @@ template <class Form, int M, int P>
 void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const int blocks = x.blocks();
     const int8_t* q = x.q + token * x.K;
-    const float *scale = x.scale + token * blocks, *total = x.scaled_sum + token * blocks;
-    const int32_t* halves = x.halves + token * blocks * 2;
+    auto known = [&](int m, int b) -> Known {
+        const int64_t at = (token + m) * blocks + b;
+        return {x.scale[at], x.scaled_sum[at], x.offset[at], x.halves + 2 * at};
+    };
     const uint8_t* before = w;
     F acc[M][P];
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) acc[m][p] = zero();
     for (int b = 0; b < blocks; ++b, w += Form::SIZE) {
         if constexpr (Form::BEFORE > 0)
-            if (b % SPAN == 0) {
+            if (b % Form::IN_SPAN == 0) {
                 before = w, w += Form::BEFORE;
                 if (ahead)
                     for (int p = 0; p < P; ++p) prefetch_bytes(before + p * panel_bytes + ahead, Form::BEFORE);
@@ -120,41 +244,35 @@ void block_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_
             const uint8_t* at = w + p * panel_bytes;
             if (ahead)
                 for (int i = 0; i < Form::SIZE / 64; ++i) prefetch(at + ahead + 64 * i);
-            by[p] = Form::scale(at, before + p * panel_bytes, b % SPAN), high[p] = Form::high(at);
-            if constexpr (Form::HALVED)
-                for (int m = 0; m < M; ++m) dot[m][p].start(halves + (m * blocks + b) * 2);
+            by[p] = Form::scale(at, before + p * panel_bytes, b % Form::IN_SPAN), high[p] = Form::high(at);
         }
-        auto use = [&](int i, int m, int p, I lo, I hi) {
-            const int8_t* a = q + m * x.K + b * BLOCK + 4 * i;
-            dot[m][p].add(lo, hi, bcast(a), bcast(a + 16));
+        auto input = [&](int m, int at) { return bcast(q + m * x.K + b * BLOCK + at); };
+        auto start = [&](int m) { for (int p = 0; p < P; ++p) Form::start(dot[m][p], known(m, b)); };
+        auto finish = [&](int m) {
+            for (int p = 0; p < P; ++p) acc[m][p] = Form::added(acc[m][p], dot[m][p], by[p], known(m, b));
         };
-        if constexpr (WORDS_FIRST) {
-            for (int i = 0; i < 4; ++i)
-                for (int p = 0; p < P; ++p) {
-                    I lo, hi;
-                    Form::words(w + p * panel_bytes, high[p], i, lo, hi);
-                    for (int m = 0; m < M; ++m) use(i, m, p, lo, hi);
-                }
-        } else {
-            I lo[P][4], hi[P][4];
-            for (int p = 0; p < P; ++p)
-                for (int i = 0; i < 4; ++i) Form::words(w + p * panel_bytes, high[p], i, lo[p][i], hi[p][i]);
-            for (int m = 0; m < M; ++m)
-                for (int i = 0; i < 4; ++i)
-                    for (int p = 0; p < P; ++p) use(i, m, p, lo[p][i], hi[p][i]);
-        }
-        for (int m = 0; m < M; ++m) {
-            F times = set1(scale[m * blocks + b]), sums = set1(total[m * blocks + b]);
-            for (int p = 0; p < P; ++p) {
-                if constexpr (Form::HALVED) {
-                    acc[m][p] = fma(to_float(dot[m][p].first()), mul(by[p].d, times), acc[m][p]);
-                    acc[m][p] = fma(to_float(dot[m][p].second()), mul(by[p].least, times), acc[m][p]);
-                } else {
-                    acc[m][p] = fma(to_float(dot[m][p].total()), mul(by[p].d, times), acc[m][p]);
-                    acc[m][p] = fma(by[p].least, sums, acc[m][p]);
+        constexpr bool words_first = WORDS_FIRST || P > 1;
+        if constexpr (words_first) {  // of several panels each input is read once
+            for (int m = 0; m < M; ++m) start(m);
+            for (int i = 0; i < 4; ++i) {
+                I lo[P], hi[P];
+                for (int p = 0; p < P; ++p) Form::words(w + p * panel_bytes, high[p], i, lo[p], hi[p]);
+                for (int m = 0; m < M; ++m) {
+                    const I first = input(m, 4 * i), second = input(m, 4 * i + 16);
+                    for (int p = 0; p < P; ++p) dot[m][p].add(lo[p], hi[p], first, second);
                 }
             }
+        } else {
+            I lo[4], hi[4];
+            for (int i = 0; i < 4; ++i) Form::words(w, high[0], i, lo[i], hi[i]);
+            for (int m = 0; m < M; ++m) {
+                start(m);
+                for (int i = 0; i < 4; ++i) dot[m][0].add(lo[i], hi[i], input(m, 4 * i), input(m, 4 * i + 16));
+                if constexpr (Form::TURNS) finish(m);
+            }
         }
+        if constexpr (words_first || !Form::TURNS)
+            for (int m = 0; m < M; ++m) finish(m);
     }
     for (int m = 0; m < M; ++m)
         for (int p = 0; p < P; ++p) store(out + m * ld + p * LANES, acc[m][p]);

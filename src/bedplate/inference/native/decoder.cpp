@@ -38,7 +38,7 @@ using Narrow = Floats<uint16_t>;
 #endif
 
 void add_matrix(Model& m, Linear& w, int source, int in, int out, const void* data, const float* bias) {
-    w.format = format_of(source), w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
+    w.format = stored_as(source).format, w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
     w.panel_bytes = panel_size(w.format, in);
     w.data = m.arena.take(w.panels * w.panel_bytes);
     // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.

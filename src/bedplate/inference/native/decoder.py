@@ -33,7 +33,12 @@ from bedplate.models.specs import TextSpec, TransformerSpec
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
-SOURCES = frozenset(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"))
+SOURCES = frozenset(
+    (
+        *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"),
+        *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    )
+)
 """Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)

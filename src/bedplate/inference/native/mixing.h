@@ -118,7 +118,8 @@ private:
         return *std::find_if(plans_.begin(), plans_.end(), [&](const Plan& p) { return p.window == window; });
     }
 
-    void fetch_block(int l, int64_t row, int group, int block, int count, int thread) {
+    // Keys `first` … count − 1 of a block are seen.
+    void fetch_block(int l, int64_t row, int group, int block, int first, int count, int thread) {
         const int64_t begin = int64_t(block) * KEYS, C = c_.places[l], D = s_.head_dim;
         const T *k = place(c_.keys[l], l, row, group, begin), *v = place(c_.values[l], l, row, group, begin);
         const int64_t before = C - begin % C;  // the ring's end
@@ -132,7 +133,7 @@ private:
             join(keys, k, c_.keys[l]), join(values, v, c_.values[l]);
             k = keys, v = values;
         }
-        Way::load_block(k, v, count, s_.head_dim, *blocks_[size_t(thread)]);
+        Way::load_block(k, v, first, count, s_.head_dim, *blocks_[size_t(thread)]);
     }
 
     // The beginning of what a unit reads: its own loads run ahead of themselves from there.
@@ -147,7 +148,7 @@ private:
         const Part& part = plan.parts[i];
         const int D = s_.head_dim, per_group = s_.heads / s_.kv_heads;
         const Seen seen = seen_of(plan.window, c_.positions[part.token], part.block);
-        fetch_block(l, c_.rows[part.token], part.group, part.block, seen.end, thread);
+        fetch_block(l, c_.rows[part.token], part.group, part.block, seen.begin, seen.end, thread);
         const Seen all_seen[QUERIES] = {seen, seen, seen, seen};
         for (int h = 0; h < per_group; h += QUERIES) {
             const int n = std::min(QUERIES, per_group - h);
@@ -210,7 +211,7 @@ private:
         for (int b = int(first_seen(window, position[0]) / KEYS); b <= int(last / KEYS); ++b) {
             const int64_t begin = int64_t(b) * KEYS;
             const int count = int(std::min<int64_t>(KEYS, last + 1 - begin));
-            fetch_block(l, unit.row, unit.group, b, count, thread);
+            fetch_block(l, unit.row, unit.group, b, seen_of(window, position[0], b).begin, count, thread);
             int r = 0, end = rows;  // those before and behind see nothing of this block
             while (r < rows && position[r] < begin) ++r;
             while (end > r && first_seen(window, position[end - 1]) >= begin + KEYS) --end;

@@ -4,54 +4,39 @@
 #include "formats.h"
 
 enum Source {
-    FROM_F32 = 0, FROM_Q4_0 = 2, FROM_Q4_1 = 3, FROM_Q5_0 = 6, FROM_Q5_1 = 7, FROM_Q8_0 = 8, FROM_Q4_K = 12, FROM_Q5_K = 13,
-    FROM_Q6_K = 14, FROM_BF16 = 30
+    FROM_F32 = 0, FROM_Q4_0 = 2, FROM_Q4_1 = 3, FROM_Q5_0 = 6, FROM_Q5_1 = 7, FROM_Q8_0 = 8, FROM_Q2_K = 10, FROM_Q3_K = 11,
+    FROM_Q4_K = 12, FROM_Q5_K = 13, FROM_Q6_K = 14, FROM_IQ4_NL = 20, FROM_BF16 = 30, FROM_MXFP4 = 39
 };
 
-// The format that holds a source's values as they are; −1: none does.
-inline int format_of(int source) {
+// The format that holds a source's values as they are, and how many bytes hold how many values there; −1: none does.
+struct Stored {
+    int format;
+    int64_t bytes, values;
+};
+inline Stored stored_as(int source) {
     switch (source) {
-        case FROM_F32: return F32;
-        case FROM_BF16: return BF16;
-        case FROM_Q8_0: return INT8;
-        case FROM_Q4_0: case FROM_Q4_1: return INT4;
-        case FROM_Q5_0: case FROM_Q5_1: return INT5;
-        case FROM_Q4_K: return K4;
-        case FROM_Q5_K: return K5;
-        case FROM_Q6_K: return K6;
-        default: return -1;
+        case FROM_F32: return {F32, 4, 1};
+        case FROM_BF16: return {BF16, 2, 1};
+        case FROM_Q8_0: return {INT8, 34, BLOCK};
+        case FROM_Q4_0: return {C4, 18, BLOCK};
+        case FROM_Q4_1: return {INT4, 20, BLOCK};
+        case FROM_Q5_0: return {C5, 22, BLOCK};
+        case FROM_Q5_1: return {INT5, 24, BLOCK};
+        case FROM_IQ4_NL: return {NL4, 18, BLOCK};
+        case FROM_MXFP4: return {FP4, 17, BLOCK};
+        case FROM_Q2_K: return {K2, 84, SPAN * BLOCK};
+        case FROM_Q3_K: return {K3, 110, SPAN * BLOCK};
+        case FROM_Q4_K: return {K4, 144, SPAN * BLOCK};
+        case FROM_Q5_K: return {K5, 176, SPAN * BLOCK};
+        case FROM_Q6_K: return {K6, 210, SPAN * BLOCK};
+        default: return {-1, 0, 1};
     }
 }
 
 // Bytes of a row of `in` values.
 inline int64_t row_size(int source, int in) {
-    const int64_t blocks = in / BLOCK, spans = blocks / SPAN;
-    switch (source) {
-        case FROM_F32: return int64_t(in) * 4;
-        case FROM_BF16: return int64_t(in) * 2;
-        case FROM_Q8_0: return blocks * 34;
-        case FROM_Q4_0: return blocks * 18;
-        case FROM_Q4_1: return blocks * 20;
-        case FROM_Q5_0: return blocks * 22;
-        case FROM_Q5_1: return blocks * 24;
-        case FROM_Q4_K: return spans * 144;
-        case FROM_Q5_K: return spans * 176;
-        default: return spans * 210;
-    }
-}
-
-// A float16 times −2^power: exact, but where the smallest numbers lose bits or the largest become infinite.
-inline uint16_t negative_times(const uint8_t* half, int power) {
-    uint16_t h;
-    std::memcpy(&h, half, 2);
-    float x = -half_value(h) * static_cast<float>(1 << power);
-    if (std::fabs(x) >= 65520.0f) return x < 0 ? 0xfc00 : 0x7c00;
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    const uint32_t sign = bits >> 16 & 0x8000u, exponent = bits >> 23 & 255u;
-    if (x != x) return uint16_t(sign | 0x7e00u);
-    if (exponent >= 113) return uint16_t(sign | ((bits & 0x7fffffffu) - (112u << 23)) >> 13);
-    return uint16_t(sign | uint32_t(std::fabs(x) * 16777216.0f));  // in steps of 2^-24
+    const Stored stored = stored_as(source);
+    return in / stored.values * stored.bytes;
 }
 
 // What a span of a K type says of its block b: six bits of scale and six of minimum, spread over twelve bytes.
@@ -74,30 +59,47 @@ inline void put_values(const uint8_t* q, int bits, uint8_t* to, int lane) {
     }
 }
 
-// Blocks of 32 with a scale, and a minimum or a centre.
-inline void pack_block(int source, const uint8_t* from, int block, uint8_t* panel, int lane) {
-    uint8_t q[BLOCK], minimum[2];
-    if (source == FROM_Q8_0) {
-        uint8_t* to = panel + block / 2 * 1088 + block % 2 * 512;
-        for (int i = 0; i < BLOCK; ++i) to[i / 4 * 64 + lane * 4 + i % 4] = uint8_t(from[2 + i] + 128);
-        std::memcpy(panel + block / 2 * 1088 + 1024 + block % 2 * 32 + lane * 2, from, 2);
-        return;
+// The same of values below 8: two bits each of the first 16 and of the last, and (third) the bits above them.
+inline void put_few(const uint8_t* q, bool third, uint8_t* to, int lane) {
+    for (int i = 0; i < BLOCK; ++i) {
+        uint8_t* word = to + lane * 4 + i % 4;
+        word[i / 16 * 64] |= uint8_t((q[i] & 3) << (i % 16 / 4 * 2));
+        if (third) word[128] |= uint8_t(q[i] >> 2 << (i / 4));
     }
-    const bool five = format_of(source) == INT5, centred = source == FROM_Q4_0 || source == FROM_Q5_0;
-    const uint8_t* at = from + (centred ? 2 : 4);
+}
+
+inline void pack_bytes(const uint8_t* from, int block, uint8_t* panel, int lane) {  // of Q8_0
+    uint8_t* to = panel + block / 2 * layout_of(INT8).span() + block % 2 * 512;
+    for (int i = 0; i < BLOCK; ++i) to[i / 4 * 64 + lane * 4 + i % 4] = uint8_t(from[2 + i] + 128);
+    std::memcpy(panel + block / 2 * layout_of(INT8).span() + 1024 + block % 2 * 32 + lane * 2, from, 2);
+}
+
+// Blocks of 32 with a scale, and perhaps a minimum.
+inline void pack_block(int source, const uint8_t* from, int block, uint8_t* panel, int lane) {
+    const int format = stored_as(source).format;
+    const Layout layout = layout_of(format);
+    const bool five = format == INT5 || format == C5, own = format == INT4 || format == INT5;
+    const uint8_t* at = from + (own ? 4 : format == FP4 ? 1 : 2);
     uint32_t high = 0;
     if (five) std::memcpy(&high, at, 4), at += 4;
+    uint8_t q[BLOCK];
     for (int i = 0; i < 16; ++i) {
         q[i] = uint8_t((at[i] & 15) | (high >> i & 1) << 4);
         q[i + 16] = uint8_t(at[i] >> 4 | (high >> (i + 16) & 1) << 4);
     }
-    const uint16_t below = centred ? negative_times(from, five ? 4 : 3) : 0;
-    std::memcpy(minimum, centred ? reinterpret_cast<const uint8_t*>(&below) : from + 2, 2);
-    uint8_t* to = panel + block * (five ? 384 : 320);
-    uint8_t* scales = to + (five ? 320 : 256);
+    uint8_t *span = panel + block / layout.blocks * layout.span(), *to = span;
+    const int in_span = block % layout.blocks;
+    if (own) {
+        uint8_t* scales = to + layout.block;
+        std::memcpy(scales + lane * 2, from, 2);
+        std::memcpy(scales + 32 + lane * 2, from + 2, 2);
+    } else {
+        to += layout.beside + in_span * layout.block;
+        // A power of two's exponent as a float32 has it: 2^(e − 128), the two least of which are taken for 0.
+        if (format == FP4) span[in_span * 16 + lane] = uint8_t(from[0] ? from[0] - 1 : 0);
+        else std::memcpy(span + in_span * 32 + lane * 2, from, 2);
+    }
     put_values(q, five, to, lane);
-    std::memcpy(scales + lane * 2, from, 2);
-    std::memcpy(scales + 32 + lane * 2, minimum, 2);
 }
 
 // A span of Q4_K or Q5_K: d, dmin, the factors, (the fifth bits,) and nibbles, two blocks of them in 32 bytes.
@@ -134,10 +136,52 @@ inline void pack_k6(const uint8_t* from, uint8_t* to, int lane) {
     }
 }
 
+// A span of Q2_K: a scale and a minimum of four bits for each 16 values, two bits each, d, dmin.
+inline void pack_k2(const uint8_t* from, uint8_t* to, int lane) {
+    std::memcpy(to + lane * 2, from + 80, 2);
+    std::memcpy(to + 32 + lane * 2, from + 82, 2);
+    for (int b = 0; b < SPAN; ++b) {
+        uint8_t* factors = to + 64 + b * 32;
+        factors[lane] = from[2 * b], factors[16 + lane] = from[2 * b + 1];
+        uint8_t q[BLOCK];
+        for (int i = 0; i < BLOCK; ++i) q[i] = from[16 + b / 4 * 32 + i] >> (b % 4 * 2) & 3;
+        put_few(q, false, to + BEFORE_SPAN + b * layout_of(K2).block, lane);
+    }
+}
+
+// A span of Q3_K: third bits, two bits each, factors of 16 values in six bits and 32 too large, d.
+inline void pack_k3(const uint8_t* from, uint8_t* to, int lane) {
+    const uint8_t *pairs = from + 32, *packed = from + 96;
+    std::memcpy(to + lane * 2, from + 108, 2);
+    for (int b = 0; b < SPAN; ++b) {
+        for (int h = 0; h < 2; ++h) {
+            const int i = 2 * b + h;
+            const int low = packed[i % 8] >> (i / 8 * 4) & 15, high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
+            to[64 + b * 32 + h * 16 + lane] = uint8_t((low | high << 4) - 32);
+        }
+        uint8_t q[BLOCK];
+        for (int i = 0; i < BLOCK; ++i)
+            q[i] = uint8_t((pairs[b / 4 * 32 + i] >> (b % 4 * 2) & 3) | (from[i] >> b & 1) << 2);
+        put_few(q, true, to + BEFORE_SPAN + b * layout_of(K3).block, lane);
+    }
+}
+
+// One lane of a span of a K type.
+inline void pack_span(int format, const uint8_t* from, uint8_t* to, int lane) {
+    switch (format) {
+        case K2: return pack_k2(from, to, lane);
+        case K3: return pack_k3(from, to, lane);
+        case K4: return pack_k(false, from, to, lane);
+        case K5: return pack_k(true, from, to, lane);
+        default: return pack_k6(from, to, lane);
+    }
+}
+
 // from: [out, row_size] bytes. Panels first … end − 1 are written. Rows beyond `out` in the last panel are zeros.
 inline void pack(Linear& w, int source, const void* from, int first, int end) {
-    const int64_t row_bytes = row_size(source, w.in);
-    const int blocks = w.in / BLOCK, spans = blocks / SPAN;
+    const int64_t row_bytes = row_size(source, w.in), bytes = stored_as(source).bytes;
+    const Layout layout = layout_of(w.format);
+    const int blocks = w.in / BLOCK;
     for (int p = first; p < end; ++p) {
         uint8_t* panel = w.data + p * w.panel_bytes;
         std::memset(panel, 0, size_t(w.panel_bytes));
@@ -145,13 +189,12 @@ inline void pack(Linear& w, int source, const void* from, int first, int end) {
             const uint8_t* row = static_cast<const uint8_t*>(from) + int64_t(p * LANES + lane) * row_bytes;
             if (w.format == F32 || w.format == BF16) {
                 for (int64_t k = 0; k < row_bytes / 4; ++k) std::memcpy(panel + k * 64 + lane * 4, row + k * 4, 4);
-            } else if (w.format == K6) {
-                for (int s = 0; s < spans; ++s) pack_k6(row + s * 210, panel + s * (BEFORE_SPAN + SPAN * 384), lane);
-            } else if (w.format == K4 || w.format == K5) {
-                const int64_t size = w.format == K5 ? 320 : 256, bytes = w.format == K5 ? 176 : 144;
-                for (int s = 0; s < spans; ++s) pack_k(w.format == K5, row + s * bytes, panel + s * (BEFORE_SPAN + SPAN * size), lane);
+            } else if (layout.blocks == SPAN) {
+                for (int s = 0; s < blocks / SPAN; ++s) pack_span(w.format, row + s * bytes, panel + s * layout.span(), lane);
+            } else if (w.format == INT8) {
+                for (int b = 0; b < blocks; ++b) pack_bytes(row + b * bytes, b, panel, lane);
             } else {
-                for (int b = 0; b < blocks; ++b) pack_block(source, row + b * (row_bytes / blocks), b, panel, lane);
+                for (int b = 0; b < blocks; ++b) pack_block(source, row + b * bytes, b, panel, lane);
             }
         }
     }

@@ -95,18 +95,38 @@ void bf16_panels(const uint8_t* w, int64_t panel_bytes, const Inputs& x, int64_t
 }
 #endif
 
+template <int M>
+INLINE void byte_panel(const Linear& w, const uint8_t* at, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
+    const int64_t n = w.panel_bytes;
+    switch (w.format) {
+        case INT8: return int8_panels<M, 1>(at, n, x, token, ahead, out, ld);
+        case INT4: return block_panels<Own<Nibbles>, M, 1>(at, n, x, token, ahead, out, ld);
+        case INT5: return block_panels<Own<FiveBits>, M, 1>(at, n, x, token, ahead, out, ld);
+        case C4: return block_panels<Centred<Nibbles, 8>, M, 1>(at, n, x, token, ahead, out, ld);
+        case C5: return block_panels<Centred<FiveBits, 16>, M, 1>(at, n, x, token, ahead, out, ld);
+        case NL4: return block_panels<LookedUp<NonLinear>, M, 1>(at, n, x, token, ahead, out, ld);
+        case FP4: return block_panels<LookedUp<FourBitFloats>, M, 1>(at, n, x, token, ahead, out, ld);
+        case K2: return block_panels<SpannedTwoBits, M, 1>(at, n, x, token, ahead, out, ld);
+        case K3: return block_panels<SpannedHalves<ThreeBits, 3>, M, 1>(at, n, x, token, ahead, out, ld);
+        case K4: return block_panels<Spanned<Nibbles>, M, 1>(at, n, x, token, ahead, out, ld);
+        case K5: return block_panels<Spanned<FiveBits>, M, 1>(at, n, x, token, ahead, out, ld);
+        default: return block_panels<SpannedHalves<SixBits, 0>, M, 1>(at, n, x, token, ahead, out, ld);
+    }
+}
+
+// Several panels at once are of floats, or two of nibbles.
 template <int M, int P>
 INLINE void panels(const Linear& w, int panel, const Inputs& x, int64_t token, int64_t ahead, float* out, int64_t ld) {
     const uint8_t* at = w.panel(panel);
     switch (w.format) {
         case BF16: return bf16_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
         case F32: return float_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        case INT8: return int8_panels<M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        case INT4: return block_panels<Own<Nibbles>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        case INT5: return block_panels<Own<FiveBits>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        case K4: return block_panels<Spanned<Nibbles, false>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        case K5: return block_panels<Spanned<FiveBits, false>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
-        default: return block_panels<Spanned<SixBits, true>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+        default:
+            if constexpr (P == 1) return byte_panel<M>(w, at, x, token, ahead, out, ld);
+            if constexpr (M == 4 && P == 2) {
+                if (w.format == INT4) block_panels<Own<Nibbles>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+                else block_panels<Centred<Nibbles, 8>, M, P>(at, w.panel_bytes, x, token, ahead, out, ld);
+            }
     }
 }
 
@@ -122,13 +142,19 @@ struct Turn {
 };
 constexpr Turn NO_TURN{MAX_TILES, MAX_TILES};  // asks for nothing
 
-// Floats take several panels at once, so that enough sums are under way to hide each addition's latency.
+// Floats take several panels at once, so that enough sums are under way to hide each addition's latency; of eight tokens
+// nibbles take half of them with two panels, so that each input is read once for both.
 template <int M>
 void product(const Linear& w, int panel, int count, const Inputs& x, int64_t token, const Turn& turn, float* out, int64_t ld) {
     int p = 0;
     constexpr int P = panels_beside(M);
     if (reads(w.format) != BYTES)
         for (; p + P <= count; p += P) panels<M, P>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
+    if constexpr (M == 8 && NIBBLES_BY_TWO)
+        for (; (w.format == INT4 || w.format == C4) && p + 2 <= count; p += 2) {
+            panels<4, 2>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
+            panels<4, 2>(w, panel + p, x, token + 4, 0, out + 4 * ld + p * LANES, ld);
+        }
     for (; p < count; ++p) panels<M, 1>(w, panel + p, x, token, turn.ahead(w, p, count), out + p * LANES, ld);
 }
 

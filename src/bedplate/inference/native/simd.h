@@ -37,6 +37,8 @@ INLINE float half_value(uint16_t h) {
 template <int, class Apart> using SumsOf = Apart;  // sums of products of so many tokens
 #endif
 
+INLINE F load_unsigned(const uint8_t* p) { return to_float(load_bytes(p)); }
+
 // Whether bfloat16 weights, keys and values are multiplied as they are; else they are widened to float32 first.
 #ifdef BEDPLATE_BF16
 constexpr bool PAIRS = true;

@@ -5,6 +5,7 @@
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 4;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 2 ? 1 : 2; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = false;
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 struct F { __m256 a, b; };
@@ -83,11 +84,15 @@ INLINE I ior(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b,
 INLINE I shifted_left(I x, int by) { return {_mm256_slli_epi32(x.a, by), _mm256_slli_epi32(x.b, by)}; }
 INLINE I shifted_right(I x, int by) { return {_mm256_srli_epi32(x.a, by), _mm256_srli_epi32(x.b, by)}; }
 INLINE __m128i eight_bytes(const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); }
-INLINE F load_unsigned(const uint8_t* p) {
-    return to_float({_mm256_cvtepu8_epi32(eight_bytes(p)), _mm256_cvtepu8_epi32(eight_bytes(p + 8))});
+INLINE I load_bytes(const uint8_t* p) {
+    return {_mm256_cvtepu8_epi32(eight_bytes(p)), _mm256_cvtepu8_epi32(eight_bytes(p + 8))};
 }
 INLINE F load_signed(const uint8_t* p) {
     return to_float({_mm256_cvtepi8_epi32(eight_bytes(p)), _mm256_cvtepi8_epi32(eight_bytes(p + 8))});
+}
+INLINE I looked_up(const uint8_t* table, I at) {  // bytes: those of a table of 16
+    __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+    return {_mm256_shuffle_epi8(all, at.a), _mm256_shuffle_epi8(all, at.b)};
 }
 INLINE bool any_nan(F x) {
     __m256 bad = _mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q));

@@ -7,6 +7,7 @@
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 8;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 4 ? 2 : 4; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = false;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = true;  // two panels beside each other, where there are eight tokens
 constexpr int GROUP_SUMS = 16;  // sums of 16 lanes at once in attention
 
 using F = __m512;
@@ -51,11 +52,13 @@ INLINE I iand(I a, int32_t mask) { return _mm512_and_si512(a, iset1(mask)); }
 INLINE I ior(I a, I b) { return _mm512_or_si512(a, b); }
 INLINE I shifted_left(I a, int by) { return _mm512_slli_epi32(a, static_cast<unsigned>(by)); }
 INLINE I shifted_right(I a, int by) { return _mm512_srli_epi32(a, static_cast<unsigned>(by)); }
-INLINE F load_unsigned(const uint8_t* p) {
-    return to_float(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-}
+INLINE __m128i sixteen_bytes(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+INLINE I load_bytes(const uint8_t* p) { return _mm512_cvtepu8_epi32(sixteen_bytes(p)); }
 INLINE F load_signed(const uint8_t* p) {
-    return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    return to_float(_mm512_cvtepi8_epi32(sixteen_bytes(p)));
+}
+INLINE I looked_up(const uint8_t* table, I at) {  // bytes: those of a table of 16
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(sixteen_bytes(table)), at);
 }
 INLINE bool any_nan(F a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 INLINE F load_half(const void* p) {

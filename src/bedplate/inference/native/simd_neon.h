@@ -5,6 +5,7 @@
 constexpr int BYTE_TILE = 8, FLOAT_TILE = 4;  // tokens at once in a product of bytes and of floats
 constexpr int panels_beside(int tokens) { return tokens > 2 ? 1 : 2; }  // of floats: their sums stay in registers
 constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = false;
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 struct F { float32x4_t a, b, c, d; };
@@ -118,7 +119,17 @@ INLINE F widened_bytes(int8x16_t x) {
                      vmovl_s16(vget_high_s16(high))});
 }
 INLINE F load_signed(const uint8_t* p) { return widened_bytes(vreinterpretq_s8_u8(vld1q_u8(p))); }
-INLINE F load_unsigned(const uint8_t* p) { return load_signed(p); }  // factors of six bits
+INLINE I load_bytes(const uint8_t* p) {
+    uint8x16_t x = vld1q_u8(p);
+    uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_u8(vget_high_u8(x));
+    auto wide = [](uint16x4_t quarter) { return vreinterpretq_s32_u32(vmovl_u16(quarter)); };
+    return {wide(vget_low_u16(low)), wide(vget_high_u16(low)), wide(vget_low_u16(high)), wide(vget_high_u16(high))};
+}
+INLINE I looked_up(const uint8_t* table, I at) {  // bytes: those of a table of 16
+    const uint8x16_t all = vld1q_u8(table);
+    auto of = [all](int32x4_t quarter) { return vreinterpretq_s32_u8(vqtbl1q_u8(all, vreinterpretq_u8_s32(quarter))); };
+    return {of(at.a), of(at.b), of(at.c), of(at.d)};
+}
 INLINE bool any_nan(F x) {
     uint32x4_t good = vandq_u32(vandq_u32(vceqq_f32(x.a, x.a), vceqq_f32(x.b, x.b)),
                                 vandq_u32(vceqq_f32(x.c, x.c), vceqq_f32(x.d, x.d)));

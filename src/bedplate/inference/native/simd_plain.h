@@ -4,6 +4,7 @@
 constexpr int BYTE_TILE = 4, FLOAT_TILE = 4;
 constexpr int panels_beside(int) { return 1; }
 constexpr bool WORDS_FIRST = true;  // each word of weights meets all tokens of a tile before the next is read
+constexpr bool NIBBLES_BY_TWO = false;
 constexpr int GROUP_SUMS = 4;  // sums of 16 lanes at once in attention
 
 typedef float F __attribute__((vector_size(64)));
@@ -55,7 +56,14 @@ INLINE I iand(I a, int32_t mask) { return a & mask; }
 INLINE I ior(I a, I b) { return a | b; }
 INLINE I shifted_left(I a, int by) { return (I)((U)a << by); }
 INLINE I shifted_right(I a, int by) { return (I)((U)a >> by); }
-INLINE F load_unsigned(const uint8_t* p) { F x{}; for (int i = 0; i < 16; ++i) x[i] = p[i]; return x; }
+INLINE I load_bytes(const uint8_t* p) { I x{}; for (int i = 0; i < 16; ++i) x[i] = p[i]; return x; }
+INLINE I looked_up(const uint8_t* table, I at) {  // bytes: those of a table of 16
+    uint8_t bytes[64];
+    std::memcpy(bytes, &at, 64);
+    for (uint8_t& byte : bytes) byte = table[byte];
+    std::memcpy(&at, bytes, 64);
+    return at;
+}
 INLINE F load_signed(const uint8_t* p) { F x{}; for (int i = 0; i < 16; ++i) x[i] = int8_t(p[i]); return x; }
 INLINE F load_half(const void* p) {
     uint16_t h[16];

@@ -7,7 +7,7 @@ company.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import cast
@@ -28,7 +28,7 @@ from bedplate.inference.ways.trial import read_bytes
 from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_ways
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.checkpoints.gguf import read_blocks
+from bedplate.models.checkpoints.gguf import StoredBlocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
@@ -163,8 +163,8 @@ def choose_forward(
     return NativeForward(decoder, bank, cache)
 
 
-def _stored_blocks(base: Base) -> dict[str, RawBlocks]:
+def _stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
     """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
     if base.family.key[0] != "gguf":
         return {}
-    return read_blocks(base.path, base.family.weights, base.spec.main)
+    return StoredBlocks(base.path, base.family.weights, base.spec.main)

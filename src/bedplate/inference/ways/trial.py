@@ -188,7 +188,7 @@ def timed_as(spec: TextSpec) -> TransformerSpec:
 def shortened(spec: TransformerSpec) -> TransformerSpec:
     """A few blocks and part of the head; of huge blocks smaller ones in the same proportions."""
     size = block_weights(spec)
-    changes: dict[str, int] = {}
+    changes: dict[str, Any] = {}
     if size > _BLOCK_WEIGHTS:
         part, shared = math.sqrt(_BLOCK_WEIGHTS / size), max(spec.heads // spec.kv_heads, 1)
         groups = max(round(part * spec.kv_heads), 1)
@@ -198,7 +198,8 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
             "kv_heads": groups,
             "heads": groups * shared,
         }
-    small = spec.with_(**changes) if changes else spec
+    # Few layers do not hold those that others refer to, nor all their shapes.
+    small = spec.with_(**changes, shared_keys=None, full=None)
     vocabulary = min(spec.vocab_size, max(_HEAD_WEIGHTS // small.hidden_size, 64))
     blocks = 2 if block_weights(small) <= _FEW_BLOCKS else 1
     return small.with_(layers=min(blocks, spec.layers), vocab_size=vocabulary)
@@ -226,7 +227,7 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     if weights not in QUANTISED:
         return {}
     found: dict[str, RawBlocks] = {}
-    scale = torch.tensor([0.001], dtype=torch.float16).view(torch.uint8)
+    scale, minimum = torch.tensor([0.001, -0.008], dtype=torch.float16).view(torch.uint8).split(2)
     tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
         if p.dim() < 2 or p.shape[-1] % BLOCK:
@@ -236,6 +237,7 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
         width = BLOCK if eight else BLOCK // 2
         count = p.numel() // BLOCK
         quants = _tiled(tile, count * width).view(count, width)
-        raw = torch.cat((scale.expand(count, 2), quants), dim=1).view(*rows, size // BLOCK, -1)
-        found[name] = RawBlocks("Q8_0" if eight else "Q4_0", raw)
+        before = scale if eight else torch.cat((scale, minimum))
+        raw = torch.cat((before.expand(count, -1), quants), dim=1).view(*rows, size // BLOCK, -1)
+        found[name] = RawBlocks("Q8_0" if eight else "Q4_1", raw)
     return found

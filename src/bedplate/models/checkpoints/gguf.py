@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks, read_raw
-from bedplate.models.checkpoints.gguf_header import Placed, map_bytes, read_header
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, raw_blocks
+from bedplate.models.checkpoints.gguf_header import Placed, read_header
 from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import Step, WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
@@ -37,7 +37,6 @@ class GgufReader:
         header = read_header(path)
         self.metadata: dict[str, Any] = header.metadata
         self._tensors = header.tensors
-        self._bytes = map_bytes(path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,12 +59,12 @@ class GgufReader:
         """One tensor as float32."""
         tensor, shape = self._tensors[name], self.shape(name)
         found = torch.empty(shape)
-        rows, data = found.view(-1, shape[-1]), self._rows(tensor)
+        rows = found.view(-1, shape[-1])
         step = max(1, _CHUNK // shape[-1])
         try:
             for begin in range(0, len(rows), step):
-                part = slice(begin, begin + step)
-                rows[part] = dequantise(tensor.kind, torch.from_numpy(np.array(data[part], copy=True)))
+                part = rows[begin : begin + step]
+                part[:] = dequantise(tensor.kind, torch.from_numpy(self._rows(tensor, begin, len(part))))
         except NotImplementedError as error:
             raise UnsupportedModelError(
                 f"{self.path}: tensor {name!r} is of type {tensor.kind}, which cannot be dequantised"
@@ -77,12 +76,18 @@ class GgufReader:
     def blocks(self, name: str) -> RawBlocks | None:
         """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
         tensor = self._tensors[name]
-        return read_raw(tensor.kind, self._rows(tensor), tensor.shape)
+        if block_size(tensor.kind)[0] == 1:
+            return None
+        return raw_blocks(tensor.kind, self._rows(tensor, 0, prod(tensor.shape[:-1])), tensor.shape)
 
-    def _rows(self, tensor: Placed) -> NDArray[np.uint8]:
-        """A tensor's bytes, as many a row as its values take."""
-        data = self._bytes[tensor.begin : tensor.begin + tensor.size]
-        return data.reshape(prod(tensor.shape[:-1]), -1)
+    def _rows(self, tensor: Placed, begin: int, count: int) -> NDArray[np.uint8]:
+        """The bytes of so many of a tensor's rows, [count, bytes of a row]. Read, not mapped: of a mapped file every
+        page that was touched stays in the process's memory."""
+        size = tensor.size // prod(tensor.shape[:-1])
+        data = np.fromfile(self.path, np.uint8, count * size, offset=tensor.begin + begin * size)
+        if len(data) != count * size:
+            raise CheckpointError(f"{self.path} ends before its tensor {tensor.name!r} does; download it again")
+        return data.reshape(count, size)
 
 
 def write_gguf(
@@ -94,7 +99,7 @@ def write_gguf(
         raise UsageError(f"GGUF type {kind!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
-        _add(writer, key, value)
+        add_field(writer, key, value)
     block = gguf.GGML_QUANT_SIZES[WRITABLE[kind]][0]
     for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
@@ -111,7 +116,8 @@ def write_gguf(
     writer.close()
 
 
-def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """One metadata field, of the type that its value has."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, str):
@@ -124,24 +130,39 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, list(value))
 
 
-def read_blocks(path: Path, weights: WeightMap, spec: TransformerSpec) -> dict[str, RawBlocks]:
-    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks and keeps its rows.
+class StoredBlocks(Mapping[str, RawBlocks]):
+    """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks and keeps its rows, in our
+    order. They are read when they are asked for, and not kept: what packs them one by one holds no second model.
 
-    Rows come in our order. Raises CheckpointError for a file that cannot be read.
+    Raises CheckpointError for a file that cannot be read.
     """
-    reader = GgufReader(path)
-    held = set(reader.names)
-    found: dict[str, RawBlocks] = {}
-    for step in weights.steps(spec):
-        stored = [reader.blocks(name) for name in step.theirs if name in held]
-        blocks = [one for one in stored if one is not None]
-        if len(blocks) < len(step.theirs) or len({one.kind for one in blocks}) != 1:
-            continue
+
+    def __init__(self, path: Path, weights: WeightMap, spec: TransformerSpec) -> None:
+        self._reader, self._spec = GgufReader(path), spec
+        types, held = self._reader.types, set(self._reader.names)
+        self._found: dict[str, tuple[Step, int]] = {}
+        for step in weights.steps(spec):
+            kinds = {types[name] for name in step.theirs if name in held}
+            whole = held.issuperset(step.theirs) and len(kinds) == 1 and block_size(min(kinds))[0] > 1
+            if whole and (step.rule.inverse is same or step.rule.rows):
+                self._found |= {name: (step, number) for number, name in enumerate(step.ours)}
+
+    def __getitem__(self, name: str) -> RawBlocks:
+        step, number = self._found[name]
         if step.rule.inverse is same:
-            found |= dict(zip(step.ours, blocks, strict=True))
-        elif step.rule.rows:
-            found |= dict(zip(step.ours, _moved(blocks, step, spec), strict=True))
-    return found
+            return self._read(step.theirs[number])
+        return _moved([self._read(one) for one in step.theirs], step, self._spec)[number]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def _read(self, name: str) -> RawBlocks:
+        blocks = self._reader.blocks(name)
+        assert blocks is not None  # by its type
+        return blocks
 
 
 def _moved(blocks: Sequence[RawBlocks], step: Step, spec: TransformerSpec) -> list[RawBlocks]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gguf
 import numpy as np
@@ -55,14 +54,8 @@ def block_size(kind: str) -> tuple[int, int]:
     return gguf.GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
 
 
-def read_raw(kind: str, data: NDArray[Any], shape: Sequence[int]) -> RawBlocks | None:
-    """A copy of a tensor's bytes as RawBlocks, or None for a type that is not made of blocks.
-
-    shape: rows first, then values of a row.
-    """
+def raw_blocks(kind: str, data: NDArray[np.uint8], shape: Sequence[int]) -> RawBlocks:
+    """A tensor's bytes as blocks. shape: rows first, then values of a row."""
     values, size = block_size(kind)
-    if values == 1:
-        return None
     *rows, width = shape
-    raw = np.array(data, copy=True).view(np.uint8).reshape(*rows, width // values, size)
-    return RawBlocks(kind, torch.from_numpy(raw))
+    return RawBlocks(kind, torch.from_numpy(data.reshape(*rows, width // values, size)))

@@ -17,7 +17,6 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
 from bedplate.core.errors import CheckpointError
 
@@ -58,11 +57,6 @@ def read_header(path: Path) -> Header:
                 return _Parser(path, data).header()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def map_bytes(path: Path) -> NDArray[np.uint8]:
-    """The whole file, mapped."""
-    return np.memmap(path, mode="r", dtype=np.uint8)
 
 
 class _Parser:

@@ -7,6 +7,7 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import (
     gemma2,
     gemma3_text,
+    gemma4_text,
     gpt2,
     gpt_neox,
     granite,
@@ -46,6 +47,7 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "smollm3"): smollm3.HF,
     ("hf", "starcoder2"): starcoder2.HF,
     ("hf", "gemma3_text"): gemma3_text.HF,
+    ("hf", "gemma4_text"): gemma4_text.HF,
     ("hf", "mixtral"): mixtral.HF,
     ("hf", "qwen3_moe"): qwen3_moe.HF,
     ("hf", "olmoe"): olmoe.HF,

@@ -56,7 +56,7 @@ def read_rope(
         raise UnsupportedModelError(f"{where}: rope type {kind!r} is not supported (only {known})")
     scaling = reader(fields, context, None if original is None else int(original))
     fields.finish()
-    return Rope(base, scaling, share)
+    return Rope(base, scaling, share, proportional=kind == "proportional")
 
 
 def _default(fields: Fields, context: int, original: int | None) -> Scaling | None:
@@ -65,6 +65,11 @@ def _default(fields: Fields, context: int, original: int | None) -> Scaling | No
 
 def _linear(fields: Fields, context: int, original: int | None) -> Scaling | None:
     return LinearScaling(float(fields.need("factor")))
+
+
+def _proportional(fields: Fields, context: int, original: int | None) -> Scaling | None:
+    fields.only("factor", None, 1.0)
+    return None
 
 
 def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | None:
@@ -109,7 +114,14 @@ def _needed(original: int | None, fields: Fields) -> int:
     return int(fields.need("original_max_position_embeddings")) if original is None else original
 
 
-_KINDS = {"default": _default, "linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+_KINDS = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "proportional": _proportional,
+}
 
 
 def rope_parameters(rope: Rope) -> dict[str, Any]:
@@ -153,4 +165,4 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
         }
         if scaling.attention_factor is not None:
             found["attention_factor"] = scaling.attention_factor
-    return found
+    return found | ({"rope_type": "proportional"} if rope.proportional else {})

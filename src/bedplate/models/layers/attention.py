@@ -1,26 +1,25 @@
 """Softmax attention, and the layouts that say which token sees which.
 
 A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
-model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S documents, H query heads, G
-key-value heads, D features of one head's query and key, V of its value.
+model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S keys, H query heads, G key-value
+heads, D features of one head's query and key, V of its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cached_property
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.documents import Documents, Recurrence
+from bedplate.models.layers.documents import Recurrence
+from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.how import PLAIN, How, plain_attention
 from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.norms import Norm, make_norm
-from bedplate.models.layers.padded import PaddedDocuments
+from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -108,108 +107,64 @@ class RowAttention:
         return run(x_BTC, None, None)[0]
 
 
-class SegmentAttention:
-    """Rows hold several documents, a prefix that they share, and padding (see `Inputs.segments`).
+class SharingAttend:
+    """A layout for one pass of a stack some of whose layers use keys and values that an earlier layer has made
+    (https://arxiv.org/abs/2405.12981). sources: those earlier layers."""
 
-    Documents are gathered into a padded [S, L] block for the softmax alone; everything else in the model runs on the
-    packed tokens. Padding's outputs are zero.
-    """
+    def __init__(self, attend: Attend, sources: Collection[int]) -> None:
+        self._attend, self._sources = attend, sources
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
-    keeps = False
-
-    def __init__(self, segments_BT: Tensor, causal: bool) -> None:
-        self._shape, self._segments_BT = segments_BT.shape, segments_BT
-        self._block = block = PaddedDocuments(segments_BT)
-        offsets, L = block.offsets, len(block.offsets)
-        self._causal = causal
-        own = block.inside_PL[:, None, :].expand(-1, L, -1)
-        self._mask_SLK = own & (offsets[None, :] <= offsets[:, None]) if causal else own
-        # Padding slots stand where the document's first token does, so that they see that one in every window.
-        self._query_SL = torch.where(block.inside_PL, offsets, torch.zeros_like(offsets))
-        self._set_prefix(segments_BT)
-
-    def _set_prefix(self, segments_BT: Tensor) -> None:
-        B, T = self._shape
-        sizes = (segments_BT == 0).sum(1)
-        P = int(sizes.max()) if B else 0
-        self._prefix_SP: Tensor | None = None
-        self._one_prefix = B == 1
-        if P == 0:
-            return
-        first = self._block.tokens[self._block.begin]
-        row = first // T
-        offsets = torch.arange(P, device=segments_BT.device)
-        is_prefix = segments_BT.reshape(-1)[first] == 0
-        seen = (offsets < sizes[row, None]) & ~is_prefix[:, None]
-        source = (row * T)[:, None] + torch.where(offsets < sizes[row, None], offsets, torch.zeros_like(offsets))
-        self._prefix_SP = source[:1] if self._one_prefix else source
-        L = self._mask_SLK.shape[1]
-        self._mask_SLK = torch.cat((seen[:, None, :].expand(-1, L, -1), self._mask_SLK), dim=2)
-        self._before_S = sizes[row]
+    @property
+    def keeps(self) -> bool:
+        return self._attend.keeps
 
     def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        distance = None if how.plain else self._distance_SLK
-        seen = how.within(self._mask_SLK, distance, self._causal)
-        q = PaddedDocuments.rows(q_BTHD, self._block.gather_PL)
-        return self._block.back(masked_attention(q, self._keys(k_BTGD), self._keys(v_BTGV), seen, how, distance))
+        if layer in self._sources:
+            self._made[layer] = k_BTGD, v_BTGV
+        return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, how)
+
+    def again(self, layer: int, q_BTHD: Tensor, how: How) -> Tensor:
+        """Over the keys and values of that layer. Where they are kept, the same ones are written once more."""
+        return self._attend(layer, q_BTHD, *self._made[layer], how)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._documents.recur(run, x_BTC)
-
-    @cached_property
-    def _documents(self) -> Documents:
-        return Documents(self._segments_BT)
-
-    @cached_property
-    def _distance_SLK(self) -> Tensor:
-        query_SL1, device = self._query_SL[:, :, None], self._query_SL.device
-        own = torch.arange(query_SL1.shape[1], device=device) - query_SL1
-        if self._prefix_SP is None:
-            return own
-        prefix = torch.arange(self._prefix_SP.shape[1], device=device) - query_SL1 - self._before_S[:, None, None]
-        return torch.cat((prefix, own), dim=2)
-
-    def _keys(self, x_BTGD: Tensor) -> Tensor:
-        own_SLGD = PaddedDocuments.rows(x_BTGD, self._block.gather_PL)
-        if self._prefix_SP is None:
-            return own_SLGD
-        prefix_SPGD = PaddedDocuments.rows(x_BTGD, self._prefix_SP)
-        if self._one_prefix:
-            prefix_SPGD = prefix_SPGD.expand(own_SLGD.shape[0], -1, -1, -1)
-        return torch.cat((prefix_SPGD, own_SLGD), dim=1)
-
-
-def row_or_segment_attention(segments_BT: Tensor | None, causal: bool) -> Attend:
-    """The layout of a forward pass without a cache."""
-    return RowAttention(causal) if segments_BT is None else SegmentAttention(segments_BT, causal)
+        return self._attend.recur(layer, run, x_BTC)
 
 
 class Attention(nn.Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245), with rotary positions where the layer has them.
 
     Queries and keys are normalised before they turn, where the spec says so: over each head's features (Qwen3,
-    https://arxiv.org/abs/2302.05442), or over all of a projection (OLMo-2).
+    https://arxiv.org/abs/2302.05442), or over all of a projection (OLMo-2). A layer that uses another one's keys and
+    values has no products for them; one whose values are its keys has one product for both.
     """
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, spec.head_dim
-        scales = spec.scales or Scales()
+        self.layer, self.head_dim, self.keys_of = layer, spec.head_dim_of(layer), spec.keys_of(layer)
+        scales, own = spec.scales or Scales(), self.keys_of == layer
         self._how = How(scales.attention, scales.attention_cap, spec.window(layer))
-        hidden, q_size, kv_size = spec.hidden_size, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+        hidden, size = spec.hidden_size, self.head_dim
+        q_size, kv_size = spec.heads * size, spec.kv_heads_of(layer) * size
         # With a gate, each head's stands behind its query.
         self.gated = spec.attention_gate
         self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
-        self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype)
-        self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype)
+        self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if own else None
+        valued = own and not spec.keys_are_values(layer)
+        self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+        read = [one for one in (self.q, self.k, self.v) if one is not None]
+        self.joined = Joined(*read) if len(read) > 1 else None
         self.whole_norm = spec.qk_norm == "projection"
-        sizes = (q_size, kv_size) if self.whole_norm else (spec.head_dim, spec.head_dim)
+        sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
-            None if spec.qk_norm is None else make_norm(spec, device, dtype, size) for size in sizes
+            make_norm(spec, device, dtype, each) if spec.qk_norm is not None and there else None
+            for each, there in zip(sizes, (True, own), strict=True)
         )
+        self.v_norm = RMSNorm(size, spec.norm_eps, weighted=False) if spec.value_norm and own else None
         sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
@@ -224,16 +179,51 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q, gate = self.q(x_BTD), None
-        if self.gated:
-            q, gate = (part.flatten(2) for part in q.view(B, T, -1, 2 * self.head_dim).chunk(2, dim=-1))
-        q, k = self._normed(q, self.q_norm), self._normed(self.k(x_BTD), self.k_norm)
-        v = self.v(x_BTD).view(B, T, -1, self.head_dim)
-        if by is not None:
-            q, k = rotate(q, by), rotate(k, by)
-            q = q if by.query_scale is None else q * by.query_scale
-        y = attend(self.layer, q, k, v, self.how).reshape(B, T, -1)
+        whole = None if self.joined is None else self.joined(x_BTD)
+        gate: Tensor | None = None
+        if whole is not None and not (self.gated or self.q_norm is not None or self.v_norm is not None):
+            y = attend(self.layer, *self._side_by_side(whole, by), self.how)
+        else:
+            q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
+            if self.gated:
+                q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
+            q = self._normed(q, self.q_norm)
+            q = q if by is None else rotate(q, by)
+            q = q if by is None or by.query_scale is None else q * by.query_scale
+            y = self._attended(q, k, v, by, attend)
+        y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
+
+    def _products(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        k = None if self.k is None else self.k(x_BTD)
+        return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
+
+    def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same of the joined product."""
+        sizes = [one.out_features for one in (self.q, self.k, self.v) if one is not None]
+        q, k, *v = whole_BTO.split(sizes, dim=-1)
+        return q, k, v[0] if v else k
+
+    def _side_by_side(self, whole_BTO: Tensor, by: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by heads, of the joined product: queries and keys turn as one."""
+        heads, size = whole_BTO.unflatten(-1, (-1, self.head_dim)), self.q.out_features // self.head_dim
+        shared = (heads.shape[2] - size) // (1 if self.v is None else 2)
+        turning, v = heads[:, :, : size + shared], heads[:, :, -shared:]
+        turned = turning if by is None else rotate(turning, by)
+        q, k = turned[:, :, :size], turned[:, :, size:]
+        return q if by is None or by.query_scale is None else q * by.query_scale, k, v
+
+    def _attended(
+        self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, by: Rotation | None, attend: Attend
+    ) -> Tensor:
+        """What the queries get of this layer's keys and values, or of those that it shares."""
+        if k is None or v is None:
+            assert isinstance(attend, SharingAttend)
+            return attend.again(self.keys_of, q_BTHD, self.how)
+        v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
+        k_BTGD = k_BTGD if by is None else rotate(k_BTGD, by)
+        v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)
+        return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.how)
 
     def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
         """Queries or keys by heads."""

@@ -16,10 +16,11 @@ from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
 from bedplate.models.layers.experts import Mixture
-from bedplate.models.layers.feedforward import FeedForward
+from bedplate.models.layers.feedforward import FeedForward, LayerInput
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.latent import LatentAttention
 from bedplate.models.layers.mamba2 import Mamba2Mixer
-from bedplate.models.layers.norms import make_norm
+from bedplate.models.layers.norms import added, make_norm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
@@ -41,7 +42,10 @@ FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward, "experts":
 class Block(nn.Module):
     """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
     the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX). Between them, in a decoder that has
-    an encoder, attention to its states ("pre" and "post" only)."""
+    an encoder, attention to its states ("pre" and "post" only). Last, where layers are given more of a token than their
+    input, that, with a norm behind it, and the number that all of it is multiplied by."""
+
+    output_scale: Tensor | None
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -57,36 +61,76 @@ class Block(nn.Module):
         crosses = spec.cross_size is not None
         self.cross_norm = make_norm(spec, device, dtype) if crosses else None
         self.cross = CrossAttention(spec, layer, device, dtype) if crosses else None
-        self.feedforward_norm = make_norm(spec, device, dtype)
+        apart = spec.experts is not None and spec.experts.apart and spec.has_experts(layer)
+        self.feedforward_norm = nn.Identity() if apart else make_norm(spec, device, dtype)
         self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
+        given = spec.layer_input_size > 0
+        self.layer_input = LayerInput(spec, device, dtype) if given else None
+        self.layer_input_norm = make_norm(spec, device, dtype) if given else None
+        self.register_buffer("output_scale", torch.ones(1, device=device, dtype=dtype) if spec.output_scales else None)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend, given_BTE: Tensor | None = None) -> Tensor:
+        """given: what the layer is told of its tokens beside its input, where it is told anything."""
+        x_BTD, y_BTD = self.unsummed(x_BTD, None, by, attend, given_BTE)
+        return x_BTD if y_BTD is None else x_BTD + y_BTD
+
+    def unsummed(
+        self,
+        x_BTD: Tensor,
+        y_BTD: Tensor | None,
+        by: Rotation | None,
+        attend: Attend,
+        given_BTE: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`forward` of x + y, its last sum left undone as well: the next norm is one operation with it."""
+        x_BTD, y_BTD = self._parts(x_BTD, y_BTD, by, attend)
+        if self.layer_input is None and self.output_scale is None:
+            return x_BTD, y_BTD
+        x_BTD = x_BTD if y_BTD is None else x_BTD + y_BTD
+        if self.layer_input is not None and self.layer_input_norm is not None and given_BTE is not None:
+            x_BTD = x_BTD + self.layer_input_norm(self.layer_input(x_BTD, given_BTE))
+        return x_BTD if self.output_scale is None else x_BTD * self.output_scale, None
+
+    def _parts(
+        self, x_BTD: Tensor, y_BTD: Tensor | None, by: Rotation | None, attend: Attend
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mixer and the feed-forward, each with its residual."""
         if self.placement == "post":
-            x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
-            if self.cross is not None and self.cross_norm is not None:
-                x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, by, attend)))
-            return self.feedforward_norm(x_BTD + self._scaled(self.feedforward(x_BTD)))
+            return self._normed_after(x_BTD if y_BTD is None else x_BTD + y_BTD, by, attend), None
+        if self.placement == "branch":
+            x_BTD = x_BTD if y_BTD is None else x_BTD + y_BTD
+            x_BTD = x_BTD + self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
+            return x_BTD, self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
+        x_BTD, normed = added(x_BTD, y_BTD, self.attention_norm)
+        with made_again(normed, self.attention_norm, x_BTD):
+            mixed = self.attention(normed, by, attend)
+        mixed = self._branch(mixed, self.attention_after_norm)
         if self.parallel:
-            return x_BTD + self._mixed(x_BTD, by, attend) + self._fed(x_BTD)
-        x_BTD = x_BTD + self._mixed(x_BTD, by, attend)
+            return x_BTD + mixed, self._fed(x_BTD, self.feedforward_norm(x_BTD))
         if self.cross is not None and self.cross_norm is not None:
-            x_BTD = x_BTD + self._scaled(self.cross(self.cross_norm(x_BTD), by, attend))
-        return x_BTD + self._fed(x_BTD)
+            x_BTD, normed = added(x_BTD, mixed, self.cross_norm)
+            with made_again(normed, self.cross_norm, x_BTD):
+                mixed = self.cross(normed, by, attend)
+            mixed = self._scaled(mixed)
+        x_BTD, normed = added(x_BTD, mixed, self.feedforward_norm)
+        return x_BTD, self._fed(x_BTD, normed)
 
-    def _mixed(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
-        """What the mixer adds."""
-        if self.placement == "branch":
-            return self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
-        y_BTD = self.attention(self.attention_norm(x_BTD), by, attend)
-        return self._scaled(y_BTD if self.attention_after_norm is None else self.attention_after_norm(y_BTD))
-
-    def _fed(self, x_BTD: Tensor) -> Tensor:
+    def _fed(self, x_BTD: Tensor, normed_BTD: Tensor) -> Tensor:
         """What the feed-forward adds."""
-        if self.placement == "branch":
-            return self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
-        y_BTD = self.feedforward(self.feedforward_norm(x_BTD))
-        return self._scaled(y_BTD if self.feedforward_after_norm is None else self.feedforward_after_norm(y_BTD))
+        with made_again(normed_BTD, self.feedforward_norm, x_BTD):
+            fed_BTD = self.feedforward(normed_BTD)
+        return self._branch(fed_BTD, self.feedforward_after_norm)
+
+    def _normed_after(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+        x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
+        if self.cross is not None and self.cross_norm is not None:
+            x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, by, attend)))
+        return self.feedforward_norm(x_BTD + self._scaled(self.feedforward(x_BTD)))
+
+    def _branch(self, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
+        """What a part adds, of what it made."""
+        return self._scaled(y_BTD if norm is None else norm(y_BTD))
 
     def _scaled(self, y_BTD: Tensor) -> Tensor:
         return y_BTD if self.residual == 1 else y_BTD * self.residual

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
+from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.grouped import Segments, grouped_product
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.routing import Router
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -92,7 +95,10 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
 
 
 class Mixture(nn.Module):
-    """A router, its experts, and the shared expert that sees every token."""
+    """A router, its experts, and the shared expert that sees every token.
+
+    Where they stand apart, each of the two has a norm before it and one after, and x is not normalised yet.
+    """
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -104,19 +110,23 @@ class Mixture(nn.Module):
         self.experts = FeedForwards(spec, device, dtype)
         self.shared = FeedForward(spec, layer, device, dtype, part.shared_size) if part.shared_size else None
         self.shared_gate = Linear(hidden, 1, False, device, dtype) if part.shared_gate else None
+        self.experts_norm, self.experts_after_norm, self.shared_norm, self.shared_after_norm = (
+            make_norm(spec, device, dtype) if part.apart else nn.Identity() for _ in range(4)
+        )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         routing = self.router(x_ND)
         weights_Nk = routing.weights_Nk.to(x_ND.dtype)
-        out_BTD = self.experts(x_ND, routing.chosen_Nk, weights_Nk).view(x_BTD.shape)
+        out_BTD = self.experts(self.experts_norm(x_ND), routing.chosen_Nk, weights_Nk).view(x_BTD.shape)
+        out_BTD = self.experts_after_norm(out_BTD)
         if self.shared is None:
             return out_BTD
         # Rows as they came, which is how adapters on these linears know them.
-        always_BTD = self.shared(x_BTD)
+        always_BTD = self.shared(self.shared_norm(x_BTD))
         if self.shared_gate is not None:
             always_BTD = always_BTD * self.shared_gate(x_BTD).sigmoid()
-        return out_BTD + always_BTD
+        return out_BTD + self.shared_after_norm(always_BTD)
 
 
 class FeedForwards(nn.Module):
@@ -134,9 +144,17 @@ class FeedForwards(nn.Module):
     def forward(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
         """Σ_j w_nj · expert_nj(x_n), [N, D], on tokens sorted by expert."""
         order = sort_by_expert(chosen_Nk, self.gate_up.experts)
-        x_MD: Tensor = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])  # type: ignore[assignment]
-        h_MI = self.activation(self.gate_up(x_MD, order.segments))
-        y_MD = self.down(h_MI, order.segments)
+
+        def copied(x_ND: Tensor) -> Tensor:
+            found: Any = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])
+            return found
+
+        x_MD = copied(x_ND)
+        with made_again(x_MD, copied, x_ND):
+            both_MI = self.gate_up(x_MD, order.segments)
+        h_MI = self.activation(both_MI)
+        with made_again(h_MI, self.activation, both_MI):
+            y_MD = self.down(h_MI, order.segments)
         found: Any = _Combined.apply(y_MD, weights_Nk, order)
         return found
 
@@ -162,11 +180,11 @@ def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
     if not spec.gated:
         return act
 
-    def gated(x: Tensor) -> Tensor:
+    def both(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
-        return act(first) * second
+        return gated(first, second, act)
 
-    return gated
+    return both
 
 
 def clamped_silu(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202)."""
+"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202), by itself or by what it is given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.operation import operation
+from bedplate.models.layers.gradients import gated
+from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
@@ -33,6 +37,21 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _gated(both: Tensor, activation: Activation) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from bedplate.models.layers.fused.kernels import gated
+
+    return gated
+
+
+_GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated, _kernel)
+"""act(gate) ⊙ up of [..., gate and up behind it]."""
+
+
 class FeedForward(nn.Module):
     """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: of the features between, where it is not
     the spec's."""
@@ -46,13 +65,42 @@ class FeedForward(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size, spec.feedforward_bias
-        self.activation = ACTIVATIONS[spec.activation]
+        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
+        self.activation, self._named = ACTIVATIONS[spec.activation], spec.activation
         self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
         self.up = Linear(hidden, wide, bias, device, dtype)
         self.down = Linear(wide, hidden, bias, device, dtype)
+        self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        both = None if self.joined is None else self.joined(x_BTD)
+        if both is not None:
+            return self.down(_GATED(both, self._named))
+        up_BTI = self.up(x_BTD)
         if self.gate is None:
-            return self.down(self.activation(self.up(x_BTD)))
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+            h_BTI = self.activation(up_BTI)
+            with made_again(h_BTI, self.activation, up_BTI):
+                return self.down(h_BTI)
+        gate_BTI = self.gate(x_BTD)
+        h_BTI = gated(gate_BTI, up_BTI, self.activation)
+        with made_again(h_BTI, self._made, gate_BTI, up_BTI):
+            return self.down(h_BTI)
+
+    def _made(self, gate: Tensor, up: Tensor) -> Tensor:
+        return gated(gate, up, self.activation)
+
+
+class LayerInput(nn.Module):
+    """`down(act(gate x) ⊙ e)`: a gated feed-forward whose second half is given, as what a layer is told of its tokens
+    beside its input (Gemma 3n, https://huggingface.co/docs/transformers/model_doc/gemma3n). x [B, T, D], e [B, T, E].
+    """
+
+    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.gate = Linear(spec.hidden_size, spec.layer_input_size, False, device, dtype)
+        self.down = Linear(spec.layer_input_size, spec.hidden_size, False, device, dtype)
+
+    def forward(self, x_BTD: Tensor, given_BTE: Tensor) -> Tensor:
+        gate_BTE = self.gate(x_BTD)
+        return self.down(gated(gate_BTE, given_BTE, self.activation))

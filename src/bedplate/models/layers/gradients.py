@@ -1,13 +1,15 @@
-"""Root-mean-square norm and rotation with backward passes of their own, for when gradients are recorded on a CPU.
+"""Root-mean-square norm, rotation and gate with backward passes of their own, for when gradients are recorded.
 
-Recorded by autograd, each is some ten small operations that write their results to memory, once more on the way back.
-Written out they are half as many, and keep only what they were given.
+Recorded by autograd, norm and rotation are some ten small operations on a CPU that write their results to memory, once
+more on the way back. Written out they are half as many, and keep only what they were given; so does the gate, which
+would keep its activation as well.
 
 Shapes: D features, h half of those of one head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +25,14 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x cos + (−x₂, x₁) sin, where x₁ and x₂ are the halves of the last dimension, and those of cos and sin equal."""
     found: Any = _Rotated.apply(x, cos, sin)
+    return found
+
+
+def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """activation(gate) ⊙ up, of which the two are kept and not the activation."""
+    if not torch.is_grad_enabled() or not (gate.requires_grad or up.requires_grad):
+        return activation(gate) * up
+    found: Any = _Gated.apply(gate, up, activation)
     return found
 
 
@@ -71,3 +81,20 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     out[..., :h].addcmul_(x[..., h:], sin_h, value=sign)
     out[..., h:].addcmul_(x[..., :h], sin_h, value=-sign)
     return out
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate, up)
+        ctx.activation = activation
+        return activation(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        gate, up = ctx.saved_tensors
+        with torch.enable_grad():
+            given = gate.detach().requires_grad_()
+            active = ctx.activation(given)
+        to_gate = torch.autograd.grad(active, given, grad * up)[0] if ctx.needs_input_grad[0] else None
+        return to_gate, grad * active.detach() if ctx.needs_input_grad[1] else None, None

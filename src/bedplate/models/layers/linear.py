@@ -20,6 +20,10 @@ class LowRankHook(Protocol):
         """The whole output [..., out_features] of an input [..., in_features]."""
         ...
 
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """The same, into y [..., out_features], which already holds the output without it. No gradients."""
+        ...
+
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         """The whole weight of each group of rows of the next input: their numbers, or None for all."""
         ...

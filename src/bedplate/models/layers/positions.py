@@ -6,11 +6,13 @@ Shapes: B rows, T tokens, H heads, D features of one head, R of them that turn.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import rotate_halves
 from bedplate.models.specs.transformer import (
     LinearScaling,
@@ -33,13 +35,15 @@ class Rotation(NamedTuple):
 
 def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None, long: bool = False) -> Tensor:
     """Radians per token of each feature pair, float32 [R/2]. long: past the original context (LongRoPE)."""
-    size = int(head_dim * rope.fraction)
+    size = head_dim if rope.proportional else int(head_dim * rope.fraction)
     exponent = torch.arange(0, size, 2, dtype=torch.int64, device=device).float() / size
     scaling = rope.scaling
     if isinstance(scaling, LongRopeScaling):
         factors = scaling.long if long else scaling.short
         return 1.0 / (torch.tensor(factors, dtype=torch.float32, device=device) * rope.theta**exponent)
     frequencies = 1.0 / (rope.theta**exponent)
+    if rope.proportional:
+        frequencies[int(rope.fraction * head_dim // 2) :] = 0
     if isinstance(scaling, LinearScaling):
         return frequencies / scaling.factor
     if isinstance(scaling, Llama3Scaling):
@@ -121,17 +125,31 @@ def _query_scale(positions_BT: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor
 
 
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
-    """`x` with its first R features turned by its tokens' angles."""
-    size = by.cos.shape[-1]
+    """`x` with its first R features turned by its tokens' angles: one operation where no gradients are recorded."""
+    turn = _rotated if torch.is_grad_enabled() else _ROTATE
+    return turn(x_BTHD, by.cos, by.sin, by.interleaved)
+
+
+def _rotated(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    size = cos.shape[-1]
     if size < x_BTHD.shape[-1]:
-        return torch.cat((rotate(x_BTHD[..., :size], by), x_BTHD[..., size:]), dim=-1)
-    if by.interleaved:
+        return torch.cat((_rotated(x_BTHD[..., :size], cos, sin, interleaved), x_BTHD[..., size:]), dim=-1)
+    if interleaved:
         turned = torch.stack((-x_BTHD[..., 1::2], x_BTHD[..., ::2]), dim=-1).flatten(-2)
-        return x_BTHD * by.cos + turned * by.sin
+        return x_BTHD * cos + turned * sin
     if x_BTHD.is_cpu and x_BTHD.requires_grad and torch.is_grad_enabled():
-        return rotate_halves(x_BTHD, by.cos, by.sin)
+        return rotate_halves(x_BTHD, cos, sin)
     first, second = x_BTHD.chunk(2, dim=-1)
-    return x_BTHD * by.cos + torch.cat((-second, first), dim=-1) * by.sin
+    return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def _kernel() -> Callable[..., Tensor]:
+    from bedplate.models.layers.fused.kernels import rotate
+
+    return rotate
+
+
+_ROTATE = operation("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", _rotated, _kernel)
 
 
 class Rotations:
@@ -139,25 +157,33 @@ class Rotations:
 
     def __init__(self, spec: TransformerSpec) -> None:
         self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
-        self._size = spec.head_dim if spec.latent is None else spec.latent.rope_dim
-        self._frequencies: dict[tuple[Rope, bool], Tensor] = {}
+        latent = spec.latent
+        self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
+        self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
-    def at(self, positions_BT: Tensor, dtype: torch.dtype) -> list[Rotation | None]:
-        """For tokens at these positions, in the order of the layers."""
-        made: dict[Rope | None, Rotation | None] = {None: None}
-        for rope in self._ropes:
-            if rope is not None and rope not in made:
-                made[rope] = rotation(positions_BT, self._of(rope, positions_BT), dtype, rope)
-        return [made[rope] for rope in self._ropes]
+    def at(
+        self, positions_BT: Tensor, dtype: torch.dtype, last: Callable[[], int] | None = None
+    ) -> list[Rotation | None]:
+        """For tokens at these positions, in the order of the layers. last: gives the largest of them, where that may
+        be known without reading them."""
+        made: dict[tuple[Rope | None, int], Rotation | None] = {}
+        each = list(zip(self._ropes, self._sizes, strict=True))
+        for rope, size in each:
+            if rope is None:
+                made[rope, size] = None
+            elif (rope, size) not in made:
+                frequencies = self._of(rope, size, positions_BT, last)
+                made[rope, size] = rotation(positions_BT, frequencies, dtype, rope)
+        return [made[one] for one in each]
 
-    def _of(self, rope: Rope, positions_BT: Tensor) -> Tensor:
+    def _of(self, rope: Rope, size: int, positions_BT: Tensor, last: Callable[[], int] | None) -> Tensor:
         scaling, long = rope.scaling, False
         if isinstance(scaling, LongRopeScaling) and positions_BT.numel():
-            long = int(positions_BT.max()) >= scaling.original_context
-        found = self._frequencies.get((rope, long))
+            long = (int(positions_BT.max()) if last is None else last()) >= scaling.original_context
+        found = self._frequencies.get((rope, size, long))
         if found is None or found.device != positions_BT.device:
-            found = rotary_frequencies(rope, self._size, positions_BT.device, long)
-            self._frequencies[rope, long] = found
+            found = rotary_frequencies(rope, size, positions_BT.device, long)
+            self._frequencies[rope, size, long] = found
         return found
 
 

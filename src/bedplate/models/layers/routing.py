@@ -60,6 +60,8 @@ class Router(nn.Module):
     """Scores of all experts, and the choice among them."""
 
     bias: nn.Parameter | None
+    scale: nn.Parameter | None
+    expert_scale: nn.Parameter | None
     selection_bias: Tensor | None
 
     def __init__(
@@ -72,6 +74,11 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(count, spec.hidden_size, device=device, dtype=dtype))
         bias = nn.Parameter(torch.zeros(count, device=device, dtype=dtype)) if self.part.router_bias else None
         self.register_parameter("bias", bias)
+        sizes = {"scale": spec.hidden_size, "expert_scale": count}
+        for name, size in sizes.items():
+            ones = nn.Parameter(torch.ones(size, device=device, dtype=dtype)) if self.part.router_scales else None
+            self.register_parameter(name, ones)
+        self.eps = spec.norm_eps
         # The balancer moves it by steps that bfloat16 would lose.
         number = torch.zeros(count, device=device, dtype=torch.float32) if self.part.selection_bias else None
         self.register_buffer("selection_bias", number)
@@ -81,13 +88,22 @@ class Router(nn.Module):
     def forward(self, x_ND: Tensor) -> Routing:
         wide = torch.promote_types(x_ND.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(wide)
-        logits_NE = F.linear(x_ND.to(wide), self.weight.to(wide), bias)
+        logits_NE = F.linear(self._read(x_ND).to(wide), self.weight.to(wide), bias)
         scores_NE, chosen_Nk, weights_Nk = choose(logits_NE, self.part, self.selection_bias)
+        if self.expert_scale is not None:
+            weights_Nk = weights_Nk * self.expert_scale.to(wide)[chosen_Nk]
         found = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
         heard = _heard.get()
         if heard is not None:
             heard.append(found)
         return found
+
+    def _read(self, x_ND: Tensor) -> Tensor:
+        """What the logits are made of: the input, or where it is scaled, what a norm without a weight makes of it."""
+        if self.scale is None:
+            return x_ND
+        size = x_ND.shape[-1]
+        return F.rms_norm(x_ND, (size,), None, self.eps) * self.scale * size**-0.5
 
 
 def choose(logits_NE: Tensor, part: Experts, selection_bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

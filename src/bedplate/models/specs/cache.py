@@ -51,7 +51,7 @@ def cache_layout(spec: TextSpec) -> tuple[Kept, ...]:
 
 
 def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
-    heads, size, window = spec.kv_heads, spec.head_dim, spec.window(layer)
+    heads, size, window = spec.kv_heads_of(layer), spec.head_dim_of(layer), spec.window(layer)
     mixer, state = spec.mixer(layer), spec.state
     if isinstance(state, ShortConvolution) and mixer == "convolution":
         yield Kept(layer, "convolution", 1, spec.hidden_size, state.width - 1)
@@ -60,7 +60,7 @@ def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
         yield Kept(layer, "recurrent", *state.state_shape)
     elif spec.latent is not None:
         yield Kept(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
-    else:
+    elif spec.keys_of(layer) == layer:  # what is another layer's is kept with that
         yield Kept(layer, "kv" if window is None else "window", heads, size, size, window)
     if spec.cross_size is not None:
         yield Kept(layer, "cross", heads, size, size)

@@ -88,13 +88,15 @@ class Rope:
     """Rotary positions (https://arxiv.org/abs/2104.09864): feature i turns with feature i + D/2.
 
     fraction: of a head's features, from the first on, that turn (GPT-NeoX, Phi); the others stay as they are.
-    interleaved: feature 2i turns with feature 2i + 1 (GPT-J, GLM).
+    interleaved: feature 2i turns with feature 2i + 1 (GPT-J, GLM). proportional: pairs and frequencies are those of a
+    whole head, and the first `fraction` of the pairs turn (Gemma-4).
     """
 
     theta: float = 10_000.0
     scaling: Scaling | None = None
     fraction: float = 1.0
     interleaved: bool = False
+    proportional: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -142,6 +144,40 @@ class LatentAttention:
         return self.nope_dim + self.rope_dim
 
 
+@dataclass(frozen=True)
+class FullAttention:
+    """Attention of the layers without a window, where it is of another shape than the others'
+    (https://huggingface.co/docs/transformers/model_doc/gemma4).
+
+    head_dim, kv_heads: None: as the others have them. keys_are_values: values are what the product for keys gives, and
+    there is none for values.
+    """
+
+    head_dim: int | None = None
+    kv_heads: int | None = None
+    keys_are_values: bool = False
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, *(name for name in ("head_dim", "kv_heads") if getattr(self, name) is not None))
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """The last `layers` layers have no keys and values of their own: each uses those of the last layer before them with
+    the same window, or with none where it has none (https://arxiv.org/abs/2405.12981; Gemma 3n, Gemma-4).
+
+    feedforward_size: of these layers, where it is another one; None: the spec's.
+    """
+
+    layers: int
+    feedforward_size: int | None = None
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "layers")
+        if self.feedforward_size is not None:
+            at_least(self, 1, "feedforward_size")
+
+
 Scoring = Literal["softmax", "softmax_chosen", "sigmoid"]
 
 
@@ -159,6 +195,9 @@ class Experts:
     each (DeepSeek-V3). renormalise: the chosen ones' scores are divided by their sum; scale: and then multiplied.
     groups, groups_chosen: experts are chosen from so many of so many groups only, the best by the sum of their two
     highest scores (DeepSeek-V3).
+    apart: chosen experts and the shared one each have a norm before and after them, and read the layer's input
+    (Gemma-4). router_scales: the router reads that input normalised, times a learned vector and 1/√hidden, and each
+    expert's weight is multiplied by a learned number (Gemma-4).
     """
 
     count: int
@@ -176,6 +215,8 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     groups_chosen: int = 1
+    apart: bool = False
+    router_scales: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "count", "per_token", "feedforward_size", "every", "groups", "groups_chosen")
@@ -184,6 +225,8 @@ class Experts:
             raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
         if self.shared_gate and not self.shared_size:
             raise UnsupportedModelError("shared_gate needs a shared expert: shared_size is 0")
+        if self.apart and not self.shared_size:
+            raise UnsupportedModelError("experts that stand apart need a shared one beside them: shared_size is 0")
         self._check_groups()
 
     def _check_groups(self) -> None:

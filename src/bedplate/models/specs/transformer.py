@@ -10,6 +10,7 @@ from bedplate.models.specs.parts import (
     Activation,
     Classifier,
     Experts,
+    FullAttention,
     LatentAttention,
     LinearScaling,
     Llama3Scaling,
@@ -18,6 +19,8 @@ from bedplate.models.specs.parts import (
     RelativeBias,
     Rope,
     Scales,
+    Scoring,
+    SharedKeys,
     YarnScaling,
     at_least,
 )
@@ -28,6 +31,7 @@ __all__ = [
     "Classifier",
     "Experts",
     "FeedForwardKind",
+    "FullAttention",
     "LatentAttention",
     "LinearScaling",
     "Llama3Scaling",
@@ -38,6 +42,8 @@ __all__ = [
     "RelativeBias",
     "Rope",
     "Scales",
+    "Scoring",
+    "SharedKeys",
     "TransformerSpec",
     "YarnScaling",
 ]
@@ -51,12 +57,20 @@ _STATES: dict[type, Mixer] = {ShortConvolution: "convolution", DeltaRule: "delta
 # Fields of parts that a spec has learned since its hashes were first saved, with what they say by default.
 _SCALING = {"attention_factor": None, "truncate": True, "query_growth": 0.0}
 _LATER: dict[tuple[str, ...], dict[str, Any]] = {
-    ("rope",): {"fraction": 1.0, "interleaved": False},
+    ("rope",): {"fraction": 1.0, "interleaved": False, "proportional": False},
     ("rope", "scaling"): _SCALING,
-    ("local_rope",): {"interleaved": False},
+    ("local_rope",): {"interleaved": False, "proportional": False},
     ("local_rope", "scaling"): _SCALING,
     ("scales",): {"residual": 1.0},
-    ("experts",): {"scoring": "softmax", "renormalise": True, "scale": 1.0, "groups": 1, "groups_chosen": 1},
+    ("experts",): {
+        "scoring": "softmax",
+        "renormalise": True,
+        "scale": 1.0,
+        "groups": 1,
+        "groups_chosen": 1,
+        "apart": False,
+        "router_scales": False,
+    },
 }
 
 
@@ -97,6 +111,11 @@ class TransformerSpec:
     sinusoids: fixed sines and cosines of the position are added to embeddings, sines first (Marian).
     head_bias: one number a token that is added to the logits and not trained: a buffer, no parameter (BART, Marian).
     prediction_modules: blocks after the last that predict further tokens (DeepSeek-V3, https://arxiv.org/abs/2412.19437).
+    full: the shape of attention in layers without a window, where it is another one. shared_keys: layers that use an
+        earlier one's keys and values. value_norm: values are normalised over each head's features, without a weight.
+    layer_input_size: features of what every block is given of the token beside its input: a row of one more table and a
+        projection of its embedding, added up, which the block's state gates (Gemma 3n, Gemma-4); 0: nothing.
+    output_scales: what a block gives is multiplied by one number that is not trained: a buffer, no parameter (Gemma-4).
     """
 
     kind: Literal["decoder", "encoder", "tower"]
@@ -150,6 +169,11 @@ class TransformerSpec:
     classifier: Classifier | None = None
     sinusoids: bool = False
     head_bias: bool = False
+    full: FullAttention | None = None
+    shared_keys: SharedKeys | None = None
+    value_norm: bool = False
+    layer_input_size: int = 0
+    output_scales: bool = False
 
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
@@ -158,17 +182,19 @@ class TransformerSpec:
             at_least(self, 1, "vocab_size")
         elif self.vocab_size or self.token_types or self.value_tables:
             raise UnsupportedModelError("a tower takes features, not tokens: vocab_size and its tables must be 0")
-        at_least(self, 0, "token_types", "value_tables", "prediction_modules", "position_offset")
-        if self.heads % self.kv_heads:
-            raise UnsupportedModelError(
-                f"{self.heads} attention heads cannot share {self.kv_heads} key-value heads: heads must be a multiple"
-            )
+        at_least(self, 0, "token_types", "value_tables", "prediction_modules", "position_offset", "layer_input_size")
+        for kv_heads in (self.kv_heads, self.kv_heads if self.full is None else self.full.kv_heads or self.kv_heads):
+            if self.heads % kv_heads:
+                raise UnsupportedModelError(
+                    f"{self.heads} attention heads cannot share {kv_heads} key-value heads: heads must be a multiple"
+                )
         if self.rope is not None and self.rotary_dim % 2:
             raise UnsupportedModelError(f"rotary positions need an even head size, not {self.rotary_dim}")
         if self.value_tables > self.layers:
             raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
         self._check_attention()
         self._check_state()
+        self._check_shared()
         self._check_ends()
 
     def _check_ends(self) -> None:
@@ -210,6 +236,34 @@ class TransformerSpec:
             raise UnsupportedModelError(f"state is for decoders, not for an {self.kind}")
         if self.attention_gate and (self.latent is not None or self.cross_size is not None):
             raise UnsupportedModelError("attention_gate is for self-attention with keys and values only")
+
+    def _check_shared(self) -> None:
+        """What layers may have of their own, and of others."""
+        own = {"full": self.full, "shared_keys": self.shared_keys, "value_norm": self.value_norm or None}
+        named = next((name for name, part in own.items() if part is not None), None)
+        other = {"latent": self.latent, "cross_size": self.cross_size, "state": self.state}
+        beside = next((name for name, part in other.items() if part is not None), None)
+        if named is not None and (beside is not None or self.attention_gate or self.value_tables):
+            raise UnsupportedModelError(
+                f"{named} is for self-attention with keys and values alone, not beside {beside or 'gates and tables'}"
+            )
+        if (self.layer_input_size or self.output_scales) and self.kind != "decoder":
+            raise UnsupportedModelError(f"layer_input_size and output_scales are for decoders, not for an {self.kind}")
+        if (self.layer_input_size or self.shared_keys) and self.prediction_modules:
+            raise UnsupportedModelError("prediction_modules have no place beside layer_input_size and shared_keys")
+        if self.shared_keys is None:
+            return
+        first = self.layers - self.shared_keys.layers
+        missing = next((n for n in range(max(first, 0), self.layers) if self._last_alike(n, first) is None), None)
+        if missing is not None:
+            raise UnsupportedModelError(
+                f"layer {missing} shares keys and values, and none of the {max(first, 0)} layers that have their own "
+                f"has a window of {self.window(missing)}"
+            )
+
+    def _last_alike(self, layer: int, before: int) -> int | None:
+        """The last layer before that one with this layer's window."""
+        return next((n for n in range(before - 1, -1, -1) if self.window(n) == self.window(layer)), None)
 
     @property
     def rotary_dim(self) -> int:
@@ -269,6 +323,32 @@ class TransformerSpec:
         if self.rope_layers and not self.rope_layers[layer % len(self.rope_layers)]:
             return None
         return self.rope if self.local_rope is None or self.window(layer) is None else self.local_rope
+
+    def head_dim_of(self, layer: int) -> int:
+        """Features of one of this layer's heads."""
+        return self._full(layer).head_dim or self.head_dim
+
+    def kv_heads_of(self, layer: int) -> int:
+        """How many heads of keys and values this layer has, or uses."""
+        return self._full(layer).kv_heads or self.kv_heads
+
+    def keys_are_values(self, layer: int) -> bool:
+        """Whether this layer has no product for values."""
+        return self._full(layer).keys_are_values
+
+    def _full(self, layer: int) -> FullAttention:
+        return FullAttention() if self.full is None or self.window(layer) is not None else self.full
+
+    def keys_of(self, layer: int) -> int:
+        """The layer whose keys and values this one uses: itself, where it does not share them."""
+        first = self.layers - (0 if self.shared_keys is None else self.shared_keys.layers)
+        found = layer if layer < first else self._last_alike(layer, first)
+        return layer if found is None else found
+
+    def feedforward_size_of(self, layer: int) -> int:
+        """Features within this layer's dense feed-forward."""
+        shares = self.shared_keys is not None and layer >= self.layers - self.shared_keys.layers
+        return (self.shared_keys.feedforward_size if shares and self.shared_keys else None) or self.feedforward_size
 
     def mixer(self, layer: int) -> Mixer:
         """What mixes the tokens of this layer."""

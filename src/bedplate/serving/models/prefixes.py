@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bedplate.inference.engine.engine import Engine
+from bedplate.models.specs.cache import cache_layout
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,5 @@ def prefix_bytes(engine: Engine, tokens: int) -> int:
     spec = engine.base.spec.main
     if spec.kind == "encoder":
         return 0
-    return 2 * spec.layers * spec.kv_heads * spec.head_dim * engine.base.dtype.itemsize * tokens
+    each = sum(one.values for one in cache_layout(spec) if not one.of_sequence)
+    return each * engine.base.dtype.itemsize * tokens

@@ -14,7 +14,6 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.layers.attention import Attend
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
-from bedplate.training.packed_attention import training_attention
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
@@ -80,8 +79,9 @@ class NextToken:
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model, learned = models["policy"], batch.learned
-        attend = training_attention(batch, next(model.parameters()).dtype)
-        hidden_BTD = model(batch.inputs, attend).hidden
+        inputs = batch.inputs
+        attend = inputs.layout(causal=True)
+        hidden_BTD = model(inputs, attend).hidden
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1]).index_select(0, learned)
         targets_N = batch.targets.reshape(-1).index_select(0, learned)
         found = {self.name: Term(token_losses(model, hidden_ND, targets_N), float(len(learned)))}

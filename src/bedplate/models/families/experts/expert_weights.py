@@ -32,9 +32,8 @@ def expert_rules(mlp: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj"
     )
 
 
-def stacked_rules() -> tuple[Rule, ...]:
+def stacked_rules(held: str = "model.layers.{i}.mlp.experts") -> tuple[Rule, ...]:
     """Of all experts in one tensor, laid out as ours."""
-    held = "model.layers.{i}.mlp.experts"
     return renamed(f"{GATE_UP}.weight", f"{held}.gate_up_proj"), renamed(f"{DOWN}.weight", f"{held}.down_proj")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bedplate.models.families.experts import gpt_oss
 from bedplate.models.families.family import Family
+from bedplate.models.families.gguf.experts import expert_fields, take_experts
 from bedplate.models.families.gguf.metadata import (
     read,
     rope_fields,
@@ -22,7 +23,7 @@ from bedplate.models.families.gguf.metadata import (
 from bedplate.models.families.gguf.tensors import ATTENTION, IGNORABLE, ROUTER, decoder_rules, expert_rules
 from bedplate.models.families.gguf.writing import writer
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Experts, TransformerSpec, YarnScaling
+from bedplate.models.specs.transformer import TransformerSpec, YarnScaling
 
 _NAME, _PATTERN = "gpt-oss", 2
 _NORMS = (("attention_norm", "attn_norm"), ("feedforward_norm", "post_attention_norm"))
@@ -46,8 +47,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     if isinstance(rope.scaling, YarnScaling):
         # no key says it, and the model's own configuration does
         rope = replace(rope, scaling=replace(rope.scaling, truncate=False))
-    count, chosen = int(fields.need("expert_count")), int(fields.need("expert_used_count"))
-    size = int(fields.take("expert_feed_forward_length") or sizes["feedforward_size"])
+    part = take_experts(fields, sizes["feedforward_size"], router_bias=True, bias=True, scoring="softmax_chosen")
     spec = TransformerSpec(
         **sizes,
         rope=rope,
@@ -55,21 +55,14 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         activation="clamped_silu",
         attention_bias=True,
         attention_sinks=True,
-        experts=Experts(count, chosen, size, router_bias=True, bias=True, scoring="softmax_chosen"),
+        experts=part,
     )
     fields.finish()
     return spec
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    part = spec.experts
-    assert part is not None
-    own = {
-        "expert_count": part.count,
-        "expert_used_count": part.per_token,
-        "expert_feed_forward_length": part.feedforward_size,
-    }
-    return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | own
+    return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | expert_fields(spec)
 
 
 GGUF = Family(

@@ -74,7 +74,7 @@ def expert_rules() -> tuple[Rule, ...]:
         rule
         for part in PARTS
         for rule in (
-            Rule((f"{held}.gate_up.{part}",), tuple(f"{name}.{part}" for name in pair), _apart, _on_top),
+            Rule((f"{held}.gate_up.{part}",), tuple(f"{name}.{part}" for name in pair), _apart, _on_top, rows=True),
             renamed(f"{held}.down.{part}", f"blk.{{i}}.ffn_down_exps.{part}"),
         )
     )

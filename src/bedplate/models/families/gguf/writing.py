@@ -21,9 +21,10 @@ def writer(
     keys: Callable[[TransformerSpec], Mapping[str, Any]],
     *,
     needs_head: bool = False,
+    tables: Callable[[TransformerSpec], Mapping[str, Any]] = rope_tables,
 ) -> Callable[[TransformerSpec], dict[str, Any]]:
     """The inverse of `from_gguf`. keys: of a spec, without the architecture's name. needs_head: llama.cpp does not load
-    the architecture with a tied head."""
+    the architecture with a tied head. tables: the tensors that say how positions turn."""
 
     def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
         if needs_head and spec.tied_head:
@@ -34,7 +35,7 @@ def writer(
                 **metadata,
                 "tensor_names": _telling_names(spec),
                 "embedding_rows": spec.vocab_size,
-                "tables": rope_tables(spec),
+                "tables": tables(spec),
             }
         )
         for field in fields(spec):
@@ -64,6 +65,9 @@ def _telling_names(spec: TransformerSpec) -> set[str]:
         "blk.0.attn_k.bias": spec.has_key_bias,
         "blk.0.attn_output.bias": spec.has_output_bias,
         "blk.0.ffn_up.bias": spec.feedforward_bias,
+        "blk.0.layer_output_scale.weight": spec.output_scales,
+        "blk.0.exp_probs_b.bias": spec.experts is not None and spec.experts.selection_bias,
+        **{f"blk.{layer}.attn_v.weight": not spec.keys_are_values(layer) for layer in range(spec.layers)},
     }
     return {name for name, is_there in there.items() if is_there}
 

@@ -1,0 +1,119 @@
+"""Bytes that this project's own training keeps of a forward pass, operation by operation, by a run's `recompute`.
+
+`economics.model.activations` is of training as it is published. Here attention never keeps its weights, a norm keeps
+its input and a statistic, a gated feed-forward its gate and what is gated; under "selective" what norms and activations
+give is made again (Korthikanti et al., https://arxiv.org/abs/2205.05198), under "full" whole blocks are
+(https://arxiv.org/abs/1604.06174). Shapes do not enter: packed documents are neither padded nor masked as a whole, so
+that what is kept is a number of bytes a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bedplate.core.errors import UsageError
+from bedplate.economics.model.state_mixers import attends, state_values
+from bedplate.models.specs import EncoderDecoderSpec, TransformerSpec
+from bedplate.models.specs.recompute import Recompute
+
+_STATISTIC = 4.0
+"""Bytes of what a norm keeps of a row, in float32; layer norms keep two."""
+
+
+@dataclass(frozen=True)
+class KeptBytes:
+    """held: from the forward pass on. again: of the largest block that is run again, and kept while its own backward
+    pass lasts."""
+
+    held: float
+    again: float
+
+    @property
+    def total(self) -> float:
+        return self.held + self.again
+
+
+def kept_bytes(
+    spec: TransformerSpec | EncoderDecoderSpec,
+    tokens: int,
+    *,
+    bytes_per_value: float = 2.0,
+    recompute: Recompute = "none",
+    source_tokens: int = 0,
+) -> KeptBytes:
+    """Of a pass over so many tokens through all blocks and the last norm, where every weight is trained. source_tokens:
+    of what an encoder reads. The head is apart: logits are made for 512 learned tokens at a time."""
+    if tokens < 1 or source_tokens < 0:
+        raise UsageError(f"{tokens} tokens, {source_tokens} of sources: there must be some, and not fewer than none")
+    if isinstance(spec, TransformerSpec):
+        each = _stack(spec, bytes_per_value, recompute)
+        return KeptBytes(tokens * each.held, tokens * each.again)
+    reads, writes = _stack(spec.stack, bytes_per_value, recompute), _stack(spec.decoder, bytes_per_value, recompute)
+    # The decoder's keys and values are of the source: what the layers keep of it, and the states they are made of.
+    decoder, size = spec.decoder, bytes_per_value
+    across = 2 * decoder.kv_heads * decoder.head_dim * size
+    crossed = spec.stack.hidden_size * size + (0 if recompute == "full" else decoder.layers * across)
+    held = tokens * writes.held + source_tokens * (reads.held + crossed)
+    again = max(tokens * writes.again + source_tokens * across, source_tokens * reads.again)
+    return KeptBytes(held, again if recompute == "full" else 0.0)
+
+
+def _stack(spec: TransformerSpec, size: float, recompute: Recompute) -> KeptBytes:
+    """Bytes a token of one stack."""
+    ends = spec.norms_output * (spec.hidden_size * size + _statistic(spec))
+    ends += spec.norms_embedding * (spec.hidden_size * size + _statistic(spec))
+    ropes = {rope for rope in map(spec.rope_of, range(spec.layers)) if rope is not None}
+    turned = spec.head_dim if spec.latent is None else spec.latent.rope_dim
+    ends += sum(2 * turned * rope.fraction * size for rope in ropes)  # cosines and sines, once for all layers
+    if recompute == "full":
+        again = max(_layer(spec, layer, size, "none") for layer in range(spec.layers))
+        return KeptBytes(ends + spec.layers * spec.hidden_size * size, again)
+    return KeptBytes(ends + sum(_layer(spec, layer, size, recompute) for layer in range(spec.layers)), 0.0)
+
+
+def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute) -> float:
+    """Bytes a token of one block."""
+    hidden, selective = spec.hidden_size, recompute == "selective"
+    norms = (4 if spec.norm_placement == "sandwich" else 2) + (spec.cross_size is not None)
+    norms -= layer == 0 and not spec.first_norm and spec.norm_placement == "pre"
+    # What a norm gives is a product's input; of norms behind a part it is the next one's, or only added.
+    inputs = 2 + (spec.cross_size is not None)
+    if selective and spec.norm_placement in ("pre", "sandwich"):
+        inputs = 0
+    mixed = _attention(spec) if attends(spec, layer) else float(state_values(spec))
+    values = (norms + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
+    return values * size + norms * _statistic(spec) + _head_statistics(spec)
+
+
+def _attention(spec: TransformerSpec) -> float:
+    """Values that attention keeps beside its input: queries, keys, values, and what it gives."""
+    if spec.latent is not None:
+        part = spec.latent
+        latents = 2 * part.kv_rank + 2 * (part.q_rank or 0)  # before and after their norms
+        return latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
+    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    normed = 0 if spec.qk_norm is None else q + kv
+    gates = 2 * q if spec.attention_gate else 0  # the gate's sigmoid, and what it gates
+    cross = 0 if spec.cross_size is None else 2 * q
+    return 2 * q + 2 * kv + normed + gates + cross
+
+
+def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
+    """Values that a feed-forward keeps beside its input."""
+    between = (2 if spec.gated else 1) + (not selective)
+    if not spec.has_experts(layer) or spec.experts is None:
+        return between * spec.feedforward_size
+    part = spec.experts
+    # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
+    copies = part.per_token * (spec.hidden_size * (1 if selective else 2) + between * part.feedforward_size)
+    return copies + between * part.shared_size + 3 * part.count
+
+
+def _statistic(spec: TransformerSpec) -> float:
+    return _STATISTIC * (1 if spec.norm == "rms" else 2)
+
+
+def _head_statistics(spec: TransformerSpec) -> float:
+    if spec.qk_norm is None:
+        return 0.0
+    return _statistic(spec) * (2 if spec.qk_norm == "projection" else spec.heads + spec.kv_heads)

@@ -1,0 +1,73 @@
+"""How much an engine computes at once, and how much it keeps: as asked, or from the memory that is free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bedplate.models.specs import TextSpec
+
+STEP_TOKENS, ROWS = 512, 16
+"""On a CPU, whose products gain nothing by more tokens."""
+DEVICE_ROWS, MOST_STEP_TOKENS = 128, 8192
+PREFIX_BYTES, SLOT_BYTES = 1 << 30, 4 << 30
+"""On a CPU, which has other work; where free memory is not known, anywhere."""
+WORKING = 1 / 8
+"""Of a device's free memory, for what a step makes on its way."""
+POOLED = 0.9
+"""Of what is left of it, for keys and values: the rest is for libraries' workspaces, adapters and fragments."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """As `Engine` takes them."""
+
+    max_step_tokens: int
+    max_rows: int
+    cache_bytes: int
+    slot_bytes: int
+
+
+def engine_sizes(
+    spec: TextSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    free: int | None,
+    *,
+    max_step_tokens: int | None = None,
+    max_rows: int | None = None,
+    cache_bytes: int | None = None,
+    slot_bytes: int | None = None,
+) -> Sizes:
+    """What is asked for, and for the rest what fits into `free` bytes (None: not known)."""
+    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if max_rows is None else max_rows
+    tokens = _step_tokens(spec, dtype, device, free) if max_step_tokens is None else max_step_tokens
+    cache, slots = PREFIX_BYTES, SLOT_BYTES
+    if free is not None and device.type == "cpu":
+        cache, slots = min(cache, free // 4), min(slots, free // 2)
+    elif free is not None:
+        pool = max(int(POOLED * (free - working_bytes(spec, dtype, tokens))), 0)
+        # One pool for both; what running rows need, the prefix cache gives back.
+        cache = pool * 3 // 4 if slot_bytes is None else max(pool - slot_bytes, 0)
+        slots = pool - cache if cache_bytes is None else max(pool - cache_bytes, 0)
+    return Sizes(
+        tokens, rows, cache if cache_bytes is None else cache_bytes, slots if slot_bytes is None else slot_bytes
+    )
+
+
+def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
+    """What a pass over so many tokens makes at once: of one block its states, queries, keys, values and features
+    between, and at the end the logits of all in float32, their log-probabilities and one more copy of them."""
+    main = spec.main
+    block = 6 * main.hidden_size + 2 * (main.heads + 2 * main.kv_heads) * main.head_dim + 3 * main.feedforward_size
+    return tokens * (block * dtype.itemsize + 3 * 4 * spec.vocab_size)
+
+
+def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None) -> int:
+    tokens = STEP_TOKENS
+    if device.type == "cpu" or free is None:
+        return tokens
+    while tokens < MOST_STEP_TOKENS and working_bytes(spec, dtype, 2 * tokens) <= WORKING * free:
+        tokens *= 2
+    return tokens

@@ -1,0 +1,164 @@
+"""Attention over keys and values in blocks.
+
+A step of single tokens is one operation a layer; so are prompts' chunks where there is a kernel for them. Otherwise
+blocks are gathered, group by group of alike spans.
+
+Shapes: S sequences of a group, N tokens of a flat batch, P blocks of the pool, b tokens of one, K keys, G key-value
+heads, H query heads, D features of one head, V of its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bedplate.inference.forward.keeping import keep
+from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
+from bedplate.inference.forward.parcel import Numbers, Parcel, Sent
+from bedplate.inference.forward.spans import Padded, Span, grouped
+from bedplate.inference.forward.states import States
+from bedplate.models.layers.attention import whole_attention
+from bedplate.models.layers.cross import KeysOf
+from bedplate.models.layers.documents import Recurrence
+from bedplate.models.layers.fused.operation import has_triton
+from bedplate.models.layers.how import PLAIN, How
+
+
+class Pages(Protocol):
+    """What is read of a cache: of each layer keys and values [P, b, G, D], and each row's blocks."""
+
+    block: int
+    dtype: torch.dtype
+    device: torch.device
+    states: States
+    keys: list[Tensor]
+    values: list[Tensor]
+    latents: frozenset[int]
+    """Layers whose values are the ends of their keys."""
+    windows: dict[int, int | None]
+
+    def table(self, row: int, window: int | None = None) -> Sequence[int]: ...
+
+
+class PagedAttention:
+    """Writes a flat batch's keys and values into the rows' blocks, and attends to those. most: as if a row had so many
+    keys."""
+
+    keeps = True
+
+    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: Parcel, most: int | None = None) -> None:
+        self._cache, self._spans = cache, spans
+        self._at, self._most = places(spans), max(span.end for span in spans) if most is None else most
+        at, add = self._at, parcel.add
+        self._row_N, self._position_N, self._tile_2U = add(at.row_N), add(at.position_N), add(at.tile_2U)
+        self._span_3S = add(np.stack([at.begin_S, at.start_S, at.length_S]))
+        self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
+        self._blocks = {window: add(self._own(window)) for window in self._tables}
+        self._offset_N = add(at.position_N % cache.block)
+        self._alone = most is None and len(spans) == 1 and spans[0].start == 0
+        self._at_once = self._one_operation()
+        # Latents are one tensor for keys and values; states are computed row by row.
+        apart = not self._at_once or bool(cache.latents) or bool(cache.states)
+        self._grouped = None if self._alone or not apart else self._in_groups(parcel)
+
+    def _in_groups(self, parcel: Parcel) -> list[_PagedGroup]:
+        return [_PagedGroup(self._cache, one, len(self._at.row_N), parcel) for one in grouped(self._spans)]
+
+    @property
+    def _groups(self) -> list[_PagedGroup]:
+        if self._grouped is None:
+            self._grouped = [] if self._alone else self._in_groups(Parcel(self._cache.device))
+        return self._grouped
+
+    def _one_operation(self) -> bool:
+        """Whether one operation does a layer: of single tokens everywhere, of more where there is a kernel."""
+        if any(span.source for span in self._spans):
+            return False
+        kernel = self._cache.device.type == "cuda" and self._cache.dtype != torch.float64 and has_triton()
+        return kernel or all(span.length == 1 for span in self._spans)
+
+    def _table(self, window: int | None) -> Numbers:
+        """Each row's blocks; where it has none, any stand: what would be seen there is masked."""
+        return tables_of(self._cache, self._spans, window, -(-self._most // self._cache.block))
+
+    def _own(self, window: int | None) -> Numbers:
+        """The block of each token."""
+        return self._table(window)[self._at.row_N, self._at.position_N // self._cache.block]
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
+        keys, values, blocks = self._cache.keys[layer], self._cache.values[layer], self._blocks
+        blocks_N, offset_N = blocks[self._cache.windows[layer]].tensor, self._offset_N.tensor
+        if layer in self._cache.latents:
+            keys[blocks_N, offset_N] = k_NGD
+        else:
+            keep(keys, values, blocks_N, offset_N, k_NGD, v_NGV)
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        keys, values, window = self._cache.keys[layer], self._cache.values[layer], self._cache.windows[layer]
+        latent = layer in self._cache.latents
+        if self._at_once and not self._alone and how.bias is None and not latent:
+            out_NHV = paged_attention(
+                *(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, self._tables[window].tensor, self._row_N.tensor),
+                *(self._position_N.tensor, self._span_3S.tensor, self._tile_2U.tensor, tile_tokens(self._spans)),
+                *(self._most, how.scale, how.cap, how.window, how.sinks),
+            )
+            return out_NHV[None]
+        self.write(layer, k_BTGD[0], v_BTGV[0])
+        if self._alone:
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
+        for group in self._groups:
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, window)
+        return out_NHV[None]
+
+    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
+        for group in self._groups:
+            out_NHV[group.padded.tokens_N] = group.across(q_BTHD[0], keys, values, how)
+        return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
+
+
+def tables_of(cache: Pages, spans: Sequence[Span], window: int | None, width: int) -> Numbers:
+    """Each row's first blocks [S, width]; 0 where it has none."""
+    found = np.zeros((len(spans), width), dtype=np.int64)
+    for number, span in enumerate(spans):
+        table = cache.table(span.row, window)[:width]
+        found[number, : len(table)] = table
+    return found.clip(min=0)
+
+
+class _PagedGroup:
+    """Spans padded to one length, with the tables of the blocks they read."""
+
+    def __init__(self, cache: Pages, numbered: Sequence[tuple[int, Span]], total: int, parcel: Parcel) -> None:
+        self._block, self.padded = cache.block, Padded(numbered, total, cache.dtype, parcel)
+        most, spans = -(-self.padded.keys // cache.block), self.padded.spans
+        self._tables: dict[int | None, Sent] = {
+            window: parcel.add(tables_of(cache, spans, window, most)) for window in {*cache.windows.values()}
+        }
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How, window: int | None) -> Tensor:
+        if window is not None and how.window is not None:
+            near, b = self.padded.near(how.window), self._block
+            tables_SP = self._tables[window].tensor
+            # A shorter row's positions go on behind its last block, where they are masked.
+            blocks_SK = tables_SP.gather(1, (near.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
+            at = (blocks_SK, near.position_SK % b)
+            return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
+        own = slice(self.padded.first, self.padded.keys)
+        return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
+
+    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        read = slice(self.padded.sources)
+        return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
+
+    def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
+        return pool_PbGD[self._tables[None].tensor].flatten(1, 2)[:, places].transpose(1, 2)

@@ -1,0 +1,67 @@
+"""What the host tells the device of a pass, sent as one copy.
+
+Whatever is worked out of lists is worked out by numpy: a torch operation on the host costs as much as one that is
+started on a device, and reading from one waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Numbers = NDArray[np.int64]
+
+
+class Parcel:
+    """int64 arrays that go to a device together, from pinned memory and without waiting where there is such."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._arrays: list[Numbers] = []
+        self._sent: tuple[Tensor, Sequence[Tensor]] | None = None
+
+    def add(self, values: Numbers | Sequence[int] | Sequence[Sequence[int]]) -> Sent:
+        """One array more, before any of them is asked for."""
+        assert self._sent is None, "sent already"
+        self._arrays.append(np.array(values, dtype=np.int64))
+        return Sent(self, len(self._arrays) - 1)
+
+    def send(self, into: Tensor | None = None) -> None:
+        """Sends what there is. into: a tensor on the device, of just that many numbers, that is overwritten."""
+        whole = torch.from_numpy(np.concatenate([one.reshape(-1) for one in self._arrays]))
+        whole = whole.pin_memory() if self._device.type == "cuda" else whole
+        if into is None:
+            into = whole.to(self._device, non_blocking=True)
+        else:
+            into.copy_(whole, non_blocking=True)
+        parts = into.split([one.size for one in self._arrays])
+        self._sent = into, [part.view(one.shape) for part, one in zip(parts, self._arrays, strict=True)]
+
+    @property
+    def sent(self) -> Tensor:
+        """All numbers, on the device."""
+        assert self._sent is not None
+        return self._sent[0]
+
+    def part(self, number: int) -> Tensor:
+        """The array that was added as this one, on the device."""
+        if self._sent is None:
+            self.send()
+        assert self._sent is not None
+        return self._sent[1][number]
+
+
+class Sent:
+    """One array of a parcel."""
+
+    def __init__(self, parcel: Parcel, number: int) -> None:
+        self._parcel, self._number = parcel, number
+
+    @property
+    def tensor(self) -> Tensor:
+        """On the device, in its shape; the parcel is sent if it has not been."""
+        return self._parcel.part(self._number)

@@ -1,0 +1,132 @@
+"""Attention over keys and values that stand on contiguous slots.
+
+Shapes: R rows (slots), S sequences of a group, N tokens of a flat batch, C tokens that a layer has room for, K keys a
+sequence may see, G key-value heads, H query heads, D features of one head, V of its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bedplate.inference.forward.keeping import keep
+from bedplate.inference.forward.parcel import Numbers, Parcel, Sent
+from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.inference.forward.states import States
+from bedplate.models.layers.attention import whole_attention
+from bedplate.models.layers.cross import KeysOf
+from bedplate.models.layers.documents import Recurrence
+from bedplate.models.layers.how import PLAIN, How
+
+
+class Slots(Protocol):
+    """What is read of a cache: of each layer keys and values [R, G, C, D]."""
+
+    dtype: torch.dtype
+    states: States
+    keys: list[Tensor]
+    values: list[Tensor]
+    latents: frozenset[int]
+    """Layers whose values are the ends of their keys."""
+
+
+class SlotAttention:
+    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
+
+    keeps = True
+
+    def __init__(self, cache: Slots, spans: Sequence[Span], parcel: Parcel) -> None:
+        self._cache, self._spans, self._parcel = cache, spans, parcel
+        self._rows, self._positions = span_index(spans)
+        self._end = max(span.end for span in spans)
+        self._longest = max(span.length for span in spans)
+        self._rings: dict[int | None, tuple[Sent | None, Sent, Sent]] = {}
+        self._place(None)
+        for capacity in {keys.shape[2] for keys in cache.keys if keys.dim() == 4}:
+            if self._end > capacity:
+                self._place(capacity)
+        # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
+        self._alone = len(spans) == 1 and spans[0].start == 0
+        groups = [] if self._alone else grouped(spans)
+        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, parcel) for group in groups]
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        kept, rows, places = self._rings[keys.shape[2] if self._end > keys.shape[2] else None]
+        if kept is not None:
+            k_NGD, v_NGV = k_NGD[kept.tensor], v_NGV[kept.tensor]
+        if layer in self._cache.latents:
+            keys[rows.tensor, :, places.tensor] = k_NGD
+        else:
+            keep(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
+
+    def _place(self, capacity: int | None) -> None:
+        """Which tokens are written (None: all; never two to one place), and where to, where there is room for so many
+        (None: for all)."""
+        rows, positions, kept = self._rows, self._positions, None
+        if capacity is not None and self._longest > capacity:
+            ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
+            (kept,) = (positions >= ends - capacity).nonzero()
+            rows, positions = rows[kept], positions[kept]
+        places: Numbers = positions if capacity is None else positions % capacity
+        add = self._parcel.add
+        self._rings[capacity] = None if kept is None else add(kept), add(rows), add(places)
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        self.write(layer, k_BTGD[0], v_BTGV[0])
+        if self._alone:
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
+        return self._each(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
+
+    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+        return self._each(layer, q_BTHD, lambda group, q, keys, values: group.across(q, keys, values, how))
+
+    def _each(self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if self._groups[0].padded.whole:
+            return mix(self._groups[0], q_BTHD[0], keys, values)[None]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
+        for group in self._groups:
+            out_NHV[group.padded.tokens_N] = mix(group, q_BTHD[0], keys, values)
+        return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
+
+
+class _SlotGroup:
+    """Spans padded to one length T, with the rows they read."""
+
+    def __init__(self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: Parcel) -> None:
+        spans = [span for _, span in numbered]
+        self.padded = Padded(numbered, total, dtype, parcel)
+        rows = [span.row for span in spans]
+        together = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._view = slice(rows[0], rows[0] + len(rows)) if together else None
+        self._rows_S = parcel.add(rows)
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        K, C = self.padded.keys, keys.shape[2]
+        if how.window is not None:
+            near = self.padded.near(how.window)
+            # To read all of the row and mask most is cheaper than to gather, where most is not much more.
+            if K > C or 2 * near.position_SK.shape[1] < K:
+                at = (self._rows_S.tensor[:, None], slice(None), near.position_SK % C)
+                return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
+        own = slice(self.padded.first, K)
+        return self.padded.attend(q_NHD, self._picked(keys, own), self._picked(values, own), how)
+
+    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+        read = slice(self.padded.sources)
+        return self.padded.across(q_NHD, self._picked(keys, read), self._picked(values, read), how)
+
+    def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
+        """The rows' keys or values at these places."""
+        if self._view is not None:
+            return kept_RGCD[self._view, :, places]
+        return kept_RGCD[:, :, places].index_select(0, self._rows_S.tensor)

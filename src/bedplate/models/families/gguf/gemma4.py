@@ -1,0 +1,203 @@
+"""GGUF's `gemma4`: as gemma4_text. What differs from layer to layer is a list; divisors of the pairs' frequencies say
+which pairs turn; a layer without a tensor of values takes its keys for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.dense import gemma4_text
+from bedplate.models.families.family import Family
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.gguf.experts import expert_fields, take_experts
+from bedplate.models.families.gguf.metadata import (
+    FREQUENCIES,
+    decimal,
+    read,
+    size_fields,
+    take_rope,
+    take_sizes,
+    take_windows,
+    window_fields,
+)
+from bedplate.models.families.gguf.tensors import (
+    AFTER_NORMS,
+    ATTENTION,
+    GATED,
+    IGNORABLE,
+    PRE_NORMS,
+    QK_NORMS,
+    decoder_rules,
+    expert_rules,
+)
+from bedplate.models.families.gguf.writing import writer
+from bedplate.models.families.rope import FULL, SLIDING
+from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.specs.transformer import FullAttention, Rope, Scales, SharedKeys, TransformerSpec
+
+_NAME, _PATTERN = "gemma4", 6
+_STILL = 1e30
+"""What divides the frequency of a pair that does not turn."""
+_SHARE = 0.25
+"""Of a head's pairs that turn, where nothing is known but metadata."""
+_CAP = 30.0
+"""Of logits, where the file says nothing."""
+_KV, _WIDE = "attention.head_count_kv", "feed_forward_length"
+
+_APART = (
+    *((f"feedforward.shared.{name}", f"ffn_{name}") for name in ("gate", "up", "down")),
+    ("feedforward.shared_norm", "ffn_norm"),
+    ("feedforward.shared_after_norm", "post_ffw_norm_1"),
+    ("feedforward.experts_norm", "pre_ffw_norm_2"),
+    ("feedforward.experts_after_norm", "post_ffw_norm_2"),
+    ("feedforward.router", "ffn_gate_inp"),
+)
+_GIVEN = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
+_EXPERTS = "layers.{i}.feedforward"
+WEIGHTS = WeightMap(
+    (
+        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_APART, *_GIVEN),
+        renamed("layer_inputs.embedding.weight", "per_layer_token_embd.weight"),
+        renamed("layer_inputs.projection.weight", "per_layer_model_proj.weight"),
+        renamed("layer_inputs.norm.weight", "per_layer_proj_norm.weight"),
+        renamed("layers.{i}.output_scale", "blk.{i}.layer_output_scale.weight"),
+        renamed(f"{_EXPERTS}.router.scale", "blk.{i}.ffn_gate_inp.scale"),
+        renamed(f"{_EXPERTS}.router.expert_scale", "blk.{i}.ffn_down_exps.scale"),
+        renamed(f"{_EXPERTS}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
+        *expert_rules(),
+    ),
+    IGNORABLE,
+)
+EXAMPLES = (
+    {**gemma4_text.EXAMPLES[0], "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL]},
+    {**gemma4_text.EXAMPLES[1], "attention_bias": False},
+)
+
+
+def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
+    """Metadata → spec."""
+    layers = int(read(config, _NAME).need("block_count"))
+    kv_heads, wide = (_each(config, name, layers) for name in (_KV, _WIDE))
+    first = {f"{_NAME}.{_KV}": kv_heads[0], f"{_NAME}.{_WIDE}": wide[0]}
+    fields = read({**config, **first}, _NAME)
+    windows = take_windows(fields, layers, _PATTERN)
+    sees_all = [not windows or windows[layer % len(windows)] is None for layer in range(layers)]
+    sizes, full_dim = _take_sizes(fields, config, all(sees_all))
+    rope = take_rope(fields, {**config, "tables": {}}, full_dim)
+    local = Rope(decimal(fields.take("rope.freq_base_swa") or 10_000.0))
+    fields.only("rope.dimension_count_swa", sizes["head_dim"], None)
+    shared, cap = (
+        int(fields.take("attention.shared_kv_layers") or 0),
+        float(fields.take("final_logit_softcapping", _CAP)),
+    )
+    names = config["tensor_names"]
+    sizes["kv_heads"] = kv_heads[sees_all.index(False) if False in sees_all else 0]
+    full = FullAttention(
+        None if full_dim == sizes["head_dim"] else full_dim,
+        next((n for n, all_ in zip(kv_heads, sees_all, strict=True) if all_ and n != sizes["kv_heads"]), None),
+        any(all_ and f"blk.{n}.attn_v.weight" not in names for n, all_ in enumerate(sees_all[: layers - shared])),
+    )
+    given = int(fields.take("embedding_length_per_layer_input") or 0)
+    spec = TransformerSpec(
+        **sizes,
+        norm_placement="sandwich",
+        qk_norm="head",
+        value_norm=True,
+        rope=Rope(rope.theta, rope.scaling, _share(config), proportional=True),
+        local_rope=local if windows else None,
+        windows=windows,
+        activation="gelu_tanh",
+        scales=Scales(
+            embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if not cap else decimal(cap)
+        ),
+        experts=take_experts(fields, shared_size=wide[0], apart=True, router_scales=True),
+        full=None if full == FullAttention() else full,
+        shared_keys=SharedKeys(shared, None if wide[-1] == wide[0] else wide[-1]) if shared else None,
+        layer_input_size=given,
+        output_scales="blk.0.layer_output_scale.weight" in names,
+    )
+    fields.finish()
+    for name, found, meant in ((_KV, kv_heads, spec.kv_heads_of), (_WIDE, wide, spec.feedforward_size_of)):
+        if list(found) != [meant(layer) for layer in range(layers)]:
+            raise UnsupportedModelError(f"GGUF metadata ({_NAME}): {name} = {list(found)} is not supported")
+    # llama.cpp takes those of the last layer with its own, which must see everything, or of the one before it.
+    wanted = [n if n < layers - shared else layers - shared - (1 if sees_all[n] else 2) for n in range(layers)]
+    if [spec.keys_of(n) for n in range(layers)] != wanted:
+        raise UnsupportedModelError(
+            f"GGUF metadata ({_NAME}): attention.shared_kv_layers = {shared} needs a layer with a window and then one "
+            "without before them"
+        )
+    return spec
+
+
+def _take_sizes(fields: Fields, config: Mapping[str, Any], alone: bool) -> tuple[dict[str, Any], int]:
+    """The sizes, of layers with a window where those differ, and the head's of layers that see everything. alone: there
+    are no others."""
+    windowed = int(fields.take("attention.key_length_swa") or 0)
+    fields.only("attention.value_length_swa", windowed, None)
+    sizes = take_sizes(fields, config)
+    full = sizes["head_dim"]
+    return sizes | {"head_dim": full if alone or not windowed else windowed}, full
+
+
+def _each(config: Mapping[str, Any], name: str, layers: int) -> Sequence[int]:
+    """What each layer has of it: a list, or one number for all."""
+    value = config.get(f"{_NAME}.{name}", 0)
+    return value if isinstance(value, list | tuple) else [value] * layers
+
+
+def _share(config: Mapping[str, Any]) -> float:
+    """Of the pairs that turn; the others stand behind them."""
+    divisors: Sequence[float] | None = config.get("tables", {}).get(FREQUENCIES)
+    if divisors is None:
+        return _SHARE
+    turning = sum(one < _STILL / 10 for one in divisors)
+    if not turning or any(one != 1 for one in divisors[:turning]):
+        raise UnsupportedModelError(
+            f"{FREQUENCIES} ({_NAME}): {list(divisors)} is not supported (only 1, and then {_STILL})"
+        )
+    return turning / len(divisors)
+
+
+def _tables(spec: TransformerSpec) -> dict[str, list[float]]:
+    rope, pairs = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1) // 2
+    turning = int(rope.fraction * pairs)
+    return {FREQUENCIES: [1.0] * turning + [_STILL] * (pairs - turning)}
+
+
+def _keys(spec: TransformerSpec) -> dict[str, Any]:
+    rope, full_dim, each = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
+    own = {
+        "attention.key_length": full_dim,
+        "attention.value_length": full_dim,
+        "attention.key_length_swa": spec.head_dim,
+        "attention.value_length_swa": spec.head_dim,
+        _KV: [spec.kv_heads_of(layer) for layer in each],
+        _WIDE: [spec.feedforward_size_of(layer) for layer in each],
+        "attention.shared_kv_layers": 0 if spec.shared_keys is None else spec.shared_keys.layers,
+        "embedding_length_per_layer_input": spec.layer_input_size,
+        "rope.freq_base": rope.theta,
+        "rope.freq_base_swa": (spec.local_rope or rope).theta,
+        "rope.dimension_count": full_dim,
+        "rope.dimension_count_swa": spec.head_dim,
+        "final_logit_softcapping": (spec.scales or Scales()).logit_cap or 0.0,
+        "attention.sliding_window_pattern": [spec.window(layer) is not None for layer in each],
+    }
+    return size_fields(spec) | window_fields(spec, _PATTERN) | own | expert_fields(spec)
+
+
+def _weights_of(spec: TransformerSpec) -> WeightMap:
+    return gemma4_text.with_unread(WEIGHTS, spec, r"blk\.{}\.attn_([kv]|[kv]_norm)\.weight")
+
+
+GGUF = Family(
+    ("gguf", _NAME),
+    from_gguf,
+    writer(_NAME, from_gguf, _keys, tables=_tables),
+    WEIGHTS,
+    (("hf", "gemma4_text"),),
+    examples=EXAMPLES,
+    weights_of=_weights_of,
+    tables=_tables,
+)

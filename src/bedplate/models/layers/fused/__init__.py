@@ -1,0 +1,1 @@
+"""What inference runs as one operation where training runs several."""

@@ -1,0 +1,85 @@
+"""Linears that read the same input as one product, where their weights lie behind each other in memory.
+
+They stay what they are, by name, in the state and for adapters; only where their values lie is arranged.
+"""
+
+# Shape suffixes: B rows, T tokens, I in_features, O out_features of all parts together.
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.models.layers.linear import Linear
+
+
+class Joined(nn.Module):
+    """What several linears make of one input. It has no parameters of its own."""
+
+    def __init__(self, *parts: Linear) -> None:
+        super().__init__()
+        self._parts = parts  # a tuple, so that they are not registered twice
+        self._whole: tuple[Tensor, Tensor | None] | None = None
+
+    @torch.no_grad()
+    def lay(self) -> None:
+        """Moves the parts' weights, and their biases, behind each other. Nothing happens where they cannot be one
+        product, or are one already."""
+        if self._lies() or not self._alike():
+            return
+        # Not inference tensors, as the parameters may be trained later.
+        with torch.inference_mode(False):
+            weight_OI = torch.cat(tuple(part.weight for part in self._parts))
+            biases: list[torch.Tensor] = [part.bias for part in self._parts if part.bias is not None]
+            bias_O = torch.cat(tuple(biases)) if biases else None
+            begin = 0
+            for part in self._parts:
+                own = slice(begin, begin + part.out_features)
+                part.weight.data = weight_OI[own]
+                if part.bias is not None and bias_O is not None:
+                    part.bias.data = bias_O[own]
+                begin += part.out_features
+        self._whole = weight_OI, bias_O
+
+    def _alike(self) -> bool:
+        first = self._parts[0]
+        same = (first.weight.dtype, first.weight.device, first.bias is None)
+        return not first.weight.is_meta and all(
+            (one.weight.dtype, one.weight.device, one.bias is None) == same and type(one) is Linear
+            for one in self._parts
+        )
+
+    def _lies(self) -> bool:
+        """Whether the parts still are what was laid: a parameter may have been given other values since."""
+        if self._whole is None:
+            return False
+        weight_OI, bias_O = self._whole
+        at, row = weight_OI.data_ptr(), weight_OI.stride(0) * weight_OI.element_size()
+        for part in self._parts:
+            if part.weight.data_ptr() != at or part.weight.dtype != weight_OI.dtype:
+                return False
+            at += part.out_features * row
+        first = self._parts[0].bias
+        return bias_O is None or (first is not None and first.data_ptr() == bias_O.data_ptr())
+
+    def forward(self, x_BTI: Tensor) -> Tensor | None:
+        """Outputs [B, T, O] of all parts behind each other; None where they are to be computed one by one: gradients
+        are recorded, or their weights do not lie together."""
+        if self._whole is None or torch.is_grad_enabled() or not self._lies():
+            return None
+        y_BTO = F.linear(x_BTI, *self._whole)
+        begin = 0
+        for part in self._parts:
+            if part.low_rank is not None:
+                part.low_rank.add_to(y_BTO[..., begin : begin + part.out_features], x_BTI)
+            begin += part.out_features
+        return y_BTO
+
+
+def lay_together(model: nn.Module) -> None:
+    """Makes one product of linears that read the same input, for passes without gradients. Memory stays as much; one
+    layer's weights are held twice for a moment."""
+    for module in model.modules():
+        if isinstance(module, Joined):
+            module.lay()

@@ -1,0 +1,152 @@
+"""Triton's kernels of what stands between two products, for CUDA devices; each is told beside its plain function.
+
+Sums are made in float32, and each result is rounded once. float64 is left to the plain functions.
+"""
+# pyright: basic, reportMissingImports=false, reportIndexIssue=false
+
+# Shapes: N rows, D features of a row; of heads, T tokens, H heads, R features that turn.
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bedplate.models.layers.fused.operation import Refused
+
+GATES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+WIDEST = 32_768
+"""Features of a row that one program holds."""
+
+
+def add_norm(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """x + y and its root-mean-square norm."""
+    _check(x, y)
+    D = x.shape[-1]
+    if D > WIDEST or (weight is not None and weight.dtype == torch.float64):
+        raise Refused
+    x_ND, y_ND = x.reshape(-1, D), y.reshape(-1, D)
+    total_ND, normed_ND = torch.empty_like(x_ND), torch.empty_like(x_ND)
+    _add_norm[(len(x_ND),)](
+        *(x_ND, y_ND, x_ND if weight is None else weight, total_ND, normed_ND),
+        *(x_ND.stride(0), y_ND.stride(0), eps, offset),
+        D=D,
+        WIDE=triton.next_power_of_2(D),
+        WEIGHTED=weight is not None,
+    )
+    return total_ND.view(x.shape), normed_ND.view(x.shape)
+
+
+@triton.jit
+def _add_norm(
+    x, y, weight, total, normed, x_row, y_row, eps, offset, D: tl.constexpr, WIDE: tl.constexpr, WEIGHTED: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, WIDE)
+    inside = at < D
+    a = tl.load(x + row * x_row + at, mask=inside, other=0.0)
+    b = tl.load(y + row * y_row + at, mask=inside, other=0.0)
+    # Rounded as it is kept, so that it is the sum of the plain function that is normed.
+    a = (a.to(tl.float32) + b.to(tl.float32)).to(total.dtype.element_ty)
+    tl.store(total + row * D + at, a, mask=inside)
+    wide = a.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=0) / D + eps)
+    wide = wide * scale
+    if WEIGHTED:
+        wide = wide * (tl.load(weight + at, mask=inside, other=0.0).to(tl.float32) + offset)
+    tl.store(normed + row * D + at, wide.to(normed.dtype.element_ty), mask=inside)
+
+
+def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """x with its first features turned."""
+    _check(x_BTHD)
+    B, T, H, D = x_BTHD.shape
+    R = cos.shape[-1]
+    if x_BTHD.stride(3) != 1 or cos.shape != (B, T, 1, R) or sin.shape != cos.shape:
+        raise Refused
+    out = torch.empty(x_BTHD.shape, dtype=x_BTHD.dtype, device=x_BTHD.device)
+    _rotate[(B * T, H)](
+        *(x_BTHD, cos.contiguous(), sin.contiguous(), out, T, *x_BTHD.stride()[:3]),
+        D=D,
+        R=R,
+        WIDE=triton.next_power_of_2(D),
+        INTERLEAVED=interleaved,
+    )
+    return out
+
+
+@triton.jit
+def _rotate(
+    x,
+    cos,
+    sin,
+    out,
+    T,
+    x_b,
+    x_t,
+    x_h,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    WIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    at = tl.arange(0, WIDE)
+    inside, turns = at < D, at < R
+    begin = x + (token // T) * x_b + (token % T) * x_t + head * x_h
+    if INTERLEAVED:
+        partner = at ^ 1
+        negative = at % 2 == 0
+    else:
+        partner = tl.where(at < R // 2, at + R // 2, at - R // 2)
+        negative = at < R // 2
+    own = tl.load(begin + at, mask=inside, other=0.0)
+    other = tl.load(begin + partner, mask=turns, other=0.0).to(tl.float32)
+    other = tl.where(negative, -other, other)
+    c = tl.load(cos + token * R + at, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + token * R + at, mask=turns, other=0.0).to(tl.float32)
+    turned = (own.to(tl.float32) * c + other * s).to(out.dtype.element_ty)
+    tl.store(out + (token * tl.num_programs(1) + head) * D + at, tl.where(turns, turned, own), mask=inside)
+
+
+def gated(both: Tensor, activation: str) -> Tensor:
+    """act(gate) · up, of rows with the gate before the up."""
+    _check(both)
+    if activation not in GATES:
+        raise Refused
+    rows, F = both.reshape(-1, both.shape[-1]), both.shape[-1] // 2
+    out = torch.empty(len(rows), F, dtype=both.dtype, device=both.device)
+    wide = min(triton.next_power_of_2(F), 1024)
+    _gated[(len(rows), triton.cdiv(F, wide))](rows, out, rows.stride(0), F, WIDE=wide, GATE=GATES[activation])
+    return out.view(*both.shape[:-1], F)
+
+
+@triton.jit
+def _gated(both, out, row_step, F, WIDE: tl.constexpr, GATE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    inside = at < F
+    up = tl.load(both + row * row_step + F + at, mask=inside, other=0.0)
+    g = tl.load(both + row * row_step + at, mask=inside, other=0.0).to(tl.float32)
+    if GATE == 0:
+        a = g / (1.0 + tl.exp(-g))
+    elif GATE == 1:
+        a = 0.5 * g * (1.0 + tl.erf(g * 0.7071067811865476))
+    elif GATE == 2:
+        inner = 0.7978845608028654 * (g + 0.044715 * g * g * g)
+        a = g / (1.0 + tl.exp(-2.0 * inner))  # g (1 + tanh inner) / 2
+    else:
+        a = tl.maximum(g, 0.0)
+    # Rounded between, as the plain function's two operations round.
+    a = a.to(out.dtype.element_ty).to(tl.float32)
+    tl.store(out + row * F + at, (a * up.to(tl.float32)).to(out.dtype.element_ty), mask=inside)
+
+
+def _check(*tensors: Tensor) -> None:
+    """Refuses what is not of one type of at most 32 bits, or has nothing in it."""
+    first = tensors[0]
+    if first.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not first.numel():
+        raise Refused
+    if any(one.dtype != first.dtype or one.shape != first.shape or one.stride(-1) != 1 for one in tensors):
+        raise Refused

@@ -1,0 +1,1 @@
+"""Packed rows: where their documents stand, and layouts in which none of them sees another."""

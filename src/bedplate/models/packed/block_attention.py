@@ -1,0 +1,241 @@
+"""Attention of packed rows in dense blocks, with its own backward pass: the plain way, on any device.
+
+Torch's fused kernel spends, on CPU, many times as long on the gradient of masked sequences as the products take. Here
+a block's scores are one batched product over the keys that any of its tokens sees. Numerically it is the plain formula:
+products in the model's dtype, softmax in float32 or wider. Weights are computed again on the way back (as in
+FlashAttention, https://arxiv.org/abs/2205.14135), so that memory grows with tokens and not with the square of a
+document's length. Blocks are added up in one order, so that gradients are the same bit by bit each time.
+
+Shapes: B rows, T tokens a row, N tokens of the flattened rows, S of those that are keys, H query heads, G key-value
+heads, R = H/G, D features of one head, V of its value, n a block's queries, K its keys, X distances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bedplate.models.layers.documents import Recurrence
+from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.packed.blocks import Cutting, TokenBlock
+from bedplate.models.packed.placement import Placement
+from bedplate.models.packed.recurrences import Documents
+
+
+class BlockAttention:
+    """Attention of packed rows: each token sees its own document, behind what its row shares. Padding's outputs are
+    zero. A window that no document is longer than is none."""
+
+    keeps = False
+
+    def __init__(self, placement: Placement, causal: bool = True) -> None:
+        self._placement, self._causal = placement, causal
+        self._cuttings: dict[tuple[int | None, torch.device], Cutting] = {}
+        self._positions: dict[torch.device, Tensor] = {}
+
+    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+        cutting, bias = self._cutting(how.window, q_BTHD.device), None
+        if how.bias is not None:
+            bias = _Bias(how.bias(self._distances(q_BTHD.device))[0, :, 0], self._positions_N(q_BTHD.device))
+        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTGD, v_BTGV))
+        out_NHV = block_attention(q, k, v, cutting.blocks, how, bias, self._placement.padded)
+        return out_NHV.view(*q_BTHD.shape[:3], v_BTGV.shape[3])
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._documents.recur(run, x_BTC)
+
+    @cached_property
+    def _documents(self) -> Documents:
+        return Documents(self._placement)
+
+    def _cutting(self, window: int | None, device: torch.device) -> Cutting:
+        if window is not None and (window if self._causal else window // 2) >= self._placement.longest:
+            window = None
+        key = window, device
+        if key not in self._cuttings:
+            self._cuttings[key] = Cutting(self._placement, self._causal, *key)
+        return self._cuttings[key]
+
+    def _distances(self, device: torch.device) -> Tensor:
+        """All that there are, [1, 1, X]: anew each time, since what is made of them belongs to one pass."""
+        far = self._placement.longest
+        return torch.arange(1 - far, far, device=device)[None, None]
+
+    def _positions_N(self, device: torch.device) -> Tensor:
+        if device not in self._positions:
+            self._positions[device] = self._placement.positions_N.to(device)
+        return self._positions[device]
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """What is added to scores: of each head by distance, [H, X], that of no distance in the middle; the tokens'
+    positions, from which distances are."""
+
+    table_HX: Tensor
+    positions_N: Tensor
+
+    def at(self, block: TokenBlock) -> Tensor:
+        """The column of each pair of the block, [n, K]."""
+        theirs = torch.cat([self.positions_N[start:stop] for start, stop in block.keys])
+        return theirs - self.positions_N[block.start : block.stop, None] + self.table_HX.shape[1] // 2
+
+
+def block_attention(
+    q_NHD: Tensor,
+    k_SGD: Tensor,
+    v_SGV: Tensor,
+    blocks: Sequence[TokenBlock],
+    how: How,
+    bias: _Bias | None = None,
+    padded: bool = True,
+) -> Tensor:
+    """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `how` is the blocks'."""
+    table, positions = (None, None) if bias is None else (bias.table_HX, bias.positions_N)
+    scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if how.scale is None else how.scale
+    work = _Work(blocks, scale, how.cap, positions, padded)
+    found: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, how.sinks, table, work)
+    return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is computed, beside the tensors that gradients flow to."""
+
+    blocks: Sequence[TokenBlock]
+    scale: float
+    cap: float | None
+    positions_N: Tensor | None
+    padded: bool
+
+    def weights(
+        self, q_GnD: Tensor, k_GKD: Tensor, block: TokenBlock, sinks_H: Tensor | None, bias: _Bias | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """How much each query takes of each key, [G, n, R, K] in float32 or wider (with sinks one more, which is
+        theirs), and, with a cap, the tanh in it."""
+        n, K = block.stop - block.start, block.key_count
+        wide = _wide(q_GnD.dtype)
+        scores, capped = torch.bmm(q_GnD, k_GKD.transpose(1, 2)).view(len(q_GnD), n, -1, K), None
+        if self.cap is None and bias is None and sinks_H is None:
+            if block.mask is not None and block.mask.shape[1] == K:
+                scores = torch.add(block.mask[:, None], scores, alpha=self.scale)
+            else:
+                _masked(scores.mul_(self.scale), block.mask)
+            return scores.softmax(-1, dtype=wide), None
+        scores = scores.to(wide).mul_(self.scale)
+        if self.cap is not None:
+            capped = scores.div_(self.cap).tanh_()
+            scores = capped * self.cap
+        if bias is not None:
+            each_HnK = bias.table_HX.to(wide).index_select(1, bias.at(block).view(-1))
+            scores.add_(each_HnK.view(len(scores), -1, n, K).transpose(1, 2))
+        _masked(scores, block.mask)
+        if sinks_H is not None:
+            theirs = sinks_H.to(wide).view(len(scores), 1, -1, 1).expand(-1, n, -1, -1)
+            scores = torch.cat((scores, theirs), dim=-1)
+        return scores.softmax(-1), capped
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q_NHD: Tensor,
+        k_SGD: Tensor,
+        v_SGV: Tensor,
+        sinks_H: Tensor | None,
+        table_HX: Tensor | None,
+        work: _Work,
+    ) -> Tensor:
+        (N, H, D), (G, V) = q_NHD.shape, v_SGV.shape[1:]
+        q_GNRD = q_NHD.unflatten(1, (G, H // G)).transpose(0, 1).contiguous()
+        k_GSD, v_GSV = k_SGD.transpose(0, 1).contiguous(), v_SGV.transpose(0, 1).contiguous()
+        out_NHV = (q_NHD.new_zeros if work.padded else q_NHD.new_empty)(N, H, V)
+        out_NGRV = out_NHV.view(N, G, H // G, V)
+        bias = _bias(table_HX, work)
+        for block in work.blocks:
+            q = q_GNRD[:, block.start : block.stop].reshape(G, -1, D)
+            p, _ = work.weights(q, _keys(k_GSD, block), block, sinks_H, bias)
+            p = p[..., : block.key_count].to(q.dtype).view(G, -1, block.key_count)
+            mixed = torch.bmm(p, _keys(v_GSV, block)).view(G, -1, H // G, V)
+            out_NGRV[block.start : block.stop] = mixed.transpose(0, 1)
+        ctx.save_for_backward(q_GNRD, k_GSD, v_GSV, sinks_H, table_HX)
+        ctx.work, ctx.dtypes = work, [None if x is None else x.dtype for x in (sinks_H, table_HX)]
+        return out_NHV
+
+    @staticmethod
+    def backward(ctx: Any, grad_NHV: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_GNRD, k_GSD, v_GSV, sinks_H, table_HX = ctx.saved_tensors
+        work: _Work = ctx.work
+        (G, N, R, D), V = q_GNRD.shape, v_GSV.shape[2]
+        grad_NGRV = grad_NHV.reshape(N, G, R, V)
+        dq_NGRD = (grad_NHV.new_zeros if work.padded else grad_NHV.new_empty)(N, G, R, D)
+        dk_GSD, dv_GSV = torch.zeros_like(k_GSD), torch.zeros_like(v_GSV)
+        bias = _bias(table_HX, work)
+        dsinks_GR = None if sinks_H is None else torch.zeros(G, R, dtype=_wide(sinks_H.dtype), device=sinks_H.device)
+        dtable_HX = None if table_HX is None else torch.zeros_like(table_HX, dtype=_wide(table_HX.dtype))
+        for block in work.blocks:
+            K = block.key_count
+            q = q_GNRD[:, block.start : block.stop].reshape(G, -1, D)
+            g = grad_NGRV[block.start : block.stop].transpose(0, 1).reshape(G, -1, V)
+            k, v = _keys(k_GSD, block), _keys(v_GSV, block)
+            p_wide, capped = work.weights(q, k, block, sinks_H, bias)
+            wide = p_wide.dtype
+            dp = torch.bmm(g, v.transpose(1, 2)).to(wide).view(*p_wide.shape[:3], K)
+            _add_keys(dv_GSV, torch.bmm(p_wide[..., :K].to(q.dtype).view(G, -1, K).transpose(1, 2), g), block)
+            if dsinks_GR is not None:
+                dp = torch.nn.functional.pad(dp, (0, 1))
+            ds = torch.ops.aten._softmax_backward_data(dp, p_wide, -1, wide)
+            if dsinks_GR is not None:
+                dsinks_GR += ds[..., K].sum(1)
+                ds = ds[..., :K]
+            if dtable_HX is not None and bias is not None:
+                dtable_HX.index_add_(1, bias.at(block).view(-1), ds.transpose(1, 2).reshape(G * R, -1).to(dtable_HX))
+            if capped is not None:
+                ds = ds * (1 - capped.square())
+            ds = ds.mul_(work.scale).to(q.dtype).reshape(G, -1, K)
+            dq_NGRD[block.start : block.stop] = torch.bmm(ds, k).view(G, -1, R, D).transpose(0, 1)
+            _add_keys(dk_GSD, torch.bmm(ds.transpose(1, 2), q), block)
+        return (
+            dq_NGRD.view(N, G * R, D),
+            dk_GSD.transpose(0, 1),
+            dv_GSV.transpose(0, 1),
+            None if dsinks_GR is None else dsinks_GR.view(-1).to(ctx.dtypes[0]),
+            None if dtable_HX is None else dtable_HX.to(ctx.dtypes[1]),
+            None,
+        )
+
+
+def _bias(table_HX: Tensor | None, work: _Work) -> _Bias | None:
+    if table_HX is None:
+        return None
+    assert work.positions_N is not None
+    return _Bias(table_HX, work.positions_N)
+
+
+def _masked(scores_GnRK: Tensor, mask_nm: Tensor | None) -> None:
+    """Adds a block's mask to the scores of its last keys, in place."""
+    if mask_nm is not None:
+        scores_GnRK[..., scores_GnRK.shape[-1] - mask_nm.shape[1] :].add_(mask_nm[:, None])
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _keys(x_GSD: Tensor, block: TokenBlock) -> Tensor:
+    parts = [x_GSD[:, start:stop] for start, stop in block.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _add_keys(into_GSD: Tensor, grad_GKD: Tensor, block: TokenBlock) -> None:
+    at = 0
+    for start, stop in block.keys:
+        into_GSD[:, start:stop] += grad_GKD[:, at : at + stop - start]
+        at += stop - start

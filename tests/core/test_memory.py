@@ -1,0 +1,54 @@
+"""Free memory, from the files of made-up machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bedplate.core.memory import free_bytes
+
+STAT = "anon 5\ninactive_file 300\ntotal_inactive_file 200\n"
+
+
+def put(root: Path, files: dict[str, str]) -> None:
+    for name, value in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(value)
+
+
+def test_here_it_is_a_number_of_bytes() -> None:
+    found = free_bytes()
+    assert found is None or found > 1_000_000
+
+
+def test_nothing_is_known_of_other_systems(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("groups", "free"),
+    [
+        ({"a/b/memory.max": "max", "a/b/memory.current": "900"}, 8192),
+        ({"a/b/memory.max": "2000", "a/b/memory.current": "900", "a/b/memory.stat": STAT}, 2000 - 900 + 300),
+        ({"a/memory.max": "1000", "a/memory.current": "400", "a/b/memory.max": "5000"}, 600),
+        ({"a/b/memory.max": "1000", "a/b/memory.current": "1200"}, 0),
+        ({"memory.max": "4000", "memory.current": "1000"}, 3000),  # in a container the path is the host's
+        ({"a/b/memory.max": "damaged", "a/b/memory.current": "1"}, 8192),
+    ],
+)
+def test_what_a_group_may_take_is_less_than_what_the_machine_has(
+    tmp_path: Path, groups: dict[str, str], free: int
+) -> None:
+    put(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 8 kB\n", "proc/self/cgroup": "0::/a/b"})
+    put(tmp_path, {f"sys/fs/cgroup/{name}": value for name, value in groups.items()})
+    assert free_bytes(tmp_path) == free
+
+
+def test_groups_of_version_1(tmp_path: Path) -> None:
+    put(tmp_path, {"proc/meminfo": "MemAvailable: 8 kB", "proc/self/cgroup": "5:cpu:/\n4:memory:/job\n0::/"})
+    group = "sys/fs/cgroup/memory/job/memory."
+    put(tmp_path, {f"{group}limit_in_bytes": "3000", f"{group}usage_in_bytes": "1000", f"{group}stat": STAT})
+    assert free_bytes(tmp_path) == 2200
+    put(tmp_path, {f"{group}limit_in_bytes": "9223372036854771712"})
+    assert free_bytes(tmp_path) == 8192

@@ -1,0 +1,83 @@
+"""Attention over blocks as one operation: the plain way and Triton's kernel, each against attention over the whole
+sequence, in pieces of all lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.near import assert_near
+from tests.tiny import tiny_spec
+
+from bedplate.inference.forward import paged_attention
+from bedplate.inference.forward.kv_cache import SlotCache
+from bedplate.inference.forward.paged import PagedCache
+from bedplate.inference.forward.paged_attention import PagedAttention
+from bedplate.inference.forward.spans import Span
+from bedplate.models.layers.attention import RowAttention
+from bedplate.models.layers.how import How
+
+CPU = torch.device("cpu")
+SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.3])
+HOWS = {
+    "plain": How(),
+    "scaled and capped": How(scale=0.7, cap=1.5),
+    "a window": How(window=7),
+    "sinks in a window": How(window=5, sinks=SINKS),
+}
+PIECES = [
+    [Span(0, 0, 19), Span(1, 0, 3)],
+    [Span(0, 19, 1), Span(1, 3, 1), Span(2, 0, 1)],
+    [Span(1, 4, 33), Span(2, 1, 2), Span(0, 20, 17)],
+    [Span(2, 3, 1), Span(0, 37, 1), Span(1, 37, 1)],
+]
+
+
+@pytest.fixture(params=["plain", "kernel"])
+def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts' chunks too are one operation, as on a device."""
+    monkeypatch.setattr(PagedAttention, "_one_operation", lambda self: True)
+    if request.param == "kernel":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
+        pytest.importorskip("triton", reason="Triton is not installed; its interpreter would run the kernel here")
+        from bedplate.inference.forward import keeping, kernels
+
+        monkeypatch.setattr(paged_attention, "paged_attention", kernels.paged_attention)
+        monkeypatch.setattr(paged_attention, "keep", kernels.keep)
+        assert keeping.keep is not kernels.keep
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_pieces_are_as_the_whole_sequence(how: str, one_operation: None) -> None:
+    wanted = HOWS[how]
+    spec = tiny_spec(layers=1, windows=(wanted.window,) if wanted.window else ())
+    cache = PagedCache(spec, torch.float32, CPU, 1 << 20, block=4, step=8)
+    torch.manual_seed(1)
+    wholes = [[torch.randn(1, 40, n, 8) for n in (6, 2, 2)] for _ in range(3)]
+    for pieces in PIECES:
+        cache.reserve({span.row: span.end for span in pieces})
+        batch = [torch.cat([wholes[s.row][part][:, s.start : s.end] for s in pieces], dim=1) for part in range(3)]
+        # As queries, keys and values lie where they are parts of one product.
+        both = torch.cat(batch, dim=2)
+        q, k, v = both[:, :, :6], both[:, :, 6:8], both[:, :, 8:]
+        found = cache.attend(pieces)(0, q, k, v, wanted)[0].split([span.length for span in pieces])
+        for span, ours in zip(pieces, found, strict=True):
+            alone = RowAttention(causal=True)(0, *(x[:, : span.end] for x in wholes[span.row]), wanted)
+            assert_near(ours, alone[0, span.start :], what=f"{how} {span}")
+
+
+def test_what_others_left_is_not_multiplied(one_operation: None) -> None:
+    """Blocks that a row has not written yet hold another's infinities."""
+    spec = tiny_spec(layers=1)
+    cache = PagedCache(spec, torch.float32, CPU, 1 << 20, block=4)
+    for part in (cache.keys[0], cache.values[0]):
+        part.fill_(torch.nan)
+    slots = SlotCache(spec, torch.float32, CPU)
+    torch.manual_seed(2)
+    for pieces in PIECES:
+        lengths = {span.row: span.end for span in pieces}
+        cache.reserve(lengths)
+        slots.reserve({0: 40, 1: 40, 2: 40})
+        batch: list[Any] = [torch.randn(1, sum(span.length for span in pieces), n, 8) for n in (6, 2, 2)]
+        assert_near(cache.attend(pieces)(0, *batch), slots.attend(pieces)(0, *batch))
