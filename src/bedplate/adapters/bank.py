@@ -132,7 +132,7 @@ class Bank:
         if mixed:
             assert isinstance(rows, Tensor)
             device = next(iter(self._sites.values())).module.weight.device
-            plan = AdapterRows(rows.to(device), distinct)
+            plan = AdapterRows(rows.cpu(), distinct, device)
             for site in self._sites.values():
                 site.select_rows(plan)
         else:
