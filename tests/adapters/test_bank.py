@@ -100,7 +100,7 @@ def test_stacked_and_segmented_paths_agree(decoder):
     site = bank._sites["layers.1.feedforward.up"]
     index = torch.tensor([1, -1, 0, 1])
     bank.select(index)
-    rows = AdapterRows(index, (0, 1))
+    rows = AdapterRows(index.tolist(), (0, 1), torch.device("cpu"))
     x = torch.randn(4, 3, 32)
     y = site.module(x)
     assert_near(site.stacked(x, y, rows), site.segmented(x, y, rows))
@@ -143,7 +143,7 @@ def test_products_of_groups_equal_segments(decoder):
         bank.add(config, random_adapter(decoder, config, seed))
     site = bank._sites["layers.1.feedforward.up"]
     for index in ([1, -1, 0, 1, 0, 0], [2, 2, 1, 1, -1, 0], [2, -1, 2, 2, -1, -1], [1, 0, 1, 0, 1, 0]):
-        rows = AdapterRows(torch.tensor(index), tuple(sorted({*index} - {-1})))
+        rows = AdapterRows(index, tuple(sorted({*index} - {-1})), torch.device("cpu"))
         x = torch.randn(6, 32)
         assert_near(site.grouped(x, rows), site.segmented(x, site.module(x), rows))
 

@@ -9,13 +9,16 @@ tokens, and segments sorted by adapter for many, and where some are not low-rank
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.adapters.dora import dora_update
@@ -38,26 +41,37 @@ _ALIGNED = 8
 class AdapterRows:
     """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
 
-    def __init__(self, index_N: Tensor, slots: tuple[int, ...], device: torch.device | None = None) -> None:
-        """index_N: on the CPU, lest a device is waited for. device: where the rows are, by default there as well."""
-        self.slots, self._on_host = slots, index_N
-        self.index_N = index_N if device is None else index_N.to(device, non_blocking=True)
+    def __init__(self, index: Sequence[int], slots: tuple[int, ...], device: torch.device) -> None:
+        """index: of each row its slot, on the host, so that a device need not be waited for. device: where rows are."""
+        self.slots, self._index, self._device = slots, index, device
+        self.index_N = self._there(index)
         self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._places: dict[tuple[int, ...], Tensor] = {}
 
     @cached_property
     def counts(self) -> list[int]:
         """Rows of the base, then of each slot."""
-        return [int((self._on_host == s).sum()) for s in (BASE_ROW, *self.slots)]
+        found = Counter(self._index)
+        return [found[slot] for slot in (BASE_ROW, *self.slots)]
 
     @cached_property
     def order_N(self) -> Tensor:
         """The rows sorted by slot, those of the base first."""
-        return torch.argsort(self._on_host, stable=True).to(self.index_N.device, non_blocking=True)
+        return self._there(self._order)
 
     @cached_property
     def inverse_N(self) -> Tensor:
-        return torch.argsort(self.order_N)
+        return self._there(np.argsort(self._order))
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(np.array(self._index, dtype=np.int64), kind="stable")
+
+    def _there(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Integers on the device, which goes on meanwhile."""
+        found = torch.from_numpy(np.array(numbers, dtype=np.int64))
+        found = found.pin_memory() if self._device.type == "cuda" else found
+        return found.to(self._device, non_blocking=True)
 
     def others(self, columns: tuple[tuple[int, int], ...], slot_R: Tensor | None = None) -> Tensor:
         """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking

@@ -98,4 +98,4 @@ def test_adapters_add_few_operations_and_no_wait(monkeypatch: pytest.MonkeyPatch
             assert result.token_ids == alone.token_ids
     for one in counted[1:]:  # the first puts the weights of these adapters together
         assert one.started - without[-1].started <= 15 * LAYERS + 20, one.operations.most_common()
-        assert one.waited <= without[-1].waited + 2, one.waits
+        assert one.waited <= without[-1].waited, one.waits
