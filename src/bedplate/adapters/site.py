@@ -39,22 +39,18 @@ class AdapterRows:
         self.order_N = order
         self.inverse_N = torch.argsort(order)
         self.counts = [int((index_N == s).sum()) for s in (BASE_ROW, *slots)]
-        self._masks: dict[tuple[object, ...], Tensor] = {}
+        self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._places: dict[tuple[int, ...], Tensor] = {}
 
-    def mask(self, columns: tuple[tuple[int, int, float], ...], dtype: torch.dtype) -> Tensor:
-        """[N, R]: at (row, column) the scaling of the column's adapter if it is the row's, else 0.
-
-        `columns` lists (slot, rank, scaling) in stacking order.
-        """
-        key = (columns, dtype)
-        if key not in self._masks:
+    def others(self, columns: tuple[tuple[int, int], ...]) -> Tensor:
+        """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking
+        order."""
+        if columns not in self._others:
             device = self.index_N.device
-            ranks = torch.tensor([r for _, r, _ in columns], device=device)
-            slot_R = torch.tensor([s for s, _, _ in columns], device=device).repeat_interleave(ranks)
-            scale_R = torch.tensor([x for _, _, x in columns], device=device).repeat_interleave(ranks)
-            self._masks[key] = ((self.index_N[:, None] == slot_R) * scale_R).to(dtype)
-        return self._masks[key]
+            ranks = torch.tensor([r for _, r in columns], device=device)
+            slot_R = torch.tensor([s for s, _ in columns], device=device).repeat_interleave(ranks)
+            self._others[columns] = self.index_N[:, None] != slot_R
+        return self._others[columns]
 
     def places(self, slots: tuple[int, ...]) -> Tensor:
         """[N]: the row's slot's place in `slots`, counted from 1; 0 where it is none of them."""
@@ -135,13 +131,13 @@ class Site:
         return [(slot, adapter) for slot, adapter in found if isinstance(adapter, LowRank)]
 
     def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
-        """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns."""
+        """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns, whatever another
+        adapter makes of it: 0 times an infinity would be NaN."""
         active = self._low_rank(rows)
         a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
-        columns = tuple((slot, a.a.shape[0], a.scaling) for slot, a in active)
-        mask = rows.mask(columns, x.dtype)
-        mask = mask.view(mask.shape[0], *(1,) * (x.dim() - 2), mask.shape[1])
-        update = F.linear(F.linear(x, a_RI) * mask, b_OR)
+        others = rows.others(tuple((slot, a.a.shape[0]) for slot, a in active))
+        others = others.view(others.shape[0], *(1,) * (x.dim() - 2), others.shape[1])
+        update = F.linear(F.linear(x, a_RI).masked_fill_(others, 0), b_OR)
         if less_one is None:
             return update
         less_one_NO = less_one.index_select(0, rows.places(tuple(slot for slot, _ in active)))
@@ -165,15 +161,15 @@ class Site:
     def _stacked_weights(
         self, active: list[tuple[int, LowRank]], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A [R, I] and B [O, R] of the active adapters, and their scales less one [1 + adapters, O] (zeros for those
-        without magnitudes, and first for rows of the base), None when none has any. Kept for the next step when none of
-        them is being trained."""
+        """A [R, I] and scaled B [O, R] of the active adapters, and what their magnitudes multiply by less one [1 +
+        adapters, O] (zeros for those without, and first for rows of the base), None when none has any. Kept for the
+        next step when none of them is being trained."""
         frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in active)
         key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in active))
         if frozen and self._stack is not None and self._stack[0] == key:
             return self._stack[1:]
         a_RI = torch.cat([a.a.to(dtype) for _, a in active])
-        b_OR = torch.cat([a.b.to(dtype) for _, a in active], dim=1)
+        b_OR = torch.cat([(a.b * a.scaling).to(dtype) for _, a in active], dim=1)
         less_one: Tensor | None = None
         if any(a.magnitude is not None for _, a in active):
             none = torch.zeros(self.module.out_features, device=a_RI.device)

@@ -82,7 +82,7 @@ class PagedAttention:
         return kernel or all(span.length == 1 for span in self._spans)
 
     def _table(self, window: int | None) -> Numbers:
-        """Each row's blocks; where it has none, any stand: what would be seen there is masked."""
+        """Each row's blocks."""
         return tables_of(self._cache, self._spans, window, -(-self._most // self._cache.block))
 
     def _own(self, window: int | None) -> Numbers:
@@ -127,12 +127,14 @@ class PagedAttention:
 
 
 def tables_of(cache: Pages, spans: Sequence[Span], window: int | None, width: int) -> Numbers:
-    """Each row's first blocks [S, width]; 0 where it has none."""
-    found = np.zeros((len(spans), width), dtype=np.int64)
+    """Each row's first blocks [S, width]. Where it has none its own last one stands, whose numbers are masked: those of
+    another row, which may not be finite, would take part in this one's products."""
+    found = np.empty((len(spans), width), dtype=np.int64)
     for number, span in enumerate(spans):
         table = cache.table(span.row, window)[:width]
-        found[number, : len(table)] = table
-    return found.clip(min=0)
+        found[number, : len(table)], found[number, len(table) :] = table, table[-1]
+        np.copyto(found[number], table[-1], where=found[number] < 0)
+    return found
 
 
 class _PagedGroup:

@@ -162,18 +162,19 @@ class TorchForward(Forward):
         finally:
             self._select([], [])
 
-    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
-        """Keys and values of vectors in the place of the embeddings of a span's tokens."""
+    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> Tensor:
+        """Keys and values of vectors in the place of the embeddings of a span's tokens; the states [P, D] after."""
         model, cache = self._base.model, self._cache
         assert cache is not None
         at_BP = torch.arange(span.start, span.end, device=self._base.device)[None]
         inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
         self._select([adapter.slot], [len(vectors_PD)])
         try:
-            model(inputs, cache=cache.attend([span]))
+            hidden_PD = model(inputs, cache=cache.attend([span])).hidden[0]
             cache.commit()
         finally:
             self._select([], [])
+        return hidden_PD
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
         if self._bank is None:

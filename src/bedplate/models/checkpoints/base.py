@@ -85,6 +85,13 @@ class Base:
         return (start,) if first is None else (start, int(first))
 
     @property
+    def text_ends(self) -> frozenset[int]:
+        """The tokens that end a text."""
+        eos = self.generation_defaults.get("eos_token_id")
+        listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return frozenset(listed) | frozenset(self.tokenizer.eos_ids if self.tokenizer is not None else ())
+
+    @property
     def never_written(self) -> frozenset[int]:
         """Tokens that the files say are no part of any text: Marian's padding, whose logit nobody trained."""
         bad = self.generation_defaults.get("bad_words_ids") or ()
