@@ -11,7 +11,8 @@ from tests.near import assert_near
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig, block_linears
-from bedplate.adapters.site import MASK_TOKENS, AdapterRows
+from bedplate.adapters.rows import AdapterRows
+from bedplate.adapters.site import MASK_TOKENS
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
@@ -99,7 +100,7 @@ def test_stacked_and_segmented_paths_agree(decoder):
     site = bank._sites["layers.1.feedforward.up"]
     index = torch.tensor([1, -1, 0, 1])
     bank.select(index)
-    rows = AdapterRows(index, (0, 1))
+    rows = AdapterRows(index.numpy(), (0, 1), index.device)
     x = torch.randn(4, 3, 32)
     y = site.module(x)
     assert_near(site.stacked(x, y, rows), site.segmented(x, y, rows))

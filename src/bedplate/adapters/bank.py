@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
 from bedplate.adapters.lora import adaptable, attached_experts, check_tensors, initial_tensors
 from bedplate.adapters.low_rank import LowRank
-from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
+from bedplate.adapters.rows import BASE_ROW, AdapterRows, Index
+from bedplate.adapters.site import Site
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.layers.linear import Linear
 
@@ -54,7 +56,7 @@ class Bank:
         self._capacity = slots
         self._slots: dict[int, Slot] = {}
         self._active: tuple[int, ...] = ()
-        self._index: Tensor | None = None
+        self._index: Index | None = None
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -115,40 +117,40 @@ class Bank:
             self._sites[path].drop_stack()
         del self._slots[slot]
 
-    def select(self, rows: int | Tensor | None) -> None:
+    def select(self, rows: int | Tensor | Index | None) -> None:
         """Choose the adapter of every row of the next forwards.
 
-        None or -1: the base. An int: that slot for every row. An int64 tensor [N]: a slot (or -1) per row of the
-        batch, or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing.
+        None or -1: the base. An int: that slot for every row. An int64 tensor or array [N]: a slot (or -1) per row of
+        the batch, or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing.
         """
+        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
         distinct = self._distinct(rows)
         for slot in distinct:
             self._slot(slot)
         if distinct and any(s.originals is not None for s in self._slots.values()):
             raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
-        mixed = isinstance(rows, Tensor) and bool(distinct) and (len(distinct) > 1 or bool((rows == BASE_ROW).any()))
+        array = None if rows is None or isinstance(rows, int) else rows
+        mixed = array is not None and bool(distinct) and (len(distinct) > 1 or bool((array == BASE_ROW).any()))
         if not mixed and self._index is None and distinct == self._active:
             return
-        if mixed:
-            assert isinstance(rows, Tensor)
-            device = next(iter(self._sites.values())).module.weight.device
-            plan = AdapterRows(rows.to(device), distinct)
+        if mixed and array is not None:
+            plan = AdapterRows(array, distinct, next(iter(self._sites.values())).module.weight.device)
             for site in self._sites.values():
                 site.select_rows(plan)
         else:
             for site in self._sites.values():
                 site.select_one(distinct[0] if distinct else BASE_ROW)
-        self._active, self._index = distinct, rows if isinstance(rows, Tensor) and mixed else None
+        self._active, self._index = distinct, array if mixed else None
 
     @staticmethod
-    def _distinct(rows: int | Tensor | None) -> tuple[int, ...]:
+    def _distinct(rows: int | Index | None) -> tuple[int, ...]:
         if rows is None:
             return ()
         if isinstance(rows, int):
             return () if rows == BASE_ROW else (rows,)
-        if rows.dim() != 1 or rows.dtype != torch.int64:
+        if rows.ndim != 1 or rows.dtype != np.int64:
             raise UsageError(f"an adapter row index is an int64 vector, got {rows.dtype} of shape {list(rows.shape)}")
-        return tuple(s for s in rows.unique().tolist() if s != BASE_ROW)
+        return tuple(int(slot) for slot in np.unique(rows) if slot != BASE_ROW)
 
     def parameters(self, slot: int) -> list[tuple[str, nn.Parameter]]:
         """The slot's parameters with their names, in the model's order: what an optimizer trains."""

@@ -18,47 +18,15 @@ from torch import Tensor
 from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.adapters.low_rank import LowRank, without_bias
+from bedplate.adapters.rows import BASE_ROW, AdapterRows
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import Linear, LowRankHook
 
-BASE_ROW = -1
 MASK_TOKENS = 64
 MASK_RANKS = 128
 """A mixed batch is stacked and masked up to this many tokens, or up to this many summed ranks (2 cores, bf16, 576→1536:
 eight adapters of rank 16 on 512 tokens took 0.70 ms stacked and 0.53 ms in segments, two took 0.21 and 1.9 ms: sorting
 the outputs back costs more than wasted columns); beyond both it is sorted into segments."""
-
-
-class AdapterRows:
-    """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
-
-    def __init__(self, index_N: Tensor, slots: tuple[int, ...]) -> None:
-        self.index_N = index_N
-        self.slots = slots
-        order = torch.argsort(index_N, stable=True)
-        self.order_N = order
-        self.inverse_N = torch.argsort(order)
-        self.counts = [int((index_N == s).sum()) for s in (BASE_ROW, *slots)]
-        self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
-        self._places: dict[tuple[int, ...], Tensor] = {}
-
-    def others(self, columns: tuple[tuple[int, int], ...]) -> Tensor:
-        """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking
-        order."""
-        if columns not in self._others:
-            device = self.index_N.device
-            ranks = torch.tensor([r for _, r in columns], device=device)
-            slot_R = torch.tensor([s for s, _ in columns], device=device).repeat_interleave(ranks)
-            self._others[columns] = self.index_N[:, None] != slot_R
-        return self._others[columns]
-
-    def places(self, slots: tuple[int, ...]) -> Tensor:
-        """[N]: the row's slot's place in `slots`, counted from 1; 0 where it is none of them."""
-        if slots not in self._places:
-            wanted = torch.tensor(slots, device=self.index_N.device)
-            count = torch.arange(1, len(slots) + 1, device=self.index_N.device)
-            self._places[slots] = ((self.index_N[:, None] == wanted) * count).sum(1)
-        return self._places[slots]
 
 
 class Site:
@@ -106,24 +74,40 @@ class Site:
 
     def mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
         y = self.module.plain(x)
-        return y + self.mixed_update(x, y, rows)
+        if torch.is_grad_enabled():
+            return y + self.mixed_update(x, y, rows)
+        self.add_mixed(y, x, rows)
+        return y
+
+    def add_mixed(self, y: Tensor, x: Tensor, rows: AdapterRows) -> None:
+        """Adds to the linear's output y, of x, what each row's adapter does. No gradients."""
+        low_rank = self._low_rank(rows)
+        bare = all(adapter.magnitude is None for _, adapter in low_rank)
+        if not bare or not self._is_flat(x, rows) or self._by_segment(x, rows):
+            y += self.mixed_update(x, y, rows)
+            return
+        a_RI, b_OR, _ = self._stacked_weights(low_rank, x.dtype)
+        y[0].addmm_(self._own_columns(x[0], a_RI, rows), b_OR.t())
 
     def mixed_update(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """What each row's adapter adds to the linear's output y."""
-        n = rows.index_N.numel()
-        # [1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0.
-        flat = x.dim() == 3 and x.shape[0] == 1 and n == x.shape[1]
+        n, flat = rows.index_N.numel(), self._is_flat(x, rows)
         x_N, y_N = (x[0], y[0]) if flat else (x, y)
         if x_N.shape[0] != n:
             raise UsageError(f"{n} adapter rows were selected, but {self.path} got an input of shape {list(x.shape)}")
-        tokens = x_N.numel() // x_N.shape[-1]
+        update_N = self.segmented(x_N, y_N, rows) if self._by_segment(x, rows) else self.stacked(x_N, y_N, rows)
+        return update_N[None] if flat else update_N
+
+    @staticmethod
+    def _is_flat(x: Tensor, rows: AdapterRows) -> bool:
+        """[1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0."""
+        return x.dim() == 3 and x.shape[0] == 1 and rows.index_N.numel() == x.shape[1]
+
+    def _by_segment(self, x: Tensor, rows: AdapterRows) -> bool:
         active, low_rank = [self.adapters[slot] for slot in rows.slots if slot in self.adapters], self._low_rank(rows)
         dropping = self.module.training and any(adapter.dropout > 0 for adapter in active)
-        ranks = sum(adapter.a.shape[0] for _, adapter in low_rank)
-        others = len(low_rank) < len(active)
-        by_segment = others or dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
-        update_N = self.segmented(x_N, y_N, rows) if by_segment else self.stacked(x_N, y_N, rows)
-        return update_N[None] if flat else update_N
+        ranks, tokens = sum(adapter.a.shape[0] for _, adapter in low_rank), x.numel() // x.shape[-1]
+        return len(low_rank) < len(active) or dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
 
     def _low_rank(self, rows: AdapterRows) -> list[tuple[int, LowRank]]:
         """Those of the batch's adapters here that can be stacked, by their slots."""
@@ -135,14 +119,17 @@ class Site:
         adapter makes of it: 0 times an infinity would be NaN."""
         active = self._low_rank(rows)
         a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
-        others = rows.others(tuple((slot, a.a.shape[0]) for slot, a in active))
-        others = others.view(others.shape[0], *(1,) * (x.dim() - 2), others.shape[1])
-        update = F.linear(F.linear(x, a_RI).masked_fill_(others, 0), b_OR)
+        update = F.linear(self._own_columns(x, a_RI, rows), b_OR)
         if less_one is None:
             return update
         less_one_NO = less_one.index_select(0, rows.places(tuple(slot for slot, _ in active)))
         less_one_NO = less_one_NO.view(len(less_one_NO), *(1,) * (x.dim() - 2), -1)
         return dora_update(without_bias(y, self.module), update, less_one_NO)
+
+    def _own_columns(self, x: Tensor, a_RI: Tensor, rows: AdapterRows) -> Tensor:
+        others = rows.others(tuple((slot, a.a.shape[0]) for slot, a in self._low_rank(rows)))
+        others = others.view(others.shape[0], *(1,) * (x.dim() - 2), others.shape[1])
+        return F.linear(x, a_RI).masked_fill_(others, 0)
 
     def segmented(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Rows sorted by adapter, two GEMMs per adapter, sorted back."""
@@ -209,9 +196,8 @@ class _Rows:
         return self._site.mixed_output(x, self._rows)
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
-        y += self._site.mixed_update(x, y, self._rows)
+        self._site.add_mixed(y, x, self._rows)
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
-        index_N = self._rows.index_N
-        found = [((index_N == slot).nonzero().squeeze(1), slot) for slot in (BASE_ROW, *self._rows.slots)]
+        found = [(self._rows.of(slot), slot) for slot in (BASE_ROW, *self._rows.slots)]
         return [(rows, self._site.whole(slot)) for rows, slot in found if len(rows)]

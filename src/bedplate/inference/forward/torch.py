@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,4 +186,4 @@ class TorchForward(Forward):
         elif len(distinct) == 1:
             self._bank.select(slots[0])
         else:
-            self._bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))
+            self._bank.select(np.repeat(np.array(slots, dtype=np.int64), lengths))
