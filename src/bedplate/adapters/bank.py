@@ -8,10 +8,9 @@ A bank belongs to one thread, the one that runs its model's forwards: `select` c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +18,7 @@ from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
 from bedplate.adapters.lora import adaptable, attached_experts, check_tensors, initial_tensors
 from bedplate.adapters.low_rank import LowRank
-from bedplate.adapters.rows import BASE_ROW, AdapterRows, Index
-from bedplate.adapters.site import Site
+from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.layers.linear import Linear
 
@@ -56,7 +54,7 @@ class Bank:
         self._capacity = slots
         self._slots: dict[int, Slot] = {}
         self._active: tuple[int, ...] = ()
-        self._index: Index | None = None
+        self._mixed = False
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -117,40 +115,43 @@ class Bank:
             self._sites[path].drop_stack()
         del self._slots[slot]
 
-    def select(self, rows: int | Tensor | Index | None) -> None:
+    def select(self, rows: int | Sequence[int] | Tensor | None) -> None:
         """Choose the adapter of every row of the next forwards.
 
-        None or -1: the base. An int: that slot for every row. An int64 tensor or array [N]: a slot (or -1) per row of
-        the batch, or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing.
+        None or -1: the base. An int: that slot for every row. A sequence, or an int64 tensor [N], which is read back
+        from where it is: a slot (or -1) per row of the batch, or, for a flat batch [1, N, D], per token. Raises
+        UsageError for a slot that holds nothing.
         """
-        rows = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        distinct = self._distinct(rows)
+        index = self._index_of(rows)
+        distinct = tuple(sorted(set(index) - {BASE_ROW}))
         for slot in distinct:
             self._slot(slot)
         if distinct and any(s.originals is not None for s in self._slots.values()):
             raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
-        array = None if rows is None or isinstance(rows, int) else rows
-        mixed = array is not None and bool(distinct) and (len(distinct) > 1 or bool((array == BASE_ROW).any()))
-        if not mixed and self._index is None and distinct == self._active:
+        mixed = bool(distinct) and (len(distinct) > 1 or BASE_ROW in index)
+        if not mixed and not self._mixed and distinct == self._active:
             return
-        if mixed and array is not None:
-            plan = AdapterRows(array, distinct, next(iter(self._sites.values())).module.weight.device)
+        if mixed:
+            device = next(iter(self._sites.values())).module.weight.device
+            plan = AdapterRows(index, distinct, device)
             for site in self._sites.values():
                 site.select_rows(plan)
         else:
             for site in self._sites.values():
                 site.select_one(distinct[0] if distinct else BASE_ROW)
-        self._active, self._index = distinct, array if mixed else None
+        self._active, self._mixed = distinct, mixed
 
     @staticmethod
-    def _distinct(rows: int | Index | None) -> tuple[int, ...]:
+    def _index_of(rows: int | Sequence[int] | Tensor | None) -> Sequence[int]:
         if rows is None:
             return ()
         if isinstance(rows, int):
-            return () if rows == BASE_ROW else (rows,)
-        if rows.ndim != 1 or rows.dtype != np.int64:
+            return (rows,)
+        if not isinstance(rows, Tensor):
+            return rows
+        if rows.dim() != 1 or rows.dtype != torch.int64:
             raise UsageError(f"an adapter row index is an int64 vector, got {rows.dtype} of shape {list(rows.shape)}")
-        return tuple(int(slot) for slot in np.unique(rows) if slot != BASE_ROW)
+        return rows.tolist()
 
     def parameters(self, slot: int) -> list[tuple[str, nn.Parameter]]:
         """The slot's parameters with their names, in the model's order: what an optimizer trains."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bedplate.adapters.rows import AdapterRows
+from bedplate.adapters.site import AdapterRows
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.grouped import Segments, grouped_product

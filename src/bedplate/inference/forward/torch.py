@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -186,4 +185,4 @@ class TorchForward(Forward):
         elif len(distinct) == 1:
             self._bank.select(slots[0])
         else:
-            self._bank.select(np.repeat(np.array(slots, dtype=np.int64), lengths))
+            self._bank.select([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])
