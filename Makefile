@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all kernels check wheel bench peers docs clean
+.PHONY: demo test test-all kernels check wheel bench bench-gpu peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -46,6 +46,10 @@ peers: $(VENV)/.installed-bench
 wheel: $(VENV)/.installed-test
 	BEDPLATE_WHEEL_MACHINE=$(ARCH) $(BIN)/python -c \
 	  'from setuptools import build_meta; print(build_meta.build_wheel("dist", {"--global-option": ["-q"]}))'
+
+# The whole comparison on a GPU, under ten minutes, into runs/bench-gpu/results.md; DEVICE=cpu SMALL=1 shows that it runs
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu/bench.py --device $(or $(DEVICE),cuda) $(if $(SMALL),--small)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py

@@ -23,7 +23,7 @@ from bedplate.inference.native.library import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
-from bedplate.inference.ways.calibrate import Measured, by_turns, measured
+from bedplate.inference.ways.calibrate import Measured, Use, by_turns, measured
 from bedplate.inference.ways.choice import choose
 from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
 from bedplate.inference.ways.way import (
@@ -57,7 +57,7 @@ def said(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Way, float | tuple[fl
     """This machine's measurement is made up, and every way possible; returns what was asked for."""
     asked: list[Sequence[Way]] = []
 
-    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False, **_: object) -> Measured:
         asked.append(tuple(ways))
         pairs = {way: seconds.get(way, 9.0) for way in ways}
         return Measured({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})
@@ -250,10 +250,10 @@ class FakeTrial:
         return {"prefill": best["prefill", "blocks"]}
 
 
-def turns(takes: Mapping[Way, Sequence[float]]) -> tuple[Measured, dict[Way, int]]:
+def turns(takes: Mapping[Way, Sequence[float]], brief: Use | None = None) -> tuple[Measured, dict[Way, int]]:
     clock = [0.0]
     trials: Any = {way: FakeTrial(clock, *values) for way, values in takes.items()}
-    found = by_turns(trials, lambda: clock[0])
+    found = by_turns(trials, lambda: clock[0], brief)
     return found, {way: trial.parts[0].runs for way, trial in trials.items()}
 
 
@@ -281,6 +281,16 @@ def test_measuring_ends_where_times_never_agree() -> None:
     rising = [0.4 * 2.0**-i for i in range(60)]
     _, runs = turns({T32: rising})
     assert runs[T32] <= calibrate._TURNS + 1
+
+
+def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
+    """Times that do not agree yet, one way far ahead: two turns. None ahead: until they agree."""
+    ahead = {T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.03, 0.02, 0.02]}
+    found, runs = turns(ahead, "score")
+    assert (found.brief, found.fastest((T32, N16), "score"), runs) == ("score", N16, {T32: 3, N16: 3})
+    assert turns(ahead)[0].brief is None
+    found, runs = turns({T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.08, 0.06, 0.055, 0.055]}, "score")
+    assert (found.brief, runs) == (None, {T32: 5, N16: 5})
 
 
 # --- trials
@@ -335,9 +345,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[TransformerSpec]:
     """Measuring is instant; what was measured."""
     done: list[TransformerSpec] = []
 
-    def fake(spec: TransformerSpec, ways: Sequence[Way]) -> Measured:
+    def fake(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None) -> Measured:
         done.append(spec)
-        return Measured({way: times(1.0 + i, 1.0) for i, way in enumerate(ways)}, tuple(ways[1:]))
+        return Measured({way: times(1.0 + i, 1.0) for i, way in enumerate(ways)}, tuple(ways[1:]), brief)
 
     monkeypatch.setattr(calibrate, "measure", fake)
     return done
@@ -357,6 +367,17 @@ def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
     measured(tiny_spec(layers=4), (T32, T16))
     measured(tiny_spec(), (T32,))
     assert len(counted) == 4
+
+
+def test_a_brief_measurement_serves_its_own_use_only(counted: list[TransformerSpec]) -> None:
+    for _ in range(2):
+        assert measured(tiny_spec(), (T32, T16), brief="generate").brief == "generate"
+    assert len(counted) == 1
+    assert measured(tiny_spec(), (T32, T16), brief="score").brief == "score"
+    assert measured(tiny_spec(), (T32, T16)).brief is None
+    assert len(counted) == 3
+    assert measured(tiny_spec(), (T32, T16), brief="generate").brief is None  # the thorough one serves everybody
+    assert len(counted) == 3
 
 
 def with_seconds(record: Any, seconds: Any) -> str:

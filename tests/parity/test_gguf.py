@@ -19,16 +19,17 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.families import FAMILIES, Family, in_format
+from bedplate.models.families.gguf import llama, olmo2
 from bedplate.models.families.gguf.metadata import llama3_factors, scaling_of
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import Llama3Scaling, LongRopeScaling, TransformerSpec
 
+ARCHITECTURES = {name: family for (format_, name), family in FAMILIES.items() if format_ == "gguf"}
 CASES = [
     pytest.param(family, number, id=f"{name}-{number}")
-    for (format_, name), family in FAMILIES.items()
-    if format_ == "gguf"
+    for name, family in {**ARCHITECTURES, "llama of experts": llama.MIXTRAL, "olmo2 with windows": olmo2.OLMO3}.items()
     for number in range(len(family.examples))
 ]
 ROUNDED = {"gelu_tanh": 2e-4}
@@ -80,11 +81,43 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
     spec, model = written(family, number, tmp_path / "x.gguf")
     base = load_base(tmp_path / "x.gguf", dtype="float32")
     assert base.spec == spec
+    assert base.family.partners == family.partners
     read = base.model.state_dict()
     assert read.keys() == model.state_dict().keys()
     for name, ours in model.state_dict().items():
         torch.testing.assert_close(read[name], ours, atol=2e-7, rtol=0, msg=name)
     assert set(GgufReader(tmp_path / "x.gguf").metadata) >= set(family.to_config(spec))
+
+
+def older(path: Path, to: Path, spec: TransformerSpec) -> None:
+    """A file of deepseek2 as those before attention over latents were: keys and values made by one product."""
+    reader, part, begin = GgufReader(path), spec.latent, "deepseek2.attention."
+    assert part is not None
+    sizes = {"head_count_kv": spec.heads, "key_length": part.key_dim, "value_length": part.value_dim}
+    kept = {key: value for key, value in reader.metadata.items() if not key.endswith("_mla")}
+    tensors = {name: reader.get(name) for name in reader.names}
+    for layer in range(spec.layers):
+        keys, values = (tensors.pop(f"blk.{layer}.attn_{one}_b.weight") for one in "kv")
+        tensors[f"blk.{layer}.attn_kv_b.weight"] = torch.cat((keys.mT, values), dim=1).flatten(0, 1)
+    metadata = {k: v for k, v in kept.items() if k not in ("general.architecture", "GGUF.version")}
+    write_gguf(to, "deepseek2", metadata | {f"{begin}{k}": v for k, v in sizes.items()}, tensors.items(), "f32")
+
+
+def test_older_files_of_deepseek2(tmp_path: Path) -> None:
+    spec, _ = written(FAMILIES["gguf", "deepseek2"], 0, tmp_path / "new.gguf")
+    older(tmp_path / "new.gguf", tmp_path / "old.gguf", spec)
+    new, old = (load_base(tmp_path / f"{name}.gguf", dtype="float32") for name in ("new", "old"))
+    assert (old.spec, old.identity) == (new.spec, new.identity)
+
+
+@pytest.mark.slow
+def test_llamacpp_reads_older_files_of_deepseek2_so(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    spec, model = written(FAMILIES["gguf", "deepseek2"], 0, tmp_path / "new.gguf")
+    older(tmp_path / "new.gguf", tmp_path / "old.gguf", spec)
+    tokens = torch.randint(0, spec.vocab_size, (40,), generator=torch.Generator().manual_seed(0))
+    expected = by_llamacpp(tmp_path / "old.gguf", tokens)
+    assert float((logits(model, tokens) - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@
     ├── RequestError                one inference request; `param` and `code` go into the HTTP error object
     │   ├── ContextLengthExceeded   prompt plus output do not fit the context
     │   └── UnknownModelError       no such model or skin is being served
+    ├── NotFiniteError              infinities or NaN where a request's numbers were to be
     ├── DeadlineError               a request that did not end in its time
     ├── BusyError                   the queue is full; try again later
     └── EndpointError               a remote model: not reached, refused, failed, or broke off
@@ -121,6 +122,10 @@ class ContextLengthExceeded(RequestError, code="context_length_exceeded"):
 
 class UnknownModelError(RequestError, status=404, code="model_not_found"):
     """No model or skin of this name is being served."""
+
+
+class NotFiniteError(BedplateError, code="not_finite"):
+    """One request's numbers became infinite or NaN; no other request is affected."""
 
 
 class DeadlineError(BedplateError, status=504, code="deadline_exceeded"):

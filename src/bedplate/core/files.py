@@ -11,14 +11,17 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
 
 _CHUNK = 1 << 20
+_TICK_NS = 2 * 10**9
+"""The coarsest clock of a file system (FAT's)."""
 DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 """The operating system's numbers for no room left, on the disk or in a quota."""
 
@@ -46,6 +49,29 @@ def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON value in canonical form: sorted keys, no spaces, ASCII, no NaN (ValueError)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return sha256_bytes(text.encode("ascii"))
+
+
+class FileState(NamedTuple):
+    """What changes when a file does: two equal ones, once settled, are of one content. (Whoever sets the time of change
+    back cannot set back the inode's.)"""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def settled(self) -> bool:
+        """Whether a later change must show: one that follows within a tick of the file system's clock need not."""
+        return time.time_ns() - max(self.modified_ns, self.changed_ns) > _TICK_NS
+
+
+def file_state(path: Path) -> FileState:
+    """Of a file as it is now. OSError where there is none."""
+    its = path.stat()
+    return FileState(str(path.absolute()), its.st_dev, its.st_ino, its.st_size, its.st_mtime_ns, its.st_ctime_ns)
 
 
 # --- writing

@@ -13,7 +13,6 @@ from bedplate.core.errors import HashMismatchError, HubError
 from bedplate.core.files import atomic_directory, atomic_write, bedplate_home, file_lock, sha256_file
 from bedplate.hub.archive import extract
 from bedplate.hub.catalog import Item, Part
-from bedplate.hub.index import fetch
 from bedplate.hub.licences import require
 
 
@@ -97,6 +96,8 @@ def _fetch(item: Item, what: Item | Part, directory: Path, quiet: bool) -> Path:
     if scheme != "pypi":
         raise HubError(f"{item.name}: the source {what.source!r} is of no known kind")
     archive = directory / what.filename
+    from bedplate.hub.index import fetch  # with HTTP and HTML, which what is on disk already has no need of
+
     fetch(requirement, what.filename, archive, sha256=what.sha256, size_bytes=what.size_bytes, quiet=quiet)
     return archive
 

@@ -11,6 +11,7 @@ from bedplate.models.layers.attention import Attend, RowAttention
 from bedplate.models.layers.routing import Routing
 from bedplate.models.packed.layouts import packed_attention
 from bedplate.models.packed.placement import Placement
+from bedplate.models.precision import rounded
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Inputs:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
         are given. The scale is rounded to the table's dtype first, as Gemma's is."""
         rows = table(self.tokens if self.given is None else self.tokens.masked_fill(self.given, 0))
-        rows = rows if scale == 1 else rows * torch.tensor(scale, dtype=rows.dtype, device=rows.device)
+        rows = rows if scale == 1 else rows * rounded(scale, rows.dtype)
         if self.vectors is None or self.given is None:
             return rows
         return torch.where(self.given[..., None], self.vectors.to(rows.dtype), rows)

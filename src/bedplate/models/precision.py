@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 from bedplate.core.errors import UsageError
@@ -17,6 +19,12 @@ DTYPES: dict[str, torch.dtype] = {
 def dtype_name(dtype: torch.dtype) -> str:
     """As in "bfloat16"."""
     return str(dtype).removeprefix("torch.")
+
+
+@cache
+def rounded(number: float, dtype: torch.dtype) -> float:
+    """The number that a type has for it."""
+    return torch.tensor(number, dtype=dtype).item()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

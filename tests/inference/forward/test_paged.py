@@ -14,15 +14,17 @@ from tests.inference.mixtures import mixture, random_prompt
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
+    Embed,
     Embedding,
     Generate,
     Generation,
     Result,
     Sampling,
+    Score,
     Scores,
 )
 from bedplate.inference.forward.kv_cache import SlotCache
@@ -119,11 +121,33 @@ def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> Non
             np.testing.assert_allclose(ours, _numbers(engine.run([request])[0]), atol=1e-3)
 
 
-def test_a_request_larger_than_the_pool_fails_alone(base: Base) -> None:
-    with Engine(base, paged=True, slot_bytes=4 * BLOCK * TOKEN, cache_bytes=0) as engine:
-        with pytest.raises(RuntimeError, match="blocks of the cache"):
-            engine.run([Generate(random_prompt(1, 200), Sampling(max_tokens=3))])
-        assert engine.run([Generate(random_prompt(1, 20), Sampling(max_tokens=3, ignore_eos=True))])
+def test_a_request_larger_than_the_pool_is_refused_before_it_begins(base: Base) -> None:
+    """When it is submitted, or where something was pinned since, when it would begin; to its last block it fits."""
+    room, plain = 4 * BLOCK, Sampling(max_tokens=3, ignore_eos=True)
+    with Engine(base, paged=True, slot_bytes=room * TOKEN, cache_bytes=0) as engine:
+        for large in (
+            Generate(random_prompt(1, 200), plain),
+            Generate(random_prompt(1, room - 2), plain),
+            Generate(random_prompt(1, room), Sampling(max_tokens=None)),
+            Score(random_prompt(1, room - 2), ((5,), (6, 7, 8, 9))),
+            Embed(random_prompt(1, room + 1)),
+        ):
+            with pytest.raises(ContextLengthExceeded, match=f"this engine's cache holds {room} tokens"):
+                engine.submit(large)
+        fitting = Generate(random_prompt(1, room - 3), plain), Embed(random_prompt(2, room))
+        for request in (*fitting, Generate(random_prompt(3, 9), Sampling(max_tokens=None, ignore_eos=True))):
+            result = engine.submit(request).result(timeout=60)
+        assert cast(Generation, result).usage.completion_tokens == room - 9
+        prefix = random_prompt(4, BLOCK)
+        engine.pin(prefix)
+        with pytest.raises(ContextLengthExceeded, match=f"{room} tokens beside {BLOCK} pinned ones"):
+            engine.submit(fitting[0]).result(timeout=60)
+        engine.submit(Generate(prefix + random_prompt(5, room - BLOCK - 3), plain)).result(timeout=60)
+        with pytest.raises(MemoryError, match="blocks of the cache"):
+            engine.pin(random_prompt(6, room))
+        engine.unpin(prefix)
+        engine._tree.clear()
+        assert cast(PagedCache, engine._runner.cache).free_blocks == 4
         assert (engine.running, engine.waiting) == (0, 0)
 
 

@@ -72,7 +72,7 @@ def test_bounded_rows_are_as_whole_ones(kind: str, data: st.DataObject) -> None:
                     part.release()
     for row in done:
         cache.free(row)
-    assert not isinstance(cache, PagedCache) or all(len(pool.free) == pool.blocks for pool in cache.pools.values())
+    assert not isinstance(cache, PagedCache) or all(pool.free == pool.blocks for pool in cache.pools.values())
 
 
 def test_blocks_of_windows_are_let_go() -> None:
@@ -81,7 +81,7 @@ def test_blocks_of_windows_are_let_go() -> None:
     for start in range(0, 8 * cache.blocks // 4, STEP):
         cache.reserve({0: start + STEP})
         cache.attend([Span(0, start, STEP)])
-        assert cache.pools[WINDOW].blocks - len(cache.pools[WINDOW].free) <= cache._held(start + STEP, WINDOW)
+        assert cache.pools[WINDOW].blocks - cache.pools[WINDOW].free <= cache._held(start + STEP, WINDOW)
     assert cache.save(0, 0, STEP) is None
     assert cache.room([8 * cache.blocks // 4] * 2)
     assert not cache.room([8 * cache.blocks // 4 + 4] * 2)

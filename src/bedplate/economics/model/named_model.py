@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,11 @@ def resolve(name: str) -> tuple[str, Spec]:
 def _read(path: Path) -> Spec:
     file = _file(path) if path.is_dir() else path
     format_, config = ("gguf", read_gguf_header(file)) if file.suffix == ".gguf" else ("hf", _config(file))
+    return spec_of(format_, config, file)
+
+
+def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
+    """What a config.json, or a GGUF's header, says of an architecture. Raises as `resolve` does."""
     family = config.get("general.architecture" if format_ == "gguf" else "model_type")
     try:
         return find_family(format_, family, str(file)).to_spec(config)

@@ -25,29 +25,40 @@ class CacheRows:
         return len(self._jobs)
 
     def give(self, job: Job, namespace: object, match: Match) -> None:
-        """Gives a job a row with the match in it."""
+        """Gives a job a row with the match in it; where that fails, for want of memory, it has none."""
         key = job.key[: match.length]
         row = self._free(namespace, key)
         self._jobs[row] = job
         job.row, job.done, job.kept = row, match.length, 0
-        lengths = {one: max(other.done, 1) for one, other in self._jobs.items()} | {row: len(job.tokens) + 1}
-        if self.cache.copies:
-            self.reserve(lengths)
-        if self._held.get(job.row) != (namespace, key):
-            self.load(job.row, match)
-        if not self.cache.copies:
-            self.reserve(lengths)
-        self._held.pop(job.row, None)
+        lengths = {one: max(other.done, 1) for one, other in self._jobs.items()} | {
+            row: len(job.tokens) + min(job.more, 1)
+        }
+        try:
+            if self.cache.copies:
+                self.reserve(lengths)
+            if self._held.pop(job.row, None) != (namespace, key):
+                self.load(job.row, match)
+            if not self.cache.copies:
+                self.reserve(lengths)
+        except BaseException:
+            self._jobs.pop(job.row)
+            self.cache.free(job.row)
+            job.row, job.done = None, 0
+            raise
 
     def borrow(self, match: Match, length: int) -> int:
         """A row of `length` tokens with the match in it, for a moment and for nobody; `cache.free` gives it back."""
         row = self._free(None, ())
         lengths = {one: len(job.tokens) for one, job in self._jobs.items()} | {row: length}
-        if self.cache.copies:
-            row = self.reserve(lengths).get(row, row)
-        self.load(row, match)
-        if not self.cache.copies:
-            self.reserve(lengths)
+        try:
+            if self.cache.copies:
+                row = self.reserve(lengths).get(row, row)
+            self.load(row, match)
+            if not self.cache.copies:
+                self.reserve(lengths)
+        except BaseException:
+            self.cache.free(row)
+            raise
         return row
 
     def give_up(self, job: Job, namespace: object) -> None:

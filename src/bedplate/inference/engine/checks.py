@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
+from bedplate.core.errors import ContextLengthExceeded, NotFiniteError, RequestError, UsageError
 from bedplate.models.checkpoints.base import Base
 
 
@@ -66,6 +66,28 @@ def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt") -> None:
         raise RequestError(f"{where}token id {bad} is outside the vocabulary of {vocabulary}", param=param)
 
 
+def check_room(longest: int | None, prompt: int, more: int, pinned: int = 0, known: int = 0) -> None:
+    """ContextLengthExceeded where a sequence has no room in the engine's cache, whoever else leaves it. longest: tokens
+    that this holds, `pinned` of which stay there; the prompt's first ones, as many as are `known`, are among these."""
+    if longest is not None and prompt + more - known > longest - pinned:
+        beside = f" beside {pinned} pinned ones" if pinned else ""
+        raise ContextLengthExceeded(
+            f"the prompt has {prompt} tokens and {more} more are asked for, but this engine's cache holds {longest} "
+            f"tokens{beside}; shorten the prompt, ask for fewer, or give the engine more memory (slot_bytes)",
+            param="max_tokens" if prompt < longest - pinned else "prompt",
+        )
+
+
+def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
+    """What a request fails with whose numbers are not."""
+    dtype = str(base.dtype).removeprefix("torch.")
+    whose = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
+    return NotFiniteError(
+        f"the numbers of {whose} became infinite or NaN in {dtype}, so there is no answer; load the base in a wider "
+        f"dtype{'' if adapter is None else ', or train the adapter again'}"
+    )
+
+
 def check_depth(base: Base, depth: int | None) -> None:
     """RequestError for a number of blocks that the base has not."""
     if depth is not None and not 0 <= depth <= base.spec.layers:
@@ -80,6 +102,7 @@ def check_vectors(base: Base, vectors: Tensor) -> Tensor:
             f"a soft prompt for {base.name} is a matrix [P, {size}] of fewer than {base.spec.context_length} rows, not "
             f"{list(vectors.shape)}"
         )
+    vectors = vectors.detach().to(base.device, base.dtype)
     if not bool(torch.isfinite(vectors).all()):
-        raise UsageError("the soft prompt holds numbers that are not finite; train it again")
-    return vectors.detach().to(base.device, base.dtype)
+        raise UsageError("the soft prompt holds numbers that are not finite in the base's dtype; train it again")
+    return vectors

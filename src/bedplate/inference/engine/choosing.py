@@ -6,6 +6,7 @@ Shapes: B rows, W wanted logits of a pass, V vocabulary, K alternatives.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.row_state import RowState
-from bedplate.inference.forward.torch import Greedy
+from bedplate.inference.forward.batch import Greedy
 
 Alternatives = tuple[tuple[int, float], ...]
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
@@ -29,6 +30,10 @@ class Writer(Protocol):
 
     def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
         """Takes the token that was chosen; whether it goes on."""
+        ...
+
+    def fail(self, error: Exception | None) -> None:
+        """It ends here; without an error, because its logits are not finite, so that no token can be chosen."""
         ...
 
     def learn(self, said: int, draft: Sequence[int]) -> int:
@@ -46,12 +51,20 @@ class WritingRow:
     draft: Sequence[int] = ()
     said: int = 0
 
-    def take(self, token: int, logprob: float, alternatives: Alternatives = ()) -> bool:
-        """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed."""
+    def take(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
+        """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed.
+        logsumexp: of all the logits, which is finite where they are no infinities or NaN."""
+        if not math.isfinite(logsumexp):
+            self.writer.fail(None)
+            return False
         guessed = self.said < len(self.draft) and self.draft[self.said] == token
         output = self.writer.state.output
         before = len(output)
-        goes = self.writer.accept(token, logprob, alternatives)
+        try:
+            goes = self.writer.accept(token, logprob, alternatives)
+        except Exception as error:  # its own matter: its neighbours go on
+            self.writer.fail(error)
+            return False
         self.said += len(output) - before
         return goes and guessed
 
@@ -86,7 +99,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
             if token != likeliest:
                 assert logits_WV is not None
                 logprob = float(logits_WV[at, token]) - greedy.logsumexp[at]
-            if row.take(token, logprob):
+            if row.take(token, logprob, greedy.logsumexp[at]):
                 on.append(row)
         if drawn:
             assert logits_WV is not None
@@ -103,19 +116,21 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
 
 def _drawn(
     logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
-) -> list[tuple[int, float, Alternatives]]:
-    """Each row's next token with its log-probability and its likeliest alternatives, in one read from the device.
-    sums: the logarithms of what makes logits into probabilities, where they are known."""
+) -> list[tuple[int, float, float, Alternatives]]:
+    """Each row's next token with its log-probability, the logarithm of what makes its logits into probabilities, and
+    its likeliest alternatives, in one read from the device.
+    sums: those logarithms, where they are known."""
     chosen = sample(logits_BV, states)
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
-    columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B[:, None].double()]
+    sums_B1 = sums_B[:, None].double()
+    columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B1, sums_B1]
     most = max(state.sampling.logprobs or 0 for state in states)
     if most:
         values, ids = logits_BV.topk(most)
-        columns += [values - sums_B[:, None].double(), ids.double()]
-    found: list[tuple[int, float, Alternatives]] = []
-    for state, (token, logprob, *rest) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
+        columns += [values - sums_B1, ids.double()]
+    found: list[tuple[int, float, float, Alternatives]] = []
+    for state, (token, logprob, total, *rest) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
         count = state.sampling.logprobs or 0
         ids_K = [int(index) for index in rest[most : most + count]]
-        found.append((int(token), logprob, tuple(zip(ids_K, rest[:count], strict=True))))
+        found.append((int(token), logprob, total, tuple(zip(ids_K, rest[:count], strict=True))))
     return found

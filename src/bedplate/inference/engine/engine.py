@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -23,21 +25,22 @@ from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.inference.engine.kinds.table import KINDS
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
+from bedplate.inference.engine.sizes import Asked, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.adapters import Adapters, Loaded
+from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.paged import BLOCK, PagedCache
-from bedplate.inference.forward.radix import RadixTree
+from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.device_memory import free_on
 from bedplate.models.families import in_format
-from bedplate.models.specs.cache import cache_layout
 
+log = logging.getLogger("bedplate.inference")
 Compute = contextlib.AbstractContextManager[object]
 
 
@@ -48,6 +51,7 @@ class Engine(Closing):
     generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
     slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
+    What is not said of these sizes follows from the memory that is free (`engine_sizes`).
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
     does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
@@ -59,13 +63,13 @@ class Engine(Closing):
         self,
         base: Base,
         *,
-        max_step_tokens: int = 512,
-        max_rows: int = 16,
+        max_step_tokens: int | None = None,
+        max_rows: int | None = None,
         max_waiting: int = 4096,
         adapters: int = 16,
         step_adapters: int = 16,
-        cache_bytes: int = 1 << 30,
-        slot_bytes: int = 4 << 30,
+        cache_bytes: int | None = None,
+        slot_bytes: int | None = None,
         weights: Weights = "auto",
         kernel: Kernel = "auto",
         speculate: bool | None = None,
@@ -73,14 +77,17 @@ class Engine(Closing):
         compute: Compute | None = None,
         on_step: OnStep | None = None,
     ) -> None:
+        check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
         self.base = base
         causal = "generate" in base.model.can
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base))
-        self._adapters = Adapters(self._free)
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
-        self._tree, cache = _caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
-        self._torch = TorchForward(base, self.bank, cache, joined=paged)
+        asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
+        sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), asked)
+        step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
+        self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
+        self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
@@ -88,28 +95,30 @@ class Engine(Closing):
                 f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
                 "out"
             )
-        ends = _end_ids(base)
-        self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, ends)
-        self._equipment = Equipment(base, self._grammars, ends, speculates, base.never_written)
+        self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
+        longest = None if cache is None else cache.longest
+        self._equipment = Equipment(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
+        self._adapters = Adapters(self._free)
         self._runner = Runner(
             cache,
             self._forward,
             self._torch,
             self._tree,
-            max_rows=max_rows,
+            max_rows=sizes.max_rows,
             max_adapters=step_adapters,
             speculates=speculates,
             counters=self._counters,
         )
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
-        budget = max_step_tokens if causal else max(2 * max_step_tokens, base.spec.context_length)
+        budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
         scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
         self._lock = threading.Condition()
         self._compute: Compute = ComputeLock() if compute is None else compute
-        self._closed = False
+        self._closed = self._freed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
 
@@ -126,7 +135,8 @@ class Engine(Closing):
     # Asking
 
     def submit(self, request: Request) -> Stream:
-        """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full."""
+        """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
+        where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
 
     def compile(self, grammar: Grammar) -> None:
@@ -143,11 +153,14 @@ class Engine(Closing):
 
         Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed once.
         """
+        self._check_open()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
         # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
         # takes half as long again, for the rest of the process.
         with self._compute:
+            if self._steps.began is not None:
+                raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
             try:
                 while not all(stream.done for stream in streams.values()):
@@ -156,11 +169,14 @@ class Engine(Closing):
                 for stream in streams.values():
                     stream.cancel()
                 self._steps.abandon(error)
+                with self._lock:
+                    self._lock.notify_all()  # what others have submitted, and these where they still wait
                 raise
         return [streams[i].result() for i in range(len(requests))]
 
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
         """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
+        self._check_open()
         held: list[Loaded] = []
         jobs: list[Job] = []
         try:
@@ -168,8 +184,7 @@ class Engine(Closing):
                 held.append(self._adapters.hold(request.adapter))
                 jobs.append(KINDS[type(request)](request, held[-1], self._equipment))
             with self._lock:
-                if self._closed:
-                    raise UsageError("this engine is closed; load the base again")
+                self._check_open()
                 if wake and self.waiting + len(jobs) > self._max_waiting:
                     raise BusyError(f"{self.waiting} requests are waiting already; try again later")
                 self._steps.add(jobs)
@@ -178,8 +193,20 @@ class Engine(Closing):
         except BaseException:
             for adapter in held:
                 self._adapters.release(adapter)
+            with self._lock:
+                self._lock.notify_all()  # somebody may wait for the last who holds an adapter
             raise
         return [job.stream for job in jobs]
+
+    def _check_open(self) -> None:
+        """UsageError where nothing would ever be answered."""
+        if os.getpid() != self._process:
+            raise UsageError(
+                "this engine's thread is in the process that this one was forked from; load the base again here, or "
+                "start processes that are not forked (multiprocessing's 'spawn')"
+            )
+        if self._closed:
+            raise UsageError("this engine is closed; load the base again")
 
     @property
     def alive(self) -> bool:
@@ -228,13 +255,15 @@ class Engine(Closing):
 
     def load_adapter(self, key: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
         """Makes an adapter available to requests under `key`. A key is never reused for other weights while loaded."""
+        self._check_open()
         with self._compute:
+            self._check_open()
             self._adapters.check_new(key)
             self._adapters.sweep()
             slot = self.bank.add(config, tensors)
             try:
                 self._forward.take(slot)
-            except UsageError:
+            except BaseException:
                 self.bank.remove(slot)
                 raise
             self._adapters.add(Loaded(key, slot))
@@ -247,7 +276,9 @@ class Engine(Closing):
             raise UsageError(f"{self.base.name} is an encoder; soft prompts are for decoders")
         if "encode" in self.base.model.can:
             raise UsageError(f"{self.base.name} is an encoder–decoder; soft prompts are for decoders alone")
+        self._check_open()
         with self._compute:
+            self._check_open()
             self._adapters.check_new(key)
             vectors = check_vectors(self.base, vectors)
             if len(vectors) % self._tree.block:
@@ -269,8 +300,11 @@ class Engine(Closing):
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
 
         Its slot and its cached prefixes are freed when the last of them has ended; `wait` returns only then.
-        UsageError where no such adapter is loaded.
+        UsageError where no such adapter is loaded. A closed engine has none, and nothing happens.
         """
+        if self._closed:
+            return
+        self._check_open()
         leaving = self._adapters.retire(key)
         if wait and leaving.users:
             with self._lock:
@@ -296,7 +330,9 @@ class Engine(Closing):
         """
         if not tokens or "generate" not in self.base.model.can or "encode" in self.base.model.can:
             return
+        self._check_open()
         with self._compute:
+            self._check_open()
             loaded = self._adapters.get(adapter)
             key = (*loaded.virtual_tokens, *tokens)
             if not self._tree.is_pinned(loaded, key):
@@ -304,6 +340,9 @@ class Engine(Closing):
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None) -> None:
         """Forgets a pinned beginning; nothing happens where there is none."""
+        if self._closed:
+            return
+        self._check_open()
         with self._compute:
             if tokens and (adapter is None or adapter in self._adapters):
                 loaded = self._adapters.get(adapter)
@@ -312,57 +351,48 @@ class Engine(Closing):
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
         """The base to oneself, between steps: requests wait meanwhile (training, raw logits)."""
+        if not self._closed:
+            self._check_open()
         with self._compute:
             yield self.base
 
     # The thread
 
     def _serve(self) -> None:
-        while True:
-            with self._lock:
-                while not (self._steps.busy or self._closed):
-                    self._lock.wait()
-                if self._closed:
-                    break
-            with self._compute:
-                if self._steps.busy:
-                    self._steps.step()
+        error: BaseException = UsageError("the engine was closed before this request ended")
+        try:
+            while True:
+                with self._lock:
+                    while not (self._steps.busy or self._closed):
+                        self._lock.wait()
+                    if self._closed:
+                        break
+                with self._compute:
+                    if self._steps.busy:
+                        self._steps.step()
+        except BaseException as broken:  # nobody is to wait for a thread that is gone
+            log.exception("the engine's thread has failed; it takes no requests any more")
+            error = broken
+        with self._lock:
+            self._closed = True
         with self._compute:
-            self._steps.close()
+            self._steps.close(error)
 
     def close(self) -> None:
-        """Stops the thread and frees the adapters. Requests that have not ended fail."""
+        """Stops the thread, and gives back the memory of adapters and caches. Requests that have not ended fail."""
+        if os.getpid() != self._process:
+            return  # forked off: the thread is not here, and a lock may be held for ever
+        if threading.current_thread() is self._thread:
+            raise UsageError("an engine cannot wait in its own thread for this to end; close it from another")
         with self._lock:
-            if self._closed:
-                return
             self._closed = True
             self._lock.notify_all()
         self._thread.join()
-        self._forward.close()
-        self.bank.close()
-
-
-def _caches(base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
-    one pass at most."""
-    if "generate" not in base.model.can:
-        return RadixTree(cache_bytes), None
-    if not paged:
-        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
-        return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(one.of_sequence for one in cache_layout(base.spec)))
-    pool = cache_bytes + slot_bytes
-    cache = PagedCache(
-        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
-    )
-    return tree, cache
-
-
-def _end_ids(base: Base) -> frozenset[int]:
-    """The tokens that end a text."""
-    eos = base.generation_defaults.get("eos_token_id")
-    listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return frozenset(listed) | frozenset(base.tokenizer.eos_ids if base.tokenizer is not None else ())
+        with self._compute, contextlib.ExitStack() as each:
+            if not self._freed:
+                self._freed = True
+                for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
+                    each.callback(free)
 
 
 def _hf_names(base: Base) -> Callable[[str], str] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.inference.engine.checks import check_prompt
+from bedplate.inference.engine.checks import check_prompt, check_room, not_finite
 from bedplate.inference.engine.choosing import WritingRow
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.kinds.request import FinishReason, LookedUp, Request, Result, Timing, Usage
@@ -27,13 +29,15 @@ R = TypeVar("R", bound=Request)
 @dataclass(frozen=True)
 class Equipment:
     """What the requests of one engine are computed with. ends: tokens that end a text. speculates: whether the next
-    tokens are guessed. never: tokens that are no part of any text."""
+    tokens are guessed. never: tokens that are no part of any text. longest: tokens of one row that the cache has
+    room for; None: any number."""
 
     base: Base
     grammars: Grammars
     ends: frozenset[int]
     speculates: bool
     never: frozenset[int] = frozenset()
+    longest: int | None = None
 
 
 @dataclass(slots=True)
@@ -117,10 +121,16 @@ class Job(ABC, Generic[R]):
         self.begun = False
         self.ended: FinishReason | None = None
         self.failed: BaseException | None = None
+        self.left = False
+        """Whether the engine has done with it."""
         self.started: float | None = None
         self.first: float | None = None
         self.compute = 0.0
         self.check()
+        if request.deadline is not None and math.isnan(request.deadline):
+            raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
+        if not self.reads:
+            check_room(equipment.longest, self.prompt_end, self.more)
         self.queued = time.monotonic()
 
     def check(self) -> None:
@@ -168,6 +178,11 @@ class Job(ABC, Generic[R]):
         return None
 
     @property
+    def more(self) -> int:
+        """How many tokens stand behind the prompt in its row at most."""
+        return 0
+
+    @property
     def decoding(self) -> bool:
         """Whether it computes one token at a time, beside whatever else there is to do."""
         return False
@@ -184,6 +199,10 @@ class Job(ABC, Generic[R]):
         """Its caller has gone."""
         self.failed = RequestError("the request was cancelled before it started", code="cancelled")
 
+    def fail(self, error: Exception | None) -> None:
+        """It is to leave at the end of the step, with this error, or because its numbers are not finite."""
+        self.failed = error or not_finite(self.equipment.base, self.adapter.key)
+
     def restart(self) -> None:
         """Forgets what is computed, but not what has been said."""
         self.row, self.done = None, 0
@@ -196,11 +215,22 @@ class Job(ABC, Generic[R]):
         timing = Timing(started - self.queued, first - self.queued, now - self.queued, self.compute)
         return Usage(len(self.request.tokens), said, self.cached or 0), timing, self.request.looked_up
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or is to leave at the end of the step."""
+        return self.ended is not None or self.failed is not None or self.stream.done
 
-def fail_all(jobs: Sequence[Job], error: BaseException) -> None:
-    """Ends jobs with an error of their own kind."""
-    for job in jobs:
-        wrapped = error if isinstance(error, BedplateError) else RuntimeError(f"the engine failed on a step: {error!r}")
-        if wrapped is not error:
-            wrapped.__cause__ = error
-        job.stream.fail(wrapped)
+
+def give_error(job: Job) -> None:
+    """Ends a job's stream with the error that it failed with, or one that it is the cause of."""
+    error, job.failed = job.failed, None
+    assert error is not None
+    # Whoever keeps the error keeps where it was raised, but not what stood there: jobs, caches, the engine.
+    behind: BaseException | None = error
+    while behind is not None:
+        traceback.clear_frames(behind.__traceback__)
+        behind = behind.__cause__ or behind.__context__
+    if not isinstance(error, BedplateError):
+        cause, error = error, RuntimeError(f"the engine failed on a step: {error!r}")
+        error.__cause__ = cause
+    job.stream.fail(error)

@@ -40,7 +40,7 @@ class Share:
         return self.end - self.begin + len(self.draft)
 
 
-def alike(work: Sequence[Share]) -> dict[tuple[int | None, bool], list[Share]]:
+def together(work: Sequence[Share]) -> dict[tuple[int | None, bool], list[Share]]:
     """What can go through the model together: to one depth, and on one side of an encoder–decoder."""
     parts: dict[tuple[int | None, bool], list[Share]] = defaultdict(list)
     for one in work:

@@ -6,18 +6,21 @@ Called by one thread at a time; only `add` and the cancelling of a stream are fo
 from __future__ import annotations
 
 import heapq
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError
-from bedplate.inference.engine.job import Job, fail_all
+from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.share import Share
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.forward.adapters import Adapters
+
+log = logging.getLogger("bedplate.inference")
 
 
 class Steps:
@@ -35,7 +38,9 @@ class Steps:
         self._counters, self._on_step = counters, on_step
         self._arrivals: deque[Job] = deque()
         self._cancelled: deque[Job] = deque()
-        self._deadlines: list[tuple[float, int, Job]] = []
+        self._deadlines: list[tuple[float, int]] = []
+        self._timed: dict[int, Job] = {}
+        """Those that have a deadline, by their numbers."""
         self._number = 0
         self.began: float | None = None
         """When the step began that is running."""
@@ -67,10 +72,11 @@ class Steps:
             self._compute(began)
         except Exception as error:
             # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
-            for job in self._runner.active:
-                job.failed = error
-            self._end(list(self._runner.active))
-        self._adapters.sweep()
+            self._fail(list(self._runner.active), error)
+        try:
+            self._adapters.sweep()
+        except Exception:
+            log.exception("an adapter that nobody uses any more could not be taken out")
         self._counters.steps += 1
         self._counters.step_seconds += time.monotonic() - began
         self.began = None
@@ -89,13 +95,19 @@ class Steps:
                 self._scheduler.started(_queue(job), job)
         self._end(ended)
         if self._on_step is not None:
-            self._on_step(_record(work, before, len(decodes), len(ended), time.monotonic() - began))
+            record = _record(work, before, len(decodes), len(ended), time.monotonic() - began)
+            try:
+                self._on_step(record)
+            except Exception:
+                self._on_step = None
+                log.exception("what is told of the engine's steps failed; it is told no more of them")
 
     def _arrive(self) -> None:
         while self._arrivals:
             job = self._arrivals.popleft()
             if job.request.deadline is not None:
-                heapq.heappush(self._deadlines, (job.request.deadline, job.number, job))
+                heapq.heappush(self._deadlines, (job.request.deadline, job.number))
+                self._timed[job.number] = job
             self._scheduler.add(_queue(job), job)
 
     def _expire(self) -> None:
@@ -103,13 +115,13 @@ class Steps:
         ending: list[Job] = []
         while self._cancelled:
             job = self._cancelled.popleft()
-            if not job.stream.done:
-                job.cancel()
+            if not job.over:
+                _cancel(job)
                 ending.append(job)
         now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].stream.done):
-            job = heapq.heappop(self._deadlines)[2]
-            if not job.stream.done and job.failed is None and job.ended is None:
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._timed):
+            job = self._timed.get(heapq.heappop(self._deadlines)[1])
+            if job is not None and not job.over:
                 job.failed = DeadlineError(
                     "the request did not end before its deadline; allow more time or ask for less"
                 )
@@ -126,8 +138,16 @@ class Steps:
 
     def _left(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            self._scheduler.remove(_queue(job), [job])
-            self._adapters.release(job.adapter)
+            if not job.left:
+                job.left = True
+                self._timed.pop(job.number, None)
+                self._scheduler.remove(_queue(job), [job])
+                self._adapters.release(job.adapter)
+
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+        for job in jobs:
+            job.failed = job.failed or error
+        self._end(jobs)
 
     def abandon(self, error: BaseException) -> None:
         """After an interrupt in the middle of a step nothing of what was running can go on."""
@@ -136,11 +156,18 @@ class Steps:
         self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
         self._left(running)
 
-    def close(self) -> None:
+    def close(self, error: BaseException) -> None:
         """Fails what has not ended."""
         self._arrive()
-        jobs = [*self._scheduler.items(), *self._runner.active]
-        fail_all(jobs, UsageError("the engine was closed before this request ended"))
+        self._fail([*self._scheduler.items(), *self._runner.active], error)
+        self._adapters.sweep()
+
+
+def _cancel(job: Job) -> None:
+    try:
+        job.cancel()
+    except Exception as error:
+        job.failed = error
 
 
 def _record(work: Sequence[Share], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:

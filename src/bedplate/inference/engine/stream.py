@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
 
+from bedplate.core.errors import UsageError
 from bedplate.inference.engine.kinds.request import Request, Result, Step
+
+log = logging.getLogger("bedplate.inference")
 
 
 class Stream:
@@ -19,11 +24,13 @@ class Stream:
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._listener: Callable[[], None] | None = None
+        self._process = os.getpid()
         self.cancelled = False
         self.on_cancel: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Step]:
         """Steps until the request ends; raises its error if it failed. To be iterated once."""
+        self._check_process()
         while (step := self._steps.get()) is not None:
             yield step
         if self._error is not None:
@@ -31,12 +38,18 @@ class Stream:
 
     def result(self, timeout: float | None = None) -> Result:
         """The finished result; waits at most `timeout` seconds (TimeoutError)."""
+        self._check_process()
         if not self._done.wait(timeout):
             raise TimeoutError("the request has not finished yet")
         if self._error is not None:
             raise self._error
         assert self._result is not None
         return self._result
+
+    def _check_process(self) -> None:
+        """UsageError where nothing will come any more: the thread that computes it is in another process."""
+        if not self._done.is_set() and os.getpid() != self._process:
+            raise UsageError("this request runs in the process that this one was forked from; ask for its answer there")
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Calls `listener` now, and in the engine's thread once per engine step that brought something, and at the end.
@@ -58,10 +71,11 @@ class Stream:
 
     def cancel(self) -> None:
         """Ends the request at the engine's next step, also while it waits; a generation that has begun keeps what it
-        has, reason "cancelled"."""
+        has, reason "cancelled". Where it has ended, or is cancelled already, nothing changes."""
         self.cancelled = True
-        if self.on_cancel is not None:
-            self.on_cancel()
+        on_cancel = self.on_cancel
+        if on_cancel is not None:
+            on_cancel()
 
     @property
     def done(self) -> bool:
@@ -72,8 +86,14 @@ class Stream:
         self._steps.put(step)
 
     def notify(self) -> None:
-        if self._listener is not None:
-            self._listener()
+        """Tells the listener; one that raises is told no more, and what it was told of goes on."""
+        listener = self._listener
+        if listener is not None:
+            try:
+                listener()
+            except Exception:
+                self._listener = None
+                log.exception("what listens to a request's answer failed; it is told no more of it")
 
     def finish(self, result: Result) -> None:
         self._result = result
@@ -85,6 +105,7 @@ class Stream:
             self._end()
 
     def _end(self) -> None:
+        self.on_cancel = None  # whoever keeps the answer does not keep what computed it
         self._done.set()
         self._steps.put(None)
         self.notify()

@@ -97,8 +97,9 @@ class Adapters:
 
     @property
     def leaving(self) -> bool:
-        """Whether some wait for their last request to end."""
-        return bool(self._leaving)
+        """Whether `sweep` would free any. Those that are still used, by requests or by a soft prompt, may stay so for
+        long."""
+        return any(one.users == 0 for one in tuple(self._leaving))
 
     def sweep(self) -> None:
         """Frees the retired that nobody uses."""
@@ -108,7 +109,17 @@ class Adapters:
                 if done is None:
                     return
                 self._leaving.remove(done)
-            self._free(done)
-            if done.parent is not None:
-                self.release(done.parent)
-            done.gone.set()
+            try:
+                self._free(done)
+            finally:
+                if done.parent is not None:
+                    self.release(done.parent)
+                done.gone.set()
+
+    def close(self) -> None:
+        """Lets go of all, whoever uses them; those who wait for one to be gone need not wait any more."""
+        with self._lock:
+            leaving, self._leaving = [*self._leaving, *self._by_key.values()], []
+            self._by_key, self._free = {}, lambda loaded: None
+        for one in leaving:
+            one.gone.set()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.slot_attention import SlotAttention
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.states import Snapshot, States
+from bedplate.inference.forward.states import States
+from bedplate.inference.forward.stores import SlotSegment, Store, stores_of
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import Kept, held
 
@@ -46,6 +47,11 @@ class KVCache(Protocol):
     """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
     states: States
     """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a row that has all of the cache to itself; None: any number."""
+        ...
 
     def saved_bytes(self, depth: int | None) -> int:
         """Bytes of one token of a segment saved with this depth, without its snapshot."""
@@ -86,38 +92,9 @@ class KVCache(Protocol):
         """The pass over the spans last attended is over, and what it computed stands."""
         ...
 
-
-class Store(NamedTuple):
-    """What is kept together: all of these heads, features, and window (None: every token)."""
-
-    heads: int
-    size: int
-    window: int | None
-
-
-class SlotSegment:
-    """A copy of n tokens' keys and values: of each `Store` that there is, those of its layers [M, G, n, D]; and the
-    states after the last of them."""
-
-    def __init__(self, tokens: int, data: Sequence[Tensor], snapshot: Snapshot | None = None) -> None:
-        self.tokens, self.data, self.snapshot = tokens, data, snapshot
-
-    @property
-    def nbytes(self) -> int:
-        own = sum(part.numel() * part.element_size() for part in self.data)
-        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
-
-    @property
-    def resumes(self) -> bool:
-        return self.snapshot is not None
-
-    def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
-        # Copies, because a view would keep the whole alive after the other half was evicted.
-        first, second = ([part[..., s, :].clone() for part in self.data] for s in (slice(at), slice(at, None)))
-        return SlotSegment(at, first), SlotSegment(self.tokens - at, second, self.snapshot)
-
-    def release(self) -> None:
-        self.data, self.snapshot = (), None
+    def close(self) -> None:
+        """Gives its memory back; it cannot be used after it."""
+        ...
 
 
 class SlotCache:
@@ -132,6 +109,7 @@ class SlotCache:
 
     block = 1
     copies = True
+    longest = None
 
     def __init__(
         self,
@@ -151,6 +129,9 @@ class SlotCache:
         self.rows = self.capacity = 0
         self._data: dict[Store, Tensor] = {}
         self._ends: dict[int, int] = {}
+        # How far each row was ever written, and which of them hold behind their own tokens what others left there.
+        self._reach: dict[int, int] = {}
+        self._stale: set[int] = set()
         self.latents = frozenset(one.layer for one in self._layout if one.kind == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -164,7 +145,7 @@ class SlotCache:
 
     def _stores(self, depth: int | None) -> Counter[Store]:
         """How many tensors [R, G, C, D] of each kind the first layers have."""
-        return Counter(store for one in self._of(depth) for store in _stores(one))
+        return Counter(store for one in self._of(depth) for store in stores_of(one))
 
     def _ring(self, window: int | None, capacity: int) -> int:
         """Places of a row: a step's tokens and those that its first token sees, and as many as the step before, which
@@ -196,10 +177,14 @@ class SlotCache:
         kept = [row for row in sorted(lengths) if row < self.rows]
         self._allocate(len(lengths), max(longest, fitting), kept)
         moved = {row: number for number, row in enumerate(sorted(lengths))}
-        self._ends = {moved[row]: end for row, end in self._ends.items() if row in moved}
+        self._ends, self._reach = (
+            {moved[row]: end for row, end in ends.items() if row in moved} for ends in (self._ends, self._reach)
+        )
+        self._stale = {moved[row] for row in self._stale & moved.keys()}
         return moved
 
     def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
+        made: dict[Store, Tensor] = {}  # all or, where memory runs out, none
         for store, count in self._stores(None).items():
             C = self._ring(store.window, capacity)
             # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
@@ -209,14 +194,15 @@ class SlotCache:
                 shared = min(C, self._data[store].shape[3])
                 for number, row in enumerate(kept):
                     data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
-            self._data[store] = data
+            made[store] = data
         self.states.reserve(rows, kept)
+        self._data = made
         self.rows, self.capacity = rows, capacity
         each = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=self.dtype, device=self.device)
         self.keys, self.values = [nothing] * self._spec.main.layers, [nothing] * self._spec.main.layers
         for one in self._layout:
-            found = [next(each[store]) for store in _stores(one)]
+            found = [next(each[store]) for store in stores_of(one)]
             self.keys[one.layer] = found[0]
             self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
 
@@ -249,6 +235,7 @@ class SlotCache:
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         assert isinstance(segment, SlotSegment)
         self._ends[row] = begin + count
+        self._reach[row] = max(self._reach.get(row, 0), begin + count)
         self.states.load(row, begin + count, segment.snapshot if count == segment.tokens else None)
         for data, part in zip(self._data.values(), segment.data, strict=True):
             C = data.shape[3]
@@ -261,18 +248,36 @@ class SlotCache:
                 data[: len(part), row].index_copy_(2, at, part[..., skipped:count, :])
 
     def free(self, row: int) -> None:
-        """A slot has nothing to give back."""
+        """A slot has nothing to give back. It is cleared when another reads it, if it is not given the same tokens."""
+        self._stale.add(row)
+
+    def _clear(self, span: Span) -> None:
+        """Zeros behind a span, where another's tokens stood: what is masked takes part in products, by which infinities
+        and NaN of one request would reach another."""
+        self._stale.discard(span.row)
+        for data in self._data.values():
+            data[:, span.row, :, span.end : self._reach[span.row]] = 0
+        self._reach[span.row] = span.end
 
     def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
         self.note(spans)
+        for span in spans:
+            if span.row in self._stale:
+                self._clear(span)
         self.states.begin(spans)
         return SlotAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
 
     def commit(self) -> None:
         self.states.commit()
 
+    def close(self) -> None:
+        self._data, self.keys, self.values = {}, [], []
+        self.states.close()
+
     def note(self, spans: Sequence[Span]) -> None:
         """How far each row will be written by a pass, which says what its rings hold."""
+        for span in spans:
+            self._reach[span.row] = max(self._reach.get(span.row, 0), span.end)
         if not self.forgets:
             return
         if len(spans) > 1 or spans[0].start > 0:
@@ -281,10 +286,3 @@ class SlotCache:
                 raise UsageError(f"a pass has {longest} tokens of one row, and this cache takes {self.step} at a time")
         for span in spans:
             self._ends[span.row] = span.end if span.start == 0 else max(self._ends.get(span.row, 0), span.end)
-
-
-def _stores(one: Kept) -> tuple[Store, ...]:
-    """A key's and a value's, or of a latent one for both."""
-    if one.kind == "latent":
-        return (Store(1, one.key_size + one.value_size, None),)
-    return Store(one.heads, one.key_size, one.window), Store(one.heads, one.value_size, one.window)

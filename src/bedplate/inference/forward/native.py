@@ -6,8 +6,9 @@ Same signature as the torch way, and the same cache: a pass may take either.
 from __future__ import annotations
 
 from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.inference.forward.batch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.torch import FlatBatch, Forward, Greedy, PassOutput
+from bedplate.inference.forward.torch import Forward
 from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder
 
 

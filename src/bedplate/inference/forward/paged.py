@@ -9,23 +9,28 @@ key-value heads, H query heads, D features of one head.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.keeping import CachedAttend
 from bedplate.inference.forward.kv_cache import STEP
 from bedplate.inference.forward.paged_attention import PagedAttention
 from bedplate.inference.forward.parcel import Parcel
+from bedplate.inference.forward.pool import Pool
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.states import Snapshot, States
+from bedplate.inference.forward.stores import stores_of
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import held
 
 BLOCK = 16
+NOBODY = -1
+"""The row whose only block is nobody's."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
@@ -67,37 +72,12 @@ class PagedSegment:
         self._cache.let_go(self.blocks)
 
 
-class Pool:
-    """Blocks of the layers of one window, and how many use each."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-        self.free = list(range(blocks - 1, -1, -1))
-        self._uses = [0] * blocks
-
-    def take(self) -> int:
-        found = self.free.pop()
-        self._uses[found] = 1
-        return found
-
-    def share(self, blocks: Sequence[int]) -> None:
-        """One user more of each."""
-        for block in blocks:
-            self._uses[block] += 1
-
-    def let_go(self, blocks: Sequence[int]) -> None:
-        """One user less of each."""
-        for block in blocks:
-            self._uses[block] -= 1
-            if self._uses[block] == 0:
-                self.free.append(block)
-
-
 class PagedCache:
     """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
     and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
     to let go of so many bytes, and says whether it did. pinned: bytes that it never will. scratch: each pool has
-    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute."""
+    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute. By
+    default where steps are recorded, on CUDA devices."""
 
     copies = False
 
@@ -110,11 +90,12 @@ class PagedCache:
         *,
         block: int = BLOCK,
         step: int = STEP,
-        scratch: bool = False,
+        scratch: bool | None = None,
         reclaim: Callable[[int], bool] = lambda n: False,
         pinned: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.block, self.step, self.scratch = block, step, scratch
+        self.block, self.step = block, step
+        self.scratch = device.type == "cuda" if scratch is None else scratch
         layout = held(spec)
         self.states = States(layout, dtype, device)
         of_tokens = [one for one in layout if not one.of_sequence]
@@ -127,28 +108,60 @@ class PagedCache:
         each = each if None in each else dict.fromkeys(each, 1)
         taken = sum(one.values / each[one.window] for one in of_tokens) * dtype.itemsize
         self.blocks = max(int(limit_bytes // (block * taken)), 1)
-        self.pools = {window: Pool(max(self.blocks // part, 1)) for window, part in each.items()}
+        self.pools = {
+            window: Pool(max(self.blocks // part, 1), partial(self._clear, window)) for window, part in each.items()
+        }
         self.dtype, self.device = dtype, device
         self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
+        # Memory that is not touched: most of a large pool may never be used.
+        self._data = {
+            store: torch.empty(
+                *(count, self.pools[store.window].blocks + self.scratch, block, store.heads, store.size),
+                dtype=dtype,
+                device=device,
+            )
+            for store, count in Counter(store for one in of_tokens for store in stores_of(one)).items()
+        }
+        layers = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=dtype, device=device)
         self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
         for one in of_tokens:
-            latent = one.kind == "latent"  # one key, whose last features are the value
-            keys = self._room(one.window, one.heads, one.key_size + one.value_size * latent)
-            values = keys[..., one.key_size :] if latent else self._room(one.window, one.heads, one.value_size)
-            self.keys[one.layer], self.values[one.layer] = keys, values
+            found = [next(layers[store]) for store in stores_of(one)]
+            self.keys[one.layer] = found[0]
+            # A latent is one key, whose last features are the value.
+            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
+        if self.scratch:
+            for window, pool in self.pools.items():
+                self._clear(window, [pool.blocks])
         self._reclaim, self._pinned = reclaim, pinned
         self._tables: dict[int, dict[int | None, list[int]]] = {}
 
-    def _room(self, window: int | None, heads: int, size: int) -> Tensor:
-        # Zeros: masked positions take part in products, where NaN would spread.
-        blocks = self.pools[window].blocks + self.scratch
-        return torch.zeros(blocks, self.block, heads, size, dtype=self.dtype, device=self.device)
+    def _clear(self, window: int | None, blocks: Sequence[int]) -> None:
+        """Zeros in these blocks of the layers with this window."""
+        index = Parcel(self.device).add(blocks).tensor
+        for store, data in self._data.items():
+            if store.window == window:
+                data.index_fill_(1, index, 0)
+
+    @property
+    def longest(self) -> int | None:
+        """Of a row that has all of the pools."""
+        bound = [
+            pool.blocks * self.block
+            for window, pool in self.pools.items()
+            if window is None or pool.blocks < self._most(window)
+        ]
+        return min(bound, default=None)
+
+    def _most(self, window: int) -> int:
+        """Blocks that a row has of the layers with this window, however long it is: its window, a step, and as much
+        again that is not saved yet."""
+        return self._count(window + 2 * self.step) + 1
 
     @property
     def free_blocks(self) -> int:
         """Of the layers that see everything, or else of those that have most room."""
-        return len(max(self.pools.values(), key=lambda pool: pool.blocks).free)
+        return max(self.pools.values(), key=lambda pool: pool.blocks).free
 
     def saved_bytes(self, depth: int | None) -> int:
         """Of one saved token: blocks hold all layers, whatever is in them."""
@@ -164,9 +177,9 @@ class PagedCache:
         )
 
     def _held(self, length: int, window: int | None) -> int:
-        """Blocks of a row at most: its window, a step, and as much again that is not saved yet."""
+        """Blocks of a row at most."""
         count = self._count(length)
-        return count if window is None else min(count, self._count(window + 2 * self.step) + 1)
+        return count if window is None else min(count, self._most(window))
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
         if self.states and max(lengths, default=-1) >= self.states.rows:
@@ -216,9 +229,10 @@ class PagedCache:
         blocks: Blocks = {window: tuple(table[part]) for window, table in self._row(row).items()}
         if any(-1 in of_window for of_window in blocks.values()):
             return None
+        kept = self.states.save(row, end, depth) if snapshot else None
         for window, of_window in blocks.items():
             self.pools[window].share(of_window)
-        return PagedSegment(self, blocks, self.states.save(row, end, depth) if snapshot else None)
+        return PagedSegment(self, blocks, kept)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         """Hands over whole blocks. The row has exactly `begin` tokens."""
@@ -245,6 +259,13 @@ class PagedCache:
         self.states.begin(spans)
         return PagedAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
 
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: Parcel) -> CachedAttend:
+        """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
+        for span in spans if self.forgets else ():
+            self._move_on(span)
+        every = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        return PagedAttention(self, every, parcel, most=blocks * self.block)
+
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
         not be saved yet, let go."""
@@ -259,6 +280,13 @@ class PagedCache:
     def commit(self) -> None:
         self.states.commit()
 
+    def close(self) -> None:
+        self._data, self.keys, self.values, self.pools, self._tables = {}, [], [], {}, {}
+        self._reclaim, self._pinned = lambda n: False, lambda: 0
+        self.states.close()
+
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
         """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        if row == NOBODY:
+            return (self.pools[window].blocks,)
         return self._tables[row][window]

@@ -45,20 +45,21 @@ class Pages(Protocol):
 
 
 class PagedAttention:
-    """Writes a flat batch's keys and values into the rows' blocks, and attends to those."""
+    """Writes a flat batch's keys and values into the rows' blocks, and attends to those. most: as if a row had so many
+    keys."""
 
     keeps = True
 
-    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: Parcel) -> None:
+    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: Parcel, most: int | None = None) -> None:
         self._cache, self._spans = cache, spans
-        self._at, self._most = places(spans), max(span.end for span in spans)
+        self._at, self._most = places(spans), max(span.end for span in spans) if most is None else most
         at, add = self._at, parcel.add
         self._row_N, self._position_N, self._tile_2U = add(at.row_N), add(at.position_N), add(at.tile_2U)
         self._span_3S = add(np.stack([at.begin_S, at.start_S, at.length_S]))
         self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
         self._blocks = {window: add(self._own(window)) for window in self._tables}
         self._offset_N = add(at.position_N % cache.block)
-        self._alone = len(spans) == 1 and spans[0].start == 0
+        self._alone = most is None and len(spans) == 1 and spans[0].start == 0
         self._at_once = self._one_operation()
         # Latents are one tensor for keys and values; states are computed row by row.
         apart = not self._at_once or bool(cache.latents) or bool(cache.states)
@@ -81,7 +82,7 @@ class PagedAttention:
         return kernel or all(span.length == 1 for span in self._spans)
 
     def _table(self, window: int | None) -> Numbers:
-        """Each row's blocks; where it has none, any stand: what would be seen there is masked."""
+        """Each row's blocks."""
         return tables_of(self._cache, self._spans, window, -(-self._most // self._cache.block))
 
     def _own(self, window: int | None) -> Numbers:
@@ -126,12 +127,14 @@ class PagedAttention:
 
 
 def tables_of(cache: Pages, spans: Sequence[Span], window: int | None, width: int) -> Numbers:
-    """Each row's first blocks [S, width]; 0 where it has none."""
-    found = np.zeros((len(spans), width), dtype=np.int64)
+    """Each row's first blocks [S, width]. Where it has none its own last one stands, whose numbers are masked: those of
+    another row, which may not be finite, would take part in this one's products."""
+    found = np.empty((len(spans), width), dtype=np.int64)
     for number, span in enumerate(spans):
         table = cache.table(span.row, window)[:width]
-        found[number, : len(table)] = table
-    return found.clip(min=0)
+        found[number, : len(table)], found[number, len(table) :] = table, table[-1]
+        np.copyto(found[number], table[-1], where=found[number] < 0)
+    return found
 
 
 class _PagedGroup:

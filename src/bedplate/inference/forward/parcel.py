@@ -22,38 +22,37 @@ class Parcel:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._arrays: list[Numbers] = []
-        self._parts: Sequence[Tensor] | None = None
+        self._sent: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def add(self, values: Numbers | Sequence[int] | Sequence[Sequence[int]]) -> Sent:
         """One array more, before any of them is asked for."""
-        assert self._parts is None, "sent already"
+        assert self._sent is None, "sent already"
         self._arrays.append(np.array(values, dtype=np.int64))
         return Sent(self, len(self._arrays) - 1)
 
-    def whole(self) -> Tensor:
-        """All arrays behind each other, on the host: pinned where the device is another."""
-        flat = torch.from_numpy(np.concatenate([one.reshape(-1) for one in self._arrays]))
-        return flat.pin_memory() if self._device.type == "cuda" else flat
-
     def send(self, into: Tensor | None = None) -> None:
         """Sends what there is. into: a tensor on the device, of just that many numbers, that is overwritten."""
-        whole = self.whole()
+        whole = torch.from_numpy(np.concatenate([one.reshape(-1) for one in self._arrays]))
+        whole = whole.pin_memory() if self._device.type == "cuda" else whole
         if into is None:
             into = whole.to(self._device, non_blocking=True)
         else:
             into.copy_(whole, non_blocking=True)
-        self.unpack(into)
+        parts = into.split([one.size for one in self._arrays])
+        self._sent = into, [part.view(one.shape) for part, one in zip(parts, self._arrays, strict=True)]
 
-    def unpack(self, flat: Tensor) -> None:
-        """Takes a tensor on the device for what is sent."""
-        parts = flat.split([one.size for one in self._arrays])
-        self._parts = [part.view(one.shape) for part, one in zip(parts, self._arrays, strict=True)]
+    @property
+    def sent(self) -> Tensor:
+        """All numbers, on the device."""
+        assert self._sent is not None
+        return self._sent[0]
 
     def part(self, number: int) -> Tensor:
-        if self._parts is None:
+        """The array that was added as this one, on the device."""
+        if self._sent is None:
             self.send()
-        assert self._parts is not None
-        return self._parts[number]
+        assert self._sent is not None
+        return self._sent[1][number]
 
 
 class Sent:

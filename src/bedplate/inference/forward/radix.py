@@ -194,11 +194,40 @@ class RadixTree:
     def drop(self, namespace: Hashable) -> None:
         """Forgets a namespace, pinned keys included."""
         root = self._roots.pop(namespace, None)
-        stack = [] if root is None else list(root.children.values())
+        for node in () if root is None else list(root.children.values()):
+            self._cut(node)
+
+    def forget(self, namespace: Hashable, key: Key) -> None:
+        """Forgets all that is on the way to `key` or goes on from there, but for what is pinned: none of it is to be
+        trusted."""
+        node, at = self._roots.get(namespace), 0
+        while node is not None and at < len(key):
+            child = node.children.get(key[at : at + self.block])
+            if child is not None and child.pins == 0:
+                self._cut(child)
+                if node.segment is not None:
+                    self._offer(node)
+            if child is None or child.pins == 0 or child.key != key[at : at + len(child.key)]:
+                return
+            node, at = child, at + len(child.key)
+
+    def _cut(self, top: Node) -> None:
+        """Takes a node out, with all that goes on from it."""
+        assert top.parent is not None
+        del top.parent.children[top.key[: self.block]]
+        stack = [top]
         while stack:
             node = stack.pop()
             stack += node.children.values()
             self._release(node)
+            # Apart from each other they are freed at once, and not when a collector finds the circle.
+            node.children, node.parent = {}, None
+
+    def close(self) -> None:
+        """Forgets everything."""
+        for namespace in list(self._roots):
+            self.drop(namespace)
+        self._leaves.clear()
 
     def give_back(self, size: int) -> bool:
         """Evicts leaves of at least `size` bytes, as far as there are any; whether there was one."""

@@ -60,12 +60,12 @@ class States:
     def reserve(self, rows: int, kept: Sequence[int] | None = None) -> None:
         """Room for so many rows, of which the first ones are those that were `kept`, or all."""
         kept = range(self.rows) if kept is None else kept
-        old, self._data = self._data, []
+        made: list[Tensor] = []  # all or, where memory runs out, none
         for number, (one, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
-            shape = _shape(one)
-            self._data.append(torch.zeros(rows, *shape, dtype=dtype, device=self._device))
-            for to, row in enumerate(kept if old else ()):
-                self._data[number][to] = old[number][row]
+            made.append(torch.zeros(rows, *_shape(one), dtype=dtype, device=self._device))
+            for to, row in enumerate(kept if self._data else ()):
+                made[number][to] = self._data[number][row]
+        self._data = made
         self._at = {to: self._at[row] for to, row in enumerate(kept) if row in self._at}
         self.rows = rows
 
@@ -134,6 +134,10 @@ class States:
     def forget(self, row: int) -> None:
         """Nothing can go on in this row but from its beginning."""
         self._at.pop(row, None)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._data, self._pending, self._at = [], [], {}
 
     def load(self, row: int, position: int, snapshot: Snapshot | None) -> None:
         """A row's states at this position; without a snapshot nothing can go on from there."""

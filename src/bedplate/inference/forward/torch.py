@@ -6,7 +6,6 @@ Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabular
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
@@ -15,63 +14,16 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.batch import FlatBatch, PassOutput, Source
+from bedplate.inference.forward.graphs import Recorded, Recorder
 from bedplate.inference.forward.kv_cache import KVCache
+from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.parcel import Parcel
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.joined import lay_together
 from bedplate.models.layers.texts import WholeTexts
 from bedplate.models.model import Model
-
-
-@dataclass(frozen=True)
-class FlatBatch:
-    """New tokens of several sequences, one after the other.
-
-    wanted: numbers of the tokens whose logits are asked for. depth: run so many blocks only. states: hidden states of
-    all tokens are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
-    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
-    have no rows.
-    """
-
-    tokens: Sequence[int]
-    spans: Sequence[Span]
-    adapters: Sequence[Loaded]
-    wanted: Sequence[int]
-    depth: int | None = None
-    states: bool = False
-    types: Sequence[int] = ()
-    sources: Sequence[Source] = ()
-    reads: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """What an encoder reads for one sequence: it stands at the beginning of the row."""
-
-    row: int
-    tokens: Sequence[int]
-    adapter: Loaded
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """What rows need of their logits: each wanted token's likeliest successor, its log-probability, and the log of the
-    sum that makes logits into log-probabilities."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    logsumexp: list[float]
-
-
-@dataclass(frozen=True)
-class PassOutput:
-    """logits_WV: float32. hidden_ND: the last norm's output, or the state after `depth` blocks. greedy: where the
-    forward found it on the way."""
-
-    logits_WV: Tensor | None
-    hidden_ND: Tensor | None = None
-    greedy: Greedy | None = None
 
 
 class Forward(Protocol):
@@ -108,15 +60,26 @@ class TorchForward(Forward):
     """The base's own module.
 
     joined: linears that read the same input are one product, for which their weights are moved together. On a CPU that
-    gains nothing (a decode step of 135 million parameters takes as long, bound by memory).
+    gains nothing (a decode step of 135 million parameters takes as long, bound by memory). record: decode steps over
+    blocks are recorded and replayed.
     """
 
     name = "torch"
 
-    def __init__(self, base: Resident, bank: Bank | None, cache: KVCache | None, joined: bool = False) -> None:
+    def __init__(
+        self,
+        base: Resident,
+        bank: Bank | None,
+        cache: KVCache | None,
+        joined: bool = False,
+        record: Recorder | None = None,
+    ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
         if joined:
             lay_together(base.model)
+        self._recorded: Recorded | None = None
+        if record is not None and isinstance(cache, PagedCache):
+            self._recorded = Recorded(base.model, cache, record)
         self.weights = str(base.dtype).removeprefix("torch.")
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
@@ -129,6 +92,9 @@ class TorchForward(Forward):
             self._encode(batch.sources, self._cache)
         if not spans:
             return PassOutput(None)
+        found = None if self._recorded is None else self._recorded(batch)
+        if found is not None:
+            return found
         parcel = Parcel(device)
         tokens = parcel.add([list(batch.tokens)])
         positions = parcel.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
@@ -146,6 +112,10 @@ class TorchForward(Forward):
             return PassOutput(None, hidden_ND)
         asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
         return PassOutput(model.head(asked_WD).float(), hidden_ND)
+
+    def close(self) -> None:
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def _read(
         self,
@@ -192,18 +162,19 @@ class TorchForward(Forward):
         finally:
             self._select([], [])
 
-    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
-        """Keys and values of vectors in the place of the embeddings of a span's tokens."""
+    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> Tensor:
+        """Keys and values of vectors in the place of the embeddings of a span's tokens; the states [P, D] after."""
         model, cache = self._base.model, self._cache
         assert cache is not None
         at_BP = torch.arange(span.start, span.end, device=self._base.device)[None]
         inputs = Inputs(torch.zeros_like(at_BP), at_BP, vectors=vectors_PD[None], given=torch.ones_like(at_BP).bool())
         self._select([adapter.slot], [len(vectors_PD)])
         try:
-            model(inputs, cache=cache.attend([span]))
+            hidden_PD = model(inputs, cache=cache.attend([span])).hidden[0]
             cache.commit()
         finally:
             self._select([], [])
+        return hidden_PD
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
         if self._bank is None:
@@ -214,4 +185,4 @@ class TorchForward(Forward):
         elif len(distinct) == 1:
             self._bank.select(slots[0])
         else:
-            self._bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))
+            self._bank.select([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])

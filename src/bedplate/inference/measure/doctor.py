@@ -108,7 +108,8 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         spec, types = PRESETS[STANDARD].spec, frozenset(("bfloat16",))
         assert isinstance(spec, TransformerSpec)
     else:
-        _, spec, types = read_stored(base)
+        stored = read_stored(base)
+        spec, types = stored.spec, stored.types
     shape = timed_as(spec)
     machine = measure_machine()
     own = own_ways(types)

@@ -54,9 +54,12 @@ def chosen(source: str | Path, asked: Asked = Asked(), device: str | torch.devic
     asked.
     """
     target = resolve_device(device)
-    stored = _stored(source, target)
+    return _chosen(_stored(source, target), source, asked, target)
+
+
+def _chosen(stored: Stored, source: str | Path, asked: Asked, device: torch.device) -> Choice:
     try:
-        return choose(stored.spec, _ways(stored, asked), target, asked.use)
+        return choose(stored.spec, _ways(stored, asked), device, asked.use)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
@@ -66,7 +69,9 @@ def open_base(source: str | Path, asked: Asked = Asked(), device: str | torch.de
 
     Raises what `chosen` and `load_base` raise.
     """
-    held = held_in(chosen(source, asked, device).way)
+    target = resolve_device(device)
+    stored = _stored(source, target)
+    held = held_in(_chosen(stored, source, asked, target).way)
     return Opened(load_base(source, dtype=held.dtype, device=device), held)
 
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from bedplate.core.measured import measured_once
 from bedplate.core.processor import processor
 from bedplate.inference.native.library import load
 from bedplate.inference.ways.threads import engine_threads
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, timed_as
+from bedplate.inference.ways.trial import PROMPT, ROWS, Part, Pass, Trial, made_up, shortened, timed_as
 from bedplate.inference.ways.way import Way
+from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec, TransformerSpec
 
 Use = Literal["generate", "score"]
@@ -31,21 +33,23 @@ Use = Literal["generate", "score"]
 ANSWER = 64
 """Tokens that the reference mix writes after a prompt of PROMPT."""
 
-VERSION = 1
+VERSION = 2
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """What keeps torch's products from instructions that the processor has."""
 
-_TURNS, _LONGEST, _AGREE, _HOPELESS = 40, 3.0, 1.15, 2.5
+_TURNS, _LONGEST, _AGREE, _HOPELESS, _CLEAR = 40, 3.0, 1.15, 2.5, 1.25
 """Turns and seconds at most; how near each time's two best must be to be believed; how far behind the best a way is
-given up."""
+given up; how far ahead of all others one is taken without more turns."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn."""
+    """Seconds of passes of a whole base, by way. dropped: ways that were given up after their first turn. brief: the
+    use for which it ended as soon as its fastest way was clear; the times themselves need not have agreed."""
 
     seconds: Mapping[Way, Mapping[Pass, float]]
     dropped: tuple[Way, ...] = ()
+    brief: Use | None = None
 
     def cost(self, way: Way, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
@@ -66,18 +70,19 @@ class Measured:
         return min(ways, key=lambda way: self.cost(way, use))
 
 
-def measured(spec: TextSpec, ways: Sequence[Way], *, again: bool = False) -> Measured:
+def measured(spec: TextSpec, ways: Sequence[Way], *, brief: Use | None = None, again: bool = False) -> Measured:
     """The measurement of these ways for a base of this architecture on this machine's CPU: read, or made now.
 
-    Every way must be possible here. again: whatever was kept.
+    Every way must be possible here. brief: only the fastest way for this use is asked for; somebody waits for it. Who
+    asks for the times themselves later has them measured anew. again: whatever was kept.
     """
     spec = timed_as(spec)
     return measured_once(
         "ways",
         _key(spec, ways),
-        lambda: measure(spec, ways),
+        lambda: measure(spec, ways, brief),
         _to_json,
-        lambda found: _from_json(found, ways),
+        lambda found: _from_json(found, ways, brief),
         again=again,
     )
 
@@ -98,15 +103,18 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
 
 def _to_json(found: Measured) -> dict[str, Any]:
     seconds = [[list(way), dict(times)] for way, times in found.seconds.items()]
-    return {"seconds": seconds, "dropped": [list(way) for way in found.dropped]}
+    return {"seconds": seconds, "dropped": [list(way) for way in found.dropped], "brief": found.brief}
 
 
-def _from_json(record: Mapping[str, Any], ways: Sequence[Way]) -> Measured:
-    """The inverse of `_to_json`. ValueError and the like for what is not a measurement of these ways."""
+def _from_json(record: Mapping[str, Any], ways: Sequence[Way], brief: Use | None) -> Measured:
+    """The inverse of `_to_json`. ValueError and the like for what is not a measurement of these ways, or is too brief
+    for what is asked."""
+    if record["brief"] not in (None, brief):
+        raise ValueError("a measurement for another use")
     seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
     if set(seconds) != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
         raise ValueError("another measurement")
-    return Measured(seconds, tuple(Way(*way) for way in record["dropped"]))
+    return Measured(seconds, tuple(Way(*way) for way in record["dropped"]), record["brief"])
 
 
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
@@ -118,40 +126,64 @@ def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
     return found
 
 
-def measure(spec: TransformerSpec, ways: Sequence[Way]) -> Measured:
+def measure(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None = None) -> Measured:
     """Measures these ways now, by turns: in some tenths of a second for bases of a few hundred million weights, in some
-    seconds where other work keeps the times from agreeing."""
+    seconds where other work keeps the times from agreeing. brief: see `measured`."""
+    models = {dtype: made_up(shortened(spec), DTYPES[dtype]) for dtype in {way.dtype for way in ways}}
     with ExitStack() as stack:
-        trials = {way: stack.enter_context(closing(Trial(spec, way, engine_threads()))) for way in ways}
-        return by_turns(trials, time.perf_counter)
+        trials = {
+            way: stack.enter_context(closing(Trial(spec, way, engine_threads(), models[way.dtype]))) for way in ways
+        }
+        return by_turns(trials, time.perf_counter, brief)
 
 
-def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float]) -> Measured:
-    """Times every part of every trial, by turns, until the two best times of each agree or patience ends."""
+def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float], brief: Use | None = None) -> Measured:
+    """Times every part of every trial, by turns, until the two best times of each agree or patience ends; brief: or,
+    for this use, one way is clearly the fastest."""
     swept = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
     times: dict[Way, dict[tuple[Pass, str], list[float]]] = {way: {} for way in trials}
     running, until = list(trials), clock() + _LONGEST
 
-    def found() -> Measured:
+    def found(brief: Use | None = None) -> Measured:
         seconds = {way: trials[way].seconds({at: best[0] for at, best in times[way].items()}) for way in trials}
-        return Measured(seconds, tuple(way for way in trials if way not in running))
+        return Measured(seconds, tuple(way for way in trials if way not in running), brief)
 
     for turn in range(_TURNS):
         for way in running:
-            for part in trials[way].parts:
-                if not turn and part.whole:
-                    part.run()  # whatever is set up at the first call
-                if part.sweep:
-                    swept[: part.sweep // 4].sum()
-                start = clock()
-                part.run()
-                best = times[way].setdefault((part.of, part.name), [])
-                best[:] = sorted((*best, max(clock() - start, 1e-9)))[:2]
+            _take_turn(trials[way].parts, times[way], swept, clock, first=not turn)
         if not turn:
             running = _hopeful(found(), running)
         elif clock() >= until or all(best[1] <= _AGREE * best[0] for way in running for best in times[way].values()):
             break
+        elif brief is not None and _clear(found(), brief):
+            return found(brief)
     return found()
+
+
+def _take_turn(
+    parts: Sequence[Part],
+    times: dict[tuple[Pass, str], list[float]],
+    swept: Tensor,
+    clock: Callable[[], float],
+    *,
+    first: bool,
+) -> None:
+    """Runs each part once, and notes it where it is one of its two best times."""
+    for part in parts:
+        if first and part.whole:
+            part.run()  # whatever is set up at the first call
+        if part.sweep:
+            swept[: part.sweep // 4].sum()
+        start = clock()
+        part.run()
+        best = times.setdefault((part.of, part.name), [])
+        best[:] = sorted((*best, max(clock() - start, 1e-9)))[:2]
+
+
+def _clear(found: Measured, use: Use) -> bool:
+    """Whether one way is so far ahead that a few more turns would not put another before it."""
+    best, *others = sorted(found.cost(way, use) for way in found.seconds)
+    return not others or best * _CLEAR <= others[0]
 
 
 def _hopeful(found: Measured, ways: Sequence[Way]) -> list[Way]:

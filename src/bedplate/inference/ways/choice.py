@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import cast
 
 import torch
@@ -67,7 +67,7 @@ def choose(
     possible, left_out = fitting(spec, possible, loaded=loaded)
     if len(possible) == 1:
         return Choice(possible[0], f"the only way that memory has room for; {left_out}")
-    found = measured(spec, possible)
+    found = measured(spec, possible, brief=use)
     best = pick(spec, found, possible, use)
     said = why(found, best, possible, use)
     return Choice(best, f"{said}; {left_out}" if left_out else said, found)
@@ -79,8 +79,12 @@ def needs(spec: TextSpec, way: Way, *, loaded: bool = False) -> int:
     packed = read_bytes(spec.main, way) if way.kernel == "native" else 0
     if loaded:
         return packed
-    parameters = sum(p.numel() for p in build(spec, DTYPES[way.dtype], "meta").parameters())
-    return parameters * DTYPES[way.dtype].itemsize + packed
+    return _parameters(spec) * DTYPES[way.dtype].itemsize + packed
+
+
+@lru_cache(maxsize=8)
+def _parameters(spec: TextSpec) -> int:
+    return sum(p.numel() for p in build(spec, device="meta").parameters())
 
 
 def fitting(spec: TextSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:

@@ -68,13 +68,14 @@ class _Made:
 
 
 class Trial:
-    """One way of one base, ready to be timed. Close it."""
+    """One way of one base, ready to be timed. model: `made_up` of its `shortened` spec in the way's dtype, which ways
+    may share. Close it."""
 
-    def __init__(self, spec: TransformerSpec, way: Way, threads: int) -> None:
+    def __init__(self, spec: TransformerSpec, way: Way, threads: int, model: Model | None = None) -> None:
         self.way, self.whole = way, spec
         self.short = shortened(spec)
         dtype = DTYPES[way.dtype]
-        model = made_up(self.short, dtype)
+        model = model or made_up(self.short, dtype)
         made = _Made(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
         cache = self._cache = None
@@ -208,9 +209,10 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
 def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
     """A model of ordinary numbers, made faster than random ones."""
     model = build(spec, dtype, "meta")
+    # ones_like of what is on the meta device would load torch's decompositions, and with them computer algebra.
     tile = torch.linspace(-1.0, 1.0, 4093) * 0.05
     state = {
-        name: torch.ones_like(p, device="cpu") if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
+        name: torch.ones(p.shape, dtype=p.dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape).to(p.dtype)
         for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)

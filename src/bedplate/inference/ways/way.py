@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.gguf_header import read_gguf_header
-from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.named_model import resolve, spec_of
 from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.gguf_header import read_header
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
@@ -45,22 +45,25 @@ class Way(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …)."""
+    """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …).
+    header: what was read for it, so that loading while this is held need not read it again."""
 
     path: Path
     spec: TextSpec
     types: frozenset[str]
+    header: object = None
 
 
 def read_stored(source: str | Path) -> Stored:
     """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
     path = locate(source)
-    _, spec = resolve(str(path.absolute()))
+    header = read_header(path) if path.is_file() else None
+    spec = resolve(str(path.absolute()))[1] if header is None else spec_of("gguf", header.fields(), path)
     if not isinstance(spec, TextSpec):
         raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
-    if path.is_file():
-        types: tuple[str, ...] = read_gguf_header(path)["matrix_types"]
-        return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types))
+    if header is not None:
+        types = {tensor.kind.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
+        return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types), header)
     with SafetensorsReader(path) as reader:
         matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())
     if not matrices:

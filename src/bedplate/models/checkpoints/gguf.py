@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, raw_blocks
-from bedplate.models.checkpoints.gguf_header import Placed, read_header
+from bedplate.models.checkpoints.gguf_header import Placed, read_header, read_tensors
 from bedplate.models.checkpoints.gguf_values import dequantise
 from bedplate.models.families.weights import Step, WeightMap, same
 from bedplate.models.specs.transformer import TransformerSpec
@@ -30,13 +30,19 @@ _CHUNK = 1 << 22
 
 
 class GgufReader:
-    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32."""
+    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32.
 
-    def __init__(self, path: Path) -> None:
+    tensors_only: its metadata are not read."""
+
+    def __init__(self, path: Path, *, tensors_only: bool = False) -> None:
         self.path = path
-        header = read_header(path)
-        self.metadata: dict[str, Any] = header.metadata
-        self._tensors = header.tensors
+        self.metadata: Mapping[str, Any] = {}
+        if tensors_only:
+            self._tensors = read_tensors(path)
+        else:
+            header = read_header(path)
+            self.metadata, self._tensors = header.metadata, header.tensors
+            self._header = header  # so that others find it while this is held
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,7 +144,7 @@ class StoredBlocks(Mapping[str, RawBlocks]):
     """
 
     def __init__(self, path: Path, weights: WeightMap, spec: TransformerSpec) -> None:
-        self._reader, self._spec = GgufReader(path), spec
+        self._reader, self._spec = GgufReader(path, tensors_only=True), spec
         types, held = self._reader.types, set(self._reader.names)
         self._found: dict[str, tuple[Step, int]] = {}
         for step in weights.steps(spec):

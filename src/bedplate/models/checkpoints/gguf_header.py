@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType
 
 from bedplate.core.errors import CheckpointError
+from bedplate.core.files import FileState, file_state
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -40,14 +42,53 @@ class Placed:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
-    metadata: dict[str, Any]
-    tensors: dict[str, Placed]
+    """What comes before the tensors' values."""
+
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, Placed]
+
+    def fields(self) -> dict[str, Any]:
+        """What a family's `to_spec` reads, where the tensors' values are not there to be looked at."""
+        embedding = self.tensors.get("token_embd.weight")
+        rows = {} if embedding is None else {"embedding_rows": embedding.shape[0]}
+        return {**self.metadata, "tensor_names": tuple(self.tensors), **rows}
+
+
+_HELD: WeakValueDictionary[FileState, Header] = WeakValueDictionary()
+"""Headers that somebody still holds: choosing how a file is run and loading it read it once. A vocabulary of
+hundreds of thousands of tokens takes tenths of a second and tens of megabytes, so it goes with them."""
+_PLACED: dict[FileState, Mapping[str, Placed]] = {}
+"""Where the tensors of the latest file lie, which is little."""
 
 
 def read_header(path: Path) -> Header:
     """CheckpointError for a file that is no GGUF file, is damaged, or ends before its tensors do."""
+    state = _state(path)
+    found = _HELD.get(state)
+    if found is None:
+        found = _parsed(path)
+        if state.settled:
+            _HELD[state] = found
+            _PLACED.clear()
+            _PLACED[state] = found.tensors
+    return found
+
+
+def read_tensors(path: Path) -> Mapping[str, Placed]:
+    """The part of `read_header` that says where tensors lie."""
+    return _PLACED.get(_state(path)) or read_header(path).tensors
+
+
+def _state(path: Path) -> FileState:
+    try:
+        return file_state(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))

@@ -28,7 +28,8 @@ class Family:
     transformers (`bedplate families --check`, tests/parity); a GGUF family's are its partner's. `noise`: how far the
     reference's gradients are from exact, relative to a parameter's largest, where it computes in float32 in a model of
     any dtype. `weights_of`: the rules of one spec, where names depend on it; `weights_by`: as far as our names of some
-    parameters tell it. `tables`: small tensors of the format that
+    parameters tell it. `sibling`: the family of one spec, where one name in the format stands for several (GGUF's
+    llama for Mixtral as well); None where it is this one. `tables`: small tensors of the format that
     say what the spec does (GGUF's rope_freqs), by name.
     """
 
@@ -42,6 +43,7 @@ class Family:
     noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
     weights_by: Callable[[Collection[str]], WeightMap] | None = None
+    sibling: Callable[[Any], Family | None] | None = None
     tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
 
     @property
@@ -54,5 +56,8 @@ class Family:
         return self.weights if self.weights_by is None else self.weights_by(names)
 
     def of(self, spec: TextSpec) -> Family:
-        """The family with the rules of this spec's weights."""
+        """The family of this spec, with the rules of its weights."""
+        found = None if self.sibling is None else self.sibling(spec)
+        if found is not None:
+            return found.of(spec)
         return self if self.weights_of is None else replace(self, weights=self.weights_of(spec))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt
+from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.choosing import Alternatives, WritingRow
 from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import (
@@ -85,6 +86,8 @@ class GenerateJob(Job[Generate]):
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         asked = request.sampling.max_tokens
         left = answer_room(base, virtual + len(request.tokens))
+        if self.equipment.longest is not None:
+            left = min(left, self.equipment.longest - self.prompt_end)
         self.limit = max(left, 1) if asked is None else asked
         check_prompt(base, request.tokens, virtual, self.limit)
         if request.sampling.prompt_logprobs is not None and self.source:
@@ -103,6 +106,10 @@ class GenerateJob(Job[Generate]):
     @property
     def reusable(self) -> int | None:
         return None if self._asks_prompt else super().reusable
+
+    @property
+    def more(self) -> int:
+        return self.limit
 
     @property
     def decoding(self) -> bool:
@@ -141,7 +148,10 @@ class GenerateJob(Job[Generate]):
         logits_TV = logits_TV[: len(tokens) - 1 - first]
         logprobs_TV = logits_TV.log_softmax(dim=-1)
         target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
-        self._prompt_logprobs += logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
+        found = logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
+        if any(map(math.isnan, found)):
+            raise not_finite(self.equipment.base, self.adapter.key)
+        self._prompt_logprobs += found
         values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
         self._prompt_top_logprobs += [
             tuple(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bedplate.inference.engine.checks import check_depth
+from bedplate.inference.engine.checks import check_depth, not_finite
 from bedplate.inference.engine.job import Equipment, Job, R, Seen, Wants
 from bedplate.inference.engine.kinds.request import Result
 from bedplate.inference.forward.adapters import Loaded
@@ -65,7 +65,10 @@ class PooledJob(Job[R]):
             assert pooled is not None
             divide = _DIVIDE.get(pooling)
             found.append(pooled if divide is None else pooled / divide(self._skip, len(self.request.tokens)))
-        return self.read(found[0] if len(found) == 1 else torch.cat(found))
+        pooled_E = found[0] if len(found) == 1 else torch.cat(found)
+        if not bool(pooled_E.isfinite().all()):
+            raise not_finite(self.equipment.base, self.adapter.key)
+        return self.read(pooled_E)
 
     @abstractmethod
     def read(self, pooled_E: Tensor) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt
+from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
 from bedplate.inference.forward.adapters import Loaded
@@ -67,6 +68,10 @@ class ScoreJob(Job[Score]):
     def returns_to(self) -> int | None:
         return self.prompt_end if sum(len(tokens) > 1 for tokens in self.request.continuations) > 1 else None
 
+    @property
+    def more(self) -> int:
+        return max(len(tokens) for tokens in self.request.continuations) - 1
+
     def wanted(self, begin: int, end: int) -> Wants:
         first = self.prompt_end - (self.branch == 0)
         return Wants(range(max(first, begin), end))
@@ -103,4 +108,6 @@ class ScoreJob(Job[Score]):
         self._turn(0)
 
     def result(self) -> Scores:
+        if any(map(math.isnan, self.totals)):
+            raise not_finite(self.equipment.base, self.adapter.key)
         return Scores(tuple(self.totals), tuple(len(c) for c in self.request.continuations), *self.account())

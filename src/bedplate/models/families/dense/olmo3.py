@@ -83,4 +83,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "olmo3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "olmo3"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "olmo2"),), examples=EXAMPLES)

@@ -151,4 +151,12 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     )
 
 
-HF = Family(("hf", "deepseek_v3"), from_hf, to_hf, WEIGHTS, by_names=held_modules, examples=EXAMPLES)
+HF = Family(
+    ("hf", "deepseek_v3"),
+    from_hf,
+    to_hf,
+    WEIGHTS,
+    (("gguf", "deepseek2"),),
+    by_names=held_modules,
+    examples=EXAMPLES,
+)

@@ -70,4 +70,4 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
 
 
-HF = Family(("hf", "mixtral"), from_hf, to_hf, WEIGHTS, examples=EXAMPLES)
+HF = Family(("hf", "mixtral"), from_hf, to_hf, WEIGHTS, (("gguf", "llama"),), examples=EXAMPLES)

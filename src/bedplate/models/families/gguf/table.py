@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bedplate.models.families.family import Family
 from bedplate.models.families.gguf import (
+    deepseek2,
     gemma2,
     gemma3,
     gemma4,
@@ -27,6 +28,7 @@ ARCHITECTURES: dict[tuple[str, str], Family] = {
     ("gguf", "gemma2"): gemma2.GGUF,
     ("gguf", "gemma3"): gemma3.GGUF,
     ("gguf", "gemma4"): gemma4.GGUF,
+    ("gguf", "deepseek2"): deepseek2.GGUF,
     ("gguf", "phi3"): phi3.GGUF,
     ("gguf", "olmo2"): olmo2.GGUF,
     ("gguf", "olmoe"): olmoe.GGUF,

@@ -66,6 +66,7 @@ def _telling_names(spec: TransformerSpec) -> set[str]:
         "blk.0.attn_output.bias": spec.has_output_bias,
         "blk.0.ffn_up.bias": spec.feedforward_bias,
         "blk.0.layer_output_scale.weight": spec.output_scales,
+        "blk.0.exp_probs_b.bias": spec.experts is not None and spec.experts.selection_bias,
         **{f"blk.{layer}.attn_v.weight": not spec.keys_are_values(layer) for layer in range(spec.layers)},
     }
     return {name for name, is_there in there.items() if is_there}

@@ -1,0 +1,109 @@
+"""The device's numbers beside the processor's, in float32: logits, adapters, draws, and the engine's texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from results import Check, Left, Part
+from shapes import SMALL, WORK, generations, prompts, random_llama, smollm2
+from torch import Tensor
+
+from bedplate.adapters.bank import Bank
+from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Sampling
+from bedplate.inference.engine.sampler import drawn
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.inputs import Inputs
+
+LORA = LoraConfig(r=8, alpha=16.0)
+RELATIVE = 2e-4
+"""Of float32 logits, by the other order of their sums."""
+
+
+def main() -> None:
+    part = Part()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    place = random_llama(part.models, True, "cpu") if part.small else smollm2(part.models)
+    here, there = (load_base(place, dtype="float32", device=device) for device in ("cpu", part.device))
+    tokens = torch.tensor(prompts(2, 48, here.spec.vocab_size, 0))
+    part.add(Check("logits, relative", difference(logits(here, tokens), logits(there, tokens)), RELATIVE))
+    adapters(part, here, there, tokens)
+    sampling(part, here.spec.vocab_size)
+    engines(part, here, there)
+    half_precision(part, place, tokens, logits(here, tokens))
+
+
+@torch.inference_mode()
+def logits(base: Base, tokens_BT: Tensor) -> Tensor:
+    positions_BT = torch.arange(tokens_BT.shape[1]).expand_as(tokens_BT)
+    inputs = Inputs(tokens_BT.to(base.device), positions_BT.to(base.device))
+    return base.model.head(base.model(inputs).hidden).float().cpu()
+
+
+def difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference by the largest number."""
+    return float((ours - theirs).abs().max() / ours.abs().max())
+
+
+def adapters(part: Part, here: Base, there: Base, tokens_BT: Tensor) -> None:
+    """Rows of several adapters in one batch, and one row of the base."""
+    found: list[Tensor] = []
+    for base in (here, there):
+        bank = Bank(base.model, 3)
+        for seed in range(3):
+            bank.add(LORA, random_adapter(base, seed))
+        rows = torch.tensor([2, -1, 0, 1])
+        bank.select(rows)
+        found.append(logits(base, tokens_BT[:1].expand(len(rows), -1)))
+        bank.close()
+    part.add(Check("logits of four rows with three adapters, relative", difference(*found), RELATIVE))
+
+
+def random_adapter(base: Base, seed: int, config: LoraConfig = LORA) -> dict[str, Tensor]:
+    """An adapter whose B is not zero, so that it changes what it should."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(value.shape, generator=generator) * 0.02 if name.endswith("lora_B") else value
+        for name, value in initial_tensors(config, block_linears(base.model), seed).items()
+    }
+
+
+def sampling(part: Part, vocabulary: int) -> None:
+    """The same numbers drawn from the same probabilities."""
+    count = 64 if part.small else 512
+    shares = (torch.randn(count, vocabulary, generator=torch.Generator().manual_seed(0)) * 2).softmax(-1)
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    each = ({}, {"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.05}, {"top_k": 500, "top_p": 0.8, "min_p": 0.01})
+    settings = [Sampling(temperature=1.0, **each[i % len(each)]) for i in range(count)]
+    there = drawn(shares.to(part.device), settings, uniform.to(part.device)).cpu()
+    other = float((drawn(shares, settings, uniform) != there).float().mean())
+    part.add(Check("share of draws that differ", other, 0.01, "a number at the end of a share may fall on the next"))
+
+
+def engines(part: Part, here: Base, there: Base) -> None:
+    """Greedy texts of several lengths at once, in blocks there and in slots here, a prompt in pieces."""
+    work = SMALL if part.small else WORK
+    some = [one[: 3 + i * work.prompt // 8] for i, one in enumerate(prompts(8, work.prompt, here.spec.vocab_size, 1))]
+    asked = generations(some, 16 if part.small else 64)
+    with Engine(here, kernel="torch") as ours, Engine(there, paged=True, kernel="torch", max_step_tokens=96) as theirs:
+        texts = [[one.token_ids for one in engine.run(asked)] for engine in (ours, theirs)]
+    other = sum(a != b for a, b in zip(*texts, strict=True)) / len(asked)
+    part.add(Check("share of greedy texts that differ", other, 1 / 8, "two tokens may be level within rounding"))
+
+
+def half_precision(part: Part, place: Path, tokens_BT: Tensor, exact: Tensor) -> None:
+    """How far bfloat16 takes the logits from float32 there, beside here."""
+    if part.small:
+        part.add(Left("bfloat16", "small runs are in float32 alone"))
+        return
+    apart = [
+        difference(exact, logits(load_base(place, dtype="bfloat16", device=device), tokens_BT))
+        for device in ("cpu", part.device)
+    ]
+    part.add(Check("bfloat16 logits from float32, by the processor's own distance", apart[1] / apart[0], 1.5))
+
+
+if __name__ == "__main__":
+    main()
