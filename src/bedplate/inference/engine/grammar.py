@@ -81,10 +81,9 @@ class Grammars:
                 self._known.move_to_end(key)
                 return found
             vocabulary = self._open()
-        assert self._tokenizer is not None
-        source = _source(grammar)
-        source = _behind_a_space(source) if self._tokenizer.drops_space else source
-        made = _compiled(vocabulary, source, self._vocab_size)
+        behind = self._tokenizer is not None and self._tokenizer.drops_space
+        source = _behind_a_space(_source(grammar)) if behind else _source(grammar)
+        made = _compiled(vocabulary, source, self._vocab_size, behind)
         with self._lock:
             self._known[key] = made
             while len(self._known) > CACHED:
@@ -240,8 +239,9 @@ def _behind_a_space(source: str) -> str:
     return json.dumps({"grammars": [{"lark_grammar": 'start: " " @text'}, {**inner, "name": "text"}]})
 
 
-def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) -> llguidance.LLMatcher:
-    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks."""
+def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, behind: bool) -> llguidance.LLMatcher:
+    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks. behind: the
+    text stands behind a space."""
     import llguidance
 
     limits = llguidance.LLParserLimits(
@@ -254,7 +254,7 @@ def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) 
         if not matcher.is_error():
             matcher.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
         if matcher.is_error():
-            raise _error(_explained(matcher.get_error(), first=step == 0))
+            raise _error(_explained(matcher.get_error(), first=step <= behind))
         if matcher.is_stopped():
             break
         words = np.flatnonzero(allowed_W)
