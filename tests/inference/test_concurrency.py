@@ -238,7 +238,9 @@ def alone(base: Base) -> Any:
 
 
 @pytest.mark.parametrize("paged", [False, True])
-@pytest.mark.parametrize(("count", "kinds"), [(500, 120), pytest.param(10_000, 2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "kinds"), [(500, 120), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))]
+)
 def test_forty_at_once_are_answered_as_one_by_one(
     base: Base, alone: Alone, paged: bool, count: int, kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
