@@ -225,7 +225,7 @@ def test_features_are_pooled_as_the_engine_pools_them(tmp_path: Path, tiny_base:
             task, spec, bases.all[0], data.train, data.valid, data.hashes, data.test.n, tmp_path, Clock(None)
         )
         rows, names = data.valid[:20], ["layers.1", "layers.2"]
-        found = probe._features(context, rows, names, ("last", "mean", "first"))
+        found = probe.features_of(context, rows, names, ("last", "mean", "first"))
         prompt, _ = context.default_prompt()
         for number, example in enumerate(rows):
             text = prompt.text(example.inputs)

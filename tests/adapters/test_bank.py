@@ -15,6 +15,7 @@ from bedplate.adapters.site import MASK_TOKENS, AdapterRows
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.models.layers.fused.joined import lay_together
 from bedplate.models.layers.linear import Linear
 
 TOKENS = torch.arange(24).reshape(4, 6) % 64
@@ -99,11 +100,52 @@ def test_stacked_and_segmented_paths_agree(decoder):
     site = bank._sites["layers.1.feedforward.up"]
     index = torch.tensor([1, -1, 0, 1])
     bank.select(index)
-    rows = AdapterRows(index, (0, 1))
+    rows = AdapterRows(index.tolist(), (0, 1), torch.device("cpu"))
     x = torch.randn(4, 3, 32)
     y = site.module(x)
     assert_near(site.stacked(x, y, rows), site.segmented(x, y, rows))
     assert torch.equal(site.stacked(x, y, rows)[1], torch.zeros(3, 48))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("laid", [True, False])
+def test_without_gradients_updates_are_added_in_their_last_product(make_decoder, laid: bool):
+    """One after another and as one product of projections that read the same; one adapter for all rows, and a mixture
+    of which some are on few linears."""
+    decoder = make_decoder()
+    bank, plain = Bank(decoder, slots=3), LoraConfig(r=3, alpha=5.0)
+    configs = (plain, LoraConfig(r=2, targets=("q", "v", "down")), LoraConfig(r=4, rslora=True, targets=("k", "up")))
+    for seed, config in enumerate(configs):
+        bank.add(config, random_adapter(decoder, config, seed))
+    tokens = torch.arange(12).reshape(4, 3)
+    rows = [2, -1, 0, 1]
+    merged: list[torch.Tensor] = []
+    for i, slot in enumerate(rows):  # by weights that hold the update, which no product adds
+        if slot >= 0:
+            bank.merge(slot)
+        merged.append(decoder(Inputs(tokens[i : i + 1])).hidden)
+        if slot >= 0:
+            bank.unmerge(slot)
+    if laid:
+        lay_together(decoder)
+    for i, slot in enumerate(rows):
+        assert_near(run(decoder, bank, slot, tokens[i : i + 1]), merged[i])
+    bank.select(torch.tensor(rows).repeat_interleave(3))
+    segments = torch.arange(1, 5).repeat_interleave(3)[None]
+    for _ in range(2):  # what was put together for the first pass is used again
+        mixed = decoder(Inputs(tokens.reshape(1, -1), segments=segments)).hidden
+        assert_near(mixed.reshape(4, 3, -1), torch.cat(merged))
+
+
+def test_products_of_groups_equal_segments(decoder):
+    bank = Bank(decoder, slots=3)
+    for seed, config in enumerate((LoraConfig(r=2), LoraConfig(r=11, alpha=3.0), LoraConfig(r=5, targets=("down",)))):
+        bank.add(config, random_adapter(decoder, config, seed))
+    site = bank._sites["layers.1.feedforward.up"]
+    for index in ([1, -1, 0, 1, 0, 0], [2, 2, 1, 1, -1, 0], [2, -1, 2, 2, -1, -1], [1, 0, 1, 0, 1, 0]):
+        rows = AdapterRows(index, tuple(sorted({*index} - {-1})), torch.device("cpu"))
+        x = torch.randn(6, 32)
+        assert_near(site.grouped(x, rows), site.segmented(x, site.module(x), rows))
 
 
 def test_a_mixed_batch_with_magnitudes_equals_the_merged_models(make_decoder):

@@ -87,7 +87,7 @@ def test_our_adapter_in_peft_and_back(config: LoraConfig, family: str, tmp_path:
     ours = logits(base)
     assert (ours - plain).abs().max() > 1e-3
     with torch.no_grad():
-        assert_near(ours, theirs(TOKENS).logits, 2e-6)
+        assert_near(ours, theirs(TOKENS).logits, 4e-6)
     bank.merge(slot)
     assert_near(logits(base), ours, 1e-5)
     bank.unmerge(slot)

@@ -84,6 +84,51 @@ def test_what_cannot_be_read_or_written_is_named(llamacpp_sentencepiece: dict[st
         Tokenizer.from_directory(tmp_path).to_fields()
 
 
+def merged(stored: dict[str, Any], *, reached: bool) -> dict[str, Any]:
+    """The small vocabulary with merges in the place of its scores, as Gemma 4's files have it. reached: whether merges
+    lead to its runs of newlines."""
+    small = stored["small"]
+    tokens, types, scores = (list(small[key]) for key in ("tokens", "token_type", "scores"))
+    types[tokens.index("\n\n")] = 1
+    known, pairs = set(tokens), list[tuple[float, str]]()
+    for token, score, kind in zip(tokens, scores, types, strict=True):
+        run = not token.strip("\n")
+        if kind not in (1, 4) or (run and not reached) or (score <= -1000 and not run):
+            continue
+        cuts = [(token[:at], token[at:]) for at in range(len(token) - 1, 0, -1)]
+        pairs += [(-score, f"{left} {right}") for left, right in cuts if {left, right} <= known]
+    merges = [pair for _, pair in sorted(pairs, key=lambda one: one[0])]
+    own = {"model": "gemma4", "tokens": tokens, "token_type": types, "merges": merges}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+    return {f"tokenizer.ggml.{key}": value for key, value in (own | ids).items()}
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_merges_in_the_place_of_scores(
+    reached: bool, llamacpp_sentencepiece: dict[str, Any], strings: list[str], tmp_path: Path
+) -> None:
+    fields = merged(llamacpp_sentencepiece, reached=reached)
+    ours, tokens = Tokenizer.from_fields(fields), fields["tokenizer.ggml.tokens"]
+    newline, two, three = (tokens.index("\n" * n) if "\n" * n in tokens else None for n in (1, 2, 3))
+    assert ours.encode("\n\n\n") == [three]
+    assert ours.encode("\n\n") == [two]
+    if newline is None:  # its byte
+        assert ours.encode("\n") == [tokens.index("<0x0A>")]
+    assert ours.prompt_start == (1,)  # whatever the file says of it elsewhere
+    plain = [text for text in strings if "▁" not in text]
+    assert [ours.decode(ours.encode(text), skip_special_tokens=False) for text in plain] == plain
+    ours.save(tmp_path)
+    assert Tokenizer.from_directory(tmp_path).identity == ours.identity
+    with pytest.raises(TokenizerError, match="can be written into a GGUF file"):
+        ours.to_fields()
+    if importlib.util.find_spec("llama_cpp") is not None:
+        make = load("make_llamacpp_ids")
+        make.write_fields(tmp_path / "x.gguf", fields)
+        asked = [*strings, "a\n\n\nb", "a\n\n\n\n\nb", "  \n \n\n\n "]
+        expected = {str(special): make.ids_of(tmp_path / "x.gguf", asked, special=special) for special in (True, False)}
+        assert_same(ours, expected, asked)
+
+
 @pytest.mark.real
 def test_gemma3_equals_llamacpp(gemma3_gguf: Path, llamacpp_sentencepiece: dict[str, Any], strings: list[str]) -> None:
     ours = Tokenizer.from_fields(fields_of(gemma3_gguf))

@@ -8,7 +8,7 @@ A bank belongs to one thread, the one that runs its model's forwards: `select` c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +54,7 @@ class Bank:
         self._capacity = slots
         self._slots: dict[int, Slot] = {}
         self._active: tuple[int, ...] = ()
-        self._index: Tensor | None = None
+        self._mixed = False
 
     @property
     def slots(self) -> tuple[int, ...]:
@@ -115,40 +115,43 @@ class Bank:
             self._sites[path].drop_stack()
         del self._slots[slot]
 
-    def select(self, rows: int | Tensor | None) -> None:
+    def select(self, rows: int | Sequence[int] | Tensor | None) -> None:
         """Choose the adapter of every row of the next forwards.
 
-        None or -1: the base. An int: that slot for every row. An int64 tensor [N]: a slot (or -1) per row of the
-        batch, or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing.
+        None or -1: the base. An int: that slot for every row. A sequence, or an int64 tensor [N], which is read back
+        from where it is: a slot (or -1) per row of the batch, or, for a flat batch [1, N, D], per token. Raises
+        UsageError for a slot that holds nothing.
         """
-        distinct = self._distinct(rows)
+        index = self._index_of(rows)
+        distinct = tuple(sorted(set(index) - {BASE_ROW}))
         for slot in distinct:
             self._slot(slot)
         if distinct and any(s.originals is not None for s in self._slots.values()):
             raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
-        mixed = isinstance(rows, Tensor) and bool(distinct) and (len(distinct) > 1 or bool((rows == BASE_ROW).any()))
-        if not mixed and self._index is None and distinct == self._active:
+        mixed = bool(distinct) and (len(distinct) > 1 or BASE_ROW in index)
+        if not mixed and not self._mixed and distinct == self._active:
             return
         if mixed:
-            assert isinstance(rows, Tensor)
             device = next(iter(self._sites.values())).module.weight.device
-            plan = AdapterRows(rows.to(device), distinct)
+            plan = AdapterRows(index, distinct, device)
             for site in self._sites.values():
                 site.select_rows(plan)
         else:
             for site in self._sites.values():
                 site.select_one(distinct[0] if distinct else BASE_ROW)
-        self._active, self._index = distinct, rows if isinstance(rows, Tensor) and mixed else None
+        self._active, self._mixed = distinct, mixed
 
     @staticmethod
-    def _distinct(rows: int | Tensor | None) -> tuple[int, ...]:
+    def _index_of(rows: int | Sequence[int] | Tensor | None) -> Sequence[int]:
         if rows is None:
             return ()
         if isinstance(rows, int):
-            return () if rows == BASE_ROW else (rows,)
+            return (rows,)
+        if not isinstance(rows, Tensor):
+            return rows
         if rows.dim() != 1 or rows.dtype != torch.int64:
             raise UsageError(f"an adapter row index is an int64 vector, got {rows.dtype} of shape {list(rows.shape)}")
-        return tuple(s for s in rows.unique().tolist() if s != BASE_ROW)
+        return rows.tolist()
 
     def parameters(self, slot: int) -> list[tuple[str, nn.Parameter]]:
         """The slot's parameters with their names, in the model's order: what an optimizer trains."""

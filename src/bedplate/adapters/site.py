@@ -9,16 +9,23 @@ tokens, and segments sorted by adapter for many, and where some are not low-rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.adapters.low_rank import LowRank, without_bias
 from bedplate.core.errors import UsageError
+from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.layers.linear import Linear, LowRankHook
 
 BASE_ROW = -1
@@ -27,28 +34,50 @@ MASK_RANKS = 128
 """A mixed batch is stacked and masked up to this many tokens, or up to this many summed ranks (2 cores, bf16, 576→1536:
 eight adapters of rank 16 on 512 tokens took 0.70 ms stacked and 0.53 ms in segments, two took 0.21 and 1.9 ms: sorting
 the outputs back costs more than wasted columns); beyond both it is sorted into segments."""
+_ALIGNED = 8
+"""Ranks of a product of groups: rows of 16 bytes in half precision."""
 
 
 class AdapterRows:
     """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
 
-    def __init__(self, index_N: Tensor, slots: tuple[int, ...]) -> None:
-        self.index_N = index_N
-        self.slots = slots
-        order = torch.argsort(index_N, stable=True)
-        self.order_N = order
-        self.inverse_N = torch.argsort(order)
-        self.counts = [int((index_N == s).sum()) for s in (BASE_ROW, *slots)]
+    def __init__(self, index: Sequence[int], slots: tuple[int, ...], device: torch.device) -> None:
+        """index: of each row its slot, on the host, so that a device need not be waited for. device: where rows are."""
+        self.slots, self._index, self._device = slots, index, device
+        self.index_N = self._there(index)
         self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._places: dict[tuple[int, ...], Tensor] = {}
 
-    def others(self, columns: tuple[tuple[int, int], ...]) -> Tensor:
+    @cached_property
+    def counts(self) -> list[int]:
+        """Rows of the base, then of each slot."""
+        found = Counter(self._index)
+        return [found[slot] for slot in (BASE_ROW, *self.slots)]
+
+    @cached_property
+    def order_N(self) -> Tensor:
+        """The rows sorted by slot, those of the base first."""
+        return self._there(self._order)
+
+    @cached_property
+    def inverse_N(self) -> Tensor:
+        return self._there(np.argsort(self._order))
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(np.array(self._index, dtype=np.int64), kind="stable")
+
+    def _there(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Integers on the device, which goes on meanwhile."""
+        found = torch.from_numpy(np.array(numbers, dtype=np.int64))
+        found = found.pin_memory() if self._device.type == "cuda" else found
+        return found.to(self._device, non_blocking=True)
+
+    def others(self, columns: tuple[tuple[int, int], ...], slot_R: Tensor | None = None) -> Tensor:
         """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking
-        order."""
+        order; slot_R is `slots_of` them, where that is at hand."""
         if columns not in self._others:
-            device = self.index_N.device
-            ranks = torch.tensor([r for _, r in columns], device=device)
-            slot_R = torch.tensor([s for s, _ in columns], device=device).repeat_interleave(ranks)
+            slot_R = slots_of(columns, self.index_N.device) if slot_R is None else slot_R
             self._others[columns] = self.index_N[:, None] != slot_R
         return self._others[columns]
 
@@ -61,6 +90,11 @@ class AdapterRows:
         return self._places[slots]
 
 
+def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """Of each column its slot, int64 [R]."""
+    return torch.tensor([slot for slot, rank in columns for _ in range(rank)], device=device)
+
+
 class Site:
     """One linear of the model and the adapters that the bank's slots hold for it."""
 
@@ -71,6 +105,7 @@ class Site:
         self._hook: LowRankHook | None = None
         self._merged: dict[int, tuple[object, Tensor]] = {}
         self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
+        self._joint: tuple[object, Joint] | None = None
 
     def set_hook(self, hook: LowRankHook | None) -> None:
         if self.module.low_rank is not self._hook:
@@ -104,10 +139,6 @@ class Site:
             held = self._merged[slot] = (key, adapter.merged(weight.float()).to(weight.dtype))
         return held[1]
 
-    def mixed_output(self, x: Tensor, rows: AdapterRows) -> Tensor:
-        y = self.module.plain(x)
-        return y + self.mixed_update(x, y, rows)
-
     def mixed_update(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """What each row's adapter adds to the linear's output y."""
         n = rows.index_N.numel()
@@ -116,16 +147,28 @@ class Site:
         x_N, y_N = (x[0], y[0]) if flat else (x, y)
         if x_N.shape[0] != n:
             raise UsageError(f"{n} adapter rows were selected, but {self.path} got an input of shape {list(x.shape)}")
-        tokens = x_N.numel() // x_N.shape[-1]
-        active, low_rank = [self.adapters[slot] for slot in rows.slots if slot in self.adapters], self._low_rank(rows)
-        dropping = self.module.training and any(adapter.dropout > 0 for adapter in active)
-        ranks = sum(adapter.a.shape[0] for _, adapter in low_rank)
-        others = len(low_rank) < len(active)
-        by_segment = others or dropping or (tokens > MASK_TOKENS and ranks > MASK_RANKS)
-        update_N = self.segmented(x_N, y_N, rows) if by_segment else self.stacked(x_N, y_N, rows)
+        if not self.stacks(rows, x_N.numel() // x_N.shape[-1]):
+            update_N = self.grouped(x_N, rows) if self.groups(rows, x_N) else self.segmented(x_N, y_N, rows)
+        else:
+            update_N = self.stacked(x_N, y_N, rows)
         return update_N[None] if flat else update_N
 
-    def _low_rank(self, rows: AdapterRows) -> list[tuple[int, LowRank]]:
+    def stacks(self, rows: AdapterRows, tokens: int) -> bool:
+        """Whether so many tokens are stacked and masked, not sorted."""
+        active, low_rank = [self.adapters[slot] for slot in rows.slots if slot in self.adapters], self.low_rank(rows)
+        if len(low_rank) < len(active) or (self.module.training and any(adapter.dropout > 0 for adapter in active)):
+            return False
+        return tokens <= MASK_TOKENS or sum(adapter.a.shape[0] for _, adapter in low_rank) <= MASK_RANKS
+
+    def groups(self, rows: AdapterRows, x_NI: Tensor) -> bool:
+        """Whether sorted rows are products of groups: where torch has them for this device, and nothing is trained."""
+        if x_NI.is_cpu or x_NI.dim() != 2 or torch.is_grad_enabled():
+            return False
+        active = [self.adapters[slot] for slot in rows.slots if slot in self.adapters]
+        plain = all(isinstance(one, LowRank) and one.magnitude is None for one in active)
+        return plain and not self.module.training and torch_product_works(x_NI.device, x_NI.dtype)
+
+    def low_rank(self, rows: AdapterRows) -> list[tuple[int, LowRank]]:
         """Those of the batch's adapters here that can be stacked, by their slots."""
         found = ((slot, self.adapters.get(slot)) for slot in rows.slots)
         return [(slot, adapter) for slot, adapter in found if isinstance(adapter, LowRank)]
@@ -133,7 +176,7 @@ class Site:
     def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns, whatever another
         adapter makes of it: 0 times an infinity would be NaN."""
-        active = self._low_rank(rows)
+        active = self.low_rank(rows)
         a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
         others = rows.others(tuple((slot, a.a.shape[0]) for slot, a in active))
         others = others.view(others.shape[0], *(1,) * (x.dim() - 2), others.shape[1])
@@ -158,6 +201,35 @@ class Site:
                 updates.append(adapter.update(part, output, self.module))
         return torch.cat(updates).index_select(0, rows.inverse_N)
 
+    def grouped(self, x_NI: Tensor, rows: AdapterRows) -> Tensor:
+        """`segmented` by two products of groups, whatever the number of adapters."""
+        active = dict(self.low_rank(rows))
+        slots, counts = (BASE_ROW, *rows.slots), rows.counts
+        ends = dict(zip(slots, accumulate(counts), strict=True))
+        update_NO = x_NI.new_zeros(len(x_NI), self.module.out_features)
+        if not active:
+            return update_NO
+        a_SrI, b_SOr = self._grouped_weights(active, x_NI.dtype)
+        count = dict(zip(slots, counts, strict=True))
+        if set(slots[1:]) == set(active):  # behind each other as they are
+            order_M = rows.order_N[counts[0] :]
+        else:
+            order_M = torch.cat([rows.order_N[ends[slot] - count[slot] : ends[slot]] for slot in active])
+        segments = Segments(torch.tensor([count[slot] for slot in active], device=x_NI.device))
+        h_Mr = grouped_product(x_NI.index_select(0, order_M), a_SrI, segments)
+        return update_NO.index_copy_(0, order_M, grouped_product(h_Mr, b_SOr, segments))
+
+    def _grouped_weights(self, active: Mapping[int, LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A [S, r, I] and scaled B [S, O, r], ranks filled up with zeros to what is a multiple of
+        what such products ask for."""
+        most = max(one.a.shape[0] for one in active.values())
+        most += -most % _ALIGNED
+        a_SrI = torch.stack([F.pad(one.a.to(dtype), (0, 0, 0, most - len(one.a))) for one in active.values()])
+        b_SOr = torch.stack(
+            [F.pad((one.b * one.scaling).to(dtype), (0, most - one.b.shape[1])) for one in active.values()]
+        )
+        return a_SrI, b_SOr
+
     def _stacked_weights(
         self, active: list[tuple[int, LowRank]], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -179,39 +251,126 @@ class Site:
         return a_RI, b_OR, less_one
 
     def drop_stack(self) -> None:
-        self._stack = None
+        self._stack = self._joint = None
         self._merged = {slot: held for slot, held in self._merged.items() if slot in self.adapters}
 
+    def joint(self, sites: Sequence[Site], rows: AdapterRows, dtype: torch.dtype) -> Joint:
+        """A of all adapters of the batch at all these sites below each other. Kept for the next step."""
+        active = [site.low_rank(rows) for site in sites]
+        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for each in active for slot, a in each))
+        if self._joint is None or self._joint[0] != key:
+            each_OR = [torch.cat([(a.b * a.scaling).to(dtype) for _, a in one], dim=1) for one in active]
+            columns = tuple((slot, a.a.shape[0]) for one in active for slot, a in one)
+            a_RI = torch.cat([a.a.to(dtype) for one in active for _, a in one])
+            self._joint = key, Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device))
+        return self._joint[1]
 
-class _One:
+
+class Joint(NamedTuple):
+    """A [R, I] of several adapters at several linears, and of each linear their scaled B [O, its ranks]. columns:
+    (slot, rank) in order; slot_R: of each column its slot."""
+
+    a_RI: Tensor
+    each_OR: list[Tensor]
+    columns: tuple[tuple[int, int], ...]
+    slot_R: Tensor
+
+
+class _Hook:
+    """What a bank's hooks have in common. rows: None where every row has the same adapter."""
+
+    def __init__(self, site: Site, rows: AdapterRows | None) -> None:
+        self.site, self.rows = site, rows
+
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        """What to add to the linear's output y."""
+        raise NotImplementedError
+
+    def adds(self, x: Tensor) -> bool:
+        """Whether that can be added to y without being made by itself first: nothing of y is asked for."""
+        raise NotImplementedError
+
+    def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
+        hooks = [(hook, y) for hook, y in parts if isinstance(hook, _Hook)]
+        assert len(hooks) == len(parts)  # one bank alone is active on a model
+        adding = [(hook, y) for hook, y in hooks if hook.adds(x)]
+        if adding and self.rows is not None:
+            _add_rows([(hook.site, y) for hook, y in adding], x, self.rows)
+        for hook, y in hooks:
+            if not hook.adds(x):
+                y.add_(hook.update(x, y))
+            elif isinstance(hook, _One):
+                hook.add_one(x, y)
+
+
+def _add_rows(parts: Sequence[tuple[Site, Tensor]], x: Tensor, rows: AdapterRows) -> None:
+    """One product with all A, one mask, and of each linear one product that is added to what is there."""
+    joint = parts[0][0].joint([site for site, _ in parts], rows, x.dtype)
+    h_NR = F.linear(x[0], joint.a_RI).masked_fill_(rows.others(joint.columns, joint.slot_R), 0)
+    begin = 0
+    for (_, y), b_OR in zip(parts, joint.each_OR, strict=True):
+        y[0].addmm_(h_NR[:, begin : begin + b_OR.shape[1]], b_OR.t())
+        begin += b_OR.shape[1]
+
+
+class _One(_Hook):
     """The hook of one adapter for all rows."""
 
     def __init__(self, site: Site, slot: int) -> None:
-        self._site, self._slot = site, slot
+        super().__init__(site, None)
+        self._slot = slot
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._site.adapters[self._slot].output(x, self._site.module)
+        adapter = self.site.adapters[self._slot]
+        if torch.is_grad_enabled() or not self.adds(x):
+            return adapter.output(x, self.site.module)
+        y = self.site.module.plain(x)
+        self.add_one(x, y)
+        return y
 
-    def add_to(self, y: Tensor, x: Tensor) -> None:
-        y += self._site.adapters[self._slot].update(x, y, self._site.module)
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.site.adapters[self._slot].update(x, y, self.site.module)
+
+    def adds(self, x: Tensor) -> bool:
+        adapter = self.site.adapters[self._slot]
+        plain = isinstance(adapter, LowRank) and adapter.magnitude is None
+        return plain and not (self.site.module.training and adapter.dropout > 0)
+
+    def add_one(self, x: Tensor, y: Tensor) -> None:
+        """The update, added in its last product."""
+        adapter = self.site.adapters[self._slot]
+        assert isinstance(adapter, LowRank)
+        h_Tr = F.linear(x.reshape(-1, x.shape[-1]), adapter.a.to(x.dtype))
+        y.view(-1, y.shape[-1]).addmm_(h_Tr, adapter.b.to(x.dtype).t(), alpha=adapter.scaling)
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
-        return [(None, self._site.whole(self._slot))]
+        return [(None, self.site.whole(self._slot))]
 
 
-class _Rows:
+class _Rows(_Hook):
     """The hook of a batch that mixes adapters."""
 
     def __init__(self, site: Site, rows: AdapterRows) -> None:
-        self._site, self._rows = site, rows
+        super().__init__(site, rows)
+        self._rows = rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._site.mixed_output(x, self._rows)
+        y = self.site.module.plain(x)
+        if torch.is_grad_enabled():
+            return y + self.update(x, y)
+        self.add_together([(self, y)], x)
+        return y
 
-    def add_to(self, y: Tensor, x: Tensor) -> None:
-        y += self._site.mixed_update(x, y, self._rows)
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.site.mixed_update(x, y, self._rows)
+
+    def adds(self, x: Tensor) -> bool:
+        flat = x.dim() == 3 and x.shape[0] == 1 and self._rows.index_N.numel() == x.shape[1]
+        if not flat or not self.site.stacks(self._rows, x.shape[1]):
+            return False
+        return all(adapter.magnitude is None for _, adapter in self.site.low_rank(self._rows))
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         index_N = self._rows.index_N
         found = [((index_N == slot).nonzero().squeeze(1), slot) for slot in (BASE_ROW, *self._rows.slots)]
-        return [(rows, self._site.whole(slot)) for rows, slot in found if len(rows)]
+        return [(rows, self.site.whole(slot)) for rows, slot in found if len(rows)]

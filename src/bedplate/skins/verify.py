@@ -120,7 +120,7 @@ def check_judged(
 
 def _check_parts(skin: Skin, base: OnBase) -> None:
     spec = base.spec
-    if spec.kind == "encoder" and skin.parts not in (("probe",), ("embed",)):
+    if spec.kind == "encoder" and set(skin.parts) - {"lora"} not in ({"probe"}, {"embed"}):
         raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} needs a decoder; this base is an encoder")
     if skin.lora is not None:
         weights = family_of(skin.base.family).weights

@@ -47,10 +47,15 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     elif model == "llama":
         backend = _sentencepiece(fields, tokens, types, source)
         ids, bos = _role_ids(_SENTENCEPIECE_IDS | dict(fields), len(tokens), source), True
+    elif model == "gemma4":
+        _check_bytes(tokens, source)
+        backend = sentencepiece.build_merged(tokens, _merges(fields, tokens, source), _unknown(tokens, types))
+        ids, bos = _role_ids(fields, len(tokens), source), True
     else:
         raise TokenizerError(
             f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
-            "(SentencePiece). Load the model's Hugging Face directory with its tokenizer.json instead"
+            "(SentencePiece), 'gemma4' (BPE of characters). Load the model's Hugging Face directory with its "
+            "tokenizer.json instead"
         )
     _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
     _add_ends(backend, tokens, ids, fields, bos, source)
@@ -126,6 +131,18 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequ
     scores = [float(score) for score in _field(fields, "scores", list, source)]
     if len(scores) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+    _check_bytes(tokens, source)
+    joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
+    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
+    return sentencepiece.build(tokens, scores, joined, _unknown(tokens, types), prefix)
+
+
+def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
+    return next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+
+
+def _check_bytes(tokens: Sequence[str], source: str) -> None:
+    """TokenizerError where a byte has no token."""
     known = set(tokens)
     missing = [token for token in sentencepiece.byte_tokens() if token not in known]
     if missing:
@@ -133,10 +150,6 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequ
             f"{source}: the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does "
             "with unknown characters is not known"
         )
-    joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
-    prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
-    unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
-    return sentencepiece.build(tokens, scores, joined, unknown, prefix)
 
 
 def _add_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int], name: str) -> None:

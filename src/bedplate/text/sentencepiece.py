@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bedplate.core.errors import TokenizerError
 
@@ -33,9 +33,33 @@ def build(
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", SPACE)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
-    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
+    backend.decoder = decoders.Sequence([*_decoding(), decoders.Strip(" ", 1, 0)] if prefix else _decoding())
     return backend
+
+
+def build_merged(tokens: Sequence[str], merges: Sequence[tuple[str, str]], unknown: str | None) -> Tokenizer:
+    """One with merges in the place of scores, as Gemma 4's files have it: lines are apart from the runs of newlines
+    between them, and a run that is a token is that one, whatever merges lead to."""
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    runs = [token for token in tokens if token and not token.strip("\n")]
+
+    def made(whole: bool) -> Tokenizer:
+        model = models.BPE(
+            vocabulary, list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True, ignore_merges=whole
+        )
+        backend = Tokenizer(model)
+        backend.normalizer = normalizers.Replace(" ", SPACE)
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\n]+|\n+"), "isolated")
+        backend.decoder = decoders.Sequence(_decoding())
+        return backend
+
+    plain = made(False)
+    # Where merges do not lead to every run, words that are tokens are taken whole: lines too, which merges lead to.
+    return plain if all(plain.encode(run).ids == [vocabulary[run]] for run in runs) else made(True)
+
+
+def _decoding() -> list[Any]:
+    return [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
 def _merges(scored: Iterable[tuple[str, float]], known: Collection[str]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import torch
 from bedplate.core.errors import DataError
 from bedplate.models.packed.placement import PlacedDocument, Placement
 from bedplate.training.batch import NO_TARGET, PackedBatch, TrainingExample
+from bedplate.training.texts import LabelledText
 
 MIN_PREFIX = 4
 """Shorter common prefixes are not worth one more document in the attention."""
@@ -32,7 +33,7 @@ def common_prefix(examples: Sequence[TrainingExample]) -> int:
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=True)) if a != b), limit)
 
 
-def check_length(example: TrainingExample, context_length: int | None) -> None:
+def check_length(example: TrainingExample | LabelledText, context_length: int | None) -> None:
     """DataError where an example is longer than the context."""
     if context_length is not None and len(example.ids) > context_length:
         raise DataError(

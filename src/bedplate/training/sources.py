@@ -10,12 +10,13 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
 from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
 from bedplate.training.packing import PackedRows, check_length, pack_documents, pack_examples, rows_batch
+from bedplate.training.texts import LabelledText, TextBatch, pack_texts
 
 Shuffling = Literal["given", "shuffled", "length"]
 Shard = tuple[int, int]
@@ -24,6 +25,8 @@ ALONE: Shard = (0, 1)
 _LENGTH_POOL = 16
 """With order="length", so many batches of shuffled examples are sorted by length at a time."""
 B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
+B = TypeVar("B", bound=MicroBatch)
+E = TypeVar("E", TrainingExample, LabelledText)
 
 
 class BatchSource(Protocol[B_co]):
@@ -52,7 +55,7 @@ class BatchSource(Protocol[B_co]):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class _EpochSource(ABC):
+class _EpochSource(ABC, Generic[B]):
     """Numbered things, in steps numbered through the epochs; the position is one number. `made_of` is the content's
     name in the identity, `content` its hash, given by what made it, or else of all tokens."""
 
@@ -82,7 +85,7 @@ class _EpochSource(ABC):
     def steps(self) -> int | None:
         return self._per_epoch * self._epochs
 
-    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
+    def __iter__(self) -> Iterator[tuple[B, ...]]:
         while self._drawn < self._per_epoch * self._epochs:
             epoch, step = divmod(self._drawn, self._per_epoch)
             if self._order is None or self._order[0] != epoch:
@@ -104,7 +107,7 @@ class _EpochSource(ABC):
         """What the steps of an epoch are made of."""
 
     @abstractmethod
-    def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
+    def _micro_batches(self, numbers: list[int]) -> Iterable[B]:
         """One rank's share of a step."""
 
     def state(self) -> dict[str, Any]:
@@ -118,7 +121,7 @@ class _EpochSource(ABC):
         self._drawn = epoch * self._per_epoch + step
 
 
-class ExampleSource(_EpochSource):
+class _ExampleSource(_EpochSource[B], Generic[E, B]):
     """Batches of examples, packed.
 
     examples: a sequence, which may read each as it is asked for. order: "given" every epoch; "shuffled" anew each
@@ -127,6 +130,66 @@ class ExampleSource(_EpochSource):
     gradient is the same). The last batch of an epoch may be smaller. content: the sha256 of what the examples were made
     from, and how; by default their own.
     Raises DataError without examples, for two of one id, or for one longer than `context_length`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[E],
+        batch_size: int,
+        *,
+        seed: int,
+        epochs: int,
+        order: Shuffling,
+        micro_tokens: int,
+        context_length: int | None,
+        content: str | None,
+        shard: Shard,
+        settings: Mapping[str, Any],
+    ) -> None:
+        if not examples:
+            raise DataError("there are no training examples")
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}: it must be at least 1")
+        self._examples, self._seed, self._shuffling = examples, seed, order
+        self._micro_tokens, self._context_length = micro_tokens, context_length
+        self._lengths = _checked_lengths(examples, context_length)
+        every = {
+            "batch_size": batch_size,
+            "epochs": epochs,
+            "seed": seed,
+            "order": order,
+            "micro_tokens": micro_tokens,
+            **settings,
+        }
+        super().__init__(len(examples), batch_size, epochs, shard, content, every)
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        size, order = self._step_size, list(range(len(self._examples)))
+        if self._shuffling == "given":
+            return _chunks(order, size)
+        generator = random.Random(f"{self._seed}/{epoch}")
+        generator.shuffle(order)
+        if self._shuffling == "shuffled":
+            return _chunks(order, size)
+        pools = _chunks(order, size * _LENGTH_POOL)
+        by_length = [i for pool in pools for i in sorted(pool, key=self._lengths.__getitem__, reverse=True)]
+        batches = _chunks(by_length, size)
+        generator.shuffle(batches)
+        return batches
+
+    def _micro_batches(self, numbers: list[int]) -> Iterable[B]:
+        for part in _split_by_tokens(numbers, self._lengths, self._micro_tokens):
+            yield self._packed([self._examples[i] for i in part])
+
+    @abstractmethod
+    def _packed(self, chosen: list[E]) -> B:
+        """Some examples as one micro-batch."""
+
+
+class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
+    """Batches of examples with tokens to learn, packed; as every source of examples otherwise.
+
+    share_prefix: what all examples of a micro-batch begin with is computed once.
     """
 
     made_of = "examples"
@@ -145,47 +208,66 @@ class ExampleSource(_EpochSource):
         content: str | None = None,
         shard: Shard = ALONE,
     ) -> None:
-        if not examples:
-            raise DataError("there are no training examples")
-        if batch_size < 1:
-            raise DataError(f"batch_size is {batch_size}: it must be at least 1")
-        self._examples, self._seed, self._shuffling = examples, seed, order
-        self._share_prefix, self._micro_tokens, self._context_length = share_prefix, micro_tokens, context_length
-        self._lengths = _checked_lengths(examples, context_length)
-        settings = {
-            "batch_size": batch_size,
-            "epochs": epochs,
-            "seed": seed,
-            "order": order,
-            "share_prefix": share_prefix,
-            "micro_tokens": micro_tokens,
-        }
-        super().__init__(len(examples), batch_size, epochs, shard, content, settings)
+        self._share_prefix = share_prefix
+        super().__init__(
+            examples,
+            batch_size,
+            seed=seed,
+            epochs=epochs,
+            order=order,
+            micro_tokens=micro_tokens,
+            context_length=context_length,
+            content=content,
+            shard=shard,
+            settings={"share_prefix": share_prefix},
+        )
 
     def _everything(self) -> Any:
         return [[e.id, list(e.ids), list(e.loss), *([list(e.source)] if e.source else [])] for e in self._examples]
 
-    def _steps(self, epoch: int) -> list[list[int]]:
-        size, order = self._step_size, list(range(len(self._examples)))
-        if self._shuffling == "given":
-            return _chunks(order, size)
-        generator = random.Random(f"{self._seed}/{epoch}")
-        generator.shuffle(order)
-        if self._shuffling == "shuffled":
-            return _chunks(order, size)
-        pools = _chunks(order, size * _LENGTH_POOL)
-        by_length = [i for pool in pools for i in sorted(pool, key=self._lengths.__getitem__, reverse=True)]
-        batches = _chunks(by_length, size)
-        generator.shuffle(batches)
-        return batches
-
-    def _micro_batches(self, numbers: list[int]) -> Iterable[PackedBatch]:
-        for part in _split_by_tokens(numbers, self._lengths, self._micro_tokens):
-            chosen = [self._examples[i] for i in part]
-            yield pack_examples(chosen, share_prefix=self._share_prefix, context_length=self._context_length)
+    def _packed(self, chosen: list[TrainingExample]) -> PackedBatch:
+        return pack_examples(chosen, share_prefix=self._share_prefix, context_length=self._context_length)
 
 
-def _checked_lengths(examples: Iterable[TrainingExample], context_length: int | None) -> list[int]:
+class TextSource(_ExampleSource[LabelledText, TextBatch]):
+    """Batches of texts with their labels, packed; as every source of examples otherwise."""
+
+    made_of = "texts"
+
+    def __init__(
+        self,
+        texts: Sequence[LabelledText],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        order: Shuffling = "given",
+        micro_tokens: int = 4096,
+        context_length: int | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE,
+    ) -> None:
+        super().__init__(
+            texts,
+            batch_size,
+            seed=seed,
+            epochs=epochs,
+            order=order,
+            micro_tokens=micro_tokens,
+            context_length=context_length,
+            content=content,
+            shard=shard,
+            settings={},
+        )
+
+    def _everything(self) -> Any:
+        return [[one.id, list(one.ids), list(one.wanted)] for one in self._examples]
+
+    def _packed(self, chosen: list[LabelledText]) -> TextBatch:
+        return pack_texts(chosen)
+
+
+def _checked_lengths(examples: Iterable[TrainingExample | LabelledText], context_length: int | None) -> list[int]:
     seen: set[str] = set()
     lengths: list[int] = []
     for example in examples:
@@ -214,7 +296,7 @@ def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> 
     return groups
 
 
-class DocumentSource(_EpochSource):
+class DocumentSource(_EpochSource[PackedBatch]):
     """Whole documents packed into rows of one length, for next-token prediction; rows are shuffled each epoch.
 
     documents: token ids, each with the end token that its end is to be learned by: a sequence, which may read each as

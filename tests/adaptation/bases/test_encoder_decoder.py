@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 from tests.adaptation.written import write_rows, write_task
+from tests.homes import new_home
 from tests.seq2seq import write_tiny_t5
 from transformers import AutoTokenizer
 
@@ -58,7 +59,7 @@ def test_what_is_read_and_written_is_tokenised_as_transformers_does(tiny_t5: Pat
 def test_a_ladder_on_an_encoder_decoder(
     tiny_t5: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("BEDPLATE_HOME", str(new_home(tmp_path / "home")))
     monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)
     report = adapt(write_task(tmp_path / "task", tiny_t5, "text", rows=rows), tmp_path / "out", rungs=RUNGS)
     found = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))

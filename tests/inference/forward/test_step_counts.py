@@ -12,6 +12,7 @@ from tests.counting import Counted
 from tests.made import made_base
 from tests.tiny import tiny_spec
 
+from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.job import Job
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
@@ -74,3 +75,27 @@ def test_a_step_of_the_base_is_few_operations_and_waits_once(paged: bool, monkey
     for one in counted:
         assert one.started <= 350, one.operations.most_common()
         assert one.waited <= 1, one.waits
+
+
+def test_adapters_add_few_operations_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of its own for each row of four; one product with all A of projections that read the same, one mask, and one
+    product for each linear that is added to what is there."""
+    lay_together(base().model)
+    config, names = LoraConfig(r=2), [f"skin{i}" for i in range(4)]
+    with Engine(base(), kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20, adapters=4) as engine:
+        _, without = steps(engine, asked([None]), monkeypatch)
+        for seed, name in enumerate(names):
+            tensors = initial_tensors(config, block_linears(base().model), seed)
+            generator = torch.Generator().manual_seed(seed)
+            engine.load_adapter(
+                name, config, {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
+            )
+        results, counted = steps(engine, asked(names), monkeypatch)
+        for result, request in zip(results, asked(names), strict=True):
+            (alone,) = engine.run([request])
+            assert isinstance(result, Generation)
+            assert isinstance(alone, Generation)
+            assert result.token_ids == alone.token_ids
+    for one in counted[1:]:  # the first puts the weights of these adapters together
+        assert one.started - without[-1].started <= 15 * LAYERS + 20, one.operations.most_common()
+        assert one.waited <= without[-1].waited, one.waits

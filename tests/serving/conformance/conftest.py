@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import openai
@@ -24,16 +24,22 @@ WORDS = ("the", "answer", "is", "yes", "no", "product", "great", "broke", "##s",
 
 def write_tiny_encoder(directory: Path) -> Path:
     """A random BERT of transformers, with a WordPiece tokenizer that sets [CLS] and [SEP]."""
-    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    reference_bert(0, vocab_size=write_wordpiece(directory, WORDS)).save_pretrained(directory)
+    return directory
+
+
+def write_wordpiece(directory: Path, words: Sequence[str]) -> int:
+    """Such a tokenizer of these words; its size."""
+    vocabulary = {word: i for i, word in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *words))}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    reference_bert(0, vocab_size=len(vocabulary)).save_pretrained(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    return directory
+    return len(vocabulary)
 
 
 @pytest.fixture(scope="session")

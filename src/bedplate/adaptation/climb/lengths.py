@@ -21,7 +21,7 @@ def check_lengths(contexts: Sequence[Context]) -> None:
 
 def too_long(context: Context) -> str | None:
     """The first train or valid row that does not fit, as a sentence; None where all do."""
-    if context.is_encoder and not context.labels:
+    if context.is_encoder and not context.task.output.labels:
         return f"{context.at.given} is an encoder, which writes no answer of kind {context.task.output.kind}"
     prompt, output = context.default_prompt()
     spec, tokenizer = context.at.facts, context.model.tokenizer
@@ -29,7 +29,7 @@ def too_long(context: Context) -> str | None:
     for example in (*context.train, *context.valid):
         if isinstance(output, LabelOutput) and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
-        if isinstance(output, LabelOutput) and not output.continuations:
+        if context.is_encoder:
             found, most = context.model.text_tokens(str(prompt.text(example.inputs))), 0
         elif isinstance(output, LabelOutput):
             found, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)

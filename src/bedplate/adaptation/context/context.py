@@ -31,7 +31,7 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, open_base
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.neighbours import Neighbours
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
@@ -181,7 +181,8 @@ class Context:
         """The prompt that later rungs build on, or the plain form where none was chosen; for an encoder the inputs
         alone."""
         if self.is_encoder:
-            return text_prompt(self.fields), LabelOutput(labels=self.labels)
+            several = LabelsOutput(labels=self.task.output.labels or (), threshold=0.5)
+            return text_prompt(self.fields), LabelOutput(labels=self.labels) if self.labels else several
         return self.chosen.prompt or self.task_prompt()
 
     def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:

@@ -16,7 +16,7 @@ import torch
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Skip
-from bedplate.economics.model.activations import activation_bytes
+from bedplate.economics.training.kept import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base
@@ -35,7 +35,7 @@ def training_bytes(base: Base, step_tokens: int) -> float:
     half precision float32 masters as well, gradients, AdamW's moments, and a step's activations."""
     size = base.dtype.itemsize
     each = size + _GRADIENT + _MOMENTS + (_MASTER if size < 4 else 0)
-    activations = activation_bytes(base.spec, step_tokens, step_tokens, bytes_per_value=size, head=False)
+    activations = kept_bytes(base.spec, step_tokens, bytes_per_value=size).total
     return (parameter_count(base.model) * each + activations) * _SLACK
 
 

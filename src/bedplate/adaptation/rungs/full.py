@@ -10,13 +10,12 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Plan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Traits
-from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
+from bedplate.adaptation.rungs.tuning import Lessons, Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.version import __version__
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft
-from bedplate.training.sources import ExampleSource
 
 LEAST_LABELS = 64
 """Fewer are not worth every weight of a base: runs differ more by seed than by what they learned (Mosbach et al. 2021,
@@ -34,7 +33,7 @@ class Full(TuningRung):
     def __init__(self, name: str, recipe: Recipe) -> None:
         self.name, self.recipe = name, recipe
 
-    def described(self) -> str:
+    def described(self, context: Context) -> str:
         return "every weight, a child base"
 
     def plan(self, context: Context) -> Plan | Skip:
@@ -51,13 +50,13 @@ class Full(TuningRung):
         return f"{CHILDREN}/{self.name}"
 
     def train(
-        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)
             result = train(
                 model,
-                source,
+                lessons.source(config.seed),
                 Sft(),
                 config,
                 work,
@@ -68,7 +67,7 @@ class Full(TuningRung):
         made = {
             "objective": "sft",
             "config": config.numbers(),
-            "examples": source.identity["examples"],
+            "examples": lessons.source(config.seed).identity["examples"],
             "steps": result.steps,
             "arithmetic": result.arithmetic.to_json(),
             "code_version": __version__,

@@ -29,6 +29,11 @@ class Wanted(Protocol):
     @property
     def labels(self) -> tuple[str, ...]: ...
 
+    @property
+    def marks(self) -> Floats:
+        """Of each label 1 where it is right, else 0: [N, C]."""
+        ...
+
     def __len__(self) -> int: ...
 
     def rows(self, chosen: NDArray[np.intp]) -> Wanted:
@@ -57,6 +62,10 @@ class OneOf:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    @property
+    def marks(self) -> Floats:
+        return np.eye(len(self.labels))[self.codes]
 
     def rows(self, chosen: NDArray[np.intp]) -> OneOf:
         return OneOf(self.codes[chosen], self.labels)

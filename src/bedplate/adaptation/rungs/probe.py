@@ -27,6 +27,7 @@ from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.skins.output import LabelOutput, LabelsOutput
@@ -87,9 +88,9 @@ class Probe(Rung):
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
         poolings = self._poolings(context)
-        features, held = _features(context, train, names, poolings), _features(context, chosen_on, names, poolings)
+        features, held = features_of(context, train, names, poolings), features_of(context, chosen_on, names, poolings)
         tried: list[tuple[str, Pooling]] = [(name, pooling) for pooling in poolings for name in names]
-        wanted, groups = _wanted(context, train), [e.group for e in train]
+        wanted, groups = wanted_of(context, train), [e.group for e in train]
         search: list[dict[str, Any]] = []
         heads: list[Head] = []
         for name, pooling in tried:
@@ -106,11 +107,7 @@ class Probe(Rung):
             heads.append(head)
         # a tie goes to the pooling that shares the prompt's beginning, and to the earlier layer: cheaper to serve
         best = max(range(len(tried)), key=lambda i: (search[i]["estimate"], -i))
-        head, temperature = tempered(heads[best], held[tried[best]], _wanted(context, chosen_on))
-        output = _output(context)
-        if isinstance(output, LabelsOutput):
-            outputs = [_output(context, threshold) for threshold in THRESHOLDS]
-            output = max(outputs, key=lambda one: _estimate(context, chosen_on, head, held[tried[best]], one))
+        head, temperature, output = settled(context, heads[best], held[tried[best]], chosen_on)
         seconds = time.perf_counter() - start
         part = ProbePart(head, *tried[best])
         return self._finish(context, plan, part, output, temperature, seconds, search, len(train))
@@ -147,6 +144,19 @@ class Probe(Rung):
         )
 
 
+def settled(
+    context: Context, head: Head, features_ND: NDArray[np.float32], examples: Sequence[Example]
+) -> tuple[Head, float, LabelOutput | LabelsOutput]:
+    """A head brought to how sure it may be, by rows that it was not fitted on; its temperature, and what it answers
+    with."""
+    head, temperature = tempered(head, features_ND, wanted_of(context, examples))
+    output = _output(context)
+    if isinstance(output, LabelsOutput):
+        outputs = [_output(context, threshold) for threshold in THRESHOLDS]
+        output = max(outputs, key=lambda one: _estimate(context, examples, head, features_ND, one))
+    return head, temperature, output
+
+
 def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput | LabelsOutput:
     """What the head answers with. threshold: where any number of labels may be right."""
     if context.labels:
@@ -154,7 +164,8 @@ def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput |
     return LabelsOutput(labels=context.task.output.labels or (), threshold=threshold)
 
 
-def _wanted(context: Context, examples: Sequence[Example]) -> Wanted:
+def wanted_of(context: Context, examples: Sequence[Example]) -> Wanted:
+    """The rows' right answers."""
     if context.labels:
         return OneOf.of([e.target for e in examples], context.labels)
     return AnyOf.of([json.loads(e.target) for e in examples], context.task.output.labels or ())
@@ -173,10 +184,18 @@ def _estimate(
     return evaluate_predictions(context.task, examples, answers).estimate
 
 
-def _features(
+def features_of(
     context: Context, examples: Sequence[Example], names: Sequence[str], poolings: Sequence[Pooling]
 ) -> Features:
     """(layer name, pooling) → each prompt's pooled hidden states, float32 [N, D], in the examples' order."""
+    with context.model.engine.exclusive() as base, _fastest(context, base.model):
+        return features_on(context, base, examples, names, poolings)
+
+
+def features_on(
+    context: Context, base: Base, examples: Sequence[Example], names: Sequence[str], poolings: Sequence[Pooling]
+) -> Features:
+    """The same of a base that is held, as it is, with the adapter that is selected."""
     prompt, _ = context.default_prompt()
     tokenizer = context.model.tokenizer
     limit = context.model.base.spec.context_length
@@ -189,7 +208,7 @@ def _features(
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
     found: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
-    with context.model.engine.exclusive() as base, _fastest(context, base.model), torch.inference_mode():
+    with torch.inference_mode():
         for batch in _batches([len(p) - shared for p in prompts]):
             tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
             spans: list[tuple[int, int]] = []

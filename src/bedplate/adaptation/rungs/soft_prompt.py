@@ -15,7 +15,7 @@ from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
-from bedplate.adaptation.rungs.tuning import Recipe, TuningRung
+from bedplate.adaptation.rungs.tuning import Lessons, Recipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -26,7 +26,6 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft
-from bedplate.training.sources import ExampleSource
 
 VECTORS = 32
 """A multiple of the blocks that keys and values are kept in on GPUs."""
@@ -40,7 +39,7 @@ class SoftPrompts(TuningRung):
     def __init__(self, name: str, recipe: Recipe, later: Sequence[TuningRung] = ()) -> None:
         self.name, self.recipe, self._later = name, recipe, later
 
-    def described(self) -> str:
+    def described(self, context: Context) -> str:
         return f"{VECTORS} vectors before the prompt"
 
     def unfit(self, context: Context) -> str | None:
@@ -69,7 +68,7 @@ class SoftPrompts(TuningRung):
         return found is not None and (len(found), found.size) == (VECTORS, context.model.base.spec.hidden_size)
 
     def train(
-        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         ids = self._first_ids(context, output)
         with context.model.engine.exclusive() as base:
@@ -80,7 +79,7 @@ class SoftPrompts(TuningRung):
             with standing_in(model, vectors):
                 result = train(
                     model,
-                    source,
+                    lessons.source(config.seed),
                     Sft(),
                     config,
                     work,

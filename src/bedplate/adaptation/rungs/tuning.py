@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
 from bedplate.adaptation.rungs.answers import ask, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
+from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
@@ -26,11 +27,15 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import answer_example, completion_example
 from bedplate.training.loop import TrainResult
-from bedplate.training.sources import ExampleSource
+from bedplate.training.sources import BatchSource, ExampleSource
 from bedplate.training.state import StateFile
 
 ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
+
+
+Settings = Mapping[str, Any]
+"""A plan's."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class Recipe:
     rows: int = 600
     least: int = 64
     reaches: bool = False
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is learned. source: in the order that a seed gives it. head: what answers to begin with, where a head does
+    and is learned as well."""
+
+    source: Callable[[int], BatchSource[Any]]
+    head: Head | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +88,7 @@ class TuningRung(Rung):
         unfit = self.unfit(context)
         if unfit is not None:
             return Skip(unfit)
-        recipe, n, kept = self.recipe, len(context.train), self.kept(context)
+        recipe, n, kept = self.recipe_on(context), len(context.train), self.kept(context)
         left = context.left - sum(kept.values())
 
         def fits(rows: int, seeds: int) -> bool:
@@ -107,9 +121,13 @@ class TuningRung(Rung):
         }
         return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
 
+    def recipe_on(self, context: Context) -> Recipe:
+        """How it trains this base."""
+        return self.recipe
+
     def seconds(self, context: Context, rows: int, seeds: int) -> float:
         """Expected: training at the measured speed, and valid with each seed's skin."""
-        speed, recipe = context.throughput, self.recipe
+        speed, recipe = context.throughput, self.recipe_on(context)
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
         tokens = rows * (speed.tokens + speed.target + virtual)
         training = tokens * self.token_seconds(context) * recipe.epochs
@@ -118,13 +136,13 @@ class TuningRung(Rung):
     def token_seconds(self, context: Context) -> float:
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
-        model, cost = context.model.base.model, self.recipe.cost
+        model, cost = context.model.base.model, self.recipe_on(context).cost
         measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
         return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def wish(self, context: Context) -> float:
         """Seconds for every row and every seed."""
-        return self.seconds(context, len(context.train), self.recipe.seeds)
+        return self.seconds(context, len(context.train), self.recipe_on(context).seeds)
 
     def unfit(self, context: Context) -> str | None:
         """Why this base or task cannot be tuned so, or None."""
@@ -163,12 +181,20 @@ class TuningRung(Rung):
 
     @abstractmethod
     def train(
-        self, context: Context, source: ExampleSource, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
 
+    def lessons(
+        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example], settings: Settings
+    ) -> Lessons:
+        """What is learned from these rows."""
+        examples = self.examples(context, prompt, output, chosen)
+        size, epochs = settings["batch"], settings["epochs"]
+        return Lessons(lambda seed: ExampleSource(examples, size, seed=seed, epochs=epochs, order="shuffled"))
+
     @abstractmethod
-    def described(self) -> str:
+    def described(self, context: Context) -> str:
         """What is trained, in a few words."""
 
     def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
@@ -176,19 +202,19 @@ class TuningRung(Rung):
         settings = plan.settings
         # the same rows for every rung of this kind: what differs is how they are learned
         chosen = context.ordered(context.train, "lora")[: settings["rows"]]
-        examples = self.examples(context, prompt, output, chosen)
+        lessons = self.lessons(context, prompt, output, chosen, settings)
         trained: list[Trained] = []
         for number in range(settings["seeds"]):
             seed = context.seed + number
             work = directory / f"seed-{seed}"
-            source = ExampleSource(examples, settings["batch"], seed=seed, epochs=settings["epochs"], order="shuffled")
-            saving = self.saving(source.steps or 1)
+            saving = self.saving(lessons.source(seed).steps or 1)
             config = TrainConfig(
                 learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
             )
-            parts, done = self.train(context, source, config, work, output)
+            parts, done = self.train(context, lessons, config, work, output)
             stands = self.standing(context)
-            skin = stands.skin(self.name, prompt, output, seed=seed, **parts)
+            made: dict[str, Any] = {"output": output, **parts}
+            skin = stands.skin(self.name, prompt, seed=seed, **made)
             trained.append(self._judge(stands, export(skin, work / "skin"), seed, done))
         best = max(trained, key=lambda t: (t.evaluation.estimate, -t.seed))
         result = self._finish(context, plan, best, trained)
@@ -240,7 +266,7 @@ class TuningRung(Rung):
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
         reason = (
-            f"{self.described()}{start}, {settings['rows']} train rows, {epochs}; "
+            f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}; "
             f"seed {best.seed} is the best of {len(trained)} on valid"
         )
         seconds, stands = sum(t.done.seconds for t in trained), self.standing(context)

@@ -76,23 +76,28 @@ def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute)
     hidden, selective = spec.hidden_size, recompute == "selective"
     norms = (4 if spec.norm_placement == "sandwich" else 2) + (spec.cross_size is not None)
     norms -= layer == 0 and not spec.first_norm and spec.norm_placement == "pre"
-    # What a norm gives is a product's input; of norms behind a part it is the next one's, or only added.
-    inputs = 2 + (spec.cross_size is not None)
-    if selective and spec.norm_placement in ("pre", "sandwich"):
-        inputs = 0
-    mixed = _attention(spec) if attends(spec, layer) else float(state_values(spec))
-    values = (norms + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
-    return values * size + norms * _statistic(spec) + _head_statistics(spec)
+    # What a norm before a part gives is the input of the part's products.
+    again = selective and spec.norm_placement in ("pre", "sandwich")
+    inputs = 0 if again else 2 + (spec.cross_size is not None)
+    mixed = _attention(spec, layer) if attends(spec, layer) else float(state_values(spec))
+    own = norms - spec.parallel  # the norms of parallel parts have one input
+    values = (own + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
+    if spec.layer_input_size:  # the gate's input, the last norm's, what is given, the gate, and their product
+        values += 2 * hidden + 3 * spec.layer_input_size
+        norms += 1
+    return values * size + norms * _statistic(spec) + _head_statistics(spec, layer)
 
 
-def _attention(spec: TransformerSpec) -> float:
+def _attention(spec: TransformerSpec, layer: int) -> float:
     """Values that attention keeps beside its input: queries, keys, values, and what it gives."""
     if spec.latent is not None:
         part = spec.latent
         latents = 2 * part.kv_rank + 2 * (part.q_rank or 0)  # before and after their norms
         return latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
-    q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    normed = 0 if spec.qk_norm is None else q + kv
+    size = spec.head_dim_of(layer)
+    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size
+    normed = 0 if spec.qk_norm is None else q + kv * (spec.keys_of(layer) == layer)
+    normed += kv if spec.value_norm and not spec.keys_are_values(layer) else 0
     gates = 2 * q if spec.attention_gate else 0  # the gate's sigmoid, and what it gates
     cross = 0 if spec.cross_size is None else 2 * q
     return 2 * q + 2 * kv + normed + gates + cross
@@ -102,18 +107,20 @@ def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
     """Values that a feed-forward keeps beside its input."""
     between = (2 if spec.gated else 1) + (not selective)
     if not spec.has_experts(layer) or spec.experts is None:
-        return between * spec.feedforward_size
+        return between * spec.feedforward_size_of(layer)
     part = spec.experts
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     copies = part.per_token * (spec.hidden_size * (1 if selective else 2) + between * part.feedforward_size)
-    return copies + between * part.shared_size + 3 * part.count
+    apart = between * spec.feedforward_size_of(layer) + 4 * spec.hidden_size if part.apart else 0
+    # Of each expert a router keeps a logit and a score, with what sigmoid or softmax made of it.
+    return copies + between * part.shared_size + 2 * part.count + apart + spec.hidden_size * part.router_scales
 
 
 def _statistic(spec: TransformerSpec) -> float:
     return _STATISTIC * (1 if spec.norm == "rms" else 2)
 
 
-def _head_statistics(spec: TransformerSpec) -> float:
+def _head_statistics(spec: TransformerSpec, layer: int) -> float:
     if spec.qk_norm is None:
         return 0.0
-    return _statistic(spec) * (2 if spec.qk_norm == "projection" else spec.heads + spec.kv_heads)
+    return _statistic(spec) * (2 if spec.qk_norm == "projection" else spec.heads + spec.kv_heads_of(layer))

@@ -116,7 +116,7 @@ class PagedCache:
         # Memory that is not touched: most of a large pool may never be used.
         self._data = {
             store: torch.empty(
-                *(count, self.pools[store.window].blocks + scratch, block, store.heads, store.size),
+                *(count, self.pools[store.window].blocks + self.scratch, block, store.heads, store.size),
                 dtype=dtype,
                 device=device,
             )
@@ -130,7 +130,7 @@ class PagedCache:
             self.keys[one.layer] = found[0]
             # A latent is one key, whose last features are the value.
             self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
-        if scratch:
+        if self.scratch:
             for window, pool in self.pools.items():
                 self._clear(window, [pool.blocks])
         self._reclaim, self._pinned = reclaim, pinned

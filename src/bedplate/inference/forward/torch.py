@@ -185,4 +185,4 @@ class TorchForward(Forward):
         elif len(distinct) == 1:
             self._bank.select(slots[0])
         else:
-            self._bank.select(torch.tensor(slots).repeat_interleave(torch.tensor(lengths)))
+            self._bank.select([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])

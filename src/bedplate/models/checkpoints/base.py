@@ -149,7 +149,11 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     if embedding not in reader.names:
         raise CheckpointError(f"{path} has no tensor {embedding!r}; it is not a whole model")
     tables = {name: reader.get(name).tolist() for name in reader.names if name.startswith("rope_")}
-    extra = {"tensor_names": reader.names, "embedding_rows": reader.shape(embedding)[0], "tables": tables}
+    extra: dict[str, Any] = {
+        "tensor_names": reader.names,
+        "embedding_rows": reader.shape(embedding)[0],
+        "tables": tables,
+    }
     spec = _spec(family, {**reader.metadata, **extra}, reader.names, str(path))
     family = family.of(spec)
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}

@@ -20,8 +20,9 @@ class LowRankHook(Protocol):
         """The whole output [..., out_features] of an input [..., in_features]."""
         ...
 
-    def add_to(self, y: Tensor, x: Tensor) -> None:
-        """The same, into y [..., out_features], which already holds the output without it. No gradients."""
+    def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
+        """The same for linears that read the same input, this one's among them: into each one's y [..., out_features],
+        which already holds its output without the hook. No gradients."""
         ...
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:

@@ -20,6 +20,9 @@ from bedplate.models.packed.placement import PlacedDocument, Placement
 
 BLOCK = 96
 """Larger blocks compute more scores that the mask throws away, smaller ones make more calls."""
+WHOLE = 256
+"""Up to so many keys a mask is as wide as a block's scores, so that it is added while they are scaled; of a long
+document, of which there are many blocks, it would grow with the square of its length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,11 @@ class Cutting:
         least = 0 if self.back is None else max(0, first.shared - self.back)
         keys = _slices((first.prefix + least, first.prefix + first.shared), (start, stop))
         count = sum(end - begin for begin, end in keys)
-        return _Cut(start, stop, keys, stop - start if self._window is None else count, None)
+        return _Cut(start, stop, keys, self._masked(stop - start, count), None)
+
+    def _masked(self, own: int, count: int) -> int:
+        """How many of a block's keys get a mask, where its own tokens need one."""
+        return own if self._window is None and count > WHOLE else count
 
     def _pieces(self, document: PlacedDocument) -> Iterator[_Cut]:
         """A document by itself, in pieces of equal size (about)."""
@@ -101,7 +108,8 @@ class Cutting:
                 (document.prefix + low, document.prefix + document.shared),
                 (max(document.start, own + low), own + high),
             )
-            last = high - low if self._window is not None else (end - begin) * self._causal
+            needed = self._causal or self._window is not None
+            last = self._masked(end - begin, high - low) if needed else 0
             # What is masked are the last keys: where they stand beside the queries is all that it depends on.
             yield _Cut(start, stop, keys, last, (end - begin, last, high - begin))
 

@@ -1,10 +1,11 @@
-"""What a run minimises. OBJECTIVES is the table of all there are."""
+"""What a run minimises. OBJECTIVES is the table of those that need nothing but tokens; `Classification` has a head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from bedplate.training.objectives.classification import Classification
 from bedplate.training.objectives.language import Further, NextToken, Sft
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
 
@@ -13,4 +14,15 @@ OBJECTIVES: dict[str, Callable[[], Objective[Any]]] = {
     "sft": Sft,
 }
 
-__all__ = ["OBJECTIVES", "AnyModel", "Further", "Models", "NextToken", "Objective", "Scope", "Sft", "Term"]
+__all__ = [
+    "OBJECTIVES",
+    "AnyModel",
+    "Classification",
+    "Further",
+    "Models",
+    "NextToken",
+    "Objective",
+    "Scope",
+    "Sft",
+    "Term",
+]

@@ -69,11 +69,10 @@ class Joined(nn.Module):
         if self._whole is None or torch.is_grad_enabled() or not self._lies():
             return None
         y_BTO = F.linear(x_BTI, *self._whole)
-        begin = 0
-        for part in self._parts:
-            if part.low_rank is not None:
-                part.low_rank.add_to(y_BTO[..., begin : begin + part.out_features], x_BTI)
-            begin += part.out_features
+        outputs = y_BTO.split([part.out_features for part in self._parts], dim=-1)
+        adding = [(part.low_rank, y) for part, y in zip(self._parts, outputs, strict=True) if part.low_rank is not None]
+        if adding:
+            adding[0][0].add_together(adding, x_BTI)
         return y_BTO
 
 

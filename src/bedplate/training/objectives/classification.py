@@ -1,0 +1,53 @@
+"""Labels of texts, read off the pooled states of a base by a linear head that is learned with it.
+
+Shapes: N texts, D features, C labels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.core.errors import UsageError
+from bedplate.models.model import Model
+from bedplate.training.objectives.objective import Models, Scope, Term
+from bedplate.training.texts import TextBatch, pooled
+
+
+class Classification:
+    """Cross-entropy of the right label, or, where any number of them may be right (`several`), of each by itself.
+
+    weight [C, D], bias [C]: the head, float32, on the states after `depth` blocks, before any norm behind them;
+    `pooling` is "mean" or "first", as a probe has it. They are trained where the run's parameters name them.
+    """
+
+    name: str = "classification"
+    roles: tuple[str, ...] = ("policy",)
+    scope: Scope = "row"
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter, depth: int, pooling: str, several: bool) -> None:
+        self.weight, self.bias, self.depth, self.pooling, self.several = weight, bias, depth, pooling, several
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The head's, with their names."""
+        return [("head.weight", self.weight), ("head.bias", self.bias)]
+
+    def weights(self, batch: TextBatch) -> dict[str, float]:
+        """The number of texts."""
+        return {self.name: float(len(batch.ids))}
+
+    def __call__(self, models: Models, batch: TextBatch) -> dict[str, Term]:
+        model = models["policy"]
+        if not isinstance(model, Model):
+            raise UsageError(f"{self.name} needs a base whose states after {self.depth} blocks can be read")
+        states_TD = model(batch.inputs, depth=self.depth).hidden[0]
+        features_ND = pooled(states_TD, batch.segments[0], len(batch.ids), self.pooling)
+        logits_NC = F.linear(features_ND, self.weight.to(features_ND), self.bias.to(features_ND))
+        return {self.name: Term(self._lost(logits_NC, batch.wanted), float(len(batch.ids)))}
+
+    def _lost(self, logits_NC: Tensor, wanted_NC: Tensor) -> Tensor:
+        wanted_NC = wanted_NC.to(logits_NC)
+        if self.several:
+            return F.binary_cross_entropy_with_logits(logits_NC, wanted_NC, reduction="sum")
+        return -(wanted_NC * torch.log_softmax(logits_NC, dim=-1)).sum()

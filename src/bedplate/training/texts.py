@@ -1,0 +1,74 @@
+"""Texts with their labels, for a base that only reads: packed into one row, none seeing another, no token added.
+
+Shapes: T tokens, N texts, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import DataError
+from bedplate.models.inputs import Inputs
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text's token ids, and of each label 1 where it is right, else 0. DataError for a text without tokens."""
+
+    ids: tuple[int, ...]
+    wanted: tuple[float, ...]
+    id: str
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise DataError(f"example {self.id!r} has no tokens, so nothing can be learned from it; leave it out")
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """tokens, segments: int64 [1, T], the texts one after the other, numbered from 1; wanted: float32 [N, C]."""
+
+    tokens: Tensor
+    segments: Tensor
+    wanted: Tensor
+    ids: tuple[str, ...]
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.tokens, segments=self.segments)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
+
+    def to(self, device: torch.device) -> Self:
+        tokens, segments, wanted = (one.to(device) for one in (self.tokens, self.segments, self.wanted))
+        return replace(self, tokens=tokens, segments=segments, wanted=wanted)
+
+
+def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
+    """The texts as one micro-batch. DataError when there are none."""
+    if not texts:
+        raise DataError("a batch needs at least one example")
+    lengths = torch.tensor([len(one.ids) for one in texts])
+    return TextBatch(
+        torch.tensor([[token for one in texts for token in one.ids]]),
+        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
+        torch.tensor([one.wanted for one in texts], dtype=torch.float32),
+        tuple(one.id for one in texts),
+    )
+
+
+def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:
+    """Of each text the mean of its tokens' states, or the first token's: float32 or wider [N, D]."""
+    wide = states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
+    counts_N = torch.bincount(segments_T - 1, minlength=texts)
+    if pooling == "first":
+        return wide.index_select(0, counts_N.cumsum(0) - counts_N)
+    sums_ND = wide.new_zeros(texts, wide.shape[1]).index_add(0, segments_T - 1, wide)
+    return sums_ND / counts_N[:, None]
