@@ -59,6 +59,19 @@ def read(
     return found
 
 
+def read_parameters(
+    family: Family,
+    spec: TextSpec,
+    names: Sequence[str],
+    get: Callable[[str], Tensor],
+    wanted: Mapping[str, Tensor],
+    where: str,
+) -> Iterator[tuple[str, Tensor]]:
+    """All of it, one after the other, with the values as they are stored."""
+    for reading in readings(family, spec, names, wanted, where):
+        yield from read(reading, spec, lambda name, _: get(name), wanted, where, stored=True)
+
+
 def _check_labels(name: str, tensor: Tensor, spec: TextSpec, where: str) -> None:
     """CheckpointError where a classifier's tensor is of other labels than the config's."""
     head = spec.classifier
