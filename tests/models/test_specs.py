@@ -179,7 +179,7 @@ def test_impossible_parts_are_refused() -> None:
     refused("3 experts per token, but there are only 2", Experts, 2, 3, 8)
     refused("every is 0", Experts, 2, 1, 8, every=0)
     refused("shared_gate needs a shared expert", Experts, 2, 1, 8, shared_gate=True)
-    refused("experts that stand apart need a shared one", Experts, 2, 1, 8, apart=True)
+    refused("experts beside a feed-forward have no shared one", Experts, 2, 1, 8, 8, beside=True)
     refused("head_dim is 0", FullAttention, 0)
     refused("layers is 0", SharedKeys, 0)
     refused("q_rank is 0", LatentAttention, 8, 4, 4, 4, 0)

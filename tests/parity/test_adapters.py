@@ -24,11 +24,13 @@ from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.packing import pack_examples
 
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
-NAMES = [
-    name
+FURTHER = [("gemma4_text", 1)]
+"""Examples beside the first whose parts have other names."""
+CASES = [
+    (name, 0)
     for (format_, name), family in FAMILIES.items()
     if format_ == "hf" and getattr(family.to_spec(family.examples[0]), "kind", None) == "decoder"
-]
+] + FURTHER
 
 
 def logits(base: Base) -> torch.Tensor:
@@ -60,10 +62,10 @@ def trained(base: Base, bank: Bank, slot: int) -> None:
 @pytest.mark.filterwarnings(
     "ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"
 )  # peft's own, of experts
-@pytest.mark.parametrize("name", NAMES)
-def test_lora_trains_merges_and_loads_in_peft(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "example"), CASES)
+def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path: Path) -> None:
     family = FAMILIES["hf", name]
-    reference_of(family, family.examples[0], 0).save_pretrained(tmp_path / "theirs")
+    reference_of(family, family.examples[example], 0).save_pretrained(tmp_path / "theirs")
     base = load_base(tmp_path / "theirs")
     export_base(base, tmp_path / "base")
     names = partial(hf_module_name, family.weights)

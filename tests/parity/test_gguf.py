@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
@@ -87,6 +88,12 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
     for name, ours in model.state_dict().items():
         torch.testing.assert_close(read[name], ours, atol=2e-7, rtol=0, msg=name)
     assert set(GgufReader(tmp_path / "x.gguf").metadata) >= set(family.to_config(spec))
+
+
+def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
+    """Of a file with lists of what each layer has."""
+    spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
+    assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
 
 
 def older(path: Path, to: Path, spec: TransformerSpec) -> None:

@@ -58,7 +58,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "value_norm": (True,),
     "layer_input_size": (16,),
     "output_scales": (True,),
-    "experts": (Experts(4, 2, 32, 32, apart=True), Experts(4, 2, 32, router_scales=True)),
+    "experts": (Experts(4, 2, 32, beside=True), Experts(4, 2, 32, router_scales=True)),
 }
 """Values of each field that the kernel does not run."""
 TAKEN: dict[str, tuple[Any, ...]] = {

@@ -135,9 +135,9 @@ def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
     part = spec.experts
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     chosen = part.per_token * (2 * hidden + per_feature * part.feedforward_size)
-    # Apart: one norm's input and output, and the inputs of the two norms behind, beside what is counted as dense.
-    apart = 4 * hidden if part.apart else 0
-    return hidden + part.count + chosen + per_feature * part.shared_size + apart + hidden * part.router_scales
+    # The feed-forward that they stand beside, one norm's input and output, and the inputs of the two behind.
+    beside = per_feature * spec.feedforward_size_of(layer) + 4 * hidden if part.beside else 0
+    return hidden + part.count + chosen + per_feature * part.shared_size + beside + hidden * part.router_scales
 
 
 def _diffusion_bytes(spec: DiffusionSpec, sequence_tokens: int, bytes_per_value: float, recompute: Recompute) -> float:

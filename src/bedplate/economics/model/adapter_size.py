@@ -41,8 +41,8 @@ def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
         yield from ((hidden, q), (spec.cross_size, kv), (spec.cross_size, kv), (q, hidden))
     if spec.layer_input_size:
         yield from ((hidden, spec.layer_input_size), (spec.layer_input_size, hidden))
-    experts = spec.experts if spec.has_experts(layer) else None
-    wide = spec.feedforward_size_of(layer) if experts is None else experts.shared_size
+    shared = 0 if spec.experts is None else spec.experts.shared_size
+    wide = spec.feedforward_size_of(layer) if spec.feedforward(layer) == "dense" else shared
     if wide:
         yield from ((hidden, wide),) * (2 if spec.gated else 1)
         yield wide, hidden

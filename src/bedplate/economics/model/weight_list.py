@@ -130,15 +130,10 @@ def _block_norms(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     parts = ["attention", "feedforward"] if spec.cross_size is None else ["attention", "cross", "feedforward"]
     for part in parts:
         first = layer or spec.first_norm or part != "attention" or spec.norm_placement == "sandwich"
-        if first and not (part == "feedforward" and _stands_apart(spec, layer)):
+        if first:
             yield _norm(spec, f"{part}_norm")
         if spec.norm_placement == "sandwich":
             yield _norm(spec, f"{part}_after_norm")
-
-
-def _stands_apart(spec: TransformerSpec, layer: int) -> bool:
-    """Whether the feed-forward's parts have norms of their own in the place of the block's."""
-    return spec.experts is not None and spec.experts.apart and spec.has_experts(layer)
 
 
 def _layer_input(spec: TransformerSpec) -> Iterator[Weight]:
@@ -207,7 +202,7 @@ def _latent(spec: TransformerSpec) -> Iterator[Weight]:
 def _feedforward(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     if spec.has_experts(layer):
         yield from _experts(spec)
-    else:
+    if spec.feedforward(layer) == "dense":
         yield from _dense(spec, "feedforward", spec.feedforward_size_of(layer), spec.feedforward_bias)
 
 
@@ -224,8 +219,8 @@ def _experts(spec: TransformerSpec) -> Iterator[Weight]:
     if part.router_scales:
         yield Weight("router.scale", spec.hidden_size, "vector")
         yield Weight("router.expert_scale", part.count, "vector")
-    for name in ("experts_norm", "experts_after_norm", "shared_norm", "shared_after_norm") if part.apart else ():
-        yield _norm(spec, name)
+    for name in ("norm", "after_norm", "dense_after_norm") if part.beside else ():
+        yield _norm(spec, f"beside.{name}")
     yield from _dense(spec, "experts", part.feedforward_size, part.bias, copies=part.count, used=part.per_token)
     if part.shared_size:
         yield from _dense(spec, "shared", part.shared_size, spec.feedforward_bias)

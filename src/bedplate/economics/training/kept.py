@@ -111,9 +111,10 @@ def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
     part = spec.experts
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     copies = part.per_token * (spec.hidden_size * (1 if selective else 2) + between * part.feedforward_size)
-    apart = between * spec.feedforward_size_of(layer) + 4 * spec.hidden_size if part.apart else 0
+    # The feed-forward that they stand beside, one norm's input and output, and the inputs of the two behind.
+    beside = between * spec.feedforward_size_of(layer) + 4 * spec.hidden_size if part.beside else 0
     # Of each expert a router keeps a logit and a score, with what sigmoid or softmax made of it.
-    return copies + between * part.shared_size + 2 * part.count + apart + spec.hidden_size * part.router_scales
+    return copies + between * part.shared_size + 2 * part.count + beside + spec.hidden_size * part.router_scales
 
 
 def _statistic(spec: TransformerSpec) -> float:

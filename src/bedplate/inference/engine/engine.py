@@ -25,6 +25,7 @@ from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.inference.engine.kinds.table import KINDS
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
+from bedplate.inference.engine.sizes import Asked, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
@@ -36,6 +37,7 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.inference.ways.choice import choose_forward
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
+from bedplate.models.device_memory import free_on
 from bedplate.models.families import in_format
 
 log = logging.getLogger("bedplate.inference")
@@ -49,6 +51,7 @@ class Engine(Closing):
     generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
     slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
+    What is not said of these sizes follows from the memory that is free (`engine_sizes`).
     weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
     base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
     does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
@@ -60,13 +63,13 @@ class Engine(Closing):
         self,
         base: Base,
         *,
-        max_step_tokens: int = 512,
-        max_rows: int = 16,
+        max_step_tokens: int | None = None,
+        max_rows: int | None = None,
         max_waiting: int = 4096,
         adapters: int = 16,
         step_adapters: int = 16,
-        cache_bytes: int = 1 << 30,
-        slot_bytes: int = 4 << 30,
+        cache_bytes: int | None = None,
+        slot_bytes: int | None = None,
         weights: Weights = "auto",
         kernel: Kernel = "auto",
         speculate: bool | None = None,
@@ -74,19 +77,16 @@ class Engine(Closing):
         compute: Compute | None = None,
         on_step: OnStep | None = None,
     ) -> None:
-        for name, value in (
-            ("max_step_tokens", max_step_tokens),
-            ("max_rows", max_rows),
-            ("step_adapters", step_adapters),
-        ):
-            if value < 1:
-                raise UsageError(f"{name} is {value}, with which no request would ever run; give 1 or more")
+        check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
         self.base = base
         causal = "generate" in base.model.can
         self.bank = Bank(base.model, adapters, hf_name=_hf_names(base))
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
-        self._tree, cache = open_caches(base, cache_bytes, slot_bytes, paged, max(max_step_tokens, SPECULATED_TOKENS))
+        asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
+        sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), asked)
+        step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
+        self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
         self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
         self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
@@ -104,14 +104,14 @@ class Engine(Closing):
             self._forward,
             self._torch,
             self._tree,
-            max_rows=max_rows,
+            max_rows=sizes.max_rows,
             max_adapters=step_adapters,
             speculates=speculates,
             counters=self._counters,
         )
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
-        budget = max_step_tokens if causal else max(2 * max_step_tokens, base.spec.context_length)
+        budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
         scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting

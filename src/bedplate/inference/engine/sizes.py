@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bedplate.core.errors import UsageError
 from bedplate.models.specs import TextSpec
 
 STEP_TOKENS, ROWS = 512, 16
@@ -29,20 +30,30 @@ class Sizes:
     slot_bytes: int
 
 
+@dataclass(frozen=True)
+class Asked:
+    """As `Engine` is asked for them; None where it is not."""
+
+    max_step_tokens: int | None = None
+    max_rows: int | None = None
+    cache_bytes: int | None = None
+    slot_bytes: int | None = None
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """UsageError for one that lets nothing run."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}, with which no request would ever run; give 1 or more")
+
+
 def engine_sizes(
-    spec: TextSpec,
-    dtype: torch.dtype,
-    device: torch.device,
-    free: int | None,
-    *,
-    max_step_tokens: int | None = None,
-    max_rows: int | None = None,
-    cache_bytes: int | None = None,
-    slot_bytes: int | None = None,
+    spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None, asked: Asked = Asked()
 ) -> Sizes:
     """What is asked for, and for the rest what fits into `free` bytes (None: not known)."""
-    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if max_rows is None else max_rows
-    tokens = _step_tokens(spec, dtype, device, free) if max_step_tokens is None else max_step_tokens
+    cache_bytes, slot_bytes = asked.cache_bytes, asked.slot_bytes
+    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if asked.max_rows is None else asked.max_rows
+    tokens = asked.max_step_tokens or _step_tokens(spec, dtype, device, free)
     cache, slots = PREFIX_BYTES, SLOT_BYTES
     if free is not None and device.type == "cpu":
         cache, slots = min(cache, free // 4), min(slots, free // 2)

@@ -158,6 +158,7 @@ class Attention(nn.Module):
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
         read = [one for one in (self.q, self.k, self.v) if one is not None]
         self.joined = Joined(*read) if len(read) > 1 else None
+        self._plain = not (spec.attention_gate or spec.qk_norm is not None or spec.value_norm)
         self.whole_norm = spec.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
@@ -179,9 +180,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        whole = None if self.joined is None else self.joined(x_BTD)
+        whole = None if self.joined is None else self.joined.product(x_BTD)
         gate: Tensor | None = None
-        if whole is not None and not (self.gated or self.q_norm is not None or self.v_norm is not None):
+        if whole is not None and self._plain:
             y = attend(self.layer, *self._side_by_side(whole, by), self.how)
         else:
             q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)

@@ -15,7 +15,7 @@ from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
-from bedplate.models.layers.experts import Mixture
+from bedplate.models.layers.experts import Beside, Mixture
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
 from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.latent import LatentAttention
@@ -61,10 +61,10 @@ class Block(nn.Module):
         crosses = spec.cross_size is not None
         self.cross_norm = make_norm(spec, device, dtype) if crosses else None
         self.cross = CrossAttention(spec, layer, device, dtype) if crosses else None
-        apart = spec.experts is not None and spec.experts.apart and spec.has_experts(layer)
-        self.feedforward_norm = nn.Identity() if apart else make_norm(spec, device, dtype)
+        self.feedforward_norm = make_norm(spec, device, dtype)
         self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
+        self.beside = Beside(spec, layer, device, dtype) if spec.has_beside(layer) else None
         given = spec.layer_input_size > 0
         self.layer_input = LayerInput(spec, device, dtype) if given else None
         self.layer_input_norm = make_norm(spec, device, dtype) if given else None
@@ -120,6 +120,8 @@ class Block(nn.Module):
         """What the feed-forward adds."""
         with made_again(normed_BTD, self.feedforward_norm, x_BTD):
             fed_BTD = self.feedforward(normed_BTD)
+        if self.beside is not None:
+            fed_BTD = self.beside(x_BTD, fed_BTD)
         return self._branch(fed_BTD, self.feedforward_after_norm)
 
     def _normed_after(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:

@@ -95,10 +95,7 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
 
 
 class Mixture(nn.Module):
-    """A router, its experts, and the shared expert that sees every token.
-
-    Where they stand apart, each of the two has a norm before it and one after, and x is not normalised yet.
-    """
+    """A router, its experts, and the shared expert that sees every token."""
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
@@ -110,23 +107,37 @@ class Mixture(nn.Module):
         self.experts = FeedForwards(spec, device, dtype)
         self.shared = FeedForward(spec, layer, device, dtype, part.shared_size) if part.shared_size else None
         self.shared_gate = Linear(hidden, 1, False, device, dtype) if part.shared_gate else None
-        self.experts_norm, self.experts_after_norm, self.shared_norm, self.shared_after_norm = (
-            make_norm(spec, device, dtype) if part.apart else nn.Identity() for _ in range(4)
-        )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         routing = self.router(x_ND)
-        weights_Nk = routing.weights_Nk.to(x_ND.dtype)
-        out_BTD = self.experts(self.experts_norm(x_ND), routing.chosen_Nk, weights_Nk).view(x_BTD.shape)
-        out_BTD = self.experts_after_norm(out_BTD)
+        out_BTD = self.experts(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype)).view(x_BTD.shape)
         if self.shared is None:
             return out_BTD
         # Rows as they came, which is how adapters on these linears know them.
-        always_BTD = self.shared(self.shared_norm(x_BTD))
+        always_BTD = self.shared(x_BTD)
         if self.shared_gate is not None:
             always_BTD = always_BTD * self.shared_gate(x_BTD).sigmoid()
-        return out_BTD + self.shared_after_norm(always_BTD)
+        return out_BTD + always_BTD
+
+
+class Beside(nn.Module):
+    """A router and its experts beside the feed-forward that sees every token (Gemma-4)."""
+
+    def __init__(
+        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.router = Router(spec, layer, device, dtype)
+        self.experts = FeedForwards(spec, device, dtype)
+        self.norm, self.after_norm, self.dense_after_norm = (make_norm(spec, device, dtype) for _ in range(3))
+
+    def forward(self, x_BTD: Tensor, fed_BTD: Tensor) -> Tensor:
+        """x: what the feed-forward's norm reads; fed: what the feed-forward gave."""
+        x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
+        routing = self.router(x_ND)
+        out_ND = self.experts(self.norm(x_ND), routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
+        return self.dense_after_norm(fed_BTD) + self.after_norm(out_ND).view(x_BTD.shape)
 
 
 class FeedForwards(nn.Module):

@@ -73,7 +73,7 @@ class FeedForward(nn.Module):
         self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        both = None if self.joined is None else self.joined(x_BTD)
+        both = None if self.joined is None else self.joined.product(x_BTD)
         if both is not None:
             return self.down(_GATED(both, self._named))
         up_BTI = self.up(x_BTD)

@@ -195,9 +195,9 @@ class Experts:
     each (DeepSeek-V3). renormalise: the chosen ones' scores are divided by their sum; scale: and then multiplied.
     groups, groups_chosen: experts are chosen from so many of so many groups only, the best by the sum of their two
     highest scores (DeepSeek-V3).
-    apart: chosen experts and the shared one each have a norm before and after them, and read the layer's input
-    (Gemma-4). router_scales: the router reads that input normalised, times a learned vector and 1/√hidden, and each
-    expert's weight is multiplied by a learned number (Gemma-4).
+    beside: the experts stand beside the layer's own feed-forward: they have a norm before them, and each of the two one
+    behind it; the router reads what their norms read (Gemma-4). router_scales: the router's input is normalised, times
+    a learned vector and 1/√hidden, and each expert's weight is multiplied by a learned number (Gemma-4).
     """
 
     count: int
@@ -215,7 +215,7 @@ class Experts:
     scale: float = 1.0
     groups: int = 1
     groups_chosen: int = 1
-    apart: bool = False
+    beside: bool = False
     router_scales: bool = False
 
     def __post_init__(self) -> None:
@@ -225,8 +225,8 @@ class Experts:
             raise UnsupportedModelError(f"{self.per_token} experts per token, but there are only {self.count}")
         if self.shared_gate and not self.shared_size:
             raise UnsupportedModelError("shared_gate needs a shared expert: shared_size is 0")
-        if self.apart and not self.shared_size:
-            raise UnsupportedModelError("experts that stand apart need a shared one beside them: shared_size is 0")
+        if self.beside and self.shared_size:
+            raise UnsupportedModelError("experts beside a feed-forward have no shared one: shared_size must be 0")
         self._check_groups()
 
     def _check_groups(self) -> None:

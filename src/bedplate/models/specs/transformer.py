@@ -68,7 +68,7 @@ _LATER: dict[tuple[str, ...], dict[str, Any]] = {
         "scale": 1.0,
         "groups": 1,
         "groups_chosen": 1,
-        "apart": False,
+        "beside": False,
         "router_scales": False,
     },
 }
@@ -358,10 +358,14 @@ class TransformerSpec:
 
     def feedforward(self, layer: int) -> FeedForwardKind:
         """What this layer does to each token by itself."""
-        return "experts" if self.has_experts(layer) else "dense"
+        return "experts" if self.has_experts(layer) and not self.has_beside(layer) else "dense"
+
+    def has_beside(self, layer: int) -> bool:
+        """Whether this layer has experts beside the feed-forward."""
+        return self.experts is not None and self.experts.beside and self.has_experts(layer)
 
     def has_experts(self, layer: int) -> bool:
-        """Whether this layer has experts in place of the feed-forward."""
+        """Whether this layer has experts in place of the feed-forward, or beside it."""
         return self.experts is not None and self.experts.in_layer(layer)
 
     def key(self) -> dict[str, Any]:

@@ -37,15 +37,13 @@ from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, FullAttention, Rope, Scales, SharedKeys, TransformerSpec
 
 _WHERE = "config.json (gemma4_text)"
-_LAYER, _EXPERTS = "model.layers.{i}", "layers.{i}.feedforward"
+_LAYER, _BESIDE = "model.layers.{i}", "layers.{i}.beside"
 
-_APART = (
-    *((f"feedforward.shared.{name}", f"mlp.{name}_proj") for name in ("gate", "up", "down")),
-    ("feedforward.shared_norm", "pre_feedforward_layernorm"),
-    ("feedforward.shared_after_norm", "post_feedforward_layernorm_1"),
-    ("feedforward.experts_norm", "pre_feedforward_layernorm_2"),
-    ("feedforward.experts_after_norm", "post_feedforward_layernorm_2"),
-    ("feedforward.router", "router.proj"),
+_EXPERTS = (
+    ("beside.dense_after_norm", "post_feedforward_layernorm_1"),
+    ("beside.norm", "pre_feedforward_layernorm_2"),
+    ("beside.after_norm", "post_feedforward_layernorm_2"),
+    ("beside.router", "router.proj"),
 )
 _GIVEN = (
     ("layer_input.gate", "per_layer_input_gate"),
@@ -54,14 +52,14 @@ _GIVEN = (
 )
 HF_WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_APART, *_GIVEN),
+        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_EXPERTS, *_GIVEN),
         renamed("layer_inputs.embedding.weight", "model.embed_tokens_per_layer.weight"),
         renamed("layer_inputs.projection.weight", "model.per_layer_model_projection.weight"),
         renamed("layer_inputs.norm.weight", "model.per_layer_projection_norm.weight"),
         renamed("layers.{i}.output_scale", f"{_LAYER}.layer_scalar"),
-        renamed(f"{_EXPERTS}.router.scale", f"{_LAYER}.router.scale"),
-        renamed(f"{_EXPERTS}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
-        *stacked_rules(f"{_LAYER}.experts"),
+        renamed(f"{_BESIDE}.router.scale", f"{_LAYER}.router.scale"),
+        renamed(f"{_BESIDE}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
+        *stacked_rules(f"{_LAYER}.experts", f"{_BESIDE}.experts"),
     ),
     IGNORABLE,
 )
@@ -115,7 +113,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     cap, given = fields.take("final_logit_softcapping"), int(fields.take("hidden_size_per_layer_input", 256))
     if given:
         fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
-    part = _take_experts(fields, sizes["feedforward_size"])
+    part = _take_experts(fields)
     fields.ignore((*HF_BOOKKEEPING, "vocab_size_per_layer_input", "cache_implementation"))
     spec = TransformerSpec(
         **sizes,
@@ -132,7 +130,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
             embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if cap is None else float(cap)
         ),
         experts=part,
-        shared_keys=_take_shared(fields, sizes["feedforward_size"], part is not None),
+        shared_keys=_take_shared(fields, sizes["feedforward_size"]),
         layer_input_size=given,
         output_scales=True,
     )
@@ -153,24 +151,20 @@ def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
     return found
 
 
-def _take_experts(fields: Fields, shared: int) -> Experts | None:
+def _take_experts(fields: Fields) -> Experts | None:
     """The experts beside the feed-forward, which sees every token."""
     names = ("num_experts", "top_k_experts", "moe_intermediate_size")
     if not fields.take("enable_moe_block", False):
         fields.ignore(names)
         return None
     count, chosen, size = (int(fields.need(name)) for name in names)
-    return Experts(count, chosen, size, shared_size=shared, apart=True, router_scales=True)
+    return Experts(count, chosen, size, beside=True, router_scales=True)
 
 
-def _take_shared(fields: Fields, size: int, experts: bool) -> SharedKeys | None:
+def _take_shared(fields: Fields, size: int) -> SharedKeys | None:
     """Layers that share keys and values."""
     layers, wide = int(fields.take("num_kv_shared_layers", 0)), bool(fields.take("use_double_wide_mlp", False))
-    if not layers:
-        return None
-    if wide and experts:
-        raise UnsupportedModelError(f"{_WHERE}: use_double_wide_mlp beside enable_moe_block is not supported")
-    return SharedKeys(layers, 2 * size if wide else None)
+    return SharedKeys(layers, 2 * size if wide else None) if layers else None
 
 
 def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:

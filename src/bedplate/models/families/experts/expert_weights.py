@@ -32,9 +32,12 @@ def expert_rules(mlp: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj"
     )
 
 
-def stacked_rules(held: str = "model.layers.{i}.mlp.experts") -> tuple[Rule, ...]:
+def stacked_rules(
+    held: str = "model.layers.{i}.mlp.experts", ours: str = "layers.{i}.feedforward.experts"
+) -> tuple[Rule, ...]:
     """Of all experts in one tensor, laid out as ours."""
-    return renamed(f"{GATE_UP}.weight", f"{held}.gate_up_proj"), renamed(f"{DOWN}.weight", f"{held}.down_proj")
+    pairs = (("gate_up", "gate_up_proj"), ("down", "down_proj"))
+    return tuple(renamed(f"{ours}.{one}.weight", f"{held}.{theirs}") for one, theirs in pairs)
 
 
 def gate_up(tensors: Tensors, spec: TransformerSpec) -> Tensors:

@@ -45,27 +45,25 @@ _CAP = 30.0
 """Of logits, where the file says nothing."""
 _KV, _WIDE = "attention.head_count_kv", "feed_forward_length"
 
-_APART = (
-    *((f"feedforward.shared.{name}", f"ffn_{name}") for name in ("gate", "up", "down")),
-    ("feedforward.shared_norm", "ffn_norm"),
-    ("feedforward.shared_after_norm", "post_ffw_norm_1"),
-    ("feedforward.experts_norm", "pre_ffw_norm_2"),
-    ("feedforward.experts_after_norm", "post_ffw_norm_2"),
-    ("feedforward.router", "ffn_gate_inp"),
+_EXPERTS = (
+    ("beside.dense_after_norm", "post_ffw_norm_1"),
+    ("beside.norm", "pre_ffw_norm_2"),
+    ("beside.after_norm", "post_ffw_norm_2"),
+    ("beside.router", "ffn_gate_inp"),
 )
 _GIVEN = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
-_EXPERTS = "layers.{i}.feedforward"
+_BESIDE = "layers.{i}.beside"
 WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_APART, *_GIVEN),
+        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_EXPERTS, *_GIVEN),
         renamed("layer_inputs.embedding.weight", "per_layer_token_embd.weight"),
         renamed("layer_inputs.projection.weight", "per_layer_model_proj.weight"),
         renamed("layer_inputs.norm.weight", "per_layer_proj_norm.weight"),
         renamed("layers.{i}.output_scale", "blk.{i}.layer_output_scale.weight"),
-        renamed(f"{_EXPERTS}.router.scale", "blk.{i}.ffn_gate_inp.scale"),
-        renamed(f"{_EXPERTS}.router.expert_scale", "blk.{i}.ffn_down_exps.scale"),
-        renamed(f"{_EXPERTS}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
-        *expert_rules(),
+        renamed(f"{_BESIDE}.router.scale", "blk.{i}.ffn_gate_inp.scale"),
+        renamed(f"{_BESIDE}.router.expert_scale", "blk.{i}.ffn_down_exps.scale"),
+        renamed(f"{_BESIDE}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
+        *expert_rules(f"{_BESIDE}.experts"),
     ),
     IGNORABLE,
 )
@@ -111,7 +109,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if not cap else decimal(cap)
         ),
-        experts=take_experts(fields, shared_size=wide[0], apart=True, router_scales=True),
+        experts=take_experts(fields, beside=True, router_scales=True),
         full=None if full == FullAttention() else full,
         shared_keys=SharedKeys(shared, None if wide[-1] == wide[0] else wide[-1]) if shared else None,
         layer_input_size=given,

@@ -67,9 +67,9 @@ def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
     return spec.heads * spec.head_dim, keys, keys
 
 
-def expert_rules() -> tuple[Rule, ...]:
+def expert_rules(held: str = "layers.{i}.feedforward.experts") -> tuple[Rule, ...]:
     """All experts' gates in one tensor, their other products in another; ours are one, the gates of each on top."""
-    held, pair = "layers.{i}.feedforward.experts", ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps")
+    pair = ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps")
     return tuple(
         rule
         for part in PARTS

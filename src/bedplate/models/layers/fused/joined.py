@@ -63,7 +63,7 @@ class Joined(nn.Module):
         first = self._parts[0].bias
         return bias_O is None or (first is not None and first.data_ptr() == bias_O.data_ptr())
 
-    def forward(self, x_BTI: Tensor) -> Tensor | None:
+    def product(self, x_BTI: Tensor) -> Tensor | None:
         """Outputs [B, T, O] of all parts behind each other; None where they are to be computed one by one: gradients
         are recorded, or their weights do not lie together."""
         if self._whole is None or torch.is_grad_enabled() or not self._lies():

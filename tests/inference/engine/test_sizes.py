@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, engine_sizes, working_bytes
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, Asked, engine_sizes, working_bytes
+from bedplate.models.checkpoints.base import load_base
 from bedplate.models.specs.presets import PRESETS
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -24,8 +28,8 @@ def test_pool_and_step_of_a_device_fit_into_what_is_free_and_use_it(free: int) -
 
 def test_what_is_asked_for_is_what_there_is() -> None:
     asked = {"max_step_tokens": 300, "max_rows": 3, "cache_bytes": 7 << 30, "slot_bytes": 5 << 30}
-    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, **asked)) == asked
-    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, slot_bytes=5 << 30)
+    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, Asked(**asked))) == asked
+    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, Asked(slot_bytes=5 << 30))
     assert part.slot_bytes == 5 << 30
     assert (30 << 30) < part.cache_bytes < (49 << 30)
 
@@ -36,3 +40,11 @@ def test_a_processor_leaves_a_quarter_of_what_is_free() -> None:
         assert (found.max_step_tokens, found.max_rows) == (512, 16)
         assert found.cache_bytes == min(PREFIX_BYTES, (free or 1 << 40) // 4)
         assert found.slot_bytes == min(SLOT_BYTES, (free or 1 << 40) // 2)
+
+
+def test_an_engine_takes_what_memory_allows(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bedplate.inference.engine.engine.free_on", lambda _: 4 << 20)
+    with Engine(load_base(tiny_dir)) as engine:
+        assert engine.stats().cache_capacity_bytes == 1 << 20
+    with Engine(load_base(tiny_dir), cache_bytes=3 << 20) as engine:
+        assert engine.stats().cache_capacity_bytes == 3 << 20

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
-from tests.inference.row_sampler import acceptable, draw, filtered, softmax
+from tests.inference.engine.row_sampler import acceptable, draw, filtered, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
