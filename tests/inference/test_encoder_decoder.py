@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tests.inference.test_isolation import load
+from tests.inference.engine.test_isolation import load
 
 from bedplate.core.errors import ContextLengthExceeded, NotFiniteError, RequestError, UsageError
 from bedplate.inference.engine.engine import Engine

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.inference.engine.test_isolation import CONFIG, weights
 from tests.inference.mixtures import random_prompt
 from tests.inference.test_every_family import numbers
-from tests.inference.test_isolation import CONFIG, weights
 from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
