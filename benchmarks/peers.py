@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +95,14 @@ class LlamaCpp:
             self._model.eval([self._model.sample(temp=0.0)])
 
 
+@cache
+def _silent() -> Any:
+    """A log that says nothing. Kept: llama.cpp calls it until the process ends, whoever set it."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 class LlamaCppBatch:
     """llama.cpp's own batch API: several sequences in each call, as its server does it; greedy."""
 
@@ -101,8 +110,7 @@ class LlamaCppBatch:
         import llama_cpp
 
         self._api = llama_cpp
-        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        llama_cpp.llama_log_set(self._silent, None)
+        llama_cpp.llama_log_set(_silent(), None)
         model_parameters = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_parameters)
         parameters = llama_cpp.llama_context_default_params()

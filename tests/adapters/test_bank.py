@@ -49,6 +49,19 @@ def test_a_fresh_adapter_is_the_identity_and_the_base_runs_without_hooks(decoder
         assert all(m.low_rank is None for m in decoder.modules() if isinstance(m, Linear))
 
 
+def test_a_scaled_adapter_that_overflows_is_refused(make_decoder):
+    """Alone its rows would be infinite; beside others, B's columns are multiplied by all rows' zeros."""
+    decoder = make_decoder()
+    bank = Bank(decoder, slots=2)
+    configs = LoraConfig(r=2, alpha=2, targets=("q",)), LoraConfig(r=2, alpha=8, targets=("q",))
+    state = random_adapter(decoder, configs[0], 1)
+    large = {name: value.fill_(2e38) if name.endswith("lora_B") else value for name, value in state.items()}
+    bank.add(configs[0], large)
+    with pytest.raises(SkinError, match=r"layers.0.attention.q.lora_B has a value of 2e\+38, which overflows"):
+        bank.add(configs[1], large)
+    assert bank.slots == (0,)
+
+
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / math.sqrt(4))])
 def test_the_update_is_scaling_times_b_a_x(decoder, rslora, scale):
     linear = decoder.layers[0].attention.q

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from tests.inference.engine.test_isolation import load
 
-from bedplate.core.errors import ContextLengthExceeded, RequestError, UsageError
+from bedplate.core.errors import ContextLengthExceeded, NotFiniteError, RequestError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Embedding, Generate, Generation, Request, Sampling, Score, Scores
 from bedplate.inference.measure.parity import reference_of
@@ -178,3 +180,23 @@ def test_what_it_cannot_do_is_refused(loaded: tuple[Any, Base]) -> None:
                 engine.run([request])
         with pytest.raises(UsageError, match="soft prompts are for decoders alone"):
             engine.load_soft_prompt("p", torch.zeros(4, base.spec.hidden_size))
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_infinities_of_one_reach_no_other(loaded: tuple[Any, Base], paged: bool) -> None:
+    """In the encoder and the decoder, beside each other and in the rows that they leave."""
+    base, given = loaded[1], prompts(loaded[1])
+    how: dict[str, Any] = {"paged": True, "slot_bytes": 1 << 22, "cache_bytes": 1 << 20} if paged else {}
+    with Engine(base, **how) as engine:
+        load(engine)
+        said = Sampling(max_tokens=9, ignore_eos=True)
+        asked = [Generate(one, said, adapter=key) for one, key in zip(given, [None, "good"] * 3, strict=True)]
+        alone = [engine.run([replace(one, tenant="alone")])[0] for one in asked]
+        for _ in range(2):
+            with engine.exclusive():
+                bad = [engine.submit(Generate(one, said, adapter="bad")) for one in given[1:4]]
+                good = [engine.submit(one) for one in asked]
+            assert texts([stream.result(timeout=60) for stream in good]) == texts(alone)
+            for stream in bad:
+                with pytest.raises(NotFiniteError, match="adapter 'bad'"):
+                    stream.result(timeout=60)

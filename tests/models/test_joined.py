@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.interpreted import interpreting
 from tests.made import made_base
 from tests.near import assert_near
 from tests.tiny import tiny_spec
@@ -108,8 +109,7 @@ def test_weights_that_were_given_anew_are_not_read_where_they_were() -> None:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The kernels, run by Triton's interpreter on CPU tensors."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
-    pytest.importorskip("triton", reason="Triton is not installed; its interpreter would run the kernels here")
+    interpreting(monkeypatch)
     from bedplate.models.layers.fused import kernels
 
     return kernels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import transformers
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
@@ -89,6 +91,12 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
     assert set(GgufReader(tmp_path / "x.gguf").metadata) >= set(family.to_config(spec))
 
 
+def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
+    """Of a file with lists of what each layer has."""
+    spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
+    assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
+
+
 def older(path: Path, to: Path, spec: TransformerSpec) -> None:
     """A file of deepseek2 as those before attention over latents were: keys and values made by one product."""
     reader, part, begin = GgufReader(path), spec.latent, "deepseek2.attention."
@@ -108,6 +116,26 @@ def test_older_files_of_deepseek2(tmp_path: Path) -> None:
     older(tmp_path / "new.gguf", tmp_path / "old.gguf", spec)
     new, old = (load_base(tmp_path / f"{name}.gguf", dtype="float32") for name in ("new", "old"))
     assert (old.spec, old.identity) == (new.spec, new.identity)
+
+
+def test_what_deepseek2s_files_say() -> None:
+    family = FAMILIES["gguf", "deepseek2"]
+    spec = spec_of(family, **family.examples[0])
+    said = family.to_config(spec) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
+    lite = {key: value for key, value in said.items() if not key.endswith("q_lora_rank")}
+    found = family.to_spec({**lite, "deepseek2.block_count": 27, "deepseek2.expert_gating_func": 1})
+    assert (found.latent.q_rank, found.experts.scoring, found.experts.selection_bias) == (None, "softmax", False)
+    assert "deepseek2.attention.q_lora_rank" not in family.to_config(found)
+    with pytest.raises(UnsupportedModelError, match="needs q_rank in a model of 3 layers"):
+        family.to_config(spec.with_(latent=replace(spec.latent, q_rank=None)))
+    for key, value, message in (
+        ("attention.layer_norm_rms_epsilon", 1e-5, "layer_norm_rms_epsilon = 1e-05"),
+        ("rope.scaling.yarn_log_multiplier", None, "YaRN without rope.scaling.yarn_log_multiplier"),
+        ("expert_gating_func", 3, "expert_gating_func = 3"),
+        ("attention.key_length", 40, "attention.key_length = 40"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=message):
+            family.to_spec({**said, f"deepseek2.{key}": value})
 
 
 @pytest.mark.slow

@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny import tiny_spec
+from torch import nn
 
 from bedplate.core.errors import TrainingError
+from bedplate.models.build import build
+from bedplate.models.layers.kept import recomputing
+from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.states import DeltaRule
+from bedplate.models.specs.transformer import LongRopeScaling, Rope, Scales
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft, Term
+from bedplate.training.objectives import NextToken, Sft, Term
+from bedplate.training.objectives.language import Further
+from bedplate.training.optimizers import Optimization
+from bedplate.training.packing import pack_documents, pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")
@@ -95,3 +105,58 @@ def test_documents_in_padded_rows_are_read_once_a_step_too(make_decoder, tmp_pat
     source = DocumentSource([[1, 2, 3, 4, 5]] * 9, 8, 4, micro_rows=2)
     result = train(model, source, Sft(), CONFIG, tmp_path, model.named_parameters())
     assert json.loads(result.metrics_path.read_text().splitlines()[0])["targets"] == 16
+
+
+SPECS = {
+    "gated": tiny_spec(),
+    "positions": tiny_spec(position_rows=64, rope=None, norm="layer"),
+    "sandwich": tiny_spec(
+        norm_placement="sandwich", qk_norm="head", windows=(5, None), scales=Scales(attention_cap=20.0)
+    ),
+    "long rope": tiny_spec(rope=Rope(10_000.0, scaling=LongRopeScaling((1.0,) * 4, (2.0,) * 4, 6, 2.0))),
+    "sinks": tiny_spec(attention_sinks=True),
+    "state": tiny_spec(state=DeltaRule(4, 2, 6, 8), state_layers=(True, False, True)),
+    "further": tiny_spec(prediction_modules=1),
+}
+
+
+@pytest.mark.parametrize("setting", ["none", "full"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_pass_over_a_batch_on_a_device_reads_nothing(name: str, setting: Recompute, make_examples) -> None:
+    """On the meta device there is nothing to be read: any attempt raises. With padding, and with a shared prefix."""
+    model, further = build(SPECS[name], device="meta"), Further(1) if name == "further" else None
+    documents = [[1, 2, 3, 4, 5]] * 9
+    padded = rows_batch(pack_documents([5] * 9, 8).rows, documents, list("abcdefghi"), 8)
+    for batch in [padded, *([] if further else [pack_examples(make_examples(5))])]:
+        objective = NextToken(further)
+        objective.weights(batch)
+        with recomputing(setting):
+            terms = objective({"policy": model}, batch.to(torch.device("meta")))
+            torch.stack([term.total for term in terms.values()]).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.layers.parameters())
+
+
+def test_a_resumed_optimizer_is_where_and_what_it_was() -> None:
+    """Devices and dtypes of a loaded state are those that torch's own loading gives; the next step is the same."""
+    torch.manual_seed(0)
+    start = {"a": torch.randn(4, 3), "b": torch.randn(5, dtype=torch.float64)}
+
+    def made() -> tuple[Optimization, dict[str, nn.Parameter]]:
+        parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
+        return Optimization(parameters.items(), CONFIG), parameters
+
+    def step(optimization: Optimization, parameters: dict[str, nn.Parameter], number: int) -> None:
+        for parameter in parameters.values():
+            parameter.grad = torch.full_like(parameter, 0.1 * number)
+        optimization.step(0.1, torch.zeros(()))
+
+    (first, ours), (second, theirs) = made(), made()
+    step(first, ours, 1)
+    # A file may hold the step as another number.
+    kept = {name: x.double() if name.startswith("step/") else x.clone() for name, x in first.tensors().items()}
+    second.load(kept)
+    for name, x in first.tensors().items():
+        assert (second.tensors()[name].dtype, second.tensors()[name].device) == (x.dtype, x.device), name
+    step(first, ours, 2)
+    step(second, theirs, 2)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())

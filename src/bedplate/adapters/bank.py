@@ -224,11 +224,16 @@ class Bank:
 
 
 def _check_held(path: str, adapter: LinearAdapter | ExpertLowRank, values: Mapping[str, Tensor]) -> None:
-    """SkinError where the dtype in which an adapter is kept does not hold what it was given."""
-    for end, parameter in adapter.parameters().items():
-        if parameter.dtype is not torch.float32 and not bool(torch.isfinite(parameter).all()):
+    """SkinError where the dtype in which an adapter is kept does not hold what it was given, or what is multiplied by
+    it: of several adapters together, B is scaled."""
+    held = {end: parameter.detach() for end, parameter in adapter.parameters().items()}
+    if isinstance(adapter, LowRank):
+        held["lora_B"] = held["lora_B"] * adapter.scaling
+    for end, value in held.items():
+        if not bool(torch.isfinite(value).all()):
             largest = float(values[f"{path}.{end}"].abs().max())
             raise SkinError(
-                f"adapter tensor {path}.{end} has a value of {largest:g}, which overflows in {parameter.dtype}, the "
-                "base's dtype; load the base in float32, or train the adapter at a lower learning rate"
+                f"adapter tensor {path}.{end} has a value of {largest:g}, which overflows in {value.dtype}, the "
+                "base's dtype, by itself or scaled; load the base in a wider one, or train the adapter at a lower "
+                "learning rate"
             )

@@ -7,7 +7,7 @@ Which bytes a token stands for depends on the tokenizer's decoder:
   the decoder says so;
 - *words* (WordPiece, Metaspace, none): a token's text depends only on whether it comes first (`##ing` joins, ` word`
   starts with a space except at the start). Text made of such tokens is not always what was encoded: WordPiece does
-  not remember the spaces.
+  not remember the spaces. Metaspace (T5's and other Unigram vocabularies) does: there, too, `▁` is a space.
 - *whole*: any other decoder, which sees the whole sequence; a stream of such a tokenizer gives all its text at the end.
 
 Decoding is the concatenation of the pieces, then UTF-8 with replacement characters; so a stream that holds back
@@ -66,6 +66,12 @@ class Decoding:
         self._added = dict(backend.get_added_tokens_decoder())
         self.special = frozenset(index for index, token in self._added.items() if token.special)
         self.kind, self.strip = _kind(state(backend.decoder))
+        step = state(backend.decoder)
+        metaspace = step if step is not None and step["type"] == "Metaspace" and step["replacement"] == "▁" else None
+        self.exact = self.kind in {"byte_level", "byte_fallback"} or metaspace is not None
+        """Whether a text is the bytes of its tokens one after the other, but for the space that it may begin with."""
+        self.drops_space = self.strip == 1 or (metaspace is not None and metaspace.get("prepend_scheme") != "never")
+        """Whether the space is dropped that tokens of a text begin with."""
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._anchor = self._anchor_id() if self.kind == "words" else 0
 
@@ -106,6 +112,12 @@ class Decoding:
             before = decode([self._anchor], skip_special_tokens=False)
             return decode([self._anchor, index], skip_special_tokens=False)[len(before) :].encode("utf-8")
         return token.encode("utf-8")
+
+    def spelled(self, text: str) -> list[int] | None:
+        """Tokens whose bytes are the text's, in the midst of one: nothing is normalised, no space put before it. None
+        where there are none such. For vocabularies in which `▁` is a space."""
+        found = [token.id for token in self._backend.model.tokenize(text.replace(" ", "▁"))]
+        return found if b"".join(self.piece(index, first=False) for index in found) == text.encode() else None
 
     def _anchor_id(self) -> int:
         """A token with text of its own, to see what another adds behind it."""

@@ -112,8 +112,17 @@ class Tokenizer:
 
     @property
     def exact_bytes(self) -> bool:
-        """Whether a text is the bytes of its tokens, one after the other."""
-        return self._decoding.kind in {"byte_level", "byte_fallback"}
+        """Whether a text is the bytes of its tokens, one after the other, but for the space of `drops_space`."""
+        return self._decoding.exact
+
+    @property
+    def drops_space(self) -> bool:
+        """Whether the tokens of a text begin with a space that the text does not have (SentencePiece)."""
+        return self._decoding.drops_space
+
+    def spelled(self, text: str) -> list[int] | None:
+        """Tokens whose bytes are exactly the text's, in the midst of a longer one; None where there are none such."""
+        return self._decoding.spelled(text) if self.drops_space else self.encode(text, parse_special=False)
 
     # --- encoding
 

@@ -108,13 +108,13 @@ class Optimization:
         """Takes back what `tensors` gave, into the same parameters."""
         for name, master in self._masters.items():
             master.copy_(tensors[f"parameter/{name}"])
-            moments = {
-                key: tensors[f"{key}/{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in tensors
-            }
-            if moments:
-                self._adamw.state[master] = {key: value.to(master.device) for key, value in moments.items()}
+            # As the fused optimizer makes them: the step is a float32 scalar beside the parameter, wherever that is.
+            kinds = {"step": torch.float32, "exp_avg": master.dtype, "exp_avg_sq": master.dtype}
+            found = {key: dtype for key, dtype in kinds.items() if f"{key}/{name}" in tensors}
+            if found:
+                self._adamw.state[master] = {
+                    key: tensors[f"{key}/{name}"].to(master.device, dtype, copy=True) for key, dtype in found.items()
+                }
         self._write_back()
 
 

@@ -15,9 +15,9 @@ from typing import Any, cast
 import psutil
 import pytest
 import torch
+from tests.inference.engine.test_isolation import CONFIG, load, weights
 from tests.inference.mixtures import mixture, random_prompt
 from tests.inference.test_every_family import base_of
-from tests.inference.engine.test_isolation import CONFIG, load, weights
 from tests.made import made_base
 from tests.tiny import tiny_spec
 

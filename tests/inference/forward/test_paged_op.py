@@ -3,10 +3,15 @@ sequence, in pieces of all lengths."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interpreted import interpreting
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
@@ -39,8 +44,7 @@ def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Prompts' chunks too are one operation, as on a device."""
     monkeypatch.setattr(PagedAttention, "_one_operation", lambda self: True)
     if request.param == "kernel":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")  # read when Triton is imported
-        pytest.importorskip("triton", reason="Triton is not installed; its interpreter would run the kernel here")
+        interpreting(monkeypatch)
         from bedplate.inference.forward import keeping, kernels
 
         monkeypatch.setattr(paged_attention, "paged_attention", kernels.paged_attention)
@@ -81,3 +85,19 @@ def test_what_others_left_is_not_multiplied(one_operation: None) -> None:
         slots.reserve({0: 40, 1: 40, 2: 40})
         batch: list[Any] = [torch.randn(1, sum(span.length for span in pieces), n, 8) for n in (6, 2, 2)]
         assert_near(cache.attend(pieces)(0, *batch), slots.attend(pieces)(0, *batch))
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_device(tmp_path: Path) -> None:
+    """The interpreter lets pass what the compiler does not."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    settings = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+    program = Path(__file__).with_name("compiled_kernels.py")
+    found = subprocess.run([sys.executable, program], env=settings, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("_attend") == 2

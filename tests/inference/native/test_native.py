@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,20 @@ import pytest
 import torch
 from tests.forked import CONTEXT
 from tests.inference.native.native_builds import build_beside
+from tests.inference.native.native_models import (
+    FORMATS,
+    SPECS,
+    TOLERANCE,
+    Cache,
+    base_dtype,
+    here,
+    in_float32,
+    logits,
+    make,
+    relative,
+    some_tokens,
+    wanted_logits,
+)
 from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
@@ -20,123 +33,16 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import UsageError
 from bedplate.inference.native import compiler, detection
-from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat, unsupported
-from bedplate.inference.native.levels import FEATURES, LEVELS, Level, machine
+from bedplate.inference.native.decoder import NativeAdapter, NativeDecoder, WeightFormat, unsupported
+from bedplate.inference.native.levels import FEATURES, LEVELS, machine
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.linear import Linear
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
-
-FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
-EVEX = "avx2_vnni in AVX-512's encoding"
+from bedplate.models.specs.transformer import TransformerSpec
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
-
-
-SPECS = {
-    "grouped": spec_of(),
-    "bias": spec_of(attention_bias=True, feedforward_bias=True, heads=2, kv_heads=1),
-    "untied": spec_of(tied_head=False, head_dim=64, heads=3, kv_heads=3, vocab_size=1100),
-    "narrow heads": spec_of(head_dim=16, heads=10, kv_heads=2, rope=Rope(10_000.0, LinearScaling(4.0))),
-    "llama3": spec_of(head_dim=48, heads=2, kv_heads=2, rope=Rope(5e5, Llama3Scaling(8.0, 1.0, 4.0, 64))),
-    "wide heads": spec_of(head_dim=128, heads=5, kv_heads=1, rope=None),
-}
-
-
-def _here() -> tuple[str, ...]:
-    found = detection.supported()
-    return () if isinstance(found, str) else found
-
-
-@pytest.fixture(scope="module", params=[*_here(), *([EVEX] if "avx512_vnni" in _here() else [])])
-def library(request: pytest.FixtureRequest) -> Library:
-    """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have."""
-    if request.param == EVEX:
-        same, wide = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
-        flags = (*(flag for flag in same.flags if flag != "-mavxvnni"), *wide)
-        level = Level(EVEX, flags=flags, defines=(*same.defines, "BEDPLATE_EVEX"))
-        found = compiler.opened(level, lambda built: Library(built.path, built.digest))
-    else:
-        found = load(request.param)
-    assert isinstance(found, Library), found
-    assert found.level == request.param
-    return found
-
-
-def base_dtype(weights: WeightFormat) -> torch.dtype:
-    return torch.float32 if weights == "float32" else torch.bfloat16
-
-
-def make(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Decoder:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = build(spec)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name or name.endswith("bias"):
-                    parameter.add_(torch.randn_like(parameter) * 0.3)
-    assert isinstance(model, Decoder)
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
-    """The same model in float32, its weights rounded to what the format stores."""
-    other = build(model.spec)
-    assert isinstance(other, Decoder)
-    other.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
-    if weights in ("int8", "int4"):
-        quantise = quantise_int8 if weights == "int8" else quantise_int4
-        for linear in block_linears(other).values():
-            linear.weight.data = quantise(linear.weight.data).dequantised()
-        if other.lm_head is not None:
-            other.lm_head.weight.data = quantise_int8(other.lm_head.weight.data).dequantised()
-        else:  # the head is quantised, the embedding beside it is not
-            head = Linear(model.spec.hidden_size, model.spec.vocab_size, dtype=torch.float32)
-            head.weight.data = quantise_int8(other.embedding.weight.data).dequantised()
-            other.lm_head = head
-    return other.eval().requires_grad_(False)
-
-
-class Cache:
-    def __init__(
-        self, spec: TransformerSpec, rows: int = 4, capacity: int = 384, dtype: torch.dtype = torch.bfloat16
-    ) -> None:
-        shape = (rows, spec.kv_heads, capacity, spec.head_dim)
-        # What earlier owners of a row left behind must not matter.
-        self.keys = [torch.full(shape, 7.0, dtype=dtype) for _ in range(spec.layers)]
-        self.values = [torch.full(shape, torch.nan, dtype=dtype) for _ in range(spec.layers)]
-
-    def run(self, native: NativeDecoder, batch: Sequence[tuple[int, int, Sequence[int]]], **more: Any) -> Forwarded:
-        """batch: (row, first position, tokens) …; every token's logits are wanted."""
-        tokens = [t for _, _, part in batch for t in part]
-        rows = [row for row, _, part in batch for _ in part]
-        positions = [first + i for _, first, part in batch for i in range(len(part))]
-        return native.forward(tokens, rows, positions, self.keys, self.values, range(len(tokens)), **more)
-
-
-def some_tokens(count: int, spec: TransformerSpec, seed: int = 1) -> list[int]:
-    return torch.randint(0, spec.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def logits(out: Forwarded) -> Tensor:
-    assert out.logits_WV is not None
-    return out.logits_WV
-
-
-def wanted_logits(model: Decoder, tokens: Sequence[int]) -> Tensor:
-    return model.head(model(Inputs(torch.tensor([list(tokens)]))).hidden[0])
-
-
-def relative(x: Tensor, reference: Tensor) -> float:
-    return float((x - reference).norm() / reference.norm())
-
-
-# Only activations are rounded differently from the reference: to 8 bits of mantissa, or to int8 by blocks, at every
-# level alike. What is left in float32 are the order of sums, and e^x.
-TOLERANCE = {"float32": 3e-6, "bfloat16": 0.012, "int8": 0.03, "int4": 0.03}
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -380,7 +286,7 @@ def test_levels_differ_by_rounding_only() -> None:
     for weights in FORMATS[1:]:
         reference = wanted_logits(in_float32(model, weights), tokens)
         found = {}
-        for name in _here():
+        for name in here():
             library = load(name)
             assert isinstance(library, Library), library
             native = NativeDecoder(model, weights, threads=2, library=library)
@@ -439,7 +345,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
 def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     best = load()
     assert isinstance(best, Library)
-    assert best.level == next(name for name in _here() if LEVELS[name].chosen)
+    assert best.level == next(name for name in here() if LEVELS[name].chosen)
     monkeypatch.setenv(detection.OVERRIDE, "plain")
     plain = load()
     assert isinstance(plain, Library)

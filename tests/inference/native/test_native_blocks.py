@@ -6,8 +6,16 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from tests.inference.native.native_models import (
+    SPECS,
+    Cache,
+    in_float32,
+    logits,
+    make,
+    relative,
+    wanted_logits,
+)
 from tests.inference.native.native_specs import spec_of
-from tests.inference.native.test_native import SPECS, Cache, in_float32, library, logits, make, relative, wanted_logits
 from torch import Tensor
 
 from bedplate.adapters.lora import block_linears
@@ -16,8 +24,6 @@ from bedplate.inference.native.library import Library, load
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
-assert library  # a fixture: every level that this processor runs
-
 SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": ()} | {
     "Q2_K": (80, 82),
     "Q3_K": (108,),

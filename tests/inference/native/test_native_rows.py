@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.inference.native.native_models import (
+    FORMATS,
+    SPECS,
+    Cache,
+    base_dtype,
+    logits,
+    make,
+    some_tokens,
+)
 from tests.inference.native.native_specs import EXPERTS, FAMILIES
-from tests.inference.native.test_native import FORMATS, SPECS, Cache, base_dtype, library, logits, make, some_tokens
 
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat
 from bedplate.inference.native.library import Library, load
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
-assert library  # a fixture: every level that this processor runs
-
 SOME = {
     "grouped": SPECS["grouped"],
     "sandwich": FAMILIES["sandwich"],

@@ -73,7 +73,7 @@ def test_the_kernels_tests_pass() -> None:
 BEYOND = """
 import tests.inference.native.sanitized
 from tests.inference.native.native_specs import spec_of
-from tests.inference.native.test_native import Cache, make
+from tests.inference.native.native_models import Cache, make
 from bedplate.inference.native.decoder import NativeDecoder
 spec = spec_of()
 native, cache = NativeDecoder(make(spec), "int4", threads=1), Cache(spec, rows=4)

@@ -14,6 +14,8 @@ from bedplate.core.errors import CheckpointError
 
 _MAGIC = b"GGUF"
 _STRING, _ARRAY = 8, 9
+_LAYERS = 1024
+"""More than any model has."""
 # Value type → how struct reads it.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 # Type of a tensor → its name, of those that are told apart (ggml_type of ggml.h).
@@ -21,10 +23,11 @@ _TENSORS = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "
 
 
 def read_gguf_header(path: Path) -> dict[str, Any]:
-    """The file's single values by key, and what a family needs beside them: `tensor_names` and `embedding_rows`; and
+    """The file's values by key, and what a family needs beside them: `tensor_names` and `embedding_rows`; and
     `matrix_types`, the types that its matrices are stored in ("q4_1", "f16", …, or a number for another one).
 
-    Lists (the vocabulary and the like) are passed over. Raises CheckpointError for what is no whole GGUF file.
+    Of lists only those of a number for each layer are read, none of a vocabulary's. Raises CheckpointError for what is
+    no whole GGUF file.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -71,7 +74,8 @@ def _read(cursor: _Cursor) -> dict[str, Any]:
     for _ in range(fields):
         key, kind = cursor.text(), cursor.scalar("I")
         if kind == _ARRAY:
-            _skip_list(cursor)
+            numbers = _list(cursor)
+            found |= {} if numbers is None else {key: numbers}
         else:
             found[key] = cursor.text() if kind == _STRING else cursor.scalar(_scalar(kind))
     names: list[str] = []
@@ -89,13 +93,17 @@ def _read(cursor: _Cursor) -> dict[str, Any]:
     return found | {"tensor_names": tuple(names), "matrix_types": tuple(sorted(matrices))}
 
 
-def _skip_list(cursor: _Cursor) -> None:
+def _list(cursor: _Cursor) -> list[Any] | None:
+    """A list of few numbers; None for another one, which is passed over."""
     kind, count = cursor.scalar("I"), cursor.scalar("Q")
+    if kind in _SCALARS and count <= _LAYERS:
+        return [cursor.scalar(_SCALARS[kind]) for _ in range(count)]
     if kind == _STRING:
         for _ in range(count):
             cursor.skip(cursor.scalar("Q"))
     else:
         cursor.skip(count * struct.calcsize(f"<{_scalar(kind)}"))
+    return None
 
 
 def _scalar(kind: int) -> str:

@@ -2,7 +2,8 @@
 
 The automata are llguidance's; what it may be asked, and how much a grammar may cost, is decided here. A matcher follows
 one row's tokens and says at each step which tokens may come next. Text is matched as the bytes of the base's tokens, so
-the tokenizer must have exact ones (byte-level or byte-fallback vocabularies).
+the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece's vocabularies). Where tokens begin with
+a space that their text does not have, the grammar begins with one as well.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class Grammars:
                 self._known.move_to_end(key)
                 return found
             vocabulary = self._open()
-        made = _compiled(vocabulary, _source(grammar), self._vocab_size)
+        behind = self._tokenizer is not None and self._tokenizer.drops_space
+        source = _behind_a_space(_source(grammar)) if behind else _source(grammar)
+        made = _compiled(vocabulary, source, self._vocab_size, behind)
         with self._lock:
             self._known[key] = made
             while len(self._known) > CACHED:
@@ -203,18 +206,42 @@ class _Vocabulary:
         self._tokenizer = tokenizer
         known = tokenizer.vocab_size
         self.tokens = [tokenizer.token_bytes(index) if index < known else b"" for index in range(vocab_size)]
+        if tokenizer.drops_space:  # the first token of a text may lose all that it begins with
+            self.tokens = [b"" if token.startswith(b"  ") else token for token in self.tokens]
         self.special_token_ids = sorted(index for index in tokenizer.special_ids if index < vocab_size)
+        self._special = frozenset(self.special_token_ids)
         self.eos_token_id, self.bos_token_id = eos_id, None
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Ids of text whose tokens are forced. (Asked with bytes, it says that it takes strings.)"""
         if isinstance(text, bytes):
             raise TypeError("text, not bytes")
-        return self._tokenizer.encode(text, parse_special=False)
+        return self._tokenizer.spelled(text) or self._longest(text.encode())
+
+    def _longest(self, rest: bytes) -> list[int]:
+        """The text by the longest token at each place, as far as that goes."""
+        ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
+        longest, found = max(map(len, ids)), list[int]()
+        while rest:
+            part = next((rest[:n] for n in range(min(longest, len(rest)), 0, -1) if rest[:n] in ids), None)
+            if part is None:
+                break
+            found.append(ids[part])
+            rest = rest[len(part) :]
+        return found
 
 
-def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) -> llguidance.LLMatcher:
-    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks."""
+def _behind_a_space(source: str) -> str:
+    """A grammar in the library's form, of the same texts with a space before each."""
+    inner: dict[str, Any] = {"lark_grammar": source}
+    if source.startswith('{"grammars"'):
+        [inner] = json.loads(source)["grammars"]
+    return json.dumps({"grammars": [{"lark_grammar": 'start: " " @text'}, {**inner, "name": "text"}]})
+
+
+def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, behind: bool) -> llguidance.LLMatcher:
+    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks. behind: the
+    text stands behind a space."""
     import llguidance
 
     limits = llguidance.LLParserLimits(
@@ -227,7 +254,7 @@ def _compiled(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int) 
         if not matcher.is_error():
             matcher.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
         if matcher.is_error():
-            raise _error(_explained(matcher.get_error(), first=step == 0))
+            raise _error(_explained(matcher.get_error(), first=step <= behind))
         if matcher.is_stopped():
             break
         words = np.flatnonzero(allowed_W)
@@ -291,7 +318,7 @@ def _check_rules(source: str) -> None:
 
 def _explained(error: str, first: bool) -> str:
     if first and "NoExtension" in error:
-        return "no text matches the grammar"
+        return "no text matches the grammar, of those that this base's tokens can write"
     if "oneOf constraints" in error:
         return "oneOf is supported only where at most one branch can match, told apart by a const; use anyOf"
     return f"the grammar cannot be used: {_first_line(error)}"

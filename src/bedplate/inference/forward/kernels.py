@@ -21,7 +21,9 @@ from bedplate.models.layers.fused.operation import Refused
 WIDEST = 256
 """Features of a head that one program holds."""
 KEYS = 32
-"""Keys that one program reads at a time."""
+"""Keys that one program reads at a time: half as many where they are wide, to fit what a processor's core has."""
+WIDE = 512
+"""Bytes of a wide key."""
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -110,7 +112,7 @@ def paged_attention(
         TOKENS=triton.next_power_of_2(tokens),
         WIDE_D=max(triton.next_power_of_2(D), 16),
         WIDE_V=max(triton.next_power_of_2(V), 16),
-        KEYS=KEYS,
+        KEYS=KEYS // 2 if max(D, V) * q_NHD.element_size() >= WIDE else KEYS,
         CAPPED=cap is not None,
         WINDOWED=window is not None,
         SINKS=sinks is not None,
@@ -199,11 +201,11 @@ def _attend(
     for n in range(low // KEYS * KEYS, start, KEYS):
         p = n + j
         old = (p >= low) & (p < start)
-        block = tl.load(table + s * table_row + p // b, mask=old, other=0)
-        where = block * keys_p + (p % b) * keys_b + g * keys_g
-        k_DJ = tl.load(keys + where[None, :] + d[:, None], mask=old[None, :] & (d < D)[:, None], other=0.0)
-        where = block * values_p + (p % b) * values_b + g * values_g
-        v_JV = tl.load(values + where[:, None] + e[None, :], mask=old[:, None] & (e < V)[None, :], other=0.0)
+        page = tl.load(table + s * table_row + p // b, mask=old, other=0)
+        k_spot = page * keys_p + (p % b) * keys_b + g * keys_g
+        k_DJ = tl.load(keys + k_spot[None, :] + d[:, None], mask=old[None, :] & (d < D)[:, None], other=0.0)
+        v_spot = page * values_p + (p % b) * values_b + g * values_g
+        v_JV = tl.load(values + v_spot[:, None] + e[None, :], mask=old[:, None] & (e < V)[None, :], other=0.0)
         seen = asks[:, None] & old[None, :]
         if WINDOWED:
             seen = seen & (p[None, :] > at[:, None] - window)

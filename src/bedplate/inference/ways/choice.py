@@ -173,12 +173,12 @@ def choose_forward(
     if way.kernel == "torch":
         return torch_forward
     assert isinstance(cache, SlotCache)
-    blocks = _stored_blocks(base) if asked_quantised else {}
+    blocks = stored_blocks(base) if asked_quantised else {}
     decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
     return NativeForward(decoder, bank, cache)
 
 
-def _stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
+def stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
     """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
     if base.family.key[0] != "gguf":
         return {}

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.rope import FULL, SLIDING
+from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, renamed
-from bedplate.models.specs.transformer import Activation, TransformerSpec
+from bedplate.models.specs.transformer import Activation, Rope, TransformerSpec
 
 T = TypeVar("T")
 
@@ -106,6 +106,28 @@ def take_activation(fields: Fields, name: str, default: str, where: str) -> Acti
 def activation_name(activation: Activation) -> str:
     """The inverse: the first name of several."""
     return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def take_plain(fields: Fields, where: str, context: int, *, eps: float, theta: float = 10_000.0) -> dict[str, Any]:
+    """The fields of a spec that llama's descendants name alike: the norms' epsilon, the one rope and the activation.
+    eps, theta: where none is said."""
+    return {
+        "norm_eps": float(fields.take("rms_norm_eps", eps)),
+        "rope": take_rope(fields, where, context=context, theta=theta),
+        "activation": take_activation(fields, "hidden_act", "silu", where),
+    }
+
+
+def plain_fields(spec: TransformerSpec) -> dict[str, Any]:
+    """The inverse, with the dropout that no model here has."""
+    rope = spec.rope or Rope()
+    return {
+        "rms_norm_eps": spec.norm_eps,
+        "hidden_act": activation_name(spec.activation),
+        "attention_dropout": 0.0,
+        "rope_theta": rope.theta,
+        "rope_parameters": rope_parameters(rope),
+    }
 
 
 def take_windows(

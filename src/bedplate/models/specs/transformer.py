@@ -342,7 +342,7 @@ class TransformerSpec:
     def keys_of(self, layer: int) -> int:
         """The layer whose keys and values this one uses: itself, where it does not share them."""
         first = self.layers - (0 if self.shared_keys is None else self.shared_keys.layers)
-        found = layer if layer < first else self._last_alike(layer, first)
+        found = self._last_alike(layer, first) if first <= layer < self.layers else layer
         return layer if found is None else found
 
     def feedforward_size_of(self, layer: int) -> int:

@@ -46,8 +46,8 @@ class Further:
     weight: float = 0.3
 
     def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each module's term: where it has targets in the flattened rows, and those. Where the documents end depends
-        on the batch, which is read."""
+        """Of each module's term: where it has targets in the flattened rows, and those. How many there are depends on
+        the batch, which is read."""
         found: dict[str, tuple[Tensor, Tensor]] = {}
         for number in range(1, self.modules + 1):
             targets_BT = torch.full_like(batch.targets, NO_TARGET)
@@ -69,13 +69,15 @@ class NextToken:
 
     def __init__(self, further: Further | None = None) -> None:
         self._further = further
+        self._terms: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets."""
+        """The number of targets. What is read for that is kept for the batch's turn, when it may be on a device."""
         found = {self.name: float(batch.target_count)}
         if self._further is None:
             return found
-        return found | {name: float(len(learned)) for name, (learned, _) in self._further.terms(batch).items()}
+        terms = self._terms[batch.ids] = self._further.terms(batch)
+        return found | {name: float(len(learned)) for name, (learned, _) in terms.items()}
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model, learned = models["policy"], batch.learned
@@ -96,9 +98,11 @@ class NextToken:
             raise UsageError(
                 f"{further.modules} modules that predict further tokens are to learn; this model has others"
             )
-        states = model.further(hidden_BTD, batch.inputs, attend)
+        states, known = model.further(hidden_BTD, batch.inputs, attend), self._terms.pop(batch.ids, None)
+        terms = further.terms(batch) if known is None else known
         found: dict[str, Term] = {}
-        for state_BTD, (name, (learned, targets_N)) in zip(states, further.terms(batch).items(), strict=True):
+        for state_BTD, (name, both) in zip(states, terms.items(), strict=True):
+            learned, targets_N = (one.to(hidden_BTD.device) for one in both)
             hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
             lost = token_losses(model, hidden_ND, targets_N)
             total = lost * (further.weight / further.modules)

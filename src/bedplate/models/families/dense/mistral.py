@@ -13,18 +13,17 @@ from bedplate.models.families.decoders import (
     IGNORABLE,
     LLAMA_NORMS,
     TINY,
-    activation_name,
     decoder_rules,
     one_window,
+    plain_fields,
     size_fields,
-    take_activation,
+    take_plain,
     take_sizes,
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _WHERE = "config.json (mistral)"
 
@@ -46,10 +45,8 @@ def read_mistral(fields: Fields, where: str, window: int | None, eps: float = 1e
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", eps)),
-        rope=take_rope(fields, where, context=sizes["context_length"]),
+        **take_plain(fields, where, sizes["context_length"], eps=eps),
         windows=one_window(fields.take("sliding_window", window)),
-        activation=take_activation(fields, "hidden_act", "silu", where),
     )
     fields.finish()
     return spec
@@ -62,14 +59,9 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
 
 def mistral_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `read_mistral`, without the sizes."""
-    rope = spec.rope or Rope()
     return {
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
-        "attention_dropout": 0.0,
+        **plain_fields(spec),
         "sliding_window": spec.window(0),
-        "rope_theta": rope.theta,
-        "rope_parameters": rope_parameters(rope),
     }
 
 

@@ -13,17 +13,16 @@ from bedplate.models.families.decoders import (
     IGNORABLE,
     QK_NORMS,
     TINY,
-    activation_name,
     decoder_rules,
+    plain_fields,
     size_fields,
-    take_activation,
+    take_plain,
     take_sizes,
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _WHERE = "config.json (olmo2)"
 
@@ -42,11 +41,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-5)),
+        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-5),
         norm_placement="branch",
         qk_norm="projection",
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
         attention_bias=bool(fields.take("attention_bias", False)),
     )
     fields.finish()
@@ -55,14 +52,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
     return size_fields(spec, "olmo2", "Olmo2ForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
+        **plain_fields(spec),
         "attention_bias": spec.attention_bias,
-        "attention_dropout": 0.0,
-        "rope_theta": rope.theta,
-        "rope_parameters": rope_parameters(rope),
     }
 
 

@@ -13,19 +13,19 @@ from bedplate.models.families.decoders import (
     IGNORABLE,
     LLAMA_NORMS,
     TINY,
-    activation_name,
     decoder_rules,
+    plain_fields,
     size_fields,
-    take_activation,
+    take_plain,
     take_sizes,
     take_windows,
     window_fields,
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
+from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _WHERE = "config.json (qwen2)"
 
@@ -51,10 +51,8 @@ def read_qwen(fields: Fields, where: str, head_dim: int | None = None, **feature
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
-        rope=take_rope(fields, where, context=sizes["context_length"]),
+        **take_plain(fields, where, sizes["context_length"], eps=1e-6),
         windows=take_windows(fields, layers, window, default, where),
-        activation=take_activation(fields, "hidden_act", "silu", where),
         **features,
     )
     fields.finish()
@@ -68,15 +66,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
 
 def qwen_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `read_qwen`, without the sizes."""
-    rope = spec.rope or Rope()
     return {
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
-        "attention_dropout": 0.0,
+        **plain_fields(spec),
         "use_sliding_window": bool(spec.windows),
         "max_window_layers": next((layer for layer in range(spec.layers) if spec.window(layer)), spec.layers),
-        "rope_theta": rope.theta,
-        "rope_parameters": rope_parameters(rope),
     } | window_fields(spec)
 
 

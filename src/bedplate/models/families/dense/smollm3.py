@@ -13,20 +13,20 @@ from bedplate.models.families.decoders import (
     IGNORABLE,
     LLAMA_NORMS,
     TINY,
-    activation_name,
     decoder_rules,
+    plain_fields,
     shortest,
     size_fields,
-    take_activation,
+    take_plain,
     take_sizes,
     take_windows,
     window_fields,
 )
 from bedplate.models.families.family import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
+from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 _WHERE = "config.json (smollm3)"
 
@@ -61,11 +61,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
     spec = TransformerSpec(
         **sizes,
-        norm_eps=float(fields.take("rms_norm_eps", 1e-6)),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=2_000_000.0),
+        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
         rope_layers=shortest(turns, True),
         windows=take_windows(fields, layers, window, default, _WHERE),
-        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
         attention_bias=bool(fields.take("attention_bias", False)),
         feedforward_bias=bool(fields.take("mlp_bias", False)),
     )
@@ -75,21 +73,16 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
     return (
         size_fields(spec, "smollm3", "SmolLM3ForCausalLM")
         | {
-            "rms_norm_eps": spec.norm_eps,
-            "hidden_act": activation_name(spec.activation),
+            **plain_fields(spec),
             "attention_bias": spec.attention_bias,
-            "attention_dropout": 0.0,
             "mlp_bias": spec.feedforward_bias,
             # Its default is beyond small vocabularies.
             "pad_token_id": None,
             "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
             "use_sliding_window": bool(spec.windows),
-            "rope_theta": rope.theta,
-            "rope_parameters": rope_parameters(rope),
         }
         | window_fields(spec)
     )

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.inference.engine.test_isolation import CONFIG, weights
 from tests.inference.mixtures import random_prompt
 from tests.inference.test_every_family import numbers
-from tests.inference.test_isolation import CONFIG, weights
 from tests.near import assert_near
 from tests.tiny import write_tiny_base
 
@@ -238,7 +238,9 @@ def alone(base: Base) -> Any:
 
 
 @pytest.mark.parametrize("paged", [False, True])
-@pytest.mark.parametrize(("count", "kinds"), [(500, 120), pytest.param(10_000, 2_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "kinds"), [(500, 120), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))]
+)
 def test_forty_at_once_are_answered_as_one_by_one(
     base: Base, alone: Alone, paged: bool, count: int, kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
