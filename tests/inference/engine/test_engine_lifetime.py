@@ -22,8 +22,9 @@ from tests.made import made_base
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import BedplateError, RequestError, UsageError
+from bedplate.inference.engine import grammar
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Embed, Generate, Generation, Sampling
+from bedplate.inference.engine.requests import Embed, Generate, Generation, Grammar, Sampling
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.models.checkpoints.base import Base, load_base
 
@@ -295,6 +296,20 @@ def test_what_fails_around_a_request_fails_it_alone(base: Base, monkeypatch: pyt
         for stream in (good, heard):
             assert cast(Generation, stream.result(timeout=60)).token_ids == expected
         assert (engine.running, engine.waiting) == (0, 0)
+
+
+def test_a_grammar_that_was_let_go_is_not_compiled_by_the_engines_thread(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes up to half a second, in which nobody would be answered."""
+    monkeypatch.setattr(grammar, "CACHED", 1)
+    with Engine(base) as engine, engine.exclusive():
+        said = Sampling(max_tokens=20, ignore_eos=True)
+        streams = [engine.submit(Generate((5, 6), said, Grammar("choice", f'["{word}"]'))) for word in ("ab", "cd")]
+        monkeypatch.setattr(grammar, "_compiled", broken)
+        while not all(stream.done for stream in streams):
+            engine._steps.step()
+        assert [cast(Generation, stream.result(0)).text for stream in streams] == ["ab", "cd"]
 
 
 def test_what_is_told_of_steps_may_fail(base: Base, caplog: pytest.LogCaptureFixture) -> None:

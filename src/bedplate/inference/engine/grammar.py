@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,14 +55,16 @@ class Grammars:
         self._known: OrderedDict[bytes, llguidance.LLMatcher] = OrderedDict()
         self._vocabulary: llguidance.LLTokenizer | None = None
 
-    def compile(self, grammar: Grammar) -> None:
-        """Raises RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that
-        no text matches."""
-        self._template(grammar)
+    def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
+        """What gives matchers at the start of a text, however many other grammars are compiled meanwhile. Raises
+        RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no text
+        matches."""
+        template = self._template(grammar)
+        return lambda: Matcher(template.deep_copy())
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the start of a text. Raises as `compile` does."""
-        return Matcher(self._template(grammar).deep_copy())
+        return self.compile(grammar)()
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
         """Whether the whole text is one that the grammar lets a model write. Raises as `compile` does."""

@@ -49,13 +49,15 @@ Admit = Callable[[I_], Admission]
 
 @dataclass(eq=False)
 class Queue(Generic[I_]):
-    """running: those let in whose prompts are not computed yet, in order. credit: how much it may take now."""
+    """running: those let in whose prompts are not computed yet, in order. credit: how much it may take now. queued: the
+    ids of those that wait."""
 
     name: Hashable
     waiting: deque[I_] = field(default_factory=deque)
     running: list[I_] = field(default_factory=list)
     credit: int = 0
     overtaken: int = 0
+    queued: set[int] = field(default_factory=set[int])
 
 
 class Scheduler(Generic[I_]):
@@ -81,7 +83,9 @@ class Scheduler(Generic[I_]):
 
     def add(self, name: Hashable, item: I_) -> None:
         """A new request, at its queue's end."""
-        self._queue(name).waiting.append(item)
+        queue = self._queue(name)
+        queue.waiting.append(item)
+        queue.queued.add(id(item))
         self._waiting += 1
 
     def put_back(self, name: Hashable, item: I_) -> None:
@@ -90,6 +94,7 @@ class Scheduler(Generic[I_]):
         if item in queue.running:
             queue.running.remove(item)
         queue.waiting.appendleft(item)
+        queue.queued.add(id(item))
         self._waiting += 1
 
     def remove(self, name: Hashable, items: Iterable[I_]) -> None:
@@ -98,9 +103,10 @@ class Scheduler(Generic[I_]):
         if queue is None:
             return
         gone = set(map(id, items))
-        kept = [item for item in queue.waiting if id(item) not in gone]
-        self._waiting -= len(queue.waiting) - len(kept)
-        queue.waiting = deque(kept)
+        if gone & queue.queued:  # mostly they were let in, and a long queue need not be looked through
+            queue.queued -= gone
+            self._waiting -= len(queue.waiting) - len(queue.queued)
+            queue.waiting = deque(item for item in queue.waiting if id(item) in queue.queued)
         queue.running = [item for item in queue.running if id(item) not in gone]
         self._retire(queue)
 
@@ -160,6 +166,7 @@ class Scheduler(Generic[I_]):
             if answer is not Admission.IN:
                 break
             del queue.waiting[skipped]
+            queue.queued.discard(id(item))
             self._waiting -= 1
             seen = skipped
             queue.running.append(item)

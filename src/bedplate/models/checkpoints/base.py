@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.core.files import file_state
 from bedplate.hub.pull import resolve
-from bedplate.models.build import build
-from bedplate.models.checkpoints.conversion import read_parameters
+from bedplate.models.checkpoints.filling import Filling
 from bedplate.models.checkpoints.gguf import GgufReader
-from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, WeightsHash, with_dense
+from bedplate.models.checkpoints.identity import (
+    NO_TEMPLATE,
+    NO_TOKENIZER,
+    Identified,
+    Identity,
+    Once,
+    dense_id,
+    with_dense,
+)
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
@@ -34,11 +42,12 @@ BASE_FILE = "base.json"
 _OWN_CODE = "the Python code that its auto_map names would have to be run, which Bedplate never does"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `tokenizer` is None for a directory without one: such a base takes token ids only. `sentence`: what its own library
+    `identity` is hashed when it is first read. `tokenizer` is None for a directory without one: such a base takes token
+    ids only. `sentence`: what its own library
     makes vectors by; None where it says nothing of it.
     """
 
@@ -46,7 +55,7 @@ class Base:
     model: Model
     tokenizer: Tokenizer | None
     family: Family
-    identity: Identity
+    identity: Identified = Identified()  # noqa: RUF009 (a descriptor, not a default)
     source: str
     path: Path
     dtype: torch.dtype
@@ -150,16 +159,24 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
     wanted = resolve_dtype(dtype, stored)
-    model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
-    vocabulary = reader.metadata.get("tokenizer.ggml.model", "none")
-    tokenizer = None if vocabulary in ("none", "no_vocab") else Tokenizer.from_fields(reader.metadata)
+    states = [file_state(path)]
+    filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
+    with ThreadPoolExecutor(1) as beside:
+        reading = beside.submit(_gguf_tokenizer, reader.metadata)
+        model = filling.model(reader.get, wanted, device)
+        tokenizer = reading.result()
     _refuse_other_tokenizer(tokenizer, spec, str(path))
+
+    def hashed() -> str:
+        again = GgufReader(path, tensors_only=True)
+        return filling.weights_id(lambda name, _: again.get(name))
+
     return Base(
         spec=spec,
         model=model,
         tokenizer=tokenizer,
         family=family,
-        identity=_identify(weights_id, tokenizer),
+        identity=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
         source=source,
         path=path,
         dtype=wanted,
@@ -181,19 +198,32 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
-        stored = reader.get(embedding).dtype
+        # Of packed matrices the others' dtype; else the narrowest that holds every matrix as it is stored.
+        stored = reader.get(embedding).dtype if packing is not None else files.widest() or reader.get(embedding).dtype
         wanted = resolve_dtype(dtype, stored)
-        model, weights_id = _fill(spec, family, reader.names, reader.get, wanted, device, str(path))
+        states = [file_state(path / name) for name in files.files]
+        copies = _copies(spec, family, reader.names, reader.get, str(path))
+        filling = Filling(spec, family, reader.names, str(path), copies)
+        model = filling.model(lambda name, _: reader.get(name), wanted, device)
     sentence = read_sentence(path, spec.hidden_size)
-    weights_id = with_dense(weights_id, sentence)
+    dense = dense_id(sentence)
+
+    def hashed() -> str:
+        with SafetensorsReader(path) as files:
+            again = unpacked(files, packing, str(path / "config.json"))
+            return filling.weights_id(lambda name, _: again.get(name))
+
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
     _refuse_other_tokenizer(tokenizer, spec, str(path))
     defaults = _generation(config) | _read_json(path / "generation_config.json")
     if tokenizer is not None and "encode" in model.can:
         tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
     record = _read_json(path / BASE_FILE)
-    identity = _identify(weights_id, tokenizer, record.get("equivalent_of"))
-    if record and record.get("weights_id") != identity.weights_id:
+    equivalent_of = record.get("equivalent_of")
+    identity = Once(
+        lambda: _identify(with_dense(filling.kept_id(hashed, states, packing), dense), tokenizer, equivalent_of)
+    )
+    if record and record.get("weights_id") != identity.get().weights_id:
         raise CheckpointError(
             f"{path}: the weights are not those that {BASE_FILE} describes; export the base again, "
             f"or delete {BASE_FILE} if the change is intended"
@@ -260,6 +290,11 @@ def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], whe
     return spec
 
 
+def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
+    none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
+    return None if none else Tokenizer.from_fields(metadata)
+
+
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
     if tokenizer is None:
         return Identity(weights_id, equivalent_of=equivalent_of)
@@ -280,44 +315,6 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
             raise CheckpointError(f"{path.parent} has no {path.name}; a base directory needs one (Hugging Face layout)")
         return {}
     return read_object(path)
-
-
-def _fill(
-    spec: TextSpec,
-    family: Family,
-    names: tuple[str, ...],
-    get: Callable[[str], Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
-    where: str,
-) -> tuple[Model, str]:
-    """A model with every parameter read from the checkpoint and every tensor of the checkpoint used."""
-    try:
-        model = build(spec, dtype, "meta")
-    except RuntimeError as error:  # sizes whose product no tensor can have
-        raise CheckpointError(f"{where}: a model of these sizes cannot be built ({error})") from error
-    copies = _copies(spec, family, names, get, where)
-    digest = WeightsHash()
-    state: dict[str, Tensor] = {}
-    kept = [name for name in names if name not in copies]
-    wanted = model.state_dict(keep_vars=True)
-    with ThreadPoolExecutor(1) as beside:  # one tensor is hashed while the next is read
-        last: Future[None] | None = None
-        for name, tensor in read_parameters(family, spec, kept, get, wanted, where):
-            if last is not None:
-                last.result()
-            last = beside.submit(_hash, digest, name, tensor, where)
-            state[name] = tensor.to(device, wanted[name].dtype)
-        if last is not None:
-            last.result()
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(False)
-    return model.eval(), digest.hexdigest()
-
-
-def _hash(digest: WeightsHash, name: str, tensor: Tensor, where: str) -> None:
-    if not digest.add(name, tensor):
-        raise CheckpointError(f"{where}: {name} holds NaN or infinite values; the checkpoint is damaged")
 
 
 def _copies(

@@ -3,16 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families import Family
-from bedplate.models.families.weights import Step
+from bedplate.models.families.weights import Step, same
 from bedplate.models.specs import TextSpec
 
 _SHOWN = 8
 """Names that an error lists; of more it says how many."""
+
+
+Get = Callable[[str, torch.dtype], Tensor]
+"""A tensor by name. Where it has to be made of what is stored, it may be made in this dtype."""
+
+
+class Reading(NamedTuple):
+    """A step, and what its tensors are called in the checkpoint."""
+
+    step: Step
+    theirs: tuple[str, ...]
+
+
+def readings(
+    family: Family, spec: TextSpec, names: Sequence[str], wanted: Mapping[str, Tensor], where: str
+) -> list[Reading]:
+    """The steps that make the `wanted` parameters of the checkpoint that holds `names`, in its order.
+
+    CheckpointError, before anything is read, naming every tensor that is missing or that has no place.
+    """
+    return [Reading(step, theirs) for step, theirs in _plan(family, spec, names, wanted, where)]
+
+
+def read(
+    reading: Reading, spec: TextSpec, get: Get, wanted: Mapping[str, Tensor], where: str, *, stored: bool = False
+) -> list[tuple[str, Tensor]]:
+    """The parameters of one step, each of its wanted shape. stored: with the values as they are stored, whatever
+    dtype is wanted."""
+    step, theirs = reading
+    # Rows that are only moved can be made in the dtype they will have; arithmetic is done in the stored one.
+    moved = not stored and (step.rule.inverse is same or step.rule.rows)
+    made_in = wanted[step.ours[0]].dtype if moved else torch.float32
+    found: list[tuple[str, Tensor]] = []
+    for name, tensor in zip(step.ours, step.rule.inverse([get(one, made_in) for one in theirs], spec), strict=True):
+        if tensor.shape != wanted[name].shape:
+            _check_labels(name, tensor, spec, where)
+            raise CheckpointError(
+                f"{where}: {_listed(theirs)} gives {name} the shape {list(tensor.shape)}, "
+                f"but the config asks for {list(wanted[name].shape)}"
+            )
+        found.append((name, tensor))
+    return found
 
 
 def read_parameters(
@@ -23,19 +67,9 @@ def read_parameters(
     wanted: Mapping[str, Tensor],
     where: str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The `wanted` parameters (name → a tensor of its shape) of the checkpoint that holds `names`, in its order.
-
-    CheckpointError, before anything is read, naming every tensor that is missing or that has no place.
-    """
-    for step, theirs in _plan(family, spec, names, wanted, where):
-        for name, tensor in zip(step.ours, step.rule.inverse([get(one) for one in theirs], spec), strict=True):
-            if tensor.shape != wanted[name].shape:
-                _check_labels(name, tensor, spec, where)
-                raise CheckpointError(
-                    f"{where}: {_listed(theirs)} gives {name} the shape {list(tensor.shape)}, "
-                    f"but the config asks for {list(wanted[name].shape)}"
-                )
-            yield name, tensor
+    """All of it, one after the other, with the values as they are stored."""
+    for reading in readings(family, spec, names, wanted, where):
+        yield from read(reading, spec, lambda name, _: get(name), wanted, where, stored=True)
 
 
 def _check_labels(name: str, tensor: Tensor, spec: TextSpec, where: str) -> None:

@@ -61,10 +61,10 @@ class GgufReader:
         """Rows first (GGUF itself stores the shape the other way round)."""
         return self._tensors[name].shape
 
-    def get(self, name: str) -> Tensor:
-        """One tensor as float32."""
+    def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """One tensor, dequantised to float32, and part by part brought to another dtype."""
         tensor, shape = self._tensors[name], self.shape(name)
-        found = torch.empty(shape)
+        found = torch.empty(shape, dtype=dtype)
         rows = found.view(-1, shape[-1])
         step = max(1, _CHUNK // shape[-1])
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -37,32 +39,64 @@ class WeightsHash:
     def __init__(self) -> None:
         self._digests: dict[str, str] = {}
 
-    def add(self, name: str, tensor: Tensor) -> bool:
-        """Takes a tensor; whether all its values are finite. A part at a time is widened, so that a large one is never
-        there twice."""
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Takes a tensor. A part at a time is widened, so that a large one is never there twice."""
         # Half precisions widen exactly, so a bfloat16 copy of bfloat16 values has their id in any storage type.
         wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         kind = "<f8" if wide == torch.float64 else "<f4"
         digest = hashlib.sha256(f"{name}|{'x'.join(map(str, tensor.shape))}|{kind}|".encode())
-        finite = True
         for part in tensor.detach().reshape(-1).split(_PART):
-            values = part.to("cpu", wide)
-            digest.update(values.numpy().view("uint8").data)
-            # A sum shows them; one that merely grew too large is looked at again.
-            finite = finite and (math.isfinite(float(values.sum())) or bool(values.isfinite().all()))
+            digest.update(part.to("cpu", wide).numpy().view("uint8").data)
         self._digests[name] = digest.hexdigest()
-        return finite
 
     def hexdigest(self) -> str:
         lines = "\n".join(f"{name} {digest}" for name, digest in sorted(self._digests.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def with_dense(weights_id: str, sentence: Sentence | None) -> str:
-    """The id of weights together with those that a sentence encoder has behind its model."""
+def dense_id(sentence: Sentence | None) -> str | None:
+    """The id of the weights that a sentence encoder has behind its model; None where it has none."""
     if sentence is None or not sentence.spec.denses:
-        return weights_id
+        return None
     digest = WeightsHash()
     for name, tensor in sentence.named_parameters():
         digest.add(name, tensor)
-    return hashlib.sha256(f"{weights_id} {digest.hexdigest()}".encode()).hexdigest()
+    return digest.hexdigest()
+
+
+def with_dense(weights_id: str, dense: str | None) -> str:
+    """The id of weights together with those behind them."""
+    return weights_id if dense is None else hashlib.sha256(f"{weights_id} {dense}".encode()).hexdigest()
+
+
+class Once:
+    """What is found out when it is first asked for, by whichever thread, and then known."""
+
+    def __init__(self, find: Callable[[], Identity]) -> None:
+        self._find: Callable[[], Identity] | None = find
+        self._lock = Lock()
+        self._found: Identity | None = None
+
+    def get(self) -> Identity:
+        with self._lock:
+            if self._found is None:
+                assert self._find is not None
+                self._found, self._find = self._find(), None
+            return self._found
+
+
+class Identified:
+    """A field that holds an identity, or one that is yet to be found out: reading it finds it out."""
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> Identified: ...
+    @overload
+    def __get__(self, owner: object, kind: type) -> Identity: ...
+    def __get__(self, owner: object | None, kind: type) -> Identity | Identified:
+        if owner is None:
+            raise AttributeError("identity")  # so that a dataclass takes it for a field without a default
+        held: Identity | Once = owner.__dict__["_identity"]
+        return held.get() if isinstance(held, Once) else held
+
+    def __set__(self, owner: object, value: Identity | Once) -> None:
+        owner.__dict__["_identity"] = value

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_write
 
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -48,6 +51,17 @@ class SafetensorsReader:
             return self._open(self._where[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that hold them."""
+        return tuple(sorted(set(self._where.values())))
+
+    def widest(self) -> torch.dtype | None:
+        """The dtype that holds the values of every matrix: of float32 beside bfloat16, and of the two halves, float32.
+        None where there are no matrices of such types."""
+        found = [_DTYPES[kind] for kind in sorted(self.matrix_types()) if kind in _DTYPES]
+        return reduce(torch.promote_types, found) if found else None
 
     def matrix_types(self) -> frozenset[str]:
         """The types that matrices of real numbers are stored in, as the files name them ("BF16"); their values are not

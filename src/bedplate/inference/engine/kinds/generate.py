@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.choosing import Alternatives, WritingRow
+from bedplate.inference.engine.grammar import Matcher
 from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
 from bedplate.inference.engine.kinds.request import (
     NO_TIMING,
@@ -66,6 +67,7 @@ class GenerateJob(Job[Generate]):
 
     def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
         self.limit = 0
+        self._matcher: Callable[[], Matcher] | None = None
         super().__init__(request, adapter, equipment)
         # What an encoder has read is no beginning of the text.
         begun = self.starts if self.source else request.tokens
@@ -96,7 +98,7 @@ class GenerateJob(Job[Generate]):
                 param="prompt_logprobs",
             )
         if request.grammar is not None:
-            self.equipment.grammars.compile(request.grammar)
+            self._matcher = self.equipment.grammars.compile(request.grammar)
 
     @property
     def _asks_prompt(self) -> bool:
@@ -160,9 +162,8 @@ class GenerateJob(Job[Generate]):
     def _begin(self) -> None:
         """The prompt is computed for the first time."""
         self.begun = True
-        grammar = self.request.grammar
-        if grammar is not None:
-            self.state.matcher = self.equipment.grammars.matcher(grammar)
+        if self._matcher is not None:
+            self.state.matcher = self._matcher()
         elif self.equipment.speculates:
             self._drafter = Drafter(self.tokens)
         if self.limit == 0:

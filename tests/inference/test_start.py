@@ -1,0 +1,33 @@
+"""What stands between a command and its first token: only what the answer needs is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+NEEDLESS = (
+    *("transformers", "peft", "scipy", "sklearn", "pandas", "sympy", "torch._dynamo", "torch._inductor"),
+    *("requests", "pypi_simple", "bs4", "huggingface_hub", "starlette", "uvicorn", "jsonschema"),
+)
+OPENED = """
+import sys
+from tests.made import made_base
+from tests.tiny import tiny_spec
+from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.predict.opening import open_base
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.ways.calibrate import measured
+from bedplate.inference.ways.way import float_ways
+
+measured(tiny_spec(), float_ways("float32")[:1], brief="generate")
+with LocalModel(made_base(tiny_spec()), kernel="torch") as model:
+    assert model.engine.run([Generate((1, 2, 3), Sampling(max_tokens=2))])[0].token_ids
+assert callable(open_base)
+print(*(name for name in sys.argv[1:] if name in sys.modules))
+"""
+
+
+def test_a_first_token_loads_nothing_it_does_not_need() -> None:
+    done = subprocess.run([sys.executable, "-c", OPENED, *NEEDLESS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
