@@ -34,7 +34,7 @@ from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
-from bedplate.inference.ways.choice import choose_forward
+from bedplate.inference.ways.choice import choose_forward, held_for
 from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.device_memory import free_on
@@ -78,17 +78,17 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base = base
-        causal = "generate" in base.model.can
-        self.bank = Bank(base.model, adapters, hf_name=_hf_names(base))
+        self.base, run, causal = base, held_for(base, weights, kernel), "generate" in base.model.can
+        self.bank = Bank(run.model, adapters, hf_name=_hf_names(base))
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
         sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), asked)
         step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
         self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
-        self._torch = TorchForward(base, self.bank, cache, joined=paged, record=recorder(base.device))
-        self._forward = choose_forward(base, self.bank, cache, self._torch, weights, kernel)
+        own = "auto" if run is base else weights
+        self._torch = TorchForward(run, self.bank, cache, paged, recorder(base.device), own)
+        self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
             raise UnsupportedModelError(
