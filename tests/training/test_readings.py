@@ -13,10 +13,14 @@ from torch import nn
 
 from bedplate.core.errors import TrainingError
 from bedplate.models.build import build
+from bedplate.models.layers import grouped
 from bedplate.models.layers.kept import recomputing
+from bedplate.models.specs import EncoderDecoderSpec
+from bedplate.models.specs.parts import RelativeBias
 from bedplate.models.specs.recompute import Recompute
 from bedplate.models.specs.states import DeltaRule
-from bedplate.models.specs.transformer import LongRopeScaling, Rope, Scales
+from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
+from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken, Sft, Term
@@ -134,6 +138,24 @@ def test_a_pass_over_a_batch_on_a_device_reads_nothing(name: str, setting: Recom
             terms = objective({"policy": model}, batch.to(torch.device("meta")))
             torch.stack([term.total for term in terms.values()]).sum().backward()
         assert all(parameter.grad is not None for parameter in model.layers.parameters())
+
+
+def test_an_encoder_and_experts_on_a_device_read_nothing(monkeypatch) -> None:
+    """As above, of two sides and of grouped products, whose trial reads what it gave."""
+    monkeypatch.setattr(grouped, "torch_product_works", lambda device, dtype: True)
+    side = {"rope": None, "relative_bias": RelativeBias(), "kv_heads": 6}
+    reads = tiny_spec(kind="encoder", embedding_norm=False, final_norm=True, **side)
+    both = EncoderDecoderSpec(reads, tiny_spec(cross_size=48, **side), shared_embedding=True)
+    experts = tiny_spec(experts=Experts(4, 2, 32, selection_bias=True, scoring="sigmoid"))
+    for spec, source in ((both, (7, 8, 9)), (experts, ())):
+        examples = [
+            TrainingExample((0, 5, *range(9, 11 + n)), (False, *(True,) * (n + 3)), str(n), source and (*source, n))
+            for n in range(4)
+        ]
+        model = build(spec, device="meta", dtype=torch.bfloat16)
+        batch = pack_examples(examples).to(torch.device("meta"))
+        NextToken()({"policy": model}, batch)["next_token"].total.backward()
+        assert model.embedding.weight.grad is not None
 
 
 def test_a_resumed_optimizer_is_where_and_what_it_was() -> None:

@@ -18,7 +18,6 @@ from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.inputs import Inputs
-from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.skins.files import family_of, skin_id
 from bedplate.skins.skin import Skin
@@ -35,7 +34,8 @@ _EXACT = frozenset(("f32", "f16", "bf16"))
 
 @dataclass(frozen=True)
 class MergeDrift:
-    """The written base against base with adapter, next-token distributions at every position, computed in float32.
+    """The written base against base with adapter, next-token distributions at every position, computed in float32; of
+    an encoder, which has none, those of the skin's own head on every state, or without one the states themselves.
 
     logit: the largest difference of two logits. kl: mean Kullback-Leibler divergence, nats. same_top: share of
     positions where the likeliest token is the same.
@@ -80,7 +80,7 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
     slot = bank.add(skin.lora.config, skin.lora.tensors)
     prompts = _prompts(skin, source)
     bank.select(slot)
-    expected = _distributions(source.model, prompts)
+    expected = _distributions(skin, source, prompts)
     bank.merge(slot)
     stored = dtype or (source.stored_dtype if source.stored_dtype in DTYPES else "float32")
     # It is no longer what its file holds; the base it comes from stays its parent.
@@ -89,26 +89,40 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
     export_base(replace(source, identity=identity, lineage=lineage), out, dtype=stored)
     bank.close()
     written = load_base(out.absolute(), dtype="float32", device="cpu")
-    drift = _drift(expected, _distributions(written.model, prompts))
+    drift = _drift(expected, _distributions(skin, written, prompts))
     blocks = sorted(set(source.stored_dtype.split("+")) - _EXACT) if source.path.is_file() else []
     return Merged(out, stored, "+".join(blocks) or None, written.identity.weights_id, drift)
 
 
 def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     """The skin's own prompt around each of TEXTS; the end of it where the context is shorter."""
-    tokenizer = base.need_tokenizer()
-    found = [skin.prompt.tokens(tokenizer, dict.fromkeys(skin.inputs, text), skin.demonstrations) for text in TEXTS]
+    tokenizer, given = base.need_tokenizer(), [dict.fromkeys(skin.inputs, text) for text in TEXTS]
+    if "generate" in base.model.can:
+        found = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in given]
+    else:
+        found = [tokenizer.encode(str(skin.prompt.text(inputs)), add_special_tokens=True) for inputs in given]
     return [tokens[-base.spec.context_length :] for tokens in found]
 
 
-def _distributions(model: Model, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
+def _distributions(skin: Skin, base: Base, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """Logits, and log-probabilities in float64, [T, V] of each prompt."""
     found: list[tuple[Tensor, Tensor]] = []
     for tokens in prompts:
-        logits = model.head(model(Inputs(torch.tensor([tokens]))).hidden[0])
+        logits = _logits(skin, base, torch.tensor([tokens]))
         # Divergences this small vanish in the rounding of float32 sums.
         found.append((logits, logits.double().log_softmax(-1)))
     return found
+
+
+def _logits(skin: Skin, base: Base, tokens_1T: Tensor) -> Tensor:
+    model = base.model
+    if "encode" in model.can:  # the decoder is given the prompt again, as an answer
+        written = torch.cat((torch.tensor([base.decoder_start]), tokens_1T), dim=1)[:, : tokens_1T.shape[1]]
+        return model.head(model(Inputs(written, encoder=Inputs(tokens_1T))).hidden[0])
+    if "generate" in model.can:
+        return model.head(model(Inputs(tokens_1T)).hidden[0])
+    states_TD = model(Inputs(tokens_1T)).hidden[0]
+    return states_TD if skin.probe is None else skin.probe.head(states_TD)
 
 
 def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> MergeDrift:

@@ -22,6 +22,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin
+from bedplate.skins.merge import merge_skin
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RUNGS = ["zero_shot", "soft_prompt", "lora", "full"]
@@ -60,6 +61,11 @@ def test_low_rank_weights_with_a_head(reader: Path, tmp_path: Path, monkeypatch:
             states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
         expected = torch.log_softmax(head["weight"] @ states.mean(0) + head["bias"], dim=-1)
         assert_near([answer.scores["negative"], answer.scores["positive"]], expected, 1e-4)
+    assert merge_skin(read_skin(place), tmp_path / "merged").drift.logit < 1e-5
+    merged = transformers.AutoModel.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        given = tokenizer(TEXTS[0], return_tensors="pt")
+        assert_near(merged(**given).last_hidden_state, model(**given).last_hidden_state, 1e-5)
     with loaded_server(server_config(reader), [place]) as state, running(state) as url:
         server = Server(url, state, {})
         for text, answer in zip(TEXTS, answers, strict=True):

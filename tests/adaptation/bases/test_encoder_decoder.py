@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
 from tests.adaptation.written import write_rows, write_task
 from tests.homes import new_home
 from tests.seq2seq import write_tiny_t5
-from transformers import AutoTokenizer
+from tests.serving.conftest import Server, running
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.evaluation.suites.text import GeneralText
 from bedplate.inference.engine.requests import Generation
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.completion import completion_tokens
+from bedplate.skins.files import read_skin
+from bedplate.skins.merge import merge_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 
@@ -74,3 +80,29 @@ def test_a_ladder_on_an_encoder_decoder(
         request = skin.request("3 plums 1 1")
         plain = cast(Generation, skin.engine.run([request])[0])
     assert one.text == plain.text
+    with loaded_server(server_config(tiny_t5), [directory]) as state, running(state) as url:
+        message = {"role": "user", "content": "3 plums 1 1"}
+        body = Server(url, state, {}).chat(model=read_skin(directory).name, messages=[message]).json()
+    assert body["choices"][0]["message"]["content"] == one.output
+    merged = merge_skin(read_skin(directory), tmp_path / "merged")
+    assert merged.drift.same_top == 1.0
+    assert merged.drift.logit < 1e-4
+    tokenizer, ids = load_base(tiny_t5).need_tokenizer(), list(request.tokens)
+    theirs = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").generate(
+        torch.tensor([ids]), max_new_tokens=plain.usage.completion_tokens, do_sample=False
+    )
+    assert tokenizer.decode([i for i in theirs[0].tolist() if i > 1]).startswith(plain.text)
+
+
+def test_the_loss_of_a_text_is_of_its_second_half(tiny_t5: Path) -> None:
+    theirs, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(tiny_t5).eval(), AutoTokenizer.from_pretrained(tiny_t5)
+    text = "3 apples and 4 figs, 5 plums twice"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    half = len(ids) // 2
+    with torch.no_grad():
+        expected = theirs(input_ids=torch.tensor([[*ids[:half], 1]]), labels=torch.tensor([ids[half:]])).loss
+    with LocalModel(load_base(tiny_t5)) as model:
+        one = GeneralText("a", text)
+        found = one.grade(model.engine.run(one.requests(model)))
+    assert found.tokens == len(ids) - half
+    assert found.total / found.tokens == pytest.approx(float(expected), rel=1e-5)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from bedplate.core.errors import RequestError
 from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.suites.suite import Items
 from bedplate.inference.engine.requests import Result, Score, Scores
@@ -25,14 +24,24 @@ class GeneralText:
 
     def requests(self, model: LocalModel) -> list[Score]:
         """The text, or what is longer than a window in windows that do not overlap; where the base has no BOS, the
-        first token of a window is only looked at."""
+        first token of a window is only looked at. An encoder–decoder reads the first half of a window and is asked
+        for the second."""
         if model.tokenizer.answers_apart:
-            raise RequestError(f"{model.base.name} has an encoder: a text by itself has no likelihood")
+            return self._halves(model)
         start = model.tokenizer.prompt_start
         window, seen = min(WINDOW, model.base.spec.context_length) - len(start), max(1, len(start))
         ids = tuple(model.tokenizer.encode(self.text, parse_special=False))
         parts = [(*start, *ids[place : place + window]) for place in range(0, len(ids), window)]
         return [Score(part[:seen], (part[seen:],)) for part in parts if len(part) > seen]
+
+    def _halves(self, model: LocalModel) -> list[Score]:
+        tokenizer = model.tokenizer
+        start, end = tokenizer.prompt_start, tokenizer.prompt_end
+        window = min(WINDOW, model.base.spec.context_length - len(start) - len(end))
+        ids = tuple(tokenizer.encode(self.text, parse_special=False))
+        parts = [ids[place : place + window] for place in range(0, len(ids), window)]
+        cut = [(part[: len(part) // 2], part[len(part) // 2 :]) for part in parts if len(part) > 1]
+        return [Score((*start, *read, *end), (asked,)) for read, asked in cut]
 
     def grade(self, results: Sequence[Result]) -> Loss:
         """The windows' losses together."""
