@@ -57,7 +57,6 @@ class Engine(Closing):
     does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
     by default on GPUs. compute: a lock to share with other engines of this machine. on_step: told of every step, in the
     thread that ran it. Close it, or use it as a context manager.
-
     It belongs to the process that made it, not to one that is forked off. What goes wrong with a request, infinities
     and NaN of its numbers too, fails that request alone.
     """
