@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Sampling
 from bedplate.inference.engine.sampler import drawn
+from bedplate.inference.forward.quantised import packs, quantised
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.inputs import Inputs
 
@@ -30,6 +32,7 @@ def main() -> None:
     tokens = torch.tensor(prompts(2, 48, here.spec.vocab_size, 0))
     part.add(Check("logits, relative", difference(logits(here, tokens), logits(there, tokens)), RELATIVE))
     adapters(part, here, there, tokens)
+    quantised_weights(part, here, there, tokens)
     sampling(part, here.spec.vocab_size)
     engines(part, here, there)
     half_precision(part, place, tokens, logits(here, tokens))
@@ -68,6 +71,15 @@ def random_adapter(base: Base, seed: int, config: LoraConfig = LORA) -> dict[str
         name: torch.randn(value.shape, generator=generator) * 0.02 if name.endswith("lora_B") else value
         for name, value in initial_tensors(config, block_linears(base.model), seed).items()
     }
+
+
+def quantised_weights(part: Part, here: Base, there: Base, tokens_BT: Tensor) -> None:
+    """The same integers on both sides, and whether the device has products of packed ones."""
+    for bits in ("int8", "int4"):
+        found = [logits(replace(base, model=quantised(base.model, bits)), tokens_BT) for base in (here, there)]
+        part.add(Check(f"logits with {bits} weights, relative", difference(*found), RELATIVE))
+    if not packs(there.device, torch.bfloat16):
+        part.add(Left("int4 products", "torch has none for packed weights that are right on this device"))
 
 
 def sampling(part: Part, vocabulary: int) -> None:

@@ -31,7 +31,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("part", "speeds", "checks"),
     [
-        ("numerics", 0, 4),
+        ("numerics", 0, 6),
         ("training", 2, 1),
         pytest.param("engine", 4, 0, marks=pytest.mark.slow),
         pytest.param("adapters", 3, 0, marks=pytest.mark.slow),

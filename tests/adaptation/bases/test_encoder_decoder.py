@@ -12,6 +12,7 @@ import torch
 from tests.adaptation.written import write_rows, write_task
 from tests.homes import new_home
 from tests.seq2seq import write_tiny_t5
+from tests.serving.conftest import Server, running
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bedplate.adaptation.ladder import adapt
@@ -20,6 +21,7 @@ from bedplate.inference.engine.requests import Generation
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
+from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.completion import completion_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
@@ -78,6 +80,10 @@ def test_a_ladder_on_an_encoder_decoder(
         request = skin.request("3 plums 1 1")
         plain = cast(Generation, skin.engine.run([request])[0])
     assert one.text == plain.text
+    with loaded_server(server_config(tiny_t5), [directory]) as state, running(state) as url:
+        message = {"role": "user", "content": "3 plums 1 1"}
+        body = Server(url, state, {}).chat(model=read_skin(directory).name, messages=[message]).json()
+    assert body["choices"][0]["message"]["content"] == one.output
     merged = merge_skin(read_skin(directory), tmp_path / "merged")
     assert merged.drift.same_top == 1.0
     assert merged.drift.logit < 1e-4

@@ -73,6 +73,7 @@ class TorchForward(Forward):
         cache: KVCache | None,
         joined: bool = False,
         record: Recorder | None = None,
+        weights: str = "auto",
     ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
         if joined:
@@ -80,7 +81,7 @@ class TorchForward(Forward):
         self._recorded: Recorded | None = None
         if record is not None and isinstance(cache, PagedCache):
             self._recorded = Recorded(base.model, cache, record)
-        self.weights = str(base.dtype).removeprefix("torch.")
+        self.weights = str(base.dtype).removeprefix("torch.") if weights == "auto" else weights
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""

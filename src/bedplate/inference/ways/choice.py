@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import cast
 
@@ -19,6 +19,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.library import load, native_absent
@@ -129,6 +130,14 @@ def _warn() -> None:
     log.warning("%s", native_absent())
 
 
+def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
+    """The base as torch runs it: with quantised linears where those are asked for and the native kernel is not to, or
+    cannot, run them. The base itself stays what it is."""
+    if weights not in QUANTISED or (kernel != "torch" and base.device.type == "cpu"):
+        return base
+    return replace(base, model=quantised(base.model, QUANTISED[weights]))
+
+
 def choose_forward(
     base: Base,
     bank: Bank | None,
@@ -143,11 +152,13 @@ def choose_forward(
     Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
     """
     own = dtype_name(base.dtype)
-    quantised = weights in QUANTISED
-    if weights != "auto" and not quantised and weights != own:
+    if torch_forward.weights in QUANTISED and torch_forward.weights == weights and kernel != "native":
+        return torch_forward
+    asked_quantised = weights in QUANTISED
+    if weights != "auto" and not asked_quantised and weights != own:
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
     if kernel != "torch" and not isinstance(cache, SlotCache):
-        if kernel == "native" or quantised:
+        if kernel == "native" or asked_quantised:
             what = "and this engine in blocks" if "generate" in base.model.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
@@ -162,7 +173,7 @@ def choose_forward(
     if way.kernel == "torch":
         return torch_forward
     assert isinstance(cache, SlotCache)
-    blocks = stored_blocks(base) if quantised else {}
+    blocks = stored_blocks(base) if asked_quantised else {}
     decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
     return NativeForward(decoder, bank, cache)
 

@@ -43,6 +43,9 @@ class Fields:
             self._left.pop(name, None)
 
     def finish(self) -> None:
+        """Refuses what is left, by name."""
+        if not self._left.get("pruned_heads"):  # by layer, and as a rule none
+            self._left.pop("pruned_heads", None)
         unknown = sorted(name for name, value in self._left.items() if value is not None)
         if unknown:
             raise UnsupportedModelError(
@@ -79,6 +82,8 @@ HF_BOOKKEEPING = (
     "is_encoder_decoder",
     "auto_map",
     "transformers.js_config",
+    # What wrote the file; a length that texts were cut to; a token's number, which is the tokenizer's.
+    *("unsloth_fixed", "unsloth_version", "max_sequence_length", "unk_token_id"),
 )
 
 # How an encoder–decoder writes, which older files say here and newer ones in generation_config.json.

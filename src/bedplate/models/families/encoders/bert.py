@@ -25,6 +25,7 @@ _LAYER = (
     ("feedforward_norm", "output.LayerNorm"),
 )
 PARTS = ("weight", "bias")
+_OLD_PARTS = (("weight", "gamma"), ("bias", "beta"))
 
 BODY_RULES: tuple[Rule, ...] = (
     renamed("embedding.weight", "embeddings.word_embeddings.weight"),
@@ -37,6 +38,14 @@ BODY_RULES: tuple[Rule, ...] = (
         for part in PARTS
     ),
     *(renamed(f"pooler.{part}", f"pooler.dense.{part}") for part in PARTS),
+    # As files say it that were converted from TensorFlow's.
+    *(renamed(f"embedding_norm.{part}", f"embeddings.LayerNorm.{old}") for part, old in _OLD_PARTS),
+    *(
+        renamed(f"layers.{{i}}.{ours}.{part}", f"encoder.layer.{{i}}.{theirs}.{old}")
+        for ours, theirs in _LAYER
+        if theirs.endswith("LayerNorm")
+        for part, old in _OLD_PARTS
+    ),
 )
 
 HF_WEIGHTS = WeightMap(

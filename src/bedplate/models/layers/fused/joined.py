@@ -7,6 +7,8 @@ They stay what they are, by name, in the state and for adapters; only where thei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,11 @@ class Joined(nn.Module):
         super().__init__()
         self._parts = parts  # a tuple, so that they are not registered twice
         self._whole: tuple[Tensor, Tensor | None] | None = None
+
+    def exchange(self, others: Mapping[Linear, Linear]) -> None:
+        """Others in the place of parts, which are then computed one by one until they are laid."""
+        self._parts = tuple(others.get(part, part) for part in self._parts)
+        self._whole = None
 
     @torch.no_grad()
     def lay(self) -> None:

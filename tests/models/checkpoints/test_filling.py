@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import write_tiny_base
 from torch import Tensor
+from transformers import BertConfig, BertModel
 
 from bedplate.core import files as core_files
-from bedplate.core.errors import CheckpointError
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.ways.way import own_dtypes, read_stored
 from bedplate.models.checkpoints import filling
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.identity import WeightsHash
+from bedplate.models.families import FAMILIES
 
 UP = "model.layers.1.mlp.up_proj.weight"
 EMBEDDING = "model.embed_tokens.weight"
@@ -133,3 +135,35 @@ def test_values_that_a_dtype_cannot_hold_are_refused_for_it_alone(tmp_path: Path
     with pytest.raises(CheckpointError, match=r"up\.weight holds values that float16 cannot"):
         load_base(directory, dtype="float16")
     assert load_base(directory, dtype="bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_fields_that_change_nothing_are_read_over(family: str) -> None:
+    config = {**FAMILIES["hf", family].examples[0], "model_type": family}
+    spec = FAMILIES["hf", family].to_spec(config)
+    harmless = {"unsloth_fixed": True, "unsloth_version": "2025.1.5", "max_sequence_length": 2_048, "unk_token_id": 0}
+    poolers = {"pooler_fc_size": 768, "pooler_type": "first_token_transform", "directionality": "bidi"}
+    more = harmless | {"pruned_heads": {}} | (poolers if family == "bert" else {})
+    assert FAMILIES["hf", family].to_spec(config | more) == spec
+    with pytest.raises(UnsupportedModelError, match="pruned_heads"):
+        FAMILIES["hf", family].to_spec(config | {"pruned_heads": {"0": [1]}})
+
+
+def test_old_names_of_layer_norms_are_known(tmp_path: Path) -> None:
+    """As in files that were converted from TensorFlow's, bert-base-uncased among them."""
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(**FAMILIES["hf", "bert"].examples[0]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    before = load_base(tmp_path).model.state_dict()
+    tensors = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value.clone()
+        for name, value in load_file(tmp_path / "model.safetensors").items()
+    }
+    assert sum(name.endswith(("gamma", "beta")) for name in tensors) > 4
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    after = load_base(tmp_path).model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

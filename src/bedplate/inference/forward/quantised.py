@@ -1,0 +1,138 @@
+"""Weights of 8 or 4 bits on torch, for devices: a linear whose weight is integers in blocks of 32 along its input.
+
+The integers and scales are the native kernel's (`quantise_int8`, `quantise_int4`). 4 bits run on torch's own product of
+packed weights where that gives what the plain way gives here, which is tried once; the plain way makes the weight again
+for each product, which saves memory and no time. The embedding, a head that is tied to it, and experts stay as they
+are.
+"""
+
+# Shape suffixes: T tokens, O out_features, I in_features, N blocks of a row, G the values of one block (32).
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.native.quantize import quantise_int4, quantise_int8
+from bedplate.models.checkpoints.gguf_blocks import BLOCK
+from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.linear import Linear
+from bedplate.models.model import Model
+
+Bits = Literal["int8", "int4"]
+_TILES = 8
+"""torch's `inner_k_tiles`: so many tiles of 16 inputs lie together."""
+
+
+class QuantisedLinear(Linear):
+    """`Linear` with the same hook, whose weight is made when it is asked for. Nothing of it is trained."""
+
+    quants_ONG: Tensor
+    scale_ON: Tensor
+    minimum_ON: Tensor | None
+
+    def __init__(self, linear: Linear, bits: Bits) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.low_rank, self.products, self._dtype = None, linear.products, linear.weight.dtype
+        with torch.no_grad():
+            data_ONb = (quantise_int8 if bits == "int8" else quantise_int4)(linear.weight).data
+        scale_ON = data_ONb[..., :2].contiguous().view(torch.float16)[..., 0]
+        self._packed: tuple[Tensor, Tensor] | None = None
+        if bits == "int8":
+            self._set(data_ONb[..., 2:].contiguous().view(torch.int8), scale_ON, None)
+            return
+        low_ONh = data_ONb[..., 4:]
+        quants_ONG = torch.cat((low_ONh & 15, low_ONh >> 4), dim=-1)
+        minimum_ON = data_ONb[..., 2:4].contiguous().view(torch.float16)[..., 0]
+        self._set(quants_ONG, scale_ON, minimum_ON)
+        if packs(linear.weight.device, self._dtype) and self.in_features % (16 * _TILES) == self.out_features % 16 == 0:
+            self._packed = packed(quants_ONG, scale_ON, minimum_ON, self._dtype)
+            self.quants_ONG = quants_ONG[:0]  # they are in the packed ones
+
+    def _set(self, quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor | None) -> None:
+        self.register_buffer("quants_ONG", quants_ONG, persistent=False)
+        self.register_buffer("scale_ON", scale_ON, persistent=False)
+        self.register_buffer("minimum_ON", minimum_ON, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The matrix that the integers stand for, [O, I]."""
+        if self._packed is not None:
+            every = torch.eye(self.in_features, dtype=self._dtype, device=self.scale_ON.device)
+            return self._product(every).t()
+        quants_ONG = self.quants_ONG.to(self._dtype) * self.scale_ON.to(self._dtype)[..., None]
+        if self.minimum_ON is not None:
+            quants_ONG = quants_ONG + self.minimum_ON.to(self._dtype)[..., None]
+        return quants_ONG.flatten(1)
+
+    def plain(self, x: Tensor) -> Tensor:
+        if self._packed is None:
+            return F.linear(x, self.weight, self.bias)
+        y = self._product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+    def _product(self, x_TI: Tensor) -> Tensor:
+        assert self._packed is not None
+        return packed_product(x_TI, *self._packed)
+
+
+def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As torch's product wants them: the integers in tiles, and [N, O, 2] of scales and of what stands for 8."""
+    quants_OI = quants_ONG.flatten(1)
+    middle_ON = minimum_ON.float() + 8 * scale_ON.float()
+    both = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)
+    if quants_OI.is_cpu:
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants_OI.int(), _TILES), both
+    pairs = (quants_OI[:, ::2] << 4 | quants_OI[:, 1::2]).contiguous()
+    return torch.ops.aten._convert_weight_to_int4pack(pairs, _TILES), both
+
+
+def packed_product(x_TI: Tensor, tiles: Tensor, both: Tensor) -> Tensor:
+    """x Wᵀ, [T, O]."""
+    product: Any = torch.ops.aten._weight_int4pack_mm_for_cpu if x_TI.is_cpu else torch.ops.aten._weight_int4pack_mm
+    return product(x_TI, tiles, BLOCK, both)
+
+
+@cache
+def packs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch's product of packed weights gives what the plain one gives on this device."""
+    generator = torch.Generator().manual_seed(0)
+    quants_ONG = torch.randint(0, 16, (32, 4, BLOCK), generator=generator, dtype=torch.uint8).to(device)
+    scale_ON, minimum_ON = (torch.rand(32, 4, generator=generator).to(device) for _ in range(2))
+    x_TI = torch.randn(3, 4 * BLOCK, generator=generator).to(device, dtype)
+    weight_OI = (quants_ONG * scale_ON[..., None] + minimum_ON[..., None]).flatten(1)
+    wanted = x_TI.float() @ weight_OI.float().t()
+    try:
+        found = packed_product(x_TI, *packed(quants_ONG, scale_ON, minimum_ON, dtype)).float()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return bool((found - wanted).abs().max() <= 8 * torch.finfo(dtype).eps * wanted.abs().max())
+
+
+def quantised(model: Model, bits: Bits) -> Model:
+    """The model with the linears of its blocks, and a head of its own, in so many bits; everything else is the same in
+    memory. UsageError for one whose rows are not whole blocks."""
+    shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
+    found = copy.deepcopy(model, shared)
+    made: dict[Linear, Linear] = {}
+    for path, module in list(found.named_modules()):
+        if type(module) is Linear and ("layers" in path.split(".") or path.split(".")[-1] == "lm_head"):
+            if module.in_features % BLOCK:
+                raise UsageError(
+                    f"{path} reads {module.in_features} features, which are no multiple of {BLOCK}: its weights cannot "
+                    f"be {bits}; ask for others"
+                )
+            parent, _, name = path.rpartition(".")
+            made[module] = QuantisedLinear(module, bits)
+            setattr(found.get_submodule(parent), name, made[module])
+    for module in found.modules():
+        if isinstance(module, Joined):
+            module.exchange(made)
+    return found
