@@ -64,7 +64,7 @@ def _file(directory: Path) -> Path:
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_text(file))
-    except (ValueError, DataError) as error:
+    except (ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{file} is not a JSON file: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold a JSON object, a model's config")

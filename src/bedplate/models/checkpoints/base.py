@@ -285,9 +285,14 @@ def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], whe
         spec = family.by_names(family.to_spec(config), names)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
-    if spec.deepest > len(names):
-        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {len(names)} tensors")
+    refuse_deeper(spec, len(names), where)
     return spec
+
+
+def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
+    """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
+    if spec.deepest > tensors:
+        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
 def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
