@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import MISSING, fields, replace
 from typing import Any
 
@@ -301,3 +302,18 @@ def test_presets_of_supported_families_are_built(name: str) -> None:
     """With as many parameters as are counted of it."""
     spec = PRESETS[name].spec
     assert sum(p.numel() for p in build(spec, device="meta").parameters()) == parameters(spec).total
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("llama-3.1-405b", 811_706_777_600 // 2),  # the bytes of its bfloat16 weights
+        ("deepseek-v3", 671_026_419_200 - 58 * 256),  # without the biases that its routers select by, which are buffers
+    ],
+)
+def test_the_largest_presets_are_built_without_storage(name: str, published: int) -> None:
+    spec = PRESETS[name].spec
+    start = time.process_time()
+    model = build(spec, torch.bfloat16, "meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters(spec).total == published
+    assert time.process_time() - start < 10

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -57,6 +57,8 @@ class Engine(Closing):
     does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
     by default on GPUs. compute: a lock to share with other engines of this machine. on_step: told of every step, in the
     thread that ran it. Close it, or use it as a context manager.
+    It belongs to the process that made it, not to one that is forked off. What goes wrong with a request, infinities
+    and NaN of its numbers too, fails that request alone.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class Engine(Closing):
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
         self.base, run, causal = base, held_for(base, weights, kernel), "generate" in base.model.can
-        self.bank = Bank(run.model, adapters, hf_name=_hf_names(base))
+        family = in_format(base.family, "hf")
+        names = None if family is None else partial(hf_module_name, family.weights)
+        self.bank = Bank(run.model, adapters, hf_name=names)
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
@@ -169,8 +173,7 @@ class Engine(Closing):
                 for stream in streams.values():
                     stream.cancel()
                 self._steps.abandon(error)
-                with self._lock:
-                    self._lock.notify_all()  # what others have submitted, and these where they still wait
+                self._wake()  # what others have submitted, and these where they still wait
                 raise
         return [streams[i].result() for i in range(len(requests))]
 
@@ -193,10 +196,13 @@ class Engine(Closing):
         except BaseException:
             for adapter in held:
                 self._adapters.release(adapter)
-            with self._lock:
-                self._lock.notify_all()  # somebody may wait for the last who holds an adapter
+            self._wake()  # somebody may wait for the last who holds an adapter
             raise
         return [job.stream for job in jobs]
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._lock.notify_all()
 
     def _check_open(self) -> None:
         """UsageError where nothing would ever be answered."""
@@ -307,8 +313,7 @@ class Engine(Closing):
         self._check_open()
         leaving = self._adapters.retire(key)
         if wait and leaving.users:
-            with self._lock:
-                self._lock.notify_all()
+            self._wake()
             leaving.gone.wait()
             return
         with self._compute:
@@ -373,7 +378,7 @@ class Engine(Closing):
         except BaseException as broken:  # nobody is to wait for a thread that is gone
             log.exception("the engine's thread has failed; it takes no requests any more")
             error = broken
-        with self._lock:
+        with self._lock:  # whoever is just submitting has done so, and is told
             self._closed = True
         with self._compute:
             self._steps.close(error)
@@ -384,17 +389,11 @@ class Engine(Closing):
             return  # forked off: the thread is not here, and a lock may be held for ever
         if threading.current_thread() is self._thread:
             raise UsageError("an engine cannot wait in its own thread for this to end; close it from another")
-        with self._lock:
-            self._closed = True
-            self._lock.notify_all()
+        self._closed = True
+        self._wake()
         self._thread.join()
         with self._compute, contextlib.ExitStack() as each:
             if not self._freed:
                 self._freed = True
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
                     each.callback(free)
-
-
-def _hf_names(base: Base) -> Callable[[str], str] | None:
-    family = in_format(base.family, "hf")
-    return None if family is None else partial(hf_module_name, family.weights)

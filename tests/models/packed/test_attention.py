@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +16,11 @@ from tests.near import assert_near
 from tests.references import reference_llama
 from tests.tiny import tiny_spec
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
@@ -32,12 +29,9 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.how import PLAIN, How, plain_attention
-from bedplate.models.packed import flex, layouts
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.blocks import BLOCK
-from bedplate.models.packed.flex import FlexAttention
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.varlen import VarlenAttention
 
 H, G, D, V = 6, 2, 8, 5
 TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
@@ -330,70 +324,6 @@ def test_work_follows_tokens_and_not_the_longest_document() -> None:
             out.sum().backward()
         computed[name] = products.elements / H / T
     assert computed["short"] < computed["uneven"] < computed["one"]
-
-
-def varlen(q: Tensor, k: Tensor, v: Tensor, edges: Tensor, other: Tensor, most: int, same: int, **how: Any) -> Tensor:
-    """What torch says that `varlen_attn` does, which has no CPU kernel: sequence by sequence, plainly."""
-    assert edges is other
-    assert most == same == int(edges.diff().max())
-    assert edges.dtype == torch.int32
-    assert how["enable_gqa"] == (q.shape[1] != k.shape[1])
-    found: list[Tensor] = []
-    for begin, end in itertools.pairwise(edges.tolist()):
-        distance, (left, right) = distances(end - begin), how["window_size"]
-        seen = (distance >= -left) if left >= 0 else torch.ones_like(distance, dtype=torch.bool)
-        seen = seen & (distance <= right) if right >= 0 else seen
-        parts = (x[None, begin:end] for x in (q, k, v))
-        found.append(plain_attention(*parts, seen, How(how["scale"]), distance)[0])
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("how", ["plain", "scale", "window"])
-def test_sequences_of_unequal_lengths_are_told_as_torchs_kernel_takes_them(how: str, causal: bool) -> None:
-    """With padding and without."""
-    for placement in (Placement.of(along(((0, (5, 9, 3)), (0, (20,))))), Placement.of_lengths([0, 7, 2])):
-        q, k, v = some(3, placement.shape[1], B=placement.shape[0])
-        found = VarlenAttention(placement, causal, varlen)(0, q, k, v, HOWS[how])
-        assert_near(found, BlockAttention(placement, causal)(0, q, k, v, HOWS[how]))
-    with pytest.raises(UnsupportedModelError, match="attention with a cap is not supported by varlen_attn"):
-        VarlenAttention(placement, causal, varlen)(0, q, k, v, HOWS["cap"])
-    with pytest.raises(UnsupportedModelError, match="shared prefix is not supported by varlen_attn"):
-        VarlenAttention(Placement.of_lengths([3, 4]))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:flex_attention called without:UserWarning")
-@pytest.mark.parametrize(("how", "causal"), [("window", False), ("bias", True), ("sinks", False), ("all", True)])
-def test_flex_attention_gives_what_the_blocks_give(how: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With padding, long documents and a prefix; where all see each other, without one. Compiled, but for sinks, whose
-    sums torch's CPU kernels do not give."""
-    if HOWS[how].sinks is not None:
-        monkeypatch.setattr(flex, "_compiled", lambda changing: flex_attention)
-    rows = LONG if causal else ((0, LONG[0][1]), (0, LONG[1][1]))
-    placement = Placement.of(along(rows))
-    q, k, v = some(4, placement.shape[1], B=len(rows), value=D)
-    with torch.no_grad():
-        found = FlexAttention(placement, causal)(0, q, k, v, HOWS[how])
-    assert_near(found, BlockAttention(placement, causal)(0, q, k, v, HOWS[how]))
-
-
-def test_a_way_that_fails_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU the blocks are; flex attention has no gradient there, and torch's kernel does not exist."""
-    q, _, v = some(0, 9)
-    assert layouts.way_of(q, v, PLAIN, shared=False) == "blocks"
-    assert not layouts.works("varlen", CPU, torch.float32, 8)
-    assert layouts.works("blocks", CPU, torch.float32, 8)
-    device = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, shape=(1, 9, 2, 8))
-    for able, wanted, shared, way in (
-        (("varlen", "flex"), PLAIN, False, "varlen"),
-        (("varlen", "flex"), PLAIN, True, "flex"),
-        (("varlen", "flex"), HOWS["sinks"], False, "flex"),
-        (("flex",), PLAIN, False, "flex"),
-        ((), HOWS["window"], False, "blocks"),
-    ):
-        monkeypatch.setattr(layouts, "works", lambda way, *_, able=able: way in able)
-        assert layouts.way_of(device, device, wanted, shared) == way  # type: ignore[arg-type]
 
 
 def test_what_is_wanted_is_said() -> None:
