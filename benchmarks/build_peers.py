@@ -1,5 +1,5 @@
-"""Builds llama.cpp for a lower kind of processor than this one, beside the installed one, of the same sources; or with a
-BLAS (OpenBLAS), which multiplies a prompt's activations in float32 where llama.cpp itself rounds them to 8 bits.
+"""Builds llama.cpp for a lower kind of processor than this one, beside the installed one, of the same sources; or with
+OpenBLAS, which multiplies a prompt's activations in float32 where llama.cpp itself rounds them to 8 bits.
 
 llama.cpp decides when it is compiled which instructions it uses, and its bindings are built for this very machine. The
 sources are those of the installed bindings' version from the package index; the library lands in .peers/llama-LEVEL,
