@@ -64,11 +64,11 @@ class Spelling:
             if part
         )
 
-    def after_text(self, name: str, mark: str) -> str:
+    def after_text(self, name: str, mark: str, text: str = "TEXT") -> str:
         """A rule for any text up to a mark, and the mark."""
         if mark in self._marks:
-            return f"{name}: TEXT {self(mark)}"
-        return f"{name}[lazy]: TEXT {self(mark)}"
+            return f"{name}: {text} {self(mark)}"
+        return f"{name}[lazy]: {text} {self(mark)}"
 
 
 def _tool_rules(number: int, name: str, parameters: Any, written: CallFormat, spell: Spelling) -> list[str]:
@@ -142,7 +142,7 @@ def _frame(asked: Mapping[str, Any], written: CallFormat, spell: Spelling) -> li
         return [f"start: {thought} {begin} calls", *rules]
     # What begins like a call that is the whole reply has to be one.
     text, bare = ("PLAIN?", " | calls") if written.bare else ("TEXT", "")
-    head = spell.after_text("head", written.begin)
+    head = spell.after_text("head", written.begin, text)
     return [f"start: {thought} (text | head calls{bare})", f"text: {text}", head, "PLAIN: /[^{\\s](.|\\n)*/", *rules]
 
 
