@@ -1,4 +1,5 @@
-"""Builds llama.cpp for a lower kind of processor than this one, beside the installed one, of the same sources.
+"""Builds llama.cpp for a lower kind of processor than this one, beside the installed one, of the same sources; or with a
+BLAS (OpenBLAS), which multiplies a prompt's activations in float32 where llama.cpp itself rounds them to 8 bits.
 
 llama.cpp decides when it is compiled which instructions it uses, and its bindings are built for this very machine. The
 sources are those of the installed bindings' version from the package index; the library lands in .peers/llama-LEVEL,
@@ -23,7 +24,12 @@ from comparison import need
 
 PACKAGE = "llama-cpp-python"
 BELOW = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
-FLAGS = {"avx2": BELOW, "avx512_vnni": (*BELOW, "AVX512", "AVX512_VNNI")}
+FLAGS = {
+    "avx2": ("NATIVE=OFF", *(f"{name}=ON" for name in BELOW)),
+    "avx512_vnni": ("NATIVE=OFF", *(f"{name}=ON" for name in (*BELOW, "AVX512", "AVX512_VNNI"))),
+    "blas": ("NATIVE=ON", "BLAS=ON", "BLAS_VENDOR=OpenBLAS"),
+}
+"""By the name of what is built: llama.cpp's own settings."""
 
 
 def main() -> None:
@@ -64,7 +70,7 @@ def _source(wanted: str, scratch: Path) -> Path:
 
 
 def _build(source: Path, build: Path, level: str, wanted: str) -> None:
-    flags = ["GGML_NATIVE=OFF", *(f"GGML_{name}=ON" for name in FLAGS[level])]
+    flags = [f"GGML_{setting}" for setting in FLAGS[level]]
     parts = [f"LLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "EXAMPLES", "TOOLS", "SERVER")]
     general = ["CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=ON", "CMAKE_BUILD_RPATH_USE_ORIGIN=ON", "LLAMA_CURL=OFF"]
     general += ["CMAKE_BUILD_WITH_INSTALL_RPATH=ON", "CMAKE_INSTALL_RPATH=$ORIGIN"]

@@ -70,9 +70,10 @@ def prompt_tokens(count: int, vocabulary: int, seed: int = 0) -> list[int]:
 
 
 class LlamaCpp:
-    """llama.cpp through its Python bindings, its batch as large as the prompt, so that one call does the prefill."""
+    """llama.cpp through its Python bindings, its batch as large as the prompt, so that one call does the prefill.
+    every_logit: of each token, not of the last alone; `loss` needs them."""
 
-    def __init__(self, path: Path, context: int = 1024) -> None:
+    def __init__(self, path: Path, context: int = 1024, every_logit: bool = False) -> None:
         import llama_cpp
 
         self._model = llama_cpp.Llama(
@@ -82,6 +83,7 @@ class LlamaCpp:
             n_ubatch=512,
             n_threads=THREADS,
             n_threads_batch=THREADS,
+            logits_all=every_logit,
             verbose=False,
         )
 
@@ -93,6 +95,12 @@ class LlamaCpp:
         """`count` greedy steps after what was evaluated last."""
         for _ in range(count):
             self._model.eval([self._model.sample(temp=0.0)])
+
+    def loss(self, tokens: Sequence[int]) -> float:
+        """The summed negative log-likelihood of all tokens but the first."""
+        self.prefill(tokens)
+        logits_TV = torch.from_numpy(self._model.scores[: len(tokens) - 1].copy())
+        return float(torch.nn.functional.cross_entropy(logits_TV, torch.tensor(tokens[1:]), reduction="sum"))
 
 
 @cache

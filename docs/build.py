@@ -116,7 +116,7 @@ def _house() -> ModuleType:
 def _families() -> str:
     from bedplate.inference.measure.support import supported
 
-    head = ("family", "kind", "can", "adapters", "kernel", "gguf")
+    head = ("family", "kind", "can", "adapters", "kernel", "gguf", "text of")
     rows = (
         (
             f"`{one.family}`",
@@ -125,6 +125,7 @@ def _families() -> str:
             ", ".join(one.adapters),
             "yes" if one.kernel is None else f"`{one.kernel}`",
             "" if one.gguf is None else f"`{one.gguf}`",
+            ", ".join(f"`{name}`" for name in one.text_of),
         )
         for one in supported()
     )

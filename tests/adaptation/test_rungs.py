@@ -92,7 +92,7 @@ def test_what_the_rungs_are() -> None:
     assert having("side", "reference") == having("needs", "nothing") == references
     assert having("needs", "endpoint") == {"hosted"}
     assert having("needs", "skins") == having("side", "both") == {"cascade"}
-    assert having("needs", "base") == {"probe"}
+    assert having("needs", "base") == {"probe", "lora", "dora"}
     assert having("own_prompt", True) == {*references, "zero_shot", "own_prompt"}
     trained = {"soft_prompt", "lora", "dora"}
     shown = {"few_shot", "knn_few_shot", "retrieval", "prompt_search"}

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import write_tiny_base
 
+import bedplate
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.inference.ways.way import read_stored
 from bedplate.models.checkpoints.base import load_base
 
 
@@ -43,6 +45,18 @@ def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(tokenizer | {"added_tokens": [*tokenizer["added_tokens"], beyond]}))
     with pytest.raises(CheckpointError, match=r"tokenizer has \d+ ids, but the model has only \d+ rows"):
         load_base(directory)
+
+
+def test_a_damaged_config_is_refused_before_a_model_is_built_of_it(tmp_path: Path) -> None:
+    directory = write_tiny_base(tmp_path / "a")
+    change(directory, num_hidden_layers=10**7)
+    for opened in (load_base, read_stored, bedplate.load):
+        with pytest.raises(CheckpointError, match="asks for 10000000 layers, but the checkpoint holds"):
+            opened(directory)
+    (directory / "config.json").write_text("[" * 100_000)
+    for opened in (load_base, bedplate.load):
+        with pytest.raises(CheckpointError, match=r"config\.json is not"):
+            opened(directory)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

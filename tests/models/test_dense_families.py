@@ -75,6 +75,39 @@ def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value
         spec_of(name, **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supported"),
+        ("qwen3", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25 is not supported"),
+        ("llama", {"rope_parameters": {"rope_theta": 0}}, "theta is 0.0: it must be a finite number above 0"),
+        ("llama", {"rope_parameters": {"rope_theta": float("nan")}}, "theta is nan"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 0}}, "factor is 0.0"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_theta": 1, "rope_type": "yarn", "original_max_position_embeddings": 8}},
+            "theta is 1.0: YaRN",
+        ),
+        ("llama", {"rms_norm_eps": -1e-5}, "norm_eps is -1e-05: it must be at least 0"),
+        ("llama", {"rms_norm_eps": float("inf")}, "norm_eps is inf: it must be a finite number"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            r"longrope has 1 factors, but \d+ pairs",
+        ),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [0.0] * 4}},
+            "a longrope factor is 0.0",
+        ),
+    ],
+)
+def test_positions_and_numbers_that_no_model_has_are_refused(name: str, changes: dict[str, Any], said: str) -> None:
+    """transformers turns whole heads in a llama, whatever the config says of a part."""
+    with pytest.raises(UnsupportedModelError, match=said):
+        spec_of(name, **changes)
+
+
 def test_longrope_past_the_original_context() -> None:
     example = {**FAMILIES["hf", "phi3"].examples[1], "original_max_position_embeddings": 16}
     reference = reference_of(FAMILIES["hf", "phi3"], example, 0)

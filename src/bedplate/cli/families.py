@@ -35,6 +35,7 @@ def families(
       adapters   what can be trained on top of a frozen base of it
       kernel     whether the native CPU kernel runs it; otherwise the field that it has no answer for (torch runs it)
       gguf       the architecture's name in GGUF files, where they are read and written
+      text of    multimodal checkpoints (by model_type) whose text model is loaded as this family, without their media
 
     Every family is loaded from a Hugging Face directory, trained, and exported to one again. --check builds tiny random
     models of transformers and compares, for two shapes and three seeds each: outputs, loss and gradients in float32 and
@@ -64,11 +65,12 @@ def _list(wanted: Sequence[str], as_json: bool) -> None:
         print(json.dumps([asdict(one) for one in found]))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("family", "kind", "can", "adapters", "kernel", "gguf"):
+    for column in ("family", "kind", "can", "adapters", "kernel", "gguf", "text of"):
         table.add_column(column)
     for one in found:
         kernel = "yes" if one.kernel is None else f"no: {one.kernel}"
-        table.add_row(one.family, one.kind, ", ".join(one.can), ", ".join(one.adapters), kernel, one.gguf or "")
+        can, adapters, text_of = (", ".join(names) for names in (one.can, one.adapters, one.text_of))
+        table.add_row(one.family, one.kind, can, adapters, kernel, one.gguf or "", text_of)
     console().print(table, highlight=False)
 
 

@@ -8,12 +8,14 @@ the one with the longer left part comes first, as a run of one character is join
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bedplate.core.errors import TokenizerError
+from bedplate.text.cuts import cuts
 
 SPACE = "▁"
 _REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -29,7 +31,7 @@ def build(
     neither a token nor bytes. prefix: a space is put before every piece of text.
     """
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = _merges(((tokens[index], scores[index]) for index in joined), {tokens[index] for index in joined})
+    merges = _merges([tokens[index] for index in joined], [scores[index] for index in joined])
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", SPACE)
     backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if prefix else spaces
@@ -62,15 +64,9 @@ def _decoding() -> list[Any]:
     return [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
-def _merges(scored: Iterable[tuple[str, float]], known: Collection[str]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    # tokens that share a score keep their order
-    for token, _ in sorted(scored, key=lambda one: -one[1]):
-        for cut in range(len(token) - 1, 0, -1):
-            left = token[:cut]
-            if left in known and (right := token[cut:]) in known:
-                found.append((left, right))
-    return found
+def _merges(known: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """Of the known tokens the first have scores. Tokens that share a score keep their order."""
+    return cuts(known, sorted(range(len(scores)), key=lambda index: -scores[index]))
 
 
 def byte_tokens() -> list[str]:
@@ -103,9 +99,8 @@ def scores_of(content: Mapping[str, Any], tokens: Sequence[str], source: str) ->
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
     scores = [float(-ranks[token]) if token in ranks else 0.0 for token in tokens]
-    letters = {part for pair in merges for part in pair}
-    known = letters | ranks.keys()
-    if _merges(((token, -float(rank)) for token, rank in ranks.items()), known) != merges:
+    known = list(dict.fromkeys((*ranks, *chain.from_iterable(merges))))
+    if _merges(known, [-float(rank) for rank in ranks.values()]) != merges:
         raise TokenizerError(
             f"{source}: its merges do not follow from a score of each token, which is all that a SentencePiece "
             "vocabulary in GGUF can say; export a Hugging Face directory instead"

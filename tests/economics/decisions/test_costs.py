@@ -221,7 +221,13 @@ def test_growth_compounds_over_the_horizon(growth: float) -> None:
 
 @given(
     calls=st.floats(1, 1e7),
-    growth=st.one_of(st.just(0.0), st.floats(-0.8, 3.0), st.floats(-1e-6, 1e-6)),
+    # A growth that float64 cannot tell from none decides nothing, but how a full machine is rounded.
+    growth=st.one_of(
+        st.just(0.0),
+        st.floats(-0.8, 3.0).filter(lambda x: abs(x) > 1e-9),
+        st.floats(1e-9, 1e-6),
+        st.floats(-1e-6, -1e-9),
+    ),
     days=st.floats(1, 2000),
     each=st.floats(100, 1e7),
     least=st.integers(1, 4),

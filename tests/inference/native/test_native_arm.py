@@ -5,6 +5,7 @@ What is compared passes through the same NativeDecoder: it is recorded here and 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 import subprocess
@@ -14,16 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.inference.native import native_models as models
 from tests.inference.native.native_builds import STRICT, compile_driver, once
 from tests.inference.native.native_record import Recorder, Replayed, read_output
 from tests.inference.native.native_specs import spec_of
+from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
 
-from bedplate.inference.native.decoder import Forwarded, NativeAdapter, NativeDecoder, WeightFormat
+from bedplate.adapters.lora import block_linears
+from bedplate.inference.native.decoder import SOURCES, Forwarded, NativeAdapter, NativeDecoder, WeightFormat
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 from bedplate.inference.native.library import PLACES, load
 from bedplate.inference.native.prebuild import levels_of, prebuild
 from bedplate.models.build import build
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 
 GCC, QEMU, ROOT = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
@@ -193,6 +198,28 @@ def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, 
     assert relative(whole[:FIRST], case.expected[0].logits_WV[:FIRST]) < EXACT
     pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:], PIECES, strict=True)])
     assert torch.equal(pieces, whole), "a token's result depends on its batch"
+
+
+def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
+    """Every kind of blocks is some product's."""
+    library = load("plain")
+    assert not isinstance(library, str), library
+    spec = spec_of(hidden_size=256, heads=4, kv_heads=1, head_dim=64, feedforward_size=512)
+    recorder, model = Recorder(library, tmp_path / "case"), models.make(spec, dtype=torch.float32)
+    kinds, blocks = itertools.cycle(sorted(SOURCES)), dict[str, RawBlocks]()
+    for (path, linear), kind in zip(block_linears(model).items(), kinds, strict=False):
+        blocks[f"{path}.weight"] = random_blocks(kind, linear.out_features, linear.in_features, len(blocks))
+    assert {one.kind for one in blocks.values()} == SOURCES
+    native = NativeDecoder(model, "int4", blocks=blocks, threads=2, library=recorder.as_library())
+    cache = models.Cache(spec, dtype=torch.float32)
+    recorder.new_cache(cache.keys)
+    whole = models.logits(cache.run(native, [(1, 0, tokens_of(21, 1))]))
+    native.close()
+    recorder.close()
+    for processor, level in PROCESSORS.items():
+        (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+        assert relative(got.logits_WV[0], whole[0]) < EXACT
+        assert relative(got.logits_WV, whole) < BOUNDS["int4"]
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

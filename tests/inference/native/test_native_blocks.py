@@ -7,21 +7,26 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from tests.inference.native.native_models import (
+    COUNT,
     SPECS,
     Cache,
     in_float32,
     logits,
+    made,
     make,
     relative,
+    some_tokens,
     wanted_logits,
+    whole_sequence,
 )
-from tests.inference.native.native_specs import spec_of
+from tests.inference.native.native_specs import EXPERTS, spec_of
 from torch import Tensor
 
 from bedplate.adapters.lora import block_linears
 from bedplate.inference.native.decoder import SOURCES, NativeDecoder
 from bedplate.inference.native.library import Library, load
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.layers.experts import ExpertLinear
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 SCALES = {"Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "IQ4_NL": (0,), "MXFP4": ()} | {
@@ -92,6 +97,28 @@ def test_a_model_of_such_blocks_is_the_torch_model(library: Library, kind: str) 
     for begin, size in ((0, 1), (1, 2), (3, 40), (43, 27)):
         parts.append(logits(cache.run(native, [(0, begin, tokens[begin : begin + size])])))
     assert torch.equal(torch.cat(parts), found)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "MXFP4"])
+def test_experts_of_such_blocks_are_the_torch_models(library: Library, kind: str) -> None:
+    """But for tokens whose nearly even experts rounding swaps."""
+    model = made(EXPERTS["softmax"])
+    blocks: dict[str, RawBlocks] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, ExpertLinear):
+            count, out, size = module.weight.shape
+            drawn = random_blocks(kind, count * out, size, len(blocks))
+            blocks[f"{path}.weight"] = RawBlocks(kind, drawn.data.unflatten(0, (count, out)))
+            module.weight.data = blocks[f"{path}.weight"].dequantised()
+    assert len(blocks) == 4
+    native = NativeDecoder(model, "int4", blocks=blocks, threads=2, library=library)
+    whole = whole_sequence(native, EXPERTS["softmax"], torch.float32)
+    reference = in_float32(model, "int4")
+    for path, module in reference.named_modules():
+        if isinstance(module, ExpertLinear):
+            module.weight.data = blocks[f"{path}.weight"].dequantised()
+    expected = wanted_logits(reference, some_tokens(COUNT, EXPERTS["softmax"]))
+    assert ((whole - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.05
 
 
 def test_eight_bits_take_only_blocks_of_eight() -> None:

@@ -17,12 +17,12 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
 pytestmark = [
-    pytest.mark.slow,  # a file of 170 million weights
+    pytest.mark.slow,  # a file of 270 million weights
     pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process has taken"),
 ]
 SPEC = TransformerSpec(
-    *("decoder", 512, 512, 12, 8, 8, 64, 512, 512),
+    *("decoder", 512, 512, 20, 8, 8, 64, 512, 512),
     rope=Rope(10_000.0),
     qk_norm="projection",
     tied_head=False,
@@ -54,6 +54,7 @@ def test_the_peak_is_what_stays(tmp_path: Path) -> None:
         [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, timeout=200, check=True
     )
     own, packed, peak = map(int, done.stdout.split())
-    assert own > 300e6
+    assert own > 500e6  # beside which what libraries take when they are first used is little
     assert packed < 0.3 * own
-    assert peak <= 1.15 * (own + packed)
+    # What the C library keeps of freed pieces is in it.
+    assert peak <= 1.25 * (own + packed), peak / (own + packed)

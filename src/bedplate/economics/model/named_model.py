@@ -12,6 +12,7 @@ from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
+from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.specs import Spec
 from bedplate.models.specs.presets import PRESETS
 
@@ -40,9 +41,12 @@ def _read(path: Path) -> Spec:
 
 
 def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
-    """What a config.json, or a GGUF's header, says of an architecture. Raises as `resolve` does."""
-    family = config.get("general.architecture" if format_ == "gguf" else "model_type")
+    """What a config.json, or a GGUF's header, says of an architecture: of a multimodal checkpoint that of the text
+    model, which is what is loaded of it. Raises as `resolve` does."""
+    outer = find_multimodal(config) if format_ == "hf" else None
     try:
+        config = config if outer is None else outer.text_config(config, str(file))
+        family = config.get("general.architecture" if format_ == "gguf" else "model_type")
         return find_family(format_, family, str(file)).to_spec(config)
     except KeyError as error:
         raise CheckpointError(f"{file} has no {error}; it is not a whole model") from error
@@ -64,7 +68,7 @@ def _file(directory: Path) -> Path:
 def _config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(read_text(file))
-    except (ValueError, DataError) as error:
+    except (ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{file} is not a JSON file: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold a JSON object, a model's config")

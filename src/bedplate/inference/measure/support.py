@@ -9,6 +9,7 @@ from bedplate.adapters import ADAPTERS
 from bedplate.inference.native.allowed import refused_field
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES, Family, in_format
+from bedplate.models.families.multimodal import MULTIMODAL
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec
@@ -19,7 +20,8 @@ from bedplate.models.specs.transformer import TransformerSpec
 class Support:
     """Of one family. can: what its models' outputs are for. adapters: those that attach to them. kernel: None where the
     native CPU kernel runs every example, otherwise the field of a spec that it has no answer for. gguf: its name there,
-    None where no file of it can be read or written."""
+    None where no file of it can be read or written. text_of: the multimodal checkpoints of which the text model is
+    loaded as this family."""
 
     family: str
     kind: str
@@ -27,6 +29,7 @@ class Support:
     adapters: tuple[str, ...]
     kernel: str | None
     gguf: str | None
+    text_of: tuple[str, ...]
 
 
 def supported() -> Iterator[Support]:
@@ -47,6 +50,7 @@ def _support(family: Family) -> Support:
         adapters=tuple(name for name in ADAPTERS if all(_attaches(name, model) for model in models)),
         kernel=next((field for field in map(_in_the_way, specs) if field is not None), None),
         gguf=None if gguf is None else gguf.key[1],
+        text_of=tuple(outer.name for outer in MULTIMODAL.values() if family.key[1] in outer.texts),
     )
 
 

@@ -30,8 +30,10 @@ from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
+from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
+from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
@@ -187,19 +189,24 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
 
 
 def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
-    config = _read_json(path / "config.json", required=True)
-    family = _hf_family(config, str(path / "config.json"))
+    config, where = _read_json(path / "config.json", required=True), str(path / "config.json")
+    outer = find_multimodal(config)
+    config = config if outer is None else outer.text_config(config, where)
+    family = _hf_family(config, where)
     packing = config.pop("quantization_config", None)
     with SafetensorsReader(path) as files:
-        reader = unpacked(files, packing, str(path / "config.json"))
-        spec = read_scored(path, _spec(family, config, reader.names, str(path / "config.json")))
-        _refuse_own_code(config, family, spec, str(path / "config.json"))
+        part = None if outer is None else TextPart(files, outer, where)
+        reader = unpacked(part or files, packing, where)
+        config = config if outer is None else outer.with_head(config, reader.names)
+        spec = read_scored(path, _spec(family, config, reader.names, where))
+        _refuse_own_code(config, family, spec, where)
         family = family.of(spec)
         embedding = next((n for n in reader.names if family.weights.from_external(n) == "embedding.weight"), None)
         if embedding is None:
             raise CheckpointError(f"{path} has no embedding tensor; it is not a whole {config['model_type']} model")
         # Of packed matrices the others' dtype; else the narrowest that holds every matrix as it is stored.
-        stored = reader.get(embedding).dtype if packing is not None else files.widest() or reader.get(embedding).dtype
+        widest = None if packing is not None else files.widest(None if part is None else part.stored_names)
+        stored = widest or reader.get(embedding).dtype
         wanted = resolve_dtype(dtype, stored)
         states = [file_state(path / name) for name in files.files]
         copies = _copies(spec, family, reader.names, reader.get, str(path))
@@ -210,7 +217,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
 
     def hashed() -> str:
         with SafetensorsReader(path) as files:
-            again = unpacked(files, packing, str(path / "config.json"))
+            again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
     tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
@@ -219,6 +226,10 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     if tokenizer is not None and "encode" in model.can:
         tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
     record = _read_json(path / BASE_FILE)
+    lineage: dict[str, Any] = record.get("lineage", {})
+    if outer is not None and part is not None:
+        part.say(source, outer)
+        lineage = lineage | {"text_of": {"model_type": outer.name, "left_out": part.left_out}}
     equivalent_of = record.get("equivalent_of")
     identity = Once(
         lambda: _identify(with_dense(filling.kept_id(hashed, states, packing), dense), tokenizer, equivalent_of)
@@ -240,7 +251,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         device=device,
         stored_dtype=str(stored).removeprefix("torch."),
         generation_defaults=defaults,
-        lineage=record.get("lineage", {}),
+        lineage=lineage,
         sentence=None if sentence is None else sentence.to(device),
     )
 
@@ -285,9 +296,14 @@ def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], whe
         spec = family.by_names(family.to_spec(config), names)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
-    if spec.deepest > len(names):
-        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {len(names)} tensors")
+    refuse_deeper(spec, len(names), where)
     return spec
+
+
+def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
+    """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
+    if spec.deepest > tensors:
+        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
 def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:

@@ -16,7 +16,7 @@ def read_object(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
         value = json.loads(read_text(path))
-    except (ValueError, DataError) as error:
+    except (ValueError, RecursionError, DataError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -57,16 +59,23 @@ class SafetensorsReader:
         """The names of the files that hold them."""
         return tuple(sorted(set(self._where.values())))
 
-    def widest(self) -> torch.dtype | None:
+    def nbytes(self, name: str) -> int:
+        """The bytes of one tensor, whose values are not read."""
+        found = self._open(self._where[name]).get_slice(name)
+        bits = int(re.findall(r"\d+", str(found.get_dtype()).replace("BOOL", "U8"))[0])
+        return math.prod(found.get_shape()) * bits // 8
+
+    def widest(self, names: Collection[str] | None = None) -> torch.dtype | None:
         """The dtype that holds the values of every matrix: of float32 beside bfloat16, and of the two halves, float32.
-        None where there are no matrices of such types."""
-        found = [_DTYPES[kind] for kind in sorted(self.matrix_types()) if kind in _DTYPES]
+        None where there are no matrices of such types. names: of these tensors alone."""
+        found = [_DTYPES[kind] for kind in sorted(self.matrix_types(names)) if kind in _DTYPES]
         return reduce(torch.promote_types, found) if found else None
 
-    def matrix_types(self) -> frozenset[str]:
+    def matrix_types(self, names: Collection[str] | None = None) -> frozenset[str]:
         """The types that matrices of real numbers are stored in, as the files name them ("BF16"); their values are not
         read. Tables of integers, such as positions, are no weights."""
-        slices = [self._open(file).get_slice(name) for name, file in self._where.items()]
+        wanted = self._where if names is None else names
+        slices = [self._open(self._where[name]).get_slice(name) for name in wanted]
         types = {str(one.get_dtype()) for one in slices if len(one.get_shape()) > 1}
         return frozenset(one for one in types if one.startswith(("F", "BF")))
 

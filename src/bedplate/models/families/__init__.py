@@ -28,6 +28,7 @@ from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mix
 from bedplate.models.families.family import Family
 from bedplate.models.families.gguf.table import ARCHITECTURES
 from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
+from bedplate.models.families.multimodal import MULTIMODAL
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
@@ -82,5 +83,7 @@ def find_family(format_: str, name: str | None, where: str) -> Family:
     found = FAMILIES.get((format_, str(name)))
     if found is None:
         known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == format_))
+        if format_ == "hf":
+            known += f"; of multimodal checkpoints, the text models of {', '.join(MULTIMODAL)}"
         raise UnsupportedModelError(f"{where}: model type {name!r} is not supported; supported are: {known}")
     return found

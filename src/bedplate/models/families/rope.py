@@ -16,8 +16,11 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """The names of layer types, and of their ropes."""
 
 
-def take_rope(fields: Fields, where: str, *, context: int, theta: float = 10_000.0, fraction: float = 1.0) -> Rope:
-    """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said."""
+def take_rope(
+    fields: Fields, where: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
+) -> Rope:
+    """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said. A family
+    whose heads turn whole has no fraction (None), and one is refused."""
     parameters: dict[str, Any] = dict(fields.take("rope_scaling") or {})
     parameters.update(fields.take("rope_parameters") or {})
     given: dict[str, Any] = {
@@ -41,12 +44,13 @@ def take_ropes(fields: Fields, where: str, *, context: int, theta: float, local_
 
 
 def read_rope(
-    parameters: Mapping[str, Any], where: str, *, context: int, theta: float = 10_000.0, fraction: float = 1.0
+    parameters: Mapping[str, Any], where: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
 ) -> Rope:
     """One dict of `rope_parameters`."""
     fields = Fields(parameters, f"{where} rope_parameters")
-    base = float(fields.take("rope_theta") or theta)
-    share = float(fields.take("partial_rotary_factor") or fraction)
+    given, partial = fields.take("rope_theta"), fields.take("partial_rotary_factor")
+    base = theta if given is None else float(given)
+    share = float((fraction or 1.0) if partial is None else partial)
     older = fields.take("type")
     kind = fields.take("rope_type") or older or "default"
     original = fields.take("original_max_position_embeddings")
@@ -56,6 +60,8 @@ def read_rope(
         raise UnsupportedModelError(f"{where}: rope type {kind!r} is not supported (only {known})")
     scaling = reader(fields, context, None if original is None else int(original))
     fields.finish()
+    if fraction is None and share != 1 and kind != "proportional":
+        raise UnsupportedModelError(f"{where}: partial_rotary_factor = {share} is not supported (only 1.0)")
     return Rope(base, scaling, share, proportional=kind == "proportional")
 
 

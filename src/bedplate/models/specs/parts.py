@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,14 @@ def at_least(part: object, smallest: int, *names: str) -> None:
             raise UnsupportedModelError(f"{name} is {value}: it must be at least {smallest}")
 
 
+def positive(part: object, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first of the fields that is not a finite number above 0; None is left."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number above 0")
+
+
 @dataclass(frozen=True)
 class Llama3Scaling:
     """Llama-3's frequency-dependent RoPE scaling (https://arxiv.org/abs/2407.21783, and its reference code)."""
@@ -29,12 +38,18 @@ class Llama3Scaling:
     high_freq_factor: float
     original_context: int
 
+    def __post_init__(self) -> None:
+        positive(self, "factor", "low_freq_factor", "high_freq_factor", "original_context")
+
 
 @dataclass(frozen=True)
 class LinearScaling:
     """Position interpolation: positions divided by `factor` (https://arxiv.org/abs/2306.15595)."""
 
     factor: float
+
+    def __post_init__(self) -> None:
+        positive(self, "factor")
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,9 @@ class YarnScaling:
     truncate: bool = True
     query_growth: float = 0.0
 
+    def __post_init__(self) -> None:
+        positive(self, "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
+
 
 @dataclass(frozen=True)
 class LongRopeScaling:
@@ -78,6 +96,10 @@ class LongRopeScaling:
             raise UnsupportedModelError(
                 f"longrope has {len(self.short)} short factors and {len(self.long)} long ones: they must be as many"
             )
+        positive(self, "original_context", "factor", "attention_factor")
+        for divisor in (*self.short, *self.long):
+            if not 0 < divisor < math.inf:
+                raise UnsupportedModelError(f"a longrope factor is {divisor}: it must be a finite number above 0")
 
 
 Scaling = Llama3Scaling | LinearScaling | YarnScaling | LongRopeScaling
@@ -101,6 +123,9 @@ class Rope:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
             raise UnsupportedModelError(f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
+        positive(self, "theta")
+        if isinstance(self.scaling, YarnScaling) and self.theta == 1:
+            raise UnsupportedModelError("theta is 1.0: YaRN divides by its logarithm")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -178,6 +179,11 @@ class TransformerSpec:
     def __post_init__(self) -> None:
         at_least(self, 1, "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size")
         at_least(self, 1, "context_length")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UnsupportedModelError(f"{field.name} is {value}: it must be a finite number")
+        at_least(self, 0, "norm_eps")
         if self.kind != "tower":
             at_least(self, 1, "vocab_size")
         elif self.vocab_size or self.token_types or self.value_tables:
@@ -190,6 +196,11 @@ class TransformerSpec:
                 )
         if self.rope is not None and self.rotary_dim % 2:
             raise UnsupportedModelError(f"rotary positions need an even head size, not {self.rotary_dim}")
+        scaling = None if self.rope is None else self.rope.scaling
+        if isinstance(scaling, LongRopeScaling) and len(scaling.short) != self.rotary_dim // 2:
+            raise UnsupportedModelError(
+                f"longrope has {len(scaling.short)} factors, but {self.rotary_dim // 2} pairs of a head's features turn"
+            )
         if self.value_tables > self.layers:
             raise UnsupportedModelError(f"{self.value_tables} value tables, but only {self.layers} layers")
         self._check_attention()

@@ -75,7 +75,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = Fields({**config, "rope_scaling": _renamed(config.get("rope_scaling"))}, _WHERE)
     sizes = take_sizes(fields, context=4096)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
-    rope = take_rope(fields, _WHERE, context=sizes["context_length"])
+    rope = take_rope(fields, _WHERE, context=sizes["context_length"], fraction=1.0)
     if isinstance(rope.scaling, LongRopeScaling):
         sizes["context_length"] = min(sizes["context_length"], rope.scaling.original_context)
     spec = TransformerSpec(

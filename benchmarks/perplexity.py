@@ -1,0 +1,95 @@
+"""Perplexity of held-out prose by a GGUF's quantised weights: ours against llama.cpp's on the same file and tokens.
+
+llama.cpp rounds activations to 8 bits before it multiplies, so its perplexity is that of the file only within what this
+rounding does. Built with a BLAS (build_peers.py blas) it multiplies a prompt in float32, and then both read the same
+model: there they are to lie within half a percent. The text is that of quality.py, in windows of 512 tokens.
+
+usage: perplexity.py [--base gemma3-270m] [--tokens 8192]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import masks
+from bedplate.inference.engine.engine import Engine
+from bedplate.models.checkpoints.base import Base, load_base, locate
+from comparison import Row, report, start
+from peers import LlamaCpp, add_base, need
+from quality import WINDOW, perplexity, windows
+
+ALLOWED = 0.005
+BLAS = "blas"
+WAYS = (("float32", "bfloat16", "torch"), ("bfloat16", "bfloat16", "torch"), ("bfloat16", "int4", "native"))
+"""dtype, weights and kernel of ours; the last takes a file's blocks as they lie."""
+
+
+def texts(base: Base, tokens: int) -> list[tuple[int, ...]]:
+    """Windows, each behind the token that begins a text, where the vocabulary has one."""
+    first = base.need_tokenizer().bos_id
+    return [text if first is None else (first, *text[:-1]) for text in windows(base, tokens)]
+
+
+def llama_perplexity(path: Path, texts: Sequence[tuple[int, ...]]) -> float:
+    """As `quality.perplexity`, of the llama.cpp that this process loads."""
+    model = LlamaCpp(path, WINDOW, every_logit=True)
+    losses = [model.loss(text) for text in texts]
+    return math.exp(sum(losses) / sum(len(text) - 1 for text in texts))
+
+
+def with_blas(name: str, tokens: int) -> float | None:
+    """llama.cpp's, multiplying in float32: a process of its own, for a process loads one llama.cpp."""
+    place = masks.llama_place(BLAS)
+    if not place.is_dir():
+        return None
+    command = [sys.executable, __file__, "--base", name, "--tokens", str(tokens), "--only-llama"]
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(place)}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--only-llama", action="store_true", help=argparse.SUPPRESS)
+    add_base(parser)
+    if "--only-llama" in sys.argv:
+        options = parser.parse_args()
+        base = load_base(locate(options.base))
+        print(llama_perplexity(locate(options.base), texts(base, options.tokens)))
+        return
+    options = start(parser).options
+    version, path = need("llama_cpp", "llama-cpp-python"), locate(options.base)
+    found: dict[str, float] = {}
+    for dtype, weights, kernel in WAYS:
+        base = load_base(path, dtype=dtype)
+        with Engine(base, weights=weights, kernel=kernel) as engine:
+            found[f"{dtype if kernel == 'torch' else 'as they lie'}, {kernel}"] = perplexity(
+                engine, texts(base, options.tokens)
+            )
+    plain, exact = llama_perplexity(path, texts(base, options.tokens)), with_blas(options.base, options.tokens)
+    print(f"{options.base}: {options.tokens // WINDOW} windows of {WINDOW} tokens of vader-news")
+    for name, value in found.items():
+        against = "" if exact is None else f", {100 * (value / exact - 1):+.2f}% of it with a BLAS"
+        print(f"  {name}: {value:.3f} ({100 * (value / plain - 1):+.2f}% of llama.cpp's own{against})")
+    if exact is None:
+        print(f"llama.cpp with a BLAS was not compared: build it (python benchmarks/build_peers.py {BLAS})")
+    peers = {"llama.cpp": plain} if exact is None else {"llama.cpp with a BLAS": exact, "llama.cpp": plain}
+    rows: list[Row] = []
+    for peer, reference in peers.items():
+        for name, value in found.items():
+            goal = 1 - ALLOWED if peer != "llama.cpp" or exact is None else None
+            near = min(value / reference, reference / value)
+            rows.append(Row(f"agreement, {name}", near, 1.0, "of 1", peer, version, goal))
+            print(f"{peer} {reference:.3f}, ours {name} {value:.3f}: {near:.4f}")
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()
