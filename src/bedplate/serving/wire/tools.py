@@ -114,9 +114,9 @@ def conversation_tokens(
     """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins.
     RequestError for tools where the template shows them, but calls in no format that is known."""
     template = None if tokenizer.chat is None else tokenizer.chat.source
-    messages = with_reasoning(messages, template)
+    talk = with_reasoning(messages, template)
     if not shows_tools(template):
-        return tokenizer.encode_chat(with_tools(messages, tools), add_generation_prompt=answer)
+        return tokenizer.encode_chat(with_tools(talk, tools), add_generation_prompt=answer)
     written = format_of(template)
     if written is None and tools:
         raise RequestError(
@@ -126,7 +126,7 @@ def conversation_tokens(
             code="unsupported_parameter",
         )
     shown = [tool.plain() for tool in tools] or None
-    return tokenizer.encode_chat(as_shown(messages, written or HERMES), add_generation_prompt=answer, tools=shown)
+    return tokenizer.encode_chat(as_shown(talk, written or HERMES), add_generation_prompt=answer, tools=shown)
 
 
 class Spoken:
