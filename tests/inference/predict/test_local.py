@@ -12,7 +12,7 @@ import transformers
 from tests.near import assert_near
 
 import bedplate
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.precision import dtype_name
 
@@ -46,6 +46,13 @@ def test_logits_and_scores(model: LocalModel, reference: Any) -> None:
         logprobs = reference(torch.tensor([whole])).logits[0].log_softmax(-1)
         expected = sum(float(logprobs[i - 1, whole[i]]) for i in range(start, len(whole)))
         assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_logits_past_the_context_are_refused(model: LocalModel) -> None:
+    context = model.base.spec.main.context_length
+    assert len(model.logits([3] * context)) == context
+    with pytest.raises(ContextLengthExceeded, match=f"{context + 1} tokens are given, but the context .* is {context}"):
+        model.logits([3] * (context + 1))
 
 
 def test_score_where_the_continuation_merges_into_the_prompt(model: LocalModel) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.closing import Closing
-from bedplate.core.errors import RequestError
+from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -151,6 +151,11 @@ class LocalModel(Closing):
             raise RequestError(f"{self.base.name} is an encoder; it has no next-token logits")
         if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
             raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")
+        if len(tokens) > self.base.spec.main.context_length:
+            raise ContextLengthExceeded(
+                f"{len(tokens)} tokens are given, but the context of {self.base.name} is "
+                f"{self.base.spec.main.context_length} tokens; give fewer"
+            )
         with self.engine.exclusive() as base, torch.inference_mode():
             hidden = base.model(Inputs(torch.tensor([list(tokens)], device=base.device))).hidden[0]
             return base.model.head(hidden).float().cpu()

@@ -243,7 +243,10 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
 
 
 def token_text(tokenizer: Tokenizer, index: int) -> str:
-    """A token as text; one that is no whole text by its bytes, as the API writes it."""
+    """A token as text; one that is no whole text by its bytes, as the API writes it; by its number where the model has
+    more rows than its tokenizer has ids."""
+    if index >= tokenizer.vocab_size:
+        return f"token_id:{index}"
     content = tokenizer.token_bytes(index)
     try:
         return content.decode("utf-8")
@@ -262,7 +265,7 @@ def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
 
 
 def _entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
-    content = list(tokenizer.token_bytes(index))
+    content = list(tokenizer.token_bytes(index)) if index < tokenizer.vocab_size else []
     return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
 
 
