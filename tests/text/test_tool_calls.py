@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.text.tool_calls import CALL, CALL_END, CallReader, Tool, shows_tools, with_objects, with_tools
+from bedplate.text.call_formats import HERMES, format_of, shows_tools
+from bedplate.text.call_reading import CallReader
+from bedplate.text.tool_calls import CALL, CALL_END, Tool, as_shown, with_tools
 
 ARGUMENTS = st.dictionaries(
     st.text(max_size=4),
@@ -77,13 +79,14 @@ def test_tools_without_a_template_for_them() -> None:
 
 
 def test_tools_with_a_template_for_them() -> None:
-    assert with_objects(TALK)[2]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
+    assert as_shown(TALK, HERMES)[2]["tool_calls"][0]["function"]["arguments"] == {"a": 1}
     assert shows_tools("{% if tools %}<tool_call>{% endif %}")
-    assert not shows_tools("{% if tools %}{{ tools }}{% endif %}")
+    assert format_of("{% if tools %}<tool_call>{% endif %}") is HERMES
+    assert format_of("{% if tools %}{{ tools }}{% endif %}") is None
     assert not shows_tools(None)
     broken = {**CALLED, "function": {"name": "f", "arguments": "{"}}
     with pytest.raises(RequestError, match="not JSON"):
-        with_objects([{"role": "assistant", "content": "", "tool_calls": [broken]}])
+        as_shown([{"role": "assistant", "content": "", "tool_calls": [broken]}], HERMES)
 
 
 def test_tool_names() -> None:

@@ -83,8 +83,9 @@ class Decoding:
             found = self._pieces[key] = self._make(index, first)
         return found
 
-    def text(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
-        kept = [index for index in ids if not (skip_special_tokens and index in self.special)]
+    def text(self, ids: Iterable[int], skip_special_tokens: bool, marks: frozenset[int] = frozenset()) -> str:
+        skipped = self.special - marks if skip_special_tokens else frozenset[int]()
+        kept = [index for index in ids if index not in skipped]
         if self.kind == "whole":
             return self._backend.decode(kept, skip_special_tokens=False)
         joined = b"".join(self.piece(index, position == 0) for position, index in enumerate(kept))
@@ -131,9 +132,11 @@ class StreamDecoder:
     """Text of token ids that come one at a time. Never emits half a character: the bytes of an incomplete one wait
     for the next token. The emitted pieces, `flush()` included, concatenate to `decode` of all the ids."""
 
-    def __init__(self, decoding: Decoding, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, decoding: Decoding, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()
+    ) -> None:
         self._decoding = decoding
-        self._skip = skip_special_tokens
+        self._skipped = decoding.special - marks if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = True
         self._strip = decoding.strip
@@ -141,7 +144,7 @@ class StreamDecoder:
 
     def push(self, index: int) -> str:
         """The text that this token completes; often empty in the middle of a character."""
-        if self._skip and index in self._decoding.special:
+        if index in self._skipped:
             return ""
         if self._decoding.kind == "whole":
             self._held.append(index)

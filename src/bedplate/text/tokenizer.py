@@ -235,13 +235,16 @@ class Tokenizer:
 
     # --- decoding
 
-    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up."""
-        return self._decoding.text([self._known(index) for index in ids], skip_special_tokens)
+    def decode(
+        self, ids: Iterable[int], *, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()
+    ) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up. marks: special tokens that are
+        not skipped."""
+        return self._decoding.text([self._known(index) for index in ids], skip_special_tokens, marks)
 
-    def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
-        """A decoder for ids that come one at a time."""
-        return StreamDecoder(self._decoding, skip_special_tokens)
+    def stream(self, *, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()) -> StreamDecoder:
+        """A decoder for ids that come one at a time. marks: special tokens that are not skipped."""
+        return StreamDecoder(self._decoding, skip_special_tokens, marks)
 
     # --- inside
 

@@ -216,7 +216,7 @@ REFUSED = [
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://127.0.0.1:1/x.pdf"}]}]},
         "input[0].content[0].type",
     ),
-    ({"input": [{"type": "reasoning", "summary": []}]}, "input[0].type"),
+    ({"input": [{"type": "web_search_call"}]}, "input[0].type"),
     ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
     ({"input": [{"type": "function_call", "name": "a", "arguments": "{}"}]}, "input[0].call_id"),
     ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input[0].output"),

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import RequestError, UsageError
 from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.text.call_grammar import call_grammar
 from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import call_grammar
 
 if TYPE_CHECKING:
     import llguidance

@@ -10,8 +10,9 @@ from bedplate.text.tokenizer import Tokenizer
 class TextStream:
     """Text of one row. Characters that may yet become part of a stop string are held back until that is decided."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
-        self._decoder = None if tokenizer is None else tokenizer.stream()
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], marks: frozenset[int] = frozenset()) -> None:
+        """marks: special tokens that the text shows; it shows no others."""
+        self._decoder = None if tokenizer is None else tokenizer.stream(marks=marks)
         self._stop = tuple(stop)
         self._held = ""
         self.text = ""

@@ -16,6 +16,7 @@ from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
 from bedplate.serving.call.call import ApiCall, UnderWay, Work, answers, json_response, respond
 from bedplate.serving.call.events import Event, EventStream
+from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
 from bedplate.serving.wire.fields import ChatRequest, read_fields
@@ -67,9 +68,9 @@ async def create_message(call: ApiCall) -> Response:
     run = call.submit(plan, "messages")
     reply = MessageReply(call, asked)
     if asked.stream:
-        events = _events(call, chat, reply, run, len(plan.requests[0].tokens))
+        events = _events(call, chat, reply, run, plan)
         return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
-    return json_response(reply.whole(await take_turn(call, chat, run)))
+    return json_response(reply.whole(await take_turn(call, chat, plan, run)))
 
 
 @router.post("/count_tokens")
@@ -83,11 +84,11 @@ async def count_tokens(call: ApiCall) -> Response:
 
 
 async def _events(
-    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: UnderWay, prompt_tokens: int
+    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: UnderWay, plan: AnswerPlan
 ) -> AsyncGenerator[Event]:
-    turn = AssistantTurn.of(chat)
+    turn = AssistantTurn.of(plan)
     events = MessageEvents(reply, turn)
-    for event in events.opening(prompt_tokens):
+    for event in events.opening(len(plan.requests[0].tokens)):
         yield event
     async with aclosing(parts_of(turn, call, chat, run)) as arriving:
         async for part in arriving:

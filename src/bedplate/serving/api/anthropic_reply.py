@@ -49,24 +49,26 @@ class MessageReply:
         reasons = {"length": "max_tokens", "tool_calls": "tool_use"}
         if turn.finish_reason in reasons:
             return {"stop_reason": reasons[turn.finish_reason], "stop_sequence": None}
-        sequence = self._stop_sequence(turn.ended)
+        sequence = self._stop_sequence(turn.ended, frozenset(turn.spoken.form.marks.values()))
         return {"stop_reason": "end_turn" if sequence is None else "stop_sequence", "stop_sequence": sequence}
 
     def extension(self, turn: AssistantTurn) -> Json:
         return extension_of(self._call, turn.ended)
 
-    def _stop_sequence(self, answer: Answer) -> str | None:
+    def _stop_sequence(self, answer: Answer, marks: frozenset[int]) -> str | None:
         """The text was cut before it: it is what the tokens go on with."""
         made, asked = answer.generation, self._asked.stop_sequences or ()
         if made is None or not asked:
             return None
-        rest = self._tokenizer.decode(made.token_ids)[len(made.text) :]
+        rest = self._tokenizer.decode(made.token_ids, marks=marks)[len(made.text) :]
         return next((sequence for sequence in asked if rest.startswith(sequence)), None)
 
 
 def _block(block: TurnBlock) -> Json:
     if block.kind == "text":
         return {"type": "text", "text": block.text}
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": block.text, "signature": ""}
     try:
         arguments = json.loads(block.text)
     except ValueError:  # cut off by max_tokens: what was written of them is no object yet
@@ -106,12 +108,14 @@ class MessageEvents:
                 yield from self._stop()
                 self._open = block
                 self._index += 1
-                begun = {**_block(block), "text": ""} if block.kind == "text" else {**_block(block), "input": {}}
+                empty: Json = {"text": ""} if block.kind == "text" else {"thinking": ""}
+                begun = {**_block(block), **({"input": {}} if block.kind == "call" else empty)}
                 yield _event("content_block_start", index=self._index, content_block=begun)
             if growth.text:
                 text = {"type": "text_delta", "text": growth.text}
                 arguments = {"type": "input_json_delta", "partial_json": growth.text}
-                delta = text if block.kind == "text" else arguments
+                thinking = {"type": "thinking_delta", "thinking": growth.text}
+                delta = {"text": text, "call": arguments, "reasoning": thinking}[block.kind]
                 yield _event("content_block_delta", index=self._index, delta=delta)
 
     def ending(self) -> Iterator[Event]:

@@ -42,7 +42,7 @@ async def chat_completions(call: ApiCall) -> Response:
     asked = read_fields(ChatRequest, await call.body())
     served = await call.choose(asked.model)
     plan = await call.prepare(lambda terms: served.chat(asked, terms), "messages")
-    return await answer(call, ChatReply(call, asked, plan.requests[0].tokens), plan)
+    return await answer(call, ChatReply(call, asked, plan), plan)
 
 
 @router.post("/completions")

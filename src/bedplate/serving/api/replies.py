@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from bedplate.inference.engine.requests import Generation, Step
 from bedplate.serving.call.call import ApiCall
+from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.models.served import Answer, finite
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.tools import Spoken
@@ -120,11 +121,10 @@ class ChatReply(ChoicesReply[ChatRequest]):
     chunk_object = "chat.completion.chunk"
     source = "messages"
 
-    def __init__(self, call: ApiCall, asked: ChatRequest, prompt: Sequence[int]) -> None:
-        """`prompt`: its token ids."""
+    def __init__(self, call: ApiCall, asked: ChatRequest, plan: AnswerPlan) -> None:
         super().__init__(call, asked)
-        self._prompt = prompt
-        self._spoken = [Spoken(bool(asked.usable_tools)) for _ in range(asked.choices)]
+        self._prompt = plan.requests[0].tokens
+        self._spoken = [Spoken(plan.form) for _ in range(asked.choices)]
 
     def choice(self, index: int, answer: Answer) -> Json:
         made = answer.generation

@@ -19,6 +19,7 @@ from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
 from bedplate.serving.call.call import ApiCall, UnderWay, answers, json_response
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import ResponseStore
+from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest, read_fields
 from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
@@ -37,8 +38,8 @@ async def create_response(call: ApiCall) -> Response:
     run = call.submit(plan, "input", "max_output_tokens")
     reply = ResponseReply(call, asked, keeps)
     if asked.stream:
-        return EventStream(_events(call, chat, messages, reply, run), done=False, error_name="error")
-    turn = await take_turn(call, chat, run)
+        return EventStream(_events(call, chat, messages, reply, plan, run), done=False, error_name="error")
+    turn = await take_turn(call, chat, plan, run)
     return json_response(_kept(call, reply, messages, turn))
 
 
@@ -91,9 +92,14 @@ def _earlier(call: ApiCall, asked: ResponsesRequest) -> Sequence[ChatMessage]:
 
 
 async def _events(
-    call: ApiCall, chat: ChatRequest, messages: Sequence[ChatMessage], reply: ResponseReply, run: UnderWay
+    call: ApiCall,
+    chat: ChatRequest,
+    messages: Sequence[ChatMessage],
+    reply: ResponseReply,
+    plan: AnswerPlan,
+    run: UnderWay,
 ) -> AsyncGenerator[Event]:
-    turn = AssistantTurn.of(chat)
+    turn = AssistantTurn.of(plan)
     events = ResponseEvents(reply, turn)
     for event in events.opening():
         yield event

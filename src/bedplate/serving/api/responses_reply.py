@@ -84,11 +84,15 @@ class ResponseReply:
         if block.kind == "call":
             head = {"id": name, "type": "function_call", "status": status}
             return {**head, "call_id": block.id, "name": block.name, "arguments": block.text}
+        if block.kind == "reasoning":
+            said = [_reasoning_part(block.text)] if block.text else []
+            return {"id": name, "type": "reasoning", "status": status, "summary": [], "content": said}
         content = [text_part(block.text, logprobs)]
         return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def item_id(self, block: TurnBlock) -> str:
-        return f"{'fc' if block.kind == 'call' else 'msg'}_{self._call.id}_{block.index}"
+        kinds = {"call": "fc", "text": "msg", "reasoning": "rs"}
+        return f"{kinds[block.kind]}_{self._call.id}_{block.index}"
 
     def _whole_logprobs(self, turn: AssistantTurn) -> list[Json]:
         made = turn.ended.generation
@@ -100,6 +104,10 @@ class ResponseReply:
 
 def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
+
+
+def _reasoning_part(text: str) -> Json:
+    return {"type": "reasoning_text", "text": text}
 
 
 class ResponseEvents:
@@ -127,6 +135,8 @@ class ResponseEvents:
             if block.kind == "call" and growth.text:
                 place = self._place(block)
                 yield self._event("response.function_call_arguments.delta", **place, delta=growth.text)
+            elif block.kind == "reasoning" and growth.text:
+                yield self._event("response.reasoning_text.delta", **self._place(block, 0), delta=growth.text)
             elif block.kind == "text" and (growth.text or logprobs):
                 place, self._logprobs = self._place(block, 0), [*self._logprobs, *logprobs]
                 yield self._event("response.output_text.delta", **place, delta=growth.text, logprobs=logprobs)
@@ -141,7 +151,7 @@ class ResponseEvents:
     def _begin(self, block: TurnBlock) -> Iterator[Event]:
         self._open, self._logprobs = block, []
         empty = self._reply.item(replace(block, text=""), "in_progress")
-        if block.kind == "call":
+        if block.kind != "text":
             yield self._event("response.output_item.added", output_index=block.index, item=empty)
             return
         yield self._event("response.output_item.added", output_index=block.index, item={**empty, "content": []})
@@ -154,6 +164,8 @@ class ResponseEvents:
         if block.kind == "call":
             done = {"name": block.name, "arguments": block.text}
             yield self._event("response.function_call_arguments.done", **self._place(block), **done)
+        elif block.kind == "reasoning":
+            yield self._event("response.reasoning_text.done", **self._place(block, 0), text=block.text)
         else:
             place, text = self._place(block, 0), block.text
             yield self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)

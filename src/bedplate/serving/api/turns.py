@@ -12,18 +12,25 @@ from typing import Any, Literal
 
 from bedplate.inference.engine.requests import Step
 from bedplate.serving.call.call import ApiCall, UnderWay
-from bedplate.serving.models.plan import PlanResult
+from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
-from bedplate.text.tool_calls import ReplyPiece
+from bedplate.text.call_reading import ReplyPiece
+
+_KINDS: dict[str, Literal["text", "call", "reasoning"]] = {
+    "content": "text",
+    "reasoning": "reasoning",
+    "name": "call",
+    "arguments": "call",
+}
 
 
 @dataclass
 class TurnBlock:
-    """One part of a turn. text: what it says, or a call's arguments as JSON. id, name: of a call."""
+    """One part of a turn. text: what it says or reasons, or a call's arguments as JSON. id, name: of a call."""
 
-    kind: Literal["text", "call"]
+    kind: Literal["text", "call", "reasoning"]
     index: int
     id: str = ""
     name: str = ""
@@ -48,8 +55,8 @@ class AssistantTurn:
     answer: Answer | None = None
 
     @classmethod
-    def of(cls, asked: ChatRequest) -> AssistantTurn:
-        return cls(Spoken(bool(asked.usable_tools)))
+    def of(cls, plan: AnswerPlan) -> AssistantTurn:
+        return cls(Spoken(plan.form))
 
     def push(self, text: str) -> list[BlockGrowth]:
         return [self._grow(piece) for piece in self.spoken.push(text)]
@@ -58,7 +65,7 @@ class AssistantTurn:
         """What was held back. A turn that says nothing is an empty text."""
         self.answer = answer
         held = self.spoken.finish()
-        if not held and not self.blocks:
+        if not held and all(block.kind == "reasoning" for block in self.blocks):
             held = [ReplyPiece("content", "")]
         return [self._grow(piece) for piece in held]
 
@@ -80,11 +87,14 @@ class AssistantTurn:
             if block.kind == "call"
         ]
         head = {"role": "assistant", "content": text}
+        reasoning = "".join(block.text for block in self.blocks if block.kind == "reasoning")
+        if reasoning:
+            head["reasoning_content"] = reasoning
         return {**head, "tool_calls": calls} if calls else head
 
     def _grow(self, piece: ReplyPiece) -> BlockGrowth:
         last = self.blocks[-1] if self.blocks else None
-        kind = "text" if piece.kind == "content" else "call"
+        kind = _KINDS[piece.kind]
         if piece.kind == "name" or last is None or last.kind != kind:
             block = TurnBlock(kind, len(self.blocks))
             self.blocks.append(block)
@@ -105,11 +115,11 @@ class TurnPart:
     steps: Sequence[Step]
 
 
-async def take_turn(call: ApiCall, asked: ChatRequest, run: UnderWay) -> AssistantTurn:
+async def take_turn(call: ApiCall, asked: ChatRequest, plan: AnswerPlan, run: UnderWay) -> AssistantTurn:
     """The whole turn, told to whoever counts."""
     found = (await call.results(run))[0]
     answer = _accounted(call, asked, found, call.lease.served.answer(found))
-    turn = AssistantTurn.of(asked)
+    turn = AssistantTurn.of(plan)
     turn.push(answer.text)
     turn.end(answer)
     return turn

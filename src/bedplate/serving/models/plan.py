@@ -11,6 +11,7 @@ from typing import Protocol
 from bedplate.core.values import Given
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Request, Result, Terms, Timing, Usage
+from bedplate.text.reply_form import ReplyForm
 
 
 class FurtherSteps(Protocol):
@@ -28,12 +29,13 @@ class FurtherSteps(Protocol):
 @dataclass(frozen=True)
 class AnswerPlan:
     """The first step's requests, one for each choice of a reply in their order. further: what follows on them, which
-    then has to know the choices' inputs."""
+    then has to know the choices' inputs. form: of the texts that come of them, None where all is content."""
 
     engine: Engine
     requests: Sequence[Request]
     inputs: Sequence[Given] = ()
     further: FurtherSteps | None = None
+    form: ReplyForm | None = None
 
     def on(self, terms: Terms) -> AnswerPlan:
         """The same on a caller's terms."""

@@ -33,6 +33,7 @@ from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
 from bedplate.serving.wire.sampling_fields import SEED_LOW
 from bedplate.serving.wire.tools import conversation_tokens
+from bedplate.text.reply_form import reply_form
 
 COMPLETION_MAX_TOKENS = 16
 """The API's own default for /v1/completions; a chat goes on to the context's end by default."""
@@ -132,9 +133,12 @@ class ServedBase:
         else:
             tokens = conversation_tokens(self._tokenizer, messages, asked.usable_tools)
         settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
-        grammar = compiled(self.engine, asked.grammar)
-        request = Generate(tuple(tokens), Sampling(**settings), grammar)
-        return AnswerPlan(self.engine, choices(request, asked.choices))
+        # An answer that is held to a form of its own is that form from its first token on.
+        reasons = bool(asked.usable_tools) or asked.grammar is None
+        form = reply_form(self._tokenizer, tokens, asked.usable_tools, reasons=reasons)
+        grammar = compiled(self.engine, asked.grammar_in(form))
+        request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
+        return AnswerPlan(self.engine, choices(request, asked.choices), form=form)
 
     def _only_text(self, messages: Sequence[Mapping[str, Any]], tools: bool) -> str:
         """What an encoder–decoder without a template reads of a conversation: its only message."""

@@ -134,6 +134,7 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
     if not isinstance(content, list) or not content:
         raise _wrong(f"{where}.content", "it must be a text or a list of blocks")
     texts: list[str] = []
+    reasoning: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[ChatMessage] = []
     for index, block in enumerate(content):
@@ -141,6 +142,8 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
         kind = _kind_of(block, place)
         if kind == "text":
             texts.append(_text(block, "text", place))
+        elif kind == "thinking" and role == "assistant":
+            reasoning.append(_text(block, "thinking", place))
         elif kind == "tool_use" and role == "assistant":
             arguments = block.get("input")
             if not isinstance(arguments, dict):
@@ -161,7 +164,8 @@ def _messages_of(message: Any, where: str) -> list[ChatMessage]:
             )
     text = "".join(texts)
     if role == "assistant":
-        return [{**_plain(role, text), "tool_calls": calls} if calls else _plain(role, text)]
+        more = {"tool_calls": calls, "reasoning_content": "".join(reasoning)}
+        return [{**_plain(role, text), **{key: value for key, value in more.items() if value}}]
     return [*results, _plain(role, text)] if texts or not results else results
 
 

@@ -32,6 +32,7 @@ from bedplate.serving.wire.sampling_fields import (
 )
 from bedplate.serving.wire.strict_fields import RequestFields, either, first_mistake
 from bedplate.serving.wire.tools import (
+    PLAIN_REPLY,
     NamedChoice,
     ToolCall,
     ToolField,
@@ -40,6 +41,7 @@ from bedplate.serving.wire.tools import (
     choice_of,
     usable,
 )
+from bedplate.text.reply_form import ReplyForm
 from bedplate.text.tool_calls import MAX_TOOLS, Tool
 
 MAX_CHOICES = 8
@@ -137,6 +139,7 @@ class Message(RequestFields):
     name: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(min_length=1)] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
     # Clients send replies back as they got them: with the fields that said nothing.
     refusal: None = None
     audio: None = None
@@ -154,13 +157,15 @@ class Message(RequestFields):
     def _fields_of_the_role(self) -> Self:
         if self.tool_calls is not None and self.role != "assistant":
             raise ValueError("only an assistant's message has tool_calls")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has reasoning_content")
         if (self.tool_call_id is not None) != (self.role == "tool"):
             raise ValueError("a message of role tool has a tool_call_id, and no other has")
         return self
 
     def plain(self) -> dict[str, Any]:
         """As chat templates see it."""
-        more: dict[str, Any] = {"name": self.name, "tool_call_id": self.tool_call_id}
+        more: dict[str, Any] = {name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")}
         if self.tool_calls is not None:
             more["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         role = "system" if self.role == "developer" else self.role
@@ -298,10 +303,14 @@ class ChatRequest(_Asked):
 
     @property
     def grammar(self) -> tuple[str, Grammar] | None:
+        return self.grammar_in(PLAIN_REPLY)
+
+    def grammar_in(self, form: ReplyForm) -> tuple[str, Grammar] | None:
+        """What the answer is held to, where replies have this form."""
         if not self.usable_tools:
             return super().grammar
         parallel = self.parallel_tool_calls is not False
-        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel)
+        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form)
 
     @property
     def token_limit(self) -> int | None:

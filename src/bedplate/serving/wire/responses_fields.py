@@ -141,6 +141,7 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     messages: list[ChatMessage] = []
+    reasoning = ""
     for index, item in enumerate(given):
         where = f"input[{index}]"
         if not isinstance(item, dict):
@@ -148,6 +149,9 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
         kind = item.get("type", "message")
         if kind == "message":
             messages.append(_message_of(item, where))
+        elif kind == "reasoning":
+            reasoning += _reasoning_of(item, where)
+            continue
         elif kind == "function_call":
             name, arguments = _text(item, "name", where), _text(item, "arguments", where)
             function = {"name": name, "arguments": arguments}
@@ -159,9 +163,20 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
             content = _content_of(item.get("output"), f"{where}.output")
             messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": content})
         else:
-            said = "messages, function calls and their outputs"
+            said = "messages, reasoning, function calls and their outputs"
             raise _wrong(f"{where}.type", f"items of type {str(kind)[:60]!r} are not supported; only {said} are", where)
+        if reasoning and messages[-1]["role"] == "assistant":
+            # it belongs to what the assistant says or calls after it
+            messages[-1]["reasoning_content"] = messages[-1].get("reasoning_content", "") + reasoning
+        reasoning = ""
     return messages
+
+
+def _reasoning_of(item: Mapping[str, Any], where: str) -> str:
+    parts: Any = item.get("content") or []
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise _wrong(f"{where}.content", "it must be a list of parts with texts", where)
+    return "".join(_text(part, "text", f"{where}.content[{i}]") for i, part in enumerate(parts))
 
 
 def _message_of(item: Mapping[str, Any], where: str) -> ChatMessage:

@@ -11,18 +11,15 @@ from pydantic import Field
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.wire.strict_fields import RequestFields
+from bedplate.text.call_formats import HERMES, format_of, shows_tools
+from bedplate.text.call_grammar import call_grammar_source
+from bedplate.text.call_reading import ReplyPiece
+from bedplate.text.reply_form import ReplyForm, with_reasoning
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tool_calls import (
-    CallReader,
-    ReplyPiece,
-    Tool,
-    call_grammar_source,
-    shows_tools,
-    with_objects,
-    with_tools,
-)
+from bedplate.text.tool_calls import Tool, as_shown, with_tools
 
 Json = dict[str, Any]
+PLAIN_REPLY = ReplyForm()
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
@@ -95,53 +92,76 @@ def usable(tools: Sequence[ToolField], choice: str | NamedChoice | None) -> tupl
     return tuple(one.tool for one in tools if one.function.name == choice.function.name)
 
 
-def calls_grammar(tools: Sequence[Tool], choice: str | NamedChoice | None, parallel: bool) -> Grammar:
-    """Free text or valid calls; calls only where one is required."""
-    required = choice == "required" or isinstance(choice, NamedChoice)
-    return Grammar("tool_calls", call_grammar_source(tools, required=required, parallel=parallel))
+def calls_grammar(
+    tools: Sequence[Tool], choice: str | NamedChoice | None, parallel: bool, form: ReplyForm = PLAIN_REPLY
+) -> Grammar:
+    """Free text or valid calls, in the form of the base's replies; calls only where one is required."""
+    source = call_grammar_source(
+        tools,
+        required=choice == "required" or isinstance(choice, NamedChoice),
+        parallel=parallel,
+        written=form.calls or HERMES,
+        thinking=form.thinking,
+        opened=form.opened,
+        marks=form.marks,
+    )
+    return Grammar("tool_calls", source)
 
 
 def conversation_tokens(
     tokenizer: Tokenizer, messages: Sequence[Json], tools: Sequence[Tool], *, answer: bool = True
 ) -> list[int]:
-    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins."""
+    """Token ids of a conversation with tools, as `text.tool_calls` shows them. answer: up to where it begins.
+    RequestError for tools where the template shows them, but calls in no format that is known."""
     template = None if tokenizer.chat is None else tokenizer.chat.source
+    talk = with_reasoning(messages, template)
     if not shows_tools(template):
-        return tokenizer.encode_chat(with_tools(messages, tools), add_generation_prompt=answer)
+        return tokenizer.encode_chat(with_tools(talk, tools), add_generation_prompt=answer)
+    written = format_of(template)
+    if written is None and tools:
+        raise RequestError(
+            "this model's chat template shows tools, but its calls are in no format that is known here, so they could "
+            "not be read; leave tools out",
+            param="tools",
+            code="unsupported_parameter",
+        )
     shown = [tool.plain() for tool in tools] or None
-    return tokenizer.encode_chat(with_objects(messages), add_generation_prompt=answer, tools=shown)
+    return tokenizer.encode_chat(as_shown(talk, written or HERMES), add_generation_prompt=answer, tools=shown)
 
 
 class Spoken:
-    """One choice's text as it comes, told apart into content and calls. `reads_calls`: whether there may be any."""
+    """One choice's text as it comes, told apart into reasoning, content and calls."""
 
-    def __init__(self, reads_calls: bool) -> None:
-        self._reader = CallReader() if reads_calls else None
+    def __init__(self, form: ReplyForm | None) -> None:
+        """form: None where all is content."""
+        self.form = PLAIN_REPLY if form is None else form
+        self._reader = self.form.reader()
         self._ids: list[str] = []
 
     def push(self, text: str) -> list[ReplyPiece]:
-        if self._reader is not None:
-            return self._reader.push(text)
-        return [ReplyPiece("content", text)] if text else []
+        return self._reader.push(text)
 
     def finish(self) -> list[ReplyPiece]:
         """What was held back, when the text has ended."""
-        return [] if self._reader is None else self._reader.finish()
+        return self._reader.finish()
 
     def id(self, call: int) -> str:
         """The id of a call, the same each time."""
+        letters = None if self.form.calls is None else self.form.calls.id_letters
         while len(self._ids) <= call:
-            self._ids.append(f"call_{uuid.uuid4().hex[:24]}")
+            drawn = uuid.uuid4().hex
+            self._ids.append(f"call_{drawn[:24]}" if letters is None else drawn[:letters])
         return self._ids[call]
 
     def finish_reason(self, reason: str) -> str:
         """ "tool_calls" where the text ended with whole calls."""
         reader = self._reader
-        return "tool_calls" if reader is not None and reader.calls and reader.closed and reason == "stop" else reason
+        return "tool_calls" if reader.calls and reader.closed and reason == "stop" else reason
 
     def delta(self, pieces: Sequence[ReplyPiece]) -> Json:
         """What the pieces add to a message, in the shape of a stream's delta."""
-        content = "".join(piece.text for piece in pieces if piece.kind == "content")
+        names = {"reasoning": "reasoning_content", "content": "content"}
+        texts = {name: "".join(piece.text for piece in pieces if piece.kind == kind) for kind, name in names.items()}
         calls: dict[int, Json] = {}
         for piece in pieces:
             if piece.kind == "name":
@@ -150,7 +170,7 @@ class Spoken:
             elif piece.kind == "arguments":
                 call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
                 call["function"]["arguments"] += piece.text
-        delta: Json = {"content": content} if content else {}
+        delta: Json = {name: text for name, text in texts.items() if text}
         return {**delta, "tool_calls": list(calls.values())} if calls else delta
 
     def message(self, text: str) -> Json:
@@ -158,6 +178,7 @@ class Spoken:
         delta = self.delta([*self.push(text), *self.finish()])
         calls = [{key: value for key, value in call.items() if key != "index"} for call in delta.get("tool_calls", ())]
         message: Json = {"role": "assistant", "content": delta.get("content", None if calls else ""), "refusal": None}
+        message |= {name: delta[name] for name in ("reasoning_content",) if name in delta}
         return {**message, "tool_calls": calls} if calls else message
 
 

@@ -36,10 +36,12 @@ from bedplate.text.json_schema import INVALID
 
 @dataclass(frozen=True)
 class Generate(Request):
-    """Continue `tokens`, within `grammar` where there is one."""
+    """Continue `tokens`, within `grammar` where there is one. marks: special tokens that the text shows, for whoever
+    tells its parts apart by them; it shows no others."""
 
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
+    marks: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class GenerateJob(Job[Generate]):
         # What an encoder has read is no beginning of the text.
         begun = self.starts if self.source else request.tokens
         self.state = RowState(request.sampling, begun, end_ids=equipment.ends, never=equipment.never)
-        self.text = TextStream(equipment.base.tokenizer, request.sampling.stop)
+        self.text = TextStream(equipment.base.tokenizer, request.sampling.stop, request.marks)
         self.plain = is_plain(request.sampling)
         self._drafter: Drafter | None = None
         self._logprobs: list[float] = []

@@ -79,7 +79,7 @@ class Grammar:
 
     json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
-    rule is `start`; tool_calls: what `text.tool_calls.call_grammar_source` gives.
+    rule is `start`; tool_calls: what `text.call_grammar.call_grammar_source` gives.
     """
 
     kind: GrammarKind

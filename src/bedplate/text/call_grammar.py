@@ -1,0 +1,178 @@
+"""Holding a model to valid calls: the grammar of a reply with tools, framed as the base's format frames calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.core.errors import RequestError
+from bedplate.text.call_formats import BY_NAME, HERMES, NAME, CallFormat, Tags
+from bedplate.text.call_reading import is_text
+from bedplate.text.json_schema import INVALID, check_schema
+from bedplate.text.tool_calls import Tool
+
+_FREE = "TEXT: /(.|\\n)*/"
+
+
+def call_grammar_source(
+    tools: Sequence[Tool],
+    *,
+    required: bool,
+    parallel: bool,
+    written: CallFormat = HERMES,
+    thinking: tuple[str, str] | None = None,
+    opened: bool = False,
+    marks: Mapping[str, int] | None = None,
+) -> str:
+    """What a grammar of kind `tool_calls` says: which calls may be written, whether there must be one, and in which
+    form (`text.reply_form`)."""
+    listed = [{"name": tool.name, "parameters": tool.schema} for tool in tools]
+    form = {"format": written.name, "thinking": thinking, "opened": opened, "marks": dict(marks or {})}
+    return json.dumps({"tools": listed, "required": required, "parallel": parallel, **form}, sort_keys=True)
+
+
+def call_grammar(source: str) -> str:
+    """The rules (in llguidance's dialect of Lark) for such a text: free text or calls, and a call that was begun is
+    valid to its end. RequestError (code invalid_grammar) names the tool whose parameters cannot be enforced."""
+    asked = json.loads(source)
+    written, spell = BY_NAME[asked["format"]], Spelling(asked["marks"])
+    rules = [
+        rule
+        for number, tool in enumerate(asked["tools"])
+        for rule in _tool_rules(number, tool["name"], tool["parameters"], written, spell)
+    ]
+    body = " | ".join(f"tool{number}" for number in range(len(asked["tools"])))
+    frame = _channels(asked["required"], spell) if written.channels else _frame(asked, written, spell)
+    return "\n".join((*frame, f"body: {body}", _FREE, *rules))
+
+
+class Spelling:
+    """Texts in the grammar's notation. Special tokens are no text for it, and stand there by their numbers."""
+
+    def __init__(self, marks: Mapping[str, int]) -> None:
+        self._marks = marks
+        longest = sorted(marks, key=len, reverse=True)
+        self._split = re.compile("(" + "|".join(map(re.escape, longest)) + ")") if marks else None
+
+    def __call__(self, text: str) -> str:
+        parts = [text] if self._split is None else self._split.split(text)
+        return " ".join(
+            f"<[{self._marks[part]}]>" if part in self._marks else json.dumps(part, ensure_ascii=False)
+            for part in parts
+            if part
+        )
+
+    def after_text(self, name: str, mark: str, text: str = "TEXT") -> str:
+        """A rule for any text up to a mark, and the mark."""
+        if mark in self._marks:
+            return f"{name}: {text} {self(mark)}"
+        return f"{name}[lazy]: {text} {self(mark)}"
+
+
+def _tool_rules(number: int, name: str, parameters: Any, written: CallFormat, spell: Spelling) -> list[str]:
+    try:
+        check_schema(parameters)
+    except RequestError as error:
+        raise _refused(name, f": {error.message}") from None
+    if parameters["type"] != "object":
+        raise _refused(name, " must be of type object")
+    if written.channels:
+        head, tail = f"functions.{name} <|constrain|>json<|message|>", ""
+    else:
+        # Spaced as Python's json writes it, which is how templates show calls.
+        head, tail = written.heads[0].replace(NAME, name), written.tails[0]
+    if written.tags is not None:
+        return [f"tool{number}: {spell(head)} args{number}", *_tagged(number, name, parameters, written.tags, spell)]
+    return [f"tool{number}: {spell(head)} args{number} {spell(tail)}", f"args{number}: {_json(parameters)}"]
+
+
+def _json(schema: Any) -> str:
+    options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+def _tagged(number: int, name: str, parameters: Mapping[str, Any], tags: Tags, spell: Spelling) -> list[str]:
+    """Parameters between tags, in the schema's order; what is not required may be missing."""
+    properties = parameters.get("properties", {})
+    odd = sorted(parameters.keys() - {"type", "properties", "required", "additionalProperties", "$defs", "definitions"})
+    odd += sorted(key for key in parameters.get("required", ()) if key not in properties)
+    if odd or (isinstance(parameters.get("additionalProperties"), Mapping) and not properties):
+        raise _refused(name, f" ({', '.join(odd) or 'additionalProperties'}) cannot be written one by one between tags")
+    shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    parts, rules = list[str](), list[str]()
+    for place, (key, schema) in enumerate(properties.items()):
+        rule = f"p{number}x{place}"
+        parts.append(rule if key in parameters.get("required", ()) else f"{rule}?")
+        begin = spell(f"{tags.key[0]}{key}{tags.key[1]}{tags.value[0]}{tags.pad}")
+        end = f"{tags.pad}{tags.value[1]}"
+        if not is_text(schema):
+            rules.append(f"{rule}: {begin} {rule}v {spell(end)}\n{rule}v: {_json({**_schema(schema), **shared})}")
+        elif "enum" in schema or "const" in schema:
+            one_of = " | ".join(spell(text + end) for text in schema.get("enum", [schema.get("const")]))
+            rules.append(f"{rule}: {begin} ({one_of})")
+        else:
+            held = sorted(schema.keys() & {"pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf"})
+            if held:
+                raise _refused(name, f": {held[0]} of {key!r} cannot be enforced in texts that stand between tags")
+            rules.append(f"{rule}: {begin} {rule}v\n{spell.after_text(rule + 'v', end)}")
+    body = " ".join([*parts, spell(tags.end)]).strip()
+    return [f"args{number}: {body}" if body else f'args{number}: ""', *rules]
+
+
+def _schema(schema: Any) -> Mapping[str, Any]:
+    return {} if schema is True else schema
+
+
+def _frame(asked: Mapping[str, Any], written: CallFormat, spell: Spelling) -> list[str]:
+    """Calls behind their mark, or text that may become them; and before either, reasoning."""
+    opening, close = spell(written.opening), spell(written.close)
+    many = asked["parallel"] and not written.single
+    if written.between is None:
+        again = f"({spell(written.apart + written.begin)} {opening} body {close})*" if many else ""
+        calls = f"{opening} body {close} {again}"
+    else:
+        more = f"({spell(written.between)} body)*" if many else ""
+        calls = f"{opening} body {more} {close}"
+    thought, rules = _thought(asked, spell)
+    rules.append(f"calls: {calls}")
+    if asked["required"]:
+        begin = "" if written.bare else spell(written.begin)
+        return [f"start: {thought} {begin} calls", *rules]
+    # What begins like a call that is the whole reply has to be one.
+    text, bare = ("PLAIN?", " | calls") if written.bare else ("TEXT", "")
+    head = spell.after_text("head", written.begin, text)
+    return [f"start: {thought} (text | head calls{bare})", f"text: {text}", head, "PLAIN: /[^{\\s](.|\\n)*/", *rules]
+
+
+def _thought(asked: Mapping[str, Any], spell: Spelling) -> tuple[str, list[str]]:
+    """What stands for reasoning in the start rule, and its rules. Where it may begin and text may follow without it,
+    text is all that it is for the grammar, unless its mark is a token of its own."""
+    if asked["thinking"] is None:
+        return "", []
+    opening, closing = asked["thinking"]
+    rules = [spell.after_text("thought", closing), "SPACE: /\\s+/"]
+    space = "SPACE?" if asked["required"] else ""
+    if asked["opened"]:
+        return f"thought {space}", rules
+    if asked["required"] or opening in asked["marks"]:
+        return f"({spell(opening)} thought {space})?", rules
+    return "", []
+
+
+def _channels(required: bool, spell: Spelling) -> list[str]:
+    """Reasoning and preambles, then one call or the answer. The token that ends it ends the reply."""
+    channel, message = spell("<|channel|>"), spell("<|message|>")
+    last = "call" if required else "(call | answer)"
+    return [
+        f"start: (told {spell('<|start|>assistant')})* {last}",
+        f'told: {channel} ("analysis" | "commentary") {message} said',
+        spell.after_text("said", "<|end|>"),
+        f'answer: {channel} "final" {message} TEXT',
+        f'call: {channel} "commentary to=" body',
+    ]
+
+
+def _refused(name: str, why: str) -> RequestError:
+    return RequestError(f"the parameters of tool {name!r}{why}", param="tools", code=INVALID)

@@ -1,0 +1,328 @@
+"""A reply that comes in pieces, told apart into content and calls. Each character is looked at a bounded number of
+times, and what may still become part of a call is never given as content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from bedplate.text.call_formats import HERMES, CallFormat, Framed, find_frame
+from bedplate.text.tool_calls import Tool
+
+FRAME_CHARACTERS = 512
+"""A head, tail or key longer than this is none."""
+SLICE = 256
+"""Text is taken in slices of so many characters, so that what is held stays short."""
+
+
+@dataclass(frozen=True)
+class ReplyPiece:
+    """What newly read text adds: to the reply's `content` or `reasoning`, or to a call: its `name`, then pieces of its
+    `arguments`. `call` counts from 0."""
+
+    kind: Literal["content", "reasoning", "name", "arguments"]
+    text: str
+    call: int = -1
+
+
+class ReplyReader(Protocol):
+    """Tells a reply's text apart as it comes."""
+
+    @property
+    def calls(self) -> int:
+        """How many have begun."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """No call is unfinished or malformed."""
+        ...
+
+    def push(self, text: str) -> list[ReplyPiece]: ...
+    def finish(self) -> list[ReplyPiece]:
+        """What is still held when the text ends."""
+        ...
+
+
+class PlainReader:
+    """All is content."""
+
+    calls = 0
+    closed = True
+
+    def push(self, text: str) -> list[ReplyPiece]:
+        return [ReplyPiece("content", text)] if text else []
+
+    def finish(self) -> list[ReplyPiece]:
+        return []
+
+
+def partial_mark(text: str, mark: str) -> int:
+    """How many characters at the text's end may be the beginning of a mark."""
+    most = min(len(text), len(mark) - 1)
+    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)
+
+
+class WaitingSpace:
+    """White space waits for what follows it: it is dropped at the end, and (leading=False) at the beginning."""
+
+    def __init__(self, *, leading: bool = True) -> None:
+        self._held: list[str] = []
+        self._begun = leading
+
+    def push(self, text: str) -> str:
+        """What may be given now."""
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        kept = text.rstrip()
+        if kept:
+            before, self._held = "".join(self._held), []
+            kept, text = before + kept, text[len(kept) :]
+        if text:
+            self._held.append(text)
+        return kept
+
+    def take(self) -> str:
+        """What waits, all of it."""
+        held, self._held = "".join(self._held), []
+        return held
+
+
+class CallReader:
+    """Calls in one of the formats. tools: whose parameters say which tagged values are texts."""
+
+    def __init__(self, written: CallFormat = HERMES, tools: Sequence[Tool] = ()) -> None:
+        self._format = written
+        self._properties = {tool.name: tool.schema.get("properties", {}) for tool in tools}
+        self._held = ""
+        self._state: Literal["content", "head", "arguments", "key", "value", "tail", "next"] = "content"
+        self._opener = ""
+        self._broken = False
+        self._space = WaitingSpace()
+        self._depth, self._quoted, self._escaped = 0, False, False
+        self._tool, self._key, self._value, self._keys = "", "", list[str](), 0
+        self.calls = 0
+        if written.bare:
+            self._state = "head"
+
+    @property
+    def closed(self) -> bool:
+        done = self._state == "content" or (self._state == "next" and not self._format.close)
+        return not self._broken and (done or (self._state == "head" and not self._opener and not self._held))
+
+    def push(self, text: str) -> list[ReplyPiece]:
+        found: list[ReplyPiece] = []
+        for start in range(0, len(text), SLICE):
+            self._held += text[start : start + SLICE]
+            while self._step(found):
+                pass
+        return found
+
+    def finish(self) -> list[ReplyPiece]:
+        """A call without a name yet is given as the text that it is."""
+        space, held, self._held = self._space.take(), self._held, ""
+        if self._state == "value":  # as far as it was written
+            found: list[ReplyPiece] = []
+            self._say(found, self._member("".join(self._value) + held)[:-1])
+            return found
+        if self._state == "head":
+            self._broken = self._broken or bool(self._opener or held)
+            held = self._opener + held
+        elif self._state != "content":
+            return []
+        text = space + held
+        return [ReplyPiece("content", text)] if text and not (self.calls and not text.strip()) else []
+
+    def _step(self, found: list[ReplyPiece]) -> bool:
+        """One move; False where more text is needed."""
+        move = {
+            "content": self._content,
+            "head": self._head,
+            "arguments": self._take_arguments,
+            "key": self._take_key,
+            "value": self._take_value,
+            "tail": self._tail,
+            "next": self._next,
+        }
+        return move[self._state](found)
+
+    def _content(self, found: list[ReplyPiece]) -> bool:
+        before, tag, after = self._held.partition(self._format.begin)
+        if tag:
+            text, self._held, self._opener, self._state = self._space.push(before), after, tag, "head"
+        else:
+            cut = partial_mark(before, self._format.begin)
+            text, self._held = self._space.push(before[: len(before) - cut]), before[len(before) - cut :]
+        if text:
+            found.append(ReplyPiece("content", text))
+        return bool(tag)
+
+    def _head(self, found: list[ReplyPiece]) -> bool:
+        bare = self._format.bare and not self._opener
+        begins = [self._format.begin, ""] if bare else [""]
+        frames = [begin + self._format.opening + head for begin in begins for head in self._format.heads]
+        if self._call(found, frames):
+            return True
+        if len(self._held) < FRAME_CHARACTERS and any(self._begun(frame) for frame in frames):
+            return False
+        self._broken = self._broken or bool(self._opener)
+        text, self._opener, self._state = self._space.push(self._opener), "", "content"
+        if text:
+            found.append(ReplyPiece("content", text))
+        return True
+
+    @property
+    def _window(self) -> str:
+        """What a frame may be found in: so it does not matter how much more there is already."""
+        return self._held[:FRAME_CHARACTERS]
+
+    def _begun(self, frame: str) -> bool:
+        """Whether the held text may become a head."""
+        seen = find_frame(frame, self._window)
+        return seen == "begun" or (isinstance(seen, Framed) and not self._window[seen.end :].strip())
+
+    def _call(self, found: list[ReplyPiece], frames: Sequence[str]) -> bool:
+        """Whether one of the frames stands here, with arguments behind it: then a call begins."""
+        tagged = self._format.tags is not None
+        for frame in frames:
+            seen = find_frame(frame, self._window)
+            if isinstance(seen, Framed) and (tagged or self._window[seen.end :].lstrip().startswith("{")):
+                rest = self._held[seen.end :]
+                # of an id and a name, in either order, the id is not kept
+                named = 1 if '"id"' in frame else 0
+                self._tool = seen.names[named]
+                found.append(ReplyPiece("name", self._tool, self.calls))
+                self.calls += 1
+                self._space.take()
+                self._held, self._keys = rest.lstrip(), 0
+                self._state = "key" if tagged else "arguments"
+                return True
+        return False
+
+    def _take_arguments(self, found: list[ReplyPiece]) -> bool:
+        end = len(self._held)
+        for place, character in enumerate(self._held):
+            if self._quoted:
+                if self._escaped:
+                    self._escaped = False
+                elif character == "\\":
+                    self._escaped = True
+                elif character == '"':
+                    self._quoted = False
+            elif character == '"':
+                self._quoted = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    end, self._state = place + 1, "tail"
+                    break
+        self._say(found, self._held[:end])
+        self._held = self._held[end:]
+        return self._state == "tail"
+
+    def _say(self, found: list[ReplyPiece], text: str) -> None:
+        if text:
+            found.append(ReplyPiece("arguments", text, self.calls - 1))
+
+    def _take_key(self, found: list[ReplyPiece]) -> bool:
+        tags = self._format.tags
+        assert tags is not None
+        self._held = self._held.lstrip()
+        opened, closing = tags.key[0], tags.key[1].rstrip()
+        if self._held.startswith(opened):
+            key, tag, rest = self._window[len(opened) :].partition(closing)
+            value = find_frame(tags.value[0], rest) if tag else "begun"
+            if isinstance(value, Framed):
+                at = len(opened) + len(key) + len(closing) + value.end
+                self._key, self._value, self._held = key, [], self._held[at:]
+                self._state = "value"
+                return True
+            if value == "begun" and len(self._held) < FRAME_CHARACTERS:
+                return False
+            return self._break()
+        end = find_frame(tags.end or self._format.close, self._window)
+        if isinstance(end, Framed):
+            self._say(found, "}" if self._keys else "{}")
+            self._held, self._state = self._held[end.end if tags.end else 0 :], "next"
+            return True
+        return False if opened.startswith(self._held) or end == "begun" else self._break()
+
+    def _take_value(self, found: list[ReplyPiece]) -> bool:
+        tags = self._format.tags
+        assert tags is not None
+        mark = tags.value[1].rstrip()
+        before, tag, after = self._held.partition(mark)
+        cut = 0 if tag else partial_mark(before, mark)
+        self._value.append(before[: len(before) - cut])
+        self._held = after if tag else before[len(before) - cut :]
+        if tag:
+            self._say(found, self._member("".join(self._value)))
+            self._keys += 1
+            self._state = "key"
+        return bool(tag)
+
+    def _member(self, text: str) -> str:
+        tags = self._format.tags
+        assert tags is not None
+        schema = self._properties.get(self._tool, {}).get(self._key)
+        value = _value(text.removeprefix(tags.pad).removesuffix(tags.pad), schema)
+        return f"{', ' if self._keys else '{'}{json.dumps(self._key, ensure_ascii=False)}: {value}"
+
+    def _tail(self, found: list[ReplyPiece]) -> bool:
+        seen = [find_frame(tail, self._window) for tail in self._format.tails]
+        done = next((one for one in seen if isinstance(one, Framed)), None)
+        if done is not None:
+            self._held, self._state = self._held[done.end :], "next"
+            return True
+        return False if "begun" in seen and len(self._held) < FRAME_CHARACTERS else self._break()
+
+    def _next(self, found: list[ReplyPiece]) -> bool:
+        """Another call, or the end of them."""
+        written = self._format
+        frames = [] if written.between is None else [written.between + head for head in written.heads]
+        if self._call(found, frames):
+            return True
+        close = find_frame(written.close, self._window)
+        if isinstance(close, Framed) and written.close:
+            self._held, self._state = self._held[close.end :], "content"
+            return True
+        short = len(self._held) < FRAME_CHARACTERS
+        if short and (close == "begun" or not self._held.strip() or any(self._begun(frame) for frame in frames)):
+            # a call that has no close is whole; the next begins as the first did
+            if not written.close and not frames:
+                self._state = "content"
+                return True
+            return False
+        self._broken = self._broken or bool(written.close)
+        self._state = "content"
+        return True
+
+    def _break(self) -> bool:
+        """What follows is no call's; it is given as the text that it is."""
+        self._broken, self._state = True, "content"
+        return True
+
+
+def _value(text: str, schema: Any) -> str:
+    """A tagged value as JSON: text where the parameter is one, and where it is no JSON."""
+    if not is_text(schema):
+        try:
+            return json.dumps(json.loads(text), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass
+    return json.dumps(text, ensure_ascii=False)
+
+
+def is_text(schema: Any) -> bool:
+    """Whether a parameter's values are texts, so that they are written without quotes."""
+    if not isinstance(schema, Mapping):
+        return False
+    listed: Any = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(listed, Sequence) and not isinstance(listed, str):
+        return all(isinstance(one, str) for one in listed)
+    return schema.get("type") == "string"

@@ -1,0 +1,140 @@
+"""The form of a base's replies: what is reasoning in them, what content and what calls of tools. It is read off the
+chat template, and so are the marks (special tokens among them) that a reply's text must keep for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal
+
+from bedplate.text.call_formats import CallFormat, format_of
+from bedplate.text.call_reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace, partial_mark
+from bedplate.text.channels import ChannelReader
+from bedplate.text.chat_template import Message
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tool_calls import Tool
+
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""What stands around reasoning: Qwen 3, DeepSeek-R1, SmolLM3 and others; Mistral's."""
+_TAIL_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class ReplyForm:
+    """calls: how tools are called, None where they are not. thinking: what stands around reasoning that may begin the
+    reply; opened: the prompt has begun it already. marks: the special tokens of all these, by their texts."""
+
+    calls: CallFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    thinking: tuple[str, str] | None = None
+    opened: bool = False
+    channels: bool = False
+    marks: dict[str, int] = field(default_factory=dict[str, int])
+
+    def reader(self) -> ReplyReader:
+        """For one reply."""
+        if self.channels:
+            return ChannelReader(calls=self.calls is not None)
+        inner = PlainReader() if self.calls is None else CallReader(self.calls, self.tools)
+        return inner if self.thinking is None else ThinkingReader(inner, self.thinking, self.opened)
+
+
+@lru_cache(maxsize=64)
+def thinking_of(template: str | None) -> tuple[str, str] | None:
+    """What stands around reasoning in a template's conversations."""
+    return next((pair for pair in THINKING if template is not None and pair[1] in template), None)
+
+
+def reply_form(
+    tokenizer: Tokenizer, prompt: Sequence[int], tools: Sequence[Tool], *, reasons: bool = True
+) -> ReplyForm:
+    """The form of the reply to a prompt. reasons: whether it may begin with reasoning."""
+    template = None if tokenizer.chat is None else tokenizer.chat.source
+    calls, thinking = format_of(template), thinking_of(template) if reasons else None
+    channels = calls is not None and calls.channels
+    texts = [*(thinking or ())]
+    if calls is not None and (tools or channels):
+        texts += calls.texts
+    marks: dict[str, int] = {}
+    if texts:
+        for index in tokenizer.special_ids - set(tokenizer.eos_ids):
+            token = tokenizer.id_to_token(index)
+            if token and any(token in text for text in texts):
+                marks[token] = index
+    opened = False
+    if thinking is not None:
+        tail = tokenizer.decode(prompt[-_TAIL_TOKENS:], skip_special_tokens=False)
+        opened = tail.rstrip().endswith(thinking[0])
+    return ReplyForm(calls if tools else None, tuple(tools), None if channels else thinking, opened, channels, marks)
+
+
+def with_reasoning(messages: Sequence[Message], template: str | None) -> Sequence[Message]:
+    """The conversation with reasoning under the name that the template knows."""
+    if template is None or "reasoning_content" in template or ".thinking" not in template:
+        return messages
+    names = {"reasoning_content": "thinking"}
+    return [{names.get(key, key): value for key, value in message.items()} for message in messages]
+
+
+class ThinkingReader:
+    """Reasoning at a reply's beginning, kept apart from what follows, which `inner` reads."""
+
+    def __init__(self, inner: ReplyReader, marks: tuple[str, str], opened: bool) -> None:
+        self._inner, (self._open, self._close) = inner, marks
+        self._state: Literal["start", "reasoning", "after", "rest"] = "reasoning" if opened else "start"
+        self._space = WaitingSpace(leading=False)
+        self._held = ""
+
+    @property
+    def calls(self) -> int:
+        return self._inner.calls
+
+    @property
+    def closed(self) -> bool:
+        return self._inner.closed
+
+    def push(self, text: str) -> list[ReplyPiece]:
+        if self._state == "rest":
+            return self._inner.push(text)
+        found: list[ReplyPiece] = []
+        self._held += text
+        if self._state == "start":
+            self._start()
+        if self._state == "reasoning":
+            self._reason(found)
+        if self._state == "after":
+            # the lines between reasoning and answer belong to neither
+            self._held = self._held.lstrip()
+            if self._held:
+                self._state = "rest"
+        if self._state == "rest":
+            text, self._held = self._held, ""
+            found += self._inner.push(text)
+        return found
+
+    def finish(self) -> list[ReplyPiece]:
+        held, self._held = self._held, ""
+        if self._state == "reasoning":
+            text = self._space.push(held)
+            return [ReplyPiece("reasoning", text)] if text else []
+        if self._state == "start":
+            return [*self._inner.push(held), *self._inner.finish()]
+        return self._inner.finish()
+
+    def _start(self) -> None:
+        text = self._held.lstrip()
+        if text.startswith(self._open):
+            self._state, self._held = "reasoning", text[len(self._open) :]
+        elif not self._open.startswith(text):
+            self._state = "rest"
+
+    def _reason(self, found: list[ReplyPiece]) -> None:
+        before, mark, after = self._held.partition(self._close)
+        cut = 0 if mark else partial_mark(before, self._close)
+        text = self._space.push(before[: len(before) - cut])
+        self._held = after if mark else before[len(before) - cut :]
+        if text:
+            found.append(ReplyPiece("reasoning", text))
+        if mark:
+            self._state = "after"

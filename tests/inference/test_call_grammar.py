@@ -1,0 +1,44 @@
+"""The grammar of calls follows the format: what templates write is allowed, and nothing else once a call has begun."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.text.calling import SHAPES, shaped_tokenizer
+
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.serving.wire.tools import calls_grammar
+from bedplate.text.reply_form import reply_form
+from bedplate.text.tool_calls import Tool
+
+CITY = {"properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"], "additionalProperties": False}
+TOOLS = [Tool("weather", "", CITY), Tool("now")]
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_template_s_own_calls_are_allowed(name: str, choice: str, tmp_path: Path) -> None:
+    shape, tokenizer = SHAPES[name], shaped_tokenizer(tmp_path, SHAPES[name])
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
+    assert tokenizer.chat is not None
+    form = reply_form(tokenizer, tokenizer.encode(shape.prompt), TOOLS)
+    compiled = grammars.compile(calls_grammar(TOOLS, choice, True, form))
+    written = form.calls
+    assert written is not None
+    for city, allowed in (("Rome", True), ("Paris", False)):
+        if name == "channels":
+            text = f'<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{{"city": "{city}"}}'
+        else:
+            arguments = f'{{"city": "{city}"}}'
+            if written.tags is not None:
+                tags = written.tags
+                before = f"{tags.key[0]}city{tags.key[1]}{tags.value[0]}{tags.pad}"
+                arguments = f"{before}{city}{tags.pad}{tags.value[1]}{tags.end}"
+            head = written.heads[0].replace("§", "weather")
+            begin = "" if written.bare else written.begin
+            text = f"{begin}{written.opening}{head}{arguments}{written.tails[0]}{written.close}"
+            if form.opened:
+                text = f"so</think>{text}"
+        assert compiled().takes(tokenizer.encode(text)) is allowed, text
+    assert not compiled().takes(tokenizer.encode("Hello.")) or (choice == "auto" and not form.channels)
