@@ -25,7 +25,7 @@ def made_base(spec: TransformerSpec, family: Family | None = None, seed: int = 0
         model=model.eval().requires_grad_(False),
         tokenizer=None,
         family=family or FAMILIES["hf", "llama"],
-        identity=Identity("made", "none", "none"),
+        identified=Identity("made", "none", "none"),
         source="made",
         path=Path("made"),
         dtype=torch.float32,

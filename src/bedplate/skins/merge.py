@@ -86,7 +86,7 @@ def merge_skin(skin: Skin, out: Path, *, base: str | Path | None = None, dtype: 
     # It is no longer what its file holds; the base it comes from stays its parent.
     identity = replace(source.identity, equivalent_of=None)
     lineage = source.lineage | {"merged_skin": {"name": skin.name, "id": skin_id(skin)}}
-    export_base(replace(source, identity=identity, lineage=lineage), out, dtype=stored)
+    export_base(replace(source, identified=identity, lineage=lineage), out, dtype=stored)
     bank.close()
     written = load_base(out.absolute(), dtype="float32", device="cpu")
     drift = _drift(expected, _distributions(skin, written, prompts))

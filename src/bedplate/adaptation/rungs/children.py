@@ -80,7 +80,7 @@ def write_child(context: Context, rung: str, model: Model, made: Mapping[str, An
     lineage = {key: value for key, value in base.lineage.items() if key not in ("parent", "source", "same_values")}
     hashes = {"data": dict(context.hashes), "task": context.task.task, "rung": rung}
     export_base(
-        replace(base, model=model, identity=identity, lineage=lineage | {"made": {**hashes, **made}}), directory
+        replace(base, model=model, identified=identity, lineage=lineage | {"made": {**hashes, **made}}), directory
     )
     context.at.child(directory, fresh=True)
     return directory

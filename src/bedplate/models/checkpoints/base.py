@@ -20,7 +20,6 @@ from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
     NO_TOKENIZER,
-    Identified,
     Identity,
     Once,
     dense_id,
@@ -48,16 +47,15 @@ _OWN_CODE = "the Python code that its auto_map names would have to be run, which
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `identity` is hashed when it is first read. `tokenizer` is None for a directory without one: such a base takes token
-    ids only. `sentence`: what its own library
-    makes vectors by; None where it says nothing of it.
+    `identified`: its identity, or what finds it out. `tokenizer` is None for a directory without one: such a base takes
+    token ids only. `sentence`: what its own library makes vectors by; None where it says nothing of it.
     """
 
     spec: TextSpec
     model: Model
     tokenizer: Tokenizer | None
     family: Family
-    identity: Identified = Identified()  # noqa: RUF009 (a descriptor, not a default)
+    identified: Identity | Once
     source: str
     path: Path
     dtype: torch.dtype
@@ -66,6 +64,11 @@ class Base:
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
     sentence: Sentence | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Hashed when it is first read."""
+        return self.identified.get() if isinstance(self.identified, Once) else self.identified
 
     @property
     def embedding_size(self) -> int:
@@ -178,7 +181,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         model=model,
         tokenizer=tokenizer,
         family=family,
-        identity=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
+        identified=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
         source=source,
         path=path,
         dtype=wanted,
@@ -244,7 +247,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         model=model,
         tokenizer=tokenizer,
         family=family,
-        identity=identity,
+        identified=identity,
         source=source,
         path=path,
         dtype=wanted,

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -83,20 +82,3 @@ class Once:
                 assert self._find is not None
                 self._found, self._find = self._find(), None
             return self._found
-
-
-class Identified:
-    """A field that holds an identity, or one that is yet to be found out: reading it finds it out."""
-
-    @overload
-    def __get__(self, owner: None, kind: type) -> Identified: ...
-    @overload
-    def __get__(self, owner: object, kind: type) -> Identity: ...
-    def __get__(self, owner: object | None, kind: type) -> Identity | Identified:
-        if owner is None:
-            raise AttributeError("identity")  # so that a dataclass takes it for a field without a default
-        held: Identity | Once = owner.__dict__["_identity"]
-        return held.get() if isinstance(held, Once) else held
-
-    def __set__(self, owner: object, value: Identity | Once) -> None:
-        owner.__dict__["_identity"] = value
