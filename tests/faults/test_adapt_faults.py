@@ -138,7 +138,7 @@ def _no_config(directory: Path) -> str:
 def _other_type(directory: Path) -> str:
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    return f"supported are: {', '.join(sorted(name for format_, name in FAMILIES if format_ == 'hf'))}\n"
+    return f"supported are: {', '.join(sorted(name for format_, name in FAMILIES if format_ == 'hf'))}; of"
 
 
 def _truncated(directory: Path) -> str:

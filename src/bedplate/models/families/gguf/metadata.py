@@ -264,11 +264,13 @@ def scaling_of(factors: Sequence[float], theta: float, turned: int) -> Scaling:
     if len(blended) > 1:
         (first, top), (last, bottom) = blended[0], blended[-1]
         slope = (top - bottom) / (first - last)
-        low = last - bottom / slope
-        found = Llama3Scaling(_short(highest), 1.0, _short((low + 1 / slope) / low), round(1 / low))
-        again = llama3_factors(found, theta, turned)
-        if all(math.isclose(one, other, rel_tol=_CLOSE) for one, other in zip(again, factors, strict=True)):
-            return found
+        low = last - bottom / slope if slope > 0 else 0.0
+        context = round(1 / low) if low > 0 else 0
+        if context:
+            found = Llama3Scaling(_short(highest), 1.0, _short((low + 1 / slope) / low), context)
+            again = llama3_factors(found, theta, turned)
+            if all(math.isclose(one, other, rel_tol=_CLOSE) for one, other in zip(again, factors, strict=True)):
+                return found
     exact = tuple(map(decimal, factors))
     return LongRopeScaling(exact, exact, original_context=1, attention_factor=1.0)
 
