@@ -24,7 +24,7 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
 from bedplate.inference.ways.calibrate import Measured, Use, by_turns, measured
-from bedplate.inference.ways.choice import choose
+from bedplate.inference.ways.choice import choose, pick
 from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
 from bedplate.inference.ways.way import (
     Way,
@@ -157,12 +157,15 @@ def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
 # --- the choice
 
 
-def test_the_mix_decides_and_prefill_alone_where_a_base_only_reads() -> None:
+def test_the_mix_decides_and_prompts_alone_where_a_base_only_reads() -> None:
     found = Measured({T32: times(0.03, 0.3), N16: times(0.01, 0.5), INT4: times(0.005, 0.9)})
     assert [round(found.cost(way), 3) for way in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
     assert found.fastest([T32, N16, INT4]) == N16
     assert found.fastest([T32, N16, INT4], "score") == T32
     assert found.fastest([INT4, T32]) == INT4
+    level = Measured({T16: times(0.042, 0.219), N16: times(0.011, 0.213)})  # at a long prompt, not at a short one
+    assert level.cost(T16, "score") > choice.TELLS * level.cost(N16, "score")
+    assert pick(tiny_spec(), level, [T16, N16], "score") == N16
     assert (found.rate(N16, "decode_1"), found.rate(N16, "prefill")) == (100.0, PROMPT / 0.5)
     encoder = Measured({T32: {"prefill": 0.2}, T16: {"prefill": 0.1}})
     assert encoder.fastest([T32, T16]) == T16

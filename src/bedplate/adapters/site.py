@@ -9,6 +9,7 @@ tokens, and segments sorted by adapter for many, and where some are not low-rank
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -276,19 +277,19 @@ class Joint(NamedTuple):
     slot_R: Tensor
 
 
-class _Hook:
+class _Hook(ABC):
     """What a bank's hooks have in common. rows: None where every row has the same adapter."""
 
     def __init__(self, site: Site, rows: AdapterRows | None) -> None:
         self.site, self.rows = site, rows
 
+    @abstractmethod
     def update(self, x: Tensor, y: Tensor) -> Tensor:
         """What to add to the linear's output y."""
-        raise NotImplementedError
 
+    @abstractmethod
     def adds(self, x: Tensor) -> bool:
         """Whether that can be added to y without being made by itself first: nothing of y is asked for."""
-        raise NotImplementedError
 
     def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
         hooks = [(hook, y) for hook, y in parts if isinstance(hook, _Hook)]

@@ -32,6 +32,8 @@ Use = Literal["generate", "score"]
 
 ANSWER = 64
 """Tokens that the reference mix writes after a prompt of PROMPT."""
+SHORT = 0.25
+"""How long a short prompt is, of PROMPT: a sentence to be labelled behind some instructions."""
 
 VERSION = 2
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -53,10 +55,14 @@ class Measured:
 
     def cost(self, way: Way, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
-        sequences that are decoded together. For "score", and for encoders, the prompt alone."""
+        sequences that are decoded together. For "score" such a prompt and a short one of a quarter of its tokens, in
+        which what a pass costs by itself counts: its time lies between one token's and the long one's. For encoders,
+        of which prompts alone are timed, the long one."""
         one = self.seconds[way]
-        if use == "score" or "decode_1" not in one:
+        if "decode_1" not in one:
             return one["prefill"]
+        if use == "score":
+            return one["prefill"] + one["decode_1"] + SHORT * (one["prefill"] - one["decode_1"])
         return 2 * one["prefill"] + ANSWER * (one["decode_1"] + one["decode_16"] / ROWS["decode_16"])
 
     def rate(self, way: Way, of: Pass) -> float | None:

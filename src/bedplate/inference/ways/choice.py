@@ -108,7 +108,7 @@ def pick(spec: TextSpec, found: Measured, ways: Sequence[Way], use: Use = "gener
 def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
     """The chosen way against the next one and against torch's best, in words."""
     reads = use == "score" or "decode_1" not in found.seconds[best]
-    mix = "a prompt" if reads else "a prompt and an answer"
+    mix = "prompts" if reads else "a prompt and an answer"
     said = [f"measured fastest for {mix}"]
     others = sorted((way for way in ways if way != best), key=lambda way: found.cost(way, use))
     torch_best = next((way for way in others if way.kernel == "torch"), None)

@@ -94,7 +94,7 @@ class Filling:
             changed = next((state.path for state in states if file_state(Path(state.path)) != state), None)
         except OSError as error:
             raise CheckpointError(
-                f"{self.where} is gone ({error}), so that what was loaded cannot be hashed"
+                f"{self.where} is gone ({error}), so what was loaded from it cannot be hashed"
             ) from error
         if changed is not None:
             raise CheckpointError(f"{changed} has changed since it was loaded; load the base again")
@@ -102,7 +102,7 @@ class Filling:
     def _empty(self, dtype: torch.dtype) -> Model:
         try:
             return build(self.spec, dtype, "meta")
-        except RuntimeError as error:  # sizes whose product no tensor can have
+        except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
             raise CheckpointError(f"{self.where}: a model of these sizes cannot be built ({error})") from error
 
     def _readings(self, wanted: Mapping[str, Tensor]) -> list[Reading]:

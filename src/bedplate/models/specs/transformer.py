@@ -255,9 +255,8 @@ class TransformerSpec:
         other = {"latent": self.latent, "cross_size": self.cross_size, "state": self.state}
         beside = next((name for name, part in other.items() if part is not None), None)
         if named is not None and (beside is not None or self.attention_gate or self.value_tables):
-            raise UnsupportedModelError(
-                f"{named} is for self-attention with keys and values alone, not beside {beside or 'gates and tables'}"
-            )
+            beside = beside or "gates and tables"
+            raise UnsupportedModelError(f"{named} is for self-attention with keys and values, not beside {beside}")
         if (self.layer_input_size or self.output_scales) and self.kind != "decoder":
             raise UnsupportedModelError(f"layer_input_size and output_scales are for decoders, not for an {self.kind}")
         if (self.layer_input_size or self.shared_keys) and self.prediction_modules:
