@@ -90,6 +90,7 @@ def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value
         ),
         ("llama", {"rms_norm_eps": -1e-5}, "norm_eps is -1e-05: it must be at least 0"),
         ("llama", {"rms_norm_eps": float("inf")}, "norm_eps is inf: it must be a finite number"),
+        ("llama", {"num_attention_heads": 2**62, "head_dim": 8}, "heads is 4611686018427387904: it must be a finite"),
         (
             "phi3",
             {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},

@@ -13,6 +13,10 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu",
 Problem = Literal["one", "any", "score"]
 
 
+BEYOND = 1e15
+"""No number of a model is as large: with sizes beyond it torch's own arithmetic of sizes overflows."""
+
+
 def at_least(part: object, smallest: int, *names: str) -> None:
     """Raises UnsupportedModelError naming the first of the fields that is under `smallest`."""
     for name in names:

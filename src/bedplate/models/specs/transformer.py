@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.parts import (
+    BEYOND,
     Activation,
     Classifier,
     Experts,
@@ -181,8 +181,8 @@ class TransformerSpec:
         at_least(self, 1, "context_length")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UnsupportedModelError(f"{field.name} is {value}: it must be a finite number")
+            if isinstance(value, int | float) and not abs(value) < BEYOND:
+                raise UnsupportedModelError(f"{field.name} is {value}: it must be a finite number under {BEYOND:g}")
         at_least(self, 0, "norm_eps")
         if self.kind != "tower":
             at_least(self, 1, "vocab_size")
