@@ -5,7 +5,7 @@ own 256 tokens; both sides tokenise, cut, embed and normalise them in one call. 
 tried first: dtype, batch size and threads. Ours is tried in the same dtypes. How near both come to float32 is said
 beside, as the least cosine.
 
-usage: embed.py [--texts 1000] [--repeats 5]
+usage: embed.py [--texts 1000] [--repeats 3]
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from peers import DTYPES, THREADS
 GOAL = 1.5
 BASE = "minilm-l6"
 BATCHES = (8, 16, 32, 64)
-TRIAL = 200
+TRIAL = 80
 Embeds = Callable[[list[str]], Any]
 
 
@@ -87,7 +87,7 @@ def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     asked = start(parser).options
     peer_version = need("sentence_transformers", "sentence-transformers")
     warnings.simplefilter("ignore")
