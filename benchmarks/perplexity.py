@@ -1,8 +1,8 @@
 """Perplexity of held-out prose by a GGUF's quantised weights: ours against llama.cpp's on the same file and tokens.
 
-llama.cpp rounds activations to 8 bits before it multiplies, so its perplexity is that of the file only within what this
-rounding does. Built with a BLAS (build_peers.py blas) it multiplies a prompt in float32, and then both read the same
-model: there they are to lie within half a percent. The text is that of quality.py, in windows of 512 tokens.
+They are to lie within half a percent. llama.cpp rounds activations to 8 bits before it multiplies, which moves short texts
+by more than that, either way; built with a BLAS (build_peers.py blas) it multiplies a prompt in float32, and is compared
+as well. The text is that of quality.py, in windows of 512 tokens. About four minutes.
 
 usage: perplexity.py [--base gemma3-270m] [--tokens 8192]
 """
@@ -26,7 +26,7 @@ from quality import WINDOW, perplexity, windows
 
 ALLOWED = 0.005
 BLAS = "blas"
-WAYS = (("float32", "bfloat16", "torch"), ("bfloat16", "bfloat16", "torch"), ("bfloat16", "int4", "native"))
+WAYS = (("float32", "float32", "torch"), ("bfloat16", "bfloat16", "torch"), ("bfloat16", "int4", "native"))
 """dtype, weights and kernel of ours; the last takes a file's blocks as they lie."""
 
 
@@ -84,9 +84,8 @@ def main() -> None:
     rows: list[Row] = []
     for peer, reference in peers.items():
         for name, value in found.items():
-            goal = 1 - ALLOWED if peer != "llama.cpp" or exact is None else None
             near = min(value / reference, reference / value)
-            rows.append(Row(f"agreement, {name}", near, 1.0, "of 1", peer, version, goal))
+            rows.append(Row(f"agreement, {name}", near, 1.0, "of 1", peer, version, 1 - ALLOWED))
             print(f"{peer} {reference:.3f}, ours {name} {value:.3f}: {near:.4f}")
     report(rows)
 
