@@ -1,8 +1,8 @@
 """Perplexity of held-out prose by a GGUF's quantised weights: ours against llama.cpp's on the same file and tokens.
 
-They are to lie within half a percent. llama.cpp rounds activations to 8 bits before it multiplies, which moves short texts
-by more than that, either way; built with a BLAS (build_peers.py blas) it multiplies a prompt in float32, and is compared
-as well. The text is that of quality.py, in windows of 512 tokens. About four minutes.
+They are to lie within half a percent. llama.cpp rounds activations to 8 bits before it multiplies, which moves short
+texts by more than that, either way; built with a BLAS (build_peers.py blas) it multiplies a prompt in float32, and is
+compared as well. The text is that of quality.py, in windows of 512 tokens. About four minutes.
 
 usage: perplexity.py [--base gemma3-270m] [--tokens 8192]
 """
