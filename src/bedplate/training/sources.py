@@ -137,14 +137,14 @@ class _ExampleSource(_EpochSource[B], Generic[E, B]):
         examples: Sequence[E],
         batch_size: int,
         *,
-        seed: int,
-        epochs: int,
-        order: Shuffling,
-        micro_tokens: int,
-        context_length: int | None,
-        content: str | None,
-        shard: Shard,
-        settings: Mapping[str, Any],
+        seed: int = 0,
+        epochs: int = 1,
+        order: Shuffling = "given",
+        micro_tokens: int = 4096,
+        context_length: int | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if not examples:
             raise DataError("there are no training examples")
@@ -159,7 +159,7 @@ class _ExampleSource(_EpochSource[B], Generic[E, B]):
             "seed": seed,
             "order": order,
             "micro_tokens": micro_tokens,
-            **settings,
+            **(settings or {}),
         }
         super().__init__(len(examples), batch_size, epochs, shard, content, every)
 
@@ -233,32 +233,6 @@ class TextSource(_ExampleSource[LabelledText, TextBatch]):
     """Batches of texts with their labels, packed; as every source of examples otherwise."""
 
     made_of = "texts"
-
-    def __init__(
-        self,
-        texts: Sequence[LabelledText],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        epochs: int = 1,
-        order: Shuffling = "given",
-        micro_tokens: int = 4096,
-        context_length: int | None = None,
-        content: str | None = None,
-        shard: Shard = ALONE,
-    ) -> None:
-        super().__init__(
-            texts,
-            batch_size,
-            seed=seed,
-            epochs=epochs,
-            order=order,
-            micro_tokens=micro_tokens,
-            context_length=context_length,
-            content=content,
-            shard=shard,
-            settings={},
-        )
 
     def _everything(self) -> Any:
         return [[one.id, list(one.ids), list(one.wanted)] for one in self._examples]

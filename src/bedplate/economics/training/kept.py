@@ -44,7 +44,7 @@ def kept_bytes(
     """Of a pass over so many tokens through all blocks and the last norm, where every weight is trained. source_tokens:
     of what an encoder reads. The head is apart: logits are made for 512 learned tokens at a time."""
     if tokens < 1 or source_tokens < 0:
-        raise UsageError(f"{tokens} tokens, {source_tokens} of sources: there must be some, and not fewer than none")
+        raise UsageError(f"tokens is {tokens} and source_tokens {source_tokens}: give at least 1, and not fewer than 0")
     if isinstance(spec, TransformerSpec):
         each = _stack(spec, bytes_per_value, recompute)
         return KeptBytes(tokens * each.held, tokens * each.again)
