@@ -100,4 +100,4 @@ def test_what_cannot_be_told_is_refused(pair: tuple[str, Any, Base], tmp_path: P
     with pytest.raises(SkinError, match="at most 1000 are read"):
         row_counts(base.spec.main.with_(prediction_modules=10**9))
     with pytest.raises(SkinError, match="cannot be built"):
-        row_counts(base.spec.main.with_(vocab_size=2**62))
+        row_counts(base.spec.main.with_(vocab_size=10**14, hidden_size=base.spec.main.hidden_size * 10**12))

@@ -127,6 +127,13 @@ def test_calls_of_one_turn_are_shown_one_by_one(name: str, tokenizers: dict[str,
     assert places == sorted(places)
 
 
+def test_a_mark_that_opens_a_reply_is_read_alike_whole_and_letter_by_letter() -> None:
+    for name in SHAPES:
+        for text in ("<|end|>", "<|end|>a", "<|call|><|end|>", "<|en", "a<|end|><|end|>b"):
+            form = form_of(name, True)
+            assert read(form.reader(), list(text)) == read(form.reader(), [text]), (name, text)
+
+
 @settings(max_examples=60)
 @given(data=st.data(), name=st.sampled_from(sorted(SHAPES)))
 def test_reading_does_not_depend_on_the_cuts(data: st.DataObject, name: str) -> None:

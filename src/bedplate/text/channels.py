@@ -78,6 +78,8 @@ class ChannelReader:
         if not mark or not plausible:
             if plausible and len(window) < FRAME_CHARACTERS:
                 return False
+            if any(end != self._held and end.startswith(self._held) for end in _ENDS):
+                return False  # a mark that is not here in full
             self._open("content")  # no header: it is said as it is, its mark included
             mark = _END.match(self._held)
             at = 0 if mark is None else mark.end()
