@@ -60,7 +60,7 @@ def pretrain(run: RunFile | Path | str, out: Path | str | None = None, overrides
     Raises ConfigError, DataError, UsageError (another process trains in `out`), TrainingError (a run begun otherwise;
     a loss that is not finite) and KeyboardInterrupt, after which the same call goes on.
     """
-    run = run if isinstance(run, RunFile) else load_run(Path(run), list(overrides))
+    run = run if isinstance(run, RunFile) else load_run(run, overrides)
     check_suites(run.evaluation.suites)
     out = Path("runs") / run.run if out is None else Path(out)
     with opened(run, out) as directory:

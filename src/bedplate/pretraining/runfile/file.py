@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -231,10 +232,10 @@ class RunFile(Strict):
         return self._directory / Path(path).expanduser()
 
 
-def load_run(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> RunFile:
+def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
     found = load_config(path, RunFile, overrides)
-    found.lies_in(path.parent)
+    found.lies_in(Path(path).parent)
     if found.objective not in _objectives():
         raise ConfigError(
             f"{path}: objective: there is no objective {found.objective!r}; use {', '.join(_objectives())}"
