@@ -1,5 +1,5 @@
-"""Corpora to pretrain a base on: built from a recipe, with a funnel that says what was kept and why, and the fate of every
-document."""
+"""Corpora to pretrain a base on: built from a recipe, with a funnel that says what was kept and why, and the fate of
+every document."""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ def _say(done: Built, target: Path, as_json: bool) -> None:
     if not done.new:
         console().print(f"{target} is already built from this recipe and these files.", highlight=False)
     show(funnel)
-    console().print(f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False)
+    console().print(
+        f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False
+    )
 
 
 def _judges(recipe: Recipe, directory: Path) -> dict[str, Judge]:

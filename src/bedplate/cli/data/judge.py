@@ -1,4 +1,4 @@
-"""A skin as a judge of texts, for the rule `judged`: the skin's one input is the text, the answer a label's probability."""
+"""A skin as a judge of texts, for the rule `judged`: its one input is the text, the answer a label's probability."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def judge_of(path: Path, label: str) -> Judge:
     inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
     if len(inputs) != 1 or label not in labels:
         raise ConfigError(
-            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin with "
-            f"one input and the label {label!r} is wanted"
+            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin "
+            f"with one input and the label {label!r} is wanted"
         )
 
     def judge(texts: Sequence[str]) -> list[float]:

@@ -11,7 +11,7 @@ import typer
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False)],
 ) -> None:
-    """Whether every shard of a corpus is as it was written: reads all, and holds it against the hashes in corpus.json."""
+    """Whether every shard of a corpus is as it was written: all is read and held against the hashes in corpus.json."""
     from bedplate.data.corpus.shards import Corpus
 
     corpus = Corpus.open(directory, verify="hashes")

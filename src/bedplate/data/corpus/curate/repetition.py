@@ -5,10 +5,9 @@ are those of datatrove's filter.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
 from bedplate.core.config import Strict
@@ -28,8 +27,10 @@ class RepetitionSettings(Strict):
     paragraphs: float = 0.3
     line_characters: float = 0.2
     paragraph_characters: float = 0.2
-    top: Mapping[int, float] = MappingProxyType({2: 0.2, 3: 0.18, 4: 0.16})
-    duplicate: Mapping[int, float] = MappingProxyType({5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+    top: dict[int, float] = pydantic.Field(default_factory=lambda: {2: 0.2, 3: 0.18, 4: 0.16})
+    duplicate: dict[int, float] = pydantic.Field(
+        default_factory=lambda: {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+    )
 
 
 def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
