@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bedplate.core.errors import ConfigError
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -89,6 +92,26 @@ def _judges(recipe: Recipe, directory: Path) -> dict[str, Judge]:
     settings = recipe.rules.get("judged")
     if not settings or not isinstance(settings.get("skin"), str) or not isinstance(settings.get("label"), str):
         return {}  # what is missing is said where the rules are checked
-    from bedplate.cli.data.judge import judge_of
+    return {settings["skin"]: _judge(directory / Path(settings["skin"]).expanduser(), settings["label"])}
 
-    return {settings["skin"]: judge_of(directory / Path(settings["skin"]).expanduser(), settings["label"])}
+
+def _judge(path: Path, label: str) -> Judge:
+    """A skin as a judge: its one input is the text, the answer a label's probability. ConfigError where it has several
+    inputs, or no such label."""
+    from bedplate.inference.predict.loaded import LoadedSkin, load
+
+    loaded = load(path)
+    if not isinstance(loaded, LoadedSkin):
+        raise ConfigError(f"rules.judged: {path} is no skin with weights on a base of this machine, such as a probe")
+    inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
+    if len(inputs) != 1 or label not in labels:
+        raise ConfigError(
+            f"rules.judged: {path} reads {', '.join(inputs)} and answers {', '.join(labels) or 'no label'}; a skin "
+            f"with one input and the label {label!r} is wanted"
+        )
+
+    def judge(texts: Sequence[str]) -> list[float]:
+        answers = loaded.predict([{inputs[0]: text} for text in texts])
+        return [math.exp(answer.scores[label]) for answer in answers]
+
+    return judge

@@ -52,9 +52,39 @@ def opened(path: str, raw: IO[bytes] | None = None) -> Generator[IO[bytes]]:
         if path.endswith(".gz"):
             stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=stream)))
         elif path.endswith(".zst"):
-            reader = zstandard().ZstdDecompressor().stream_reader(stream)
-            stream = stack.enter_context(io.BufferedReader(reader))
+            stream = cast("IO[bytes]", stack.enter_context(io.BufferedReader(_Frames(stream))))
         yield stream
+
+
+class _Frames(io.RawIOBase):
+    """What is compressed in one frame of Zstandard after the other. The library's own reader ends without a word where
+    a file is cut off, and after the first frame."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._new = stream, zstandard().ZstdDecompressor
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        waiting = b""
+        while not self._ready:
+            waiting = waiting or self._stream.read(1 << 16)
+            if not waiting:
+                if self._frame is not None:
+                    raise EOFError("the file is cut off")
+                return 0
+            self._frame = self._frame or self._new().decompressobj()
+            self._ready, waiting = self._frame.decompress(waiting), b""
+            if self._frame.eof:
+                waiting, self._frame = self._frame.unused_data, None
+        if waiting:
+            self._stream.seek(-len(waiting), io.SEEK_CUR)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
 
 
 def zstandard() -> Any:
