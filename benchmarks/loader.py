@@ -24,7 +24,7 @@ from bedplate.core.files import atomic_write
 from bedplate.data.corpus.manifest import Manifest, SourceEntry, TokenizerEntry
 from bedplate.data.corpus.shards import Corpus, ShardWriter
 from bedplate.data.loader import CorpusLoader
-from bedplate.text.train import train_tokenizer
+from bedplate.text.bpe import train_bpe
 from comparison import Row, interleaved, need, report, start
 
 GOAL = 20.0
@@ -32,7 +32,7 @@ STEPS = 20
 
 
 def write(place: Path, tokens: int) -> Path:
-    tokenizer = train_tokenizer(["some words to train on " * 40], 300)
+    tokenizer = train_bpe(["some words to train on " * 40], 300, "made")
     assert tokenizer.eos_id is not None
     tokenizer.save(place)
     entry = TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)

@@ -31,6 +31,7 @@ PAGES = (
     "report-json",
     "skin-format",
     "new-rows",
+    "pretraining",
     "lineage",
     "serving",
     "operations",

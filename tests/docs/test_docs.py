@@ -31,6 +31,7 @@ from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
+from bedplate.pretraining.runfile.file import load_run
 from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
@@ -116,6 +117,7 @@ def _file(directory: Path, text: str) -> None:
         "metric": _metric,
         "amortise": lambda path: amortise(load_account(path)),
         "corpus": lambda path: checked(load_recipe(path).rules),
+        "run": load_run,
     }
     kind = next(iter(yaml.safe_load(text)))
     assert kind in loaders, f"nothing reads a file that begins with {kind!r}"

@@ -45,10 +45,11 @@ def make_tokenizer(
     token or cannot be read."""
     if choice.train is None:
         return _taken(str(choice.use))
-    from bedplate.text.train import train_tokenizer
+    from bedplate.text.bpe import train_bpe
 
     share = min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes))
-    return train_tokenizer(_drawn(work, parts, share), choice.train.vocab_size, choice.train.special)
+    texts = _drawn(work, parts, share)
+    return train_bpe(texts, choice.train.vocab_size, "the trained tokenizer", choice.train.special)
 
 
 def _drawn(work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], share: float) -> Iterator[str]:
