@@ -27,7 +27,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, source: str, special: Seque
         raise TokenizerError(f"the control tokens {', '.join(controls)} are not all different")
     if vocab_size < LEAST_IDS + len(special):
         raise TokenizerError(
-            f"a byte-level vocabulary of {vocab_size} ids is not possible: 256 bytes and {', '.join(controls)} are {LEAST_IDS + len(special)}"
+            f"a byte-level vocabulary of {vocab_size} ids is not possible: 256 bytes and {', '.join(controls)} are "
+            f"{LEAST_IDS + len(special)}"
         )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
