@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> Path:
     (tree / "latin.py").write_bytes(b"# caf\xe9\n" * 40)
     (tree / "data.bin").write_bytes(b"\0\1")
     (tree / "node_modules" / "theirs.js").write_text("var a = 1;\n" * 40)
-    lines = [json.dumps({"text": f"note {n} says {'more and ' * (n % 5)}mail me at a{n}@b.org"}) for n in range(30)]
+    lines = [json.dumps({"text": f"{function(100 + n)} mail me at a{n}@b.org"}) for n in range(30)]
     lines += ["{not json", json.dumps({"title": "no text"}), json.dumps({"text": "\ud800"}), json.dumps({"text": " "})]
     (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "held.txt").write_text(f"Somewhere it is said: {SAID}.")
