@@ -222,20 +222,23 @@ class _Build:
     def _refuse_nothing(
         self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> None:
-        if any((one == TRAIN).any() for one in splits.values()):
-            return
-        total = Tally()
-        for part in parts:
-            total.add(sifted[part.name].tally)
-        rules = sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
-        said = "; ".join(
-            f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
-            for rule, reasons in rules
-        )
-        raise DataError(
-            f"nothing is left to train on: all {total.documents} documents were dropped: {said or 'as copies'}; change "
-            "the rules in the recipe (`rules: {NAME: null}` turns one off) or its preset"
-        )
+        for source in dict.fromkeys(part.source for part in parts):
+            mine = [part.name for part in parts if part.source == source]
+            if any((splits[name] == TRAIN).any() for name in mine):
+                continue
+            total = Tally()
+            for name in mine:
+                total.add(sifted[name].tally)
+            said = "; ".join(
+                f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
+                for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
+            )
+            copied = f"{'; ' if said else ''}copies {total.kept}" if total.kept else ""
+            raise DataError(
+                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: {said}"
+                f"{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
+                "take the source out"
+            )
 
     # --- ids
 
