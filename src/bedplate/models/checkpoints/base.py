@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.hub.pull import resolve
+from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling
 from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.checkpoints.identity import (
@@ -27,7 +28,6 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
 from bedplate.models.families import Family, find_family
@@ -97,6 +97,14 @@ class Base:
             )
         first = defaults.get("forced_bos_token_id")
         return (start,) if first is None else (start, int(first))
+
+    def prompt_room(self, answer: int = 0) -> int:
+        """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
+        one where there is no room for the answer itself."""
+        if "encode" not in self.model.can:
+            return self.spec.context_length - answer
+        fits = answer + len(self.decoder_start) <= self.spec.main.context_length
+        return self.spec.context_length if fits else 0
 
     @property
     def text_ends(self) -> frozenset[int]:
@@ -197,7 +205,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     config = config if outer is None else outer.text_config(config, where)
     family = _hf_family(config, where)
     packing = config.pop("quantization_config", None)
-    with SafetensorsReader(path) as files:
+    with open_weights(path, family.weights) as files:
         part = None if outer is None else TextPart(files, outer, where)
         reader = unpacked(part or files, packing, where)
         config = config if outer is None else outer.with_head(config, reader.names)
@@ -219,7 +227,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     dense = dense_id(sentence)
 
     def hashed() -> str:
-        with SafetensorsReader(path) as files:
+        with open_weights(path, family.weights) as files:
             again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
