@@ -36,7 +36,8 @@ from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
-from bedplate.models.specs import TextSpec
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec
+from bedplate.text.directory import FILE, TARGET_FILE
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -231,11 +232,9 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
             again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
-    tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
     defaults = _generation(config) | _read_json(path / "generation_config.json")
-    if tokenizer is not None and "encode" in model.can:
-        tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    tokenizer = _tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    _refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
@@ -292,13 +291,37 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, 
         raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
 
 
+def _tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokenizer | None:
+    """The directory's, or both where the model writes other tokens than it reads; None where there is no file."""
+    if not (path / FILE).is_file():
+        return None
+    found = Tokenizer.from_directory(path)
+    if not isinstance(spec, EncoderDecoderSpec):
+        return found
+    given = (path / TARGET_FILE).is_file()
+    if given == spec.shared_embedding:
+        one = "one vocabulary" if given else "two vocabularies"
+        raise CheckpointError(
+            f"{path}: its config tells of {one}, but there is {'a' if given else 'no'} {TARGET_FILE}; "
+            + (
+                "remove it or correct the config"
+                if given
+                else f"write the tokenizer of its answers there, beside {FILE}"
+            )
+        )
+    return found.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if given else None)
+
+
 def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
     """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
-    if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model has only {spec.vocab_size} rows for "
-            "them; it is another model's tokenizer"
-        )
+    if tokenizer is None:
+        return
+    for ids, rows in ((tokenizer.reading.vocab_size, spec.source_vocab_size), (tokenizer.vocab_size, spec.vocab_size)):
+        if ids > rows:
+            raise CheckpointError(
+                f"{where}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
+                "model's tokenizer"
+            )
 
 
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
@@ -349,17 +372,18 @@ def _copies(
 ) -> frozenset[str]:
     """Some writers store what is tied to the token table once more: the copies' names, which must equal it."""
     weights = family.weights
-    embedding = next((name for name in names if weights.from_external(name) == "embedding.weight"), None)
+    held = {weights.from_external(name): name for name in names}
     heads = [name for name in names if spec.tied_head and weights.from_external(name) == "lm_head.weight"]
     copies = [*heads, *(name for name in names if weights.bare(name) in weights.copies)]
-    if embedding is None or not copies:
+    table = held.get("target_embedding.weight") or held.get("embedding.weight")
+    if table is None or not copies:
         return frozenset()
-    table = get(embedding)
+    values = get(table)
     for copy in copies:
-        if not torch.equal(get(copy), table):
+        if not torch.equal(get(copy), values):
             hint = "; set tie_word_embeddings to false in config.json" if copy in heads else ""
             raise CheckpointError(
-                f"{where}: the config ties {copy!r} to the embedding, but it differs from {embedding!r}{hint}"
+                f"{where}: the config ties {copy!r} to the embedding, but it differs from {table!r}{hint}"
             )
     return frozenset(copies)
 
