@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
 from bedplate.core.errors import TokenizerError
-from bedplate.text import sentencepiece
+from bedplate.text import sentencepiece, unigram
 from bedplate.text.decoding import state
 from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from bedplate.text.tokenizer_parts import TokenizerParts
@@ -47,6 +47,9 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     elif model == "llama":
         backend = _sentencepiece(fields, tokens, types, source)
         ids, bos = _role_ids(_SENTENCEPIECE_IDS | dict(fields), len(tokens), source), True
+    elif model == "t5":
+        backend = _unigram(fields, tokens, types, source)
+        ids, bos = _role_ids(fields, len(tokens), source), False
     elif model == "gemma4":
         _check_bytes(tokens, source)
         backend = sentencepiece.build_merged(tokens, _merges(fields, tokens, source), _unknown(tokens, types))
@@ -54,8 +57,8 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     else:
         raise TokenizerError(
             f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
-            "(SentencePiece), 'gemma4' (BPE of characters). Load the model's Hugging Face directory with its "
-            "tokenizer.json instead"
+            "(SentencePiece), 't5' (SentencePiece's Unigram), 'gemma4' (BPE of characters). Load the model's Hugging "
+            "Face directory with its tokenizer.json instead"
         )
     _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
     _add_ends(backend, tokens, ids, fields, bos, source)
@@ -127,10 +130,28 @@ def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_to
     return backend
 
 
-def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+def _scores(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[float]:
     scores = [float(score) for score in _field(fields, "scores", list, source)]
     if len(scores) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+    return scores
+
+
+def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+    if UNKNOWN not in types:
+        raise TokenizerError(f"{source}: no token is of the type of unknown ones; the file is inconsistent")
+    return unigram.build(
+        tokens,
+        _scores(fields, tokens, source),
+        types.index(UNKNOWN),
+        unigram.table_of(fields.get("tokenizer.ggml.precompiled_charsmap")),
+        bool(fields.get("tokenizer.ggml.add_space_prefix", True)),
+        bool(fields.get("tokenizer.ggml.remove_extra_whitespaces", False)),
+    )
+
+
+def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
+    scores = _scores(fields, tokens, source)
     _check_bytes(tokens, source)
     joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
     prefix = bool(fields.get("tokenizer.ggml.add_space_prefix", True))
@@ -207,8 +228,8 @@ def _add_ends(
 
 
 def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
-    """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table and
-    for SentencePiece ones whose merges follow from scores.
+    """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table, for
+    SentencePiece ones whose merges follow from scores, and for Unigram ones.
 
     Raises TokenizerError where the format (as supported here) cannot say what the tokenizer does."""
     content = json.loads(parts.backend.to_str())
@@ -220,6 +241,11 @@ def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
         named = {**dict.fromkeys(bytes_, BYTE), unknown: UNKNOWN}
         types = [named.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
         own = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+    elif unigram.is_one(content):
+        own = unigram.fields_of(content, parts.source)
+        pieces = content["model"]["vocab"]
+        own["scores"] = [pieces[index][1] if index < len(pieces) else 0.0 for index in range(len(tokens))]
+        types[own["unknown_token_id"]] = UNKNOWN
     else:
         merges = [" ".join(pair) for pair in content["model"].get("merges", ())]
         own = {"model": "gpt2", "pre": _known_name(content, parts.source), "merges": merges, "add_space_prefix": False}

@@ -30,14 +30,14 @@ from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
+from bedplate.models.checkpoints.vocabulary import gguf_tokenizer, read_tokenizer, refuse_other_tokenizer
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
 from bedplate.models.model import Model
 from bedplate.models.precision import resolve_device, resolve_dtype
-from bedplate.models.specs import EncoderDecoderSpec, TextSpec
-from bedplate.text.directory import FILE, TARGET_FILE
+from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
@@ -176,10 +176,14 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     states = [file_state(path)]
     filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
     with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(_gguf_tokenizer, reader.metadata)
+        reading = beside.submit(gguf_tokenizer, reader.metadata)
         model = filling.model(reader.get, wanted, device)
         tokenizer = reading.result()
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
+    refuse_other_tokenizer(tokenizer, spec, str(path))
+    defaults: dict[str, Any] = {}
+    if "encode" in model.can:
+        tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
+        defaults = _gguf_starts(reader.metadata, reader.architecture)
 
     def hashed() -> str:
         again = GgufReader(path, tensors_only=True)
@@ -196,6 +200,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         dtype=wanted,
         device=device,
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
+        generation_defaults=defaults,
         lineage={"name": reader.metadata.get("general.name"), "licence": reader.metadata.get("general.license")},
     )
 
@@ -233,8 +238,8 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
             return filling.weights_id(lambda name, _: again.get(name))
 
     defaults = _generation(config) | _read_json(path / "generation_config.json")
-    tokenizer = _tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
+    tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
@@ -291,39 +296,6 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, 
         raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
 
 
-def _tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokenizer | None:
-    """The directory's, or both where the model writes other tokens than it reads; None where there is no file."""
-    if not (path / FILE).is_file():
-        return None
-    found = Tokenizer.from_directory(path)
-    if not isinstance(spec, EncoderDecoderSpec):
-        return found
-    given = (path / TARGET_FILE).is_file()
-    if given == spec.shared_embedding:
-        one = "one vocabulary" if given else "two vocabularies"
-        raise CheckpointError(
-            f"{path}: its config tells of {one}, but there is {'a' if given else 'no'} {TARGET_FILE}; "
-            + (
-                "remove it or correct the config"
-                if given
-                else f"write the tokenizer of its answers there, beside {FILE}"
-            )
-        )
-    return found.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if given else None)
-
-
-def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
-    """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
-    if tokenizer is None:
-        return
-    for ids, rows in ((tokenizer.reading.vocab_size, spec.source_vocab_size), (tokenizer.vocab_size, spec.vocab_size)):
-        if ids > rows:
-            raise CheckpointError(
-                f"{where}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
-                "model's tokenizer"
-            )
-
-
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
@@ -340,11 +312,6 @@ def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
         raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
-def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
-    return None if none else Tokenizer.from_fields(metadata)
-
-
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
     if tokenizer is None:
         return Identity(weights_id, equivalent_of=equivalent_of)
@@ -357,6 +324,16 @@ def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("is_encoder_decoder"):
         return {}
     return {name: config[name] for name in GENERATION if config.get(name) is not None}
+
+
+def _gguf_starts(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """The same out of a GGUF file."""
+    keys = {
+        "decoder_start_token_id": f"{architecture}.decoder_start_token_id",
+        "eos_token_id": "tokenizer.ggml.eos_token_id",
+        "pad_token_id": "tokenizer.ggml.padding_token_id",
+    }
+    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -103,6 +103,8 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}
     named = {key: str(value) for key, value in about.items() if value is not None}
     metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
+    if "encode" in base.model.can and base.generation_defaults:
+        metadata[f"{family.key[1]}.decoder_start_token_id"] = base.decoder_start[0]
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
