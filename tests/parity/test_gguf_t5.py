@@ -1,4 +1,4 @@
-"""GGUF files of T5: read back as what was written, run by llama.cpp with its logits, their texts cut as it cuts them."""
+"""GGUF files of T5: read back as what was written, run by llama.cpp with its logits, and texts cut as it cuts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.tokenizer_parts import TokenizerParts
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the old barn", "birds sing in the trees at dawn"] * 4
+STRINGS = (
+    *("Fix the flaky login test, then re-run CI!", "ﬁne  ｆｕｌｌ width — “quotes”…", "naïve Ünïcode é", "日本語"),
+    *("  two  spaces ", "tabs\tand\nlines", "50% of £3.20 = £1.60", "under_score/slash\\back", "▁mark", "a </s> b"),
+)
 ROLES = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -161,20 +165,7 @@ def test_a_real_one_is_cut_and_run_as_llamacpp_does(tmp_path: Path) -> None:
     base = load_base(cache.ensure(CATALOG["flan-t5-small-titles"], quiet=True))
     theirs = LlamaCpp(export_gguf(base, tmp_path / "x.gguf", "f32"))
     tokenizer = base.need_tokenizer()
-    strings = [
-        *TEXTS[:3],
-        "Fix the flaky login test, then re-run CI!",
-        "ﬁne  ｆｕｌｌ width — “quotes”…",
-        "naïve Ünïcode é",
-    ]
-    strings += [
-        "  two  spaces ",
-        "tabs\tand\nlines",
-        "日本語",
-        "50% of £3.20 = £1.60",
-        "under_score/slash\\back",
-        "▁mark",
-    ]
+    strings = [*TEXTS[:3], *STRINGS]
     differ = [text for text in strings if tokenizer.encode_prompt(text) != theirs.tokens(text)]
     assert not differ
     read, written = tokenizer.encode_prompt(" ".join(strings)), [0, *tokenizer.encode_prompt(strings[3])]
