@@ -96,10 +96,10 @@ _GEMMA_PARTS = (
     _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
 )
 
-# The package holds no config. These are the facts of Flan-T5 small as published (arXiv 2210.11416), with
-# the shapes of the package's own graphs; but for n_positions, which is how long the texts of its pretraining were, and
-# no limit of its biases by distance: T5's authors trained on texts of up to 2,048 tokens "and it worked fine"
-# (https://github.com/google-research/text-to-text-transfer-transformer/issues/130).
+# The package holds no config. These are the facts of Flan-T5 small as published (arXiv 2210.11416), with the shapes of
+# the package's own graphs; but for n_positions. As published (512) it says how long the texts of its pretraining were,
+# which is no limit of its biases by distance: T5's authors trained on texts of 2,048 tokens "and it worked fine", and
+# name time and memory as what ends it (https://github.com/google-research/text-to-text-transfer-transformer/issues/130).
 _FLAN_T5_SMALL: Mapping[str, object] = {
     "architectures": ["T5ForConditionalGeneration"],
     "model_type": "t5",
@@ -111,7 +111,7 @@ _FLAN_T5_SMALL: Mapping[str, object] = {
     "num_layers": 8,
     "num_decoder_layers": 8,
     "num_heads": 6,
-    "n_positions": 2_048,
+    "n_positions": 4_096,
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "gated-gelu",
     "relative_attention_num_buckets": 32,

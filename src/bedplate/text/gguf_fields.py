@@ -90,10 +90,32 @@ def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int
     types = [int(kind) for kind in _field(fields, "token_type", list, source)]
     if len(types) != len(tokens):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(types)} token types; the file is inconsistent")
+    # A model may have more rows than tokens, which the format does not allow: writers fill them up.
+    while tokens and types[-1] == UNUSED and tokens[-1] == _filler(len(tokens) - 1):
+        tokens.pop()
+        types.pop()
     if len(set(tokens)) != len(tokens):
         twice = next(token for position, token in enumerate(tokens) if token in set(tokens[:position]))
         raise TokenizerError(f"{source}: the token {twice!r} is in the vocabulary twice; the file is inconsistent")
     return tokens, types
+
+
+def _filler(index: int) -> str:
+    """What an id without a token is called."""
+    return f"[PAD{index}]"
+
+
+def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The metadata with a token for each of a model's rows."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    more = range(len(tokens), rows)
+    found = {
+        "tokenizer.ggml.tokens": [*tokens, *map(_filler, more)],
+        "tokenizer.ggml.token_type": [*fields["tokenizer.ggml.token_type"], *(UNUSED for _ in more)],
+    }
+    if "tokenizer.ggml.scores" in fields:
+        found["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *(0.0 for _ in more)]
+    return {**fields, **found} if more else dict(fields)
 
 
 def _merges(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[tuple[str, str]]:
@@ -132,9 +154,9 @@ def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_to
 
 def _scores(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[float]:
     scores = [float(score) for score in _field(fields, "scores", list, source)]
-    if len(scores) != len(tokens):
+    if len(scores) != len(_field(fields, "tokens", list, source)):
         raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(scores)} scores; the file is inconsistent")
-    return scores
+    return scores[: len(tokens)]
 
 
 def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
@@ -268,7 +290,7 @@ def _written_tokens(parts: TokenizerParts) -> tuple[list[str], list[int]]:
     tokens: list[str] = []
     types: list[int] = []
     for index in range(max(by_id) + 1):
-        tokens.append(by_id.get(index, f"[PAD{index}]"))
+        tokens.append(by_id.get(index, _filler(index)))
         kind = UNUSED if index not in by_id else NORMAL
         types.append((CONTROL if added[index].special else USER_DEFINED) if index in added else kind)
     return tokens, types

@@ -14,7 +14,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from bedplate.core.errors import TokenizerError
 
-_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+_SPACES = [{"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": space} for space in (" ", "▁")]
+_END = {"type": "Strip", "strip_left": False, "strip_right": True}
 
 
 def build(
@@ -23,12 +24,12 @@ def build(
     """The tokenizer, without its added tokens.
 
     unknown: the id of what has no piece. table: the compiled one of characters, empty where there is none. prefix: a
-    space is put before every text; one_space: of several only one is left.
+    space is put before every text; one_space: of several only one is left, and none at a text's end.
     """
     backend = Tokenizer(models.Unigram(list(zip(tokens, scores, strict=True)), unknown, False))
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(table)] if table else []
     if one_space:
-        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+        steps += [normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), " ")]
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
     scheme = "always" if prefix else "never"
@@ -43,16 +44,19 @@ def is_one(content: Mapping[str, Any]) -> bool:
 
 
 def fields_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The inverse of `build`: what a GGUF file says of it. TokenizerError where it cannot."""
+    """The inverse of `build`: what a GGUF file says of it. TokenizerError where it cannot. (Older conversions of T5's
+    vocabulary keep a space at the end of a text, which SentencePiece itself drops; the file means SentencePiece.)"""
     steps = content["normalizer"]
     steps = [] if steps is None else steps["normalizers"] if steps["type"] == "Sequence" else [steps]
     tables = [one["precompiled_charsmap"] for one in steps if one["type"] == "Precompiled"]
-    spaces = [one for one in steps if one == _SPACES]
+    spaces = [one for one in steps if one in _SPACES]
+    ends = [one for one in steps if one == _END]
     before = content["pre_tokenizer"] or {}
     scheme = before.get("prepend_scheme")
     if (
         len(tables) > 1
-        or len(tables) + len(spaces) != len(steps)
+        or len(tables) + len(spaces) + len(ends) != len(steps)
+        or len(ends) > len(spaces)
         or before.get("type") != "Metaspace"
         or scheme not in ("always", "never")
         or content["model"].get("byte_fallback")
@@ -68,7 +72,7 @@ def fields_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         "remove_extra_whitespaces": bool(spaces),
         "unknown_token_id": content["model"]["unk_id"],
     }
-    return found | ({"precompiled_charsmap": list(base64.b64decode(tables[0]))} if tables else {})
+    return found | ({"precompiled_charsmap": base64.b64decode(tables[0])} if tables else {})
 
 
 def table_of(value: Any) -> bytes:

@@ -41,9 +41,11 @@ def too_long(context: Context) -> str | None:
             most = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
         if len(found) > base.prompt_room(most):
             beside = f" and its answer up to {most:,}" if most else ""
-            apart = f" and writes {base.spec.main.context_length:,}" if "encode" in base.model.can else ""
+            holds = f"more than the context of {spec.name} holds ({limit:,})"
+            if tokenizer.answers_apart:
+                holds = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, more than the context of "
-                f"{spec.name} holds ({limit:,}{apart}); shorten or remove the row (nothing is cut off silently)"
+                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, {holds}; shorten or remove the row "
+                "(nothing is cut off silently)"
             )
     return None

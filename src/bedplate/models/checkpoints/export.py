@@ -22,6 +22,7 @@ from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.text.gguf_fields import filled
 
 
 def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
@@ -126,7 +127,7 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
         return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
     if base.tokenizer is None:
         return {}
-    return base.tokenizer.to_fields()
+    return filled(base.tokenizer.to_fields(), base.spec.vocab_size)
 
 
 def family_in(base: Base, format_: str) -> Family:

@@ -27,8 +27,9 @@ WRITABLE: dict[str, GGMLQuantizationType] = {
 }
 _EXACT = ("attn_rel_b.weight",)
 """Tables that llama.cpp reads in single precision."""
-_CHUNK = 1 << 22
-"""Values dequantised at once: what is needed beside the result."""
+_CHUNK = 1 << 18
+"""Values dequantised at once: what is needed beside the result. Larger pieces are slower, too, and the C library keeps
+what was freed of them."""
 
 
 class GgufReader:
@@ -136,7 +137,7 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, float):
         writer.add_float32(key, value)
     else:
-        writer.add_array(key, list(value))
+        writer.add_array(key, value if isinstance(value, bytes) else list(value))
 
 
 class StoredBlocks(Mapping[str, RawBlocks]):

@@ -74,7 +74,8 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         "relative_bias": RelativeBias(buckets, _MAX_DISTANCE),
         "embedding_norm": False,
         "final_norm": True,
-        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied else 1.0),
+        # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
+        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
     }
     fields.finish()
     encoder = TransformerSpec(kind="encoder", layers=layers, **common)
