@@ -115,7 +115,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """A text's tokens with the special ones that the tokenizer sets, as for /v1/embeddings."""
-    return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special=False))
+    return tuple(tokenizer.reading.encode(text, add_special_tokens=True, parse_special=False))
 
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
