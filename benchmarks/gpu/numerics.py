@@ -11,7 +11,8 @@ from shapes import SMALL, WORK, generations, prompts, random_llama, smollm2
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears, initial_tensors
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Sampling
 from bedplate.inference.engine.sampler import drawn

@@ -44,7 +44,7 @@ def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
-        if "generate" in base.model.can:
+        if "generate" in base.can:
             defaults = base.generation_defaults or (_token_ids(base) if base.tokenizer is not None else {})
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
@@ -137,7 +137,7 @@ def family_in(base: Base, format_: str) -> Family:
 
 def _starts(base: Base) -> dict[str, Any]:
     """What the class of an encoder–decoder reads in its config: the token that its decoder starts with, and others."""
-    if "encode" not in base.model.can:
+    if "encode" not in base.can:
         return {}
     names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
     found = {name: base.generation_defaults.get(name) for name in names}
