@@ -19,6 +19,7 @@ import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.native.decoder import SOURCES, takes
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Asked, chosen, open_base
@@ -93,6 +94,8 @@ def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ..
         (["q4_1"], "int4"),
         (["q4_0", "q8_0"], "int4"),
         (["q8_0"], "int8"),
+        (["q4_k", "q6_k", "q5_0", "q8_0"], "int4"),
+        (["q4_k", "iq2_xxs"], None),
         (["q8_0", "float16"], None),
         (["q4_1", "type 14"], None),
         (["bfloat16"], None),
@@ -103,6 +106,12 @@ def test_blocks_are_the_files_own_only_where_all_are_taken(types: list[str], blo
     assert own_blocks(types) == blocks
     assert [way.weights for way in own_ways(types) if way.weights in ("int4", "int8")] == ([blocks] if blocks else [])
     assert not [way for way in own_ways(types, quantised=False) if way.weights in ("int4", "int8")]
+
+
+def test_every_block_that_the_kernel_takes_may_be_a_files_own() -> None:
+    assert {kind for kind in SOURCES if own_blocks([kind.lower()]) is None} == set()
+    for kind in SOURCES:
+        assert takes(kind, str(own_blocks([kind.lower()])))
 
 
 def test_what_is_asked_for_narrows_the_ways() -> None:
