@@ -12,10 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
+from bedplate.data.packing import PackedRows, pack_documents
 from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
-from bedplate.training.packing import PackedRows, check_length, pack_documents, pack_examples, rows_batch
+from bedplate.training.packing import check_length, pack_examples, rows_batch
 from bedplate.training.texts import LabelledText, TextBatch, pack_texts
 
 Shuffling = Literal["given", "shuffled", "length"]
@@ -283,7 +286,7 @@ class DocumentSource(_EpochSource[PackedBatch]):
 
     def __init__(
         self,
-        documents: Sequence[Sequence[int]],
+        documents: Sequence[Sequence[int] | NDArray[Any]],
         row_length: int,
         batch_rows: int,
         *,
@@ -317,7 +320,7 @@ class DocumentSource(_EpochSource[PackedBatch]):
         super().__init__(len(self.packed.rows), batch_rows, epochs, shard, content, settings)
 
     def _everything(self) -> Any:
-        return [list(d) for d in self._documents]
+        return [[int(token) for token in document] for document in self._documents]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self.packed.rows)))
