@@ -22,7 +22,7 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0)
     not fit behind `virtual` soft-prompt tokens, with so many `more` to come."""
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
-    check_ids(base, tokens)
+    check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
     if "encode" in base.can:
         _check_sides(base, len(tokens), more)
     elif len(tokens) + virtual + more > base.spec.context_length:
@@ -57,9 +57,9 @@ def _check_sides(base: Base, prompt: int, more: int) -> None:
         )
 
 
-def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt") -> None:
-    """RequestError for an id that the base has not."""
-    vocabulary = base.spec.vocab_size
+def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabulary: int | None = None) -> None:
+    """RequestError for an id that the base has not. vocabulary: how many there are, by default of those it writes."""
+    vocabulary = base.spec.vocab_size if vocabulary is None else vocabulary
     if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
         bad = next(token for token in tokens if not 0 <= token < vocabulary)
         where = "" if param == "prompt" else f"{param}: "

@@ -46,7 +46,7 @@ def side_prompt(base: Base, *names: str) -> str:
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """A text's tokens with the special ones that the tokenizer sets, as for /v1/embeddings."""
-    return tuple(tokenizer.encode(text, add_special_tokens=True, parse_special=False))
+    return tuple(tokenizer.reading.encode(text, add_special_tokens=True, parse_special=False))
 
 
 def longest(base: Base, truncate: bool | int) -> int | None:

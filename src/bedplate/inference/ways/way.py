@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve, spec_of
 from bedplate.models.checkpoints.base import locate, refuse_deeper
+from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.gguf_header import read_header
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
 
@@ -70,7 +70,7 @@ def read_stored(source: str | Path) -> Stored:
         refuse_deeper(spec, len(header.tensors), str(path))
         types = {tensor.kind.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
         return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types), header)
-    with SafetensorsReader(path) as reader:
+    with open_weights(path) as reader:
         matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())
         refuse_deeper(spec, len(reader.names), str(path))
     if not matrices:

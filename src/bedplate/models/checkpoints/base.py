@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.hub.pull import resolve
+from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.identity import (
@@ -27,9 +28,9 @@ from bedplate.models.checkpoints.identity import (
 )
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.packed import unpacked
-from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
+from bedplate.models.checkpoints.vocabulary import gguf_tokenizer, read_tokenizer, refuse_other_tokenizer
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
 from bedplate.models.families.multimodal import find_multimodal
@@ -82,7 +83,7 @@ class Base:
     @property
     def can(self) -> frozenset[Ability]:
         """What its outputs are for."""
-        return self.outline.can
+        return self.held.can
 
     @property
     def identity(self) -> Identity:
@@ -116,6 +117,14 @@ class Base:
             )
         first = defaults.get("forced_bos_token_id")
         return (start,) if first is None else (start, int(first))
+
+    def prompt_room(self, answer: int = 0) -> int:
+        """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
+        one where there is no room for the answer itself."""
+        if "encode" not in self.model.can:
+            return self.spec.context_length - answer
+        fits = answer + len(self.decoder_start) <= self.spec.main.context_length
+        return self.spec.context_length if fits else 0
 
     @property
     def text_ends(self) -> frozenset[int]:
@@ -188,14 +197,18 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
     again = GgufReader(path, tensors_only=True)  # for what is read later: without the vocabulary
     with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(_gguf_tokenizer, reader.metadata)
+        reading = beside.submit(gguf_tokenizer, reader.metadata)
         if leave is None:
             held = filling.model(again.get, wanted, device)
         else:
             kinds = StoredBlocks(path, family.weights, spec.main).kinds
             held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
         tokenizer = reading.result()
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
+    refuse_other_tokenizer(tokenizer, spec, str(path))
+    defaults: dict[str, Any] = {}
+    if "encode" in held.can:
+        tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
+        defaults = _gguf_starts(reader.metadata, reader.architecture)
 
     def hashed() -> str:
         return filling.weights_id(lambda name, _: again.get(name))
@@ -211,6 +224,7 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
         dtype=wanted,
         device=device,
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
+        generation_defaults=defaults,
         lineage={"name": reader.metadata.get("general.name"), "licence": reader.metadata.get("general.license")},
     )
 
@@ -221,7 +235,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     config = config if outer is None else outer.text_config(config, where)
     family = _hf_family(config, where)
     packing = config.pop("quantization_config", None)
-    with SafetensorsReader(path) as files:
+    with open_weights(path, family.weights) as files:
         part = None if outer is None else TextPart(files, outer, where)
         reader = unpacked(part or files, packing, where)
         config = config if outer is None else outer.with_head(config, reader.names)
@@ -243,15 +257,13 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     dense = dense_id(sentence)
 
     def hashed() -> str:
-        with SafetensorsReader(path) as files:
+        with open_weights(path, family.weights) as files:
             again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
             return filling.weights_id(lambda name, _: again.get(name))
 
-    tokenizer = Tokenizer.from_directory(path) if (path / "tokenizer.json").is_file() else None
-    _refuse_other_tokenizer(tokenizer, spec, str(path))
     defaults = _generation(config) | _read_json(path / "generation_config.json")
-    if tokenizer is not None and "encode" in model.can:
-        tokenizer = tokenizer.for_encoder(first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
+    refuse_other_tokenizer(tokenizer, spec, str(path))
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
@@ -308,15 +320,6 @@ def _refuse_own_code(config: Mapping[str, Any], family: Family, spec: TextSpec, 
         raise UnsupportedModelError(f"{where}: its model is {foreign!r}, not {ours!r}; {_OWN_CODE}")
 
 
-def _refuse_other_tokenizer(tokenizer: Tokenizer | None, spec: TextSpec, where: str) -> None:
-    """A tokenizer with ids that the model has no row for is another model's. (A model may have more rows than ids.)"""
-    if tokenizer is not None and tokenizer.vocab_size > spec.vocab_size:
-        raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} ids, but the model has only {spec.vocab_size} rows for "
-            "them; it is another model's tokenizer"
-        )
-
-
 def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
@@ -333,11 +336,6 @@ def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
         raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
-def _gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
-    return None if none else Tokenizer.from_fields(metadata)
-
-
 def _identify(weights_id: str, tokenizer: Tokenizer | None, equivalent_of: str | None = None) -> Identity:
     if tokenizer is None:
         return Identity(weights_id, equivalent_of=equivalent_of)
@@ -350,6 +348,16 @@ def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get("is_encoder_decoder"):
         return {}
     return {name: config[name] for name in GENERATION if config.get(name) is not None}
+
+
+def _gguf_starts(metadata: Mapping[str, Any], architecture: str | None) -> dict[str, Any]:
+    """The same out of a GGUF file."""
+    keys = {
+        "decoder_start_token_id": f"{architecture}.decoder_start_token_id",
+        "eos_token_id": "tokenizer.ggml.eos_token_id",
+        "pad_token_id": "tokenizer.ggml.padding_token_id",
+    }
+    return {name: int(metadata[key]) for name, key in keys.items() if metadata.get(key) is not None}
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
@@ -365,17 +373,18 @@ def _copies(
 ) -> frozenset[str]:
     """Some writers store what is tied to the token table once more: the copies' names, which must equal it."""
     weights = family.weights
-    embedding = next((name for name in names if weights.from_external(name) == "embedding.weight"), None)
+    held = {weights.from_external(name): name for name in names}
     heads = [name for name in names if spec.tied_head and weights.from_external(name) == "lm_head.weight"]
     copies = [*heads, *(name for name in names if weights.bare(name) in weights.copies)]
-    if embedding is None or not copies:
+    table = held.get("target_embedding.weight") or held.get("embedding.weight")
+    if table is None or not copies:
         return frozenset()
-    table = get(embedding)
+    values = get(table)
     for copy in copies:
-        if not torch.equal(get(copy), table):
+        if not torch.equal(get(copy), values):
             hint = "; set tie_word_embeddings to false in config.json" if copy in heads else ""
             raise CheckpointError(
-                f"{where}: the config ties {copy!r} to the embedding, but it differs from {embedding!r}{hint}"
+                f"{where}: the config ties {copy!r} to the embedding, but it differs from {table!r}{hint}"
             )
     return frozenset(copies)
 

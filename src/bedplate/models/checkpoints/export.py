@@ -22,6 +22,7 @@ from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
+from bedplate.text.gguf_fields import filled
 
 
 def export_base(base: Base, directory: Path, *, dtype: str | None = None, shard_bytes: int = 5 * 10**9) -> Path:
@@ -104,6 +105,8 @@ def export_gguf(base: Base, path: Path, kind: str) -> Path:
     about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}
     named = {key: str(value) for key, value in about.items() if value is not None}
     metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
+    if "encode" in base.can and base.generation_defaults:
+        metadata[f"{family.key[1]}.decoder_start_token_id"] = base.decoder_start[0]
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
         return {k: v for k, v in GgufReader(base.path).metadata.items() if k.startswith("tokenizer.")}
     if base.tokenizer is None:
         return {}
-    return base.tokenizer.to_fields()
+    return filled(base.tokenizer.to_fields(), base.spec.vocab_size)
 
 
 def family_in(base: Base, format_: str) -> Family:

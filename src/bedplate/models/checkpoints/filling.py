@@ -25,7 +25,7 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import Get, Reading, read, readings
 from bedplate.models.checkpoints.identity import WeightsHash
 from bedplate.models.families import Family
-from bedplate.models.model import Model
+from bedplate.models.model import Ability, Model
 from bedplate.models.specs import TextSpec
 
 T = TypeVar("T")
@@ -165,6 +165,11 @@ class Unfinished:
         self.model = model
         self._rest: Callable[[], None] | None = rest
         self._lock = Lock()
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What its outputs are for."""
+        return self.model.can
 
     def get(self) -> Model:
         """The whole, read by whichever thread asks first. Raises CheckpointError."""
