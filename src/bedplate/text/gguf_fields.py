@@ -7,7 +7,7 @@ llama.cpp is the reference for these files: what it does with a pre-tokenizer's 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, processors
@@ -42,7 +42,7 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     tokens, types = _tokens(fields, source)
     if model == "gpt2":
         pre_tokenizer = _pre_tokenizer(fields, source)
-        backend = _byte_level_bpe(tokens, _merges(fields, tokens, source), pre_tokenizer)
+        backend = _built(lambda merges: _byte_level_bpe(tokens, merges, pre_tokenizer), fields, source)
         ids, bos = _role_ids(fields, len(tokens), source), pre_tokenizer.bos
     elif model == "llama":
         backend = _sentencepiece(fields, tokens, types, source)
@@ -52,7 +52,8 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
         ids, bos = _role_ids(fields, len(tokens), source), False
     elif model == "gemma4":
         _check_bytes(tokens, source)
-        backend = sentencepiece.build_merged(tokens, _merges(fields, tokens, source), _unknown(tokens, types))
+        unknown = _unknown(tokens, types)
+        backend = _built(lambda merges: sentencepiece.build_merged(tokens, merges, unknown), fields, source)
         ids, bos = _role_ids(fields, len(tokens), source), True
     else:
         raise TokenizerError(
@@ -70,6 +71,7 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
         eos_ids=tuple(dict.fromkeys(int(index) for index in ends if index is not None)),
         template=None if template is None else str(template),
         source=source,
+        size=len(tokens),
     )
 
 
@@ -118,19 +120,34 @@ def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
     return {**fields, **found} if more else dict(fields)
 
 
-def _merges(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[tuple[str, str]]:
-    known = set(tokens)
+def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
+    """The two parts of each merge. That they are tokens, and make a third, is for whoever builds with them to see."""
     merges: list[tuple[str, str]] = []
-    for position, merge in enumerate(_field(fields, "merges", list, source)):
-        # llama.cpp looks for the separating space from the second character on
-        left, space, right = str(merge)[:1], *str(merge)[1:].partition(" ")[1:]
-        left += str(merge)[1:].partition(" ")[0]
-        if not space or not {left, right, left + right} <= known:
-            raise TokenizerError(
-                f"{source}: merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third"
-            )
-        merges.append((left, right))
+    for position, merge in enumerate(map(str, _field(fields, "merges", list, source))):
+        cut = merge.find(" ", 1)  # llama.cpp looks for the separating space from the second character on
+        if cut < 0:
+            raise _no_merge(position, merge, source)
+        merges.append((merge[:cut], merge[cut + 1 :]))
     return merges
+
+
+def _no_merge(position: int, merge: str, source: str) -> TokenizerError:
+    return TokenizerError(
+        f"{source}: merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third"
+    )
+
+
+def _built(build: Callable[[list[tuple[str, str]]], Tokenizer], fields: Mapping[str, Any], source: str) -> Tokenizer:
+    """A tokenizer of the file's merges. TokenizerError for one that does not fit the vocabulary."""
+    merges = _merges(fields, source)
+    try:
+        return build(merges)
+    except Exception as error:  # the library's own kind for a part that is no token
+        known = set(_field(fields, "tokens", list, source))
+        for position, (left, right) in enumerate(merges):
+            if not {left, right, left + right} <= known:
+                raise _no_merge(position, f"{left} {right}", source) from error
+        raise
 
 
 def _pre_tokenizer(fields: Mapping[str, Any], source: str) -> PreTokenizer:

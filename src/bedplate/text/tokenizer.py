@@ -109,6 +109,8 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
+        if self._parts.size is not None:
+            return self._parts.size
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @property

@@ -23,7 +23,7 @@ from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.documents_spec import cut, task_documents
 from bedplate.data.documents import Documents
-from bedplate.inference.predict.lookup import text_tokens
+from bedplate.inference.predict.reading import text_tokens
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Prompt
 

@@ -25,8 +25,13 @@ QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
 NATIVE = ("bfloat16", "float32")
 """What the native kernel takes bases in."""
 
-_BLOCKS: dict[str, Literal["int8", "int4"]] = {"q4_0": "int4", "q4_1": "int4", "q8_0": "int8"}
-"""Blocks of a GGUF file that the native kernel takes as they are."""
+_BLOCKS: dict[str, Literal["int8", "int4"]] = {
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"), "int4"),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"), "int4"),
+    "q8_0": "int8",
+}
+"""Blocks of a GGUF file that the native kernel takes as they are (`SOURCES` of its decoder), and weights of how many
+bits ask it to."""
 _FLOATS = frozenset(DTYPES)
 _GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 _SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,8 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.directory import open_weights
-from bedplate.models.checkpoints.filling import Filling
-from bedplate.models.checkpoints.gguf import GgufReader
+from bedplate.models.checkpoints.filling import Filling, Unfinished
+from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
     NO_TOKENIZER,
@@ -35,12 +35,15 @@ from bedplate.models.families import Family, find_family
 from bedplate.models.families.fields import GENERATION
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.layers.sentence import Sentence
-from bedplate.models.model import Model
+from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
 BASE_FILE = "base.json"
+Leave = Callable[[Model, Mapping[str, str]], Collection[str]]
+"""Of a model without values, and of the types of its matrices that a GGUF file holds in blocks ("Q4_1"): the names of
+those that whoever loads it reads from the file themselves."""
 _OWN_CODE = "the Python code that its auto_map names would have to be run, which Bedplate never does"
 
 
@@ -48,12 +51,13 @@ _OWN_CODE = "the Python code that its auto_map names would have to be run, which
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `identified`: its identity, or what finds it out. `tokenizer` is None for a directory without one: such a base takes
-    token ids only. `sentence`: what its own library makes vectors by; None where it says nothing of it.
+    `held`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
+    directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
+    where it says nothing of it.
     """
 
     spec: TextSpec
-    model: Model
+    held: Model | Unfinished
     tokenizer: Tokenizer | None
     family: Family
     identified: Identity | Once
@@ -65,6 +69,21 @@ class Base:
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
     sentence: Sentence | None = None
+
+    @property
+    def model(self) -> Model:
+        """With all its weights; those that were left in the file are read when it is first asked for."""
+        return self.held.get() if isinstance(self.held, Unfinished) else self.held
+
+    @property
+    def outline(self) -> Model:
+        """The model as far as it was read: what was left in the file has its shape and dtype only (device "meta")."""
+        return self.held.model if isinstance(self.held, Unfinished) else self.held
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What its outputs are for."""
+        return self.held.can
 
     @property
     def identity(self) -> Identity:
@@ -87,7 +106,7 @@ class Base:
     def decoder_start(self) -> tuple[int, ...]:
         """What the decoder of an encoder–decoder writes after: its start, and a first token that is forced where the
         files name one. () for others. CheckpointError where the files do not say."""
-        if "encode" not in self.model.can:
+        if "encode" not in self.can:
             return ()
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
@@ -133,17 +152,18 @@ def load_base(
     source: str | Path,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
+    leave: Leave | None = None,
 ) -> Base:
     """Loads a base from a catalogue name, a directory, a .gguf file or hf:owner/name.
 
     dtype: "auto" keeps the checkpoint's own, and is bfloat16 for quantised files, on every machine. `bedplate.load`
-    opens a base in what is fastest here.
+    opens a base in what is fastest here. leave: what stays in a GGUF file until `model` is first asked for.
     Raises HubError, CheckpointError (missing, truncated, inconsistent files) or UnsupportedModelError.
     """
     path, target = locate(source), resolve_device(device)
-    return (
-        _load_gguf(str(source), path, dtype, target) if path.is_file() else _load_hf(str(source), path, dtype, target)
-    )
+    if path.is_file():
+        return _load_gguf(str(source), path, dtype, target, leave)
+    return _load_hf(str(source), path, dtype, target)
 
 
 def locate(source: str | Path) -> Path:
@@ -156,7 +176,7 @@ def locate(source: str | Path) -> Path:
     return path
 
 
-def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
+def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device, leave: Leave | None) -> Base:
     reader = GgufReader(path)
     family = find_family("gguf", reader.architecture, str(path))
     embedding = family.weights.to_external("embedding.weight") or ""
@@ -175,23 +195,27 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     wanted = resolve_dtype(dtype, stored)
     states = [file_state(path)]
     filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
+    again = GgufReader(path, tensors_only=True)  # for what is read later: without the vocabulary
     with ThreadPoolExecutor(1) as beside:
         reading = beside.submit(gguf_tokenizer, reader.metadata)
-        model = filling.model(reader.get, wanted, device)
+        if leave is None:
+            held = filling.model(again.get, wanted, device)
+        else:
+            kinds = StoredBlocks(path, family.weights, spec.main).kinds
+            held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
         tokenizer = reading.result()
     refuse_other_tokenizer(tokenizer, spec, str(path))
     defaults: dict[str, Any] = {}
-    if "encode" in model.can:
+    if "encode" in held.can:
         tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
         defaults = _gguf_starts(reader.metadata, reader.architecture)
 
     def hashed() -> str:
-        again = GgufReader(path, tensors_only=True)
         return filling.weights_id(lambda name, _: again.get(name))
 
     return Base(
         spec=spec,
-        model=model,
+        held=held,
         tokenizer=tokenizer,
         family=family,
         identified=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
@@ -256,7 +280,7 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         )
     return Base(
         spec=spec,
-        model=model,
+        held=model,
         tokenizer=tokenizer,
         family=family,
         identified=identity,

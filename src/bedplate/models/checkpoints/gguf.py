@@ -163,6 +163,12 @@ class StoredBlocks(Mapping[str, RawBlocks]):
             return self._read(step.theirs[number])
         return _moved([self._read(one) for one in step.theirs], step, self._spec)[number]
 
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The type of each one's blocks, as in "Q4_1"."""
+        types = self._reader.types
+        return {name: types[step.theirs[0]] for name, (step, _) in self._found.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)
 
@@ -172,6 +178,10 @@ class StoredBlocks(Mapping[str, RawBlocks]):
     def _read(self, name: str) -> RawBlocks:
         blocks = self._reader.blocks(name)
         assert blocks is not None  # by its type
+        if not blocks.finite():
+            raise CheckpointError(
+                f"{self._reader.path}: {name} holds NaN or infinite values; the checkpoint is damaged"
+            )
         return blocks
 
 
