@@ -66,7 +66,7 @@ def write_rows(path: Path, groups: int = 150, each: int = 2, noise: float = 0.05
     return path
 
 
-def write_task(directory: Path, base: Path, *, rows: Path | None = None, groups: int = 150, **adapt: object) -> Path:
+def write_task(directory: Path, base: Path, *, rows: Path | None = None, groups: int = 100, **adapt: object) -> Path:
     """A task file with its rows beside it: these, or two in each of so many groups."""
     directory.mkdir(parents=True, exist_ok=True)
     data = write_rows(directory / "rows.jsonl", groups) if rows is None else rows

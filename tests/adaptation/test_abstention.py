@@ -12,6 +12,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.adaptation.conftest import write_task
 from tests.adaptation.test_bases import endpoint
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
@@ -127,12 +128,11 @@ def test_it_belongs_to_labels_and_leaves_other_hashes_alone(toy_task: Path):
     assert load_task(toy_task, ["output.abstain={coverage: 0.5}"]).hash != before
 
 
-def test_skins_of_the_ladder_abstain_as_reported(toy_task: Path, tmp_path: Path):
+def test_skins_of_the_ladder_abstain_as_reported(tiny_base: Path, tmp_path: Path):
+    task = write_task(tmp_path / "task", tiny_base, groups=150)
     overrides = ["output.abstain={coverage: 0.6}", "metric=selective_accuracy"]
-    report = adapt(
-        toy_task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides
-    )
-    valid = load_examples(load_task(toy_task)).valid
+    report = adapt(task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
+    valid = load_examples(load_task(task)).valid
     for name in ("zero_shot", "few_shot", "probe"):
         row = report.row(name)
         assert row["status"] == "done", row["reason"]
@@ -150,7 +150,7 @@ def test_skins_of_the_ladder_abstain_as_reported(toy_task: Path, tmp_path: Path)
     assert report.row("majority")["coverage"] == 1.0
     tested = [row for row in report.rungs if row["split"] == "test" and row["rung"] == "probe"]
     assert all(0 < row["coverage"] < 1 for row in tested)
-    again = adapt(toy_task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
+    again = adapt(task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
     assert again.data["rungs"] == report.data["rungs"]
 
 

@@ -326,7 +326,7 @@ def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_
         assert isinstance(server, Labeller)
         for max_usd, message in ((0.1, "past max_usd"), (0.3, "with test it would be about")):
             hosted = [endpoint(server, max_usd=max_usd, concurrency=1)]
-            task = write_task(tmp_path, tiny_base, hosted=hosted, rungs=["majority", "hosted"])
+            task = write_task(tmp_path, tiny_base, groups=150, hosted=hosted, rungs=["majority", "hosted"])
             report = adapt(task, tmp_path / "out")
             assert report.row("hosted")["status"] == "failed"
             assert message in report.row("hosted")["reason"]
@@ -334,7 +334,9 @@ def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_
             assert 0 < spent <= max_usd
         asked = len(server.asked)
         hosted = [endpoint(server, max_usd=5.0)]
-        report = adapt(write_task(tmp_path, tiny_base, hosted=hosted, rungs=["majority", "hosted"]), tmp_path / "out")
+        report = adapt(
+            write_task(tmp_path, tiny_base, groups=150, hosted=hosted, rungs=["majority", "hosted"]), tmp_path / "out"
+        )
         assert report.row("hosted")["status"] == "done"
         assert len(server.asked) == asked + len(report.data["rows"]["test"]["hosted"])
 

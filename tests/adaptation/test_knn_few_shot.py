@@ -153,7 +153,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
     ask = search._ask
 
     def counted(context, variant, rows):
-        if variant.neighbours is not None and len(asked) > 150:
+        if variant.neighbours is not None and len(asked) > 100:
             raise KeyboardInterrupt
         answers = ask(context, variant, rows)
         asked.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
@@ -182,7 +182,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
 def test_an_interrupted_embedding_goes_on_part_by_part(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
+    task = write_task(tmp_path / "task", tiny_base, groups=150, rungs=["zero_shot", "knn_few_shot"])
     monkeypatch.setattr(embedding, "_AT_ONCE", 50)
     embed, seen = embedding.embed_texts, list[str]()
 
