@@ -370,16 +370,17 @@ def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Ob
     roles: Models = models if isinstance(models, Mapping) else {"policy": models}
     device = next(next(iter(roles.values())).parameters()).device
     modes = [(m, m.training) for model in roles.values() for m in model.modules()]
-    totals: dict[str, float] = {}
+    totals: dict[str, list[Tensor]] = {}
     weights: dict[str, float] = {}
     try:
         for model in roles.values():
             model.train(False)
         for batch in batches:
+            objective.weights(batch)  # which may read the batch, and does so where it is
             for name, term in objective(roles, batch.to(device)).items():
-                totals[name] = totals.get(name, 0.0) + float(term.total)
+                totals.setdefault(name, []).append(term.total)
                 weights[name] = weights.get(name, 0.0) + term.weight
     finally:
         for module, mode in modes:
             module.training = mode
-    return {name: totals[name] / weights[name] for name in totals}
+    return {name: sum(torch.stack(found).tolist()) / weights[name] for name, found in totals.items()}

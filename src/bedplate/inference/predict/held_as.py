@@ -68,7 +68,7 @@ def held_as(
     elif dtype is None:
         same = judged is not None and judged.weights == weights
         dtype = "auto" if weights is None else dtype_of(weights, judged.dtype if judged is not None and same else None)
-    # Quantised weights run on one kernel only, which the engine finds.
+    # For quantised weights that it was not judged with, the engine finds the kernel.
     if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
         kernel = KERNELS.get(judged.kernel)
     return Held(dtype, weights or "auto", kernel or "auto")

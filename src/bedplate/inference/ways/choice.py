@@ -61,6 +61,9 @@ def choose(
     library = load() if len(possible) < len(ways) and device.type == "cpu" else None
     if isinstance(library, str) and library in reasons.values():
         _warn()
+    # On torch they are for where the native kernel cannot be had: what needs no measurement is not measured.
+    native = {way.weights for way in possible if way.kernel == "native"}
+    possible = [way for way in possible if way.kernel == "native" or way.weights not in native & QUANTISED.keys()]
     if device.type != "cpu":
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
@@ -75,9 +78,8 @@ def choose(
 
 
 def needs(spec: TextSpec, way: Way, *, loaded: bool = False) -> int:
-    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what the native kernel
-    packed."""
-    packed = read_bytes(spec.main, way) if way.kernel == "native" else 0
+    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what was packed."""
+    packed = read_bytes(spec.main, way) if way.kernel == "native" or way.weights in QUANTISED else 0
     if loaded:
         return packed
     return _parameters(spec) * DTYPES[way.dtype].itemsize + packed
@@ -133,7 +135,10 @@ def _warn() -> None:
 def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
     """The base as torch runs it: with quantised linears where those are asked for and the native kernel is not to, or
     cannot, run them. The base itself stays what it is."""
-    if weights not in QUANTISED or (kernel != "torch" and base.device.type == "cpu"):
+    if weights not in QUANTISED or kernel == "native":
+        return base
+    native = Way(dtype_name(base.dtype), "native", weights)
+    if kernel == "auto" and impossible(base.spec, native, base.device) is None:
         return base
     return replace(base, model=quantised(base.model, QUANTISED[weights]))
 

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.models.decoder import Decoder
+from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention import Attend
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
@@ -102,7 +103,7 @@ class NextToken:
         terms = further.terms(batch) if known is None else known
         found: dict[str, Term] = {}
         for state_BTD, (name, both) in zip(states, terms.items(), strict=True):
-            learned, targets_N = (one.to(hidden_BTD.device) for one in both)
+            learned, targets_N = (sent(one, hidden_BTD.device) for one in both)
             hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
             lost = token_losses(model, hidden_ND, targets_N)
             total = lost * (further.weight / further.modules)
