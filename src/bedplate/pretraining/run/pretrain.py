@@ -12,11 +12,13 @@ from typing import Any
 
 from bedplate.core.errors import BedplateError, TrainingError
 from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.precision import resolve_device
 from bedplate.pretraining.card import model_card
 from bedplate.pretraining.page.page import seen, write_page
+from bedplate.pretraining.plan.here import usable_peak
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
@@ -92,7 +94,12 @@ class _Run:
         self.settings: Settings = settings_of(run, base.spec, sum(data.tokens.values()))
         self.parents_id = base.identity.weights_id if parent else None
         self.tensorboard: TensorBoard | None = None
-        self.live = LiveView(run.run, self.settings.steps)
+        self.peak: dict[str, Any] = {
+            "flops_per_token": training_flops_per_token(base.spec, self.settings.rows.length),
+            "flops_per_second": usable_peak(base.device),
+            "convention": "6 operations a weight and the causal half of attention, over products measured here",
+        }
+        self.live = LiveView(run.run, self.settings.steps, self.peak["flops_per_token"] / self.peak["flops_per_second"])
         self.judge = Judge(
             self.out,
             base,
@@ -200,6 +207,7 @@ class _Run:
             steps=settings.steps,
             settings=settings.shown(),
             machine=dict(machine()),
+            peak=self.peak,
             data={
                 "sources": sources,
                 "tokenizer": {"id": data.tokenizer.identity, "ids": data.tokenizer.vocab_size},
