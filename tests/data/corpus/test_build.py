@@ -57,7 +57,7 @@ def place(tmp_path: Path) -> Path:
     (tree / "latin.py").write_bytes(b"# caf\xe9\n" * 40)
     (tree / "data.bin").write_bytes(b"\0\1")
     (tree / "node_modules" / "theirs.js").write_text("var a = 1;\n" * 40)
-    lines = [json.dumps({"text": f"note {n} says {'more and ' * (n % 5)}mail me at a{n}@b.org"}) for n in range(30)]
+    lines = [json.dumps({"text": f"{function(100 + n)} mail me at a{n}@b.org"}) for n in range(30)]
     lines += ["{not json", json.dumps({"title": "no text"}), json.dumps({"text": "\ud800"}), json.dumps({"text": " "})]
     (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "held.txt").write_text(f"Somewhere it is said: {SAID}.")
@@ -201,10 +201,13 @@ def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch
 
 def test_nothing_to_train_on_says_why(place: Path) -> None:
     dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
-    with pytest.raises(
-        DataError, match=r"all 64 documents were dropped: length \d+ \(empty 1, short \d+\); unreadable"
-    ):
+    why = r"source 'tree' has nothing left .* all 30 documents were dropped: length 29 \(short 29\); unreadable 1 \("
+    with pytest.raises(DataError, match=why):
         made(place, text=dropped)
+    copied = RECIPE.replace("path: notes.jsonl", "path: copied.jsonl")
+    (place / "copied.jsonl").write_text(json.dumps({"text": function(3)}) + "\n")
+    with pytest.raises(DataError, match=r"source 'notes' .* all 1 documents were dropped: copies 1; change"):
+        made(place, "copied", copied)
     (place / "empty.jsonl").write_text("")
     empty = "corpus: e\npreset: none\nsources: [{name: a, kind: jsonl, path: empty.jsonl}]\n"
     with pytest.raises(DataError, match="the corpus is empty"):
