@@ -18,7 +18,6 @@ from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.run.texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.train import train_tokenizer
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
 
