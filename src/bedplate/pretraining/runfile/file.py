@@ -43,10 +43,10 @@ class TextSource(Strict):
 
 
 class TokenizerPart(Strict):
-    """A byte-level BPE of `vocab_size` ids that is trained on the text (258: hardly more than bytes), or
+    """A byte-level BPE of `vocab_size` ids that is trained on the text (257: bytes and the token that ends a text), or
     the tokenizer of a base or of a directory (`source`)."""
 
-    vocab_size: Annotated[int, Field(ge=258, le=1_000_000)] | None = None
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] | None = None
     source: str | None = None
 
     @model_validator(mode="after")
