@@ -16,6 +16,7 @@ from bedplate.data.corpus.shards import Corpus
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.run import judging
+from bedplate.pretraining.run import pretrain as runs
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
 from bedplate.pretraining.run.seen import SEEN
@@ -25,6 +26,11 @@ MIXED: dict[str, Any] = {
     "evaluation": {"baselines": True},
     "tokens": 4608,
 }
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "processes_here", lambda: 1)
 
 
 def write_recipe(directory: Path) -> None:
