@@ -215,7 +215,7 @@ def test_one_line_says_what_is_lost_without_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice._warn.cache_clear()
-    for name in ("ways.choice", "native.decoder", "native.library"):
+    for name in ("ways.choice", "native.packed", "native.library"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):

@@ -18,11 +18,11 @@ from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
-from bedplate.inference.forward.native import NativeForward
+from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.decoder import NativeDecoder, WeightFormat, unsupported
 from bedplate.inference.native.library import load, native_absent
+from bedplate.inference.native.packed import WeightFormat, unsupported
 from bedplate.inference.ways.calibrate import Measured, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes
@@ -157,12 +157,11 @@ def choose_forward(
     asked_quantised = weights in QUANTISED
     if weights != "auto" and not asked_quantised and weights != own:
         raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
-    if kernel != "torch" and not isinstance(cache, SlotCache):
+    if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
         if kernel == "native" or asked_quantised:
-            what = "and this engine in blocks" if "generate" in base.model.can else "and an encoder has none"
             raise UsageError(
                 f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
-                f"and values in slots, {what}"
+                "and values in slots, and this engine in blocks"
             )
         return torch_forward
     try:
@@ -172,10 +171,10 @@ def choose_forward(
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
     if way.kernel == "torch":
         return torch_forward
-    assert isinstance(cache, SlotCache)
+    assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    decoder = NativeDecoder(base.model, cast("WeightFormat", way.weights), blocks=blocks, threads=engine_threads())
-    return NativeForward(decoder, bank, cache)
+    weights_as = cast("WeightFormat", way.weights)
+    return native_forward(base.model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 
 def stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
