@@ -4,7 +4,7 @@ themselves in other company."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig, block_linears
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Embed, Label
+from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed import WeightFormat
@@ -73,9 +73,8 @@ def test_equals_the_torch_model_in_any_company(library: Library, name: str) -> N
         assert torch.equal(other.forward(tokens, [len(tokens)], kinds), ours)
 
 
-@pytest.mark.parametrize("weights", FORMATS[1:])
-@pytest.mark.parametrize("name", ENCODERS)
-def test_equals_the_torch_model_in_other_formats(library: Library, name: str, weights: WeightFormat) -> None:
+def far_in(weights: WeightFormat, name: str, library: Library | None = None) -> float:
+    """How far states are from those of the torch model whose weights are what the format stores."""
     model = random_model(ENCODERS[name], dtype=base_dtype(weights))
     texts, types = texts_of(model)
     found = NativeEncoder(model, weights, threads=2, library=library).forward(flat(texts), LENGTHS, flat(types))
@@ -87,7 +86,18 @@ def test_equals_the_torch_model_in_other_formats(library: Library, name: str, we
             linear.weight.data = quantise(linear.weight.data).dequantised()
     with torch.no_grad():
         wanted = torch.cat([states_alone(stored, *one) for one in zip(texts, types, strict=True)])
-    assert relative(found, wanted) < 3 * TOLERANCE[weights]
+    return relative(found, wanted)
+
+
+@pytest.mark.parametrize("weights", FORMATS[1:])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
+    assert far_in(weights, name) < 3 * TOLERANCE[weights]
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_every_level_has_these_formats(library: Library, weights: WeightFormat) -> None:
+    assert far_in(weights, "bert", library) < 3 * TOLERANCE[weights]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -143,12 +153,13 @@ def test_the_engine_gives_what_transformers_gives(tmp_path: Path, name: str) -> 
     with Engine(load_base(tmp_path), kernel="native") as engine, torch.no_grad():
         assert engine.kernel == "native"
         if "," not in name:
-            found = [one.vector for one in engine.run([Embed(ids, pooling="mean", normalise=False) for ids in given])]
+            requests = [Embed(ids, pooling="mean", normalise=False) for ids in given]
+            found = [cast(Embedding, one).vector for one in engine.run(requests)]
             wanted = [reference(torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in given]
         else:
             kinds = [tuple(int(at > 2) * (name == "bert, three labels") for at in range(len(ids))) for ids in given]
             requests = [Label(ids, types=types) for ids, types in zip(given, kinds, strict=True)]
-            found = [one.scores for one in engine.run(requests)]
+            found = [cast(Classification, one).scores for one in engine.run(requests)]
             wanted = [
                 reference(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0]
                 for ids, types in zip(given, kinds, strict=True)

@@ -66,17 +66,24 @@ struct Floats {
     template <int N, int G>
     static INLINE_MEMBER void scores(const Block& block, int group, const float* const* q, int D, float (*out)[KEYS]) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = 0; i < D; ++i) {
             F k[G];
+            UNROLL
             for (int g = 0; g < G; ++g) k[g] = load(&block.keys[i][(group + g) * 16]);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 F x = set1(q[n][i]);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = fma(k[g], x, acc[n][g]);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
     }
 
@@ -84,17 +91,24 @@ struct Floats {
     static INLINE_MEMBER void mix(const Block& block, int count, int D, int feature, float (*weights)[KEYS],
                                   float* const* out) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = block.first; i < count; ++i) {
             F v[G];
+            UNROLL
             for (int g = 0; g < G; ++g) v[g] = load(block.values + int64_t(i) * D + feature + g * 16);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 F p = set1(weights[n][i]);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = fma(v[g], p, acc[n][g]);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
     }
 };
@@ -141,17 +155,24 @@ struct Pairs {
     template <int N, int G>
     static INLINE_MEMBER void scores(const Block& block, int group, const uint16_t* const* q, int D, float (*out)[KEYS]) {
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = 0; i < D / 2; ++i) {
             I k[G];
+            UNROLL
             for (int g = 0; g < G; ++g) k[g] = iload(&block.keys[i][(group + g) * 16]);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 I x = bcast(q[n] + 2 * i);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], k[g], x);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + (group + g) * 16, acc[n][g]);
     }
 
@@ -160,17 +181,24 @@ struct Pairs {
                                   float* const* out) {
         const int pairs = (count + 15) / 16 * 8;
         F acc[N][G];
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) acc[n][g] = zero();
         for (int i = block.first / 2; i < pairs; ++i) {
             I v[G];
+            UNROLL
             for (int g = 0; g < G; ++g) v[g] = iload(block.values + i * D + feature + g * 16);
+            UNROLL
             for (int n = 0; n < N; ++n) {
                 I p = bcast(weights[n] + 2 * i);
+                UNROLL
                 for (int g = 0; g < G; ++g) acc[n][g] = dot_bf16(acc[n][g], v[g], p);
             }
         }
+        UNROLL
         for (int n = 0; n < N; ++n)
+            UNROLL
             for (int g = 0; g < G; ++g) store(out[n] + feature + g * 16, acc[n][g]);
     }
 };
