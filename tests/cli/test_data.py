@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -97,11 +98,13 @@ def test_a_skin_judges(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert isinstance(loaded, LoadedSkin)
         texts = {name: (place / f"notes/{name}.txt").read_text() for name in ("one", "three", "two again")}
         scores = {name: math.exp(loaded.predict([{"text": text}])[0].scores["good"]) for name, text in texts.items()}
-    bar = sorted(scores.values())[1]
-    rule = f"rules.judged={{skin: skin, label: good, at_least: {bar - 1e-4}}}"
+    ordered = sorted(scores.values())
+    bar = max(((b - a, (a + b) / 2) for a, b in pairwise(ordered)))[1]
+    assert ordered[-1] - ordered[0] > 1e-5
+    rule = f"rules.judged={{skin: skin, label: good, at_least: {bar!r}}}"
     assert run("data", "build", recipe, rule, "dedup.exact=false", "--out", place / "c", "--json") == 0
     kept = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
-    assert kept == {name for name, score in scores.items() if score >= bar - 1e-4}
+    assert kept == {name for name, score in scores.items() if score >= bar}
     assert fates_of(place / "c", f"{min(scores, key=scores.__getitem__)}.txt")[0].detail.startswith("good: 0.")
     capsys.readouterr()
     assert run("data", "build", recipe, rule.replace("good", "fine"), "--out", place / "d") == 2

@@ -15,7 +15,8 @@ from tests.near import assert_near
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.lora import LoraConfig, block_linears
+from bedplate.adapters.lora import LoraConfig
+from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label

@@ -31,7 +31,7 @@ from bedplate.inference.native.description import (
 )
 from bedplate.inference.native.library import PLACES, Library, LowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_bits
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.linear import Linear
@@ -50,6 +50,11 @@ SOURCES = frozenset(
 """Blocks of GGUF files that the kernel holds as they are (`Source` in pack.h)."""
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 256, 64, 4096
 _PLACES = len(PLACES)
+
+
+def takes(kind: str, weights: str) -> bool:
+    """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
+    return kind in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(kind) >= 8))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +174,7 @@ class Packed:
         if self.weights in _DTYPES.values():
             kind, raw = _KINDS[self._dtype], weight.contiguous()
         else:
-            if own is None or own.kind not in SOURCES or (self.weights == "int8" and own.bits < 8):
+            if own is None or not takes(own.kind, self.weights):
                 flat = weight.flatten(0, -2)
                 own = quantise_int8(flat) if eight else quantise_int4(flat)
             kind, raw = own.kind, own.data
