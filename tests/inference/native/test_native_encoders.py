@@ -103,7 +103,7 @@ def test_every_level_has_these_formats(library: Library, weights: WeightFormat) 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_depth_and_adapters(name: str) -> None:
-    model = made(name)
+    model = random_model(ENCODERS[name], dtype=torch.float32)  # merged weights round, which sharper attention enlarges
     texts, types = texts_of(model)
     bank, generator = Bank(model), torch.Generator().manual_seed(7)
     config = LoraConfig(r=5)
