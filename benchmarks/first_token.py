@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 @contextmanager
-def fresh_home(of: Path) -> Iterator[Path]:
+def fresh_home(of: Path) -> Generator[Path]:
     """A home that has what was pulled and compiled for another, and nothing else. The other is not written to: its
     kernel may be in use, and a library that is written anew takes its users down."""
     with tempfile.TemporaryDirectory(prefix="first-token-") as place:
