@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-all kernels check wheel bench bench-gpu peers docs clean
+.PHONY: demo pretrain-demo test test-all kernels check wheel bench bench-gpu peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -20,6 +20,11 @@ test: $(VENV)/.installed-test
 # The slow tests too; the bench extra brings llama.cpp's bindings, which may compile for minutes
 test-all: $(VENV)/.installed-bench
 	$(PYTEST) -m "slow or not slow"
+
+# A base of Python code from the interpreter's own standard library, then its completion skin: runs/stdlib, runs/completion
+pretrain-demo: $(VENV)/.installed-serve
+	$(BIN)/bedplate pretrain examples/pretrain/stdlib.yaml --out runs/stdlib
+	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion
 
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
 kernels: $(VENV)/.installed-test

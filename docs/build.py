@@ -30,6 +30,7 @@ PAGES = (
     "report-json",
     "skin-format",
     "new-rows",
+    "pretraining",
     "lineage",
     "serving",
     "operations",

@@ -14,11 +14,24 @@ if TYPE_CHECKING:
     from bedplate.evaluation.task import Task
     from bedplate.hub.pull import pull
     from bedplate.inference.predict.loaded import load
+    from bedplate.pretraining.run.pretrain import pretrain
     from bedplate.serving.server.app import serve
     from bedplate.skins.skin import Skin
 
 
-__all__ = ["BedplateError", "Skin", "Task", "__version__", "adapt", "evaluate", "load", "plan", "pull", "serve"]
+__all__ = [
+    "BedplateError",
+    "Skin",
+    "Task",
+    "__version__",
+    "adapt",
+    "evaluate",
+    "load",
+    "plan",
+    "pretrain",
+    "pull",
+    "serve",
+]
 
 _MODULES: dict[str, str] = {
     "Skin": "bedplate.skins.skin",
@@ -27,6 +40,7 @@ _MODULES: dict[str, str] = {
     "evaluate": "bedplate.evaluation.harness",
     "load": "bedplate.inference.predict.loaded",
     "plan": "bedplate.economics",
+    "pretrain": "bedplate.pretraining.run.pretrain",
     "pull": "bedplate.hub.pull",
     "serve": "bedplate.serving.server.app",
 }

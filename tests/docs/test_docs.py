@@ -29,6 +29,7 @@ from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
+from bedplate.pretraining.runfile.file import load_run
 from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
@@ -113,6 +114,7 @@ def _file(directory: Path, text: str) -> None:
         "devices": _devices,
         "metric": _metric,
         "amortise": lambda path: amortise(load_account(path)),
+        "run": load_run,
     }
     kind = next(iter(yaml.safe_load(text)))
     assert kind in loaders, f"nothing reads a file that begins with {kind!r}"

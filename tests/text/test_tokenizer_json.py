@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.text.tokenizer import Tokenizer
@@ -149,3 +150,16 @@ def test_wrong_ids_and_text_are_named(trained_dir: Path) -> None:
         ours.encode("ab\ud800")
     assert ours.token_to_id("<nothing like it>") is None
     assert ours.id_to_token(ours.vocab_size) is None
+
+
+def test_a_template_beside_an_older_processor_is_found(tmp_path: Path) -> None:
+    directory = write_tiny_base(tmp_path / "tiny")
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    template = config.pop("chat_template")
+    path.write_text(json.dumps(config))
+    assert Tokenizer.from_directory(directory).chat is None
+    (directory / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    chat = Tokenizer.from_directory(directory).chat
+    assert chat is not None
+    assert chat.source == template

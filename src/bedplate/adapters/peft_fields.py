@@ -4,16 +4,20 @@ way that is not built, are refused by their names."""
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import regex
 from pydantic import ValidationError
 
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig
 from bedplate.core.errors import SkinError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families.weights import WeightMap
+
+_PATTERN_CHARACTERS, _PATTERN_SECONDS = 4000, 1.0
 
 _READ = (
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
@@ -101,10 +105,8 @@ def check_targets(targets: Any, hf: Mapping[str, str], path: Path) -> None:
     if targets == ALL_LINEAR or targets is None:
         return
     if isinstance(targets, str):
-        raise SkinError(
-            f"{path}: target_modules is the regular expression {targets!r}; write the module names as a list"
-        )
-    if isinstance(targets, list) and all(isinstance(t, str) for t in targets):
+        unnamed = _unmatched(targets, hf.values(), path)
+    elif isinstance(targets, list) and all(isinstance(t, str) for t in targets):
         matches = {t: [n for n in hf.values() if n == t or n.endswith("." + t)] for t in targets}
         empty = [t for t, found in matches.items() if not found]
         if empty:
@@ -115,6 +117,22 @@ def check_targets(targets: Any, hf: Mapping[str, str], path: Path) -> None:
         raise SkinError(f"{path}: target_modules must be a list of names or a regular expression, got {targets!r}")
     if unnamed:
         raise SkinError(f"{path}: the adapter has tensors for {unnamed[0]}, which target_modules does not name")
+
+
+def _unmatched(pattern: str, names: Iterable[str], path: Path) -> list[str]:
+    """The modules that a regular expression does not match as a whole, which is how peft reads one; it may be anyone's,
+    so its length and the time it takes are bounded."""
+    advice = "write the module names as a list"
+    if len(pattern) > _PATTERN_CHARACTERS:
+        raise SkinError(f"{path}: target_modules is a regular expression of {len(pattern):,} characters; {advice}")
+    try:
+        compiled = regex.compile(pattern)
+        ends = time.monotonic() + _PATTERN_SECONDS
+        return [n for n in names if not compiled.fullmatch(n, timeout=max(ends - time.monotonic(), 1e-3))]
+    except (regex.error, RecursionError) as error:
+        raise SkinError(f"{path}: target_modules is not a regular expression ({error}); {advice}") from error
+    except TimeoutError as error:
+        raise SkinError(f"{path}: target_modules is a regular expression that takes too long; {advice}") from error
 
 
 def lora_config(fields: Mapping[str, Any], hf: Mapping[str, str], path: Path) -> LoraConfig:

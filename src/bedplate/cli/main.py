@@ -29,6 +29,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "keys": ("bedplate.cli.keys", "The API keys of a server: create, list, revoke, rotate."),
     "plan": ("bedplate.cli.plan", "What it costs: to train, to serve, and whether to prompt, tune, buy or build."),
     "predict": ("bedplate.cli.predict", "Answer every row of a file with a skin; goes on where it was killed."),
+    "pretrain": ("bedplate.cli.pretrain", "Train a base from texts or a corpus; goes on where it was stopped."),
     "pull": ("bedplate.cli.pull", "Fetch a base, an encoder or data: catalogue name, hf:owner/name, or a path."),
     "serve": ("bedplate.cli.serve", "Serve a base and its skins behind an OpenAI-compatible API."),
     "skins": ("bedplate.cli.skins", "List, trace, reproduce, compare, verify skins; write one out for peft."),

@@ -130,8 +130,9 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
 
 
 @contextlib.contextmanager
-def file_lock(path: Path | str) -> Generator[None]:
-    """Hold an exclusive lock on `path` (made if missing); waits for other holders, in this process or another.
+def file_lock(path: Path | str, *, wait: bool = True) -> Generator[None]:
+    """Hold an exclusive lock on `path` (made if missing); waits for other holders, in this process or another, or
+    raises UsageError where there is one and `wait` is false.
 
     The kernel drops the lock when its holder dies, so a killed process never blocks the next.
     """
@@ -140,7 +141,10 @@ def file_lock(path: Path | str) -> Generator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UsageError(f"{path.parent} is in use by another process; wait until it has ended") from error
         yield
 
 

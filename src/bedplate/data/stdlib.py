@@ -42,12 +42,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def read_stdlib(source: str) -> Rows:
     """The rows of STDLIB_SETS by name, in the order of module and line. DataError where the library has no source."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = _root()
     rows: list[Row] = []
     lines: list[int] = []
     digest = hashlib.sha256()
     unread = files = 0
-    paths = [p for p in sorted(root.rglob("*.py")) if not _LEFT_OUT & set(p.relative_to(root).parts[:-1])]
+    paths = _paths(root)
     with Progress(source, len(paths), "files") as bar:
         for path in paths:
             bar.advance(1)
@@ -70,6 +70,25 @@ def read_stdlib(source: str) -> Rows:
     counts = {"read": len(rows)}
     notes = (note + (f"; {unread} files could not be parsed" if unread else ""),)
     return Rows(tuple(rows), tuple(lines), tuple(rows[0]), counts, digest.hexdigest(), source, root, LICENCE, notes)
+
+
+def read_modules() -> Iterator[tuple[str, str]]:
+    """Each module's file, relative to the library, and its text; what Python cannot parse is passed over."""
+    root = _root()
+    for path in _paths(root):
+        try:
+            text, _ = _parsed(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        yield path.relative_to(root).as_posix(), text
+
+
+def _root() -> Path:
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def _paths(root: Path) -> list[Path]:
+    return [p for p in sorted(root.rglob("*.py")) if not _LEFT_OUT & set(p.relative_to(root).parts[:-1])]
 
 
 def _parsed(content: bytes) -> tuple[str, ast.Module]:

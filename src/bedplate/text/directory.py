@@ -138,6 +138,9 @@ def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
     if path.is_file():
         return _read(path)
     found = config.get("chat_template")
+    path = directory / "chat_template.json"  # of processors saved by transformers before its version 4.50
+    if found is None and path.is_file():
+        found = _read_object(path).get("chat_template")
     if isinstance(found, list):
         named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
         if "default" not in named:

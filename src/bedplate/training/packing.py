@@ -10,9 +10,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError
 from bedplate.models.packed.placement import PlacedDocument, Placement
@@ -186,7 +187,10 @@ def _sequential(lengths: Sequence[int], row_length: int) -> list[list[DocumentPi
 
 
 def rows_batch(
-    rows: Sequence[Sequence[DocumentPiece]], documents: Sequence[Sequence[int]], ids: Sequence[str], row_length: int
+    rows: Sequence[Sequence[DocumentPiece]],
+    documents: Sequence[Sequence[int] | NDArray[Any]],
+    ids: Sequence[str],
+    row_length: int,
 ) -> PackedBatch:
     """Some packed rows as a batch [B, row_length]. The last token of a piece predicts the document's next token, if
     there is one, although that stands in another piece: splitting loses no target."""

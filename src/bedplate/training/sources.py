@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from numpy.typing import NDArray
+
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
 from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
@@ -283,7 +285,7 @@ class DocumentSource(_EpochSource[PackedBatch]):
 
     def __init__(
         self,
-        documents: Sequence[Sequence[int]],
+        documents: Sequence[Sequence[int] | NDArray[Any]],
         row_length: int,
         batch_rows: int,
         *,
@@ -317,7 +319,7 @@ class DocumentSource(_EpochSource[PackedBatch]):
         super().__init__(len(self.packed.rows), batch_rows, epochs, shard, content, settings)
 
     def _everything(self) -> Any:
-        return [list(d) for d in self._documents]
+        return [[int(token) for token in document] for document in self._documents]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self.packed.rows)))

@@ -18,15 +18,15 @@ from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trai
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.raw_text import inputs_in
 from bedplate.core.errors import TrainingError
-from bedplate.core.files import sha256_bytes, sha256_json
+from bedplate.core.files import sha256_json
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts
 from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
-from bedplate.training.loop import TrainResult, evaluate_loss, train
+from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import NextToken
+from bedplate.training.raw_text import EncodedText, encode_text, first_tokens, held_batches, held_loss
 from bedplate.training.sources import DocumentSource
 from bedplate.training.state import StateFile
 
@@ -60,7 +60,7 @@ class ContinuedPretrain(Rung):
         unfit = no_room(context, MICRO_TOKENS)
         if unfit is not None:
             return unfit
-        tokens = sum(map(len, self._documents(context)[0].values()))
+        tokens = sum(map(len, self._documents(context).learned.values()))
         asked = None if context.spec.raw_text is None else context.spec.raw_text.tokens
         wanted = tokens if asked is None else min(tokens, asked)
         if wanted < min(LEAST_TOKENS, asked or LEAST_TOKENS):
@@ -101,21 +101,9 @@ class ContinuedPretrain(Rung):
 
     # --- the text
 
-    def _documents(self, context: Context) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-        """Id → tokens, with the end that documents are learned to have; those to train on, and those kept."""
+    def _documents(self, context: Context) -> EncodedText:
         assert context.raw_text is not None
-        tokenizer = context.model.tokenizer
-        end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        documents = sorted(
-            context.raw_text.documents, key=lambda d: sha256_bytes(f"{context.seed}/text/{d.id}\0{d.text}".encode())
-        )
-        encoded = tokenizer.encode_batch([d.text for d in documents], parse_special=False)
-        found = {
-            d.id: [*tokenizer.prompt_start, *ids, *end] for d, ids in zip(documents, encoded, strict=True) if len(ids)
-        }
-        kept = round(len(found) * HELD)
-        names = list(found)
-        return {n: found[n] for n in names[kept:]}, {n: found[n] for n in names[:kept]}
+        return encode_text(context.raw_text.documents, context.model.tokenizer, context.seed, HELD)
 
     @staticmethod
     def _row(context: Context) -> int:
@@ -123,8 +111,8 @@ class ContinuedPretrain(Rung):
 
     def _pretrain(self, context: Context, plan: Plan, work: Path) -> tuple[TrainResult, dict[str, float]]:
         """Trains the child and writes it; the loss per token of kept documents before and after, where there are."""
-        every, held = self._documents(context)
-        chosen = _first(every, plan.settings["tokens"])
+        text = self._documents(context)
+        chosen = first_tokens(text.learned, plan.settings["tokens"])
         row = plan.settings["row"]
         micro = max(1, MICRO_TOKENS // row)
         made_from = {
@@ -150,12 +138,10 @@ class ContinuedPretrain(Rung):
             save_seconds=120.0,
             dtype=context.spec.train_dtype,
         )
-        losses: dict[str, float] = {}
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)
-            seen = _held_batches(held, row, micro)
-            if seen:
-                losses["held_out_loss_before"] = evaluate_loss(model, seen, NextToken())["next_token"]
+            seen = held_batches(first_tokens(text.held, HELD_ROWS * row), row, micro)
+            before = held_loss(model, seen)
             result = train(
                 model,
                 source,
@@ -166,10 +152,10 @@ class ContinuedPretrain(Rung):
                 identity={"base": base.identity.weights_id, "text": plan.settings["text"]},
                 description=f"{self.name}: text",
             )
-            if seen:
-                losses["held_out_loss"] = evaluate_loss(model, seen, NextToken())["next_token"]
+            after = held_loss(model, seen)
         self._write(context, model, plan, config, result)
-        return result, losses
+        found = {"held_out_loss_before": before, "held_out_loss": after}
+        return result, {name: loss for name, loss in found.items() if loss is not None}
 
     def _write(self, context: Context, model: Model, plan: Plan, config: TrainConfig, result: TrainResult) -> None:
         assert context.raw_text is not None
@@ -233,19 +219,3 @@ class ContinuedPretrain(Rung):
             },
             child=f"{CHILDREN}/{self.name}",
         )
-
-
-def _first(documents: Mapping[str, list[int]], tokens: int) -> dict[str, list[int]]:
-    """The first documents of so many tokens together; the last one is cut where they end."""
-    found: dict[str, list[int]] = {}
-    for name, ids in documents.items():
-        if tokens < 2:
-            break
-        found[name] = ids[:tokens]
-        tokens -= len(ids)
-    return found
-
-
-def _held_batches(held: Mapping[str, list[int]], row: int, micro: int) -> list[PackedBatch]:
-    some = list(_first(held, HELD_ROWS * row).values())
-    return [batch for step in DocumentSource(some, row, micro) for batch in step] if some else []

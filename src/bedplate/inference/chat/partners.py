@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.values import Values
+from bedplate.text.call_reading import PlainReader, ReplyPiece
+from bedplate.text.reply_form import ReplyForm, reply_form
 
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling
@@ -26,7 +28,8 @@ BASE_MAX_TOKENS = 1024
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer. finish_reason "cancelled": it was stopped. scores: log-probabilities of a skin's labels. Counts and
+    """One answer. reasoning: what came before it, where the model keeps it apart. finish_reason "cancelled": it was
+    stopped. scores: log-probabilities of a skin's labels. Counts and
     cost are None where they are not known; seconds from the question to the first text and to the end."""
 
     text: str
@@ -39,6 +42,7 @@ class Turn:
     scores: Mapping[str, float] = field(default_factory=dict[str, float])
     cost_usd: float | None = None
     context_full: bool = False
+    reasoning: str = ""
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -50,9 +54,11 @@ class Turn:
 
 
 class Reply(Protocol):
-    """An answer on its way: iterate it once for its texts. `stop` ends it early, `turn` says what came."""
+    """An answer on its way: iterate it once for its texts, or `pieces` for its reasoning too. `stop` ends it early,
+    `turn` says what came."""
 
     def __iter__(self) -> Iterator[str]: ...
+    def pieces(self) -> Iterator[ReplyPiece]: ...
     def stop(self) -> None: ...
     def turn(self) -> Turn: ...
 
@@ -80,22 +86,35 @@ class Partner(Protocol):
 
 
 class LocalReply:
-    """A request of the engine on this machine. read: from the finished request to the turn."""
+    """A request of the engine on this machine. read: from the finished request to the turn; form: that of the base's
+    replies, None where all is content."""
 
-    def __init__(self, stream: Stream, read: Callable[[Stream], Turn]) -> None:
-        self._stream, self._read = stream, read
+    def __init__(self, stream: Stream, read: Callable[[Stream], Turn], form: ReplyForm | None = None) -> None:
+        self._stream, self._read, self._form = stream, read, form
 
     def __iter__(self) -> Iterator[str]:
+        return (piece.text for piece in self.pieces() if piece.kind == "content")
+
+    def pieces(self) -> Iterator[ReplyPiece]:
+        reader = PlainReader() if self._form is None else self._form.reader()
         for step in self._stream:
-            if step.text:
-                yield step.text
+            yield from reader.push(step.text)
         self._stream.result()
+        yield from reader.finish()
 
     def stop(self) -> None:
         self._stream.cancel()
 
     def turn(self) -> Turn:
-        return self._read(self._stream)
+        turn = self._read(self._stream)
+        if self._form is None:
+            return turn
+        reader = self._form.reader()
+        pieces = [*reader.push(turn.text), *reader.finish()]
+        told: dict[str, str] = {"content": "", "reasoning": ""}
+        for piece in pieces:
+            told[piece.kind] = told.get(piece.kind, "") + piece.text
+        return replace(turn, text=told["content"], reasoning=told["reasoning"])
 
 
 class LocalBase:
@@ -122,7 +141,9 @@ class LocalBase:
         room = self._model.base.spec.context_length - len(tokens)
         most = BASE_MAX_TOKENS if room >= BASE_MAX_TOKENS else None
         sampling = _sampling({"temperature": BASE_TEMPERATURE, "max_tokens": most, **settings})
-        return LocalReply(self._model.engine.submit(Generate(tokens=tuple(tokens), sampling=sampling)), self._turn)
+        form = reply_form(self._model.tokenizer, tokens, ())
+        request = Generate(tokens=tuple(tokens), sampling=sampling, marks=frozenset(form.marks.values()))
+        return LocalReply(self._model.engine.submit(request), self._turn, form)
 
     def _turn(self, stream: Stream) -> Turn:
         return _generated(stream, self._model.base.spec.context_length)
@@ -185,6 +206,9 @@ class RemoteReply:
     def __iter__(self) -> Iterator[str]:
         return iter(self._stream)
 
+    def pieces(self) -> Iterator[ReplyPiece]:
+        return self._stream.pieces()
+
     def stop(self) -> None:
         self._stream.close()
 
@@ -201,6 +225,7 @@ class RemoteReply:
             found.seconds,
             scores if isinstance(scores, dict) else {},
             found.cost_usd,
+            reasoning=found.reasoning,
         )
 
 

@@ -38,6 +38,13 @@ class Screen:
         self._out.write(text.translate(_SAFE) if self.is_terminal else text)
         self._out.flush()
 
+    def thought(self, text: str) -> None:
+        """Reasoning, which is not the answer: dimmed on a terminal, and kept out of what a pipe gets."""
+        if self.is_terminal:
+            shown = text.translate(_SAFE)
+            self._out.write(f"\x1b[2m{shown}\x1b[0m" if self.colours else shown)
+            self._out.flush()
+
     def remark(self, text: str) -> None:
         shown = text.translate(_SAFE) if self.is_terminal else text
         self._err.write(f"\x1b[2m{shown}\x1b[0m\n" if self.colours else f"{shown}\n")
@@ -133,9 +140,17 @@ def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
     reply = None
     try:
         reply = conversation.begin(content)
-        for text in reply:
-            screen.answer(text)
-            shown += text
+        thinking = False
+        for piece in reply.pieces():
+            if piece.kind == "reasoning":
+                screen.thought(piece.text)
+                thinking = True
+                continue
+            if thinking:
+                screen.thought("\n\n")
+                thinking = False
+            screen.answer(piece.text)
+            shown += piece.text
     except KeyboardInterrupt:
         if not screen.is_terminal or reply is None:
             raise
@@ -159,7 +174,7 @@ def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
 
 def _silent(conversation: Conversation, content: str) -> dict[str, Any]:
     reply = conversation.begin(content)
-    for _ in reply:
+    for _ in reply.pieces():
         pass
     turn = conversation.finish(reply)
     fields: dict[str, Any] = {
@@ -174,6 +189,8 @@ def _silent(conversation: Conversation, content: str) -> dict[str, Any]:
     }
     if turn.scores:
         fields |= {"label": turn.text, "scores": dict(turn.scores)}
+    if turn.reasoning:
+        fields["reasoning"] = turn.reasoning
     return fields if turn.cost_usd is None else fields | {"cost_usd": turn.cost_usd}
 
 

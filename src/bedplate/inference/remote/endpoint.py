@@ -30,6 +30,7 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
+from bedplate.text.call_reading import ReplyPiece
 
 RETRIED = frozenset((429, 503))
 STUMBLES = frozenset((408, 429, 500, 502, 503, 504))
@@ -45,6 +46,7 @@ class RemoteAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
 
     extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
+    reasoning: what the model reasoned before it answered, where the server keeps it apart.
     alternatives: the answer's first token as it could have been, each with its log-probability, where that was asked.
     """
 
@@ -58,6 +60,7 @@ class RemoteAnswer:
     seconds: float = 0.0
     extension: Mapping[str, Any] = field(default_factory=dict[str, Any])
     alternatives: tuple[tuple[str, float], ...] = ()
+    reasoning: str = ""
 
 
 class Endpoint(Closing):
@@ -221,11 +224,12 @@ def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteA
 
 
 class ChatStream:
-    """One answer: iterate it once for its texts, then ask `answer()`. Closed early, the server stops too."""
+    """One answer: iterate it once for its texts, or `pieces` for its reasoning too, then ask `answer()`. Closed early,
+    the server stops too."""
 
     def __init__(self, response: httpx.Response, url: str, start: float) -> None:
         self._response, self._url, self._start = response, url, start
-        self.text = ""
+        self.text, self.reasoning = "", ""
         self._finish: str | None = None
         self._first: float | None = None
         self._usage: Mapping[str, Any] = {}
@@ -234,37 +238,44 @@ class ChatStream:
 
     def __iter__(self) -> Iterator[str]:
         """Texts as they come. EndpointError where the answer breaks off or is none."""
+        return (piece.text for piece in self.pieces() if piece.kind == "content")
+
+    def pieces(self) -> Iterator[ReplyPiece]:
+        """Content and reasoning as they come, under the same errors."""
         try:
             with _failures(self._url, self):
                 for data in event_data(self._response.iter_bytes()):
                     if data == "[DONE]":
                         break
-                    piece = self._take(data)
-                    if piece:
-                        yield piece
+                    yield from self._take(data)
         finally:
             self.close()
         if self._finish is None:
             raise EndpointError(f"{self._url} ended the answer after {len(self.text):,} characters without saying why")
 
-    def _take(self, data: str) -> str:
+    def _take(self, data: str) -> list[ReplyPiece]:
         try:
             chunk = json.loads(data)
             if "error" in chunk:
                 raise _stream_error(chunk["error"], self._url)
             self._usage = chunk.get("usage") or self._usage
             self._extension |= chunk.get("bedplate") or {}
-            piece = ""
+            text = thought = ""
             for choice in chunk["choices"][:1]:
                 self._extension |= choice.get("bedplate") or {}
                 self._finish = choice.get("finish_reason") or self._finish
-                piece = str((choice.get("delta") or {}).get("content") or "")
+                delta = choice.get("delta") or {}
+                text = str(delta.get("content") or "")
+                # vLLM calls it `reasoning`, most others `reasoning_content`
+                thought = str(delta.get("reasoning_content") or delta.get("reasoning") or "")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url} sent a chunk that is none of the API: {data[:80]!r}") from error
-        if piece and self._first is None:
+        if (text or thought) and self._first is None:
             self._first = time.perf_counter() - self._start
-        self.text += piece
-        return piece
+        self.text += text
+        self.reasoning += thought
+        found = (ReplyPiece("reasoning", thought), ReplyPiece("content", text))
+        return [piece for piece in found if piece.text]
 
     def answer(self) -> RemoteAnswer:
         """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
@@ -280,6 +291,7 @@ class ChatStream:
             self._first,
             self._seconds,
             extension,
+            reasoning=self.reasoning,
         )
 
     def close(self) -> None:

@@ -85,8 +85,9 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
         "template_id": written.identity.template_id,
         # Claimed only when every value of the source file is the same here.
         "equivalent_of": sha256_file(source_file) if same and source_file is not None else base.identity.equivalent_of,
+        # What was trained from nothing has no weights before it.
         "lineage": dict(base.lineage)
-        | {"parent": base.identity.weights_id, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
+        | {"parent": base.identity.weights_id or None, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
     }
 
 

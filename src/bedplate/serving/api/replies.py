@@ -115,6 +115,12 @@ def _extension(answer: Answer) -> Json:
     return {} if answer.extension is None else {"bedplate": dict(answer.extension)}
 
 
+def reasoning_tokens(tokenizer: Tokenizer, reasoning: str, answer: Answer) -> int:
+    """How many of an answer's tokens reasoned: those of the text, which may be written in more where bytes of it were
+    not text."""
+    return min(len(tokenizer.encode(reasoning, parse_special=False)), answer.usage.completion_tokens)
+
+
 class ChatReply(ChoicesReply[ChatRequest]):
     prefix = "chatcmpl"
     whole_object = "chat.completion"
@@ -143,6 +149,13 @@ class ChatReply(ChoicesReply[ChatRequest]):
         if self.asked.prompt_logprobs is not None and made is not None:
             whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, made)
         return whole
+
+    def usage(self, answers: Sequence[Answer]) -> Json:
+        reasoned = sum(
+            reasoning_tokens(self._tokenizer, spoken.reasoning, answer)
+            for spoken, answer in zip(self._spoken, answers, strict=False)
+        )
+        return {**super().usage(answers), "completion_tokens_details": {"reasoning_tokens": reasoned}}
 
     def opening(self, index: int) -> Json:
         return self._delta(index, {"role": "assistant", "content": "", "refusal": None})

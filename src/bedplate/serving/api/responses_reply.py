@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.api.replies import steps_of, token_entries
+from bedplate.serving.api.replies import reasoning_tokens, steps_of, token_entries
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
 from bedplate.serving.call.call import ApiCall
 from bedplate.serving.call.events import Event
@@ -28,6 +28,7 @@ class ResponseReply:
 
     def whole(self, turn: AssistantTurn) -> Json:
         answer, cut = turn.ended, turn.finish_reason == "length"
+        reasoned = reasoning_tokens(self._tokenizer, turn.spoken.reasoning, answer)
         return {
             **self.base("incomplete" if cut else "completed"),
             "output": [self.item(block, self.status(turn, block), self._whole_logprobs(turn)) for block in turn.blocks],
@@ -36,7 +37,7 @@ class ResponseReply:
                 "input_tokens": answer.usage.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": answer.usage.cached_tokens},
                 "output_tokens": answer.usage.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
+                "output_tokens_details": {"reasoning_tokens": reasoned},
                 "total_tokens": answer.usage.prompt_tokens + answer.usage.completion_tokens,
             },
             **extension_of(self._call, answer),

@@ -137,13 +137,23 @@ class Spoken:
         self.form = PLAIN_REPLY if form is None else form
         self._reader = self.form.reader()
         self._ids: list[str] = []
+        self._reasoned: list[str] = []
+
+    @property
+    def reasoning(self) -> str:
+        """What was reasoned so far."""
+        return "".join(self._reasoned)
 
     def push(self, text: str) -> list[ReplyPiece]:
-        return self._reader.push(text)
+        return self._noted(self._reader.push(text))
 
     def finish(self) -> list[ReplyPiece]:
         """What was held back, when the text has ended."""
-        return self._reader.finish()
+        return self._noted(self._reader.finish())
+
+    def _noted(self, pieces: list[ReplyPiece]) -> list[ReplyPiece]:
+        self._reasoned += [piece.text for piece in pieces if piece.kind == "reasoning"]
+        return pieces
 
     def id(self, call: int) -> str:
         """The id of a call, the same each time."""

@@ -1,0 +1,91 @@
+"""`bedplate pretrain`: a run file to a base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bedplate.core.progress import console
+
+if TYPE_CHECKING:
+    from bedplate.pretraining.run.pretrain import Pretrained
+
+
+def pretrain(
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]…", help="Over the run file.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The run's directory. Default: runs/NAME, by the file's name.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a base: from texts or a corpus, from nothing or further from a base (`base:` in the file).
+
+    Everything lies in one directory: the resolved file, metrics, checkpoints, a page, and at the end the base in
+    Hugging Face layout with its model card. The same command goes on with a run that was stopped, to the same weights
+    bit by bit; Ctrl-C and SIGTERM save first.
+
+    \b
+      bedplate pretrain examples/pretrain/stdlib.yaml
+      bedplate pretrain run.yaml model.params=10M tokens=200M --dry-run
+    """
+    from bedplate.pretraining.runfile.file import load_run
+
+    found = load_run(run, overrides or ())
+    if dry_run:
+        from bedplate.pretraining.plan.dry_run import plan_run
+        from bedplate.pretraining.plan.shown import show_plan
+
+        plan = plan_run(found)
+        print(json.dumps(plan, allow_nan=False)) if as_json else show_plan(plan)
+        return
+    from bedplate.inference.ways.threads import use_cores
+    from bedplate.pretraining.run import pretrain as runs
+
+    use_cores()
+    done = runs.pretrain(found, out)
+    if as_json:
+        print(json.dumps(_values(done), allow_nan=False))
+        return
+    _show(done)
+
+
+def _values(done: Pretrained) -> dict[str, Any]:
+    result = done.result
+    return {
+        "directory": str(done.directory),
+        "base": str(done.base),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "resumed_at": result.resumed_at,
+        "held_out": done.judged["held_out"],
+        "suites": done.judged["suites"],
+        "baselines": done.baselines,
+    }
+
+
+def _show(done: Pretrained) -> None:
+    from rich.table import Table
+
+    result = done.result
+    print(f"{result.tokens:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
+    names = list(dict.fromkeys(name for found in done.baselines.values() for name in found))
+    table = Table("held out", "bits a byte", *names, box=None)
+    for name, held in done.judged["held_out"].items():
+        others = (f"{done.baselines[name][other]:.3f}" if name in done.baselines else "" for other in names)
+        table.add_row(name, f"{held['bits_per_byte']:.3f}", *others)
+    console().print(table)
+    for name, one in done.judged["suites"].items():
+        print(f"{name}: {one['measure']} {one['value']:.3f} of {one['n']} items")
+    print(f"base: {done.base}")
+    print(f"page: {done.directory / 'page.html'}")

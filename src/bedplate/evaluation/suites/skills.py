@@ -1,0 +1,197 @@
+"""Small suites of single skills that a base may have or not while it learns: grammar, facts, arithmetic, code.
+
+Each is a set of multiple-choice questions written for this project, the same every time, and nothing is downloaded.
+They are small enough to be asked at checkpoints: a curve over training, not a benchmark's score. Chance is one over the
+number of choices. grammar: minimal pairs in the manner of BLiMP (https://arxiv.org/abs/1912.00582), what follows a
+sentence's first words.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from bedplate.core.files import sha256_bytes, sha256_json
+from bedplate.evaluation.suites.multiple_choice import Question, accuracies
+from bedplate.evaluation.suites.suite import Items
+
+SOURCE = "written for this project"
+_Item = tuple[str, Sequence[str], str]
+"""Context, choices (the right one first), and what the item is of: items of one kind are alike."""
+
+_NOUNS = (
+    *(("dog", "dogs"), ("teacher", "teachers"), ("car", "cars"), ("child", "children"), ("book", "books")),
+    *(("woman", "women"), ("house", "houses"), ("river", "rivers"), ("story", "stories"), ("friend", "friends")),
+)
+_VERBS = (("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"))
+_ENDS = ("here", "known to us", "something new", "that again")
+
+
+def _grammar() -> Iterator[_Item]:
+    for one, many in _NOUNS:
+        for (singular, plural), end in zip(_VERBS, _ENDS, strict=True):
+            yield "The", (f"{one} {singular} {end}.", f"{one} {plural} {end}."), "agreement of one"
+            yield "The", (f"{many} {plural} {end}.", f"{many} {singular} {end}."), "agreement of many"
+        yield "I saw", (f"these {many}.", f"these {one}."), "determiner of many"
+        yield "I saw", (f"this {one}.", f"this {many}."), "determiner of one"
+        yield "She", (f"has seen the {one}.", f"has saw the {one}."), "participle"
+        yield "They", (f"will find the {one}.", f"will found the {one}."), "infinitive"
+        yield "We", (f"wanted to see the {one}.", f"wanted see to the {one}."), "order"
+    for who, own, other in (
+        ("He", "himself", "herself"),
+        ("She", "herself", "himself"),
+        ("They", "themselves", "itself"),
+    ):
+        for verb in ("saw", "hurt", "asked", "blamed"):
+            yield who, (f"{verb} {own}.", f"{verb} {other}."), "reflexive"
+
+
+_CAPITALS = {
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Japan": "Tokyo",
+    "China": "Beijing",
+    "Russia": "Moscow",
+    "Egypt": "Cairo",
+    "Greece": "Athens",
+    "Austria": "Vienna",
+    "Poland": "Warsaw",
+    "Ireland": "Dublin",
+    "Sweden": "Stockholm",
+    "Norway": "Oslo",
+    "England": "London",
+    "Portugal": "Lisbon",
+}
+_OPPOSITES = {
+    "hot": "cold",
+    "big": "small",
+    "good": "bad",
+    "old": "new",
+    "high": "low",
+    "open": "closed",
+    "day": "night",
+    "true": "false",
+    "first": "last",
+    "black": "white",
+    "before": "after",
+    "left": "right",
+}
+_KINDS = {
+    "apple": "fruit",
+    "dog": "animal",
+    "oak": "tree",
+    "piano": "instrument",
+    "iron": "metal",
+    "rose": "flower",
+    "hammer": "tool",
+    "Monday": "day",
+    "France": "country",
+    "English": "language",
+    "red": "colour",
+    "chemistry": "science",
+}
+
+
+def _facts() -> Iterator[_Item]:
+    relations = (
+        ("The capital of {} is", _CAPITALS, "capitals"),
+        ("The opposite of {} is", _OPPOSITES, "opposites"),
+        ("The word {} is the name of a kind of", _KINDS, "kinds"),
+    )
+    for wording, pairs, group in relations:
+        answers = list(pairs.values())
+        for place, (asked, right) in enumerate(pairs.items()):
+            wrong = [answers[(place + step) % len(answers)] for step in (1, 4, 7)]
+            yield wording.format(asked), (right, *wrong), group
+
+
+def _arithmetic() -> Iterator[_Item]:
+    draw = random.Random(0)
+    for number in range(120):
+        most = (9, 9, 20, 99)[number % 4]
+        a, b = draw.randint(0, most), draw.randint(0, most)
+        sign = draw.choice("+-*" if most == 9 else "+-")
+        if sign == "-" and b > a:
+            a, b = b, a
+        right = {"+": a + b, "-": a - b, "*": a * b}[sign]
+        near = [right + step for step in (1, -1, 2, 10, -2, 3) if right + step >= 0]
+        yield f"{a} {sign} {b} =", (str(right), *(str(one) for one in near[:3])), f"up to {most}"
+
+
+_CODE: tuple[tuple[str, str, str, str], ...] = (
+    ("for i in", "range(10):", "range(10", "loops"),
+    ("for key, value in", "items.items():", "items.items()", "loops"),
+    ("while", "True:", "True", "loops"),
+    ("import", "os", "def", "imports"),
+    ("from collections import", "defaultdict", "return", "imports"),
+    ("import numpy as", "np", "if", "imports"),
+    ("def __init__(self, name):\n    self.name =", "name", "def", "names"),
+    ("def add(a, b):\n    return", "a + b", "a b", "names"),
+    ("def square(number):\n    return number *", "number", "numbers", "names"),
+    ("def first(values):\n    return", "values[0]", "value[0]", "names"),
+    ("if x is", "None:", "None", "conditions"),
+    ("if not", "isinstance(value, str):", "isinstance(value, str:", "conditions"),
+    ("if x == 1:\n    y = 2\nelse:\n    y =", "3", "else", "conditions"),
+    ("try:\n    run()\nexcept", "ValueError:", "else:", "exceptions"),
+    ("raise", "ValueError('wrong')", "ValueError 'wrong'", "exceptions"),
+    ("except KeyError as", "error:", "for", "exceptions"),
+    ("with open(path) as", "file:", "with", "exceptions"),
+    ("class Point:\n    def", "__init__(self):", "__init__ self:", "classes"),
+    ("    def name(self):\n        return", "self.name", "def.name", "classes"),
+    ("class Error(", "Exception):", "return):", "classes"),
+    ("x = [1, 2,", "3]", "3)", "brackets"),
+    ("print('a',", "'b')", "'b']", "brackets"),
+    ("pair = (1,", "2)", "2}", "brackets"),
+    ("d = {'a': 1, 'b':", "2}", "2)", "brackets"),
+    ("total = 0\nfor x in values:\n    total +=", "x", "for", "state"),
+    ("found = []\nfor x in values:\n    found.append(", "x)", "x]", "state"),
+    ("text = 'a'\ntext = text.", "upper()", "import()", "state"),
+    ("n = len(", "values)", "values]", "state"),
+    ("assert", "x > 0", "x >", "statements"),
+    ("lambda x:", "x + 1", "x +", "statements"),
+    ("return", "True", "True True", "statements"),
+    ("yield", "value", "value value", "statements"),
+)
+
+
+def _code() -> Iterator[_Item]:
+    yield from ((context, (right, wrong), group) for context, right, wrong, group in _CODE)
+
+
+def _items(name: str, make: Callable[[], Iterator[_Item]], limit: int | None) -> Items[Question]:
+    """Questions in the order of their hashes, so that the first ones are of all groups; where the right choice stands
+    is drawn by it as well."""
+    found: dict[str, Question] = {}
+    for context, choices, group in make():
+        if len(set(choices)) < len(choices):
+            continue
+        digest = sha256_bytes(json.dumps([name, context, list(choices)]).encode())
+        gold = int(digest[:8], 16) % len(choices)
+        placed = [*choices[1:]]
+        placed.insert(gold, choices[0])
+        found[digest] = Question(digest[:16], name, context, tuple(placed), gold, f"{group}: {context}")
+    ordered = [found[digest] for digest in sorted(found)]
+    return Items(tuple(ordered[:limit]), SOURCE, sha256_json(sorted(found)), 0, accuracies)
+
+
+def grammar_items(limit: int | None) -> Items[Question]:
+    """Sentences against the same with one mistake."""
+    return _items("grammar", _grammar, limit)
+
+
+def fact_items(limit: int | None) -> Items[Question]:
+    """Capitals, opposites, kinds of things."""
+    return _items("facts", _facts, limit)
+
+
+def arithmetic_items(limit: int | None) -> Items[Question]:
+    """Sums, differences and products of small numbers against near ones."""
+    return _items("arithmetic", _arithmetic, limit)
+
+
+def code_items(limit: int | None) -> Items[Question]:
+    """How a line of Python goes on: with what its syntax and names ask for, or not."""
+    return _items("code", _code, limit)

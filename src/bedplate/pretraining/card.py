@@ -1,0 +1,104 @@
+"""The model card of a base, written from its run: what it is, what it read, what it can, what is not known of it.
+
+After Mitchell et al. (https://arxiv.org/abs/1810.03993), with the metadata block that the Hugging Face Hub reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from bedplate.pretraining.runfile.counts import shown
+
+
+def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
+    """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
+    sources = record["data"]["sources"]
+    licences = {one["licence"] for one in sources.values()}
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["bedplate", record["family"]],
+    }
+    if parent is not None:
+        head["base_model"] = parent
+    lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
+    start = f"trained further from {parent}" if parent else "trained from nothing"
+    lines += [
+        f"A {record['family']} base of {shown(record['parameters'])} parameters, {start} on "
+        f"{shown(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
+        f"{record['machine']['code_version']} from its run; `base.json` has the hashes.",
+        "",
+        "## What it read",
+        "",
+        *_table(
+            ("source", "documents", "tokens", "tokens seen", "licence", "sha256"),
+            (
+                (
+                    name,
+                    one["documents"],
+                    one["tokens"],
+                    record["seen"].get(name, 0),
+                    one["licence"] or "not said",
+                    one["sha256"][:12],
+                )
+                for name, one in sources.items()
+            ),
+        ),
+        "",
+    ]
+    if None in licences:
+        lines += ["The licence of some of it is not said in the run file: clear it before this base is passed on.", ""]
+    lines += _judged(record, last)
+    lines += [
+        "## How it was trained",
+        "",
+        *_table(("setting", "value"), record["settings"].items()),
+        "",
+        *_table(("machine", "value"), record["machine"].items()),
+        "",
+        f"{record['seconds'] / 3600:.2f} hours in training steps.",
+        "",
+        "## What is not known of it",
+        "",
+        "It continues text; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
+        "repeats what its sources say, their mistakes and views included. Nothing but what stands above was measured.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
+    if last is None or not last["held_out"]:
+        return []
+    baselines = record.get("baselines") or {}
+    names = list(dict.fromkeys(name for found in baselines.values() for name in found))
+    rows = [
+        (
+            *(name, one["documents"], f"{one['bits_per_byte']:.3f}", f"{one['nats_per_token']:.3f}"),
+            *(f"{baselines[name][other]:.3f}" if name in baselines else "–" for other in names),
+        )
+        for name, one in last["held_out"].items()
+    ]
+    lines = [
+        "## On texts that were kept from it",
+        "",
+        *_table(("text", "documents", "bits a byte", "nats a token", *names), rows),
+        "",
+    ]
+    if last["suites"]:
+        suites = ((name, one["measure"], f"{one['value']:.3f}", one["n"]) for name, one in last["suites"].items())
+        lines += ["## Skills", "", *_table(("suite", "measure", "value", "items"), suites), ""]
+    return lines
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    names = list(head)
+    return [_line(names), f"|{'---|' * len(names)}", *map(_line, rows)]
+
+
+def _line(cells: Iterable[Any]) -> str:
+    escaped = [str(cell).replace("|", r"\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"

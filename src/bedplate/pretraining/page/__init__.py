@@ -1,0 +1,1 @@
+"""A run's page: curves and facts in one file that fetches nothing."""

@@ -1,0 +1,65 @@
+"""A run's curves as SVG text, in the look of the other reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.report.plots import FAINT, INK, SERIES, new_figure, svg_of
+
+Points = Sequence[tuple[float, float]]
+_MOST = 400
+"""Points of one line: more than a page has pixels for say nothing, and a long run has millions."""
+
+
+def curve(lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
+    """Lines over one axis, told apart by colour and named beside the picture."""
+    figure, axes = new_figure(7.4, 3.6)
+    for number, (name, points) in enumerate(lines.items()):
+        few = thinned(points)
+        marker = "o" if len(few) <= 30 else ""
+        axes.plot(
+            *zip(*few, strict=True), color=SERIES[number % len(SERIES)], linewidth=1.3, marker=marker, ms=4, label=name
+        )
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    if len(lines) > 1:
+        figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+    return svg_of(figure, label)
+
+
+def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
+    """Each step's loss, faint, the mean of a hundredth of the run over it, and checkpoints' held-out loss."""
+    figure, axes = new_figure(7.4, 3.6)
+    points = [(row["step"], row["loss"]) for row in rows]
+    axes.plot(*zip(*thinned(points), strict=True), color=FAINT, linewidth=0.8, label="a step")
+    axes.plot(*zip(*means(points, 100), strict=True), color=SERIES[0], linewidth=1.5, label="mean")
+    names = dict.fromkeys(name for row in judged for name in row["held_out"])
+    for number, name in enumerate(names, start=1):
+        held = [(row["step"], row["held_out"][name]["nats_per_token"]) for row in judged if name in row["held_out"]]
+        axes.plot(
+            *zip(*held, strict=True),
+            color=SERIES[number % len(SERIES)],
+            marker="o",
+            ms=4,
+            lw=1.2,
+            label=f"held out: {name}",
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
+    return svg_of(figure, "Loss")
+
+
+def thinned(points: Points) -> Points:
+    """Every so manyth point, the last one always."""
+    step = max(1, -(-len(points) // _MOST))
+    found = list(points[::step])
+    return found if found[-1] == points[-1] else [*found, points[-1]]
+
+
+def means(points: Points, parts: int) -> Points:
+    """The mean of each of so many parts, at its middle."""
+    size = max(1, -(-len(points) // parts))
+    pieces = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in piece) / len(piece), sum(y for _, y in piece) / len(piece)) for piece in pieces]

@@ -1,0 +1,100 @@
+"""The page of a run: written from its directory's files alone, at every checkpoint and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.pretraining.page.curves import curve, losses
+from bedplate.pretraining.runfile.counts import shown
+
+SEEN = "tokens/"
+_TAIL = 50
+
+
+def write_page(path: Path, record: Mapping[str, Any], metrics: Path, judged: Sequence[Mapping[str, Any]]) -> None:
+    """record: pretraining.json. metrics: the log of steps. judged: rows of checkpoints."""
+    rows = read_jsonl(metrics, allow_torn_tail=True) if metrics.is_file() else []
+    atomic_write(path, run_page(record, rows, judged))
+
+
+def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
+    """The page as HTML: no script, nothing fetched, everything escaped."""
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bedplate.pretraining.page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (files("bedplate.report") / "templates" / "report.css").read_text(encoding="utf-8")
+    return environment.get_template("run.html.jinja").render(
+        r=record,
+        style=Markup(style),
+        plots={name: Markup(svg) for name, svg in _plots(rows, judged).items()},
+        facts=facts(record, rows),
+        seen=seen(rows),
+        judged=judged,
+        last=judged[-1] if judged else None,
+        first=judged[0] if judged else None,
+        baselines=record.get("baselines") or {},
+        shown=shown,
+    )
+
+
+def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if rows:
+        found["loss"] = losses(rows, judged)
+        speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
+        found["speed"] = curve(speed, "step", "tokens a second", "Speed")
+    held = {
+        name: [(row["tokens"], row["held_out"][name]["bits_per_byte"]) for row in judged if name in row["held_out"]]
+        for name in dict.fromkeys(name for row in judged for name in row["held_out"])
+    }
+    if any(len(points) > 1 for points in held.values()):
+        found["held"] = curve(held, "tokens", "bits a byte, held out", "Held out")
+    suites = {
+        name: [(row["tokens"], row["suites"][name]["value"]) for row in judged if name in row["suites"]]
+        for name in dict.fromkeys(name for row in judged for name in row["suites"])
+    }
+    if any(len(points) > 1 for points in suites.values()):
+        found["suites"] = curve(suites, "tokens", "accuracy", "Skills")
+    return found
+
+
+def seen(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Tokens by source over the steps so far."""
+    found: dict[str, int] = {}
+    for row in rows:
+        for name, count in row.items():
+            if name.startswith(SEEN):
+                found[name.removeprefix(SEEN)] = found.get(name.removeprefix(SEEN), 0) + count
+    return found
+
+
+def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What is said first: how it stands, and at which speed."""
+    steps, tail = record.get("steps", 0), rows[-_TAIL:]
+    tokens = sum(row["tokens"] for row in rows)
+    found = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
+    if rows:
+        seconds = sum(row["tokens"] / row["tokens_per_second"] for row in tail if row["tokens_per_second"])
+        speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
+        found["step"] = f"{rows[-1]['step']:,} of {steps:,}"
+        found["tokens"] = shown(tokens)
+        found["loss"] = f"{sum(row['loss'] for row in tail) / len(tail):.4f} over the last {len(tail)} steps"
+        found["tokens a second"] = f"{speed:,.0f}"
+        shares = [row["mfu"] for row in tail if "mfu" in row]
+        if shares:
+            found["MFU"] = f"{sum(shares) / len(shares):.1%}"
+        left = (steps - rows[-1]["step"]) * seconds / len(tail)
+        if left > 0:
+            found["time left at this speed"] = f"{left / 60:.1f} minutes"
+    return found

@@ -1,0 +1,115 @@
+"""A dry run: the run file's model and tokens through the cost model, or through what this machine does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.json import load_json
+from bedplate.economics.hardware.table import find_device
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.states import Optimizer
+from bedplate.economics.training.training_cost import plan_training
+from bedplate.models.checkpoints.base import locate
+from bedplate.models.specs import TextSpec
+from bedplate.pretraining.plan.here import plan_here
+from bedplate.pretraining.plan.sizes import Sizes, sizes_of
+from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.runfile.file import RunFile
+from bedplate.text.tokenizer import Tokenizer
+
+OPTIMIZERS: dict[str, Optimizer] = {"adamw": "adamw", "muon": "muon"}
+
+
+def plan_run(run: RunFile) -> dict[str, Any]:
+    """What the run takes, as plain values. Texts are not read. Raises ConfigError and UsageError for what cannot be,
+    DoesNotFit (a UsageError) where no layout fits, with what would."""
+    spec, family = planned_spec(run)
+    sizes = sizes_of(run, spec, None)
+    common = {"run": run.run, "family": family, **_sizes(sizes, spec)}
+    hardware = run.hardware
+    if hardware.device is None:
+        if hardware.devices > 1:
+            raise ConfigError("hardware.devices is for a device of the table: say which one (hardware.device=h100)")
+        return {**common, **plan_here(run, spec, sizes)}
+    plan = plan_training(
+        spec,
+        sizes.tokens,
+        find_device(hardware.device),
+        hardware.devices,
+        sequence_tokens=sizes.length,
+        global_batch_tokens=float(sizes.batch * sizes.length),
+        precision=hardware.precision,
+        optimizer=OPTIMIZERS[run.optimizer.name],
+        usd_per_hour=hardware.usd_per_hour,
+    )
+    found = plan.as_json()
+    days = found["days"]
+    return {
+        **common,
+        "on": f"{hardware.devices:,} × {plan.device.title}",
+        "layout": found["layout"]["text"],
+        "bytes": found["bytes"],
+        "bytes_per_device": plan.bytes_per_device,
+        "memory_bytes": plan.device.memory_bytes,
+        "flops": found["flops"],
+        "mfu": found["mfu"],
+        "tokens_per_second": plan.tokens_per_second_per_device * plan.devices,
+        "seconds": days * 86400,
+        "seconds_range": [one * 86400 for one in found["days_range"]],
+        "device_hours": found["gpu_hours"],
+        "usd": found["usd"],
+        "usd_range": found["usd_range"],
+        "notes": [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *plan.suggestions],
+    }
+
+
+def planned_spec(run: RunFile) -> tuple[TextSpec, str]:
+    """The architecture and the name of its family, without reading any text."""
+    if run.model is None:
+        assert run.base is not None
+        spec = resolve(str(locate(run.base)))[1]
+        if not isinstance(spec, TextSpec):
+            raise UsageError(f"base {run.base}: it is of a kind that cannot be trained on text")
+        return spec, f"{run.base} is"
+    spec, family = spec_of(run.model, vocabulary_of(run))
+    return spec, family.name
+
+
+def vocabulary_of(run: RunFile) -> int | None:
+    """How many ids the tokenizer has, or is to have; None where nothing says so before the data is there."""
+    data = run.data
+    if data.tokenizer is not None and data.tokenizer.vocab_size is not None:
+        return data.tokenizer.vocab_size
+    if data.tokenizer is not None and data.tokenizer.source is not None:
+        place = run.place(data.tokenizer.source)
+        return Tokenizer.from_directory(place if place.is_dir() else locate(data.tokenizer.source)).vocab_size
+    file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
+    if file is not None and file.is_file():
+        return _corpus_vocabulary(file)
+    return None
+
+
+def _corpus_vocabulary(file: Path) -> int:
+    try:
+        return int(load_json(file.read_text("utf-8"))["tokenizer"]["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{file} cannot be read as a corpus: {error}") from error
+
+
+def _sizes(sizes: Sizes, spec: TextSpec) -> dict[str, Any]:
+    return {
+        "parameters": sizes.parameters,
+        "layers": spec.main.layers,
+        "width": spec.main.hidden_size,
+        "heads": spec.main.heads,
+        "kv_heads": spec.main.kv_heads,
+        "feedforward": spec.main.feedforward_size,
+        "vocabulary": spec.vocab_size,
+        "context": spec.context_length,
+        "tokens": sizes.tokens,
+        "steps": sizes.steps,
+        "batch_tokens": sizes.batch * sizes.length,
+        "learning_rate": sizes.rate,
+    }

@@ -1,0 +1,50 @@
+"""Steps, rows and rates of a run: what its file says, and where it says nothing, what the laws give."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bedplate.core.errors import ConfigError
+from bedplate.economics.model.parameters import parameters
+from bedplate.models.specs import TextSpec
+from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
+from bedplate.pretraining.runfile.file import RunFile
+
+CONTINUED_RATE = 1e-4
+"""Of a base that is trained further, where the file says nothing: what the ladder's rung takes."""
+FEWEST_STEPS = 200
+"""A batch is made smaller rather than that a run of a few tokens has fewer steps."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """length: tokens of a row; batch, micro: rows of a step, and of what goes through at once. tokens: asked for.
+    parameters: all; body: those that the laws count: active, without the tables."""
+
+    parameters: int
+    body: int
+    tokens: int
+    steps: int
+    length: int
+    batch: int
+    micro: int
+    rate: float
+
+
+def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
+    """available: tokens that there are to learn, once; None where the data was not read. ConfigError for what cannot
+    be."""
+    found = parameters(spec)
+    total, body = found.total, max(1, found.active - found.embedding)
+    tokens = run.tokens or (available if run.base is not None and available else default_tokens(total))
+    context = spec.context_length
+    length = run.batch.sequence or context
+    if length > context:
+        raise ConfigError(f"batch.sequence is {length:,}: the model's context holds {context:,}")
+    wanted = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
+    batch = max(1, round(wanted / length))
+    steps = max(1, math.ceil(tokens / (batch * length)))
+    rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
+    micro = min(batch, max(1, run.batch.micro_tokens // length))
+    return Sizes(total, body, tokens, steps, length, batch, micro, rate)

@@ -1,0 +1,117 @@
+"""A run's directory: one writer at a time, the file it was begun with, and what is known of the run.
+
+run.yaml           the run file as it was resolved       pretraining.json      code, machine, data, sizes; how it stands
+metrics.jsonl      one line a step                       evaluations.jsonl   what checkpoints were judged to be
+state.safetensors  what the next step depends on         tensorboard/  the same numbers for TensorBoard
+tokenizer/  checkpoints/  base/                          page.html     the run's page
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bedplate.core.config import dump_config, load_config
+from bedplate.core.errors import ConfigError, TrainingError, UsageError
+from bedplate.core.files import atomic_write, file_lock, read_jsonl
+from bedplate.core.processor import processor_name
+from bedplate.core.version import __version__
+from bedplate.pretraining.runfile.changes import Change, changes
+from bedplate.pretraining.runfile.file import RunFile
+
+RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
+BASE, CHECKPOINTS, TENSORBOARD = "base", "checkpoints", "tensorboard"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An open run directory. changed: in what the file differs from the one that the run was begun with."""
+
+    path: Path
+    changed: tuple[Change, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the run so far."""
+        return read_record(self.path)
+
+    def note(self, **values: Any) -> None:
+        """Adds to what is known."""
+        atomic_write(self.path / RECORD, json.dumps({**self.record(), **values}, indent=1, allow_nan=False) + "\n")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """pretraining.json of a run's directory, empty where there is none. TrainingError for what cannot be read."""
+    file = path / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise TrainingError(f"{file} is damaged ({error}); delete it, and the run is gone on with") from error
+    return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
+    """The directory, for this process alone while it is open.
+
+    Raises UsageError where another process trains in it, or it is no run's; TrainingError where the run was begun with
+    a file that differs in what decides its weights.
+    """
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; name a directory for the run")
+    known = path / RUN_FILE
+    if path.is_dir() and not known.exists() and any(not name.startswith(".") for name in os.listdir(path)):
+        raise UsageError(f"{path} is not empty and holds no run; name another directory")
+    with file_lock(path / ".run.lock", wait=False):
+        changed = tuple(_changed(known, run, path))
+        refused = [one for one in changed if not one.allowed]
+        if refused:
+            others = [str(one) for one in changed if one.allowed]
+            raise TrainingError(
+                f"{path} holds a run that was begun otherwise; what decides its weights may not change: "
+                f"{'; '.join(map(str, refused))}"
+                + (f" (these may: {'; '.join(others)})" if others else "")
+                + ". Give another directory (--out), or change it back"
+            )
+        atomic_write(known, dump_config(run))
+        yield RunDirectory(path, changed)
+
+
+def _changed(known: Path, run: RunFile, path: Path) -> list[Change]:
+    if not known.exists():
+        return []
+    try:
+        return changes(load_config(known, RunFile), run)
+    except ConfigError as error:
+        raise TrainingError(
+            f"{path} holds a run of another version of Bedplate ({error}); give another directory"
+        ) from error
+
+
+def machine() -> Mapping[str, Any]:
+    """Where the run is: what its speed is to be read with."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name()
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "code_version": __version__,
+    }
+
+
+def evaluations(path: Path) -> list[dict[str, Any]]:
+    """What checkpoints were judged to be, one row a step, in order; of a step that was judged twice the later row."""
+    file = path / EVALUATIONS
+    rows = read_jsonl(file, allow_torn_tail=True) if file.is_file() else []
+    by_step = {row["step"]: row for row in rows}
+    return [by_step[step] for step in sorted(by_step)]

@@ -1,0 +1,113 @@
+"""What the loop writes, passed on as it comes: to TensorBoard and to the terminal. Who follows the log may fail or come
+late without harm to the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bedplate.core.errors import UsageError
+
+logger = logging.getLogger("bedplate.pretraining")
+Row = Mapping[str, Any]
+_EVERY = 1.0
+
+
+class Follower:
+    """As a context: gives every new line of a metrics log to each of `takers`, in a thread of its own; what is there
+    already is given first. A taker that fails is told of once and left out."""
+
+    def __init__(self, path: Path, takers: Sequence[Callable[[Row], None]], every: float = _EVERY) -> None:
+        self._path, self._takers, self._every = path, list(takers), every
+        self._position = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bedplate-follow", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._takers:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._takers:
+            self._stop.set()
+            self._thread.join()
+            self._read()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            self._read()
+
+    def _read(self) -> None:
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            size = file.seek(0, 2)
+            if size < self._position:  # cut back to a saved state
+                self._position = 0
+            file.seek(self._position)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.splitlines():
+            self._give(json.loads(line))
+
+    def _give(self, row: Row) -> None:
+        for taker in list(self._takers):
+            try:
+                taker(row)
+            except Exception as error:
+                self._takers.remove(taker)
+                logger.warning("%s no longer follows the run: %s", type(taker).__name__, error)
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, from the step on that a run goes on at (what an earlier process wrote stays). UsageError
+    where it is not installed."""
+
+    def __init__(self, directory: Path, first: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UsageError("TensorBoard is not installed: pip install 'bedplate[data]'") from error
+        self._writer = SummaryWriter(str(directory), purge_step=first + 1 if first else None)
+        self._first = first
+
+    @classmethod
+    def where_installed(cls, directory: Path, first: int) -> TensorBoard | None:
+        """One, or None where TensorBoard is not installed: the run's own page shows the same."""
+        try:
+            return cls(directory, first)
+        except UsageError:
+            return None
+
+    def __call__(self, row: Row) -> None:
+        if row["step"] <= self._first:
+            return
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(_tag(name), value, row["step"])
+
+    def judged(self, row: Row) -> None:
+        """What a checkpoint was judged to be."""
+        for name, found in row["held_out"].items():
+            self._writer.add_scalar(f"held_out/{name}/bits_per_byte", found["bits_per_byte"], row["step"])
+        for name, found in row["suites"].items():
+            self._writer.add_scalar(f"suites/{name}", found["value"], row["step"])
+        for number, found in enumerate(row["samples"]):
+            self._writer.add_text(f"sample {number}", f"{found['prompt']}{found['text']}", row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _tag(name: str) -> str:
+    return name if "/" in name else f"train/{name}"

@@ -1,0 +1,134 @@
+"""A run on the terminal while it lasts: where it stands, how fast, how long yet, what the last checkpoint was."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from bedplate.core.progress import console
+from bedplate.pretraining.run.seen import SEEN
+from bedplate.pretraining.runfile.counts import shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+_RECENT = 20
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class LiveView:
+    """As a context: a panel that is drawn anew once a second, where stderr is a terminal; nothing elsewhere."""
+
+    def __init__(self, title: str, steps: int, *, shown_here: bool | None = None) -> None:
+        self._title, self._steps = title, steps
+        self._shown = sys.stderr.isatty() if shown_here is None else shown_here
+        self._live: Live | None = None
+        self._last: Mapping[str, Any] = {}
+        self._judged: Mapping[str, Any] = {}
+        self._seen: dict[str, int] = {}
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
+        self._losses: list[float] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            import rich.live
+
+            live = rich.live.Live(console=console(stderr=True), refresh_per_second=1, get_renderable=self.drawn)
+            live.start()
+            self._live = live
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._last = row
+            self._losses.append(row["loss"])
+            seconds = row["tokens"] / row["tokens_per_second"] if row["tokens_per_second"] else 0.0
+            self._recent.append((row["tokens"], seconds))
+            for name, count in row.items():
+                if name.startswith(SEEN):
+                    self._seen[name.removeprefix(SEEN)] = self._seen.get(name.removeprefix(SEEN), 0) + count
+
+    def judged(self, row: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._judged = row
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the last steps; None before the first."""
+        if not self._recent:
+            return None
+        return (self._steps - self._last["step"]) * sum(s for _, s in self._recent) / len(self._recent)
+
+    def drawn(self) -> RenderableType:
+        """The panel as it is now."""
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
+        with self._lock:
+            table = Table.grid(padding=(0, 2))
+            for name, value in self._facts():
+                table.add_row(Text(name, style="dim"), Text(value))
+        return Panel(table, title=self._title, title_align="left")
+
+    def _facts(self) -> list[tuple[str, str]]:
+        row, left = self._last, self.seconds_left
+        if not row:
+            return [("", "waiting for the first steps")]
+        seconds = sum(s for _, s in self._recent)
+        speed = sum(t for t, _ in self._recent) / seconds if seconds else 0.0
+        found = [
+            ("step", f"{row['step']:,} of {self._steps:,} ({row['step'] / self._steps:.0%})"),
+            ("loss", f"{row['loss']:.4f}  {sparkline(self._losses)}"),
+            ("learning rate", f"{row['learning_rate']:.3g}   gradient norm {row['gradient_norm']:.3g}"),
+            ("tokens a second", f"{speed:,.0f}" + (f"   MFU {row['mfu']:.1%}" if "mfu" in row else "")),
+            ("time left", "" if left is None else f"{clock(left)}, until {_at(left)}"),
+        ]
+        if self._seen:
+            found.append(("tokens seen", ", ".join(f"{name} {shown(count)}" for name, count in self._seen.items())))
+        for name, held in self._judged.get("held_out", {}).items():
+            found.append(
+                (f"held out: {name}", f"{held['bits_per_byte']:.3f} bits a byte at step {self._judged['step']:,}")
+            )
+        if self._judged.get("suites"):
+            found.append(("suites", ", ".join(f"{n} {one['value']:.2f}" for n, one in self._judged["suites"].items())))
+        for sample in self._judged.get("samples", ())[:1]:
+            found.append(("sample", f"{sample['prompt']}{sample['text']}"[:400]))
+        return found
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """The course of some values in one line of text."""
+    if len(values) < 2:
+        return ""
+    size = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
+    low, high = min(means), max(means)
+    return "".join(_BARS[round((one - low) / (high - low or 1) * (len(_BARS) - 1))] for one in means)
+
+
+def clock(seconds: float) -> str:
+    """A span of time as people say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _at(seconds: float) -> str:
+    return time.strftime("%H:%M", time.localtime(time.time() + seconds))

@@ -1,0 +1,115 @@
+"""An n-gram model of token ids with interpolated, modified Kneser–Ney smoothing: what counts alone say of a text.
+
+Chen and Goodman 1998 (https://dash.harvard.edu/handle/1/25104739), section 3: absolute discounts by count (1, 2, 3 and
+more), lower orders from the number of different tokens that stand before. Counts are sorted arrays, not dictionaries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Of the n-grams of one order. keys: sorted, context · vocabulary + token; counts; of each context, by its number:
+    the sum of its counts, and how much its discounts take from it."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+    totals: np.ndarray
+    taken: np.ndarray
+    discounts: np.ndarray
+
+
+class NgramModel:
+    """Fitted to one stream of ids, below `vocabulary`. order: tokens of the longest n-gram."""
+
+    def __init__(self, stream: np.ndarray, vocabulary: int, order: int = 5) -> None:
+        self.vocabulary, self.order = vocabulary, order
+        self._contexts: list[np.ndarray] = []  # keys of the contexts of each order, by number
+        self._orders: list[_Order] = []
+        ids = np.asarray(stream, dtype=np.int64)
+        grams: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # of each order, its n-grams' keys at every place; their contexts
+        context = np.zeros(len(ids), dtype=np.int64)  # the empty context is number 0
+        known = [np.zeros(1, dtype=np.int64)]
+        for size in range(1, order + 1):
+            at = ids[size - 1 :]
+            keys = context[: len(at)] * vocabulary + at
+            grams.append((keys, context[: len(at)]))
+            unique, number = np.unique(keys, return_inverse=True)
+            known.append(unique)
+            context = number
+        self._contexts = known
+        for size in range(1, order + 1):
+            self._orders.append(self._fit(grams, known, size))
+
+    def _fit(self, grams: list[tuple[np.ndarray, np.ndarray]], known: list[np.ndarray], size: int) -> _Order:
+        keys = grams[size - 1][0]
+        if size == self.order:
+            unique, counts = np.unique(keys, return_counts=True)
+        else:
+            # how many different tokens stand before it: of the n-grams one longer, each once, what they end in
+            longer, first = np.unique(grams[size][0], return_index=True)
+            ends = keys[1:][first] if len(longer) else keys[:0]
+            unique, counts = np.unique(ends, return_counts=True)
+        contexts = unique // self.vocabulary
+        number = len(known[size - 1])
+        counted = counts.astype(np.float64)
+        discounts = _discounts(counts)
+        take = discounts[np.minimum(counts, 3)]
+        totals = np.bincount(contexts, counted, minlength=number)
+        taken = np.bincount(contexts, take, minlength=number)
+        return _Order(unique, counted, totals, taken, discounts)
+
+    def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
+        found = np.full(len(tokens), 1.0 / self.vocabulary)
+        for size in range(1, self.order + 1):
+            context, valid = self._number(history[:, history.shape[1] - (size - 1) :])
+            part = self._orders[size - 1]
+            totals = np.where(valid, part.totals[context], 0.0)
+            keys = context * self.vocabulary + tokens
+            at = np.minimum(np.searchsorted(part.keys, keys), len(part.keys) - 1)
+            counts = np.where(valid & (part.keys[at] == keys), part.counts[at], 0.0)
+            kept = counts - part.discounts[np.minimum(counts, 3).astype(np.int64)]
+            seen = totals > 0
+            safe = np.where(seen, totals, 1.0)
+            found = np.where(seen, kept / safe + part.taken[context] / safe * found, found)
+        return found
+
+    def _number(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of contexts, and which of them were seen."""
+        context = np.zeros(len(history), dtype=np.int64)
+        valid = np.ones(len(history), dtype=bool)
+        for place in range(history.shape[1]):
+            token, known = history[:, place], self._contexts[place + 1]
+            keys = context * self.vocabulary + token
+            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            valid &= (token >= 0) & (known[at] == keys)
+            context = np.where(valid, at, 0)
+        return context, valid
+
+    def bits(self, document: np.ndarray, at_once: int = 1 << 16) -> float:
+        """Bits that the tokens of a document cost one after the other, nothing standing before the first."""
+        ids = np.asarray(document, dtype=np.int64)
+        before = self.order - 1
+        padded = np.concatenate([np.full(before, -1, dtype=np.int64), ids])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, before + 1)
+        total = 0.0
+        for start in range(0, len(ids), at_once):
+            part = windows[start : start + at_once]
+            total -= float(np.log2(self.probabilities(part[:, :-1], part[:, -1])).sum())
+        return total
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """By min(count, 3): Chen and Goodman's equation 26; a count that never occurs has the plain discount."""
+    n1, n2, n3, n4 = (int((counts == n).sum()) for n in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
+    pairs = ((1, n1, n2), (2, n2, n3), (3, n3, n4))
+    found = [0.0] + [n - (n + 1) * y * after / own if own else y for n, own, after in pairs]
+    return np.clip(np.array(found), 0.0, [0.0, 1.0, 2.0, 3.0])

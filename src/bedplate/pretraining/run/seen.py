@@ -1,0 +1,59 @@
+"""Batches that say how many of their tokens come from which source: the loop adds such counts up and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bedplate.training.batch import PackedBatch
+from bedplate.training.sources import BatchSource
+
+SEEN = "tokens/"
+"""What the names of these counts begin with."""
+
+
+@dataclass(frozen=True)
+class SourcedBatch(PackedBatch):
+    """A packed batch with its tokens by source."""
+
+    by_source: Mapping[str, int] = field(default_factory=dict[str, int], kw_only=True)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return {**super().counts, **{f"{SEEN}{name}": count for name, count in self.by_source.items()}}
+
+
+class BySource:
+    """Another source's batches, counted by what their ids begin with (`source:document`)."""
+
+    def __init__(self, inner: BatchSource[PackedBatch], names: Sequence[str]) -> None:
+        self._inner, self._names = inner, names
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._inner.identity
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._inner.identity_like(saved)
+
+    @property
+    def steps(self) -> int | None:
+        return self._inner.steps
+
+    def __iter__(self) -> Iterator[tuple[SourcedBatch, ...]]:
+        for step in self._inner:
+            yield tuple(self._counted(batch) for batch in step)
+
+    def state(self) -> dict[str, Any]:
+        return self._inner.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._inner.load_state(state)
+
+    def _counted(self, batch: PackedBatch) -> SourcedBatch:
+        found = dict.fromkeys(self._names, 0)  # every name in every batch: ranks add up the same ones
+        own = batch.lengths[len(batch.lengths) - len(batch.ids) :]
+        for name, length in zip(batch.ids, own, strict=True):
+            found[name.partition(":")[0]] += length
+        return SourcedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)}, by_source=found)

@@ -1,0 +1,249 @@
+"""The run file: what is trained on what, and how. Everything that a run needs is here or follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from bedplate.core.config import Strict, load_config
+from bedplate.core.errors import ConfigError
+from bedplate.models.specs.recompute import Recompute
+from bedplate.pretraining.runfile.counts import count_of
+from bedplate.pretraining.runfile.dial import SIZES
+from bedplate.training.arithmetic import Asked
+from bedplate.training.config import Fraction, RouterConfig
+from bedplate.training.schedules import ScheduleName
+
+Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
+"""A whole number, or text such as 5M, 300k or 1.5B."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class TextSource(Strict):
+    """Documents: `stdlib` (the modules of the running Python's own library), a directory of text files, a .txt or .md
+    file, a data set of the catalogue, or a .jsonl, .csv or .tsv file with the text in `column`.
+
+    tokens: at most so many are learned from it. lines: so many lines of a text at a time are a document of their own
+    (a single long file has else no part that can be held out). general: a text of other kinds than what is to be
+    learned, replayed beside it: what is forgotten is measured on it.
+    """
+
+    name: Name
+    source: Annotated[str, Field(min_length=1)]
+    column: str = "text"
+    tokens: Count | None = None
+    lines: Annotated[int, Field(ge=1)] | None = None
+    general: bool = False
+    licence: str | None = None
+
+
+class TokenizerPart(Strict):
+    """A byte-level BPE of `vocab_size` ids that is trained on the text (257: bytes and the token that ends a text), or
+    the tokenizer of a base or of a directory (`source`)."""
+
+    vocab_size: Annotated[int, Field(ge=257, le=1_000_000)] | None = None
+    source: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.vocab_size is None) == (self.source is None):
+            raise ValueError("give `vocab_size`, to train a tokenizer, or `source`, to take one; one of them")
+        return self
+
+
+class DataPart(Strict):
+    """A corpus directory that was built already, or the recipe that it is built from, or texts as they are (`sources`).
+
+    held_out: share of the documents that are kept from training, to be judged on; a corpus has its own.
+    weights: by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it.
+    """
+
+    corpus: str | None = None
+    recipe: str | None = None
+    sources: tuple[TextSource, ...] = ()
+    tokenizer: TokenizerPart | None = None
+    held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict[str, float])
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("corpus", "recipe", "sources") if getattr(self, name)]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are given" if given else "none is given"
+            raise ValueError(f"data is one of corpus, recipe and sources; {what}")
+        names = [one.name for one in self.sources]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two sources are called {twice!r}; give each its own name")
+        if self.corpus and self.tokenizer:
+            raise ValueError("a corpus has its own tokenizer; leave `tokenizer` out")
+        return self
+
+
+class ModelPart(Strict):
+    """What is built. One of `size` or `params` (the dial), `preset`, or `config` (fields of the family's config.json).
+
+    family: as which it is written, so that its own library loads it. context: tokens that it reads at most. tied: the
+    head is the token table. fields: of config.json, over what the dial gives.
+    """
+
+    family: str = "llama"
+    size: Literal["nano", "micro", "mini", "small", "medium", "large", "xl", "2.7b", "6.7b", "13b"] | None = None
+    params: Count | None = None
+    preset: str | None = None
+    config: dict[str, Any] | None = None
+    fields: dict[str, Any] = Field(default_factory=dict[str, Any])
+    context: Annotated[int, Field(ge=2)] | None = None
+    tied: bool = True
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("size", "params", "preset", "config") if getattr(self, name) is not None]
+        if len(given) != 1:
+            what = f"{' and '.join(given)} are given" if given else "none is given"
+            raise ValueError(f"a model is one of size, params, preset and config; {what}")
+        if self.fields and given[0] in ("preset", "config"):
+            raise ValueError(f"`fields` go over what the dial gives, not over {given[0]}")
+        return self
+
+    @property
+    def asked_parameters(self) -> int | None:
+        """What the dial is set to."""
+        return self.params if self.size is None else round(SIZES[self.size])
+
+
+class BatchPart(Strict):
+    """tokens: of an optimizer step; None: DeepSeek LLM's fit. sequence: tokens of a row; None: the model's context.
+    micro_tokens: that go through the model at once; memory grows with them, the gradient is the same."""
+
+    tokens: Count | None = None
+    sequence: Annotated[int, Field(ge=2)] | None = None
+    micro_tokens: Count = 8192
+
+
+class OptimizerPart(Strict):
+    """learning_rate: the peak; None: DeepSeek LLM's fit, or 1e-4 from a base. settings: further fields of the training
+    configuration, by their own names."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Positive | None = None
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip: Positive | None = 1.0
+    settings: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class SchedulePart(Strict):
+    """warmup, decay: shares of all steps. final: the last learning rate over the peak."""
+
+    name: ScheduleName = "wsd"
+    warmup: Fraction = 0.02
+    decay: Fraction = 0.2
+    final: Fraction = 0.0
+
+
+class CheckpointsPart(Strict):
+    """every: share of the run after which it is saved and evaluated; seconds: it is saved, without more, after so many.
+
+    bases: how many bases of the last such checkpoints are kept beside the final one; bases_every: those of every so
+    manyth checkpoint are kept for good.
+    """
+
+    every: Annotated[float, Field(gt=0, le=1)] = 0.1
+    seconds: Positive | None = 120.0
+    bases: Annotated[int, Field(ge=0)] = 0
+    bases_every: Annotated[int, Field(ge=1)] | None = None
+
+
+class EvaluationPart(Strict):
+    """tokens: held-out ones that a checkpoint is judged on at most (the end: all of them). prompts: what samples go on
+    from. suites: skills that are scored at checkpoints; items: of each, at most. baselines: gzip, xz and a 5-gram model
+    on the same held-out texts, at the end."""
+
+    tokens: Count = 65_536
+    prompts: tuple[str, ...] = ()
+    sample_tokens: Annotated[int, Field(ge=1)] = 48
+    suites: tuple[str, ...] = ()
+    items: Annotated[int, Field(ge=1)] = 60
+    baselines: bool = True
+
+
+class HardwarePart(Strict):
+    """What a dry run counts with: a device of the table and how many; None: this machine."""
+
+    device: str | None = None
+    devices: Annotated[int, Field(ge=1)] = 1
+    usd_per_hour: Positive | None = None
+    precision: Literal["bf16", "fp16", "fp8", "tf32", "fp32"] = "bf16"
+
+
+class RunFile(Strict):
+    """One run. base: the base that training goes on from, with its tokenizer, instead of `model`. objective: a row of
+    OBJECTIVES. tokens: that are trained on; None: 20 a parameter, or the texts once from a base. dtype: what it
+    computes in; recompute: what is made again to save memory; router: of models with experts."""
+
+    run: Name
+    data: DataPart
+    model: ModelPart | None = None
+    base: str | None = None
+    objective: str = "next_token"
+    tokens: Count | None = None
+    batch: BatchPart = BatchPart()
+    optimizer: OptimizerPart = OptimizerPart()
+    schedule: SchedulePart = SchedulePart()
+    checkpoints: CheckpointsPart = CheckpointsPart()
+    evaluation: EvaluationPart = EvaluationPart()
+    hardware: HardwarePart = HardwarePart()
+    router: RouterConfig = RouterConfig()
+    dtype: Asked = "auto"
+    recompute: Recompute = "none"
+    log_steps: Annotated[int, Field(ge=1)] = 10
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    _directory: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.model is None) == (self.base is None):
+            raise ValueError("give `model`, to build one, or `base`, to go on from one; one of them")
+        if self.base is not None and self.data.tokenizer is not None:
+            raise ValueError("a base has its own tokenizer; leave data.tokenizer out")
+        if self.base is None and self.data.sources and self.data.tokenizer is None:
+            raise ValueError("texts need `data.tokenizer`: {vocab_size: 8192}, or {source: a base's name}")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Where the file lies: paths in it are relative to that."""
+        return self._directory
+
+    def lies_in(self, directory: Path) -> None:
+        """Says so, once the file was read."""
+        self._directory = directory
+
+    def place(self, path: str) -> Path:
+        """A path of the file."""
+        return self._directory / Path(path).expanduser()
+
+
+def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
+    """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
+    found = load_config(path, RunFile, overrides)
+    found.lies_in(Path(path).parent)
+    if found.objective not in _objectives():
+        raise ConfigError(
+            f"{path}: objective: there is no objective {found.objective!r}; use {', '.join(_objectives())}"
+        )
+    return found
+
+
+def _objectives() -> tuple[str, ...]:
+    from bedplate.training.objectives import OBJECTIVES
+
+    return tuple(OBJECTIVES)

@@ -1,0 +1,81 @@
+"""What a run takes: against the published run of a large one, and against what this machine holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.pretraining.runs import tiny_run
+
+from bedplate.cli.main import main
+from bedplate.core.errors import ConfigError, UsageError
+from bedplate.pretraining.plan import here
+from bedplate.pretraining.plan.dry_run import plan_run
+from bedplate.pretraining.plan.here import device_bytes
+from bedplate.pretraining.plan.sizes import sizes_of
+from bedplate.pretraining.plan.spec import spec_of
+from bedplate.training.config import TrainConfig
+from bedplate.training.optimizers import Optimization
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain" / "llama-3.1-8b.yaml"
+
+
+def test_llama_on_64_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(EXAMPLE), "--dry-run", "--json"])
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 8_030_261_248
+    assert found["bytes_per_device"] < found["memory_bytes"] == 80e9
+    assert "data" in found["layout"]
+    assert found["usd"] > 0
+    # torchtitan's measured 6,667 tokens/s on each of 8 H100, compiled (https://arxiv.org/abs/2410.06511)
+    assert found["tokens_per_second"] / 64 == pytest.approx(6667, rel=0.35)
+
+
+def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["pretrain", str(EXAMPLE), "--dry-run"])
+    said = capsys.readouterr().out
+    for shown in ("8.03 B", "64 × ", "layout", "cost", "a device holds", "optimizer"):
+        assert shown in said
+
+
+def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny_run(tmp_path)
+    plan = plan_run(run)
+    assert plan["memory_bytes"] is None or plan["bytes_per_device"] < plan["memory_bytes"]
+    assert plan["steps"] == 9
+    monkeypatch.setattr(here, "free_on", lambda device: 10_000)
+    with pytest.raises(UsageError, match="does not fit this machine"):
+        plan_run(run)
+    with pytest.raises(UsageError, match="does not fit"):
+        plan_run(tiny_run(tmp_path, model={"preset": "llama-3.1-405b"}, hardware={"device": "h100", "devices": 2}))
+    with pytest.raises(ConfigError, match="say which one"):
+        plan_run(tiny_run(tmp_path, hardware={"devices": 2}))
+
+
+def test_states_are_what_the_optimizer_holds(tmp_path: Path) -> None:
+    """Weights, masters and moments of a built model, counted tensor by tensor."""
+    run = tiny_run(tmp_path)
+    assert run.model is not None
+    spec, _ = spec_of(run.model, 300)
+    sizes = sizes_of(run, spec, None)
+    from bedplate.pretraining.run.model import new_model
+
+    for dtype in (torch.float32, torch.bfloat16):
+        model = new_model(spec, 0).to(dtype)
+        held = device_bytes(run, spec, sizes, str(dtype).removeprefix("torch."))
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        assert held["weights"] == weights
+        optimization = Optimization(model.named_parameters(), TrainConfig())
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimization.collect()
+        optimization.step(1e-3, torch.zeros(()))
+        kept = sum(t.numel() * t.element_size() for n, t in optimization.tensors().items() if not n.startswith("step/"))
+        # in bfloat16 the base's own float32 weights are kept aside as well, and masters stand for the weights
+        beside = weights if dtype == torch.float32 else -4 * sizes.parameters
+        assert kept == held["optimizer"] + beside

@@ -1,0 +1,90 @@
+"""Who follows a run: the terminal's view and TensorBoard, neither of which the run depends on."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rich.console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bedplate.pretraining.run.follow import Follower, TensorBoard
+from bedplate.pretraining.run.live import LiveView, clock, sparkline
+
+
+def row(step: int, **more: Any) -> dict[str, Any]:
+    speed = {"tokens": 100, "tokens_per_second": 50.0, "tokens/web": 60, "tokens/code": 40}
+    return {"step": step, "loss": 5.0 / step, "learning_rate": 1e-3, "gradient_norm": 1.0, **speed, **more}
+
+
+def write(path: Path, *rows: dict[str, Any], tail: str = "") -> None:
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows) + tail)
+
+
+def test_every_whole_line_is_given_once_also_after_a_cut(tmp_path: Path) -> None:
+    log, seen = tmp_path / "metrics.jsonl", list[int]()
+    write(log, row(1), row(2), tail='{"step": 3')
+    with Follower(log, [lambda one: seen.append(one["step"])], every=0.01):
+        until = time.monotonic() + 10
+        while len(seen) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert seen == [1, 2]
+        write(log, row(1), row(2), row(3), row(4))
+    assert seen == [1, 2, 3, 4]
+
+
+def test_who_fails_is_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log, seen = tmp_path / "metrics.jsonl", list[int]()
+
+    def fails(one: Any) -> None:
+        raise OSError("disk full")
+
+    write(log, row(1), row(2))
+    with caplog.at_level(logging.WARNING), Follower(log, [fails, lambda one: seen.append(one["step"])], every=60):
+        pass
+    assert seen == [1, 2]
+    assert caplog.text.count("disk full") == 1
+
+
+def test_the_view_says_where_the_run_stands() -> None:
+    view = LiveView("plays", 100, shown_here=False)
+    assert view.seconds_left is None
+    for step in (1, 2, 3):
+        view(row(step, mfu=0.31))
+    held = {"text": {"bits_per_byte": 1.234}}
+    view.judged(
+        {"step": 3, "held_out": held, "suites": {"code": {"value": 0.5}}, "samples": [{"prompt": "a", "text": "b[c]"}]}
+    )
+    out = io.StringIO()
+    rich.console.Console(file=out, width=120).print(view.drawn())
+    said = out.getvalue()
+    assert view.seconds_left == pytest.approx(97 * 2.0)
+    for shown in ("plays", "3 of 100", "1.6667", "50", "31.0%", "3 min 14 s", "web 180", "1.234 bits a byte", "ab[c]"):
+        assert shown in said
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    writer = TensorBoard(tmp_path, 1)
+    for step in (1, 2, 3):  # the first was written before the run was gone on with
+        writer(row(step))
+    writer.judged(
+        {"step": 3, "held_out": {"text": {"bits_per_byte": 1.5}}, "suites": {"code": {"value": 0.5}}, "samples": []}
+    )
+    writer.close()
+    found = EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert [(one.step, round(one.value, 4)) for one in found.Scalars("train/loss")] == [(2, 2.5), (3, 1.6667)]
+    assert found.Scalars("tokens/web")[0].value == 60
+    assert found.Scalars("held_out/text/bits_per_byte")[0].value == 1.5
+
+
+def test_words_and_pictures_of_numbers() -> None:
+    assert [clock(seconds) for seconds in (5, 125, 7325)] == ["5 s", "2 min 05 s", "2 h 02 min"]
+    assert sparkline([4.0, 3.0, 2.0, 1.0]) == "█▆▃▁"
+    assert sparkline([1.0]) == ""
+    assert len(sparkline([float(n) for n in range(1000)])) <= 40

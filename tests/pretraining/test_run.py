@@ -1,0 +1,219 @@
+"""A whole run, small: what it leaves, that it is gone on with bit by bit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.pretraining.runs import tiny_run, write_text
+
+from bedplate.core.errors import DataError, TrainingError, UsageError
+from bedplate.core.files import file_lock, read_jsonl
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.inputs import Inputs
+from bedplate.pretraining.run import judging
+from bedplate.pretraining.run.directory import evaluations, read_record
+from bedplate.pretraining.run.pretrain import Pretrained, pretrain
+from bedplate.pretraining.run.seen import SEEN
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+    directory = tmp_path_factory.mktemp("run")
+    return pretrain(tiny_run(directory), directory / "out")
+
+
+def test_the_base_is_what_its_own_library_loads(done: Pretrained) -> None:
+    ours = load_base(done.base)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(done.base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(done.base)
+    ids = tokenizer("the cat sat on the", return_tensors="pt").input_ids
+    assert ids[0].tolist() == ours.need_tokenizer().encode("the cat sat on the")
+    with torch.no_grad():
+        logits = ours.model.head(ours.model(Inputs(ids)).hidden[0])
+        assert torch.allclose(logits, theirs(ids).logits[0], atol=1e-4)
+
+
+def test_what_was_learned_shows_on_texts_that_were_kept(done: Pretrained) -> None:
+    rows = evaluations(done.directory)
+    assert [row["step"] for row in rows] == [3, 6, 9]
+    bits = [row["held_out"]["lines"]["bits_per_byte"] for row in rows]
+    assert bits[-1] < bits[0]
+    assert all(not row["errors"] for row in rows)
+    assert rows[-1]["held_out"]["lines"]["documents"] == 5
+    assert rows[-1]["suites"]["code"]["n"] == 2
+    assert set(done.baselines["lines"]) == {"gzip", "xz", "5-gram"}
+
+
+def test_the_held_out_loss_is_that_of_the_reference(done: Pretrained) -> None:
+    """Bits a byte, computed again from the exported base alone, one document at a time."""
+    base = load_base(done.base)
+    held = done.judged["held_out"]["lines"]
+    assert held["nats_per_token"] > 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(done.base)
+    run = tiny_run(done.directory.parent)
+    from bedplate.pretraining.run.from_texts import texts_data
+
+    part = texts_data(run, done.directory, None).held[0]
+    nats = tokens = 0.0
+    for ids in part.ids:
+        for start in range(0, len(ids), 32):  # rows of 32, each predicting the token behind it as well
+            row = torch.tensor(ids[start : start + 32], dtype=torch.int64)[None]
+            wanted = torch.tensor(ids[start + 1 : start + 33], dtype=torch.int64)
+            with torch.no_grad():
+                logits = model(row).logits[0, : len(wanted)]
+            nats += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+            tokens += len(wanted)
+    assert held["tokens"] == tokens
+    assert held["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-3)
+    first = len(part.ids) * torch.log2(torch.tensor(base.spec.vocab_size)).item()
+    bits = (nats / torch.log(torch.tensor(2.0)).item() + first) / part.bytes
+    assert held["bits_per_byte"] == pytest.approx(bits, rel=1e-3)
+
+
+def test_everything_is_recorded(done: Pretrained) -> None:
+    out, record = done.directory, read_record(done.directory)
+    assert record["status"] == "finished"
+    assert record["seen"]["lines"] == record["tokens_seen"]
+    metrics = read_jsonl(out / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 10))
+    assert sum(row[f"{SEEN}lines"] for row in metrics) == sum(row["tokens"] for row in metrics) == record["tokens_seen"]
+    base = json.loads((done.base / "base.json").read_text())
+    assert base["lineage"]["parent"] is None
+    assert base["lineage"]["made"]["data"]["sources"]["lines"]["sha256"] == record["data"]["sources"]["lines"]["sha256"]
+    card = (done.base / "README.md").read_text()
+    assert "CC0-1.0" in card
+    assert f"{done.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
+    assert list((out / "tensorboard").iterdir())
+    kept = list((out / "checkpoints").iterdir())
+    assert len(kept) == 1
+    assert load_base(kept[0]).spec == load_base(done.base).spec
+
+
+def test_the_page_fetches_nothing_and_shows_the_run(done: Pretrained) -> None:
+    page = (done.directory / "page.html").read_text()
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", page)
+    for shown in ("finished", "bits a byte", "CC0-1.0", "5-gram", 'aria-label="Loss"'):
+        assert shown in page
+
+
+def test_a_finished_run_is_only_loaded(done: Pretrained) -> None:
+    before = load_base(done.base).identity.weights_id
+    again = pretrain(tiny_run(done.directory.parent), done.directory)
+    assert again.result.steps == 9
+    assert again.result.resumed_at == 9
+    assert load_base(again.base).identity.weights_id == before
+
+
+def test_a_stopped_run_goes_on_bit_by_bit(done: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped twice between a save and its evaluation; weights, metrics and judgements are those of the other."""
+    write_text(tmp_path / "text.txt")
+    whole = judging.Judge.at
+
+    def stop_at(step: int) -> None:
+        def at(self: Any, at_step: int, *rest: Any, **more: Any) -> Any:
+            if at_step == step:
+                raise KeyboardInterrupt
+            return whole(self, at_step, *rest, **more)
+
+        monkeypatch.setattr(judging.Judge, "at", at)
+
+    for step in (3, 6):
+        stop_at(step)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tiny_run(tmp_path), tmp_path / "out")
+        assert read_record(tmp_path / "out")["status"].startswith("stopped")
+    monkeypatch.setattr(judging.Judge, "at", whole)
+    found = pretrain(tiny_run(tmp_path), tmp_path / "out")
+    assert found.result.resumed_at == 6
+    assert load_base(found.base).identity.weights_id == load_base(done.base).identity.weights_id
+    ours, theirs = (read_jsonl(one.directory / "metrics.jsonl") for one in (found, done))
+    assert [(row["step"], row["loss"]) for row in ours] == [(row["step"], row["loss"]) for row in theirs]
+    assert found.judged["held_out"] == done.judged["held_out"]
+
+
+def test_what_an_evaluation_does_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError("no memory for the suite")
+
+    monkeypatch.setattr(judging, "suite_rows", fails)
+    found = pretrain(tiny_run(tmp_path, tokens=512), tmp_path / "out")
+    assert (found.base / "model.safetensors").is_file()
+    assert "no memory for the suite" in found.judged["errors"][0]
+    assert found.judged["held_out"]["lines"]["bits_per_byte"] > 0
+    assert "no memory for the suite" in (tmp_path / "out" / "page.html").read_text()
+
+
+def test_what_changes_in_the_file_is_told_and_judged(done: Pretrained, tmp_path: Path) -> None:
+    place = done.directory.parent
+    with pytest.raises(TrainingError, match=r"batch\.tokens: 256 before, 512 now.*these may: evaluation\.items"):
+        pretrain(tiny_run(place, batch={"tokens": 512, "micro_tokens": 128}, evaluation={"items": 3}), done.directory)
+    found = pretrain(tiny_run(place, evaluation={"prompts": [], "suites": [], "items": 3}), done.directory)
+    assert found.result.resumed_at == 9
+    assert load_base(found.base).identity.weights_id == load_base(done.base).identity.weights_id
+    write_text(tmp_path / "text.txt", seed=1)
+
+
+def test_other_text_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    pretrain(tiny_run(tmp_path, tokens=512, evaluation={"baselines": False}), tmp_path / "out")
+    write_text(tmp_path / "text.txt", seed=1)
+    with pytest.raises(TrainingError, match=r"source\.documents"):
+        pretrain(tiny_run(tmp_path, tokens=512, evaluation={"baselines": False}), tmp_path / "out")
+
+
+def test_directories_that_are_taken_are_refused(tmp_path: Path) -> None:
+    run, out = tiny_run(tmp_path), tmp_path / "out"
+    with file_lock(out / ".run.lock"), pytest.raises(UsageError, match="in use by another process"):
+        pretrain(run, out)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no run"):
+        pretrain(run, out)
+    with pytest.raises(UsageError, match="is a file"):
+        pretrain(run, out / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines", "said"),
+    [
+        ("", 8, "holds no text|no document holds any text"),
+        ("one text of a few words " * 90, 8, "leave none to be judged"),
+    ],
+)
+def test_texts_that_train_nothing_are_refused(tmp_path: Path, text: str, lines: int, said: str) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    data = {
+        "sources": [{"name": "lines", "source": "text.txt", "lines": lines}],
+        "tokenizer": {"vocab_size": 300},
+    }
+    with pytest.raises(DataError, match=said):
+        pretrain(tiny_run(tmp_path, data=data), tmp_path / "out")
+
+
+def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: Path) -> None:
+    write_text(tmp_path / "text.txt")
+    (tmp_path / "new.txt").write_text("".join(f"item {n}: count {n % 7} and again {n % 7}.\n" for n in range(400)))
+    data = {
+        "sources": [
+            {"name": "new", "source": "new.txt", "lines": 8},
+            {"name": "old", "source": "text.txt", "lines": 8, "general": True},
+        ],
+        "weights": {"old": 0.25},
+        "held_out": 0.1,
+    }
+    run = tiny_run(tmp_path, data=data, base=str(done.base), model=None, optimizer={"learning_rate": 3e-3})
+    found = pretrain(run, tmp_path / "out")
+    rows = evaluations(tmp_path / "out")
+    assert rows[0]["step"] == 0
+    before, after = rows[0]["held_out"], rows[-1]["held_out"]
+    assert after["new"]["bits_per_byte"] < before["new"]["bits_per_byte"]
+    assert after["old"]["general"]
+    record = read_record(tmp_path / "out")
+    assert 0 < record["data"]["sources"]["old"]["tokens"] < record["data"]["sources"]["new"]["tokens"]
+    base = json.loads((found.base / "base.json").read_text())
+    assert base["lineage"]["parent"] == load_base(done.base).identity.weights_id
+    assert load_base(found.base).identity.tokenizer_id == load_base(done.base).identity.tokenizer_id
